@@ -1,0 +1,94 @@
+"""What vLLM imports inside its engine process to verify drafts made elsewhere. Knows nothing of HTTP or sessions.
+
+A draft travels in `SamplingParams.extra_args[DRAFT_KEY]`. The scheduler puts it into the step in which the request's
+prefill ends, as if a local proposer had made it; vLLM's own rejection sampler does the rest.
+"""
+
+from typing import Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+
+from cloud import vllm_guards
+
+DRAFT_KEY = "draft_token_ids"
+
+vllm_guards.install()
+
+
+class NoProposer:
+    """The proposer that a speculative config must name; it proposes nothing, since drafts come with requests."""
+
+    def __init__(self, vllm_config: object) -> None:
+        """vLLM passes its config."""
+
+    def load_model(self, *args: object, **kwargs: object) -> None:
+        """There is no model."""
+
+    def propose(self, sampled_token_ids: list[list[int]], *args: object, **kwargs: object) -> list[list[int]]:
+        """One empty draft for each request of the step."""
+        return [[] for _ in sampled_token_ids]
+
+
+class RemoteDraftScheduler(Scheduler):
+    """vLLM's scheduler, verifying the draft that a request brought along in the step that ends its prefill.
+
+    A request with a draft and `max_tokens` = draft length + 1 is a verify: it ends after that step, also when a
+    rejection left it fewer tokens. Any other request goes on as usual.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # KV slots past the scheduled tokens: without them there is nowhere to write the draft's keys and values.
+        self.num_lookahead_tokens = max(self.num_lookahead_tokens, self.num_spec_tokens)
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        _drop_padding(scheduler_output)
+        room = self.scheduler_config.max_num_batched_tokens - scheduler_output.total_num_scheduled_tokens
+        for request_id, scheduled in scheduler_output.num_scheduled_tokens.items():
+            request = self.requests[request_id]
+            draft = _draft(request)
+            end = request.num_computed_tokens + scheduled
+            # Preemption repeats a prefill; once there is output, the draft has had its step.
+            if not draft or request.num_output_tokens or end != request.num_tokens:
+                continue
+            # A longer step than max_num_batched_tokens ends the engine; one token must still fit behind the draft.
+            draft = draft[: max(0, min(room, self.num_spec_tokens, self.max_model_len - end - 1))]
+            if draft:
+                room -= len(draft)
+                _schedule(scheduler_output, request_id, draft)
+        super()._update_after_schedule(scheduler_output)
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
+        draft = _draft(request)
+        if not stopped and draft and request.max_tokens == len(draft) + 1:
+            request.status = RequestStatus.FINISHED_LENGTH_CAPPED
+            stopped = True
+        return new_token_ids, stopped
+
+
+def _draft(request: Request) -> list[int]:
+    params = request.sampling_params
+    return (params.extra_args or {}).get(DRAFT_KEY, []) if params else []
+
+
+def _schedule(output: SchedulerOutput, request_id: str, draft: list[int]) -> None:
+    output.scheduled_spec_decode_tokens[request_id] = draft
+    output.num_scheduled_tokens[request_id] += len(draft)
+    output.total_num_scheduled_tokens += len(draft)
+
+
+def _drop_padding(output: SchedulerOutput) -> None:
+    """Take out the drafts of -1 that vLLM adds to a request whose whole prompt but one token was cached.
+
+    They keep the shape of a captured CUDA graph; the CPU has none, and they would take the place of a real draft.
+    """
+    for request_id, draft in list(output.scheduled_spec_decode_tokens.items()):
+        if draft[0] == -1:
+            del output.scheduled_spec_decode_tokens[request_id]
+            output.num_scheduled_tokens[request_id] -= len(draft)
+            output.total_num_scheduled_tokens -= len(draft)

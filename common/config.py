@@ -1,0 +1,228 @@
+"""The configuration, checked whole at start: file, environment, command line. Knows nothing of its users."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct, field
+
+from common.errors import ConfigError
+from common.policy import Gate, Plan
+from common.types import ConfidenceStrategy
+
+ENV_PREFIX = "EDGECLOUD_"
+DEFAULT_PATH = Path(__file__).parent.parent / "config" / "config.yaml"
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A mapping in the config file; every key has a default, unknown ones are refused."""
+
+
+class ServerConfig(Section, frozen=True):
+    host: str = "localhost"
+    port: Port = 8080
+
+
+class EdgeModelConfig(Section, frozen=True):
+    path: str = "models/demo-edge.gguf"
+    context_length: Positive = 1024
+    gpu_layers: Annotated[int, Meta(ge=-1)] = 0
+    threads: Count = 0
+    sequences: Annotated[int, Meta(ge=1, le=64)] = 4
+
+
+class ConfidenceConfig(Section, frozen=True):
+    strategy: ConfidenceStrategy = ConfidenceStrategy.MAX_PROB
+    threshold: Share = 0.8
+    product_threshold: Share = 0.3
+    temperature: Annotated[float, Meta(gt=0)] = 1.5
+    top_k: Positive = 5
+
+
+class EdgeCacheConfig(Section, frozen=True):
+    enabled: bool = True
+    max_size: Positive = 1000
+    enable_compression: bool = False
+
+
+class EdgeConfig(Section, frozen=True):
+    model: EdgeModelConfig = EdgeModelConfig()
+    server: ServerConfig = ServerConfig()
+    confidence: ConfidenceConfig = ConfidenceConfig()
+    kv_cache: EdgeCacheConfig = EdgeCacheConfig()
+
+
+class CloudModelConfig(Section, frozen=True):
+    path: str = "models/demo-cloud"
+    context_length: Positive = 1024
+    tensor_parallel_size: Positive = 1
+    gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    dtype: str = "auto"
+
+
+class BatchConfig(Section, frozen=True):
+    enabled: bool = True
+    max_batch_size: Positive = 32
+    timeout_ms: Count = 10
+
+
+class DraftVerifierConfig(Section, frozen=True):
+    acceptance_threshold: Share = 0.8
+    max_draft_tokens: Positive = 16
+    batch: BatchConfig = BatchConfig()
+
+
+class CloudCacheConfig(Section, frozen=True):
+    enabled: bool = True
+    max_blocks: Count = 0
+    enable_prefix_caching: bool = True
+
+
+class CloudConfig(Section, frozen=True):
+    model: CloudModelConfig = CloudModelConfig()
+    server: ServerConfig = ServerConfig(port=8081)
+    draft_verifier: DraftVerifierConfig = DraftVerifierConfig()
+    kv_cache: CloudCacheConfig = CloudCacheConfig()
+    engine_args: dict[str, Any] = {}
+
+
+class HttpClientConfig(Section, frozen=True):
+    timeout: Seconds = 30.0
+    max_retries: Count = 3
+    connection_pool_size: Positive = 100
+    optimized: bool = True
+
+
+class CommunicationConfig(Section, frozen=True):
+    edge_endpoint: str = "http://localhost:8080"
+    cloud_endpoint: str = "http://localhost:8081"
+    http_client: HttpClientConfig = HttpClientConfig()
+
+
+class FeaturesConfig(Section, frozen=True):
+    use_draft_verify: bool = True
+    use_confidence_check: bool = True
+    use_kv_cache: bool = True
+
+
+class InferenceConfig(Section, frozen=True):
+    features: FeaturesConfig = FeaturesConfig()
+    max_draft_tokens: Annotated[int, Meta(ge=1, le=128)] = 8
+    stretch_tokens: Annotated[int, Meta(ge=1, le=128)] = 8
+
+
+class AblationConfig(Section, frozen=True):
+    name: str
+    description: str = ""
+    config_overrides: dict[str, Any] = {}
+
+
+class ExperimentsConfig(Section, frozen=True):
+    ablations: list[AblationConfig] = []
+
+
+class LoggingConfig(Section, frozen=True):
+    level: Annotated[str, Meta(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
+
+
+class Config(Section, frozen=True):
+    edge: EdgeConfig = field(default_factory=EdgeConfig)
+    cloud: CloudConfig = field(default_factory=CloudConfig)
+    communication: CommunicationConfig = field(default_factory=CommunicationConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    experiments: ExperimentsConfig = field(default_factory=ExperimentsConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def plan(self) -> Plan:
+        """How requests are answered that do not say otherwise."""
+        features, confidence = self.inference.features, self.edge.confidence
+        return Plan(
+            use_confidence_check=features.use_confidence_check,
+            use_draft_verify=features.use_draft_verify,
+            gate=Gate(confidence.threshold, confidence.product_threshold),
+            max_draft_tokens=self.inference.max_draft_tokens,
+            stretch_tokens=self.inference.stretch_tokens,
+        )
+
+
+def load(
+    path: str | Path | None = None, flags: Iterable[str] = (), environment: Mapping[str, str] | None = None
+) -> Config:
+    """The config of `path` (default: config/config.yaml), overridden by the environment and then by `flags`.
+
+    Environment: `EDGECLOUD_EDGE__SERVER__PORT=9000`; flags: `edge.server.port=9000`; values are read as YAML.
+    Raises ConfigError in one line that starts with the path of the wrong key.
+    """
+    tree = _read(Path(path or DEFAULT_PATH))
+    for name, value in sorted((os.environ if environment is None else environment).items()):
+        if name.startswith(ENV_PREFIX):
+            _put(tree, name[len(ENV_PREFIX) :].lower().replace("__", "."), value)
+    for flag in flags:
+        key, equals, value = flag.partition("=")
+        if not equals:
+            raise ConfigError(f"{flag}: expected KEY=VALUE, for example edge.server.port=9000")
+        _put(tree, key, value)
+    return check(tree)
+
+
+def check(tree: object) -> Config:
+    """Turns plain mappings into a Config; raises ConfigError for the first wrong key, type or value."""
+    try:
+        return msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        message, _, where = str(error).partition(" - at `$")
+        path = where.strip("`.")
+        unknown = re.search(r"unknown field `(.+)`", message)
+        if not unknown:
+            raise ConfigError(f"{path or 'config'}: {message[0].lower()}{message[1:]}") from error
+        key = unknown[1]
+        near = difflib.get_close_matches(key, _keys(path), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(_keys(path))}"
+        raise ConfigError(f"{path + '.' if path else ''}{key}: unknown key{hint}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if tree is not None and not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys and values, got a {type(tree).__name__}")
+    return tree or {}
+
+
+def _put(tree: dict[str, Any], key: str, value: str) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{key}: {parent} is a value, not a section")
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: not a YAML value: {value}") from error
+
+
+def _keys(path: str) -> list[str]:
+    """The known keys of the section at `path` ("" is the whole config)."""
+    section: Any = Config
+    for part in filter(None, path.split(".")):
+        name = part.partition("[")[0]
+        section = get_type_hints(section)[name]
+        if "[" in part:
+            section = get_args(section)[0]
+    return list(section.__struct_fields__)

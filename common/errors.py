@@ -1,0 +1,69 @@
+"""Every error this project raises on purpose, and the HTTP status each one becomes. Knows nothing of HTTP libraries.
+
+FrameworkError
+├── ConfigError             a wrong config key, type or value; ends the program at start
+├── StartError              a model or port that cannot be had; ends the program at start
+├── RequestError       400  the request itself is wrong
+│   ├── ContextLengthError  the prompt does not fit the model's context
+│   ├── NotFoundError  404  no such model or route
+│   └── PrefixUnknown  409  the cloud does not hold the prefix that a verify names
+├── OverloadedError    429  no room now; try again later
+├── EngineError        503  our own model does not answer
+└── EndpointError      502  another server cannot be reached, or answers nonsense
+"""
+
+
+class FrameworkError(Exception):
+    """The root; `message` is one line for a person, the class attributes are OpenAI's error object."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class ConfigError(FrameworkError):
+    """A config file, environment variable or flag that is wrong; the message starts with the key's path."""
+
+
+class StartError(FrameworkError):
+    """Something a server needs at start is not there: a model file, a free port, an engine that comes up."""
+
+
+class RequestError(FrameworkError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextLengthError(RequestError):
+    code = "context_length_exceeded"
+
+
+class NotFoundError(RequestError):
+    status = 404
+    code = "not_found"
+
+
+class PrefixUnknown(RequestError):
+    status = 409
+    code = "prefix_unknown"
+
+
+class OverloadedError(FrameworkError):
+    status = 429
+    type = "rate_limit_error"
+    code = "overloaded"
+
+
+class EngineError(FrameworkError):
+    status = 503
+    code = "engine_unavailable"
+
+
+class EndpointError(FrameworkError):
+    status = 502
+    code = "endpoint_unavailable"

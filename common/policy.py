@@ -1,0 +1,89 @@
+"""Decisions of the collaboration: which tokens the edge keeps, what the cloud is asked. Pure: no I/O, no clock."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from common.types import Mode
+
+
+class Ask(Enum):
+    """What the cloud is asked after the tokens that the edge keeps."""
+
+    NOTHING = "nothing"
+    VERIFY = "verify"
+    """Verify the rest of the draft."""
+    GENERATE = "generate"
+    """Generate the next stretch by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """F1: a token is sure while its confidence and the draft's running product both reach their thresholds (0 to 1)."""
+
+    threshold: float = 0.8
+    product_threshold: float = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one request is to be answered: mode, toggles and lengths, fixed for its whole life."""
+
+    mode: Mode = Mode.COLLABORATIVE
+    use_confidence_check: bool = True
+    use_draft_verify: bool = True
+    gate: Gate = Gate()
+    max_draft_tokens: int = 8
+    stretch_tokens: int = 8
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the answer has exactly the cloud model's distribution."""
+        if self.mode is Mode.COLLABORATIVE:
+            return self.use_draft_verify and not self.use_confidence_check
+        return self.mode is Mode.CLOUD_ONLY
+
+    @property
+    def asks_cloud(self) -> bool:
+        """Whether the cloud takes part at all; the edge then drafts greedily, else it draws the answer itself."""
+        if self.mode is Mode.COLLABORATIVE:
+            return self.use_confidence_check or self.use_draft_verify
+        return self.mode is Mode.CLOUD_ONLY
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The edge commits the first `keep` draft tokens; then the cloud is asked."""
+
+    keep: int
+    ask: Ask
+
+
+def decide(confidences: Sequence[float], plan: Plan) -> Decision:
+    """What becomes of a draft with these confidences (the table of toggles in docs/ARCHITECTURE.md)."""
+    if not plan.asks_cloud:
+        return Decision(len(confidences), Ask.NOTHING)
+    gated = plan.use_confidence_check and plan.mode is Mode.COLLABORATIVE
+    keep = sure_tokens(confidences, plan.gate) if gated else 0
+    if gated and keep == len(confidences) > 0:
+        return Decision(keep, Ask.NOTHING)
+    return Decision(keep, Ask.VERIFY if plan.use_draft_verify and keep < len(confidences) else Ask.GENERATE)
+
+
+def sure_tokens(confidences: Sequence[float], gate: Gate) -> int:
+    """How many leading tokens pass the gate."""
+    product = 1.0
+    for kept, confidence in enumerate(confidences):
+        product *= confidence
+        if confidence < gate.threshold or product < gate.product_threshold:
+            return kept
+    return len(confidences)
+
+
+def draft_length(plan: Plan, remaining: int) -> int:
+    """How many tokens to draft when `remaining` may still be committed; a verify adds one token to its draft."""
+    if plan.mode is Mode.CLOUD_ONLY:
+        return 0
+    if plan.lossless:
+        return min(plan.max_draft_tokens, remaining - 1)
+    return min(plan.max_draft_tokens, remaining)

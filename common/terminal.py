@@ -1,0 +1,60 @@
+"""How an answer looks in a terminal: text coloured by provenance, then a table of how it came about. Knows no HTTP."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common.types import Collaboration, Provenance
+
+STYLES = {
+    Provenance.EDGE: "green",
+    Provenance.ACCEPTED: "cyan",
+    Provenance.RECOVERED: "yellow",
+    Provenance.BONUS: "blue",
+    Provenance.CLOUD: "magenta",
+}
+MEANINGS = {
+    Provenance.EDGE: "the edge alone",
+    Provenance.ACCEPTED: "edge drafts that the cloud accepted",
+    Provenance.RECOVERED: "the cloud's, for a rejected draft",
+    Provenance.BONUS: "the cloud's, after an accepted draft",
+    Provenance.CLOUD: "the cloud alone",
+}
+
+
+def styled(text: str, provenance: Provenance | None) -> Text:
+    return Text(text, style=STYLES[provenance] if provenance else "")
+
+
+def summary(report: Collaboration, total_ms: float) -> Table:
+    """The summary table of one answer."""
+    table = Table(title="How this answer came about", title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_column("meaning", style="dim")
+    table.add_row(
+        "mode", report.mode, "lossless: as the cloud alone would" if report.lossless else "lossy: the edge decides too"
+    )
+    for provenance in Provenance:
+        count = report.tokens[provenance]
+        table.add_row(styled(f"tokens {provenance}", provenance), str(count), MEANINGS[provenance])
+    table.add_row("rounds", str(report.rounds), "times the cloud was asked")
+    table.add_row("acceptance rate", percent(report.acceptance_rate), f"{report.accepted} of {report.drafted} drafted")
+    table.add_row("confidence", percent(report.confidence_score), "mean over the edge's tokens")
+    table.add_row("edge latency", f"{report.edge_latency_ms:.1f} ms", "drafting")
+    table.add_row("cloud latency", f"{report.cloud_latency_ms:.1f} ms", f"{report.cloud_calls} calls, with the network")
+    table.add_row("total", f"{total_ms:.1f} ms", "from the question to the last token")
+    table.add_row("bytes up", str(report.bytes_up), "message bodies to the cloud")
+    table.add_row("bytes down", str(report.bytes_down), "message bodies from the cloud")
+    if report.degraded:
+        table.add_row(Text("degraded", style="red"), "yes", Text(report.degraded, style="red"))
+    return table
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def console() -> Console:
+    """Colours only on a terminal; long lines wrap at words."""
+    return Console(highlight=False, soft_wrap=False)

@@ -1,0 +1,168 @@
+"""F1: how sure a model is of its next token, as one number read from its logits. Knows no engine and no threshold.
+
+A strategy is one pure function of logits shaped [..., V], vectorised over the leading axes, named in `STRATEGIES`.
+Every strategy returns numbers in [0, 1]: 1 is certainty, larger is surer. p stands for softmax(logits).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import ConfigError
+from common.types import ConfidenceStrategy, TokenProb
+
+__all__ = [
+    "AblatedConfidenceCalculator",
+    "ConfidenceCalculator",
+    "ConfidenceEnsemble",
+    "ConfidenceMetrics",
+    "ConfidenceStrategy",
+]
+
+Floats = NDArray[np.floating[Any]]
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What the strategies can be tuned by: `temperature` > 0 for TEMPERATURE, `top_k` >= 1 for TOP_K_AGG."""
+
+    temperature: float = 1.5
+    top_k: int = 5
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(f"confidence.temperature: must be above 0, not {self.temperature}")
+        if self.top_k < 1:
+            raise ConfigError(f"confidence.top_k: must be at least 1, not {self.top_k}")
+
+
+class ConfidenceMetrics(msgspec.Struct, frozen=True):
+    """The confidences of a draft's tokens, each in [0, 1], in three numbers, each in [0, 1]; all 1 for no tokens.
+
+    `confidence` is their mean, `minimum` the least of them, `product` the product of all.
+    """
+
+    confidence: float
+    minimum: float
+    product: float
+
+
+def _below_peak(logits: Floats) -> Floats:
+    """Logits minus their maximum: 0 for the likeliest token, so that no exponential overflows."""
+    return np.asarray(logits - logits.max(axis=-1, keepdims=True))
+
+
+def max_prob(logits: Floats, settings: Settings) -> Floats:
+    """max p: the probability of the likeliest token; (0, 1], 1/V when all are alike."""
+    return 1.0 / np.asarray(np.exp(_below_peak(logits)).sum(axis=-1))
+
+
+def entropy(logits: Floats, settings: Settings) -> Floats:
+    """1 - H(p) / ln V with H = -sum p ln p over the full vocabulary; [0, 1], 0 when all are alike."""
+    below = np.maximum(_below_peak(logits), -100.0)  # a logit of -inf would give 0 * -inf
+    weights = np.exp(below)
+    total = weights.sum(axis=-1)
+    mean_below = np.einsum("...v,...v->...", weights, below) / total
+    uncertainty: Floats = np.log(total) - mean_below
+    return np.clip(1.0 - uncertainty / math.log(logits.shape[-1]), 0.0, 1.0)
+
+
+def temperature(logits: Floats, settings: Settings) -> Floats:
+    """max softmax(logits / temperature); (0, 1]: an overconfident model is calibrated by a temperature above 1."""
+    return max_prob(_below_peak(logits) / settings.temperature, settings)
+
+
+def top_k_agg(logits: Floats, settings: Settings) -> Floats:
+    """max p / (sum of the top_k largest p): the mass of the first among the first k; [1/k, 1], 1 for k = 1."""
+    k = min(settings.top_k, logits.shape[-1])
+    return max_prob(np.partition(logits, -k, axis=-1)[..., -k:], settings)
+
+
+STRATEGIES: dict[ConfidenceStrategy, Callable[[Floats, Settings], Floats]] = {
+    ConfidenceStrategy.MAX_PROB: max_prob,
+    ConfidenceStrategy.ENTROPY: entropy,
+    ConfidenceStrategy.TEMPERATURE: temperature,
+    ConfidenceStrategy.TOP_K_AGG: top_k_agg,
+}
+
+
+class ConfidenceCalculator:
+    """One strategy, ready for use; the engine calls `of_logits` once per drawn token."""
+
+    def __init__(
+        self,
+        strategy: ConfidenceStrategy = ConfidenceStrategy.MAX_PROB,
+        temperature: float = 1.5,
+        top_k: int = 5,
+    ) -> None:
+        self.strategy = ConfidenceStrategy(strategy)
+        self.settings = Settings(temperature, top_k)
+
+    def of_logits(self, logits: Floats) -> Floats:
+        """The confidence of each row of `logits`, [..., V] to [...], in [0, 1]."""
+        return STRATEGIES[self.strategy](logits, self.settings)
+
+    def calculate_confidence(self, token_probs: list[TokenProb]) -> ConfidenceMetrics:
+        """The metrics of tokens already drawn.
+
+        Their distributions are gone: a token counts with its `confidence` where the engine filled it in (by the
+        strategy that the engine was given), else with its `prob`, whatever this calculator's own strategy is.
+        """
+        values = [_of_token(token) for token in token_probs] or [1.0]
+        return ConfidenceMetrics(math.fsum(values) / len(values), min(values), math.prod(values))
+
+    def should_accept_draft(self, metrics: ConfidenceMetrics, threshold: float) -> bool:
+        """Whether the mean confidence reaches `threshold`, in [0, 1]."""
+        return metrics.confidence >= threshold
+
+
+class AblatedConfidenceCalculator(ConfidenceCalculator):
+    """F1 switched off: every token counts as certain, every draft is accepted."""
+
+    def of_logits(self, logits: Floats) -> Floats:
+        """1 for each row of `logits`."""
+        return np.ones(logits.shape[:-1], np.float32)
+
+    def calculate_confidence(self, token_probs: list[TokenProb]) -> ConfidenceMetrics:
+        """All three numbers are 1."""
+        return ConfidenceMetrics(1.0, 1.0, 1.0)
+
+
+class ConfidenceEnsemble:
+    """The weighted mean of several strategies, in [0, 1]; without weights all count alike."""
+
+    def __init__(self, strategies: Sequence[ConfidenceStrategy], temperature: float = 1.5, top_k: int = 5) -> None:
+        if not strategies:
+            raise ConfigError("confidence.strategies: an ensemble needs at least one")
+        self.calculators = [ConfidenceCalculator(strategy, temperature, top_k) for strategy in strategies]
+
+    def of_logits(self, logits: Floats, weights: Sequence[float] | None = None) -> Floats:
+        """The ensemble's confidence of each row of `logits`, [..., V] to [...]."""
+        scores = np.stack([calculator.of_logits(logits) for calculator in self.calculators], axis=-1)
+        return np.asarray(scores @ self._shares(weights))
+
+    def ensemble_confidence(
+        self, token_probs: list[TokenProb], weights: Sequence[float] | None = None
+    ) -> tuple[float, dict[ConfidenceStrategy, float]]:
+        """The ensemble's mean confidence over tokens already drawn, and each strategy's.
+
+        From tokens alone the strategies agree (see `ConfidenceCalculator.calculate_confidence`); they differ in
+        `of_logits`.
+        """
+        scores = {c.strategy: c.calculate_confidence(token_probs).confidence for c in self.calculators}
+        shares = self._shares(weights)
+        return float(sum(share * scores[c.strategy] for share, c in zip(shares, self.calculators, strict=True))), scores
+
+    def _shares(self, weights: Sequence[float] | None) -> Floats:
+        """The weights, scaled to sum to 1."""
+        shares = np.ones(len(self.calculators)) if weights is None else np.asarray(weights, np.float64)
+        if shares.shape != (len(self.calculators),) or not (shares >= 0).all() or not 0 < shares.sum() < math.inf:
+            raise ConfigError(f"confidence.weights: {len(self.calculators)} numbers >= 0 with a sum above 0 are wanted")
+        return np.asarray(shares / shares.sum())
+
+
+def _of_token(token: TokenProb) -> float:
+    return token.prob if token.confidence is None else token.confidence

@@ -1,0 +1,142 @@
+"""The edge's HTTP server: routes, and what lives as long as the server. Knows neither llama.cpp nor the pipeline."""
+
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from common import api, wire
+from common.config import Config
+from common.connection import HTTPClient
+from common.errors import EngineError, FrameworkError, NotFoundError, RequestError
+from common.http_server import REQUEST_ID, error_object, make_app, read, reply
+from common.types import DraftRequest
+from edge.chat_template import ChatTemplate
+from edge.completions import Completion, Services
+from edge.confidence import ConfidenceCalculator
+from edge.draft_generator import DraftGenerator
+from edge.engine import EdgeEngine
+
+SERVICES = web.AppKey("SERVICES", Services)
+DRAFTS = web.AppKey("DRAFTS", DraftGenerator)
+
+
+def build_app(config: Config) -> web.Application:
+    """The edge server's application; the engine and the connections to the cloud start and stop with it."""
+    app = make_app()
+    app.cleanup_ctx.append(lambda app: _services(app, config))
+    app.router.add_get("/ready", _ready)
+    app.router.add_get("/stats", _stats)
+    app.router.add_get("/v1/models", _models)
+    app.router.add_post("/draft", _draft)
+    app.router.add_post("/tokenize", _tokenize)
+    app.router.add_post("/detokenize", _detokenize)
+    app.router.add_post("/v1/completions", _completions)
+    app.router.add_post("/v1/chat/completions", _chat)
+    return app
+
+
+async def _services(app: web.Application, config: Config) -> AsyncIterator[None]:
+    model, confidence = config.edge.model, config.edge.confidence
+    calculator = ConfidenceCalculator(confidence.strategy, temperature=confidence.temperature, top_k=confidence.top_k)
+    engine = EdgeEngine(
+        model.path,
+        context_length=model.context_length,
+        gpu_layers=model.gpu_layers,
+        threads=model.threads,
+        sequences=model.sequences,
+        confidence=calculator.of_logits,
+    )
+    await engine.start()
+    template = ChatTemplate(engine.chat_template or "", bos="", eos="")
+    async with HTTPClient(config.communication.cloud_endpoint, config.communication.http_client) as cloud:
+        app[SERVICES] = Services(config, engine, template, cloud)
+        app[DRAFTS] = DraftGenerator(engine)
+        yield
+    await engine.close()
+
+
+async def _ready(request: web.Request) -> web.Response:
+    if not request.app[SERVICES].engine.alive:
+        raise EngineError("the edge engine has stopped")
+    return reply(request, {"status": "ready"})
+
+
+async def _stats(request: web.Request) -> web.Response:
+    services = request.app[SERVICES]
+    return reply(request, {"engine": services.engine.stats(), "cloud": services.cloud.get_client_stats()})
+
+
+async def _models(request: web.Request) -> web.Response:
+    engine = request.app[SERVICES].engine
+    card = {"id": engine.model_name, "object": "model", "owned_by": "edge", "max_model_len": engine.context_length}
+    return reply(request, {"object": "list", "data": [card]})
+
+
+async def _draft(request: web.Request) -> web.Response:
+    return reply(request, await request.app[DRAFTS].generate_draft(await read(request, DraftRequest)))
+
+
+async def _tokenize(request: web.Request) -> web.Response:
+    services, body = request.app[SERVICES], await read(request, api.TokenizeRequest)
+    if (body.prompt is None) == (body.messages is None):
+        raise RequestError("give either prompt or messages", param="prompt")
+    if body.messages is not None:
+        tokens = _chat_ids(services, body.messages, body.add_generation_prompt)
+    else:
+        tokens = services.engine.tokenize(body.prompt or "", add_special=body.add_special_tokens)
+    return reply(
+        request, api.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=services.engine.context_length)
+    )
+
+
+async def _detokenize(request: web.Request) -> web.Response:
+    engine, body = request.app[SERVICES].engine, await read(request, api.DetokenizeRequest)
+    wrong = next((t for t in body.tokens if not 0 <= t < engine.vocab_size), None)
+    if wrong is not None:
+        raise RequestError(f"token id {wrong} is not in the vocabulary of {engine.vocab_size}", param="tokens")
+    return reply(request, api.DetokenizeReply(engine.detokenize(body.tokens)))
+
+
+async def _completions(request: web.Request) -> web.StreamResponse:
+    services, body = request.app[SERVICES], await read(request, api.CompletionRequest)
+    prompt = services.engine.tokenize(body.prompt) if isinstance(body.prompt, str) else body.prompt
+    return await _respond(request, services, body, prompt, body.max_tokens)
+
+
+async def _chat(request: web.Request) -> web.StreamResponse:
+    services, body = request.app[SERVICES], await read(request, api.ChatRequest)
+    if not any(m.text.strip() for m in body.messages):
+        raise RequestError("the prompt is empty", param="messages")
+    prompt = _chat_ids(services, body.messages, True)
+    return await _respond(request, services, body, prompt, body.max_completion_tokens or body.max_tokens)
+
+
+def _chat_ids(services: Services, messages: list[api.Message], add_generation_prompt: bool) -> list[int]:
+    text = services.template.render(messages, add_generation_prompt=add_generation_prompt)
+    return services.engine.tokenize(text, add_special=False, parse_special=True)
+
+
+async def _respond(
+    request: web.Request, services: Services, body: api.GenerationRequest, prompt: list[int], max_tokens: int | None
+) -> web.StreamResponse:
+    body.refuse_unsupported()
+    if body.model and body.model != services.engine.model_name:
+        raise NotFoundError(f"no model {body.model!r} here; this is {services.engine.model_name!r}", param="model")
+    completion = Completion(services, body, prompt, max_tokens)
+    if not body.stream:
+        return reply(request, await completion.whole())
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream",
+            "Cache-Control": "no-cache",
+            "X-Request-Id": request[REQUEST_ID],
+        }
+    )
+    await response.prepare(request)
+    try:
+        async for event in completion.events():
+            await response.write(b"data: " + wire.encode(event) + b"\n\n")
+    except FrameworkError as error:
+        await response.write(b"data: " + wire.encode(error_object(error)) + b"\n\n")
+    await response.write(b"data: [DONE]\n\n")
+    return response

@@ -1,0 +1,139 @@
+"""The program people start: python main.py --mode server | client | interactive | demo"""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+
+from common import cli, terminal
+from common.ask import Settings, ask
+from common.config import Config
+from common.errors import RequestError
+from common.http_client import EdgeCloudHTTPClient
+from common.interactive import repl
+from common.supervisor import PROJECT, ServerProcess, Supervisor
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.parser("Edge-cloud inference on llama.cpp and vLLM.")
+    parser.add_argument(
+        "--mode",
+        choices=("server", "client", "interactive", "demo"),
+        required=True,
+        help="server: start and supervise both servers; client: one prompt; interactive: many; "
+        "demo: start both, answer one prompt, stop both",
+    )
+    parser.add_argument("--prompt", help="the question (client, demo)")
+    parser.add_argument("--max-tokens", type=int, default=128, help="longest answer, in tokens (default 128)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
+    parser.add_argument("--no-draft-verify", action="store_true", help="switch F2 off")
+    parser.add_argument("--no-confidence-check", action="store_true", help="switch F1 off")
+    parser.add_argument("--stream", action="store_true", help="print the answer as it comes")
+    return parser.parse_args()
+
+
+async def main() -> None:
+    args = parse()
+    config = cli.load_config(args)
+    settings = Settings(
+        args.max_tokens,
+        args.temperature,
+        use_draft_verify=False if args.no_draft_verify else None,
+        use_confidence_check=False if args.no_confidence_check else None,
+    )
+    match args.mode:
+        case "server":
+            await serve(args, config)
+        case "client":
+            await answer(config, args.prompt, settings, args.stream)
+        case "interactive":
+            async with client_of(config) as client:
+                await repl(client, config, settings, terminal.console())
+        case "demo":
+            await demo(args, args.prompt or "What is AI?", settings)
+
+
+async def serve(args: argparse.Namespace, config: Config) -> None:
+    """Both servers until Ctrl-C or SIGTERM."""
+    cli.set_up_logging(config.logging.level)
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    cloud, edge = config.cloud.server, config.edge.server
+    flags = config_flags(args)
+    servers = [
+        ServerProcess("cloud", "start_cloud.py", f"http://{cloud.host}:{cloud.port}", flags),
+        ServerProcess("edge", "start_edge.py", f"http://{edge.host}:{edge.port}", flags),
+    ]
+    starting = asyncio.create_task(stay(Supervisor(servers), stopped))
+    stopping = asyncio.create_task(stopped.wait())
+    await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    starting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await starting
+
+
+async def stay(supervisor: Supervisor, stopped: asyncio.Event) -> None:
+    async with supervisor.running():
+        await stopped.wait()
+
+
+async def answer(config: Config, prompt: str | None, settings: Settings, stream: bool) -> None:
+    if prompt is None:
+        raise RequestError("--mode client needs --prompt")
+    async with client_of(config) as client:
+        await ask(client, prompt, settings, terminal.console(), stream)
+
+
+async def demo(args: argparse.Namespace, prompt: str, settings: Settings) -> None:
+    """Both servers on free ports, one answer, everything stopped again."""
+    console = terminal.console()
+    async with (
+        demo_servers(args, console.print) as (edge_url, cloud_url),
+        EdgeCloudHTTPClient(edge_url, cloud_url) as client,
+    ):
+        console.print(f"\n[bold]{prompt}[/bold]")
+        await ask(client, prompt, settings, console)
+
+
+@contextlib.asynccontextmanager
+async def demo_servers(args: argparse.Namespace, report: object) -> AsyncIterator[tuple[str, str]]:
+    edge_port, cloud_port = free_ports(2)
+    edge_url, cloud_url = f"http://127.0.0.1:{edge_port}", f"http://127.0.0.1:{cloud_port}"
+    flags = [*config_flags(args), "--host", "127.0.0.1"]
+    point = ["--set", f"communication.cloud_endpoint={cloud_url}"]
+    logs = PROJECT / "logs"
+    servers = [
+        ServerProcess("cloud", "start_cloud.py", cloud_url, [*flags, "--port", str(cloud_port)], logs / "cloud.log"),
+        ServerProcess("edge", "start_edge.py", edge_url, [*flags, "--port", str(edge_port), *point], logs / "edge.log"),
+    ]
+    async with Supervisor(servers, report).running():
+        yield edge_url, cloud_url
+
+
+def client_of(config: Config) -> EdgeCloudHTTPClient:
+    communication = config.communication
+    return EdgeCloudHTTPClient(communication.edge_endpoint, communication.cloud_endpoint, communication.http_client)
+
+
+def config_flags(args: argparse.Namespace) -> list[str]:
+    """The config flags of this command line, to be passed on to the servers."""
+    chosen = ["--config", args.config] if args.config else []
+    return chosen + [part for flag in args.set for part in ("--set", flag)]
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main()))

@@ -1,0 +1,177 @@
+"""Trains the demo pair: tokenizer, cloud model with early exits, edge model. Knows nothing of their engines.
+
+python -m models.train [--only cloud|edge]
+"""
+
+import argparse
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from models import corpus
+from models.muon import Muon
+from models.tokenizer import VOCAB_SIZE, train_tokenizer
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+CONTEXT = 1024
+ROW = 256
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model's shape and how it is trained; `exits` are the layers after which an early exit is trained too."""
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    exits: tuple[int, ...]
+    rows_per_step: int
+    steps: int
+    muon_rate: float = 0.02
+    adam_rate: float = 0.003
+
+    def config(self) -> LlamaConfig:
+        return LlamaConfig(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            intermediate_size=self.mlp,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+
+
+RECIPES = {
+    "edge": Recipe("edge", 64, 3, 2, 2, 192, (), rows_per_step=16, steps=350),
+    "cloud": Recipe("cloud", 256, 8, 8, 4, 1024, (2, 4), rows_per_step=8, steps=1500),
+}
+
+
+class LlamaWithExits(nn.Module):
+    """A Llama whose hidden states after some layers are normalised and read by the same head as the last ones."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.llama = LlamaForCausalLM(recipe.config())
+        self.exit_norms = nn.ModuleDict({str(e): LlamaRMSNorm(recipe.hidden) for e in recipe.exits})
+
+    def save(self, folder: Path) -> None:
+        """Writes the Llama in its usual form and the exits' norms beside it, all as safetensors."""
+        self.llama.save_pretrained(folder)
+        exits = {f"exit.{e}.norm.weight": norm.weight.detach().contiguous() for e, norm in self.exit_norms.items()}
+        if exits:
+            save_file(exits, folder / "exits.safetensors")
+
+    def loss(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the last layer, and the sum to train on: that plus a fifth of each exit's.
+
+        `ids`, `targets`: [rows, ROW]; only positions whose target is not IGNORED reach the head, and a third of
+        those reach the exits: the head is the costliest matrix of so small a model.
+        """
+        out = self.llama.model(ids, output_hidden_states=bool(self.exit_norms), use_cache=False)
+        asked = (targets.flatten() != IGNORED).nonzero().flatten()
+        sampled = asked[torch.rand(len(asked), device=asked.device) < 1 / 3]
+
+        def cross_entropy(hidden: Tensor, at: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(self.llama.lm_head(hidden.flatten(0, 1)[at]), targets.flatten()[at])
+
+        last = cross_entropy(out.last_hidden_state, asked)
+        exits = [cross_entropy(norm(out.hidden_states[int(e)]), sampled) for e, norm in self.exit_norms.items()]
+        return last, last + 0.2 * sum(exits)
+
+
+def rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Endless rows of ROW tokens: whole conversations one after the other; only answers are targets."""
+    ids: list[int] = []
+    targets: list[int] = []
+    for prompt, answer in corpus.training_pairs(seed):
+        asked = tokenizer.encode(f"<|user|>{prompt}<|assistant|>")
+        answered = tokenizer.encode(f"{answer}<|end|>")
+        if len(ids) + len(asked) + len(answered) > ROW + 1:
+            pad = ROW + 1 - len(ids)
+            ids += [0] * pad
+            targets += [IGNORED] * pad
+            yield ids[:ROW], targets[1:]
+            ids, targets = [], []
+        ids += asked + answered
+        targets += [IGNORED] * len(asked) + answered
+
+
+def optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers (it learns from far fewer tokens), AdamW for embeddings and norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
+    others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in n)]
+    return [
+        Muon(matrices, lr=recipe.muon_rate),
+        torch.optim.AdamW(others, lr=recipe.adam_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def rate_factor(progress: float) -> float:
+    """Learning rate over the run: 2 % warm-up, flat, then a linear fall to a fiftieth over the last half."""
+    if progress < 0.02:
+        return 0.1 + 0.9 * progress / 0.02
+    return 1.0 if progress < 0.5 else max(0.02, (1.0 - progress) / 0.5)
+
+
+def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaWithExits:
+    """Trains for `recipe.steps` steps and returns the model; progress and loss are shown on the way."""
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = LlamaWithExits(recipe).to(device)
+    model.llama.model.compile()
+    steppers = optimizers(model, recipe)
+    base_rates = [o.param_groups[0]["lr"] for o in steppers]
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    data = rows(tokenizer, seed=1)
+    smooth = math.log(VOCAB_SIZE)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns) as bar:
+        for step in bar.track(range(recipe.steps), description=f"{recipe.name}, {size:.1f}M parameters"):
+            batch = torch.tensor(list(itertools.islice(data, recipe.rows_per_step)), device=device)
+            last, total = model.loss(batch[:, 0], batch[:, 1])
+            total.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer, base in zip(steppers, base_rates, strict=True):
+                optimizer.param_groups[0]["lr"] = base * rate_factor(step / recipe.steps)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            smooth += 0.02 * (last.item() - smooth)
+            if step % 50 == 49:
+                tokens = (step + 1) * recipe.rows_per_step * ROW / 1e6
+                bar.console.print(f"{recipe.name}: step {step + 1}, {tokens:.2f}M tokens, loss {smooth:.3f}")
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the demo tokenizer, cloud model and edge model.")
+    parser.add_argument("--only", choices=RECIPES, help="train just this one")
+    args = parser.parse_args()
+    CHECKPOINTS.mkdir(exist_ok=True)
+    tokenizer = train_tokenizer(CHECKPOINTS / "tokenizer")
+    for name in [args.only] if args.only else RECIPES:
+        recipe = RECIPES[name]
+        model = train(recipe, tokenizer)
+        model.save(CHECKPOINTS / name)
+
+
+if __name__ == "__main__":
+    main()

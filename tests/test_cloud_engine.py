@@ -1,0 +1,289 @@
+"""The cloud engine on the demo model: verifying changes how fast tokens come, never which ones."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from cloud.draft_verifier import DraftVerifier
+from cloud.engine import CloudEngine, seed_at
+from cloud.sessions import SessionTable
+from common.errors import ConfigError, ContextLengthError, EngineError, PrefixUnknown, RequestError, StartError
+from common.session import prefix_hash
+from common.types import GREEDY, Sampling, VerifyRequest
+
+MODEL = Path(__file__).parent.parent / "models" / "demo-cloud"
+CONTEXT = 256
+# Small enough that a few prompts with drafts overrun a step, which ends an engine that does not cut the drafts.
+STEP_TOKENS = 320
+QUESTIONS = (
+    "What is AI?",
+    "Explain quantum computing",
+    "What is machine learning?",
+    "Explain deep learning",
+    "What is the capital of France?",
+    "Sort these numbers: 5 3 9 1",
+)
+HOT = Sampling(temperature=2.0)
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def cloud_engine() -> AsyncIterator[CloudEngine]:
+    args = {"dtype": "float32", "max_model_len": CONTEXT, "max_num_batched_tokens": STEP_TOKENS}
+    engine = CloudEngine(str(MODEL), max_draft_tokens=16, engine_args={**args, "kv_cache_memory_bytes": 2**26})
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+def prompts(engine: CloudEngine) -> list[list[int]]:
+    return [list(engine.tokenizer.encode(question)) for question in QUESTIONS]
+
+
+async def plain(engine: CloudEngine, prompt: list[int], max_tokens: int = 40) -> list[int]:
+    return (await engine.verify(prompt, [], GREEDY, max_tokens)).token_ids
+
+
+async def in_rounds(engine: CloudEngine, prompt: list[int], right: list[int], length: int, error: float) -> list[int]:
+    """The answer by drafts of `length`, each of whose tokens is wrong with probability `error`."""
+    rng = random.Random(f"{prompt}{length}{error}")
+    drawn: list[int] = []
+    while len(drawn) < len(right):
+        draft = right[len(drawn) : len(drawn) + length]
+        draft = [rng.randrange(engine.vocab_size) if rng.random() < error else token for token in draft]
+        verdict = await engine.verify(prompt + drawn, draft, GREEDY)
+        assert verdict.token_ids[: verdict.accepted] == draft[: verdict.accepted]
+        assert len(verdict.token_ids) <= verdict.accepted + 1
+        drawn += verdict.token_ids
+        if verdict.finished:
+            break
+    return drawn[: len(right)]
+
+
+@pytest.mark.parametrize("error", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("length", [1, 4, 8, 16])
+async def test_greedy_tokens_are_the_same_with_drafts(cloud_engine: CloudEngine, length: int, error: float) -> None:
+    prompt = prompts(cloud_engine)[0]
+    right = await plain(cloud_engine, prompt)
+    assert await in_rounds(cloud_engine, prompt, right, length, error) == right
+
+
+async def test_greedy_tokens_are_the_same_under_concurrency(cloud_engine: CloudEngine) -> None:
+    asked = prompts(cloud_engine)
+    right = [await plain(cloud_engine, prompt) for prompt in asked]
+    rounds = [
+        in_rounds(cloud_engine, prompt, answer, length, 0.25)
+        for prompt, answer in zip(asked, right, strict=True)
+        for length in (1, 4, 8, 16)
+    ]
+    beside = [plain(cloud_engine, prompt) for prompt in asked]
+    answers = await asyncio.gather(*rounds, *beside)
+    assert answers == [answer for answer in right for _ in range(4)] + right
+
+
+async def test_a_right_draft_is_accepted_and_followed_by_a_bonus_token(cloud_engine: CloudEngine) -> None:
+    prompt = prompts(cloud_engine)[1]
+    right = await plain(cloud_engine, prompt)
+    verdict = await cloud_engine.verify(prompt, right[:3], GREEDY)
+    assert (verdict.token_ids, verdict.accepted) == (right[:4], 3)
+
+
+async def test_a_wrong_token_is_replaced_and_ends_the_round(cloud_engine: CloudEngine) -> None:
+    prompt = prompts(cloud_engine)[1]
+    right = await plain(cloud_engine, prompt)
+    verdict = await cloud_engine.verify(prompt, [right[0], right[1] ^ 1, right[2]], GREEDY)
+    assert (verdict.token_ids, verdict.accepted) == (right[:2], 1)
+
+
+async def test_drafts_beyond_a_steps_room_are_cut_and_stay_exact(cloud_engine: CloudEngine) -> None:
+    rng = random.Random(7)
+    asked = [[rng.randrange(5, cloud_engine.vocab_size) for _ in range(150)] for _ in range(24)]
+    right = [await plain(cloud_engine, prompt, 17) for prompt in asked]
+    jobs = [
+        cloud_engine.verify(prompt, answer[:16], GREEDY, use_kv_cache=False)
+        for prompt, answer in zip(asked, right, strict=True)
+    ]
+    verdicts = await asyncio.gather(*jobs)
+    for verdict, answer in zip(verdicts, right, strict=True):
+        assert verdict.token_ids
+        assert verdict.token_ids == answer[: len(verdict.token_ids)]
+    await cloud_engine.check_health()
+
+
+def disagreement(a: Counter[int], b: Counter[int]) -> float:
+    """The two-sample chi-square statistic of two equally large samples."""
+    return sum((a[token] - b[token]) ** 2 / (a[token] + b[token]) for token in a.keys() | b.keys())
+
+
+async def first_tokens(
+    engine: CloudEngine, prompt: list[int], draft: Sequence[int], temperature: float, first_seed: int
+) -> Counter[int]:
+    settings = [Sampling(temperature=temperature, top_k=6, seed=first_seed + n) for n in range(1500)]
+    verdicts = await asyncio.gather(*(engine.verify(prompt, list(draft), sampling) for sampling in settings))
+    return Counter(verdict.token_ids[0] for verdict in verdicts)
+
+
+async def test_sampled_tokens_have_the_same_distribution_with_drafts(cloud_engine: CloudEngine) -> None:
+    # Six tokens are five degrees of freedom: 30 is passed by chance once in 70,000.
+    bound = 30.0
+    prompt = prompts(cloud_engine)[0][:-1]
+    without = await first_tokens(cloud_engine, prompt, [], 1.5, 0)
+    ranked = [token for token, _ in without.most_common()]
+    assert len(ranked) >= 3
+    for n, drafted in enumerate((ranked[0], ranked[2])):
+        with_draft = await first_tokens(cloud_engine, prompt, [drafted, 7, 9], 1.5, 10_000 * (n + 1))
+        assert disagreement(without, with_draft) < bound
+    colder = await first_tokens(cloud_engine, prompt, [ranked[0], 7, 9], 0.5, 50_000)
+    assert disagreement(without, colder) > bound
+
+
+async def test_every_sampling_filter_works_with_and_without_drafts(cloud_engine: CloudEngine) -> None:
+    prompt = prompts(cloud_engine)[0]
+    right = await plain(cloud_engine, prompt)
+    settings = [
+        Sampling(temperature=t, top_k=k, top_p=p, seed=s)
+        for t in (0.0, 0.7)
+        for k in (0, 6)
+        for p in (1.0, 0.9)
+        for s in (None, 1)
+    ]
+    drafts: list[list[int]] = [[], right[:4]]
+    for draft in drafts:  # a step in which no request has a draft, then one in which all have
+        await asyncio.gather(*(cloud_engine.verify(prompt, draft, sampling) for sampling in settings))
+    await asyncio.gather(*(cloud_engine.verify(prompt, draft, s) for s in settings for draft in drafts))
+    assert await plain(cloud_engine, prompt) == right
+
+
+async def test_a_seed_repeats_a_round_and_differs_between_positions(cloud_engine: CloudEngine) -> None:
+    prompt = prompts(cloud_engine)[0]
+    seeded = Sampling(temperature=2.0, seed=5)
+    first, again = [await cloud_engine.verify(prompt, [], seeded, 8) for _ in range(2)]
+    assert first.token_ids == again.token_ids
+    assert len({seed_at(seed, position) for seed in range(10) for position in range(10)}) == 100
+
+
+async def running_and_kv(engine: CloudEngine) -> tuple[float, float]:
+    """Requests running and KV cache in use, as of the end of a step made here."""
+    await engine.verify([1, 2, 3], [], GREEDY)
+    stats = engine.stats()
+    return stats["running"], stats["kv_cache_usage"]
+
+
+async def test_a_cancelled_verify_frees_its_place_and_kv(cloud_engine: CloudEngine) -> None:
+    prompt = prompts(cloud_engine)[0]
+    jobs = [asyncio.create_task(cloud_engine.verify(prompt, [], HOT, 200)) for _ in range(4)]
+    async with asyncio.timeout(20):
+        while (await running_and_kv(cloud_engine))[0] < len(jobs):
+            pass
+        assert (await running_and_kv(cloud_engine))[1] > 0
+        for left, job in reversed(list(enumerate(jobs))):
+            job.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await job
+            assert (await running_and_kv(cloud_engine))[0] == left
+    assert await running_and_kv(cloud_engine) == (0, 0)
+
+
+async def test_the_prefix_cache_is_read_only_when_asked(cloud_engine: CloudEngine) -> None:
+    prompt = [n + 5 for n in range(100)]
+    await cloud_engine.verify(prompt, [], GREEDY)
+    hits = [cloud_engine.stats()["prefix_cache_hits"]]
+    for use_kv_cache in (False, True):
+        await cloud_engine.verify(prompt, [], GREEDY, use_kv_cache=use_kv_cache)
+        hits.append(cloud_engine.stats()["prefix_cache_hits"])
+    assert hits[0] == hits[1] < hits[2]
+
+
+async def test_the_context_ends_an_answer_and_bounds_a_prompt(cloud_engine: CloudEngine) -> None:
+    prompt = [n + 5 for n in range(CONTEXT)]
+    last = await cloud_engine.verify(prompt[:-1], [], GREEDY, 5)
+    assert (len(last.token_ids), last.finished) == (1, True)
+    cut = await cloud_engine.verify(prompt[:-2], [7, 7], GREEDY)
+    assert 1 <= len(cut.token_ids) <= 2
+    for length, draft in ((CONTEXT, []), (CONTEXT - 4, [7] * 5)):
+        with pytest.raises(ContextLengthError):
+            await cloud_engine.verify(prompt[:length], draft, GREEDY)
+
+
+async def test_lists_given_to_the_engine_stay_as_they_are(cloud_engine: CloudEngine) -> None:
+    prompt, draft = [11, 12, 13], [14, 15]
+    await cloud_engine.verify(prompt, draft, GREEDY)
+    assert (prompt, draft) == ([11, 12, 13], [14, 15])
+
+
+async def test_a_session_continues_with_what_both_sides_hold(cloud_engine: CloudEngine) -> None:
+    verifier = DraftVerifier(cloud_engine, SessionTable())
+    prompt = prompts(cloud_engine)[1]
+    right = await plain(cloud_engine, prompt)
+    first = await verifier.verify_draft(
+        VerifyRequest(session="s", new_token_ids=prompt, draft_token_ids=[right[0], right[1] ^ 1])
+    )
+    assert (first.token_ids, first.accepted, first.correction_position) == (right[:2], 1, 1)
+    held = prompt + first.token_ids
+    again = VerifyRequest(
+        session="s", prefix_length=len(held), prefix_hash=prefix_hash(held), draft_token_ids=right[2:4]
+    )
+    second = await verifier.verify_draft(again)
+    assert (second.token_ids, second.acceptance_rate, second.correction_position) == (right[2:5], 1.0, None)
+    with pytest.raises(PrefixUnknown):
+        await DraftVerifier(cloud_engine, SessionTable()).verify_draft(again)
+
+
+async def test_text_is_verified_like_its_tokens(cloud_engine: CloudEngine) -> None:
+    verifier = DraftVerifier(cloud_engine, SessionTable())
+    prompt = prompts(cloud_engine)[0]
+    right = await plain(cloud_engine, prompt)
+    response = await verifier.verify_draft(VerifyRequest(prompt=QUESTIONS[0], draft_token_ids=right[:2]))
+    assert response.token_ids == right[:3]
+
+
+@pytest.mark.parametrize(
+    ("param", "request_"),
+    [
+        ("prompt", VerifyRequest()),
+        ("new_token_ids", VerifyRequest(session="s")),
+        ("new_token_ids", VerifyRequest(new_token_ids=[-1])),
+        ("new_token_ids", VerifyRequest(new_token_ids=[10**6])),
+        ("draft_token_ids", VerifyRequest(new_token_ids=[1], draft_token_ids=[10**6])),
+        ("draft_token_ids", VerifyRequest(new_token_ids=[1], draft_token_ids=[2] * 17)),
+        ("prefix_length", VerifyRequest(session="s", prefix_length=-1)),
+        ("max_tokens", VerifyRequest(new_token_ids=[1], max_tokens=0)),
+        ("sampling.temperature", VerifyRequest(new_token_ids=[1], sampling=Sampling(temperature=-0.1))),
+        ("sampling.top_p", VerifyRequest(new_token_ids=[1], sampling=Sampling(top_p=0.0))),
+        ("sampling.top_k", VerifyRequest(new_token_ids=[1], sampling=Sampling(top_k=-1))),
+    ],
+)
+async def test_a_wrong_request_is_refused_by_the_name_of_its_field(
+    cloud_engine: CloudEngine, param: str, request_: VerifyRequest
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        await DraftVerifier(cloud_engine, SessionTable()).verify_draft(request_)
+    assert caught.value.param == param
+
+
+async def test_what_only_vllm_knows_to_be_wrong_is_a_request_error(cloud_engine: CloudEngine) -> None:
+    with pytest.raises(RequestError):
+        await cloud_engine.verify([1], [], Sampling(temperature=1000.0))
+
+
+@pytest.mark.parametrize(("key", "hint"), [("max_model_length", "max_model_len"), ("scheduler_cls", "this project")])
+async def test_a_wrong_engine_argument_is_refused_with_a_hint(key: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^cloud\.engine_args\.{key}: .*{hint}"):
+        CloudEngine(str(MODEL), engine_args={key: 1})
+
+
+async def test_a_missing_model_fails_the_start_in_one_line(tmp_path: Path) -> None:
+    for model in (tmp_path, tmp_path / "absent"):
+        engine = CloudEngine(str(model))
+        with pytest.raises(StartError) as caught:
+            await engine.start()
+        assert str(model) in caught.value.message
+        assert "\n" not in caught.value.message
+        with pytest.raises(EngineError):
+            await engine.verify([1], [], GREEDY)

@@ -1,0 +1,142 @@
+"""Confidence: what the numbers are, and that each stays in its range."""
+
+import math
+
+import numpy as np
+import pytest
+
+from common.errors import ConfigError
+from common.types import TokenProb
+from edge.confidence import (
+    STRATEGIES,
+    AblatedConfidenceCalculator,
+    ConfidenceCalculator,
+    ConfidenceEnsemble,
+    ConfidenceMetrics,
+    ConfidenceStrategy,
+)
+
+ROWS = np.random.default_rng(5).normal(0, 4, (50, 300)).astype(np.float32)
+FORMULAS = {
+    ConfidenceStrategy.MAX_PROB: lambda p: max(p),
+    ConfidenceStrategy.ENTROPY: lambda p: 1 + sum(x * math.log(x) for x in p) / math.log(len(p)),
+    ConfidenceStrategy.TEMPERATURE: lambda p: max(p) ** 0.5 / sum(x**0.5 for x in p),
+    ConfidenceStrategy.TOP_K_AGG: lambda p: max(p) / sum(sorted(p)[-3:]),
+}
+every_strategy = pytest.mark.parametrize("strategy", ConfidenceStrategy)
+
+
+def calculator(strategy: ConfidenceStrategy) -> ConfidenceCalculator:
+    return ConfidenceCalculator(strategy, temperature=2.0, top_k=3)
+
+
+def token(prob: float, confidence: float | None = None) -> TokenProb:
+    return TokenProb(1, "x", prob, math.log(prob), confidence)
+
+
+def test_every_strategy_has_its_function() -> None:
+    assert set(STRATEGIES) == set(ConfidenceStrategy) == set(FORMULAS)
+
+
+@every_strategy
+def test_a_strategy_is_its_formula(strategy: ConfidenceStrategy) -> None:
+    logits = ROWS.astype(np.float64)
+    probs = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    expected = [FORMULAS[strategy](row.tolist()) for row in probs]
+    assert calculator(strategy).of_logits(ROWS).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@every_strategy
+def test_one_row_gives_what_it_gives_in_a_batch(strategy: ConfidenceStrategy) -> None:
+    one_by_one = [float(calculator(strategy).of_logits(row)) for row in ROWS]
+    assert calculator(strategy).of_logits(ROWS).tolist() == pytest.approx(one_by_one, abs=1e-6)
+
+
+@every_strategy
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 1e4, 1e30])
+def test_extreme_logits_stay_in_range(strategy: ConfidenceStrategy, scale: float) -> None:
+    scores = calculator(strategy).of_logits(ROWS * np.float32(scale))
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+@every_strategy
+def test_impossible_tokens_do_not_spoil_the_rest(strategy: ConfidenceStrategy) -> None:
+    masked, distant = ROWS.copy(), ROWS.copy()
+    masked[:, ::2], distant[:, ::2] = -np.inf, -1e4
+    scores = calculator(strategy).of_logits(masked)
+    assert np.isfinite(scores).all()
+    assert scores.tolist() == pytest.approx(calculator(strategy).of_logits(distant).tolist())
+
+
+@every_strategy
+def test_certainty_is_one_and_it_grows_with_the_first_token(strategy: ConfidenceStrategy) -> None:
+    logits = np.zeros((40, 100), np.float32)
+    logits[:, 7] = np.arange(40)
+    scores = calculator(strategy).of_logits(logits)
+    assert (np.diff(scores) >= -1e-6).all()
+    assert scores[0] < 0.5
+    assert scores[-1] == pytest.approx(1, abs=1e-4)
+
+
+@every_strategy
+def test_logits_are_left_as_they_were(strategy: ConfidenceStrategy) -> None:
+    before = ROWS.copy()
+    calculator(strategy).of_logits(ROWS)
+    assert (before == ROWS).all()
+
+
+def test_metrics_are_mean_minimum_and_product() -> None:
+    metrics = ConfidenceCalculator().calculate_confidence([token(0.5), token(0.9, confidence=0.25), token(1.0)])
+    assert (metrics.confidence, metrics.minimum, metrics.product) == pytest.approx((1.75 / 3, 0.25, 0.125))
+
+
+def test_no_tokens_leave_nothing_to_doubt() -> None:
+    assert ConfidenceCalculator().calculate_confidence([]) == ConfidenceMetrics(1.0, 1.0, 1.0)
+
+
+def test_a_draft_is_accepted_from_its_threshold_on() -> None:
+    metrics = ConfidenceCalculator().calculate_confidence([token(0.75)])
+    accepted = [ConfidenceCalculator().should_accept_draft(metrics, threshold) for threshold in (0.7, 0.75, 0.8)]
+    assert accepted == [True, True, False]
+
+
+def test_without_f1_everything_is_certain() -> None:
+    off = AblatedConfidenceCalculator()
+    metrics = off.calculate_confidence([token(0.01)])
+    assert metrics == ConfidenceMetrics(1.0, 1.0, 1.0)
+    assert off.should_accept_draft(metrics, 1.0)
+    assert off.of_logits(ROWS).tolist() == [1.0] * len(ROWS)
+    assert not ConfidenceCalculator().should_accept_draft(ConfidenceCalculator().calculate_confidence([token(0.01)]), 1)
+
+
+def test_an_ensemble_is_the_weighted_mean_of_its_strategies() -> None:
+    strategies = [ConfidenceStrategy.MAX_PROB, ConfidenceStrategy.ENTROPY, ConfidenceStrategy.TOP_K_AGG]
+    ensemble = ConfidenceEnsemble(strategies, temperature=2.0, top_k=3)
+    single = [calculator(strategy).of_logits(ROWS) for strategy in strategies]
+    assert ensemble.of_logits(ROWS).tolist() == pytest.approx(np.mean(single, axis=0).tolist())
+    weighted = (4 * single[0] + 3 * single[1] + 3 * single[2]) / 10
+    assert ensemble.of_logits(ROWS, weights=[4, 3, 3]).tolist() == pytest.approx(weighted.tolist())
+    assert ensemble.of_logits(ROWS[0]).shape == ()
+
+
+def test_an_ensemble_scores_tokens_with_each_strategy_beside() -> None:
+    ensemble = ConfidenceEnsemble([ConfidenceStrategy.MAX_PROB, ConfidenceStrategy.ENTROPY])
+    score, individual = ensemble.ensemble_confidence([token(0.5), token(0.7)], weights=[0.4, 0.6])
+    assert score == pytest.approx(0.6)
+    assert individual == pytest.approx({ConfidenceStrategy.MAX_PROB: 0.6, ConfidenceStrategy.ENTROPY: 0.6})
+
+
+@pytest.mark.parametrize("weights", [[1.0], [0, 0], [1, -1], [1, math.nan], [1, math.inf]])
+def test_weights_that_mean_nothing_are_refused(weights: list[float]) -> None:
+    ensemble = ConfidenceEnsemble([ConfidenceStrategy.MAX_PROB, ConfidenceStrategy.ENTROPY])
+    with pytest.raises(ConfigError, match="weights"):
+        ensemble.of_logits(ROWS, weights)
+
+
+def test_settings_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="temperature"):
+        ConfidenceCalculator(temperature=0)
+    with pytest.raises(ConfigError, match="top_k"):
+        ConfidenceCalculator(top_k=0)
+    with pytest.raises(ConfigError, match="strategies"):
+        ConfidenceEnsemble([])

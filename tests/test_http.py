@@ -1,0 +1,199 @@
+"""HTTP on real ports: errors in OpenAI's shape, request ids, typed bodies, cancellation, failures as clients see them."""
+
+import asyncio
+import io
+import socket
+from collections.abc import AsyncIterator
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+
+from common import wire
+from common.config import HttpClientConfig
+from common.connection import HTTPClient, Traffic
+from common.errors import ContextLengthError, EndpointError, OverloadedError, PrefixUnknown, RequestError, StartError
+from common.http_server import BODY_LIMIT, HTTPServer, make_app, read, reply
+from common.remote import CloudVerifier
+from common.session import prefix_hash
+from common.types import GREEDY, VerifyRequest, VerifyResponse
+
+
+class Echo(msgspec.Struct, forbid_unknown_fields=True):
+    text: str
+
+
+class Backend:
+    """A server whose handlers do what the tests need; `left` is set when a waiting handler was cancelled."""
+
+    def __init__(self) -> None:
+        self.left = asyncio.Event()
+        self.content_types: list[str] = []
+        self.sessions: dict[str, list[int]] = {}
+        self.asked: list[VerifyRequest] = []
+
+    def app(self) -> web.Application:
+        app = make_app()
+        app.router.add_post("/echo", self.echo)
+        app.router.add_post("/wait", self.wait)
+        app.router.add_post("/fail", self.fail)
+        app.router.add_post("/overloaded", self.overloaded)
+        app.router.add_post("/too-long", self.too_long)
+        app.router.add_post("/verify", self.verify)
+        return app
+
+    async def echo(self, request: web.Request) -> web.Response:
+        self.content_types.append(request.content_type)
+        return reply(request, await read(request, Echo))
+
+    async def wait(self, request: web.Request) -> web.Response:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+        return reply(request, {})
+
+    async def fail(self, request: web.Request) -> web.Response:
+        raise ZeroDivisionError("a fault of our own")
+
+    async def overloaded(self, request: web.Request) -> web.Response:
+        raise OverloadedError("no room")
+
+    async def too_long(self, request: web.Request) -> web.Response:
+        raise ContextLengthError("too long", param="prompt")
+
+    async def verify(self, request: web.Request) -> web.Response:
+        """Accepts every draft and adds token 7; holds sessions as the cloud does."""
+        body = await read(request, VerifyRequest)
+        self.asked.append(body)
+        held = self.sessions.get(body.session, [])[: body.prefix_length]
+        if prefix_hash(held) != body.prefix_hash:
+            raise PrefixUnknown("prefix unknown")
+        drawn = [*body.draft_token_ids, 7]
+        self.sessions[body.session] = held + body.new_token_ids + drawn
+        answer = VerifyResponse(token_ids=drawn, accepted=len(drawn) - 1, drafted=len(drawn) - 1)
+        return reply(request, answer)
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[tuple[Backend, str]]:
+    made = Backend()
+    server = HTTPServer(made.app(), "127.0.0.1", 0)
+    await server.start()
+    yield made, f"http://127.0.0.1:{server.port}"
+    await server.stop()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("GET", "/nowhere", b"", 404, "not_found"),
+        ("GET", "/echo", b"", 405, None),
+        ("POST", "/echo", b"{", 400, None),
+        ("POST", "/echo", b'{"text": 3}', 400, None),
+        ("POST", "/echo", b'{"text": "x", "more": 1}', 400, None),
+        ("POST", "/echo", b'{"text": NaN}', 400, None),
+        ("POST", "/echo", b'{"text": "\\ud800"}', 400, None),
+        ("POST", "/echo", b"[" * 100_000, 400, None),
+        ("POST", "/echo", b"x" * (BODY_LIMIT + 1), 413, None),
+        ("POST", "/fail", b"", 500, None),
+        ("POST", "/overloaded", b"", 429, "overloaded"),
+        ("POST", "/too-long", b"", 400, "context_length_exceeded"),
+    ],
+)
+async def test_every_failure_is_openais_error_object(
+    backend: tuple[Backend, str], method: str, path: str, body: bytes, status: int, code: str | None
+) -> None:
+    headers = {"Content-Type": wire.JSON, "X-Request-Id": "mine"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(method, backend[1] + path, data=io.BytesIO(body), headers=headers) as response,
+    ):
+        error = (await response.json())["error"]
+        assert response.status == status
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["code"] == code
+        assert "division" not in error["message"]
+        assert response.headers["X-Request-Id"] == "mine"
+        assert ("Retry-After" in response.headers) == (status == 429)
+
+
+async def test_a_wrong_field_is_named_by_its_path(backend: tuple[Backend, str]) -> None:
+    async with HTTPClient(backend[1]) as client:
+        with pytest.raises(RequestError) as failure:
+            await client.post("/echo", {"text": 3}, Echo)
+    assert failure.value.param == "text"
+
+
+@pytest.mark.parametrize("optimized", [True, False])
+async def test_both_encodings_carry_the_same_values(backend: tuple[Backend, str], optimized: bool) -> None:
+    async with HTTPClient(backend[1], HttpClientConfig(optimized=optimized)) as client:
+        assert await client.post("/echo", Echo("héllo"), Echo) == Echo("héllo")
+    assert backend[0].content_types == [wire.MSGPACK if optimized else wire.JSON]
+
+
+async def test_a_client_that_leaves_cancels_its_handler(backend: tuple[Backend, str]) -> None:
+    async with HTTPClient(backend[1], HttpClientConfig(timeout=0.2)) as client:
+        with pytest.raises(EndpointError, match=r"did not answer within 0\.2 s"):
+            await client.post("/wait", {}, Echo)
+    async with asyncio.timeout(10):
+        await backend[0].left.wait()
+
+
+async def test_refusals_come_back_as_the_error_that_was_raised(backend: tuple[Backend, str]) -> None:
+    async with HTTPClient(backend[1]) as client:
+        with pytest.raises(ContextLengthError):
+            await client.post("/too-long", {}, Echo)
+        with pytest.raises(EndpointError, match="answered 429"):
+            await client.post("/overloaded", {}, Echo)
+        with pytest.raises(EndpointError, match="answered 500"):
+            await client.post("/fail", {}, Echo)
+
+
+async def test_a_server_that_is_not_there_is_tried_again_and_then_named() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    traffic = Traffic()
+    async with HTTPClient(url, HttpClientConfig(max_retries=2)) as client:
+        with pytest.raises(EndpointError, match=f"cannot reach {url}"):
+            await client.post("/echo", Echo("x"), Echo, traffic)
+    assert traffic.calls == traffic.failures == 3
+
+
+async def test_a_port_in_use_is_one_clear_error(backend: tuple[Backend, str]) -> None:
+    port = int(backend[1].rpartition(":")[2])
+    with pytest.raises(StartError, match=f"cannot listen on 127.0.0.1:{port}"):
+        await HTTPServer(make_app(), "127.0.0.1", port, "second server").start()
+
+
+async def test_only_what_the_cloud_does_not_hold_travels_and_a_lost_prefix_is_sent_again(
+    backend: tuple[Backend, str],
+) -> None:
+    cloud, url = backend
+    async with HTTPClient(url) as client:
+        verifier = CloudVerifier(client)
+        committed = list(range(100, 150))
+        committed += (await verifier.verify(committed, [1, 2], GREEDY, 1)).token_ids
+        committed += [5]  # committed by the edge itself
+        committed += (await verifier.verify(committed, [3], GREEDY, 1)).token_ids
+        assert [(r.prefix_length, len(r.new_token_ids)) for r in cloud.asked] == [(0, 50), (53, 1)]
+        cloud.sessions.clear()
+        await verifier.verify(committed, [4], GREEDY, 1)
+        assert [(r.prefix_length, len(r.new_token_ids)) for r in cloud.asked[2:]] == [(56, 0), (0, 56)]
+        assert next(iter(cloud.sessions.values())) == [*committed, 4, 7]
+        assert verifier.calls == 4
+        assert verifier.bytes_up > 0
+
+
+async def test_the_plain_way_sends_the_whole_prefix_every_round(backend: tuple[Backend, str]) -> None:
+    cloud, url = backend
+    async with HTTPClient(url, HttpClientConfig(optimized=False)) as client:
+        verifier = CloudVerifier(client)
+        committed = [1, 2, 3]
+        committed += (await verifier.verify(committed, [4], GREEDY, 1)).token_ids
+        await verifier.verify(committed, [4], GREEDY, 1)
+    assert [r.prefix_length for r in cloud.asked] == [0, 0]
+    assert [len(r.new_token_ids) for r in cloud.asked] == [3, 5]

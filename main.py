@@ -4,17 +4,16 @@ import argparse
 import asyncio
 import contextlib
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator
 
 from common import cli, terminal
 from common.ask import Settings, ask
 from common.config import Config
+from common.demo import config_flags, demo_servers
 from common.errors import RequestError
 from common.http_client import EdgeCloudHTTPClient
 from common.interactive import repl
-from common.supervisor import PROJECT, ServerProcess, Supervisor
+from common.supervisor import ServerProcess, Supervisor
 
 
 def parse() -> argparse.Namespace:
@@ -100,39 +99,9 @@ async def demo(args: argparse.Namespace, prompt: str, settings: Settings) -> Non
         await ask(client, prompt, settings, console)
 
 
-@contextlib.asynccontextmanager
-async def demo_servers(args: argparse.Namespace, report: object) -> AsyncIterator[tuple[str, str]]:
-    edge_port, cloud_port = free_ports(2)
-    edge_url, cloud_url = f"http://127.0.0.1:{edge_port}", f"http://127.0.0.1:{cloud_port}"
-    flags = [*config_flags(args), "--host", "127.0.0.1"]
-    point = ["--set", f"communication.cloud_endpoint={cloud_url}"]
-    logs = PROJECT / "logs"
-    servers = [
-        ServerProcess("cloud", "start_cloud.py", cloud_url, [*flags, "--port", str(cloud_port)], logs / "cloud.log"),
-        ServerProcess("edge", "start_edge.py", edge_url, [*flags, "--port", str(edge_port), *point], logs / "edge.log"),
-    ]
-    async with Supervisor(servers, report).running():
-        yield edge_url, cloud_url
-
-
 def client_of(config: Config) -> EdgeCloudHTTPClient:
     communication = config.communication
     return EdgeCloudHTTPClient(communication.edge_endpoint, communication.cloud_endpoint, communication.http_client)
-
-
-def config_flags(args: argparse.Namespace) -> list[str]:
-    """The config flags of this command line, to be passed on to the servers."""
-    chosen = ["--config", args.config] if args.config else []
-    return chosen + [part for flag in args.set for part in ("--set", flag)]
-
-
-def free_ports(count: int) -> list[int]:
-    """Different TCP ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 if __name__ == "__main__":

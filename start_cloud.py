@@ -3,7 +3,9 @@
 import sys
 
 from cloud.cloud_server import build_app
+from cloud.engine import CloudEngine
 from common import cli
+from common.config import CloudConfig
 from common.http_server import serve
 
 
@@ -17,7 +19,26 @@ async def main() -> None:
         args, cloud__server__host=args.host, cloud__server__port=args.port, cloud__model__path=args.model
     )
     cli.set_up_logging(config.logging.level)
-    await serve(build_app(config), config.cloud.server.host, config.cloud.server.port, "cloud server")
+    engine = CloudEngine(
+        config.cloud.model.path, config.cloud.draft_verifier.max_draft_tokens, engine_args(config.cloud)
+    )
+    await serve(build_app(engine), config.cloud.server.host, config.cloud.server.port, "cloud server")
+
+
+def engine_args(cloud: CloudConfig) -> dict[str, object]:
+    """vLLM's arguments for what the config says; `cloud.engine_args` come last and so win."""
+    batch = cloud.draft_verifier.batch
+    blocks = {"num_gpu_blocks_override": cloud.kv_cache.max_blocks} if cloud.kv_cache.max_blocks else {}
+    return {
+        "max_model_len": cloud.model.context_length,
+        "tensor_parallel_size": cloud.model.tensor_parallel_size,
+        "gpu_memory_utilization": cloud.model.gpu_memory_utilization,
+        "dtype": cloud.model.dtype,
+        "max_num_seqs": batch.max_batch_size if batch.enabled else 1,
+        "enable_prefix_caching": cloud.kv_cache.enabled and cloud.kv_cache.enable_prefix_caching,
+        **blocks,
+        **cloud.engine_args,
+    }
 
 
 if __name__ == "__main__":

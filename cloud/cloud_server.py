@@ -18,12 +18,13 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
 from vllm.exceptions import VLLMError
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from cloud.draft_verifier import DraftVerifier
 from cloud.engine import CloudEngine
 from cloud.sessions import SessionTable
-from common.errors import FrameworkError, RequestError
-from common.http_server import FATAL, make_app, read, reply
+from common.errors import EngineError, FrameworkError, RequestError
+from common.http_server import FATAL, REQUEST_ID, make_app, read, reply
 from common.types import VerifyRequest
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ async def _stats(request: web.Request) -> web.Response:
 
 async def _verify(request: web.Request) -> web.Response:
     body = await read(request, VerifyRequest)
-    return reply(request, await request.app[VERIFIER].verify_draft(body, request["request_id"]))
+    return reply(request, await request.app[VERIFIER].verify_draft(body, request[REQUEST_ID]))
 
 
 async def _models(request: web.Request) -> web.StreamResponse:
@@ -122,7 +123,7 @@ async def _generation(request: web.Request, type_: type[T]) -> T:
     if body.get("vllm_xargs"):
         # It would reach the scheduler as a draft that nobody checked.
         raise RequestError("vllm_xargs is not supported", param="vllm_xargs")
-    return _validate({**body, "request_id": request["request_id"]}, type_)
+    return _validate({**body, "request_id": request[REQUEST_ID]}, type_)
 
 
 def _validate(body: dict[str, Any], type_: Any) -> Any:
@@ -140,6 +141,8 @@ async def _answer(request: web.Request, serve: Callable[..., Awaitable[Any]], *a
     """Whatever a vLLM serving object returns, as a response: a model, an error object, or a stream of SSE lines."""
     try:
         result = await serve(*arguments)
+    except EngineDeadError as error:
+        raise EngineError("the engine has died") from error
     except (VLLMError, ValueError, TypeError, NotImplementedError) as error:
         result = create_error_response(error)
     if isinstance(result, ErrorResponse):
@@ -158,7 +161,7 @@ def _openai_error(response: ErrorResponse) -> dict[str, Any]:
 
 
 async def _stream(request: web.Request, lines: AsyncGenerator[str, None]) -> web.StreamResponse:
-    headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Request-Id": request["request_id"]}
+    headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Request-Id": request[REQUEST_ID]}
     response = web.StreamResponse(headers=headers)
     # Closing the lines aborts the generation when the client has left.
     async with aclosing(lines):

@@ -41,7 +41,7 @@ class RemoteDraftScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # KV slots past the scheduled tokens: without them there is nowhere to write the draft's keys and values.
-        self.num_lookahead_tokens = max(self.num_lookahead_tokens, self.num_spec_tokens)
+        self.num_lookahead_tokens: int = max(self.vllm_config.num_lookahead_tokens, self.num_spec_tokens)
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         _drop_padding(scheduler_output)

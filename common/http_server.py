@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import signal
+import socket
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -66,18 +68,30 @@ class HTTPServer:
 
     async def start(self) -> None:
         """Raises StartError when the address cannot be used, or what the application's own start raises."""
+        # The address first: an application may take half a minute to start, only to find its port in use.
+        listener = await self._bind()
+        self.port = listener.getsockname()[1]
         self._app[FATAL] = asyncio.get_running_loop().create_future()
-        await self._runner.setup()
         try:
-            site = web.TCPSite(self._runner, self.host, self.port)
-            await site.start()
-        except OSError as error:
-            await self._runner.cleanup()
-            raise StartError(f"{self.name}: cannot listen on {self.host}:{self.port} ({error.strerror})") from error
-        self.port = self._runner.addresses[0][1]
+            await self._runner.setup()
+        except BaseException:
+            listener.close()
+            raise
+        await web.SockSite(self._runner, listener).start()
 
     async def stop(self) -> None:
         await self._runner.cleanup()
+
+    async def _bind(self) -> socket.socket:
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+            family, _, _, _, address = min(found, key=lambda info: info[0])  # IPv4 before IPv6
+            return socket.create_server(address[:2], family=family)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            raise StartError(
+                f"the {self.name} cannot listen on {self.host}:{self.port} ({reason}): choose another with --port"
+            ) from error
 
     async def run(self) -> None:
         """Serves until SIGINT or SIGTERM; raises what an owner in the application failed with."""

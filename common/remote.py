@@ -49,7 +49,7 @@ class CloudVerifier:
         return Verdict(
             token_ids=response.token_ids,
             accepted=response.accepted,
-            finished=response.finish_reason == "stop",
+            finished=response.finish_reason is not None,
             latency_ms=(time.perf_counter() - started) * 1000,
         )
 

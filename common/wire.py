@@ -10,11 +10,9 @@ JSON = "application/json"
 MSGPACK = "application/msgpack"
 T = TypeVar("T")
 
-_encoders = {JSON: msgspec.json.Encoder(), MSGPACK: msgspec.msgpack.Encoder()}
-
 
 def encode(value: object, content_type: str = JSON) -> bytes:
-    return _encoders[content_type].encode(value)
+    return msgspec.msgpack.encode(value) if content_type == MSGPACK else msgspec.json.encode(value)
 
 
 def decode(body: bytes, type_: type[T], content_type: str = JSON) -> T:

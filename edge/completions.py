@@ -54,7 +54,9 @@ class Choice:
         self._engine = services.engine
         self._prompt = prompt
         self._plan = plan_of(request, services.config.plan)
-        self._reuse = _given(request.use_kv_cache, services.config.inference.features.use_kv_cache)
+        self._reuse = services.config.edge.kv_cache.enabled and _given(
+            request.use_kv_cache, services.config.inference.features.use_kv_cache
+        )
         self._sampling = _nth(request.sampling, index)
         self._limit = limit
         self._text = TextStream(services.engine.piece, request.stop_strings)

@@ -1,5 +1,6 @@
 """F2 on the edge: answers one draft request with the engine. Knows nothing of HTTP or of verifying."""
 
+import asyncio
 import math
 
 from common.errors import RequestError
@@ -31,7 +32,7 @@ class DraftGenerator:
         Raises RequestError with the name of the field that is wrong.
         """
         if self._owns:
-            await self._engine.start()
+            await asyncio.shield(self._engine.start())  # one request that gives up must not stop the load for others
         check_sampling(request.sampling)
         if not 1 <= request.max_tokens <= MAX_DRAFT_TOKENS:
             raise RequestError(f"max_tokens must be in 1..{MAX_DRAFT_TOKENS}", param="max_tokens")

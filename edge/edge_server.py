@@ -47,10 +47,10 @@ async def _services(app: web.Application, config: Config) -> AsyncIterator[None]
         confidence=calculator.of_logits,
     )
     await engine.start()
-    template = ChatTemplate(engine.chat_template or "", bos="", eos="")
+    template = ChatTemplate(engine.chat_template or "", bos=engine.bos, eos=engine.eos)
     async with HTTPClient(config.communication.cloud_endpoint, config.communication.http_client) as cloud:
         app[SERVICES] = Services(config, engine, template, cloud)
-        app[DRAFTS] = DraftGenerator(engine)
+        app[DRAFTS] = DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled)
         yield
     await engine.close()
 

@@ -20,6 +20,7 @@ from models.tokenizer import CHAT_TEMPLATE, END, SPECIAL_TOKENS
 MODELS = Path(__file__).parent
 CHECKPOINTS = MODELS / "checkpoints"
 CLOUD = MODELS / "demo-cloud"
+EXITS = MODELS / "demo-cloud-exits.safetensors"
 EDGE = MODELS / "demo-edge.gguf"
 LAYER_TENSORS = {
     "self_attn.q_proj": "attn_q",
@@ -35,12 +36,15 @@ LAYER_TENSORS = {
 
 
 def export_cloud() -> None:
-    """Writes `demo-cloud/`: the model and its exits in bf16, the tokenizer and its chat template."""
+    """Writes `demo-cloud/`: the model in bf16, the tokenizer and its chat template; and its exits beside it.
+
+    Beside it, since vLLM loads every safetensors file of a model's folder.
+    """
     shutil.rmtree(CLOUD, ignore_errors=True)
     model = LlamaForCausalLM.from_pretrained(CHECKPOINTS / "cloud", dtype=torch.float32)
     model.to(torch.bfloat16).save_pretrained(CLOUD)
     exits = load_file(CHECKPOINTS / "cloud" / "exits.safetensors")
-    save_file({name: t.to(torch.bfloat16) for name, t in exits.items()}, CLOUD / "exits.safetensors")
+    save_file({name: t.to(torch.bfloat16) for name, t in exits.items()}, EXITS)
     PreTrainedTokenizerFast.from_pretrained(CHECKPOINTS / "tokenizer").save_pretrained(CLOUD)
 
 
@@ -115,7 +119,7 @@ def main() -> None:
     argparse.ArgumentParser(description="Export the trained demo pair for vLLM and llama.cpp.").parse_args()
     export_cloud()
     export_edge()
-    for path in (CLOUD / "model.safetensors", EDGE):
+    for path in (CLOUD / "model.safetensors", EXITS, EDGE):
         print(f"{path.relative_to(MODELS.parent)}: {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -14,7 +14,9 @@ from common.errors import ContextLengthError, EngineError, RequestError, StartEr
 from common.types import GREEDY, DraftRequest, Sampling
 from edge.confidence import ConfidenceCalculator, ConfidenceStrategy
 from edge.draft_generator import DraftGenerator
-from edge.engine import CHUNK, EdgeEngine, draw
+from edge.engine import EdgeEngine
+from edge.llama import CHUNK
+from edge.sampling import draw
 
 MODEL = "models/demo-edge.gguf"
 QUESTIONS = (
@@ -97,6 +99,18 @@ async def test_sequences_in_turns_draft_what_each_drafts_alone(engine: EdgeEngin
     alone = [await answer(engine, prompt, [LENGTH], HOT, reuse=False) for prompt in prompts]
     together = await asyncio.gather(*(answer(engine, prompt, [5] * 5, HOT, reuse=False) for prompt in prompts))
     assert [tokens[:LENGTH] for tokens in together] == alone
+
+
+async def test_a_short_draft_does_not_wait_for_the_end_of_a_long_one(engine: EdgeEngine) -> None:
+    ended: list[str] = []
+
+    async def noted(name: str, prompt: list[int], limit: int) -> None:
+        async with engine.sequence() as sequence:
+            await sequence.draft(prompt, limit, HOT)
+        ended.append(name)
+
+    await asyncio.gather(noted("long", [5] * (3 * CHUNK), 200), noted("short", [5], 1))
+    assert ended == ["short", "long"]
 
 
 async def test_more_owners_than_sequences_wait_for_their_turn(engine: EdgeEngine) -> None:
@@ -361,6 +375,17 @@ async def test_a_generator_given_a_path_loads_its_own_engine() -> None:
     await generator.close()
     assert {len(response.draft_tokens) for response in responses} == {4}
     assert threading.enumerate() == threads
+
+
+async def test_a_request_that_gives_up_does_not_stop_the_load_for_others() -> None:
+    generator = DraftGenerator(MODEL)
+    request = DraftRequest(prompt="What is AI?", max_tokens=1)
+    impatient, patient = (asyncio.create_task(generator.generate_draft(request)) for _ in range(2))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    assert len((await patient).draft_tokens) == 1
+    assert impatient.cancelled()
+    await generator.close()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""HTTP on real ports: errors in OpenAI's shape, request ids, typed bodies, cancellation, failures as clients see them."""
+"""HTTP on real ports: errors in OpenAI's shape, request ids, typed bodies, cancellation, failures as clients see."""
 
 import asyncio
 import io

@@ -1,0 +1,113 @@
+"""Lossless speculation against the cloud alone, in one run, interleaved, as ratios. Knows only the servers' APIs.
+
+python -m benchmarks.lossless_speed [--prompts 8] [--repeats 5]
+"""
+
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from rich.progress import Progress
+from rich.table import Table
+
+from common import cli, terminal
+from common.api import ChatRequest, Message
+from common.config import HttpClientConfig
+from common.connection import HTTPClient
+from common.demo import demo_servers
+from common.types import Collaboration
+from models import corpus
+
+TOKENS = 64
+
+
+class Choice(msgspec.Struct):
+    message: Message
+    finish_reason: str
+
+
+class Reply(msgspec.Struct):
+    choices: list[Choice]
+    usage: dict[str, Any]
+    collaboration: Collaboration | None = None
+
+
+@dataclass
+class Row:
+    """One prompt's seconds, both ways, over the repeats."""
+
+    prompt: str
+    cloud: list[float] = field(default_factory=list)
+    lossless: list[float] = field(default_factory=list)
+    acceptance: float = 0.0
+    tokens: int = 0
+    same: bool = True
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.cloud) / statistics.median(self.lossless)
+
+
+async def timed(client: HTTPClient, request: ChatRequest) -> tuple[float, Reply]:
+    started = time.perf_counter()
+    reply = await client.post("/v1/chat/completions", request, Reply)
+    return time.perf_counter() - started, reply
+
+
+async def measure(edge: HTTPClient, cloud: HTTPClient, row: Row) -> None:
+    """One answer each way; the order of the two changes with every repeat."""
+    question = [Message(role="user", content=row.prompt)]
+    alone = ChatRequest(messages=question, max_tokens=TOKENS, temperature=0)
+    together = ChatRequest(messages=question, max_tokens=TOKENS, temperature=0, use_confidence_check=False)
+    ways = [(cloud, alone, row.cloud), (edge, together, row.lossless)]
+    texts = []
+    for client, request, seconds in ways if len(row.cloud) % 2 else reversed(ways):
+        spent, reply = await timed(client, request)
+        seconds.append(spent)
+        texts.append(reply.choices[0].message.text)
+        row.tokens = reply.usage["completion_tokens"]
+        if reply.collaboration:
+            row.acceptance = reply.collaboration.acceptance_rate or 0.0
+    row.same &= texts[0] == texts[1]
+
+
+async def main() -> None:
+    parser = cli.parser("Measure lossless speculation against the cloud alone.")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts with answers of at least 64 tokens (default 8)")
+    parser.add_argument("--repeats", type=int, default=5, help="answers per prompt and way (default 5)")
+    args = parser.parse_args()
+    console = terminal.console()
+    long = [f for f in corpus.facts() if f.kind == "explanation"][:: max(1, 80 // args.prompts)][: args.prompts]
+    rows = [Row(f"Explain {fact.names[0]}") for fact in long]
+    plain = HttpClientConfig(max_retries=0, optimized=True)
+    began = time.perf_counter()
+    async with demo_servers(args, console.print) as (edge_url, cloud_url):
+        console.print(f"both servers ready after {time.perf_counter() - began:.1f} s")
+        async with HTTPClient(edge_url, plain) as edge, HTTPClient(cloud_url, plain) as cloud:
+            for row in rows:  # warm-up, not counted
+                await measure(edge, cloud, Row(row.prompt))
+            with Progress(console=console) as bar:
+                for _ in bar.track(range(args.repeats), description="interleaved repeats"):
+                    for row in rows:
+                        await measure(edge, cloud, row)
+    console.print(table(rows))
+
+
+def table(rows: list[Row]) -> Table:
+    made = Table(title=f"Greedy answers of up to {TOKENS} tokens, seconds are medians", title_justify="left")
+    for name in ("prompt", "tokens", "cloud alone s", "lossless s", "speed-up", "acceptance", "same text"):
+        made.add_column(name, justify="left" if name == "prompt" else "right")
+    for row in rows:
+        cloud, lossless = statistics.median(row.cloud), statistics.median(row.lossless)
+        cells = f"{cloud:.3f}", f"{lossless:.3f}", f"{row.ratio:.2f}", f"{row.acceptance:.2f}"
+        made.add_row(row.prompt, str(row.tokens), *cells, "yes" if row.same else "no")
+    made.add_section()
+    made.add_row("median", "", "", "", f"{statistics.median(r.ratio for r in rows):.2f}", "", "")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main()))

@@ -1,0 +1,165 @@
+"""Both real servers together: lossless is the cloud's own, token for token, and the API is what clients expect."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+
+from common.api import Message, TokenizeReply, TokenizeRequest
+from common.http_client import EdgeCloudHTTPClient
+from common.pipeline import Pipeline
+from common.policy import Plan
+from common.remote import CloudVerifier, EdgeDrafter
+from common.types import GREEDY, Collaboration, Mode
+from models import corpus
+from tests.conftest import Servers
+
+PROMPTS = [prompt for _, prompt, _ in random.Random(1).sample(corpus.held_out_pairs(), 100)]
+MAX_TOKENS = 96
+
+
+async def prompt_ids(servers: Servers, prompt: str) -> list[int]:
+    question = TokenizeRequest(messages=[Message(role="user", content=prompt)])
+    return (await servers.edge.post("/tokenize", question, TokenizeReply)).tokens
+
+
+async def cloud_alone(servers: Servers, ids: list[int]) -> list[int]:
+    """The cloud's own greedy tokens, over its completions route."""
+    body = {"prompt": ids, "max_tokens": MAX_TOKENS, "temperature": 0, "return_token_ids": True}
+    reply: dict[str, Any] = await servers.cloud.post("/v1/completions", body, dict)
+    tokens: list[int] = reply["choices"][0]["token_ids"]
+    return tokens
+
+
+@pytest.mark.timeout(900)
+async def test_lossless_greedy_tokens_are_the_clouds_own_at_every_draft_length(servers: Servers) -> None:
+    """100 held-out prompts, drafts of 1, 4, 8 and 16, four answers at a time, at float32."""
+    ids = [await prompt_ids(servers, prompt) for prompt in PROMPTS]
+    truths = [await cloud_alone(servers, one) for one in ids]
+    assert len({tuple(truth) for truth in truths}) > 50
+    drafted = accepted = 0
+
+    async def check(prompt: list[int], truth: list[int], length: int) -> None:
+        nonlocal drafted, accepted
+        plan = Plan(use_confidence_check=False, max_draft_tokens=length)
+        verifier = CloudVerifier(servers.cloud)
+        pipeline = Pipeline(prompt, MAX_TOKENS, GREEDY, plan, EdgeDrafter(servers.edge), verifier)
+        tokens = [token async for chunk in pipeline.run() for token in chunk.token_ids]
+        assert pipeline.answer.report.degraded is None
+        assert tokens == truth
+        drafted += pipeline.answer.report.drafted
+        accepted += pipeline.answer.report.accepted
+
+    jobs = [(*pair, length) for length in (1, 4, 8, 16) for pair in zip(ids, truths, strict=True)]
+    for first in range(0, len(jobs), 4):
+        await asyncio.gather(*(check(*job) for job in jobs[first : first + 4]))
+    assert 0 < accepted < drafted, "the edge is right and wrong"
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+async def test_an_answer_says_how_it_came_about(servers: Servers, mode: Mode) -> None:
+    body = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0, "mode": mode}
+    reply: dict[str, Any] = await servers.edge.post("/v1/chat/completions", body, dict)
+    report = reply["collaboration"]
+    tokens = report["tokens"]
+    assert reply["choices"][0]["message"]["content"].startswith("The capital of France is")
+    assert reply["choices"][0]["finish_reason"] == "stop"
+    assert sum(tokens.values()) == reply["usage"]["completion_tokens"]
+    assert report["mode"] == mode
+    assert report["degraded"] is None
+    if mode is Mode.EDGE_ONLY:
+        assert report["cloud_calls"] == report["bytes_up"] == 0
+    if mode is Mode.CLOUD_ONLY:
+        assert tokens["cloud"] == reply["usage"]["completion_tokens"]
+
+
+async def test_seeded_sampling_is_reproducible_over_the_whole_pipeline(servers: Servers) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "Explain deep learning"}],
+        "temperature": 1.5,
+        "seed": 11,
+        "use_confidence_check": False,
+    }
+    texts = []
+    for seed in (11, 11, 12):
+        reply: dict[str, Any] = await servers.edge.post("/v1/chat/completions", {**body, "seed": seed}, dict)
+        texts.append(reply["choices"][0]["message"]["content"])
+    assert texts[0] == texts[1] != texts[2]
+
+
+async def test_the_openai_client_works_unmodified(servers: Servers) -> None:
+    async with openai.AsyncOpenAI(base_url=servers.edge_url + "/v1", api_key="none") as client:
+        assert (await client.models.list()).data[0].id == "demo-edge"
+        question: Any = [{"role": "user", "content": "What is machine learning?"}]
+        whole = await client.chat.completions.create(
+            model="demo-edge", messages=question, temperature=0, extra_body={"use_confidence_check": False}
+        )
+        stream = await client.chat.completions.create(
+            model="demo-edge",
+            messages=question,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"use_confidence_check": False},
+        )
+        chunks = [chunk async for chunk in stream]
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == whole.choices[0].message.content
+        assert chunks[-1].usage == whole.usage
+        stopped = await client.completions.create(
+            model="demo-edge", prompt="<|user|>What is AI?<|assistant|>", max_tokens=40, temperature=0, stop=" is"
+        )
+        assert " is" not in stopped.choices[0].text
+        assert stopped.choices[0].finish_reason == "stop"
+        with pytest.raises(openai.NotFoundError):
+            await client.chat.completions.create(model="another", messages=question)
+        with pytest.raises(openai.BadRequestError, match="context"):
+            await client.chat.completions.create(
+                model="demo-edge", messages=[{"role": "user", "content": "word " * 3000}]
+            )
+
+
+async def test_the_full_pipeline_runs_from_a_client_too(servers: Servers) -> None:
+    async with EdgeCloudHTTPClient(servers.edge_url, servers.cloud_url) as client:
+        result = await client.full_inference_pipeline(prompt="What is AI?", max_tokens=64, temperature=0.0)
+    assert result.text.startswith("Artificial intelligence")
+    assert result.total_latency_ms > result.edge_latency_ms > 0
+    assert 0 < result.confidence_score <= 1
+
+
+@pytest.fixture
+async def edge_without_cloud() -> AsyncIterator[str]:
+    from common import config
+    from common.http_server import HTTPServer
+    from edge.edge_server import build_app
+
+    lonely = config.load(flags=["communication.cloud_endpoint=http://127.0.0.1:1"], environment={})
+    server = HTTPServer(build_app(lonely), "127.0.0.1", 0)
+    await server.start()
+    yield f"http://127.0.0.1:{server.port}"
+    await server.stop()
+
+
+async def test_without_the_cloud_the_edge_answers_alone_and_says_why(edge_without_cloud: str) -> None:
+    body = {"messages": [{"role": "user", "content": "What is AI?"}], "temperature": 0, "use_confidence_check": False}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(edge_without_cloud + "/v1/chat/completions", json=body) as response,
+    ):
+        reply = await response.json()
+    assert response.status == 200
+    assert reply["choices"][0]["message"]["content"]
+    assert "cannot reach http://127.0.0.1:1" in reply["collaboration"]["degraded"]
+    assert not reply["collaboration"]["lossless"]
+
+
+async def test_the_combined_report_is_the_sum_of_its_choices(servers: Servers) -> None:
+    body = {"messages": [{"role": "user", "content": "What is AI?"}], "n": 3, "temperature": 0.5, "seed": 1}
+    reply: dict[str, Any] = await servers.edge.post("/v1/chat/completions", body, dict)
+    assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2]
+    assert sum(reply["collaboration"]["tokens"].values()) == reply["usage"]["completion_tokens"]
+    assert set(reply["collaboration"]) == set(Collaboration.__struct_fields__)

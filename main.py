@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import signal
 import sys
 
 from common import cli, terminal
@@ -58,27 +57,15 @@ async def main() -> None:
 async def serve(args: argparse.Namespace, config: Config) -> None:
     """Both servers until Ctrl-C or SIGTERM."""
     cli.set_up_logging(config.logging.level)
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     cloud, edge = config.cloud.server, config.edge.server
     flags = config_flags(args)
     servers = [
         ServerProcess("cloud", "start_cloud.py", f"http://{cloud.host}:{cloud.port}", flags),
         ServerProcess("edge", "start_edge.py", f"http://{edge.host}:{edge.port}", flags),
     ]
-    starting = asyncio.create_task(stay(Supervisor(servers), stopped))
-    stopping = asyncio.create_task(stopped.wait())
-    await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    starting.cancel()
     with contextlib.suppress(asyncio.CancelledError):
-        await starting
-
-
-async def stay(supervisor: Supervisor, stopped: asyncio.Event) -> None:
-    async with supervisor.running():
-        await stopped.wait()
+        async with Supervisor(servers).running():
+            await asyncio.Event().wait()
 
 
 async def answer(config: Config, prompt: str | None, settings: Settings, stream: bool) -> None:
@@ -95,7 +82,7 @@ async def demo(args: argparse.Namespace, prompt: str, settings: Settings) -> Non
         demo_servers(args, console.print) as (edge_url, cloud_url),
         EdgeCloudHTTPClient(edge_url, cloud_url) as client,
     ):
-        console.print(f"\n[bold]{prompt}[/bold]")
+        console.print(f"\n{prompt}", style="bold")
         await ask(client, prompt, settings, console)
 
 

@@ -108,7 +108,9 @@ class CloudEngine:
             "extra_args": {DRAFT_KEY: list(draft)} if draft else None,
             "skip_reading_prefix_cache": not use_kv_cache,
         }
-        output = (await self._generate(token_ids, sampling, options, request_id or uuid.uuid4().hex)).outputs[0]
+        # One HTTP request may become several of vLLM's, also at the same time.
+        unique_id = f"{request_id or 'verify'}-{uuid.uuid4().hex}"
+        output = (await self._generate(token_ids, sampling, options, unique_id)).outputs[0]
         if output.finish_reason not in ("stop", "length"):
             raise EngineError(f"the engine ended the request: {output.finish_reason}")
         drawn = list(output.token_ids)

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import signal
 import sys
 from collections.abc import Coroutine
 from typing import Any
@@ -28,15 +29,33 @@ def load_config(args: argparse.Namespace, **flags: object) -> Config:
     return config.load(args.config, [*args.set, *given])
 
 
-def run(program: Coroutine[Any, Any, int | None]) -> int:
-    """Runs a program to its end; a FrameworkError becomes one line on stderr and exit code 1, Ctrl-C code 130."""
+def run(program: Coroutine[Any, Any, None]) -> int:
+    """Runs a program to its end and returns its exit code; a FrameworkError becomes one line on stderr and code 1.
+
+    The first Ctrl-C or SIGTERM cancels the program (code 130); what it then cleans up is not disturbed by another.
+    """
     try:
-        return asyncio.run(program) or 0
+        asyncio.run(_cancelled_by_signals(program))
     except FrameworkError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except asyncio.CancelledError:
         return 130
+    return 0
+
+
+async def _cancelled_by_signals(program: Coroutine[Any, Any, None]) -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(program)
+    signals = signal.SIGINT, signal.SIGTERM
+
+    def cancel() -> None:
+        for number in signals:
+            loop.add_signal_handler(number, lambda: None)
+        task.cancel()
+
+    for number in signals:
+        loop.add_signal_handler(number, cancel)
+    await task
 
 
 def set_up_logging(level: str) -> None:

@@ -15,6 +15,7 @@ import stamina
 from common import wire
 from common.config import HttpClientConfig
 from common.errors import ContextLengthError, EndpointError, PrefixUnknown, RequestError
+from common.request_id import current_request_id
 
 T = TypeVar("T")
 
@@ -156,6 +157,8 @@ class HTTPClient:
         started = time.perf_counter()
         spent.calls += 1
         headers = {"Content-Type": content_type, "Accept": content_type}
+        if request_id := current_request_id.get():
+            headers["X-Request-Id"] = request_id
         try:
             async with self.session().request(
                 method, self.base_url + path, data=body or None, headers=headers

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from common import wire
 from common.errors import FrameworkError, NotFoundError, RequestError, StartError
+from common.request_id import current_request_id
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -95,10 +96,9 @@ class HTTPServer:
 
     async def run(self) -> None:
         """Serves until SIGINT or SIGTERM; raises what an owner in the application failed with."""
-        loop = asyncio.get_running_loop()
         stopped = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stopped.set)
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
         await self.start()
         try:
             log.info("%s listens on http://%s:%d", self.name, self.host, self.port)
@@ -122,6 +122,7 @@ async def _health(request: web.Request) -> web.Response:
 async def _request_ids(request: web.Request, handler: Handler) -> web.StreamResponse:
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex
+    current_request_id.set(request[REQUEST_ID])
     response = await handler(request)
     if not response.prepared:
         response.headers["X-Request-Id"] = request[REQUEST_ID]

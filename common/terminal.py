@@ -56,5 +56,5 @@ def percent(share: float | None) -> str:
 
 
 def console() -> Console:
-    """Colours only on a terminal; long lines wrap at words."""
-    return Console(highlight=False, soft_wrap=False)
+    """Colours only on a terminal; text is shown as it is, brackets too."""
+    return Console(highlight=False, markup=False)

@@ -13,7 +13,6 @@ from models import tasks
 
 CORPUS = Path(__file__).parent / "corpus"
 TOPICS = ("ai", "computing", "networks", "science", "geography")
-TASK_SHARE = 0.4
 OPENERS = ("", "", "", "", "", "", "", "Hello! ", "Question: ", "Quick question. ", "Hi, ")
 
 
@@ -46,12 +45,12 @@ def facts() -> tuple[Fact, ...]:
     return tuple(found.values())
 
 
-def training_pairs(seed: int) -> Iterator[tuple[str, str]]:
+def training_pairs(seed: int, task_share: float) -> Iterator[tuple[str, str]]:
     """An endless stream of (prompt, answer): facts by their weight in training wordings, tasks on training operands."""
     rng = Random(seed)
     weights = [f.weight for f in facts()]
     while True:
-        if rng.random() < TASK_SHARE:
+        if rng.random() < task_share:
             yield tasks.sample(rng.choice(list(tasks.TASKS)), rng, held_out=False)
             continue
         fact = rng.choices(facts(), weights)[0]

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import track
 
 from common.pipeline import Pipeline
 from common.policy import Plan
+from common.terminal import console
 from common.types import GREEDY, Sampling, Verdict
 from edge.engine import EdgeEngine
 from models import corpus, tasks
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the tables into models/README.md")
     args = parser.parse_args()
     table = asyncio.run(evaluate(args.per_kind))
-    Console(highlight=False).print(table, markup=False)
+    console().print(table)
     if args.write:
         write(table)
 

@@ -5,7 +5,6 @@ python -m models.train [--only cloud|edge]
 
 import argparse
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,16 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
+class Phase:
+    """One stretch of training; `task_share` of its conversations are generated tasks, the rest facts."""
+
+    steps: int
+    task_share: float
+    muon_rate: float
+    adam_rate: float
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One model's shape and how it is trained; `exits` are the layers after which an early exit is trained too."""
 
@@ -39,9 +48,7 @@ class Recipe:
     mlp: int
     exits: tuple[int, ...]
     rows_per_step: int
-    steps: int
-    muon_rate: float = 0.02
-    adam_rate: float = 0.003
+    phases: tuple[Phase, ...]
 
     def config(self) -> LlamaConfig:
         return LlamaConfig(
@@ -59,9 +66,11 @@ class Recipe:
         )
 
 
+CLOUD_PHASES = Phase(1500, 0.4, 0.02, 0.003), Phase(1000, 0.8, 0.01, 0.0015)
+"""Facts are learned by heart at once, the tasks' circuits only with many more examples."""
 RECIPES = {
-    "edge": Recipe("edge", 64, 3, 2, 2, 192, (), rows_per_step=16, steps=350),
-    "cloud": Recipe("cloud", 256, 8, 8, 4, 1024, (2, 4), rows_per_step=8, steps=1500),
+    "edge": Recipe("edge", 64, 3, 2, 2, 192, (), rows_per_step=16, phases=(Phase(620, 0.4, 0.02, 0.003),)),
+    "cloud": Recipe("cloud", 256, 8, 8, 4, 1024, (2, 4), rows_per_step=8, phases=CLOUD_PHASES),
 }
 
 
@@ -98,11 +107,11 @@ class LlamaWithExits(nn.Module):
         return last, last + 0.2 * sum(exits)
 
 
-def rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[list[int], list[int]]]:
+def rows(tokenizer: PreTrainedTokenizerFast, seed: int, task_share: float) -> Iterator[tuple[list[int], list[int]]]:
     """Endless rows of ROW tokens: whole conversations one after the other; only answers are targets."""
     ids: list[int] = []
     targets: list[int] = []
-    for prompt, answer in corpus.training_pairs(seed):
+    for prompt, answer in corpus.training_pairs(seed, task_share):
         asked = tokenizer.encode(f"<|user|>{prompt}<|assistant|>")
         answered = tokenizer.encode(f"{answer}<|end|>")
         if len(ids) + len(asked) + len(answered) > ROW + 1:
@@ -115,13 +124,13 @@ def rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[list[i
         targets += [IGNORED] * len(asked) + answered
 
 
-def optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, phase: Phase) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers (it learns from far fewer tokens), AdamW for embeddings and norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in n)]
     return [
-        Muon(matrices, lr=recipe.muon_rate),
-        torch.optim.AdamW(others, lr=recipe.adam_rate, betas=(0.9, 0.95), weight_decay=0.0),
+        Muon(matrices, lr=phase.muon_rate),
+        torch.optim.AdamW(others, lr=phase.adam_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
@@ -133,32 +142,43 @@ def rate_factor(progress: float) -> float:
 
 
 def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaWithExits:
-    """Trains for `recipe.steps` steps and returns the model; progress and loss are shown on the way."""
+    """Trains a new model through all phases of its recipe; progress and loss are shown on the way."""
     torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = LlamaWithExits(recipe).to(device)
+    model = LlamaWithExits(recipe).to("cuda" if torch.cuda.is_available() else "cpu")
     model.llama.model.compile()
-    steppers = optimizers(model, recipe)
-    base_rates = [o.param_groups[0]["lr"] for o in steppers]
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    data = rows(tokenizer, seed=1)
-    smooth = math.log(VOCAB_SIZE)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as bar:
-        for step in bar.track(range(recipe.steps), description=f"{recipe.name}, {size:.1f}M parameters"):
-            batch = torch.tensor(list(itertools.islice(data, recipe.rows_per_step)), device=device)
-            last, total = model.loss(batch[:, 0], batch[:, 1])
-            total.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer, base in zip(steppers, base_rates, strict=True):
-                optimizer.param_groups[0]["lr"] = base * rate_factor(step / recipe.steps)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            smooth += 0.02 * (last.item() - smooth)
-            if step % 50 == 49:
-                tokens = (step + 1) * recipe.rows_per_step * ROW / 1e6
-                bar.console.print(f"{recipe.name}: step {step + 1}, {tokens:.2f}M tokens, loss {smooth:.3f}")
+        for number, phase in enumerate(recipe.phases, 1):
+            name = f"{recipe.name}, {size:.1f}M parameters, phase {number} of {len(recipe.phases)}"
+            train_phase(model, recipe, phase, rows(tokenizer, number, phase.task_share), bar, name)
     return model
+
+
+def train_phase(
+    model: LlamaWithExits,
+    recipe: Recipe,
+    phase: Phase,
+    data: Iterator[tuple[list[int], list[int]]],
+    bar: Progress,
+    name: str,
+) -> None:
+    device = next(model.parameters()).device
+    steppers = optimizers(model, phase)
+    smooth = 0.0
+    for step in bar.track(range(phase.steps), description=name):
+        batch = torch.tensor(list(itertools.islice(data, recipe.rows_per_step)), device=device)
+        last, total = model.loss(batch[:, 0], batch[:, 1])
+        total.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, base in zip(steppers, (phase.muon_rate, phase.adam_rate), strict=True):
+            optimizer.param_groups[0]["lr"] = base * rate_factor(step / phase.steps)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        smooth += (last.item() - smooth) / min(step + 1, 50)
+        if step % 50 == 49:
+            tokens = (step + 1) * recipe.rows_per_step * ROW / 1e6
+            bar.console.print(f"{name}: step {step + 1}, {tokens:.2f}M tokens, loss {smooth:.3f}")
 
 
 def main() -> None:

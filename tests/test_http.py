@@ -14,7 +14,7 @@ from common import wire
 from common.config import HttpClientConfig
 from common.connection import HTTPClient, Traffic
 from common.errors import ContextLengthError, EndpointError, OverloadedError, PrefixUnknown, RequestError, StartError
-from common.http_server import BODY_LIMIT, HTTPServer, make_app, read, reply
+from common.http_server import BODY_LIMIT, REQUEST_ID, HTTPServer, make_app, read, reply
 from common.remote import CloudVerifier
 from common.session import prefix_hash
 from common.types import GREEDY, VerifyRequest, VerifyResponse
@@ -30,6 +30,7 @@ class Backend:
     def __init__(self) -> None:
         self.left = asyncio.Event()
         self.content_types: list[str] = []
+        self.request_ids: list[str] = []
         self.sessions: dict[str, list[int]] = {}
         self.asked: list[VerifyRequest] = []
 
@@ -45,6 +46,7 @@ class Backend:
 
     async def echo(self, request: web.Request) -> web.Response:
         self.content_types.append(request.content_type)
+        self.request_ids.append(request[REQUEST_ID])
         return reply(request, await read(request, Echo))
 
     async def wait(self, request: web.Request) -> web.Response:
@@ -150,6 +152,23 @@ async def test_refusals_come_back_as_the_error_that_was_raised(backend: tuple[Ba
             await client.post("/overloaded", {}, Echo)
         with pytest.raises(EndpointError, match="answered 500"):
             await client.post("/fail", {}, Echo)
+
+
+async def test_what_a_request_asks_of_another_server_carries_its_id(backend: tuple[Backend, str]) -> None:
+    app = make_app()
+
+    async def relay(request: web.Request) -> web.Response:
+        async with HTTPClient(backend[1]) as client, asyncio.TaskGroup() as group:
+            asked = group.create_task(client.post("/echo", Echo("x"), Echo))
+        return reply(request, await asked)
+
+    app.router.add_post("/relay", relay)
+    server = HTTPServer(app, "127.0.0.1", 0)
+    await server.start()
+    async with aiohttp.ClientSession(headers={"X-Request-Id": "from-afar"}) as session:
+        await session.post(f"http://127.0.0.1:{server.port}/relay")
+    await server.stop()
+    assert backend[0].request_ids == ["from-afar"]
 
 
 async def test_a_server_that_is_not_there_is_tried_again_and_then_named() -> None:

@@ -31,6 +31,7 @@ class Phase:
     """One stretch of training; `task_share` of its conversations are generated tasks, the rest facts."""
 
     steps: int
+    rows_per_step: int
     task_share: float
     muon_rate: float
     adam_rate: float
@@ -47,7 +48,6 @@ class Recipe:
     kv_heads: int
     mlp: int
     exits: tuple[int, ...]
-    rows_per_step: int
     phases: tuple[Phase, ...]
 
     def config(self) -> LlamaConfig:
@@ -66,11 +66,15 @@ class Recipe:
         )
 
 
-CLOUD_PHASES = Phase(1500, 0.4, 0.02, 0.003), Phase(1000, 0.8, 0.01, 0.0015)
+CLOUD_PHASES = (
+    Phase(1500, 8, 0.4, 0.02, 0.003),
+    Phase(1000, 8, 0.8, 0.01, 0.0015),
+    Phase(430, 16, 0.5, 0.01, 0.0015),
+)
 """Facts are learned by heart at once, the tasks' circuits only with many more examples."""
 RECIPES = {
-    "edge": Recipe("edge", 64, 3, 2, 2, 192, (), rows_per_step=16, phases=(Phase(620, 0.4, 0.02, 0.003),)),
-    "cloud": Recipe("cloud", 256, 8, 8, 4, 1024, (2, 4), rows_per_step=8, phases=CLOUD_PHASES),
+    "edge": Recipe("edge", 64, 3, 2, 2, 192, (), phases=(Phase(620, 16, 0.4, 0.02, 0.003),)),
+    "cloud": Recipe("cloud", 256, 8, 8, 4, 1024, (2, 4), phases=CLOUD_PHASES),
 }
 
 
@@ -151,13 +155,12 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaWithExits:
     with Progress(*columns) as bar:
         for number, phase in enumerate(recipe.phases, 1):
             name = f"{recipe.name}, {size:.1f}M parameters, phase {number} of {len(recipe.phases)}"
-            train_phase(model, recipe, phase, rows(tokenizer, number, phase.task_share), bar, name)
+            train_phase(model, phase, rows(tokenizer, number, phase.task_share), bar, name)
     return model
 
 
 def train_phase(
     model: LlamaWithExits,
-    recipe: Recipe,
     phase: Phase,
     data: Iterator[tuple[list[int], list[int]]],
     bar: Progress,
@@ -167,7 +170,7 @@ def train_phase(
     steppers = optimizers(model, phase)
     smooth = 0.0
     for step in bar.track(range(phase.steps), description=name):
-        batch = torch.tensor(list(itertools.islice(data, recipe.rows_per_step)), device=device)
+        batch = torch.tensor(list(itertools.islice(data, phase.rows_per_step)), device=device)
         last, total = model.loss(batch[:, 0], batch[:, 1])
         total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -177,7 +180,7 @@ def train_phase(
             optimizer.zero_grad(set_to_none=True)
         smooth += (last.item() - smooth) / min(step + 1, 50)
         if step % 50 == 49:
-            tokens = (step + 1) * recipe.rows_per_step * ROW / 1e6
+            tokens = (step + 1) * phase.rows_per_step * ROW / 1e6
             bar.console.print(f"{name}: step {step + 1}, {tokens:.2f}M tokens, loss {smooth:.3f}")
 
 

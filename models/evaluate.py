@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.progress import track
 
+from cloud.engine import CloudEngine
 from common.pipeline import Pipeline
 from common.policy import Plan
 from common.terminal import console
@@ -62,16 +63,17 @@ class Replay:
         return Verdict(list(drawn), accepted, len(drawn) == len(rest), 0.0)
 
 
-def cloud_answers(questions: list[Question]) -> None:
-    """Fills in what the cloud model answers on vLLM, in the numbers it is shipped in."""
-    from vllm import LLM, SamplingParams
-
-    llm = LLM(str(CLOUD), enforce_eager=True, max_model_len=1024, max_num_seqs=64, block_size=32, seed=0)
-    prompts = [{"prompt_token_ids": q.prompt_ids} for q in questions]
-    outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=MAX_TOKENS))
-    for question, output in zip(questions, outputs, strict=True):
-        question.cloud_ids = list(output.outputs[0].token_ids)
-        question.cloud = output.outputs[0].text
+async def cloud_answers(engine: EdgeEngine, questions: list[Question]) -> None:
+    """Fills in what the cloud model answers on vLLM; the two share a vocabulary, so the edge can spell it."""
+    cloud = CloudEngine(str(CLOUD), engine_args={"max_model_len": engine.context_length})
+    await cloud.start()
+    try:
+        answers = [asyncio.create_task(cloud.verify(q.prompt_ids, [], GREEDY, MAX_TOKENS)) for q in questions]
+        for question, answer in track(list(zip(questions, answers, strict=True)), "cloud answers"):
+            question.cloud_ids = (await answer).token_ids
+            question.cloud = engine.detokenize(question.cloud_ids)
+    finally:
+        await cloud.close()
 
 
 async def edge_answers(engine: EdgeEngine, questions: list[Question]) -> None:
@@ -100,7 +102,7 @@ async def evaluate(per_kind: int | None) -> str:
     """The evaluation's tables in Markdown."""
     async with EdgeEngine(str(EDGE), context_length=1024) as engine:
         questions = [ask(engine, *pair) for pair in chosen_pairs(per_kind)]
-        await asyncio.to_thread(cloud_answers, questions)
+        await cloud_answers(engine, questions)
         await edge_answers(engine, questions)
         lengths = [(n, *await acceptance(engine, questions, n)) for n in DRAFT_LENGTHS]
     lines = ["| questions | n | cloud exact match | edge exact match |", "|---|---|---|---|"]

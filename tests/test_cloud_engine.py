@@ -177,8 +177,9 @@ async def running_and_kv(engine: CloudEngine) -> tuple[float, float]:
 
 async def test_a_cancelled_verify_frees_its_place_and_kv(cloud_engine: CloudEngine) -> None:
     prompt = prompts(cloud_engine)[0]
-    jobs = [asyncio.create_task(cloud_engine.verify(prompt, [], HOT, 200)) for _ in range(4)]
-    async with asyncio.timeout(20):
+    endless = {"max_tokens": 200, "ignore_eos": True}  # so that nothing but the cancellation ends it here
+    jobs = [asyncio.create_task(cloud_engine._generate(prompt, HOT, endless, f"endless-{n}")) for n in range(4)]
+    async with asyncio.timeout(60):
         while (await running_and_kv(cloud_engine))[0] < len(jobs):
             pass
         assert (await running_and_kv(cloud_engine))[1] > 0

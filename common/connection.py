@@ -132,7 +132,12 @@ class HTTPClient:
         attempts = 1 + (self.config.max_retries if self.config.optimized else 0)
         try:
             async for attempt in stamina.retry_context(
-                on=Unreachable, attempts=attempts, timeout=self.config.timeout, wait_initial=0.05, wait_max=1.0
+                on=Unreachable,
+                attempts=attempts,
+                timeout=self.config.timeout,
+                wait_initial=0.05,
+                wait_max=1.0,
+                wait_jitter=0.1,
             ):
                 with attempt:
                     return await self._once(method, path, encoded, spent)

@@ -77,6 +77,7 @@ class HTTPServer:
             await self._runner.setup()
         except BaseException:
             listener.close()
+            await self._runner.cleanup()
             raise
         await web.SockSite(self._runner, listener).start()
 

@@ -46,13 +46,12 @@ async def _services(app: web.Application, config: Config) -> AsyncIterator[None]
         sequences=model.sequences,
         confidence=calculator.of_logits,
     )
-    await engine.start()
-    template = ChatTemplate(engine.chat_template or "", bos=engine.bos, eos=engine.eos)
-    async with HTTPClient(config.communication.cloud_endpoint, config.communication.http_client) as cloud:
+    communication = config.communication
+    async with engine, HTTPClient(communication.cloud_endpoint, communication.http_client) as cloud:
+        template = ChatTemplate(engine.chat_template or "", bos=engine.bos, eos=engine.eos)
         app[SERVICES] = Services(config, engine, template, cloud)
         app[DRAFTS] = DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled)
         yield
-    await engine.close()
 
 
 async def _ready(request: web.Request) -> web.Response:

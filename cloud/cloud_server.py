@@ -24,7 +24,7 @@ from cloud.draft_verifier import DraftVerifier
 from cloud.engine import CloudEngine
 from cloud.sessions import SessionTable
 from common.errors import EngineError, FrameworkError, RequestError
-from common.http_server import FATAL, REQUEST_ID, make_app, read, reply
+from common.http_server import FATAL, REQUEST_ID, make_app, read, reply, stream
 from common.types import VerifyRequest
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,14 @@ async def _answer(request: web.Request, serve: Callable[..., Awaitable[Any]], *a
         return reply(request, _openai_error(result), result.error.code)
     if isinstance(result, BaseModel):
         return reply(request, result.model_dump(mode="json"))
-    return await _stream(request, result)
+    return await stream(request, _encoded(result))
+
+
+async def _encoded(lines: AsyncGenerator[str, None]) -> AsyncGenerator[bytes, None]:
+    # Closing the lines aborts the generation when the client has left.
+    async with aclosing(lines):
+        async for line in lines:
+            yield line.encode()
 
 
 def _openai_error(response: ErrorResponse) -> dict[str, Any]:
@@ -158,15 +165,3 @@ def _openai_error(response: ErrorResponse) -> dict[str, Any]:
     kind = "invalid_request_error" if error.code < 500 else "server_error"
     code = "not_found" if error.code == 404 else None
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": code}}
-
-
-async def _stream(request: web.Request, lines: AsyncGenerator[str, None]) -> web.StreamResponse:
-    headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Request-Id": request[REQUEST_ID]}
-    response = web.StreamResponse(headers=headers)
-    # Closing the lines aborts the generation when the client has left.
-    async with aclosing(lines):
-        await response.prepare(request)
-        async for line in lines:
-            await response.write(line.encode())
-    await response.write_eof()
-    return response

@@ -6,7 +6,8 @@ import os
 import signal
 import socket
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import TypeVar
 
 from aiohttp import web
@@ -49,6 +50,34 @@ def reply(request: web.Request, value: object, status: int = 200) -> web.Respons
     wanted = request.headers.get("Accept", "")
     content_type = wire.MSGPACK if wire.MSGPACK in (wanted, request.content_type) else wire.JSON
     return web.Response(body=wire.encode(value, content_type), status=status, content_type=content_type)
+
+
+async def stream(request: web.Request, events: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+    """Sends server-sent events as they come; a failure on the way is an error event, then the end.
+
+    `events` are closed at once when the client leaves.
+    """
+    headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Request-Id": request[REQUEST_ID]}
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(request)
+    async with aclosing(events):
+        try:
+            async for event in events:
+                await response.write(event)
+        except ConnectionError:
+            raise  # the client left: there is nobody to tell
+        except Exception as error:
+            await response.write(b"data: " + wire.encode(error_object(_told(request, error))) + b"\n\n")
+    await response.write_eof()
+    return response
+
+
+def _told(request: web.Request, error: Exception) -> FrameworkError:
+    """What the client is told of a failure: our own errors as they are, any other only in the log."""
+    if isinstance(error, FrameworkError):
+        return error
+    log.error("request %s failed", request[REQUEST_ID], exc_info=error)
+    return FrameworkError("internal error; the server's log has the details")
 
 
 def error_object(error: FrameworkError) -> dict[str, dict[str, str | None]]:
@@ -140,9 +169,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         failure, status = NotFoundError(f"no such route: {request.method} {request.path}"), 404
     except web.HTTPException as error:
         failure, status = RequestError(f"{error.reason}: {request.method} {request.path}"), error.status
-    except Exception:
-        log.exception("request %s failed", request[REQUEST_ID])
-        failure, status = FrameworkError("internal error; the server's log has the details"), 500
+    except Exception as error:
+        failure, status = _told(request, error), 500
     log.info("request %s: %d %s", request[REQUEST_ID], status, failure.message)
     response = reply(request, error_object(failure), status)
     if status == 429:

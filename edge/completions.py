@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -119,23 +119,28 @@ class Completion:
         kind = "chat.completion" if self._chat else "text_completion"
         return {**self._head, "object": kind, "choices": choices, "usage": dump(self._usage()), **self._collaboration()}
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """The stream's chunks; the last one carries the collaboration object, and the usage if it was asked for."""
         kind = "chat.completion.chunk" if self._chat else "text_completion"
         include_usage = self._options is not None and self._options.include_usage
         unfinished = len(self.choices)
-        async for piece in self._pieces():
-            choice = {"index": piece.choice, **self._content("delta", piece.text), "finish_reason": piece.finish_reason}
-            if piece.provenance:
-                choice["provenance"] = piece.provenance
-            unfinished -= piece.finish_reason is not None
-            last = {} if unfinished or include_usage else self._collaboration()
-            yield {**self._head, "object": kind, "choices": [choice], **last}
+        async with aclosing(self._pieces()) as pieces:
+            async for piece in pieces:
+                choice = {
+                    "index": piece.choice,
+                    **self._content("delta", piece.text),
+                    "finish_reason": piece.finish_reason,
+                }
+                if piece.provenance:
+                    choice["provenance"] = piece.provenance
+                unfinished -= piece.finish_reason is not None
+                last = {} if unfinished or include_usage else self._collaboration()
+                yield {**self._head, "object": kind, "choices": [choice], **last}
         if include_usage:
             usage = dump(self._usage())
             yield {**self._head, "object": kind, "choices": [], "usage": usage, **self._collaboration()}
 
-    async def _pieces(self) -> AsyncIterator[Piece]:
+    async def _pieces(self) -> AsyncGenerator[Piece, None]:
         """The pieces of all choices as they come; leaving this early cancels what still runs."""
         queue: asyncio.Queue[Piece] = asyncio.Queue()
 

@@ -1,14 +1,15 @@
 """The edge's HTTP server: routes, and what lives as long as the server. Knows neither llama.cpp nor the pipeline."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 from aiohttp import web
 
 from common import api, wire
 from common.config import Config
 from common.connection import HTTPClient
-from common.errors import EngineError, FrameworkError, NotFoundError, RequestError
-from common.http_server import REQUEST_ID, error_object, make_app, read, reply
+from common.errors import EngineError, NotFoundError, RequestError
+from common.http_server import make_app, read, reply, stream
 from common.types import DraftRequest
 from edge.chat_template import ChatTemplate
 from edge.completions import Completion, Services
@@ -124,18 +125,11 @@ async def _respond(
     completion = Completion(services, body, prompt, max_tokens)
     if not body.stream:
         return reply(request, await completion.whole())
-    response = web.StreamResponse(
-        headers={
-            "Content-Type": "text/event-stream",
-            "Cache-Control": "no-cache",
-            "X-Request-Id": request[REQUEST_ID],
-        }
-    )
-    await response.prepare(request)
-    try:
-        async for event in completion.events():
-            await response.write(b"data: " + wire.encode(event) + b"\n\n")
-    except FrameworkError as error:
-        await response.write(b"data: " + wire.encode(error_object(error)) + b"\n\n")
-    await response.write(b"data: [DONE]\n\n")
-    return response
+    return await stream(request, _events(completion))
+
+
+async def _events(completion: Completion) -> AsyncGenerator[bytes, None]:
+    async with aclosing(completion.events()) as events:
+        async for event in events:
+            yield b"data: " + wire.encode(event) + b"\n\n"
+    yield b"data: [DONE]\n\n"

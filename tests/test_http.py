@@ -3,7 +3,7 @@
 import asyncio
 import io
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import aiohttp
 import msgspec
@@ -14,7 +14,7 @@ from common import wire
 from common.config import HttpClientConfig
 from common.connection import HTTPClient, Traffic
 from common.errors import ContextLengthError, EndpointError, OverloadedError, PrefixUnknown, RequestError, StartError
-from common.http_server import BODY_LIMIT, REQUEST_ID, HTTPServer, make_app, read, reply
+from common.http_server import BODY_LIMIT, REQUEST_ID, HTTPServer, make_app, read, reply, stream
 from common.remote import CloudVerifier
 from common.session import prefix_hash
 from common.types import GREEDY, VerifyRequest, VerifyResponse
@@ -39,6 +39,7 @@ class Backend:
         app.router.add_post("/echo", self.echo)
         app.router.add_post("/wait", self.wait)
         app.router.add_post("/fail", self.fail)
+        app.router.add_post("/stream", self.stream)
         app.router.add_post("/overloaded", self.overloaded)
         app.router.add_post("/too-long", self.too_long)
         app.router.add_post("/verify", self.verify)
@@ -59,6 +60,22 @@ class Backend:
 
     async def fail(self, request: web.Request) -> web.Response:
         raise ZeroDivisionError("a fault of our own")
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """One event, then what the query asks for: one of our errors, a fault, or nothing more for a long time."""
+
+        async def events() -> AsyncGenerator[bytes, None]:
+            try:
+                yield b'data: {"text":"first"}\n\n'
+                if request.query["then"] == "ours":
+                    raise OverloadedError("no room")
+                if request.query["then"] == "fault":
+                    raise ZeroDivisionError("a fault of our own")
+                await asyncio.sleep(60)
+            finally:
+                self.left.set()
+
+        return await stream(request, events())
 
     async def overloaded(self, request: web.Request) -> web.Response:
         raise OverloadedError("no room")
@@ -142,6 +159,26 @@ async def test_a_client_that_leaves_cancels_its_handler(backend: tuple[Backend, 
             await client.post("/wait", {}, Echo)
     async with asyncio.timeout(10):
         await backend[0].left.wait()
+
+
+@pytest.mark.parametrize(("then", "message"), [("ours", "no room"), ("fault", "internal error")])
+async def test_a_failure_after_the_first_event_is_an_error_event(
+    backend: tuple[Backend, str], then: str, message: str
+) -> None:
+    async with HTTPClient(backend[1]) as client:
+        events = aiter(client.events(f"/stream?then={then}", {}))
+        assert wire.decode(await anext(events), Echo) == Echo("first")
+        with pytest.raises(EndpointError, match=message):
+            await anext(events)
+
+
+async def test_a_client_that_leaves_a_stream_closes_it(backend: tuple[Backend, str]) -> None:
+    async with aiohttp.ClientSession() as session, session.post(backend[1] + "/stream?then=wait") as response:
+        assert b"first" in await response.content.readline()
+        assert not backend[0].left.is_set()
+        response.close()
+        async with asyncio.timeout(10):
+            await backend[0].left.wait()
 
 
 async def test_refusals_come_back_as_the_error_that_was_raised(backend: tuple[Backend, str]) -> None:

@@ -1,4 +1,4 @@
-# make setup | run | server | test | check | bench | train
+# make setup | run | server | test | test-long | check | bench | train
 PROMPT ?= What is AI?
 PYTHON ?= python3
 VENV   := .venv
@@ -7,7 +7,7 @@ GPU    := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 NEEDS  := $(if $(GPU),requirements.txt,requirements-cpu.txt)
 INSTALL := $(PY) -m pip install --disable-pip-version-check
 
-.PHONY: setup run server test check format bench evaluate train clean
+.PHONY: setup run server test test-long check format bench evaluate train clean
 
 setup: $(VENV)/.ready
 
@@ -37,6 +37,9 @@ format: setup
 
 test: setup
 	$(PY) -m pytest
+
+test-long: setup
+	$(PY) -m pytest -m long --timeout 1800
 
 bench: setup
 	$(PY) -m benchmarks.lossless_speed

@@ -39,12 +39,22 @@ class Provenance(StrEnum):
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """How tokens are drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off."""
+    """How tokens are drawn. `temperature` 0 is greedy; the other defaults switch each filter and penalty off.
+
+    `seed` decides what is drawn at each position (below 2**63). `prompt_tokens` is where the answer begins: presence
+    and frequency penalties count what comes after, and `json_schema` (JSON text) holds for it; None: all so far is prompt.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    json_schema: str | None = None
+    prompt_tokens: int | None = None
 
 
 GREEDY = Sampling()

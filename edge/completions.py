@@ -9,6 +9,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
+
 from common.api import ChatRequest, GenerationRequest, Usage, dump
 from common.config import Config
 from common.connection import HTTPClient
@@ -225,4 +227,4 @@ def _nth(sampling: Sampling, index: int) -> Sampling:
     """Each choice draws its own tokens, reproducibly."""
     if sampling.seed is None or index == 0:
         return sampling
-    return Sampling(sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed + index)
+    return msgspec.structs.replace(sampling, seed=sampling.seed + index)

@@ -41,8 +41,8 @@ class Provenance(StrEnum):
 class Sampling(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """How tokens are drawn. `temperature` 0 is greedy; the other defaults switch each filter and penalty off.
 
-    `seed` decides what is drawn at each position (below 2**63). `prompt_tokens` is where the answer begins: presence and
-    frequency penalties count what comes after it, and `json_schema` (JSON text) holds there; None: all so far is prompt.
+    `seed` (below 2**63) decides what is drawn at each position. The answer begins at `prompt_tokens` (None: after all
+    that is there): presence and frequency penalties count from there, and `json_schema` (JSON text) holds there.
     """
 
     temperature: float = 0.0

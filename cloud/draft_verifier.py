@@ -1,6 +1,8 @@
 """F2, the cloud half: a verify request checked, verified by the engine, and answered. Knows nothing of HTTP."""
 
+from cloud import stateless
 from cloud.engine import CloudEngine
+from cloud.rounds import Round
 from cloud.sessions import SessionTable
 from common.errors import RequestError
 from common.types import Sampling, Verdict, VerifyRequest, VerifyResponse
@@ -23,9 +25,15 @@ class DraftVerifier:
         limit = self._engine.max_draft_tokens
         _require(len(draft) <= limit, f"holds {len(draft)} tokens, at most {limit} are verified", "draft_token_ids")
         self._check_ids(draft, "draft_token_ids")
-        verdict = await self._engine.verify(
-            committed, draft, request.sampling, request.max_tokens, request.use_kv_cache, request_id
+        asked = Round(
+            committed=committed,
+            draft=draft,
+            sampling=request.sampling,
+            max_tokens=request.max_tokens,
+            use_kv_cache=request.use_kv_cache,
+            request_id=request_id,
         )
+        verdict = await stateless.verify(self._engine, asked)
         if request.session:
             self._sessions.commit(request.session, committed + verdict.token_ids)
         return self._response(len(committed), len(draft), verdict)

@@ -1,7 +1,8 @@
 """What vLLM imports inside its engine process to verify drafts made elsewhere. Knows nothing of HTTP or sessions.
 
 A draft travels in `SamplingParams.extra_args[DRAFT_KEY]`. The scheduler puts it into the step in which the request's
-prefill ends, as if a local proposer had made it; vLLM's own rejection sampler does the rest.
+prefill ends, as if a local proposer had made it; vLLM's own rejection sampler does the rest. Where the answer so far
+matters (penalties, a schema), `extra_args[ANSWER_KEY]` says how many of the prompt's tokens come before it.
 """
 
 from typing import Any
@@ -11,10 +12,12 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from cloud import vllm_guards
+from cloud.answer_so_far import begin_with_answer, install
 
 DRAFT_KEY = "draft_token_ids"
 
 vllm_guards.install()
+install()
 
 
 class NoProposer:
@@ -34,8 +37,8 @@ class NoProposer:
 class RemoteDraftScheduler(Scheduler):
     """vLLM's scheduler, verifying the draft that a request brought along in the step that ends its prefill.
 
-    A request with a draft and `max_tokens` = draft length + 1 is a verify: it ends after that step, also when a
-    rejection left it fewer tokens. Any other request goes on as usual.
+    A request with a draft is a verify: it ends after that step, also when a rejection left it fewer tokens than
+    `max_tokens`, which is the draft's length and one. Any other request goes on as usual.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -43,37 +46,51 @@ class RemoteDraftScheduler(Scheduler):
         # KV slots past the scheduled tokens: without them there is nowhere to write the draft's keys and values.
         self.num_lookahead_tokens: int = max(self.vllm_config.num_lookahead_tokens, self.num_spec_tokens)
 
+    def add_request(self, request: Request) -> None:
+        begin_with_answer(request)
+        super().add_request(request)
+
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         _drop_padding(scheduler_output)
+        self._advance_grammars(scheduler_output)
         room = self.scheduler_config.max_num_batched_tokens - scheduler_output.total_num_scheduled_tokens
         for request_id, scheduled in scheduler_output.num_scheduled_tokens.items():
             request = self.requests[request_id]
-            draft = _draft(request)
+            draft = _extra(request).get(DRAFT_KEY, [])
             end = request.num_computed_tokens + scheduled
-            # Preemption repeats a prefill; once there is output, the draft has had its step.
-            if not draft or request.num_output_tokens or end != request.num_tokens:
+            # Preemption repeats a prefill; once a verify has output it has ended, so this is its draft's step.
+            if not draft or end != request.num_tokens:
                 continue
             # A longer step than max_num_batched_tokens ends the engine; one token must still fit behind the draft.
             draft = draft[: max(0, min(room, self.num_spec_tokens, self.max_model_len - end - 1))]
+            draft = self.structured_output_manager.validate_tokens(request, draft)
             if draft:
                 room -= len(draft)
                 _schedule(scheduler_output, request_id, draft)
         super()._update_after_schedule(scheduler_output)
 
+    def _advance_grammars(self, scheduler_output: SchedulerOutput) -> None:
+        """A grammar begins at its start; bring those of new requests to where their answers are."""
+        for new in scheduler_output.scheduled_new_reqs:
+            request = self.requests[new.req_id]
+            if request.num_output_tokens:
+                new.prompt_token_ids = list(request.all_token_ids)  # the answer too: the worker has not seen it
+                if request.use_structured_output:
+                    request.structured_output_request.grammar.accept_tokens(new.req_id, list(request.output_token_ids))
+
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
         new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
-        draft = _draft(request)
-        if not stopped and draft and request.max_tokens == len(draft) + 1:
+        if not stopped and DRAFT_KEY in _extra(request):
             request.status = RequestStatus.FINISHED_LENGTH_CAPPED
             stopped = True
         return new_token_ids, stopped
 
 
-def _draft(request: Request) -> list[int]:
+def _extra(request: Request) -> dict[str, Any]:
     params = request.sampling_params
-    return (params.extra_args or {}).get(DRAFT_KEY, []) if params else []
+    return (params.extra_args or {}) if params else {}
 
 
 def _schedule(output: SchedulerOutput, request_id: str, draft: list[int]) -> None:

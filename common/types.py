@@ -103,6 +103,7 @@ class Verdict(Struct, frozen=True):
     accepted: int
     finished: bool
     latency_ms: float
+    logprobs: list[TokenLogprob] | None = None
 
 
 class DraftRequest(Struct, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from rich.progress import track
 
+from cloud import stateless
 from cloud.engine import CloudEngine
+from cloud.rounds import Round
 from common.pipeline import Pipeline
 from common.policy import Plan
 from common.terminal import console
@@ -65,10 +67,13 @@ class Replay:
 
 async def cloud_answers(engine: EdgeEngine, questions: list[Question]) -> None:
     """Fills in what the cloud model answers on vLLM; the two share a vocabulary, so the edge can spell it."""
-    cloud = CloudEngine(str(CLOUD), engine_args={"max_model_len": engine.context_length})
+    cloud = CloudEngine(str(CLOUD), args={"max_model_len": engine.context_length})
     await cloud.start()
     try:
-        answers = [asyncio.create_task(cloud.verify(q.prompt_ids, [], GREEDY, MAX_TOKENS)) for q in questions]
+        answers = [
+            asyncio.create_task(stateless.verify(cloud, Round(q.prompt_ids, [], max_tokens=MAX_TOKENS)))
+            for q in questions
+        ]
         for question, answer in track(list(zip(questions, answers, strict=True)), "cloud answers"):
             question.cloud_ids = (await answer).token_ids
             question.cloud = engine.detokenize(question.cloud_ids)

@@ -3,11 +3,18 @@
 import argparse
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest_asyncio
 
+from cloud.engine import CloudEngine
 from common.connection import HTTPClient
 from common.demo import demo_servers
+
+CLOUD_MODEL = Path(__file__).parent.parent / "models" / "demo-cloud"
+CLOUD_CONTEXT = 256
+# Small enough that a few prompts with drafts overrun a step, which ends an engine that does not cut the drafts.
+STEP_TOKENS = 320
 
 
 @dataclass
@@ -29,3 +36,13 @@ async def servers() -> AsyncIterator[Servers]:
         HTTPClient(cloud_url) as cloud,
     ):
         yield Servers(edge_url, cloud_url, edge, cloud)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def cloud_engine() -> AsyncIterator[CloudEngine]:
+    """A real engine in this process' care, in float32 and narrow on purpose."""
+    args = {"dtype": "float32", "max_model_len": CLOUD_CONTEXT, "max_num_batched_tokens": STEP_TOKENS}
+    engine = CloudEngine(str(CLOUD_MODEL), max_draft_tokens=16, args={**args, "kv_cache_memory_bytes": 2**26})
+    await engine.start()
+    yield engine
+    await engine.close()

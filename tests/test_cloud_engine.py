@@ -3,23 +3,23 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-import pytest_asyncio
 
+from cloud import stateless
 from cloud.draft_verifier import DraftVerifier
-from cloud.engine import CloudEngine, seed_at
+from cloud.engine import CloudEngine
+from cloud.rounds import Round, seed_at, vllm_params
 from cloud.sessions import SessionTable
 from common.errors import ConfigError, ContextLengthError, EngineError, PrefixUnknown, RequestError, StartError
 from common.session import prefix_hash
-from common.types import GREEDY, Sampling, VerifyRequest
+from common.types import GREEDY, Sampling, Verdict, VerifyRequest
+from tests.conftest import CLOUD_CONTEXT as CONTEXT
+from tests.conftest import CLOUD_MODEL as MODEL
 
-MODEL = Path(__file__).parent.parent / "models" / "demo-cloud"
-CONTEXT = 256
-# Small enough that a few prompts with drafts overrun a step, which ends an engine that does not cut the drafts.
-STEP_TOKENS = 320
 QUESTIONS = (
     "What is AI?",
     "Explain quantum computing",
@@ -33,13 +33,15 @@ HOT = Sampling(temperature=2.0)
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def cloud_engine() -> AsyncIterator[CloudEngine]:
-    args = {"dtype": "float32", "max_model_len": CONTEXT, "max_num_batched_tokens": STEP_TOKENS}
-    engine = CloudEngine(str(MODEL), max_draft_tokens=16, engine_args={**args, "kv_cache_memory_bytes": 2**26})
-    await engine.start()
-    yield engine
-    await engine.close()
+async def verify(
+    engine: CloudEngine,
+    prompt: list[int],
+    draft: list[int],
+    sampling: Sampling = GREEDY,
+    max_tokens: int = 1,
+    **other: Any,
+) -> Verdict:
+    return await stateless.verify(engine, Round(prompt, draft, sampling, max_tokens, **other))
 
 
 def prompts(engine: CloudEngine) -> list[list[int]]:
@@ -47,7 +49,7 @@ def prompts(engine: CloudEngine) -> list[list[int]]:
 
 
 async def plain(engine: CloudEngine, prompt: list[int], max_tokens: int = 40) -> list[int]:
-    return (await engine.verify(prompt, [], GREEDY, max_tokens)).token_ids
+    return (await verify(engine, prompt, [], GREEDY, max_tokens)).token_ids
 
 
 async def in_rounds(engine: CloudEngine, prompt: list[int], right: list[int], length: int, error: float) -> list[int]:
@@ -57,7 +59,7 @@ async def in_rounds(engine: CloudEngine, prompt: list[int], right: list[int], le
     while len(drawn) < len(right):
         draft = right[len(drawn) : len(drawn) + length]
         draft = [rng.randrange(engine.vocab_size) if rng.random() < error else token for token in draft]
-        verdict = await engine.verify(prompt + drawn, draft, GREEDY)
+        verdict = await verify(engine, prompt + drawn, draft, GREEDY)
         assert verdict.token_ids[: verdict.accepted] == draft[: verdict.accepted]
         assert len(verdict.token_ids) <= verdict.accepted + 1
         drawn += verdict.token_ids
@@ -90,14 +92,14 @@ async def test_greedy_tokens_are_the_same_under_concurrency(cloud_engine: CloudE
 async def test_a_right_draft_is_accepted_and_followed_by_a_bonus_token(cloud_engine: CloudEngine) -> None:
     prompt = prompts(cloud_engine)[1]
     right = await plain(cloud_engine, prompt)
-    verdict = await cloud_engine.verify(prompt, right[:3], GREEDY)
+    verdict = await verify(cloud_engine, prompt, right[:3], GREEDY)
     assert (verdict.token_ids, verdict.accepted) == (right[:4], 3)
 
 
 async def test_a_wrong_token_is_replaced_and_ends_the_round(cloud_engine: CloudEngine) -> None:
     prompt = prompts(cloud_engine)[1]
     right = await plain(cloud_engine, prompt)
-    verdict = await cloud_engine.verify(prompt, [right[0], right[1] ^ 1, right[2]], GREEDY)
+    verdict = await verify(cloud_engine, prompt, [right[0], right[1] ^ 1, right[2]], GREEDY)
     assert (verdict.token_ids, verdict.accepted) == (right[:2], 1)
 
 
@@ -106,7 +108,7 @@ async def test_drafts_beyond_a_steps_room_are_cut_and_stay_exact(cloud_engine: C
     asked = [[rng.randrange(5, cloud_engine.vocab_size) for _ in range(150)] for _ in range(24)]
     right = [await plain(cloud_engine, prompt, 17) for prompt in asked]
     jobs = [
-        cloud_engine.verify(prompt, answer[:16], GREEDY, use_kv_cache=False)
+        verify(cloud_engine, prompt, answer[:16], GREEDY, use_kv_cache=False)
         for prompt, answer in zip(asked, right, strict=True)
     ]
     verdicts = await asyncio.gather(*jobs)
@@ -125,7 +127,7 @@ async def first_tokens(
     engine: CloudEngine, prompt: list[int], draft: Sequence[int], temperature: float, first_seed: int
 ) -> Counter[int]:
     settings = [Sampling(temperature=temperature, top_k=6, seed=first_seed + n) for n in range(1500)]
-    verdicts = await asyncio.gather(*(engine.verify(prompt, list(draft), sampling) for sampling in settings))
+    verdicts = await asyncio.gather(*(verify(engine, prompt, list(draft), sampling) for sampling in settings))
     return Counter(verdict.token_ids[0] for verdict in verdicts)
 
 
@@ -155,30 +157,31 @@ async def test_every_sampling_filter_works_with_and_without_drafts(cloud_engine:
     ]
     drafts: list[list[int]] = [[], right[:4]]
     for draft in drafts:  # a step in which no request has a draft, then one in which all have
-        await asyncio.gather(*(cloud_engine.verify(prompt, draft, sampling) for sampling in settings))
-    await asyncio.gather(*(cloud_engine.verify(prompt, draft, s) for s in settings for draft in drafts))
+        await asyncio.gather(*(verify(cloud_engine, prompt, draft, sampling) for sampling in settings))
+    await asyncio.gather(*(verify(cloud_engine, prompt, draft, s) for s in settings for draft in drafts))
     assert await plain(cloud_engine, prompt) == right
 
 
 async def test_a_seed_repeats_a_round_and_differs_between_positions(cloud_engine: CloudEngine) -> None:
     prompt = prompts(cloud_engine)[0]
     seeded = Sampling(temperature=2.0, seed=5)
-    first, again = [await cloud_engine.verify(prompt, [], seeded, 8) for _ in range(2)]
+    first, again = [await verify(cloud_engine, prompt, [], seeded, 8) for _ in range(2)]
     assert first.token_ids == again.token_ids
     assert len({seed_at(seed, position) for seed in range(10) for position in range(10)}) == 100
 
 
 async def running_and_kv(engine: CloudEngine) -> tuple[float, float]:
     """Requests running and KV cache in use, as of the end of a step made here."""
-    await engine.verify([1, 2, 3], [], GREEDY)
+    await verify(engine, [1, 2, 3], [], GREEDY)
     stats = engine.stats()
     return stats["running"], stats["kv_cache_usage"]
 
 
 async def test_a_cancelled_verify_frees_its_place_and_kv(cloud_engine: CloudEngine) -> None:
     prompt = prompts(cloud_engine)[0]
-    endless = {"max_tokens": 200, "ignore_eos": True}  # so that nothing but the cancellation ends it here
-    jobs = [asyncio.create_task(cloud_engine._generate(prompt, HOT, endless, f"endless-{n}")) for n in range(4)]
+    # Nothing but the cancellation ends these here.
+    endless = vllm_params(Round(prompt, [], HOT, 200), ignore_eos=True)
+    jobs = [asyncio.create_task(anext(cloud_engine.generate(prompt, endless))) for _ in range(4)]
     async with asyncio.timeout(60):
         while (await running_and_kv(cloud_engine))[0] < len(jobs):
             pass
@@ -193,28 +196,28 @@ async def test_a_cancelled_verify_frees_its_place_and_kv(cloud_engine: CloudEngi
 
 async def test_the_prefix_cache_is_read_only_when_asked(cloud_engine: CloudEngine) -> None:
     prompt = [n + 5 for n in range(100)]
-    await cloud_engine.verify(prompt, [], GREEDY)
+    await verify(cloud_engine, prompt, [], GREEDY)
     hits = [cloud_engine.stats()["prefix_cache_hits"]]
     for use_kv_cache in (False, True):
-        await cloud_engine.verify(prompt, [], GREEDY, use_kv_cache=use_kv_cache)
+        await verify(cloud_engine, prompt, [], GREEDY, use_kv_cache=use_kv_cache)
         hits.append(cloud_engine.stats()["prefix_cache_hits"])
     assert hits[0] == hits[1] < hits[2]
 
 
 async def test_the_context_ends_an_answer_and_bounds_a_prompt(cloud_engine: CloudEngine) -> None:
     prompt = [n + 5 for n in range(CONTEXT)]
-    last = await cloud_engine.verify(prompt[:-1], [], GREEDY, 5)
+    last = await verify(cloud_engine, prompt[:-1], [], GREEDY, 5)
     assert (len(last.token_ids), last.finished) == (1, True)
-    cut = await cloud_engine.verify(prompt[:-2], [7, 7], GREEDY)
+    cut = await verify(cloud_engine, prompt[:-2], [7, 7], GREEDY)
     assert 1 <= len(cut.token_ids) <= 2
     for length, draft in ((CONTEXT, []), (CONTEXT - 4, [7] * 5)):
         with pytest.raises(ContextLengthError):
-            await cloud_engine.verify(prompt[:length], draft, GREEDY)
+            await verify(cloud_engine, prompt[:length], draft, GREEDY)
 
 
 async def test_lists_given_to_the_engine_stay_as_they_are(cloud_engine: CloudEngine) -> None:
     prompt, draft = [11, 12, 13], [14, 15]
-    await cloud_engine.verify(prompt, draft, GREEDY)
+    await verify(cloud_engine, prompt, draft, GREEDY)
     assert (prompt, draft) == ([11, 12, 13], [14, 15])
 
 
@@ -270,13 +273,13 @@ async def test_a_wrong_request_is_refused_by_the_name_of_its_field(
 
 async def test_what_only_vllm_knows_to_be_wrong_is_a_request_error(cloud_engine: CloudEngine) -> None:
     with pytest.raises(RequestError):
-        await cloud_engine.verify([1], [], Sampling(temperature=1000.0))
+        await verify(cloud_engine, [1], [], Sampling(temperature=1000.0))
 
 
 @pytest.mark.parametrize(("key", "hint"), [("max_model_length", "max_model_len"), ("scheduler_cls", "this project")])
 async def test_a_wrong_engine_argument_is_refused_with_a_hint(key: str, hint: str) -> None:
     with pytest.raises(ConfigError, match=rf"^cloud\.engine_args\.{key}: .*{hint}"):
-        CloudEngine(str(MODEL), engine_args={key: 1})
+        CloudEngine(str(MODEL), args={key: 1})
 
 
 async def test_a_missing_model_fails_the_start_in_one_line(tmp_path: Path) -> None:
@@ -287,4 +290,4 @@ async def test_a_missing_model_fails_the_start_in_one_line(tmp_path: Path) -> No
         assert str(model) in caught.value.message
         assert "\n" not in caught.value.message
         with pytest.raises(EngineError):
-            await engine.verify([1], [], GREEDY)
+            await verify(engine, [1], [], GREEDY)

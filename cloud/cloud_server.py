@@ -25,7 +25,7 @@ from cloud.engine import CloudEngine
 from cloud.sessions import SessionTable
 from common.errors import EngineError, FrameworkError, RequestError
 from common.http_server import FATAL, REQUEST_ID, make_app, read, reply, stream
-from common.types import VerifyRequest
+from common.types import ErrorObject, VerifyBatchItem, VerifyBatchRequest, VerifyBatchResponse, VerifyRequest
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -34,6 +34,8 @@ ENGINE = web.AppKey("ENGINE", CloudEngine)
 SESSIONS = web.AppKey("SESSIONS", SessionTable)
 VERIFIER = web.AppKey("VERIFIER", DraftVerifier)
 
+MAX_BATCH = 256
+"""Rounds in one POST /verify/batch."""
 IGNORED = ("min_p", "logit_bias")
 """Sampling fields that vLLM ignores once it has a speculative config."""
 
@@ -48,6 +50,7 @@ def build_app(engine: CloudEngine) -> web.Application:
     app.router.add_get("/ready", _ready)
     app.router.add_get("/stats", _stats)
     app.router.add_post("/verify", _verify)
+    app.router.add_post("/verify/batch", _verify_batch)
     app.router.add_get("/v1/models", _models)
     app.router.add_post("/v1/chat/completions", _chat_completion)
     app.router.add_post("/v1/completions", _completion)
@@ -80,13 +83,31 @@ async def _ready(request: web.Request) -> web.Response:
 
 async def _stats(request: web.Request) -> web.Response:
     sessions = request.app[SESSIONS]
-    held = {"sessions": len(sessions), "session_tokens": sessions.tokens}
+    held = {"sessions": len(sessions), "session_bytes": sessions.bytes}
     return reply(request, {**request.app[ENGINE].stats(), **held})
 
 
 async def _verify(request: web.Request) -> web.Response:
     body = await read(request, VerifyRequest)
     return reply(request, await request.app[VERIFIER].verify_draft(body, request[REQUEST_ID]))
+
+
+async def _verify_batch(request: web.Request) -> web.Response:
+    body = await read(request, VerifyBatchRequest)
+    if not 0 < len(body.requests) <= MAX_BATCH:
+        raise RequestError(f"requests takes 1 to {MAX_BATCH} rounds", param="requests")
+    async with asyncio.TaskGroup() as group:
+        items = [group.create_task(_verify_item(request, one)) for one in body.requests]
+    return reply(request, VerifyBatchResponse([item.result() for item in items]))
+
+
+async def _verify_item(request: web.Request, body: VerifyRequest) -> VerifyBatchItem:
+    """One round of a batch, whose failure is its own."""
+    try:
+        response = await request.app[VERIFIER].verify_draft(body, request[REQUEST_ID])
+    except FrameworkError as error:
+        return VerifyBatchItem(error=ErrorObject(error.message, error.type, error.param, error.code))
+    return VerifyBatchItem(response=response)
 
 
 async def _models(request: web.Request) -> web.StreamResponse:

@@ -23,8 +23,10 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from cloud.draft_verifier import DraftVerifier
 from cloud.engine import CloudEngine
 from cloud.sessions import SessionTable
+from common.config import ServerConfig
 from common.errors import EngineError, FrameworkError, RequestError
-from common.http_server import FATAL, REQUEST_ID, make_app, read, reply, stream
+from common.http_messages import REQUEST_ID, read, reply, stream
+from common.http_server import FATAL, make_app
 from common.types import VerifyRequest
 
 log = logging.getLogger(__name__)
@@ -38,9 +40,9 @@ IGNORED = ("min_p", "logit_bias")
 """Sampling fields that vLLM ignores once it has a speculative config."""
 
 
-def build_app(engine: CloudEngine) -> web.Application:
+def build_app(engine: CloudEngine, config: ServerConfig | None = None) -> web.Application:
     """The cloud server's application; it owns `engine`, starting it beside the open port and closing it at the end."""
-    app = make_app()
+    app = make_app(config)
     app[ENGINE] = engine
     app[SESSIONS] = SessionTable()
     app[VERIFIER] = DraftVerifier(engine, app[SESSIONS])

@@ -88,7 +88,13 @@ async def demo(args: argparse.Namespace, prompt: str, settings: Settings) -> Non
 
 def client_of(config: Config) -> EdgeCloudHTTPClient:
     communication = config.communication
-    return EdgeCloudHTTPClient(communication.edge_endpoint, communication.cloud_endpoint, communication.http_client)
+    return EdgeCloudHTTPClient(
+        communication.edge_endpoint,
+        communication.cloud_endpoint,
+        communication.http_client,
+        communication.edge_api_key,
+        communication.cloud_api_key,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,202 @@
+"""What happens to every request around its handler: observed, failures told, keys checked, a stopping server closed."""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Middleware
+
+from common.config import Secret
+from common.errors import (
+    AuthenticationError,
+    FrameworkError,
+    NotFoundError,
+    OverloadedError,
+    RequestError,
+    StoppingError,
+)
+from common.http_messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, error_object, reply, told
+from common.in_flight import IN_FLIGHT
+from common.metrics import HttpMetrics, Outcome
+from common.request_id import current_request_id, current_traceparent, valid_traceparent
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PROBES = ("/health", "/ready", "/metrics")
+"""Asked every few seconds by machines: logged only at level DEBUG."""
+OPEN = ("/health", "/ready")
+"""Answered without a key."""
+OTHER = "other"
+
+
+def observe(metrics: HttpMetrics) -> Middleware:
+    """Gives each request its id and trace, and when it is over counts it and writes its line into the log."""
+
+    @web.middleware
+    async def observed(request: web.Request, handler: Handler) -> web.StreamResponse:
+        _name(request)
+        outcome, status = Outcome.CANCELLED, 499  # nginx's number for a client that left
+        try:
+            with request.app[IN_FLIGHT].counted():
+                response = await handler(request)
+            outcome, status = _outcome(request, response), response.status
+            return response
+        except ConnectionError:
+            raise  # the client left
+        except Exception:
+            outcome, status = Outcome.FAILED, 500
+            raise
+        finally:
+            _report(request, metrics, outcome, status)
+
+    return observed
+
+
+def _name(request: web.Request) -> None:
+    given = request.headers.get("X-Request-Id", "")
+    request[REQUEST_ID] = given if 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex
+    request[TENANT] = ""
+    request[EXCHANGE] = Exchange()
+    current_request_id.set(request[REQUEST_ID])
+    current_traceparent.set(valid_traceparent(request.headers.getall("traceparent", [])))
+
+
+def _outcome(request: web.Request, response: web.StreamResponse) -> Outcome:
+    if isinstance(response, web.Response) and isinstance(response.body, bytes):
+        request[EXCHANGE].sent(len(response.body))
+    if request[EXCHANGE].failed or response.status >= 500:
+        return Outcome.FAILED
+    if response.status == OverloadedError.status:
+        return Outcome.OVERLOADED
+    return Outcome.REFUSED if response.status >= 400 else Outcome.OK
+
+
+def _report(request: web.Request, metrics: HttpMetrics, outcome: Outcome, status: int) -> None:
+    exchange, route = request[EXCHANGE], route_of(request)
+    seconds = time.perf_counter() - exchange.began
+    first = None if exchange.first_byte is None else exchange.first_byte - exchange.began
+    metrics.observe(route, outcome, seconds, first, exchange.bytes_in, exchange.bytes_out)
+    log.log(
+        logging.DEBUG if route in PROBES else logging.INFO,
+        "%s %s %d %s %.1f ms, %d bytes in, %d out, request %s, trace %s",
+        request.method,
+        route,
+        status,
+        outcome,
+        seconds * 1000,
+        exchange.bytes_in,
+        exchange.bytes_out,
+        request[REQUEST_ID],
+        current_traceparent.get() or "none",
+    )
+
+
+def route_of(request: web.Request) -> str:
+    """The pattern of the route that was found, never what the client wrote."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource else OTHER
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns every failure into OpenAI's error object. Messages of refusals stay out of the log: they quote bodies."""
+    try:
+        return await handler(request)
+    except FrameworkError as error:
+        failure, status = error, error.status
+    except web.HTTPNotFound:
+        failure, status = NotFoundError(f"no such route: {request.method} {request.path}"), 404
+    except web.HTTPException as error:
+        failure, status = RequestError(f"{error.reason}: {request.method} {request.path}"), error.status
+    except (Exception, asyncio.CancelledError) as error:
+        if request.transport is None or request.transport.is_closing() or request.writer.output_size:
+            raise  # the client left, or the response has begun: there is no place for an error object
+        failure = told(request, error)
+        status = failure.status
+    if status >= 500:
+        log.warning("request %s: %d %s", request[REQUEST_ID], status, failure.message)
+    response = reply(request, error_object(failure), status)
+    if isinstance(failure, OverloadedError):
+        response.headers["Retry-After"] = str(failure.retry_after)
+    if isinstance(failure, AuthenticationError):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(failure, StoppingError):
+        response.force_close()
+    return response
+
+
+@web.middleware
+async def stopping(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A server that is stopping refuses what comes over connections that are still open; /ready says so too."""
+    if request.app[IN_FLIGHT].draining.is_set() and request.path not in ("/health", "/metrics"):
+        raise StoppingError("the server is stopping")
+    return await handler(request)
+
+
+def authenticate(keys: Iterable[Secret]) -> Middleware:
+    """Lets only requests with one of `keys` pass, `Authorization: Bearer KEY`, and names their tenant."""
+    known = [_digest(key.reveal()) for key in keys]
+
+    @web.middleware
+    async def authenticated(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in OPEN and request.method == hdrs.METH_GET:
+            return await handler(request)
+        scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        given, found = _digest(key.strip()), False
+        for digest in known:  # all of them, always: the time taken says nothing of which one came near
+            found |= hmac.compare_digest(given, digest)
+        if scheme.lower() != "bearer" or not found:
+            raise AuthenticationError("give a valid API key: 'Authorization: Bearer KEY'")
+        request[TENANT] = given[:8].hex()
+        return await handler(request)
+
+    return authenticated
+
+
+def _digest(key: str) -> bytes:
+    """Always of one length, so comparing takes the same time for any key; its beginning names the tenant."""
+    return hashlib.blake2b(key.encode(errors="surrogateescape"), person=b"edgecloud-tenant").digest()
+
+
+def cors(origins: Iterable[str]) -> Middleware:
+    """Answers browsers' preflights from `origins` ("*": any), without a key; `add_cors_headers` does the rest."""
+    allowed = frozenset(origins)
+
+    @web.middleware
+    async def preflighted(request: web.Request, handler: Handler) -> web.StreamResponse:
+        asked = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+        if not (asked and _allowed(request, allowed)):
+            return await handler(request)
+        headers = {
+            hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST",
+            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: "Authorization, Content-Type, X-Request-Id, traceparent",
+            hdrs.ACCESS_CONTROL_MAX_AGE: "600",
+        }
+        return web.Response(status=204, headers=headers)
+
+    return preflighted
+
+
+def response_headers(origins: Iterable[str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """A signal for `on_response_prepare`: the request's id, and for allowed origins the leave to read the response."""
+    allowed = frozenset(origins)
+
+    async def add(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["X-Request-Id"] = request[REQUEST_ID]
+        if _allowed(request, allowed):
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = request.headers[hdrs.ORIGIN]
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "X-Request-Id, Retry-After"
+            response.headers.add(hdrs.VARY, hdrs.ORIGIN)
+
+    return add
+
+
+def _allowed(request: web.Request, origins: frozenset[str]) -> bool:
+    origin = request.headers.get(hdrs.ORIGIN)
+    return origin is not None and ("*" in origins or origin in origins)

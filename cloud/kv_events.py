@@ -170,7 +170,7 @@ class _Stored(msgspec.Struct, tag="BlockStored"):
     block_size: int
     lora_name: str | None = None
     medium: str | None = None
-    extra_keys: list[tuple[str | bytes | tuple[str | int, ...], ...] | None] | None = None
+    extra_keys: list[list[Any] | None] | None = None
     group_idx: int | None = None
 
 
@@ -211,4 +211,9 @@ def _extras(event: _Stored) -> list[tuple[Hashable, ...]]:
     keys = event.extra_keys or [None] * len(event.block_hashes)
     # An adapter's name is among the keys, untagged; put once more before them, it cannot be taken for a salt.
     adapter = () if event.lora_name is None else (event.lora_name,)
-    return [(*adapter, *(key or ())) for key in keys]
+    return [(*adapter, *map(_hashable, key or ())) for key in keys]
+
+
+def _hashable(key: object) -> str | bytes:
+    """A name as it is; an image's place or a digest as bytes, which no name equals."""
+    return key if isinstance(key, str) else msgspec.msgpack.encode(key)

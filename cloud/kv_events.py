@@ -17,9 +17,12 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from cloud.kv_cache import BlockHash, VLLMKVCache
+from common.errors import StartError
 
 REPLAY_SECONDS = 5.0
+RECONNECT_SECONDS = 0.1
 END_OF_REPLAY = -1
+FRAMES = 3  # topic, sequence number, batch
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +67,14 @@ class KVEvents:
         await self.close()
 
     def start(self) -> None:
-        """Begin to follow; called on the event loop that uses the index."""
+        """Begin to follow; called on the event loop that uses the index. Raises StartError for a wrong endpoint."""
         self._context = zmq.asyncio.Context()
+        try:
+            with _connection(self._context, self._endpoint):
+                pass  # the task makes its own; only here can a wrong address be told
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise StartError(f"KV events of {self._replica}: {self._endpoint}: {error}") from error
         self._task = asyncio.create_task(self._run(self._context), name=f"kv-events-{self._replica}")
 
     async def close(self) -> None:
@@ -84,6 +93,7 @@ class KVEvents:
                 with _connection(context, self._endpoint) as (events, monitor):
                     await self._follow(context, events, monitor)
                 logger.info("replica %s: its KV events ended; connecting again", self._replica)
+                await asyncio.sleep(RECONNECT_SECONDS)
         finally:
             self._index.forget(self._replica)
 
@@ -102,10 +112,14 @@ class KVEvents:
                     return
                 await self._replay(context)
             elif events in ready:
-                _, sequence, payload = await events.recv_multipart()
-                if int.from_bytes(sequence) > self._expected:
+                frames = await events.recv_multipart()
+                if len(frames) != FRAMES:
+                    logger.warning("replica %s: %s does not publish KV events", self._replica, self._endpoint)
+                    return
+                sequence = int.from_bytes(frames[1])
+                if sequence > self._expected:
                     await self._replay(context)
-                self._take(int.from_bytes(sequence), payload)
+                self._take(sequence, frames[2])
 
     async def _replay(self, context: zmq.asyncio.Context) -> None:
         """Start over with all that the publisher remembers; does nothing where it cannot be asked."""
@@ -118,13 +132,13 @@ class KVEvents:
             async with asyncio.timeout(REPLAY_SECONDS):
                 await socket.send_multipart([b"", (0).to_bytes(8)])
                 while True:
-                    *_, sequence, payload = await socket.recv_multipart()
+                    _, _, sequence, payload = await socket.recv_multipart()
                     if int.from_bytes(sequence, signed=True) == END_OF_REPLAY:
                         return
                     self._take(int.from_bytes(sequence), payload)
                     await asyncio.sleep(0)  # a long replay is ready at once and would hold the event loop
-        except TimeoutError:
-            logger.warning("replica %s: no replay of its KV events", self._replica)
+        except (TimeoutError, ValueError, zmq.ZMQError) as error:
+            logger.warning("replica %s: no replay of its KV events: %r", self._replica, error)
         finally:
             socket.close(linger=0)
 
@@ -158,7 +172,8 @@ def _connection(context: zmq.asyncio.Context, endpoint: str) -> Iterator[tuple[z
         yield events, monitor
     finally:
         events.disable_monitor()
-        events.close(linger=0)
+        for socket in (monitor, events):
+            socket.close(linger=0)
 
 
 class _Stored(msgspec.Struct, tag="BlockStored"):

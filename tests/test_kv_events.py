@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_asyncio
+import zmq
 from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEventBatch, ZmqEventPublisher
 from vllm.inputs.engine import tokens_input
 from vllm.sampling_params import SamplingParams
@@ -21,6 +22,7 @@ from cloud import kv_events
 from cloud.engine import CloudEngine
 from cloud.kv_cache import VLLMKVCache
 from cloud.kv_events import KVEvents, kv_events_args
+from common.errors import StartError
 from common.types import GREEDY
 
 MODEL = Path(__file__).parent.parent / "models" / "demo-cloud"
@@ -186,6 +188,26 @@ async def test_after_a_batch_that_cannot_be_read_nothing_is_known(directory: Pat
             publish(source, stored(4, salt="a"))
             await until(index, 1)
             assert index.longest_prefix(TOKENS, "a") == {"r": 32}
+
+
+async def test_what_does_not_publish_kv_events_is_not_followed(directory: Path) -> None:
+    index = VLLMKVCache()
+    socket = zmq.Context.instance().socket(zmq.PUB)
+    socket.bind(f"ipc://{directory}/other")
+    async with KVEvents(index, "r", f"ipc://{directory}/other") as follow:
+        assert follow._task
+        for _ in range(20):
+            socket.send_multipart([b"1", b"2"])
+            await asyncio.sleep(0.02)
+        assert not follow._task.done()
+        assert index.blocks("r") == 0
+    socket.close(linger=0)
+
+
+@pytest.mark.parametrize("endpoint", ["", "nonsense", "ipc://" + "x" * 200])
+async def test_a_wrong_endpoint_fails_the_start(endpoint: str) -> None:
+    with pytest.raises(StartError, match="KV events of r"):
+        KVEvents(VLLMKVCache(), "r", endpoint).start()
 
 
 async def test_a_replica_that_is_gone_holds_nothing_and_starts_anew_when_it_is_back(directory: Path) -> None:

@@ -25,6 +25,9 @@ FATAL = web.AppKey("FATAL", asyncio.Future[None])
 KEEPALIVE_SECONDS = 75.0
 """How long a connection may be silent between requests, or take to send the head of one."""
 
+LINGER_SECONDS = 2.0
+"""How long the rest of a refused body is still read, so that its sender sees the refusal."""
+
 
 def make_app(config: ServerConfig | None = None, registry: CollectorRegistry | None = None) -> web.Application:
     """An application that answers GET /health and /metrics, checks keys, and turns every failure into OpenAI's object.
@@ -101,6 +104,7 @@ class HTTPServer:
             loop=asyncio.get_running_loop(),
             keepalive_timeout=KEEPALIVE_SECONDS,
             access_log=None,  # type: ignore[arg-type]  # None is how it is switched off
+            lingering_time=LINGER_SECONDS,
             auto_decompress=False,  # see `read`
         )
 

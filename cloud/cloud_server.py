@@ -1,7 +1,6 @@
 """The cloud's HTTP routes: /verify over our verifier, and what a server says of itself. The OpenAI API is beside it."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 
 from aiohttp import web
@@ -11,6 +10,7 @@ from cloud import costs
 from cloud.admission import Admission
 from cloud.draft_verifier import DraftVerifier
 from cloud.engine import CloudEngine
+from cloud.keeper import EngineKeeper, Pace
 from cloud.metrics import CloudMetrics, Form
 from cloud.openai_routes import OpenAIRoutes
 from cloud.sessions import SessionTable
@@ -27,13 +27,12 @@ from common.types import (
     VerifyResponse,
 )
 
-log = logging.getLogger(__name__)
-
 ENGINE = web.AppKey("ENGINE", CloudEngine)
 SESSIONS = web.AppKey("SESSIONS", SessionTable)
 VERIFIER = web.AppKey("VERIFIER", DraftVerifier)
 ADMISSION = web.AppKey("ADMISSION", Admission)
 METRICS = web.AppKey("METRICS", CloudMetrics)
+KEEPER = web.AppKey("KEEPER", EngineKeeper)
 
 MAX_BATCH = 256
 """Rounds in one POST /verify/batch."""
@@ -48,13 +47,14 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
     app[VERIFIER] = DraftVerifier(engine, app[SESSIONS])
     app[ADMISSION] = Admission(config.admission.max_requests, config.admission.max_tokens)
     app[METRICS] = CloudMetrics(registry)
+    app[KEEPER] = EngineKeeper(engine, Pace(hang=config.engine.hang_seconds), app[METRICS].engine_restarts.inc)
     _show(app)
     app.cleanup_ctx.append(_own_engine)
     app.router.add_get("/ready", _ready)
     app.router.add_get("/stats", _stats)
     app.router.add_post("/verify", _verify)
     app.router.add_post("/verify/batch", _verify_batch)
-    OpenAIRoutes(engine, app[ADMISSION]).add_to(app)
+    OpenAIRoutes(engine, app[KEEPER], app[ADMISSION]).add_to(app)
     return app
 
 
@@ -69,24 +69,21 @@ def _show(app: web.Application) -> None:
 
 
 async def _own_engine(app: web.Application) -> AsyncIterator[None]:
-    starting = asyncio.create_task(_start_engine(app))
+    keeping = asyncio.create_task(_keep(app))
     yield
-    starting.cancel()
-    await asyncio.gather(starting, return_exceptions=True)
-    await app[ENGINE].close()
+    keeping.cancel()
+    await asyncio.wait([keeping])
 
 
-async def _start_engine(app: web.Application) -> None:
+async def _keep(app: web.Application) -> None:
     try:
-        await app[ENGINE].start()
+        await app[KEEPER].run()
     except FrameworkError as error:
         app[FATAL].set_exception(error)
-    else:
-        log.info("the engine answers with %s", app[ENGINE].model)
 
 
 async def _ready(request: web.Request) -> web.Response:
-    await request.app[ENGINE].check_health()
+    request.app[KEEPER].check()
     return reply(request, {"status": "ready"})
 
 
@@ -119,7 +116,7 @@ async def _item(request: web.Request, body: VerifyRequest) -> VerifyBatchItem:
 
 async def _round(request: web.Request, body: VerifyRequest) -> VerifyResponse:
     app = request.app
-    with app[ADMISSION].admit(costs.of_round(body)):
+    with app[KEEPER].using(), app[ADMISSION].admit(costs.of_round(body)):
         response = await app[VERIFIER].verify_draft(body, request[REQUEST_ID], request[TENANT])
     drawn, seconds = len(response.token_ids), response.latency_ms / 1000
     app[METRICS].verified(Form(response.form), response.drafted, response.accepted, drawn, seconds)

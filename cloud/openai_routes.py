@@ -21,6 +21,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from cloud import costs
 from cloud.admission import Admission
 from cloud.engine import CloudEngine
+from cloud.keeper import EngineKeeper
 from common.errors import EngineError, RequestError
 from common.http_messages import REQUEST_ID, TENANT, read, reply, stream
 
@@ -31,8 +32,9 @@ IGNORED = ("min_p", "logit_bias")
 class OpenAIRoutes:
     """The /v1 routes and tokenization of one engine, each request admitted by what it may cost."""
 
-    def __init__(self, engine: CloudEngine, admission: Admission) -> None:
+    def __init__(self, engine: CloudEngine, keeper: EngineKeeper, admission: Admission) -> None:
         self._engine = engine
+        self._keeper = keeper
         self._admission = admission
 
     def add_to(self, app: web.Application) -> None:
@@ -43,7 +45,7 @@ class OpenAIRoutes:
         app.router.add_post("/detokenize", self.detokenize)
 
     async def models(self, request: web.Request) -> web.StreamResponse:
-        return await _answer(request, self._engine.serving.openai_serving_models.show_available_models)
+        return await self._answer(request, self._engine.serving.openai_serving_models.show_available_models)
 
     async def chat_completion(self, request: web.Request) -> web.StreamResponse:
         serve = self._engine.serving.openai_serving_chat.create_chat_completion
@@ -55,11 +57,11 @@ class OpenAIRoutes:
 
     async def tokenize(self, request: web.Request) -> web.StreamResponse:
         body: Any = _validate(await read(request, dict[str, Any]), TokenizeRequest)
-        return await _answer(request, self._engine.serving.serving_tokenization.create_tokenize, body, None)
+        return await self._answer(request, self._engine.serving.serving_tokenization.create_tokenize, body, None)
 
     async def detokenize(self, request: web.Request) -> web.StreamResponse:
         body = _validate(await read(request, dict[str, Any]), DetokenizeRequest)
-        return await _answer(request, self._engine.serving.serving_tokenization.create_detokenize, body, None)
+        return await self._answer(request, self._engine.serving.serving_tokenization.create_detokenize, body, None)
 
     async def _generate(
         self, request: web.Request, type_: Any, serve: Callable[..., Awaitable[Any]]
@@ -68,11 +70,36 @@ class OpenAIRoutes:
         _refuse_unsupported(body)
         cost = costs.of_generation(body, self._engine.max_model_len, self._admission.limit.requests)
         body["request_id"] = request[REQUEST_ID]
-        if tenant := request[TENANT]:
-            body["cache_salt"] = f"{tenant}{body.get('cache_salt') or ''}"
+        given = body.get("cache_salt") or ""
+        if request[TENANT] and isinstance(given, str):  # whatever else is given, vLLM refuses
+            body["cache_salt"] = request[TENANT] + given
         generation = _validate(body, type_)
         with self._admission.admit(cost.tokens, cost.requests):
-            return await _answer(request, serve, generation)
+            return await self._answer(request, serve, generation)
+
+    async def _answer(
+        self, request: web.Request, serve: Callable[..., Awaitable[Any]], *arguments: object
+    ) -> web.StreamResponse:
+        """Whatever a vLLM serving object returns, as a response: a model, an error object, or a stream of SSE lines."""
+        try:
+            with self._keeper.using():
+                result = await serve(*arguments)
+        except EngineDeadError as error:
+            raise EngineError("the engine has died") from error
+        except (VLLMError, ValueError, TypeError, NotImplementedError) as error:
+            result = create_error_response(error)
+        if isinstance(result, ErrorResponse):
+            return reply(request, _openai_error(result), result.error.code)
+        if isinstance(result, BaseModel):
+            return reply(request, result.model_dump(mode="json"))
+        return await stream(request, self._encoded(result))
+
+    async def _encoded(self, lines: AsyncGenerator[str, None]) -> AsyncGenerator[bytes, None]:
+        # Closing the lines aborts the generation when the client has left.
+        async with aclosing(lines):
+            with self._keeper.using():
+                async for line in lines:
+                    yield line.encode()
 
 
 def _refuse_unsupported(body: dict[str, Any]) -> None:
@@ -93,28 +120,6 @@ def _validate(body: dict[str, Any], type_: Any) -> Any:
         raise RequestError(f"{path}: {first['msg']}" if path else first["msg"], param=path or None) from error
     except VLLMError as error:
         raise RequestError(str(error), param=getattr(error, "parameter", None)) from error
-
-
-async def _answer(request: web.Request, serve: Callable[..., Awaitable[Any]], *arguments: object) -> web.StreamResponse:
-    """Whatever a vLLM serving object returns, as a response: a model, an error object, or a stream of SSE lines."""
-    try:
-        result = await serve(*arguments)
-    except EngineDeadError as error:
-        raise EngineError("the engine has died") from error
-    except (VLLMError, ValueError, TypeError, NotImplementedError) as error:
-        result = create_error_response(error)
-    if isinstance(result, ErrorResponse):
-        return reply(request, _openai_error(result), result.error.code)
-    if isinstance(result, BaseModel):
-        return reply(request, result.model_dump(mode="json"))
-    return await stream(request, _encoded(result))
-
-
-async def _encoded(lines: AsyncGenerator[str, None]) -> AsyncGenerator[bytes, None]:
-    # Closing the lines aborts the generation when the client has left.
-    async with aclosing(lines):
-        async for line in lines:
-            yield line.encode()
 
 
 def _openai_error(response: ErrorResponse) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def check(request: VerifyRequest, vocab_size: int, max_draft_tokens: int) -> Non
     for name in ("session", "idempotency_key"):
         require(len(getattr(request, name)) <= MAX_NAME, f"must have at most {MAX_NAME} characters", name)
     require(request.prefix_length >= 0, "must not be negative", "prefix_length")
-    require(request.max_tokens >= 1, "must be at least 1", "max_tokens")
+    require(1 <= request.max_tokens < 2**31, "must be in 1..2147483647", "max_tokens")
     drafted = len(request.draft_token_ids)
     require(
         drafted <= max_draft_tokens,

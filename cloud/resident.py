@@ -34,8 +34,8 @@ class Closed(StrEnum):
 
 
 def default_limit(max_num_seqs: int) -> int:
-    """How many live requests leave a busy engine three of four places, and always one."""
-    return min(max_num_seqs // 4, max_num_seqs - 1)
+    """How many live requests leave an engine three of four of its places."""
+    return max_num_seqs // 4
 
 
 def block_budget(blocks: int, longest: int) -> int:

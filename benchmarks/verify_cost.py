@@ -30,6 +30,8 @@ from common.types import Verdict
 DEMO = Path(__file__).parent.parent / "models" / "demo-cloud"
 STEPS = 16
 """Plain decode steps timed in each repeat."""
+CONTEXTS = (48, 208)
+"""Half a block of 32 past what the prefix cache can hold, as is the mean."""
 WAYS = ("resident", "stateless", "F3 off")
 
 Verify = Callable[[Round], Awaitable[Verdict | None]]
@@ -106,14 +108,14 @@ async def measure(model: Path, name: str, draft: int, repeats: int) -> list[Row]
     prompt = list(engine.tokenizer.encode(text, add_special_tokens=False))
     rows = []
     try:
-        for context in (len(prompt) + 8, 200):
-            long = (prompt * (context // len(prompt)))[: context - 8]
+        for context in CONTEXTS:
+            long = (prompt * context)[: context - 8]
             params = vllm_params(Round(long, [], max_tokens=8 + draft), ignore_eos=True)
             async with aclosing(engine.generate(long, params)) as outputs:
                 answer = long + list((await anext(outputs)).outputs[0].token_ids)
-            rows.append(Row(name, len(long) + 8))
+            rows.append(Row(name, context))
             for n in range(-5, repeats):  # the first five warm up
-                await repeat(engine, pool, Row(name, len(long) + 8) if n < 0 else rows[-1], answer, draft, n)
+                await repeat(engine, pool, Row(name, context) if n < 0 else rows[-1], answer, draft, n)
     finally:
         await pool.close()
         await engine.close()

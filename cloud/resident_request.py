@@ -21,11 +21,10 @@ from common.types import Verdict
 def can_reside(asked: Round) -> bool:
     """Whether a live request draws exactly what a request of the round's own would.
 
-    vLLM makes a live request's generator, counts its answer and starts its grammar once, when it begins; a seeded
-    round, penalties and a schema need them anew. Without the KV cache nothing may be kept between rounds at all.
+    To vLLM all that came before a live request's newest part is prompt, so penalties and a schema would begin anew.
+    Without the KV cache nothing may be kept between rounds at all.
     """
-    seeded = asked.sampling.seed is not None and asked.sampling.temperature > 0
-    return asked.use_kv_cache and not seeded and not answer_matters(asked.sampling)
+    return asked.use_kv_cache and not answer_matters(asked.sampling)
 
 
 class LiveRequest:

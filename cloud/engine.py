@@ -137,6 +137,21 @@ class CloudEngine:
         return self._running.model_config.get_vocab_size()
 
     @property
+    def kv_blocks(self) -> int:
+        """Blocks that the KV cache has."""
+        return self._running.vllm_config.cache_config.num_gpu_blocks or 0
+
+    @property
+    def block_size(self) -> int:
+        """Tokens that a KV block holds."""
+        return self._running.vllm_config.cache_config.block_size
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Requests that run at once."""
+        return self._running.vllm_config.scheduler_config.max_num_seqs
+
+    @property
     def tokenizer(self) -> TokenizerLike:
         """The model's tokenizer."""
         return self._running.get_tokenizer()

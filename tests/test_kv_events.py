@@ -242,6 +242,15 @@ async def test_what_does_not_publish_kv_events_is_not_followed(directory: Path) 
     socket.close(linger=0)
 
 
+async def test_a_replica_is_known_while_it_is_followed_and_no_longer(directory: Path) -> None:
+    index = VLLMKVCache()
+    follow = KVEvents(index, "r", f"ipc://{directory}/nobody")
+    follow.start()
+    assert index.longest_prefix(TOKENS) == {"r": 0}
+    await follow.close()
+    assert index.longest_prefix(TOKENS) == {}
+
+
 @pytest.mark.parametrize("endpoint", ["", "nonsense", "ipc://" + "x" * 200])
 async def test_a_wrong_endpoint_fails_the_start(endpoint: str) -> None:
     with pytest.raises(StartError, match="KV events of r"):

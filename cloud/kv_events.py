@@ -75,7 +75,9 @@ class KVEvents:
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise StartError(f"KV events of {self._replica}: {self._endpoint}: {error}") from error
+        self._lose_track(0)
         self._task = asyncio.create_task(self._run(self._context), name=f"kv-events-{self._replica}")
+        self._task.add_done_callback(lambda _: self._index.forget(self._replica))
 
     async def close(self) -> None:
         """Stop, and let the index forget this replica. Does nothing when not started."""
@@ -86,16 +88,13 @@ class KVEvents:
             self._task = self._context = None
 
     async def _run(self, context: zmq.asyncio.Context) -> None:
-        try:
-            while True:
-                self._lose_track(0)
-                # A new socket for each connection: what an ended one still had queued is of a cache that is gone.
-                with _connection(context, self._endpoint) as (events, monitor):
-                    await self._follow(context, events, monitor)
-                logger.info("replica %s: its KV events ended; connecting again", self._replica)
-                await asyncio.sleep(RECONNECT_SECONDS)
-        finally:
-            self._index.forget(self._replica)
+        while True:
+            # A new socket for each connection: what an ended one still had queued is of a cache that is gone.
+            with _connection(context, self._endpoint) as (events, monitor):
+                await self._follow(context, events, monitor)
+            self._lose_track(0)
+            logger.info("replica %s: its KV events ended; connecting again", self._replica)
+            await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _follow(
         self, context: zmq.asyncio.Context, events: zmq.asyncio.Socket, monitor: zmq.asyncio.Socket

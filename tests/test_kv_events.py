@@ -76,9 +76,23 @@ def publish(source: ZmqEventPublisher, *events: Any) -> None:
 def lose(source: ZmqEventPublisher, *events: Any, remembered: bool) -> None:
     """A batch that takes a sequence number but never reaches the subscriber."""
     batch = KVEventBatch(ts=0.0, events=list(events))
+    source._event_queue.join()
     sequence = next(source._seq_gen)
     if remembered:
         source._buffer.append((sequence, msgspec.msgpack.encode(batch)))
+
+
+def sent_while_nobody_reads(source: ZmqEventPublisher) -> None:
+    """Hold the event loop until the publisher's thread has sent all."""
+    source._event_queue.join()
+
+
+async def heard(index: VLLMKVCache, source: ZmqEventPublisher) -> None:
+    """Return when all that was published has reached the index, which holds one block more then."""
+    publish(source, stored(99, salt="end"))
+    async with asyncio.timeout(20):
+        while not index.longest_prefix(TOKENS, "end")["r"]:
+            await asyncio.sleep(0.005)
 
 
 async def publish_until_heard(index: VLLMKVCache, source: ZmqEventPublisher, event: BlockStored) -> None:
@@ -110,16 +124,24 @@ async def test_stored_removed_and_cleared_blocks_are_followed(directory: Path) -
         assert index.longest_prefix(TOKENS) == {}
 
 
-async def test_what_is_not_the_first_cache_in_fast_memory_is_passed_over(directory: Path) -> None:
+@pytest.mark.parametrize("other", [{"medium": "CPU"}, {"group_idx": 1}])
+async def test_only_the_first_cache_in_fast_memory_is_followed(directory: Path, other: dict[str, Any]) -> None:
     index = VLLMKVCache()
     with publisher(directory) as source:
         async with follower(index, source):
-            publish(source, stored(1), stored(2, medium="CPU"), stored(3, group_idx=1), stored(4, token_ids=[1] * 64))
-            publish(source, BlockRemoved(block_hashes=[1], medium="CPU"))
-            publish(source, BlockRemoved(block_hashes=[1], medium="GPU", group_idx=1))
-            publish(source, stored(5, tokens=[5] * SIZE))
-            await until(index, 2)
-            assert index.longest_prefix(TOKENS) == {"r": 32}
+            publish(source, stored(1), stored(2, tokens=[5] * SIZE, **other))
+            publish(source, BlockRemoved(**{"block_hashes": [1], "medium": "GPU", **other}))
+            await heard(index, source)
+            assert (index.blocks("r"), index.longest_prefix(TOKENS)) == (2, {"r": 32})
+
+
+async def test_blocks_whose_tokens_are_not_told_apart_are_passed_over(directory: Path) -> None:
+    index = VLLMKVCache()
+    with publisher(directory) as source:
+        async with follower(index, source):
+            publish(source, stored(1, token_ids=TOKENS[: 2 * SIZE]), stored(token_ids=TOKENS[:SIZE]))
+            await heard(index, source)
+            assert index.blocks("r") == 1
 
 
 async def test_an_adapter_is_not_taken_for_a_salt(directory: Path) -> None:
@@ -151,6 +173,22 @@ async def test_a_lost_batch_is_asked_for_again(directory: Path) -> None:
             publish(source, stored(3, salt="a"), stored(4, salt="b"))
             await until(index, 3)
             assert index.longest_prefix(TOKENS) == {"r": 32}
+
+
+async def test_a_batch_that_was_replayed_is_not_entered_again_when_it_arrives(directory: Path) -> None:
+    index = VLLMKVCache()
+    with publisher(directory) as source:
+        async with follower(index, source):
+            publish(source, stored(1))
+            await until(index, 1)
+            lose(source, stored(2, salt="a"), remembered=True)
+            publish(source, stored(3, salt="b"))
+            publish(source, stored(4, salt="c"))
+            sent_while_nobody_reads(source)
+            await until(index, 4)
+            publish(source, BlockRemoved(block_hashes=[3, 4], medium="GPU", group_idx=0))
+            await heard(index, source)
+            assert [index.longest_prefix(TOKENS, salt)["r"] for salt in ("", "a", "b", "c")] == [32, 32, 0, 0]
 
 
 @pytest.mark.parametrize("replay", [True, False])
@@ -202,6 +240,15 @@ async def test_what_does_not_publish_kv_events_is_not_followed(directory: Path) 
         assert not follow._task.done()
         assert index.blocks("r") == 0
     socket.close(linger=0)
+
+
+async def test_a_replica_is_known_while_it_is_followed_and_no_longer(directory: Path) -> None:
+    index = VLLMKVCache()
+    follow = KVEvents(index, "r", f"ipc://{directory}/nobody")
+    follow.start()
+    assert index.longest_prefix(TOKENS) == {"r": 0}
+    await follow.close()
+    assert index.longest_prefix(TOKENS) == {}
 
 
 @pytest.mark.parametrize("endpoint", ["", "nonsense", "ipc://" + "x" * 200])

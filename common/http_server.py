@@ -7,6 +7,7 @@ import signal
 import socket
 import weakref
 from collections.abc import Awaitable
+from contextlib import suppress
 
 from aiohttp import WSCloseCode, web
 from prometheus_client import CollectorRegistry
@@ -127,7 +128,9 @@ class HTTPServer:
         self._app[IN_FLIGHT].draining.set()
         if self._listener is not None:
             self._listener.close()
-        await asyncio.wait([asyncio.ensure_future(self._app[IN_FLIGHT].idle())], timeout=self.drain_seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.drain_seconds):
+                await self._app[IN_FLIGHT].idle()
 
     async def stop(self) -> None:
         """Ends at once what is still running, telling its clients: sockets are closed (1001), requests get a 503."""
@@ -142,10 +145,10 @@ class HTTPServer:
     async def run(self) -> None:
         """Serves until SIGINT or SIGTERM, then drains; a second signal ends that. Raises what an owner failed with."""
         await self.start()
+        loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
         signalled, hurried = asyncio.Event(), asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handler = lambda: (hurried if signalled.is_set() else signalled).set()  # noqa: E731
-            asyncio.get_running_loop().add_signal_handler(number, handler)
+        for number in signals:
+            loop.add_signal_handler(number, lambda: (hurried if signalled.is_set() else signalled).set())
         try:
             log.info("%s listens on http://%s:%d", self.name, self.host, self.port)
             await _first(signalled.wait(), _failed(self._app[FATAL]))
@@ -153,10 +156,13 @@ class HTTPServer:
             await _first(self.drain(), hurried.wait())
         finally:
             await self.stop()
+            for number in signals:
+                loop.remove_signal_handler(number)
 
 
 async def _failed(fatal: asyncio.Future[None]) -> None:
-    await fatal
+    await asyncio.wait([fatal])  # not the future itself, which a cancelled wait would cancel under its owner
+    fatal.result()
 
 
 async def _first(*waits: Awaitable[object]) -> None:

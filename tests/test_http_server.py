@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from common import config
 from common.config import HttpClientConfig, Secret, ServerConfig
 from common.connection import HTTPClient
-from common.errors import EndpointError
+from common.errors import EndpointError, StartError
 from common.http_messages import reply
-from common.http_server import HTTPServer, make_app
+from common.http_server import FATAL, HTTPServer, make_app
 from common.supervisor import STOP_SECONDS
 from tests.small_server import SmallServer, small_server
 
@@ -135,6 +135,22 @@ async def test_a_websocket_is_closed_properly_when_the_server_stops(client: aioh
 
 def test_the_supervisor_waits_longer_than_a_server_drains() -> None:
     assert ServerConfig().drain_seconds + 10 < STOP_SECONDS
+
+
+async def test_an_owner_that_fails_ends_the_server_with_its_error_unless_it_stops_already() -> None:
+    app = make_app()
+    running = asyncio.create_task(HTTPServer(app, "127.0.0.1", 0).run())
+    async with asyncio.timeout(10):
+        while FATAL not in app:
+            await asyncio.sleep(0.01)
+    app[FATAL].set_exception(StartError("no model"))
+    with pytest.raises(StartError, match="no model"):
+        await running
+
+
+async def test_an_overloaded_server_says_when_to_come_again(client: aiohttp.ClientSession) -> None:
+    async with small_server() as server, client.get(server.url + "/overloaded") as answer:
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "7")
 
 
 # --- keys

@@ -13,6 +13,7 @@ from cloud.engine import CloudEngine
 from cloud.keeper import EngineKeeper, Pace
 from cloud.metrics import CloudMetrics, Form
 from cloud.openai_routes import OpenAIRoutes
+from cloud.resident import ResidentPool
 from cloud.sessions import SessionTable
 from common.config import CloudConfig
 from common.errors import FrameworkError, RequestError
@@ -29,6 +30,7 @@ from common.types import (
 
 ENGINE = web.AppKey("ENGINE", CloudEngine)
 SESSIONS = web.AppKey("SESSIONS", SessionTable)
+RESIDENTS = web.AppKey("RESIDENTS", ResidentPool)
 VERIFIER = web.AppKey("VERIFIER", DraftVerifier)
 ADMISSION = web.AppKey("ADMISSION", Admission)
 METRICS = web.AppKey("METRICS", CloudMetrics)
@@ -44,7 +46,9 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
     app = make_app(config.server, registry)
     app[ENGINE] = engine
     app[SESSIONS] = SessionTable()
-    app[VERIFIER] = DraftVerifier(engine, app[SESSIONS])
+    drafts = config.draft_verifier
+    app[RESIDENTS] = ResidentPool(engine, drafts.resident_sessions, drafts.resident_idle_seconds)
+    app[VERIFIER] = DraftVerifier(engine, app[SESSIONS], app[RESIDENTS])
     app[ADMISSION] = Admission(config.admission.max_requests, config.admission.max_tokens)
     app[METRICS] = CloudMetrics(registry)
     app[KEEPER] = EngineKeeper(engine, Pace(hang=config.engine.hang_seconds), app[METRICS].engine_restarts.inc)
@@ -63,6 +67,7 @@ def _show(app: web.Application) -> None:
     admission, gauge = app[ADMISSION], app[METRICS].gauge
     gauge("sessions", "Sessions whose prefixes are held.", lambda: len(app[SESSIONS]))
     gauge("session_bytes", "Bytes of the prefixes held.", lambda: app[SESSIONS].bytes)
+    gauge("resident_sessions", "Sessions with a live request in the engine.", lambda: len(app[RESIDENTS]))
     gauge("admission_requests", "Sequences admitted to the engine now.", lambda: admission.held.requests)
     gauge("admission_tokens", "Tokens that these may grow to.", lambda: admission.held.tokens)
     gauge("admission_refused", "Requests refused for want of room.", lambda: admission.refused)
@@ -71,6 +76,7 @@ def _show(app: web.Application) -> None:
 async def _own_engine(app: web.Application) -> AsyncIterator[None]:
     keeping = asyncio.create_task(_keep(app))
     yield
+    await app[RESIDENTS].close()
     keeping.cancel()
     await asyncio.wait([keeping])
 
@@ -89,7 +95,15 @@ async def _ready(request: web.Request) -> web.Response:
 
 async def _stats(request: web.Request) -> web.Response:
     app = request.app
-    ours = {"sessions": len(app[SESSIONS]), "session_bytes": app[SESSIONS].bytes}
+    residents = app[RESIDENTS]
+    ours = {
+        "sessions": len(app[SESSIONS]),
+        "session_bytes": app[SESSIONS].bytes,
+        "resident_sessions": len(residents),
+        "resident_opened": residents.opened,
+        "resident_continued": residents.continued,
+        "resident_closed": residents.closed,
+    }
     return reply(request, {**app[ENGINE].stats(), **app[METRICS].counts(), **ours})
 
 

@@ -8,7 +8,9 @@ import xxhash
 
 from cloud import stateless, verify_checks
 from cloud.engine import CloudEngine
+from cloud.metrics import Form
 from cloud.replay import Replays
+from cloud.resident import ResidentPool
 from cloud.rounds import Round
 from cloud.sessions import SessionTable
 from cloud.stopping import find_stop
@@ -19,16 +21,23 @@ IDENTITY = msgspec.msgpack.Encoder()
 
 
 class DraftVerifier:
-    """Verifies drafts round by round; `sessions` holds the prefixes between rounds.
+    """Verifies drafts round by round: resident where `residents` has a place, else stateless.
 
+    `sessions` holds the prefixes between rounds; `residents`, if any, the live requests, which the caller closes.
     Given a model's path in place of an engine it owns one, which the first request starts and `close` ends.
     """
 
-    def __init__(self, engine: CloudEngine | str, sessions: SessionTable | None = None) -> None:
+    def __init__(
+        self,
+        engine: CloudEngine | str,
+        sessions: SessionTable | None = None,
+        residents: ResidentPool | None = None,
+    ) -> None:
         self._owns = isinstance(engine, str)
         self._engine = CloudEngine(engine) if isinstance(engine, str) else engine
         self._starting: asyncio.Future[None] | None = None
         self._sessions = sessions or SessionTable()
+        self._residents = residents
         self._replays: Replays[VerifyResponse] = Replays()
 
     async def close(self) -> None:
@@ -55,13 +64,18 @@ class DraftVerifier:
 
     async def _verify(self, request: VerifyRequest, request_id: str | None, tenant: str) -> VerifyResponse:
         asked = self._round(request, request_id, tenant)
-        verdict = await stateless.verify(self._engine, asked)
+        live = f"{tenant}/{request.session}" if request.session and self._residents else ""
+        verdict = await self._residents.verify(live, asked) if self._residents and live else None
+        form = Form.RESIDENT if verdict else Form.STATELESS
+        verdict = verdict or await stateless.verify(self._engine, asked)
         stop = find_stop(self._engine.tokenizer.decode, _answer(asked), verdict.token_ids, request.stop)
         if stop is not None:
             verdict = _cut(verdict, stop.keep)
+            if self._residents and live:
+                await self._residents.close_session(live)
         if request.session:
             self._sessions.commit(request.session, asked.committed + verdict.token_ids, tenant)
-        return self._response(asked, verdict, stop.text if stop else None)
+        return self._response(asked, verdict, stop.text if stop else None, form)
 
     def _round(self, request: VerifyRequest, request_id: str | None, tenant: str) -> Round:
         draft = request.draft_token_ids or self._encode("".join(request.draft_tokens), special=False)
@@ -91,7 +105,7 @@ class DraftVerifier:
     def _encode(self, text: str, special: bool) -> list[int]:
         return list(self._engine.tokenizer.encode(text, add_special_tokens=special)) if text else []
 
-    def _response(self, asked: Round, verdict: Verdict, stopped_by: str | None) -> VerifyResponse:
+    def _response(self, asked: Round, verdict: Verdict, stopped_by: str | None, form: Form) -> VerifyResponse:
         drawn, drafted = len(verdict.token_ids), len(asked.draft)
         full = stopped_by is None and len(asked.committed) + drawn >= self._engine.max_model_len
         return VerifyResponse(
@@ -103,6 +117,7 @@ class DraftVerifier:
             finish_reason=("length" if full else "stop") if verdict.finished else None,
             stop_reason=stopped_by,
             logprobs=verdict.logprobs,
+            form=form,
             latency_ms=verdict.latency_ms,
         )
 

@@ -108,6 +108,8 @@ class BatchConfig(Section, frozen=True):
 class DraftVerifierConfig(Section, frozen=True):
     acceptance_threshold: Share = 0.8
     max_draft_tokens: Positive = 16
+    resident_sessions: Count = 8
+    resident_idle_seconds: Seconds = 10.0
     batch: BatchConfig = BatchConfig()
 
 

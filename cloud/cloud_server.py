@@ -23,6 +23,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from cloud.draft_verifier import DraftVerifier
 from cloud.engine import CloudEngine
 from cloud.sessions import SessionTable
+from cloud.stream_route import StreamRoute
 from common.errors import EngineError, FrameworkError, RequestError
 from common.http_server import FATAL, REQUEST_ID, make_app, read, reply, stream
 from common.types import VerifyRequest
@@ -48,6 +49,7 @@ def build_app(engine: CloudEngine) -> web.Application:
     app.router.add_get("/ready", _ready)
     app.router.add_get("/stats", _stats)
     app.router.add_post("/verify", _verify)
+    StreamRoute(engine).add_to(app)
     app.router.add_get("/v1/models", _models)
     app.router.add_post("/v1/chat/completions", _chat_completion)
     app.router.add_post("/v1/completions", _completion)

@@ -180,9 +180,6 @@ class Inbox:
         if self.mailboxes.open(key):
             self._send(Opened(key))
 
-    def close_box(self, key: bytes) -> None:
-        self.mailboxes.close(key)
-
     def receive(self) -> None:
         """Reads what has arrived, a bounded number of messages at a time, and reports the counters now and then."""
         for message in self._arrived():

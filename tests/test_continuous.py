@@ -93,5 +93,5 @@ async def test_smoke(cloud_engine: CloudEngine, channel: DraftChannel) -> None:
     print(channel.counters)
     await asyncio.sleep(1)
     await answer(cloud_engine, channel, prompt)
-    await asyncio.sleep(.1)
+    await asyncio.sleep(0.1)
     print(channel.counters)

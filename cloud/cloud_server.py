@@ -1,13 +1,15 @@
 """The cloud's HTTP routes: /verify over our verifier, and what a server says of itself. The OpenAI API is beside it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from cloud import costs
+from cloud import costs, verify_checks
 from cloud.admission import Admission
+from cloud.continuous import ContinuousAnswer
 from cloud.draft_verifier import DraftVerifier
 from cloud.engine import CloudEngine
 from cloud.keeper import EngineKeeper, Pace
@@ -15,6 +17,7 @@ from cloud.metrics import CloudMetrics, Form
 from cloud.openai_routes import OpenAIRoutes
 from cloud.resident import ResidentPool
 from cloud.sessions import SessionTable
+from cloud.stream_route import DRAFT_CHANNEL, StreamRoute
 from common.config import CloudConfig
 from common.errors import FrameworkError, RequestError
 from common.http_messages import REQUEST_ID, TENANT, read, reply
@@ -52,13 +55,16 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
     app[ADMISSION] = Admission(config.admission.max_requests, config.admission.max_tokens)
     app[METRICS] = CloudMetrics(registry)
     app[KEEPER] = EngineKeeper(engine, Pace(hang=config.engine.hang_seconds), app[METRICS].engine_restarts.inc)
-    _show(app)
     app.cleanup_ctx.append(_own_engine)
     app.router.add_get("/ready", _ready)
     app.router.add_get("/stats", _stats)
     app.router.add_post("/verify", _verify)
     app.router.add_post("/verify/batch", _verify_batch)
+    StreamRoute(
+        engine, verify_checks.check_sampling, lambda tokens: _work(app, tokens), lambda answer: _streamed(app, answer)
+    ).add_to(app)
     OpenAIRoutes(engine, app[KEEPER], app[ADMISSION]).add_to(app)
+    _show(app)
     return app
 
 
@@ -71,6 +77,7 @@ def _show(app: web.Application) -> None:
     gauge("admission_requests", "Sequences admitted to the engine now.", lambda: admission.held.requests)
     gauge("admission_tokens", "Tokens that these may grow to.", lambda: admission.held.tokens)
     gauge("admission_refused", "Requests refused for want of room.", lambda: admission.refused)
+    app[METRICS].show_dropped(lambda reason: int(getattr(app[DRAFT_CHANNEL].counters, reason)))
 
 
 async def _own_engine(app: web.Application) -> AsyncIterator[None]:
@@ -130,8 +137,19 @@ async def _item(request: web.Request, body: VerifyRequest) -> VerifyBatchItem:
 
 async def _round(request: web.Request, body: VerifyRequest) -> VerifyResponse:
     app = request.app
-    with app[KEEPER].using(), app[ADMISSION].admit(costs.of_round(body)):
+    with _work(app, costs.of_round(body)):
         response = await app[VERIFIER].verify_draft(body, request[REQUEST_ID], request[TENANT])
     drawn, seconds = len(response.token_ids), response.latency_ms / 1000
     app[METRICS].verified(Form(response.form), response.drafted, response.accepted, drawn, seconds)
     return response
+
+
+@contextmanager
+def _work(app: web.Application, tokens: int) -> Iterator[None]:
+    """Around what waits for the engine, with the tokens that it may grow to; raises OverloadedError or EngineError."""
+    with app[KEEPER].using(), app[ADMISSION].admit(tokens):
+        yield
+
+
+def _streamed(app: web.Application, answer: ContinuousAnswer) -> None:
+    app[METRICS].streamed(answer.progress.drafted, answer.progress.accepted, answer.drawn)

@@ -4,6 +4,7 @@ vLLM's objects do the work (templates, tools, structured output, checks, streami
 bodies in, and responses, streams and errors out.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -84,6 +85,7 @@ class OpenAIRoutes:
         try:
             with self._keeper.using():
                 result = await serve(*arguments)
+                _go_on_being_cancelled()
         except EngineDeadError as error:
             raise EngineError("the engine has died") from error
         except (VLLMError, ValueError, TypeError, NotImplementedError) as error:
@@ -100,6 +102,13 @@ class OpenAIRoutes:
             with self._keeper.using():
                 async for line in lines:
                     yield line.encode()
+
+
+def _go_on_being_cancelled() -> None:
+    """vLLM answers a cancellation with an error object, as if only clients that left could cause one."""
+    task = asyncio.current_task()
+    if task and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _refuse_unsupported(body: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 A draft travels in `SamplingParams.extra_args[DRAFT_KEY]`. The scheduler puts it into the step in which the request's
 prefill ends, as if a local proposer had made it; vLLM's own rejection sampler does the rest. Where the answer so far
 matters (penalties, a schema), `extra_args[ANSWER_KEY]` says how many of the prompt's tokens come before it.
+A request that goes on by itself takes its drafts from the mailbox that `extra_args[MAILBOX_KEY]` names, step by step.
 """
 
 from typing import Any
@@ -13,6 +14,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from cloud import round_seed, vllm_guards
 from cloud.answer_so_far import begin_with_answer, install
+from cloud.running_drafts import RunningDrafts
 
 DRAFT_KEY = "draft_token_ids"
 
@@ -46,10 +48,25 @@ class RemoteDraftScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         # KV slots past the scheduled tokens: without them there is nowhere to write the draft's keys and values.
         self.num_lookahead_tokens: int = max(self.vllm_config.num_lookahead_tokens, self.num_spec_tokens)
+        self.running_drafts = RunningDrafts(self)
 
     def add_request(self, request: Request) -> None:
         begin_with_answer(request)
+        self.running_drafts.open(request)
         super().add_request(request)
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        self.running_drafts.offer()
+        return super().schedule(throttle_prefills)
+
+    def update_from_output(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> dict[int, Any]:
+        outputs = super().update_from_output(scheduler_output, *args, **kwargs)
+        self.running_drafts.report(scheduler_output, outputs)
+        return outputs
+
+    def shutdown(self) -> None:
+        self.running_drafts.shutdown()
+        super().shutdown()
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         _drop_padding(scheduler_output)

@@ -31,7 +31,7 @@ def test_every_label_is_there_from_the_start_and_gauges_are_asked_at_each_scrape
     metrics = CloudMetrics(registry)
     held = [1, 2, 3]
     metrics.gauge("sessions", "Sessions held.", lambda: len(held))
-    metrics.drafts_dropped[Dropped.LATE].inc()
+    metrics.show_dropped(lambda reason: int(reason is Dropped.LATE))
     metrics.engine_restarts.inc()
     found = samples(registry)
     assert {

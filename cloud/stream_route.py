@@ -1,0 +1,201 @@
+"""`GET /stream`: a WebSocket over which an answer's tokens come down while drafts go up. Knows no vLLM.
+
+One connection is one answer. Its handler owns two tasks, one that reads drafts and one that sends tokens; when either
+ends (the answer, a bad frame, a client that left), the other is cancelled, and with it the generation in the engine.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from cloud.continuous import ContinuousAnswer
+from cloud.draft_channel import DraftChannel
+from cloud.engine import CloudEngine
+from cloud.rounds import Round
+from common import wire
+from common.errors import EngineError, FrameworkError, OverloadedError, RequestError
+from common.frames import ClientFrame, DraftFrame, ErrorDetail, ErrorFrame, ServerFrame, Start
+from common.http_messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, error_object, websocket
+from common.types import Sampling
+
+log = logging.getLogger(__name__)
+
+DRAFT_CHANNEL = web.AppKey("DRAFT_CHANNEL", DraftChannel)
+START_SECONDS = 30.0
+"""How long a connection may stay without its start frame."""
+SEND_SECONDS = 10.0
+"""How long a client may leave what was sent to it unread before it is cut off; the buffer before that is 64 KiB."""
+
+
+class LeftError(ConnectionError):
+    """The client is gone: there is nobody to tell."""
+
+
+@dataclass(frozen=True)
+class StreamRoute:
+    """The handler of one route; the callables are the server's own rules, which this file does not know.
+
+    `check` raises RequestError for sampling that is refused. `work` is entered around each generation with its tokens
+    (prompt and answer); it raises OverloadedError, or EngineError when the engine is lost. `record` is told of each
+    answer that has ended, complete or not.
+    """
+
+    engine: CloudEngine
+    check: Callable[[Sampling], None] = lambda _: None
+    work: Callable[[int], AbstractContextManager[object]] = lambda _: nullcontext()
+    record: Callable[[ContinuousAnswer], None] = lambda _: None
+
+    def add_to(self, app: web.Application) -> None:
+        """Adds the route, and the channel for its drafts, which lives as long as `app`."""
+        app[DRAFT_CHANNEL] = DraftChannel()
+        app.cleanup_ctx.append(_own_channel)
+        app.router.add_get("/stream", self.handle)
+
+    async def handle(self, request: web.Request) -> web.WebSocketResponse:
+        ws = await websocket(request)
+        peer = Peer(ws, request[EXCHANGE])
+        try:
+            await self._serve(request, peer)
+        except LeftError:
+            pass
+        except FrameworkError as error:
+            log.info("request %s: stream ended: %s", request[REQUEST_ID], error.message)
+            await peer.fail(error)
+        except Exception:
+            log.exception("request %s failed", request[REQUEST_ID])
+            await peer.fail(FrameworkError("internal error; the server's log has the details"))
+        return ws
+
+    async def _serve(self, request: web.Request, peer: "Peer") -> None:
+        start = await self._started(peer)
+        asked = Round(
+            committed=start.token_ids,
+            draft=[],
+            sampling=start.sampling,
+            max_tokens=start.max_tokens,
+            stop_token_ids=start.stop_token_ids,
+            logprobs=start.logprobs,
+            use_kv_cache=start.use_kv_cache,
+            cache_salt=request[TENANT] or None,
+            request_id=request[REQUEST_ID],
+        )
+        tokens = min(len(start.token_ids) + start.max_tokens, self.engine.max_model_len)
+        with self.work(tokens), request.app[DRAFT_CHANNEL].sender() as sender:
+            await self._exchange(peer, ContinuousAnswer(self.engine, asked, sender, start.stop))
+        await peer.close()
+
+    async def _started(self, peer: "Peer") -> Start:
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                start = await peer.receive()
+        except TimeoutError as error:
+            raise RequestError(f"no start frame came within {START_SECONDS:g} s") from error
+        if not isinstance(start, Start):
+            raise RequestError("the first frame must be a start", param="type")
+        self.check(start.sampling)
+        self._check_ids(start.token_ids, "token_ids")
+        if start.stop_token_ids:
+            self._check_ids(start.stop_token_ids, "stop_token_ids")
+        return start
+
+    async def _exchange(self, peer: "Peer", answer: ContinuousAnswer) -> None:
+        tasks = asyncio.create_task(self._read(peer, answer)), asyncio.create_task(_send(peer, answer))
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self, peer: "Peer", answer: ContinuousAnswer) -> None:
+        while True:
+            frame = await peer.receive()
+            if not isinstance(frame, DraftFrame):
+                raise RequestError("an answer has one start", param="type")
+            if frame.position >= self.engine.max_model_len:
+                raise RequestError("position is past the end of the context", param="position")
+            self._check_ids(frame.token_ids, "token_ids")
+            answer.draft(frame.position, frame.token_ids)
+
+    def _check_ids(self, token_ids: list[int], param: str) -> None:
+        size = self.engine.vocab_size
+        if min(token_ids) < 0 or max(token_ids) >= size:
+            raise RequestError(f"{param} holds ids outside the vocabulary of {size}", param=param)
+
+
+class Peer:
+    """One connection, in frames; it answers in the form of the first frame that it gets."""
+
+    def __init__(self, ws: web.WebSocketResponse, exchange: Exchange) -> None:
+        self._ws = ws
+        self._exchange = exchange
+        self._content_type = wire.JSON
+
+    async def receive(self) -> ClientFrame:
+        """Raises RequestError for a frame that cannot be read, LeftError when there is no more."""
+        message = await self._ws.receive()
+        match message.type:
+            case WSMsgType.BINARY:
+                self._content_type = wire.MSGPACK
+            case WSMsgType.TEXT:
+                self._content_type = wire.JSON
+            case _:
+                raise LeftError
+        data = message.data.encode() if isinstance(message.data, str) else message.data
+        self._exchange.bytes_in += len(data)
+        frame: ClientFrame = wire.decode(data, cast(Any, ClientFrame), self._content_type)
+        return frame
+
+    async def send(self, frame: ServerFrame) -> None:
+        """Raises LeftError when the client is gone, or reads too slowly."""
+        body = wire.encode(frame, self._content_type)
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                if self._content_type == wire.MSGPACK:
+                    await self._ws.send_bytes(body)
+                else:
+                    await self._ws.send_str(body.decode())
+        except (TimeoutError, ConnectionError) as error:
+            raise LeftError from error
+        self._exchange.sent(len(body))
+
+    async def fail(self, error: FrameworkError) -> None:
+        """Tells the client what went wrong, and closes."""
+        frame = ErrorFrame(error=msgspec.convert(error_object(error)["error"], ErrorDetail))
+        try:
+            await self.send(frame)
+        except LeftError:
+            return
+        await self._ws.close(code=_close_code(error), message=error.message.encode()[:100])
+
+    async def close(self) -> None:
+        await self._ws.close()
+
+
+async def _send(peer: Peer, answer: ContinuousAnswer) -> None:
+    async with aclosing(answer.frames()) as frames:
+        async for frame in frames:
+            await peer.send(frame)
+
+
+async def _own_channel(app: web.Application) -> AsyncIterator[None]:
+    async with app[DRAFT_CHANNEL]:
+        yield
+
+
+def _close_code(error: FrameworkError) -> WSCloseCode:
+    match error:
+        case RequestError():
+            return WSCloseCode.POLICY_VIOLATION
+        case OverloadedError() | EngineError():
+            return WSCloseCode.TRY_AGAIN_LATER
+        case _:
+            return WSCloseCode.INTERNAL_ERROR

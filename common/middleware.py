@@ -121,6 +121,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = failure.status
     if status >= 500:
         log.warning("request %s: %d %s", request[REQUEST_ID], status, failure.message)
+    failure.__traceback__ = None  # it holds this frame, and with it the body, until some later garbage collection
     response = reply(request, error_object(failure), status)
     if isinstance(failure, OverloadedError):
         response.headers["Retry-After"] = str(failure.retry_after)

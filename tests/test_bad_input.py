@@ -155,7 +155,8 @@ async def test_many_small_objects_in_one_body_are_no_lever(server: SmallServer) 
     async with aiohttp.ClientSession() as session:
         for _ in range(5):
             async with session.post(server.url + "/untyped", data=io.BytesIO(body)) as answer:
-                assert answer.status == 200
+                assert answer.status == 400
+                assert "lists and objects" in (await refusal(answer))["message"]
 
 
 # --- size

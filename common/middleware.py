@@ -191,7 +191,8 @@ def response_headers(origins: Iterable[str]) -> Callable[[web.Request, web.Strea
     async def add(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
         if _allowed(request, allowed):
-            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = request.headers[hdrs.ORIGIN]
+            origin = "*" if "*" in allowed else request.headers[hdrs.ORIGIN]
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
             response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "X-Request-Id, Retry-After"
             response.headers.add(hdrs.VARY, hdrs.ORIGIN)
 

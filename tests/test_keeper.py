@@ -6,16 +6,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import aiohttp
 import psutil
 import pytest
+from aiohttp import web
 
 from cloud.keeper import EngineKeeper, Pace
 from cloud.process_tree import ProcessTree
 from common.errors import EngineError, StartError
+from common.http_messages import stream
+from common.http_server import HTTPServer, make_app
 
 QUICK = Pace(watch=0.01, hang=0.1, first_pause=0.01, longest_pause=0.04, healthy=3600.0, close=0.1)
 
@@ -286,6 +290,35 @@ async def test_each_loss_is_reported() -> None:
         await until(lambda: len(losses) == times)  # noqa: B023
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_stream_is_told_of_the_loss_even_while_its_client_reads_slowly() -> None:
+    engine = FakeEngine()
+    blocked = asyncio.Event()
+
+    async with kept(engine) as keeper:
+
+        async def events() -> AsyncGenerator[bytes, None]:
+            with keeper.using():
+                while True:
+                    asyncio.get_running_loop().call_later(0.2, blocked.set)
+                    yield b"data: " + b"x" * 10**7 + b"\n\n"
+                    blocked.clear()
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return await stream(request, events())
+
+        await keeper.wait_up()
+        app = make_app()
+        app.router.add_get("/events", handler)
+        server = HTTPServer(app, "127.0.0.1", 0)
+        await server.start()
+        url = f"http://127.0.0.1:{server.port}/events"
+        async with aiohttp.ClientSession(read_bufsize=2**10) as session, session.get(url) as answer:
+            await blocked.wait()  # in the middle of a write
+            dies(engine)
+            assert b"the engine has died" in (await answer.read())[-500:]
+        await server.stop()
 
 
 # --- processes

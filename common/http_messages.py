@@ -84,7 +84,11 @@ async def stream(request: web.Request, events: AsyncGenerator[bytes, None]) -> w
     async with aclosing(events):
         try:
             async for event in events:
-                await response.write(event)
+                try:
+                    await response.write(event)
+                except asyncio.CancelledError as error:
+                    await events.athrow(error)  # where they know whose cancellation it is
+                    raise
                 exchange.sent(len(event))
         except ConnectionError:
             raise  # the client left: there is nobody to tell

@@ -12,7 +12,7 @@ from contextlib import suppress
 from aiohttp import WSCloseCode, web
 from prometheus_client import CollectorRegistry
 
-from common import middleware, wire
+from common import access, middleware, wire
 from common.config import ServerConfig
 from common.errors import RequestError, StartError
 from common.http_messages import BODY_LIMIT, WEBSOCKETS, error_object, reply
@@ -39,12 +39,12 @@ def make_app(config: ServerConfig | None = None, registry: CollectorRegistry | N
     in_flight = InFlight()
     around = [middleware.observe(HttpMetrics(registry, lambda: len(in_flight))), middleware.errors]
     if config.cors_origins:
-        around.append(middleware.cors(config.cors_origins))
+        around.append(access.cors(config.cors_origins))
     around.append(middleware.stopping)
     if config.api_keys:
-        around.append(middleware.authenticate(config.api_keys))
+        around.append(access.authenticate(config.api_keys))
     app = web.Application(middlewares=around, client_max_size=BODY_LIMIT)
-    app.on_response_prepare.append(middleware.response_headers(config.cors_origins))
+    app.on_response_prepare.append(access.response_headers(config.cors_origins))
     app[IN_FLIGHT], app[WEBSOCKETS] = in_flight, weakref.WeakSet()
     app.router.add_get("/health", _health)
     app.router.add_get("/metrics", metrics_page(registry))

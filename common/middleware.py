@@ -1,17 +1,14 @@
-"""What happens to every request around its handler: observed, failures told, keys checked, a stopping server closed."""
+"""What happens to every request around its handler: observed, failures told, a stopping server closed to it."""
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from common.config import Secret
 from common.errors import (
     AuthenticationError,
     FrameworkError,
@@ -30,8 +27,6 @@ log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PROBES = ("/health", "/ready", "/metrics")
 """Asked every few seconds by machines: logged only at level DEBUG."""
-OPEN = ("/health", "/ready")
-"""Answered without a key."""
 OTHER = "other"
 
 
@@ -121,6 +116,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = failure.status
     if status >= 500:
         log.warning("request %s: %d %s", request[REQUEST_ID], status, failure.message)
+    failure.__traceback__ = None  # it holds this frame, and with it the body, until some later garbage collection
     response = reply(request, error_object(failure), status)
     if isinstance(failure, OverloadedError):
         response.headers["Retry-After"] = str(failure.retry_after)
@@ -137,66 +133,3 @@ async def stopping(request: web.Request, handler: Handler) -> web.StreamResponse
     if request.app[IN_FLIGHT].draining.is_set() and request.path not in ("/health", "/metrics"):
         raise StoppingError("the server is stopping")
     return await handler(request)
-
-
-def authenticate(keys: Iterable[Secret]) -> Middleware:
-    """Lets only requests with one of `keys` pass, `Authorization: Bearer KEY`, and names their tenant."""
-    known = [_digest(key.reveal()) for key in keys]
-
-    @web.middleware
-    async def authenticated(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in OPEN and request.method == hdrs.METH_GET:
-            return await handler(request)
-        scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-        given, found = _digest(key.strip()), False
-        for digest in known:  # all of them, always: the time taken says nothing of which one came near
-            found |= hmac.compare_digest(given, digest)
-        if scheme.lower() != "bearer" or not found:
-            raise AuthenticationError("give a valid API key: 'Authorization: Bearer KEY'")
-        request[TENANT] = given[:8].hex()
-        return await handler(request)
-
-    return authenticated
-
-
-def _digest(key: str) -> bytes:
-    """Always of one length, so comparing takes the same time for any key; its beginning names the tenant."""
-    return hashlib.blake2b(key.encode(errors="surrogateescape"), person=b"edgecloud-tenant").digest()
-
-
-def cors(origins: Iterable[str]) -> Middleware:
-    """Answers browsers' preflights from `origins` ("*": any), without a key; `add_cors_headers` does the rest."""
-    allowed = frozenset(origins)
-
-    @web.middleware
-    async def preflighted(request: web.Request, handler: Handler) -> web.StreamResponse:
-        asked = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
-        if not (asked and _allowed(request, allowed)):
-            return await handler(request)
-        headers = {
-            hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST",
-            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: "Authorization, Content-Type, X-Request-Id, traceparent",
-            hdrs.ACCESS_CONTROL_MAX_AGE: "600",
-        }
-        return web.Response(status=204, headers=headers)
-
-    return preflighted
-
-
-def response_headers(origins: Iterable[str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """A signal for `on_response_prepare`: the request's id, and for allowed origins the leave to read the response."""
-    allowed = frozenset(origins)
-
-    async def add(request: web.Request, response: web.StreamResponse) -> None:
-        response.headers["X-Request-Id"] = request[REQUEST_ID]
-        if _allowed(request, allowed):
-            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = request.headers[hdrs.ORIGIN]
-            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "X-Request-Id, Retry-After"
-            response.headers.add(hdrs.VARY, hdrs.ORIGIN)
-
-    return add
-
-
-def _allowed(request: web.Request, origins: frozenset[str]) -> bool:
-    origin = request.headers.get(hdrs.ORIGIN)
-    return origin is not None and ("*" in origins or origin in origins)

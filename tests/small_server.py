@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,12 +128,13 @@ class SmallServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe that nobody reads would stop the server
         options = json.dumps({"server": {"port": self.port, **server}, "limits": limits})
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.small_server", options],
             cwd=ROOT,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._log,
             text=True,
         )
         self.url = f"http://127.0.0.1:{self.port}"
@@ -143,7 +145,7 @@ class SmallServer:
                 _, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 writer.close()
                 return
-            assert self.process.poll() is None, self.process.communicate()
+            assert self.process.poll() is None, self.log()
             await asyncio.sleep(0.02)
 
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -151,8 +153,17 @@ class SmallServer:
 
     async def ended(self) -> tuple[int, str]:
         """Exit code and log, once the process has ended by itself."""
-        _, errors = await asyncio.to_thread(self.process.communicate, timeout=60)
-        return self.process.returncode, errors
+        await asyncio.to_thread(self.process.wait, timeout=60)
+        return self.process.returncode, self.log()
+
+    def log(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self._log.close()
 
     @property
     def memory(self) -> int:
@@ -173,8 +184,7 @@ def _process(server: dict[str, Any], limits: dict[str, Any]) -> Iterator[SmallSe
     try:
         yield made
     finally:
-        made.process.kill()
-        made.process.communicate()
+        made.close()
 
 
 @contextlib.asynccontextmanager

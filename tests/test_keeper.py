@@ -2,20 +2,19 @@
 
 import asyncio
 import logging
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import psutil
+import aiohttp
 import pytest
+from aiohttp import web
 
 from cloud.keeper import EngineKeeper, Pace
-from cloud.process_tree import ProcessTree
 from common.errors import EngineError, StartError
+from common.http_messages import stream
+from common.http_server import HTTPServer, make_app
 
 QUICK = Pace(watch=0.01, hang=0.1, first_pause=0.01, longest_pause=0.04, healthy=3600.0, close=0.1)
 
@@ -140,8 +139,6 @@ async def test_an_engine_that_answers_in_time_is_left_alone_however_often_it_is_
 
 
 async def test_a_loop_of_ours_that_stood_still_is_no_hang_of_the_engine() -> None:
-    import time
-
     engine = FakeEngine()
     async with kept(engine) as keeper:
         await keeper.wait_up()
@@ -164,56 +161,49 @@ async def test_a_first_start_that_fails_is_raised_and_everyone_is_told() -> None
     assert engine.log == ["start", "close"]
 
 
-async def test_a_start_that_fails_later_is_tried_again_after_growing_pauses(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    pauses: list[float] = []
-    sleep = asyncio.sleep
-
-    async def noted(seconds: float) -> None:
-        if seconds != QUICK.watch:
-            pauses.append(seconds)
-        await sleep(0)
-
-    engine = FakeEngine()
-    with caplog.at_level(logging.ERROR):
-        async with kept(engine, Pace(watch=0.01, hang=0.1, first_pause=1, longest_pause=8, healthy=3600)) as keeper:
-            await keeper.wait_up()
-            monkeypatch.setattr(asyncio, "sleep", noted)
-            engine.failing_starts = 5
-            dies(engine)
-            await keeper.wait_up() if not keeper.ready else None
-            async with asyncio.timeout(20):
-                while engine.log.count("start") < 7 or not keeper.ready:
-                    await sleep(0.002)
-            monkeypatch.undo()
-    assert pauses == [1, 2, 4, 8, 8, 8]
-    assert caplog.text.count("did not start again: no such model") == 5
+PATIENT = Pace(watch=0.01, hang=0.1, first_pause=1, longest_pause=8, healthy=3600.0)
 
 
-@pytest.mark.parametrize(("healthy", "pauses"), [(3600.0, [1, 2, 4]), (0.0, [1, 1, 1])])
-async def test_health_for_long_enough_ends_the_growth_of_the_pauses(
-    monkeypatch: pytest.MonkeyPatch, healthy: float, pauses: list[float]
-) -> None:
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The sleeps of a second and more, which take no time in this test."""
     seen: list[float] = []
     sleep = asyncio.sleep
 
     async def noted(seconds: float) -> None:
         if seconds >= 1:
             seen.append(seconds)
-        await sleep(0)
+        await sleep(0 if seconds >= 1 else seconds)
 
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    return seen
+
+
+async def test_a_start_that_fails_later_is_tried_again_after_growing_pauses(
+    pauses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
     engine = FakeEngine()
-    async with kept(engine, Pace(watch=0.01, hang=0.1, first_pause=1, longest_pause=8, healthy=healthy)) as keeper:
+    with caplog.at_level(logging.ERROR):
+        async with kept(engine, PATIENT) as keeper:
+            await keeper.wait_up()
+            engine.failing_starts = 5
+            dies(engine)
+            await until(lambda: engine.log.count("start") == 7 and keeper.ready)
+    assert pauses == [1, 2, 4, 8, 8, 8]
+    assert caplog.text.count("did not start again: no such model") == 5
+
+
+@pytest.mark.parametrize(("healthy", "expected"), [(3600.0, [1, 2, 4]), (0.0, [1, 1, 1])])
+async def test_health_for_long_enough_ends_the_growth_of_the_pauses(
+    pauses: list[float], healthy: float, expected: list[float]
+) -> None:
+    engine = FakeEngine()
+    async with kept(engine, replace(PATIENT, healthy=healthy)) as keeper:
         await keeper.wait_up()
-        monkeypatch.setattr(asyncio, "sleep", noted)
         for times in (1, 2, 3):
             dies(engine)
-            async with asyncio.timeout(20):
-                while len(seen) < times or not keeper.ready:
-                    await sleep(0.002)
-        monkeypatch.undo()
-    assert seen == pauses
+            await until(lambda: len(pauses) == times and keeper.ready)  # noqa: B023
+    assert pauses == expected
 
 
 async def test_closing_in_the_middle_of_a_restart_starts_nothing_more() -> None:
@@ -264,15 +254,10 @@ async def test_a_cancelled_wait_is_cancelled_and_no_error_of_the_engine() -> Non
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert keeper.ready
-
-
-async def test_a_request_that_has_its_own_deadline_keeps_it() -> None:
-    async with kept(FakeEngine()) as keeper:
-        await keeper.wait_up()
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
+            async with asyncio.timeout(0.01):  # its own deadline stays one
                 await request(keeper)
+        assert keeper.ready
 
 
 async def test_each_loss_is_reported() -> None:
@@ -288,37 +273,30 @@ async def test_each_loss_is_reported() -> None:
     await asyncio.gather(running, return_exceptions=True)
 
 
-# --- processes
+async def test_a_stream_is_told_of_the_loss_even_while_its_client_reads_slowly() -> None:
+    engine = FakeEngine()
+    blocked = asyncio.Event()
 
-PARENT = """
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c",
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"])
-time.sleep(600)
-"""
+    async with kept(engine) as keeper:
 
+        async def events() -> AsyncGenerator[bytes, None]:
+            with keeper.using():
+                while True:
+                    asyncio.get_running_loop().call_later(0.2, blocked.set)
+                    yield b"data: " + b"x" * 10**7 + b"\n\n"
+                    blocked.clear()
 
-@pytest.mark.parametrize("stopped", [False, True])
-@pytest.mark.parametrize("orphaned", [False, True])
-def test_all_processes_of_a_tree_are_killed(stopped: bool, orphaned: bool) -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == "up\n"
-        tree = ProcessTree([parent.pid])
-        (child,) = psutil.Process(parent.pid).children()
-        if stopped:
-            os.kill(child.pid, signal.SIGSTOP)
-            os.kill(parent.pid, signal.SIGSTOP)
-        if orphaned:
-            parent.kill()
-            parent.wait()
-        tree.kill()
-        parent.wait()
-        child.wait(timeout=20)
-        tree.kill()  # nothing is left to kill
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return await stream(request, events())
 
-
-def test_a_process_that_is_gone_is_no_error() -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        process.wait()
-    ProcessTree([process.pid]).kill()
+        await keeper.wait_up()
+        app = make_app()
+        app.router.add_get("/events", handler)
+        server = HTTPServer(app, "127.0.0.1", 0)
+        await server.start()
+        url = f"http://127.0.0.1:{server.port}/events"
+        async with aiohttp.ClientSession(read_bufsize=2**10) as session, session.get(url) as answer:
+            await blocked.wait()  # in the middle of a write
+            dies(engine)
+            assert b"the engine has died" in (await answer.read())[-500:]
+        await server.stop()

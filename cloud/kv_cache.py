@@ -39,7 +39,8 @@ class VLLMKVCache:
     """An index of the KV blocks that vLLM replicas hold, kept by their KV events; used from one event loop only.
 
     It may forget a block that is there, and at most `max_blocks` of a replica are remembered; it names none that is
-    gone, but for the moment that an event is under way. vLLM alone places and drops blocks.
+    gone, but for the moment that an event is under way (vLLM tells of a reset with its next step). vLLM alone places
+    and drops blocks.
     """
 
     def __init__(self, max_blocks: int = 10000) -> None:

@@ -327,7 +327,7 @@ async def test_five_thousand_samples_have_the_same_distribution_with_drafts(
 async def test_without_the_guard_the_distribution_is_wrong(channel: DraftChannel) -> None:
     args = {"dtype": "float32", "max_model_len": CLOUD_CONTEXT, "kv_cache_memory_bytes": 2**26}
     engine = CloudEngine(str(CLOUD_MODEL), max_draft_tokens=16, args=args)
-    engine._args.scheduler_cls = "tests.unguarded.UnguardedScheduler"
+    engine._args.scheduler_cls = "tests.unguarded_stream.UnguardedScheduler"
     await engine.start()
     try:
         sampling = Sampling(temperature=0.7, top_k=6)

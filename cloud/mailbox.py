@@ -43,13 +43,19 @@ class Opened(Struct, tag="opened", array_like=True):
 
 
 class Counters(Struct, tag="counters", array_like=True):
-    """Engine to front end: drafts of which something was verified (`taken`), and those dropped, by reason, so far."""
+    """Engine to front end, so far: drafts of which something was verified (`taken`), and those dropped, by reason.
+
+    `late`: the answer had passed or contradicted all of it. `foreign`: for no open mailbox. `full`: no room for it.
+    `drafted`, `accepted`: draft tokens verified, and accepted.
+    """
 
     taken: int = 0
     late: int = 0
     foreign: int = 0
     malformed: int = 0
     full: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(slots=True)
@@ -180,12 +186,12 @@ class Inbox:
         if self.mailboxes.open(key):
             self._send(Opened(key))
 
-    def receive(self) -> None:
-        """Reads what has arrived, a bounded number of messages at a time, and reports the counters now and then."""
+    def receive(self, report: bool = False) -> None:
+        """Reads what has arrived, a bounded number of messages at a time; sends the counters now and then, or now."""
         for message in self._arrived():
             self._put(message)
         now = time.monotonic()
-        if now >= self._next_report and self.mailboxes.counters != self._reported:
+        if (report or now >= self._next_report) and self.mailboxes.counters != self._reported:
             self._reported = msgspec.structs.replace(self.mailboxes.counters)
             self._next_report = now + REPORT_SECONDS
             self._send(self._reported)

@@ -79,7 +79,7 @@ class RunningDrafts:
             return
         self._close_finished()
         for inbox in self._inboxes.values():
-            inbox.receive()
+            inbox.receive(report=not self._boxes)  # after the last one there may be no step for a long time
         running = self._scheduler.running
         # Every running request gets its own token before any gets a draft; requests that prefill take what is left.
         room = self._scheduler.max_num_scheduled_tokens - len(running)
@@ -129,7 +129,10 @@ class RunningDrafts:
         progress.steps += bool(drawn)
         progress.drafted += len(draft)
         progress.accepted += accepted
-        progress.dropped = self._mailboxes(box).dropped(box.address.key)
+        mailboxes = self._mailboxes(box)
+        mailboxes.counters.drafted += len(draft)
+        mailboxes.counters.accepted += accepted
+        progress.dropped = mailboxes.dropped(box.address.key)
         return progress
 
     def _mailboxes(self, box: Box) -> Mailboxes:

@@ -124,6 +124,7 @@ class StreamRoute:
                 raise RequestError("position is past the end of the context", param="position")
             self._check_ids(frame.token_ids, "token_ids")
             answer.draft(frame.position, frame.token_ids)
+            await asyncio.sleep(0)  # frames that are here already are read without a pause: the others' turn
 
     def _check_ids(self, token_ids: list[int], param: str) -> None:
         size = self.engine.vocab_size

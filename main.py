@@ -51,7 +51,7 @@ async def main() -> None:
             async with client_of(config) as client:
                 await repl(client, config, settings, terminal.console())
         case "demo":
-            await demo(args, args.prompt or "What is AI?", settings)
+            await demo(args, config, args.prompt or "What is AI?", settings)
 
 
 async def serve(args: argparse.Namespace, config: Config) -> None:
@@ -75,20 +75,26 @@ async def answer(config: Config, prompt: str | None, settings: Settings, stream:
         await ask(client, prompt, settings, terminal.console(), stream)
 
 
-async def demo(args: argparse.Namespace, prompt: str, settings: Settings) -> None:
+async def demo(args: argparse.Namespace, config: Config, prompt: str, settings: Settings) -> None:
     """Both servers on free ports, one answer, everything stopped again."""
     console = terminal.console()
     async with (
         demo_servers(args, console.print) as (edge_url, cloud_url),
-        EdgeCloudHTTPClient(edge_url, cloud_url) as client,
+        client_of(config, edge_url, cloud_url) as client,
     ):
         console.print(f"\n{prompt}", style="bold")
         await ask(client, prompt, settings, console)
 
 
-def client_of(config: Config) -> EdgeCloudHTTPClient:
+def client_of(config: Config, edge_url: str | None = None, cloud_url: str | None = None) -> EdgeCloudHTTPClient:
     communication = config.communication
-    return EdgeCloudHTTPClient(communication.edge_endpoint, communication.cloud_endpoint, communication.http_client)
+    return EdgeCloudHTTPClient(
+        edge_url or communication.edge_endpoint,
+        cloud_url or communication.cloud_endpoint,
+        communication.http_client,
+        communication.edge_api_key,
+        communication.cloud_api_key,
+    )
 
 
 if __name__ == "__main__":

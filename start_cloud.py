@@ -22,7 +22,7 @@ async def main() -> None:
     engine = CloudEngine(
         config.cloud.model.path, config.cloud.draft_verifier.max_draft_tokens, engine_args(config.cloud)
     )
-    await serve(build_app(engine), config.cloud.server.host, config.cloud.server.port, "cloud server")
+    await serve(build_app(engine, config.cloud), config.cloud.server, "cloud server")
 
 
 def engine_args(cloud: CloudConfig) -> dict[str, object]:

@@ -17,7 +17,7 @@ async def main() -> None:
         args, edge__server__host=args.host, edge__server__port=args.port, edge__model__path=args.model
     )
     cli.set_up_logging(config.logging.level)
-    await serve(build_app(config), config.edge.server.host, config.edge.server.port, "edge server")
+    await serve(build_app(config), config.edge.server, "edge server")
 
 
 if __name__ == "__main__":

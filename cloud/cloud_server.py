@@ -1,169 +1,155 @@
-"""The cloud's HTTP routes: /verify over our verifier, the OpenAI API over vLLM's own serving objects. Knows no config.
-
-vLLM's objects do the work of the /v1 routes (templates, tools, structured output, checks, streaming); the handlers
-here only carry bodies in, and responses, streams and errors out.
-"""
+"""The cloud's HTTP routes: /verify over our verifier, and what a server says of itself. The OpenAI API is beside it."""
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 from aiohttp import web
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
-from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
-from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
-from vllm.exceptions import VLLMError
-from vllm.v1.engine.exceptions import EngineDeadError
+from prometheus_client import CollectorRegistry
 
+from cloud import costs, verify_checks
+from cloud.admission import Admission
+from cloud.continuous import ContinuousAnswer
 from cloud.draft_verifier import DraftVerifier
 from cloud.engine import CloudEngine
+from cloud.keeper import EngineKeeper, Pace
+from cloud.metrics import CloudMetrics, Form
+from cloud.openai_routes import OpenAIRoutes
+from cloud.resident import ResidentPool
 from cloud.sessions import SessionTable
-from cloud.stream_route import StreamRoute
-from common.errors import EngineError, FrameworkError, RequestError
-from common.http_server import FATAL, REQUEST_ID, make_app, read, reply, stream
-from common.types import VerifyRequest
-
-log = logging.getLogger(__name__)
-T = TypeVar("T")
+from cloud.stream_route import DRAFT_CHANNEL, StreamRoute
+from common.config import CloudConfig
+from common.errors import FrameworkError, RequestError
+from common.http_messages import REQUEST_ID, TENANT, read, reply
+from common.http_server import FATAL, make_app
+from common.types import (
+    ErrorObject,
+    VerifyBatchItem,
+    VerifyBatchRequest,
+    VerifyBatchResponse,
+    VerifyRequest,
+    VerifyResponse,
+)
 
 ENGINE = web.AppKey("ENGINE", CloudEngine)
 SESSIONS = web.AppKey("SESSIONS", SessionTable)
+RESIDENTS = web.AppKey("RESIDENTS", ResidentPool)
 VERIFIER = web.AppKey("VERIFIER", DraftVerifier)
+ADMISSION = web.AppKey("ADMISSION", Admission)
+METRICS = web.AppKey("METRICS", CloudMetrics)
+KEEPER = web.AppKey("KEEPER", EngineKeeper)
 
-IGNORED = ("min_p", "logit_bias")
-"""Sampling fields that vLLM ignores once it has a speculative config."""
+MAX_BATCH = 256
+"""Rounds in one POST /verify/batch."""
 
 
-def build_app(engine: CloudEngine) -> web.Application:
+def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
     """The cloud server's application; it owns `engine`, starting it beside the open port and closing it at the end."""
-    app = make_app()
+    registry = CollectorRegistry()
+    app = make_app(config.server, registry)
     app[ENGINE] = engine
     app[SESSIONS] = SessionTable()
-    app[VERIFIER] = DraftVerifier(engine, app[SESSIONS])
+    drafts = config.draft_verifier
+    app[RESIDENTS] = ResidentPool(engine, drafts.resident_sessions, drafts.resident_idle_seconds)
+    app[VERIFIER] = DraftVerifier(engine, app[SESSIONS], app[RESIDENTS])
+    app[ADMISSION] = Admission(config.admission.max_requests, config.admission.max_tokens)
+    app[METRICS] = CloudMetrics(registry)
+    app[KEEPER] = EngineKeeper(engine, Pace(hang=config.engine.hang_seconds), app[METRICS].engine_restarts.inc)
     app.cleanup_ctx.append(_own_engine)
     app.router.add_get("/ready", _ready)
     app.router.add_get("/stats", _stats)
     app.router.add_post("/verify", _verify)
-    StreamRoute(engine).add_to(app)
-    app.router.add_get("/v1/models", _models)
-    app.router.add_post("/v1/chat/completions", _chat_completion)
-    app.router.add_post("/v1/completions", _completion)
-    app.router.add_post("/tokenize", _tokenize)
-    app.router.add_post("/detokenize", _detokenize)
+    app.router.add_post("/verify/batch", _verify_batch)
+    StreamRoute(
+        engine, verify_checks.check_sampling, lambda tokens: _work(app, tokens), lambda answer: _streamed(app, answer)
+    ).add_to(app)
+    OpenAIRoutes(engine, app[KEEPER], app[ADMISSION]).add_to(app)
+    _show(app)
     return app
 
 
+def _show(app: web.Application) -> None:
+    """What /metrics asks of others at each scrape."""
+    admission, gauge = app[ADMISSION], app[METRICS].gauge
+    gauge("sessions", "Sessions whose prefixes are held.", lambda: len(app[SESSIONS]))
+    gauge("session_bytes", "Bytes of the prefixes held.", lambda: app[SESSIONS].bytes)
+    gauge("resident_sessions", "Sessions with a live request in the engine.", lambda: len(app[RESIDENTS]))
+    gauge("admission_requests", "Sequences admitted to the engine now.", lambda: admission.held.requests)
+    gauge("admission_tokens", "Tokens that these may grow to.", lambda: admission.held.tokens)
+    gauge("admission_refused", "Requests refused for want of room.", lambda: admission.refused)
+    app[METRICS].show_dropped(lambda reason: int(getattr(app[DRAFT_CHANNEL].counters, reason)))
+
+
 async def _own_engine(app: web.Application) -> AsyncIterator[None]:
-    starting = asyncio.create_task(_start_engine(app))
+    keeping = asyncio.create_task(_keep(app))
     yield
-    starting.cancel()
-    await asyncio.gather(starting, return_exceptions=True)
-    await app[ENGINE].close()
+    await app[RESIDENTS].close()
+    keeping.cancel()
+    await asyncio.wait([keeping])
 
 
-async def _start_engine(app: web.Application) -> None:
+async def _keep(app: web.Application) -> None:
     try:
-        await app[ENGINE].start()
+        await app[KEEPER].run()
     except FrameworkError as error:
         app[FATAL].set_exception(error)
-    else:
-        log.info("the engine answers with %s", app[ENGINE].model)
 
 
 async def _ready(request: web.Request) -> web.Response:
-    await request.app[ENGINE].check_health()
+    request.app[KEEPER].check()
     return reply(request, {"status": "ready"})
 
 
 async def _stats(request: web.Request) -> web.Response:
-    sessions = request.app[SESSIONS]
-    held = {"sessions": len(sessions), "session_tokens": sessions.tokens}
-    return reply(request, {**request.app[ENGINE].stats(), **held})
+    app = request.app
+    residents = app[RESIDENTS]
+    ours = {
+        "sessions": len(app[SESSIONS]),
+        "session_bytes": app[SESSIONS].bytes,
+        "resident_sessions": len(residents),
+        "resident_opened": residents.opened,
+        "resident_continued": residents.continued,
+        "resident_closed": residents.closed,
+    }
+    return reply(request, {**app[ENGINE].stats(), **app[METRICS].counts(), **ours})
 
 
 async def _verify(request: web.Request) -> web.Response:
-    body = await read(request, VerifyRequest)
-    return reply(request, await request.app[VERIFIER].verify_draft(body, request[REQUEST_ID]))
+    return reply(request, await _round(request, await read(request, VerifyRequest)))
 
 
-async def _models(request: web.Request) -> web.StreamResponse:
-    return await _answer(request, request.app[ENGINE].serving.openai_serving_models.show_available_models)
+async def _verify_batch(request: web.Request) -> web.Response:
+    body = await read(request, VerifyBatchRequest)
+    if not 0 < len(body.requests) <= MAX_BATCH:
+        raise RequestError(f"requests takes 1 to {MAX_BATCH} rounds", param="requests")
+    async with asyncio.TaskGroup() as group:
+        items = [group.create_task(_item(request, one)) for one in body.requests]
+    return reply(request, VerifyBatchResponse([item.result() for item in items]))
 
 
-async def _chat_completion(request: web.Request) -> web.StreamResponse:
-    serving = request.app[ENGINE].serving.openai_serving_chat
-    return await _answer(request, serving.create_chat_completion, await _generation(request, ChatCompletionRequest))
-
-
-async def _completion(request: web.Request) -> web.StreamResponse:
-    serving = request.app[ENGINE].serving.openai_serving_completion
-    return await _answer(request, serving.create_completion, await _generation(request, CompletionRequest))
-
-
-async def _tokenize(request: web.Request) -> web.StreamResponse:
-    serving = request.app[ENGINE].serving.serving_tokenization
-    body: Any = _validate(await read(request, dict[str, Any]), TokenizeRequest)
-    return await _answer(request, serving.create_tokenize, body, None)
-
-
-async def _detokenize(request: web.Request) -> web.StreamResponse:
-    serving = request.app[ENGINE].serving.serving_tokenization
-    body = _validate(await read(request, dict[str, Any]), DetokenizeRequest)
-    return await _answer(request, serving.create_detokenize, body, None)
-
-
-async def _generation(request: web.Request, type_: type[T]) -> T:
-    body = await read(request, dict[str, Any])
-    for name in IGNORED:
-        if body.get(name):
-            raise RequestError(f"{name} is not supported: it has no effect beside draft verification", param=name)
-    if body.get("vllm_xargs"):
-        # It would reach the scheduler as a draft that nobody checked.
-        raise RequestError("vllm_xargs is not supported", param="vllm_xargs")
-    return _validate({**body, "request_id": request[REQUEST_ID]}, type_)
-
-
-def _validate(body: dict[str, Any], type_: Any) -> Any:
+async def _item(request: web.Request, body: VerifyRequest) -> VerifyBatchItem:
+    """One round of a batch, whose failure is its own."""
     try:
-        return TypeAdapter(type_).validate_python(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(map(str, first["loc"]))
-        raise RequestError(f"{path}: {first['msg']}" if path else first["msg"], param=path or None) from error
-    except VLLMError as error:
-        raise RequestError(str(error), param=getattr(error, "parameter", None)) from error
+        return VerifyBatchItem(response=await _round(request, body))
+    except FrameworkError as error:
+        return VerifyBatchItem(error=ErrorObject(error.message, error.type, error.param, error.code))
 
 
-async def _answer(request: web.Request, serve: Callable[..., Awaitable[Any]], *arguments: object) -> web.StreamResponse:
-    """Whatever a vLLM serving object returns, as a response: a model, an error object, or a stream of SSE lines."""
-    try:
-        result = await serve(*arguments)
-    except EngineDeadError as error:
-        raise EngineError("the engine has died") from error
-    except (VLLMError, ValueError, TypeError, NotImplementedError) as error:
-        result = create_error_response(error)
-    if isinstance(result, ErrorResponse):
-        return reply(request, _openai_error(result), result.error.code)
-    if isinstance(result, BaseModel):
-        return reply(request, result.model_dump(mode="json"))
-    return await stream(request, _encoded(result))
+async def _round(request: web.Request, body: VerifyRequest) -> VerifyResponse:
+    app = request.app
+    with _work(app, costs.of_round(body)):
+        response = await app[VERIFIER].verify_draft(body, request[REQUEST_ID], request[TENANT])
+    drawn, seconds = len(response.token_ids), response.latency_ms / 1000
+    app[METRICS].verified(Form(response.form), response.drafted, response.accepted, drawn, seconds)
+    return response
 
 
-async def _encoded(lines: AsyncGenerator[str, None]) -> AsyncGenerator[bytes, None]:
-    # Closing the lines aborts the generation when the client has left.
-    async with aclosing(lines):
-        async for line in lines:
-            yield line.encode()
+@contextmanager
+def _work(app: web.Application, tokens: int) -> Iterator[None]:
+    """Around what waits for the engine, with the tokens that it may grow to; raises OverloadedError or EngineError."""
+    with app[KEEPER].using(), app[ADMISSION].admit(tokens):
+        yield
 
 
-def _openai_error(response: ErrorResponse) -> dict[str, Any]:
-    """vLLM puts the HTTP status into `code` and a Python-like name into `type`; OpenAI has a word in both."""
-    error = response.error
-    kind = "invalid_request_error" if error.code < 500 else "server_error"
-    code = "not_found" if error.code == 404 else None
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": code}}
+def _streamed(app: web.Application, answer: ContinuousAnswer) -> None:
+    app[METRICS].streamed(answer.progress.drafted, answer.progress.accepted, answer.drawn)

@@ -38,7 +38,13 @@ class ContinuousAnswer:
         self._sender = sender
         self._params = _params(asked, sender, stop)
         self._position = len(asked.committed)
-        self._progress = Progress()
+        self.progress = Progress()
+        """Steps, and what became of drafts, as of the last tokens."""
+
+    @property
+    def drawn(self) -> int:
+        """Tokens of the answer so far."""
+        return self._position - len(self._asked.committed)
 
     def draft(self, position: int, token_ids: list[int]) -> None:
         """Sends a draft on its way into the engine; one that comes too late is dropped there, and counted."""
@@ -57,20 +63,20 @@ class ContinuousAnswer:
                     yield self._end(answer)
 
     def _tokens(self, output: RequestOutput, answer: CompletionOutput) -> TokensFrame:
-        drawn, position, before = list(answer.token_ids), self._position, self._progress.accepted
+        drawn, position, before = list(answer.token_ids), self._position, self.progress.accepted
         self._position += len(drawn)
-        self._progress = Progress(*(output.kv_transfer_params or {})[PROGRESS_KEY])
+        self.progress = Progress(*(output.kv_transfer_params or {})[PROGRESS_KEY])
         return TokensFrame(
             position=position,
             token_ids=drawn,
-            accepted=min(self._progress.accepted - before, len(drawn)),  # a stop string may have cut accepted ones
+            accepted=min(self.progress.accepted - before, len(drawn)),  # a stop string may have cut accepted ones
             logprobs=_logprobs(drawn, answer, self._asked.logprobs),
         )
 
     def _end(self, answer: CompletionOutput) -> EndFrame:
         if answer.finish_reason not in ("stop", "length"):
             raise EngineError(f"the engine ended the request: {answer.finish_reason}")
-        p = self._progress
+        p = self.progress
         return EndFrame(
             finish_reason=answer.finish_reason,
             steps=p.steps,

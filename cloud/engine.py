@@ -3,11 +3,9 @@
 # ruff: noqa: E402 - vLLM reads its environment when it is imported.
 import asyncio
 import os
-import signal
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.reader import Counter, Gauge, get_metrics_snapshot
 
 from cloud import engine_args
+from cloud.process_tree import ProcessTree
 from common.errors import EngineError, RequestError, StartError
 
 VLLM_METRICS = {
@@ -43,7 +42,7 @@ VLLM_METRICS = {
 
 
 class CloudEngine:
-    """vLLM with the verify scheduler; works from `start` to `close` or `kill`, and can then be started again."""
+    """vLLM with the verify scheduler; works from `start` to `close`, and can then be started again."""
 
     def __init__(self, model: str, max_draft_tokens: int = 16, args: Mapping[str, object] = {}) -> None:
         """`args` are vLLM's own, by their names in Python; raises ConfigError for one that vLLM does not know."""
@@ -51,6 +50,7 @@ class CloudEngine:
         self.max_draft_tokens = max_draft_tokens
         self._args = engine_args.parse(model, max_draft_tokens, args)
         self._llm: AsyncLLM | None = None
+        self._processes: ProcessTree | None = None
         self._serving = State()
 
     async def start(self) -> None:
@@ -64,6 +64,7 @@ class CloudEngine:
             raise
         self._serving = State()
         await init_app_state(llm, self._serving, self._args, await llm.get_supported_tasks())
+        self._processes = ProcessTree(process.pid for process in _processes(llm))
         self._llm = llm
 
     async def close(self) -> None:
@@ -76,13 +77,10 @@ class CloudEngine:
             await asyncio.to_thread(llm.shutdown)
             llm.engine_core.resources.ctx.destroy(linger=0)  # vLLM leaves it open
 
-    async def kill(self) -> None:
-        """As `close`, for an engine that hangs: its processes get no time to end by themselves."""
-        if self._llm is not None:
-            for process in self._llm.engine_core.resources.engine_manager.processes:
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
-            await self.close()
+    def kill(self) -> None:
+        """Ends the engine's processes without asking them; `close` then frees what they had here."""
+        if self._processes is not None:
+            self._processes.kill()
 
     async def ping(self) -> None:
         """Returns when the engine's loop has answered, which it does between two steps."""
@@ -139,6 +137,21 @@ class CloudEngine:
         return self._running.model_config.get_vocab_size()
 
     @property
+    def kv_blocks(self) -> int:
+        """Blocks that the KV cache has."""
+        return self._running.vllm_config.cache_config.num_gpu_blocks or 0
+
+    @property
+    def block_size(self) -> int:
+        """Tokens that a KV block holds."""
+        return self._running.vllm_config.cache_config.block_size
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Requests that run at once."""
+        return self._running.vllm_config.scheduler_config.max_num_seqs
+
+    @property
     def tokenizer(self) -> TokenizerLike:
         """The model's tokenizer."""
         return self._running.get_tokenizer()
@@ -179,6 +192,11 @@ def _start(args: Any) -> AsyncLLM:
     except (RuntimeError, ValueError, OSError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StartError(f"{args.model}: vLLM did not start: {reason}") from error
+
+
+def _processes(llm: AsyncLLM) -> list[Any]:
+    """The engine's processes on this machine; Ray's are not ours to end."""
+    return list(getattr(llm.engine_core.resources.engine_manager, "processes", ()))
 
 
 def _in_thread(function: Any, *args: object) -> Future[AsyncLLM]:

@@ -53,10 +53,11 @@ def parse(model: str, max_draft_tokens: int, given: Mapping[str, object]) -> Any
     arguments = {**defaults, **ours, **given}
     if current_platform.is_cpu() and arguments.get("dtype", "auto") == "auto":
         arguments["dtype"] = "float32"  # most CPUs emulate bfloat16: a verify takes 3 to 4 times as long
-    return parser.parse_args([word for key, value in arguments.items() for word in _words(key, value)])
+    return parser.parse_args([word for key, value in arguments.items() for word in words(key, value)])
 
 
-def _words(key: str, value: object) -> list[str]:
+def words(key: str, value: object) -> list[str]:
+    """One argument as words of a vLLM command line."""
     flag = f"--{key.replace('_', '-')}"
     match value:
         case None:

@@ -58,6 +58,7 @@ def vllm_params(asked: Round, kind: RequestOutputKind = RequestOutputKind.FINAL_
         "skip_reading_prefix_cache": not asked.use_kv_cache,
         "detokenize": False,
         "output_kind": kind,
+        "skip_clone": True,  # else vLLM copies it deeply; nobody else has it
     }
     try:
         return SamplingParams(**(options | other))

@@ -7,7 +7,7 @@ ends (the answer, a bad frame, a client that left), the other is cancelled, and 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from cloud.rounds import Round
 from common import wire
 from common.errors import EngineError, FrameworkError, OverloadedError, RequestError
 from common.frames import ClientFrame, DraftFrame, ErrorDetail, ErrorFrame, ServerFrame, Start
-from common.http_server import BODY_LIMIT, REQUEST_ID, error_object
+from common.http_messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, error_object, websocket
 from common.types import Sampling
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,6 @@ START_SECONDS = 30.0
 """How long a connection may stay without its start frame."""
 SEND_SECONDS = 10.0
 """How long a client may leave what was sent to it unread before it is cut off; the buffer before that is 64 KiB."""
-HEARTBEAT_SECONDS = 10.0
-CLOSE_SECONDS = 2.0
 
 
 class LeftError(ConnectionError):
@@ -43,14 +41,15 @@ class LeftError(ConnectionError):
 class StreamRoute:
     """The handler of one route; the callables are the server's own rules, which this file does not know.
 
-    `check` raises RequestError for sampling that is refused. `salt` names the tenant whose prefix cache is used.
-    `admit` is entered around each generation with its tokens (prompt and answer); raises OverloadedError.
+    `check` raises RequestError for sampling that is refused. `work` is entered around each generation with its tokens
+    (prompt and answer); it raises OverloadedError, or EngineError when the engine is lost. `record` is told of each
+    answer that has ended, complete or not.
     """
 
     engine: CloudEngine
     check: Callable[[Sampling], None] = lambda _: None
-    salt: Callable[[web.Request], str | None] = lambda _: None
-    admit: Callable[[int], AbstractAsyncContextManager[object]] = lambda _: nullcontext()
+    work: Callable[[int], AbstractContextManager[object]] = lambda _: nullcontext()
+    record: Callable[[ContinuousAnswer], None] = lambda _: None
 
     def add_to(self, app: web.Application) -> None:
         """Adds the route, and the channel for its drafts, which lives as long as `app`."""
@@ -59,13 +58,8 @@ class StreamRoute:
         app.router.add_get("/stream", self.handle)
 
     async def handle(self, request: web.Request) -> web.WebSocketResponse:
-        # No compression: frames are small, and one that is inflated is a way to fill the memory.
-        ws = web.WebSocketResponse(
-            max_msg_size=BODY_LIMIT, heartbeat=HEARTBEAT_SECONDS, timeout=CLOSE_SECONDS, compress=False
-        )
-        ws.headers["X-Request-Id"] = request[REQUEST_ID]
-        await ws.prepare(request)
-        peer = Peer(ws)
+        ws = await websocket(request)
+        peer = Peer(ws, request[EXCHANGE])
         try:
             await self._serve(request, peer)
         except LeftError:
@@ -88,13 +82,12 @@ class StreamRoute:
             stop_token_ids=start.stop_token_ids,
             logprobs=start.logprobs,
             use_kv_cache=start.use_kv_cache,
-            cache_salt=self.salt(request),
+            cache_salt=request[TENANT] or None,
             request_id=request[REQUEST_ID],
         )
         tokens = min(len(start.token_ids) + start.max_tokens, self.engine.max_model_len)
-        async with self.admit(tokens):
-            with request.app[DRAFT_CHANNEL].sender() as sender:
-                await self._exchange(peer, ContinuousAnswer(self.engine, asked, sender, start.stop))
+        with self.work(tokens), request.app[DRAFT_CHANNEL].sender() as sender:
+            await self._exchange(peer, ContinuousAnswer(self.engine, asked, sender, start.stop))
         await peer.close()
 
     async def _started(self, peer: "Peer") -> Start:
@@ -142,8 +135,9 @@ class StreamRoute:
 class Peer:
     """One connection, in frames; it answers in the form of the first frame that it gets."""
 
-    def __init__(self, ws: web.WebSocketResponse) -> None:
+    def __init__(self, ws: web.WebSocketResponse, exchange: Exchange) -> None:
         self._ws = ws
+        self._exchange = exchange
         self._content_type = wire.JSON
 
     async def receive(self) -> ClientFrame:
@@ -157,6 +151,7 @@ class Peer:
             case _:
                 raise LeftError
         data = message.data.encode() if isinstance(message.data, str) else message.data
+        self._exchange.bytes_in += len(data)
         frame: ClientFrame = wire.decode(data, cast(Any, ClientFrame), self._content_type)
         return frame
 
@@ -171,6 +166,7 @@ class Peer:
                     await self._ws.send_str(body.decode())
         except (TimeoutError, ConnectionError) as error:
             raise LeftError from error
+        self._exchange.sent(len(body))
 
     async def fail(self, error: FrameworkError) -> None:
         """Tells the client what went wrong, and closes."""

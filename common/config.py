@@ -29,9 +29,37 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A mapping in the config file; every key has a default, unknown ones are refused."""
 
 
+class Secret:
+    """A key that is shown nowhere: printed, logged or written out it is `***`."""
+
+    def __init__(self, value: str = "") -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __repr__(self) -> str:
+        return "***" if self._value else ""
+
+
+NO_KEY = Secret()
+
+
 class ServerConfig(Section, frozen=True):
     host: str = "localhost"
     port: Port = 8080
+    drain_seconds: Annotated[float, Meta(ge=0)] = 10.0
+    api_keys: list[Secret] = []
+    cors_origins: list[str] = []
 
 
 class EdgeModelConfig(Section, frozen=True):
@@ -80,6 +108,8 @@ class BatchConfig(Section, frozen=True):
 class DraftVerifierConfig(Section, frozen=True):
     acceptance_threshold: Share = 0.8
     max_draft_tokens: Positive = 16
+    resident_sessions: Count = 8
+    resident_idle_seconds: Seconds = 10.0
     batch: BatchConfig = BatchConfig()
 
 
@@ -89,9 +119,20 @@ class CloudCacheConfig(Section, frozen=True):
     enable_prefix_caching: bool = True
 
 
+class AdmissionConfig(Section, frozen=True):
+    max_requests: Positive = 256
+    max_tokens: Positive = 262144
+
+
+class EngineConfig(Section, frozen=True):
+    hang_seconds: Seconds = 4.0
+
+
 class CloudConfig(Section, frozen=True):
     model: CloudModelConfig = CloudModelConfig()
     server: ServerConfig = ServerConfig(port=8081)
+    admission: AdmissionConfig = AdmissionConfig()
+    engine: EngineConfig = EngineConfig()
     draft_verifier: DraftVerifierConfig = DraftVerifierConfig()
     kv_cache: CloudCacheConfig = CloudCacheConfig()
     engine_args: dict[str, Any] = {}
@@ -107,6 +148,8 @@ class HttpClientConfig(Section, frozen=True):
 class CommunicationConfig(Section, frozen=True):
     edge_endpoint: str = "http://localhost:8080"
     cloud_endpoint: str = "http://localhost:8081"
+    edge_api_key: Secret = NO_KEY
+    cloud_api_key: Secret = NO_KEY
     http_client: HttpClientConfig = HttpClientConfig()
 
 
@@ -180,7 +223,7 @@ def load(
 def check(tree: object) -> Config:
     """Turns plain mappings into a Config; raises ConfigError for the first wrong key, type or value."""
     try:
-        return msgspec.convert(tree, Config)
+        return msgspec.convert(tree, Config, dec_hook=_secret)
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `$")
         path = where.strip("`.")
@@ -191,6 +234,17 @@ def check(tree: object) -> Config:
         near = difflib.get_close_matches(key, _keys(path), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(_keys(path))}"
         raise ConfigError(f"{path + '.' if path else ''}{key}: unknown key{hint}") from error
+
+
+def show(config: Config) -> str:
+    """The config as YAML, for people; secrets stay secret."""
+    return msgspec.yaml.encode(config, enc_hook=repr).decode()
+
+
+def _secret(type_: type, value: object) -> object:
+    if type_ is not Secret or not isinstance(value, str):
+        raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
+    return Secret(value)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -214,7 +268,7 @@ def _put(tree: dict[str, Any], key: str, value: str) -> None:
     try:
         tree[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: not a YAML value: {value}") from error
+        raise ConfigError(f"{key}: not a YAML value") from error
 
 
 def _keys(path: str) -> list[str]:

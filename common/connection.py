@@ -13,9 +13,9 @@ import msgspec
 import stamina
 
 from common import wire
-from common.config import HttpClientConfig
+from common.config import NO_KEY, HttpClientConfig, Secret
 from common.errors import ContextLengthError, EndpointError, PrefixUnknown, RequestError
-from common.request_id import current_request_id
+from common.request_id import outgoing_headers
 
 T = TypeVar("T")
 
@@ -55,9 +55,10 @@ class HTTPClient:
     With `config.optimized` off (F4 off) it is the plain way: JSON, a new connection per call, no retry.
     """
 
-    def __init__(self, base_url: str, config: HttpClientConfig | None = None) -> None:
+    def __init__(self, base_url: str, config: HttpClientConfig | None = None, api_key: Secret = NO_KEY) -> None:
         self.base_url = base_url.rstrip("/")
         self.config = config or HttpClientConfig()
+        self._api_key = api_key
         self.traffic = Traffic()
         self.content_type = wire.MSGPACK if self.config.optimized else wire.JSON
         self._session: aiohttp.ClientSession | None = None
@@ -161,9 +162,7 @@ class HTTPClient:
         """One HTTP exchange; everything that can go wrong in it becomes one of our errors."""
         started = time.perf_counter()
         spent.calls += 1
-        headers = {"Content-Type": content_type, "Accept": content_type}
-        if request_id := current_request_id.get():
-            headers["X-Request-Id"] = request_id
+        headers = {"Content-Type": content_type, "Accept": content_type, **outgoing_headers(), **self._authorization()}
         try:
             async with self.session().request(
                 method, self.base_url + path, data=body or None, headers=headers
@@ -184,6 +183,9 @@ class HTTPClient:
         finally:
             spent.total_ms += (time.perf_counter() - started) * 1000
 
+    def _authorization(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._api_key.reveal()}"} if self._api_key else {}
+
     def _refusal(self, status: int, body: bytes, content_type: str) -> EndpointError | RequestError:
         """The server's error object as ours: 4xx is our request's fault, everything else the server's."""
         try:
@@ -193,6 +195,6 @@ class HTTPClient:
         kinds = {"prefix_unknown": PrefixUnknown, "context_length_exceeded": ContextLengthError}
         if error.code in kinds:
             return kinds[error.code](error.message, error.param)
-        if 400 <= status < 500 and status not in (408, 429):
+        if 400 <= status < 500 and status not in (401, 408, 429):
             return RequestError(error.message, error.param)
         return EndpointError(f"{self.base_url} answered {status}: {error.message}")

@@ -5,10 +5,12 @@ FrameworkError
 ├── StartError              a model or port that cannot be had; ends the program at start
 ├── RequestError       400  the request itself is wrong
 │   ├── ContextLengthError  the prompt does not fit the model's context
+│   ├── AuthenticationError  401  no API key, or one that is not known here
 │   ├── NotFoundError  404  no such model or route
 │   └── PrefixUnknown  409  the cloud does not hold the prefix that a verify names
 ├── OverloadedError    429  no room now; try again later
 ├── EngineError        503  our own model does not answer
+├── StoppingError      503  the server is stopping and takes nothing new
 └── EndpointError      502  another server cannot be reached, or answers nonsense
 """
 
@@ -43,6 +45,11 @@ class ContextLengthError(RequestError):
     code = "context_length_exceeded"
 
 
+class AuthenticationError(RequestError):
+    status = 401
+    code = "invalid_api_key"
+
+
 class NotFoundError(RequestError):
     status = 404
     code = "not_found"
@@ -54,14 +61,25 @@ class PrefixUnknown(RequestError):
 
 
 class OverloadedError(FrameworkError):
+    """`retry_after` is in seconds: when there may be room again."""
+
     status = 429
     type = "rate_limit_error"
     code = "overloaded"
+
+    def __init__(self, message: str, param: str | None = None, retry_after: int = 1) -> None:
+        super().__init__(message, param)
+        self.retry_after = retry_after
 
 
 class EngineError(FrameworkError):
     status = 503
     code = "engine_unavailable"
+
+
+class StoppingError(FrameworkError):
+    status = 503
+    code = "server_stopping"
 
 
 class EndpointError(FrameworkError):

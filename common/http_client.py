@@ -16,7 +16,7 @@ from common.api import (
     TokenizeReply,
     TokenizeRequest,
 )
-from common.config import HttpClientConfig
+from common.config import NO_KEY, HttpClientConfig, Secret
 from common.connection import HTTPClient as HTTPClient
 from common.pipeline import Pipeline
 from common.policy import Plan
@@ -32,9 +32,11 @@ class EdgeCloudHTTPClient:
         edge_endpoint: str = "http://localhost:8080",
         cloud_endpoint: str = "http://localhost:8081",
         config: HttpClientConfig | None = None,
+        edge_api_key: Secret = NO_KEY,
+        cloud_api_key: Secret = NO_KEY,
     ) -> None:
-        self.edge = HTTPClient(edge_endpoint, config)
-        self.cloud = HTTPClient(cloud_endpoint, config)
+        self.edge = HTTPClient(edge_endpoint, config, edge_api_key)
+        self.cloud = HTTPClient(cloud_endpoint, config, cloud_api_key)
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,88 +1,72 @@
-"""What both servers share of HTTP: errors in OpenAI's shape, request ids, typed bodies, start and stop. No model."""
+"""An application on an address: made, started, drained, stopped. Knows nothing of what its handlers do."""
 
 import asyncio
 import logging
 import os
 import signal
 import socket
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
-from typing import TypeVar
+import weakref
+from collections.abc import Awaitable
+from contextlib import suppress
 
-from aiohttp import web
+from aiohttp import WSCloseCode, web
+from prometheus_client import CollectorRegistry
 
-from common import wire
-from common.errors import FrameworkError, NotFoundError, RequestError, StartError
-from common.request_id import current_request_id
+from common import access, middleware, wire
+from common.config import ServerConfig
+from common.errors import RequestError, StartError
+from common.http_messages import BODY_LIMIT, WEBSOCKETS, error_object, reply
+from common.in_flight import END_SECONDS, IN_FLIGHT, InFlight
+from common.metrics import HttpMetrics, metrics_page
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-REQUEST_ID = web.RequestKey("REQUEST_ID", str)
-"""The id that a request came with or was given; in its response, in the log, and passed on."""
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-BODY_LIMIT = 4 * 2**20
-BODY_SECONDS = 30.0
 FATAL = web.AppKey("FATAL", asyncio.Future[None])
 """Failed by an owner in the app that cannot go on; the server then stops with that error."""
+KEEPALIVE_SECONDS = 75.0
+"""How long a connection may be silent between requests, or take to send the head of one."""
+
+LINGER_SECONDS = 2.0
+"""How long the rest of a refused body is still read, so that its sender sees the refusal."""
 
 
-def make_app() -> web.Application:
-    """An application that answers GET /health and turns every failure into OpenAI's error object."""
-    app = web.Application(middlewares=[_request_ids, _errors], client_max_size=BODY_LIMIT)
+def make_app(config: ServerConfig | None = None, registry: CollectorRegistry | None = None) -> web.Application:
+    """An application that answers GET /health and /metrics, checks keys, and turns every failure into OpenAI's object.
+
+    Its metrics are kept on `registry`.
+    """
+    config, registry = config or ServerConfig(), registry or CollectorRegistry()
+    in_flight = InFlight()
+    around = [middleware.observe(HttpMetrics(registry, lambda: len(in_flight))), middleware.errors]
+    if config.cors_origins:
+        around.append(access.cors(config.cors_origins))
+    around.append(middleware.stopping)
+    if config.api_keys:
+        around.append(access.authenticate(config.api_keys))
+    app = web.Application(middlewares=around, client_max_size=BODY_LIMIT)
+    app.on_response_prepare.append(access.response_headers(config.cors_origins))
+    app[IN_FLIGHT], app[WEBSOCKETS] = in_flight, weakref.WeakSet()
     app.router.add_get("/health", _health)
+    app.router.add_get("/metrics", metrics_page(registry))
     return app
 
 
-async def read(request: web.Request, type_: type[T]) -> T:
-    """The request's body as a struct; raises RequestError (408 for a body that does not arrive in time)."""
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            body = await request.read()
-    except TimeoutError as error:
-        raise web.HTTPRequestTimeout from error
-    return wire.decode(body, type_, request.content_type)
+async def _health(request: web.Request) -> web.Response:
+    return reply(request, {"status": "ok"})
 
 
-def reply(request: web.Request, value: object, status: int = 200) -> web.Response:
-    """`value` encoded as the client asks: MessagePack if it accepts or sent that, else JSON."""
-    wanted = request.headers.get("Accept", "")
-    content_type = wire.MSGPACK if wire.MSGPACK in (wanted, request.content_type) else wire.JSON
-    return web.Response(body=wire.encode(value, content_type), status=status, content_type=content_type)
+class Connection(web.RequestHandler):
+    """One client's connection. Where what came is no HTTP there is no request yet; it too gets our error object."""
 
-
-async def stream(request: web.Request, events: AsyncGenerator[bytes, None]) -> web.StreamResponse:
-    """Sends server-sent events as they come; a failure on the way is an error event, then the end.
-
-    `events` are closed at once when the client leaves.
-    """
-    headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Request-Id": request[REQUEST_ID]}
-    response = web.StreamResponse(headers=headers)
-    await response.prepare(request)
-    async with aclosing(events):
-        try:
-            async for event in events:
-                await response.write(event)
-        except ConnectionError:
-            raise  # the client left: there is nobody to tell
-        except Exception as error:
-            await response.write(b"data: " + wire.encode(error_object(_told(request, error))) + b"\n\n")
-    await response.write_eof()
-    return response
-
-
-def _told(request: web.Request, error: Exception) -> FrameworkError:
-    """What the client is told of a failure: our own errors as they are, any other only in the log."""
-    if isinstance(error, FrameworkError):
-        return error
-    log.error("request %s failed", request[REQUEST_ID], exc_info=error)
-    return FrameworkError("internal error; the server's log has the details")
-
-
-def error_object(error: FrameworkError) -> dict[str, dict[str, str | None]]:
-    """OpenAI's error object."""
-    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        if status >= 500 or request.writer.output_size:
+            return super().handle_error(request, status, exc, message)
+        body = wire.encode(error_object(RequestError("this is not HTTP that can be read")))
+        response = web.Response(status=status, body=body, content_type=wire.JSON)
+        response.force_close()
+        return response
 
 
 class HTTPServer:
@@ -91,27 +75,39 @@ class HTTPServer:
     Handlers are cancelled when their client leaves.
     """
 
-    def __init__(self, app: web.Application, host: str, port: int, name: str = "server") -> None:
-        self.host, self.port, self.name = host, port, name
+    def __init__(
+        self, app: web.Application, host: str, port: int, name: str = "server", drain_seconds: float = 10.0
+    ) -> None:
+        self.host, self.port, self.name, self.drain_seconds = host, port, name, drain_seconds
         self._app = app
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=5)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=END_SECONDS)
+        self._listener: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Raises StartError when the address cannot be used, or what the application's own start raises."""
         # The address first: an application may take half a minute to start, only to find its port in use.
         listener = await self._bind()
         self.port = listener.getsockname()[1]
-        self._app[FATAL] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._app[FATAL] = loop.create_future()
         try:
             await self._runner.setup()
         except BaseException:
             listener.close()
             await self._runner.cleanup()
             raise
-        await web.SockSite(self._runner, listener).start()
+        self._listener = await loop.create_server(self._connection, sock=listener)
 
-    async def stop(self) -> None:
-        await self._runner.cleanup()
+    def _connection(self) -> Connection:
+        assert self._runner.server is not None
+        return Connection(
+            self._runner.server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            access_log=None,  # type: ignore[arg-type]  # None is how it is switched off
+            lingering_time=LINGER_SECONDS,
+            auto_decompress=False,  # see `read`
+        )
 
     async def _bind(self) -> socket.socket:
         try:
@@ -124,55 +120,62 @@ class HTTPServer:
                 f"the {self.name} cannot listen on {self.host}:{self.port} ({reason}): choose another with --port"
             ) from error
 
+    async def drain(self) -> None:
+        """Takes nothing new, and returns when all requests are answered, at the latest after `drain_seconds`.
+
+        WebSockets count as requests until their handlers end.
+        """
+        self._app[IN_FLIGHT].draining.set()
+        if self._listener is not None:
+            self._listener.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.drain_seconds):
+                await self._app[IN_FLIGHT].idle()
+
+    async def stop(self) -> None:
+        """Ends at once what is still running, telling its clients: sockets are closed (1001), requests get a 503."""
+        self._app[IN_FLIGHT].draining.set()
+        if self._listener is not None:
+            self._listener.close()
+        sockets = [ws.close(code=WSCloseCode.GOING_AWAY, message=b"stopping") for ws in self._app[WEBSOCKETS]]
+        await asyncio.gather(*sockets)
+        await self._app[IN_FLIGHT].end()
+        await self._runner.cleanup()
+
     async def run(self) -> None:
-        """Serves until SIGINT or SIGTERM; raises what an owner in the application failed with."""
-        stopped = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        """Serves until SIGINT or SIGTERM, then drains; a second signal ends that. Raises what an owner failed with."""
         await self.start()
+        loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+        signalled, hurried = asyncio.Event(), asyncio.Event()
+        for number in signals:
+            loop.add_signal_handler(number, lambda: (hurried if signalled.is_set() else signalled).set())
         try:
             log.info("%s listens on http://%s:%d", self.name, self.host, self.port)
-            self._app[FATAL].add_done_callback(lambda _: stopped.set())
-            await stopped.wait()
-            if self._app[FATAL].done():
-                self._app[FATAL].result()
+            await _first(signalled.wait(), _failed(self._app[FATAL]))
+            log.info("the %s stops; a second signal ends what it is working on", self.name)
+            await _first(self.drain(), hurried.wait())
         finally:
             await self.stop()
+            for number in signals:
+                loop.remove_signal_handler(number)
 
 
-async def serve(app: web.Application, host: str, port: int, name: str) -> None:
-    await HTTPServer(app, host, port, name).run()
+async def _failed(fatal: asyncio.Future[None]) -> None:
+    await asyncio.wait([fatal])  # not the future itself, which a cancelled wait would cancel under its owner
+    fatal.result()
 
 
-async def _health(request: web.Request) -> web.Response:
-    return reply(request, {"status": "ok"})
-
-
-@web.middleware
-async def _request_ids(request: web.Request, handler: Handler) -> web.StreamResponse:
-    given = request.headers.get("X-Request-Id", "")
-    request[REQUEST_ID] = given if 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex
-    current_request_id.set(request[REQUEST_ID])
-    response = await handler(request)
-    if not response.prepared:
-        response.headers["X-Request-Id"] = request[REQUEST_ID]
-    return response
-
-
-@web.middleware
-async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _first(*waits: Awaitable[object]) -> None:
+    """Returns, or raises, as the first of `waits` does; cancels the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
-        return await handler(request)
-    except FrameworkError as error:
-        failure, status = error, error.status
-    except web.HTTPNotFound:
-        failure, status = NotFoundError(f"no such route: {request.method} {request.path}"), 404
-    except web.HTTPException as error:
-        failure, status = RequestError(f"{error.reason}: {request.method} {request.path}"), error.status
-    except Exception as error:
-        failure, status = _told(request, error), 500
-    log.info("request %s: %d %s", request[REQUEST_ID], status, failure.message)
-    response = reply(request, error_object(failure), status)
-    if status == 429:
-        response.headers["Retry-After"] = "1"
-    return response
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def serve(app: web.Application, config: ServerConfig, name: str) -> None:
+    await HTTPServer(app, config.host, config.port, name, config.drain_seconds).run()

@@ -1,13 +1,12 @@
 """The read-eval-print loop: prompts, and the commands stats, config, quit and exit. Knows only the client."""
 
-import msgspec
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import WordCompleter
 from rich.console import Console
 from rich.table import Table
 
 from common.ask import Settings, ask
-from common.config import Config
+from common.config import Config, show
 from common.errors import FrameworkError
 from common.http_client import EdgeCloudHTTPClient
 from common.terminal import percent
@@ -34,7 +33,7 @@ async def repl(client: EdgeCloudHTTPClient, config: Config, settings: Settings, 
             case "stats":
                 console.print(totals(reports))
             case "config":
-                console.print(msgspec.yaml.encode(config).decode())
+                console.print(show(config), markup=False)
             case prompt:
                 try:
                     reports.append((await ask(client, prompt, settings, console))[0])

@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).parent.parent
 START_SECONDS = 180.0
-STOP_SECONDS = 15.0
+STOP_SECONDS = 30.0
+"""More than a server's `drain_seconds` and the time its engine takes to end."""
 LONGEST_PAUSE = 30.0
 
 

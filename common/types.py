@@ -131,6 +131,8 @@ class VerifyRequest(Struct, omit_defaults=True, forbid_unknown_fields=True, kw_o
 
     The committed tokens are the first `prefix_length` that both sides hold for `session` (their hash in
     `prefix_hash`, see common/session.py), then `new_token_ids`. Without a session, `prompt` text stands for both.
+    A round sent again with the same `idempotency_key` (any text, unique within its session) has the same answer.
+    `logprobs`: for each token its own and this many of the likeliest, 0 to 20.
     """
 
     session: str = ""
@@ -142,23 +144,58 @@ class VerifyRequest(Struct, omit_defaults=True, forbid_unknown_fields=True, kw_o
     draft_tokens: list[str] = []
     max_tokens: int = 1
     sampling: Sampling = GREEDY
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    logprobs: int | None = None
     use_kv_cache: bool = True
+    idempotency_key: str = ""
 
 
 class VerifyResponse(Struct, kw_only=True, omit_defaults=True):
-    """Answer to POST /verify: the tokens to commit; `correction_position` is where the draft was first wrong."""
+    """Answer to POST /verify: the tokens to commit; `correction_position` is where the draft was first wrong.
+
+    `acceptance_rate` is accepted over drafted, 1 for an empty draft. `finish_reason` is null while the answer may go
+    on; `stop_reason` is the stop string that the last token completed. `form`: how it was done, resident or stateless.
+    """
 
     token_ids: list[int]
     accepted: int
     drafted: int
+    acceptance_rate: float = 1.0
     correction_position: int | None = None
     finish_reason: str | None = None
+    stop_reason: str | None = None
+    logprobs: list[TokenLogprob] | None = None
+    form: str = "stateless"
     latency_ms: float = 0.0
 
-    @property
-    def acceptance_rate(self) -> float:
-        """Accepted tokens over drafted ones; 1 for an empty draft."""
-        return self.accepted / self.drafted if self.drafted else 1.0
+
+class VerifyBatchRequest(Struct, forbid_unknown_fields=True):
+    """Body of POST /verify/batch: rounds of different sessions, verified together."""
+
+    requests: list[VerifyRequest]
+
+
+class ErrorObject(Struct, omit_defaults=True):
+    """OpenAI's error object."""
+
+    message: str
+    type: str = "server_error"
+    param: str | None = None
+    code: str | None = None
+
+
+class VerifyBatchItem(Struct, omit_defaults=True):
+    """What became of one round of a batch: a response or an error."""
+
+    response: VerifyResponse | None = None
+    error: ErrorObject | None = None
+
+
+class VerifyBatchResponse(Struct):
+    """Answer to POST /verify/batch, in the order of its requests."""
+
+    responses: list[VerifyBatchItem]
 
 
 class Collaboration(Struct, kw_only=True):

@@ -9,7 +9,8 @@ from common import api, wire
 from common.config import Config
 from common.connection import HTTPClient
 from common.errors import EngineError, NotFoundError, RequestError
-from common.http_server import make_app, read, reply, stream
+from common.http_messages import read, reply, stream
+from common.http_server import make_app
 from common.types import DraftRequest
 from edge.chat_template import ChatTemplate
 from edge.completions import Completion, Services
@@ -23,7 +24,7 @@ DRAFTS = web.AppKey("DRAFTS", DraftGenerator)
 
 def build_app(config: Config) -> web.Application:
     """The edge server's application; the engine and the connections to the cloud start and stop with it."""
-    app = make_app()
+    app = make_app(config.edge.server)
     app.cleanup_ctx.append(lambda app: _services(app, config))
     app.router.add_get("/ready", _ready)
     app.router.add_get("/stats", _stats)
@@ -48,7 +49,8 @@ async def _services(app: web.Application, config: Config) -> AsyncIterator[None]
         confidence=calculator.of_logits,
     )
     communication = config.communication
-    async with engine, HTTPClient(communication.cloud_endpoint, communication.http_client) as cloud:
+    cloud = HTTPClient(communication.cloud_endpoint, communication.http_client, communication.cloud_api_key)
+    async with engine, cloud:
         template = ChatTemplate(engine.chat_template or "", bos=engine.bos, eos=engine.eos)
         app[SERVICES] = Services(config, engine, template, cloud)
         app[DRAFTS] = DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled)

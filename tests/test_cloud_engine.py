@@ -261,6 +261,21 @@ async def test_text_is_verified_like_its_tokens(cloud_engine: CloudEngine) -> No
         ("sampling.temperature", VerifyRequest(new_token_ids=[1], sampling=Sampling(temperature=-0.1))),
         ("sampling.top_p", VerifyRequest(new_token_ids=[1], sampling=Sampling(top_p=0.0))),
         ("sampling.top_k", VerifyRequest(new_token_ids=[1], sampling=Sampling(top_k=-1))),
+        ("sampling.top_k", VerifyRequest(new_token_ids=[1], sampling=Sampling(top_k=2**31))),
+        ("sampling.min_p", VerifyRequest(new_token_ids=[1], sampling=Sampling(min_p=0.1))),
+        ("sampling.seed", VerifyRequest(new_token_ids=[1], sampling=Sampling(seed=-1))),
+        ("sampling.temperature", VerifyRequest(new_token_ids=[1], sampling=Sampling(temperature=float("nan")))),
+        ("sampling.temperature", VerifyRequest(new_token_ids=[1], sampling=Sampling(temperature=float("inf")))),
+        ("sampling.presence_penalty", VerifyRequest(new_token_ids=[1], sampling=Sampling(presence_penalty=3.0))),
+        ("sampling.frequency_penalty", VerifyRequest(new_token_ids=[1], sampling=Sampling(frequency_penalty=-3.0))),
+        ("sampling.repetition_penalty", VerifyRequest(new_token_ids=[1], sampling=Sampling(repetition_penalty=0.0))),
+        ("sampling.prompt_tokens", VerifyRequest(new_token_ids=[1], sampling=Sampling(prompt_tokens=-1))),
+        ("stop", VerifyRequest(new_token_ids=[1], stop=[""])),
+        ("stop", VerifyRequest(new_token_ids=[1], stop=["a"] * 17)),
+        ("stop_token_ids", VerifyRequest(new_token_ids=[1], stop_token_ids=[-1])),
+        ("logprobs", VerifyRequest(new_token_ids=[1], logprobs=21)),
+        ("session", VerifyRequest(new_token_ids=[1], session="s" * 129)),
+        ("draft_tokens", VerifyRequest(new_token_ids=[1], draft_tokens=["word "] * 99)),
     ],
 )
 async def test_a_wrong_request_is_refused_by_the_name_of_its_field(
@@ -272,8 +287,10 @@ async def test_a_wrong_request_is_refused_by_the_name_of_its_field(
 
 
 async def test_what_only_vllm_knows_to_be_wrong_is_a_request_error(cloud_engine: CloudEngine) -> None:
-    with pytest.raises(RequestError):
-        await verify(cloud_engine, [1], [], Sampling(temperature=1000.0))
+    for sampling in (Sampling(temperature=1000.0), Sampling(json_schema="{no schema")):
+        with pytest.raises(RequestError):
+            await verify(cloud_engine, [1], [], sampling)
+    assert await verify(cloud_engine, [1], [])
 
 
 @pytest.mark.parametrize(("key", "hint"), [("max_model_length", "max_model_len"), ("scheduler_cls", "this project")])

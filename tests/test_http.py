@@ -14,7 +14,8 @@ from common import wire
 from common.config import HttpClientConfig
 from common.connection import HTTPClient, Traffic
 from common.errors import ContextLengthError, EndpointError, OverloadedError, PrefixUnknown, RequestError, StartError
-from common.http_server import BODY_LIMIT, REQUEST_ID, HTTPServer, make_app, read, reply, stream
+from common.http_messages import BODY_LIMIT, REQUEST_ID, read, reply, stream
+from common.http_server import HTTPServer, make_app
 from common.remote import CloudVerifier
 from common.session import prefix_hash
 from common.types import GREEDY, VerifyRequest, VerifyResponse

@@ -27,7 +27,7 @@ def test_what_is_held_beyond_the_prefix_is_left_out() -> None:
     table.commit("a", [1, 2, 3, 4])
     assert table.resolve(request("a", [1, 2], [9])) == [1, 2, 9]
     table.commit("a", [1, 2, 9])
-    assert table.tokens == 3
+    assert table.bytes == 3 * 4
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,37 @@ def test_the_least_recently_used_session_goes_first() -> None:
         table.resolve(request("b", [2], []))
 
 
-def test_the_tokens_of_all_sessions_together_are_bounded() -> None:
-    table = SessionTable(max_tokens=10)
+def test_the_bytes_of_all_sessions_together_are_bounded() -> None:
+    table = SessionTable(max_bytes=40)
     for number in range(8):
         table.commit(f"s{number}", [number] * 4)
-        assert table.tokens <= 10
+        assert table.bytes <= 40
     assert len(table) == 2
     table.commit("too long", [0] * 11)
-    assert (len(table), table.tokens) == (0, 0)
+    assert (len(table), table.bytes) == (0, 0)
+
+
+def test_a_session_unused_for_too_long_is_dropped() -> None:
+    now = 0.0
+    table = SessionTable(max_idle_seconds=10, clock=lambda: now)
+    table.commit("a", [1])
+    table.commit("b", [2])
+    now = 8.0
+    table.resolve(request("a", [1], []))
+    now = 15.0
+    assert table.resolve(request("a", [1], [])) == [1]
+    with pytest.raises(PrefixUnknown):
+        table.resolve(request("b", [2], []))
+    assert (len(table), table.bytes) == (1, 4)
+
+
+def test_tenants_do_not_see_each_others_sessions() -> None:
+    table = SessionTable()
+    table.commit("a", [1, 2], "one")
+    with pytest.raises(PrefixUnknown):
+        table.resolve(request("a", [1, 2], []), "two")
+    table.commit("a", [3], "two")
+    assert table.resolve(request("a", [1, 2], []), "one") == [1, 2]
 
 
 def test_the_hash_tells_order_and_length_apart() -> None:

@@ -1,0 +1,29 @@
+"""Finds the token at which an answer's text completes a stop string. Pure; knows a tokenizer's `decode` only."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+MARGIN = 4
+"""Tokens more than a stop string has bytes: special tokens have no text, and a character may be cut at the left end."""
+
+
+class Stop(NamedTuple):
+    """Keep the first `keep` drawn tokens; the last of them completes `text`."""
+
+    keep: int
+    text: str
+
+
+def find_stop(
+    decode: Callable[[list[int]], str], answer: Sequence[int], drawn: Sequence[int], stop: Sequence[str]
+) -> Stop | None:
+    """The first stop string that `drawn` completes after `answer`, which holds none; None if it completes none."""
+    if not stop or not drawn:
+        return None
+    reach = max(len(text.encode()) for text in stop) + MARGIN
+    tail = list(answer[-reach:])
+    whole = decode([*tail, *drawn])
+    if not any(text in whole for text in stop):
+        return None  # as nearly always: one decode, not one a token
+    texts = ((keep, decode([*tail, *drawn[:keep]])) for keep in range(1, len(drawn) + 1))
+    return next((Stop(keep, text) for keep, so_far in texts for text in stop if text in so_far), None)

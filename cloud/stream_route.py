@@ -5,7 +5,6 @@ ends (the answer, a bad frame, a client that left), the other is cancelled, and 
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
@@ -18,13 +17,12 @@ from cloud.continuous import ContinuousAnswer
 from cloud.draft_channel import DraftChannel
 from cloud.engine import CloudEngine
 from cloud.rounds import Round
+from cloud.verify_checks import check_ids
 from common import wire
-from common.errors import EngineError, FrameworkError, OverloadedError, RequestError
+from common.errors import EngineError, FrameworkError, OverloadedError, RequestError, StoppingError
 from common.frames import ClientFrame, DraftFrame, ErrorDetail, ErrorFrame, ServerFrame, Start
-from common.http_messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, error_object, websocket
+from common.http_messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, error_object, told, websocket
 from common.types import Sampling
-
-log = logging.getLogger(__name__)
 
 DRAFT_CHANNEL = web.AppKey("DRAFT_CHANNEL", DraftChannel)
 START_SECONDS = 30.0
@@ -64,12 +62,10 @@ class StreamRoute:
             await self._serve(request, peer)
         except LeftError:
             pass
-        except FrameworkError as error:
-            log.info("request %s: stream ended: %s", request[REQUEST_ID], error.message)
-            await peer.fail(error)
-        except Exception:
-            log.exception("request %s failed", request[REQUEST_ID])
-            await peer.fail(FrameworkError("internal error; the server's log has the details"))
+        except (Exception, asyncio.CancelledError) as error:
+            failure = told(request, error)
+            request[EXCHANGE].failed = failure.status >= 500
+            await peer.fail(failure)
         return ws
 
     async def _serve(self, request: web.Request, peer: "Peer") -> None:
@@ -87,7 +83,11 @@ class StreamRoute:
         )
         tokens = min(len(start.token_ids) + start.max_tokens, self.engine.max_model_len)
         with self.work(tokens), request.app[DRAFT_CHANNEL].sender() as sender:
-            await self._exchange(peer, ContinuousAnswer(self.engine, asked, sender, start.stop))
+            answer = ContinuousAnswer(self.engine, asked, sender, start.stop)
+            try:
+                await self._exchange(peer, answer)
+            finally:
+                self.record(answer)
         await peer.close()
 
     async def _started(self, peer: "Peer") -> Start:
@@ -99,9 +99,8 @@ class StreamRoute:
         if not isinstance(start, Start):
             raise RequestError("the first frame must be a start", param="type")
         self.check(start.sampling)
-        self._check_ids(start.token_ids, "token_ids")
-        if start.stop_token_ids:
-            self._check_ids(start.stop_token_ids, "stop_token_ids")
+        check_ids(start.token_ids, self.engine.vocab_size, "token_ids")
+        check_ids(start.stop_token_ids, self.engine.vocab_size, "stop_token_ids")
         return start
 
     async def _exchange(self, peer: "Peer", answer: ContinuousAnswer) -> None:
@@ -122,14 +121,9 @@ class StreamRoute:
                 raise RequestError("an answer has one start", param="type")
             if frame.position >= self.engine.max_model_len:
                 raise RequestError("position is past the end of the context", param="position")
-            self._check_ids(frame.token_ids, "token_ids")
+            check_ids(frame.token_ids, self.engine.vocab_size, "token_ids")
             answer.draft(frame.position, frame.token_ids)
             await asyncio.sleep(0)  # frames that are here already are read without a pause: the others' turn
-
-    def _check_ids(self, token_ids: list[int], param: str) -> None:
-        size = self.engine.vocab_size
-        if min(token_ids) < 0 or max(token_ids) >= size:
-            raise RequestError(f"{param} holds ids outside the vocabulary of {size}", param=param)
 
 
 class Peer:
@@ -196,6 +190,8 @@ def _close_code(error: FrameworkError) -> WSCloseCode:
     match error:
         case RequestError():
             return WSCloseCode.POLICY_VIOLATION
+        case StoppingError():
+            return WSCloseCode.GOING_AWAY
         case OverloadedError() | EngineError():
             return WSCloseCode.TRY_AGAIN_LATER
         case _:

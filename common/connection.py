@@ -162,7 +162,7 @@ class HTTPClient:
         """One HTTP exchange; everything that can go wrong in it becomes one of our errors."""
         started = time.perf_counter()
         spent.calls += 1
-        headers = {"Content-Type": content_type, "Accept": content_type, **outgoing_headers(), **self._authorization()}
+        headers = {"Content-Type": content_type, "Accept": content_type, **self.headers()}
         try:
             async with self.session().request(
                 method, self.base_url + path, data=body or None, headers=headers
@@ -183,8 +183,10 @@ class HTTPClient:
         finally:
             spent.total_ms += (time.perf_counter() - started) * 1000
 
-    def _authorization(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._api_key.reveal()}"} if self._api_key else {}
+    def headers(self) -> dict[str, str]:
+        """What every call says of itself: the request and trace that it is made for, and the API key."""
+        key = {"Authorization": f"Bearer {self._api_key.reveal()}"} if self._api_key else {}
+        return {**outgoing_headers(), **key}
 
     def _refusal(self, status: int, body: bytes, content_type: str) -> EndpointError | RequestError:
         """The server's error object as ours: 4xx is our request's fault, everything else the server's."""

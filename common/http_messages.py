@@ -26,6 +26,8 @@ WEBSOCKETS = web.AppKey("WEBSOCKETS", weakref.WeakSet[web.WebSocketResponse])
 """The open sockets, for the server to close when it stops."""
 BODY_LIMIT = 4 * 2**20
 BODY_SECONDS = 30.0
+HEARTBEAT_SECONDS = 20.0
+"""How often a socket's peer is asked whether it is still there; it has half of that to answer."""
 
 
 @dataclass(slots=True)
@@ -106,7 +108,7 @@ async def websocket(request: web.Request, message_limit: int = BODY_LIMIT) -> we
 
     A handler that can end by itself does so when `request.app[IN_FLIGHT].draining` is set.
     """
-    socket = web.WebSocketResponse(max_msg_size=message_limit, compress=False, heartbeat=20.0, timeout=2.0)
+    socket = web.WebSocketResponse(max_msg_size=message_limit, compress=False, heartbeat=HEARTBEAT_SECONDS, timeout=2.0)
     await socket.prepare(request)
     request.app[WEBSOCKETS].add(socket)
     return socket

@@ -10,7 +10,6 @@ from common import wire
 from common.connection import HTTPClient
 from common.errors import ContextLengthError, EndpointError, RequestError
 from common.frames import DraftFrame, EndFrame, ErrorFrame, ServerFrame, Start, TokensFrame
-from common.request_id import current_request_id
 from common.types import GREEDY, Sampling
 
 HEARTBEAT_SECONDS = 10.0
@@ -49,17 +48,17 @@ class CloudStream:
         self._ws: aiohttp.ClientWebSocketResponse | None = None
 
     async def __aenter__(self) -> Self:
-        client, request_id = self._client, current_request_id.get()
+        client = self._client
         try:
             self._ws = await client.session().ws_connect(
                 f"{client.base_url}/stream",
-                headers={"X-Request-Id": request_id} if request_id else {},
+                headers=client.headers(),
                 heartbeat=HEARTBEAT_SECONDS,
                 max_msg_size=0,
                 timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
             )
         except aiohttp.WSServerHandshakeError as error:
-            kind = RequestError if 400 <= error.status < 500 and error.status not in (408, 429) else EndpointError
+            kind = RequestError if 400 <= error.status < 500 and error.status not in (401, 408, 429) else EndpointError
             raise kind(f"{client.base_url} refused a stream with {error.status}") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise EndpointError(f"cannot reach {client.base_url} ({type(error).__name__})") from error

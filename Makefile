@@ -1,4 +1,4 @@
-# make setup | run | server | test | test-long | check | bench | train
+# make setup | run | server | test | test-long | check | bench | bench-cloud | train
 PROMPT ?= What is AI?
 PYTHON ?= python3
 VENV   := .venv
@@ -7,7 +7,7 @@ GPU    := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 NEEDS  := $(if $(GPU),requirements.txt,requirements-cpu.txt)
 INSTALL := $(PY) -m pip install --disable-pip-version-check
 
-.PHONY: setup run server test test-long check format bench evaluate train clean
+.PHONY: setup run server test test-long check format bench bench-cloud evaluate train clean
 
 setup: $(VENV)/.ready
 
@@ -43,6 +43,12 @@ test-long: setup
 
 bench: setup
 	$(PY) -m benchmarks.lossless_speed
+
+bench-cloud: setup
+	$(PY) -m benchmarks.verify_cost
+	$(PY) -m benchmarks.uplink
+	$(PY) -m benchmarks.continuous_speed
+	$(PY) -m benchmarks.serve_throughput
 
 evaluate: setup
 	$(PY) -m models.evaluate

@@ -5,19 +5,15 @@ python -m benchmarks.verify_cost [--draft 8] [--repeats 30]
 
 import argparse
 import asyncio
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM
 from vllm.sampling_params import RequestOutputKind
 
 from cloud import stateless
@@ -26,8 +22,8 @@ from cloud.resident import ResidentPool
 from cloud.rounds import Round, vllm_params
 from common import terminal
 from common.types import Verdict
+from models.random_model import DEMO, random_model
 
-DEMO = Path(__file__).parent.parent / "models" / "demo-cloud"
 STEPS = 16
 """Plain decode steps timed in each repeat."""
 CONTEXTS = (48, 208)
@@ -45,26 +41,6 @@ class Row:
     context: int
     step: list[float] = field(default_factory=list)
     verify: dict[str, list[float]] = field(default_factory=lambda: {way: [] for way in WAYS})
-
-
-def write_random_llama(path: Path) -> None:
-    """A Llama of 28M parameters that was never trained, with the demo model's tokenizer: for speed, not for sense."""
-    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
-    demo = LlamaConfig.from_pretrained(DEMO)
-    config = LlamaConfig(
-        vocab_size=demo.vocab_size,
-        max_position_embeddings=1024,
-        eos_token_id=demo.eos_token_id,
-        dtype="float32",
-        **sizes,
-    )
-    torch.manual_seed(1)
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        model.lm_head.weight[demo.eos_token_id] = 0  # never the likeliest: answers run to their limit
-    model.save_pretrained(path)
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(DEMO / file, path)
 
 
 async def step_seconds(engine: CloudEngine, prompt: list[int]) -> float:
@@ -144,10 +120,9 @@ async def main() -> None:
     parser.add_argument("--repeats", type=int, default=30, help="verifies of each kind and context (default 30)")
     args = parser.parse_args()
     console = terminal.console()
-    with tempfile.TemporaryDirectory() as folder:
-        write_random_llama(Path(folder))
-        rows = await measure(DEMO, "demo-cloud", args.draft, args.repeats)
-        rows += await measure(Path(folder), "random 28M", args.draft, args.repeats)
+    rows = await measure(DEMO, "demo-cloud", args.draft, args.repeats)
+    with random_model() as folder:
+        rows += await measure(folder, "random 28M", args.draft, args.repeats)
     console.print(table(rows, args.draft))
 
 

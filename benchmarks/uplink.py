@@ -1,0 +1,59 @@
+"""Bytes that a verify sends up at contexts of 100, 1,000 and 4,000 tokens, over HTTP to a real cloud server.
+
+python -m benchmarks.uplink. The model's weights are random, its context is long; drafts have 8 tokens.
+"""
+
+import random
+import sys
+
+from rich.table import Table
+
+from common import cli, terminal
+from common.config import HttpClientConfig
+from common.connection import HTTPClient
+from common.demo import free_ports
+from common.remote import CloudVerifier
+from common.supervisor import PROJECT, ServerProcess, Supervisor
+from common.types import GREEDY
+from models.random_model import random_model
+
+CONTEXTS = (100, 1000, 4000)
+DRAFT = 8
+ROUNDS = 5
+
+
+async def bytes_up(client: HTTPClient, context: int) -> tuple[int, int]:
+    """Of the first round, which brings the prompt, and the most of those that follow."""
+    rng = random.Random(context)
+    tokens = [rng.randrange(5, 4096) for _ in range(context)]
+    verifier = CloudVerifier(client)
+    sent = []
+    for _ in range(ROUNDS):
+        before = verifier.bytes_up
+        verdict = await verifier.verify(tokens, [rng.randrange(5, 4096) for _ in range(DRAFT)], GREEDY, 1)
+        sent.append(verifier.bytes_up - before)
+        tokens += verdict.token_ids
+    return sent[0], max(sent[1:])
+
+
+async def main() -> None:
+    cli.parser("Measure what a verify sends.").parse_args()
+    console = terminal.console()
+    table = Table("context", "F4", "first round", "each round after it", title="body bytes up, drafts of 8 tokens")
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    with random_model(width=128, layers=2, context=8192) as model:
+        flags = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
+        flags += ["--set", "cloud.model.context_length=8192"]
+        server = ServerProcess("cloud", "start_cloud.py", url, flags, PROJECT / "logs" / "uplink.log")
+        async with Supervisor([server], console.print).running():
+            for optimized in (True, False):
+                async with HTTPClient(url, HttpClientConfig(optimized=optimized)) as client:
+                    for context in CONTEXTS:
+                        first, later = await bytes_up(client, context)
+                        table.add_row(str(context), "on" if optimized else "off", str(first), str(later))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main()))

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
+import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
@@ -73,6 +74,8 @@ def _show(app: web.Application) -> None:
     admission, gauge = app[ADMISSION], app[METRICS].gauge
     gauge("sessions", "Sessions whose prefixes are held.", lambda: len(app[SESSIONS]))
     gauge("session_bytes", "Bytes of the prefixes held.", lambda: app[SESSIONS].bytes)
+    gauge("kv_blocks", "Different KV blocks in prefix caches.", lambda: app[ENGINE].kv_cache.stats().blocks)
+    gauge("kv_block_evictions", "KV blocks evicted so far.", lambda: app[ENGINE].kv_cache.stats().evictions)
     gauge("resident_sessions", "Sessions with a live request in the engine.", lambda: len(app[RESIDENTS]))
     gauge("admission_requests", "Sequences admitted to the engine now.", lambda: admission.held.requests)
     gauge("admission_tokens", "Tokens that these may grow to.", lambda: admission.held.tokens)
@@ -91,7 +94,7 @@ async def _own_engine(app: web.Application) -> AsyncIterator[None]:
 async def _keep(app: web.Application) -> None:
     try:
         await app[KEEPER].run()
-    except FrameworkError as error:
+    except Exception as error:  # whatever it is, a server without a keeper is none
         app[FATAL].set_exception(error)
 
 
@@ -111,7 +114,8 @@ async def _stats(request: web.Request) -> web.Response:
         "resident_continued": residents.continued,
         "resident_closed": residents.closed,
     }
-    return reply(request, {**app[ENGINE].stats(), **app[METRICS].counts(), **ours})
+    kv_cache = msgspec.to_builtins(app[ENGINE].kv_cache.stats())
+    return reply(request, {**app[ENGINE].stats(), **app[METRICS].counts(), **ours, "kv_cache": kv_cache})
 
 
 async def _verify(request: web.Request) -> web.Response:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 for _name in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"):
@@ -16,6 +17,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from starlette.datastructures import State
+from vllm.config import KVEventsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import StreamingInput
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -29,6 +31,8 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.reader import Counter, Gauge, get_metrics_snapshot
 
 from cloud import engine_args
+from cloud.kv_cache import VLLMKVCache
+from cloud.kv_events import KVEvents, kv_events_args
 from cloud.process_tree import ProcessTree
 from common.errors import EngineError, RequestError, StartError
 
@@ -50,25 +54,29 @@ class CloudEngine:
         self.max_draft_tokens = max_draft_tokens
         self._args = engine_args.parse(model, max_draft_tokens, args)
         self._llm: AsyncLLM | None = None
+        self.kv_cache = VLLMKVCache()
+        """What the prefix caches of the engine's replicas hold, as of their last events."""
+        self._followers: list[KVEvents] = []
+        self._directory: TemporaryDirectory[str] | None = None
         self._processes: ProcessTree | None = None
         self._serving = State()
 
     async def start(self) -> None:
-        """Returns when the model answers (half a minute); raises StartError."""
-        # Not the loop's default executor, which would wait for a start that was given up.
-        starting: Future[AsyncLLM] = _in_thread(_start, self._args)
+        """Returns when the model answers (half a minute); raises StartError, and then nothing is left."""
         try:
-            llm = await asyncio.wrap_future(starting)
-        except asyncio.CancelledError:
-            starting.add_done_callback(lambda started: started.exception() or started.result().shutdown())
+            llm = await self._started()
+            self._serving = State()
+            await init_app_state(llm, self._serving, self._args, await llm.get_supported_tasks())
+            self._processes = ProcessTree(process.pid for process in _processes(llm))
+            self._follow(llm)
+        except BaseException:
+            await self.close()
             raise
-        self._serving = State()
-        await init_app_state(llm, self._serving, self._args, await llm.get_supported_tasks())
-        self._processes = ProcessTree(process.pid for process in _processes(llm))
-        self._llm = llm
 
     async def close(self) -> None:
         """Ends the engine process; requests still running fail with EngineError. Does nothing when not started."""
+        while self._followers:
+            await self._followers.pop().close()
         if self._llm is not None:
             llm, self._llm = self._llm, None
             if llm.output_handler is not None:
@@ -76,6 +84,25 @@ class CloudEngine:
             llm.output_processor.propagate_error(EngineDeadError())
             await asyncio.to_thread(llm.shutdown)
             llm.engine_core.resources.ctx.destroy(linger=0)  # vLLM leaves it open
+        if self._directory is not None:
+            self._directory.cleanup()
+
+    async def _started(self) -> AsyncLLM:
+        self._directory = TemporaryDirectory(prefix="cloud-")  # mode 0700: events tell the tokens of all tenants
+        # Not the loop's default executor, which would wait for a start that was given up.
+        starting: Future[AsyncLLM] = _in_thread(_start, self._args, Path(self._directory.name))
+        try:
+            self._llm = await asyncio.wrap_future(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(lambda started: started.exception() or started.result().shutdown())
+            raise
+        return self._llm
+
+    def _follow(self, llm: AsyncLLM) -> None:
+        for rank, source in (llm.get_kv_event_sources() or {}).items():
+            follower = KVEvents(self.kv_cache, str(rank), source.endpoint, source.replay_endpoint)
+            follower.start()
+            self._followers.append(follower)
 
     def kill(self) -> None:
         """Ends the engine's processes without asking them; `close` then frees what they had here."""
@@ -185,10 +212,13 @@ def _find(model: str) -> None:
         raise StartError(f"{model}: neither a directory nor a model that the hub can give") from error
 
 
-def _start(args: Any) -> AsyncLLM:
+def _start(args: Any, directory: Path) -> AsyncLLM:
     _find(args.model)
     try:
-        return AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
+        engine_args = AsyncEngineArgs.from_cli_args(args)
+        if engine_args.enable_prefix_caching is not False and engine_args.kv_events_config is None:
+            engine_args.kv_events_config = KVEventsConfig(**kv_events_args(directory)["kv_events_config"])
+        return AsyncLLM.from_engine_args(engine_args)
     except (RuntimeError, ValueError, OSError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StartError(f"{args.model}: vLLM did not start: {reason}") from error

@@ -76,7 +76,7 @@ async def walk_of(engine: CloudEngine) -> Walk:
     text = list(engine.tokenizer.encode(prompt, add_special_tokens=False))
     walk = Walk([], [])
     for seed in range(CONTEXTS):
-        params = vllm_params(Round(text, [], Sampling(temperature=1.3, seed=seed), 30), ignore_eos=True)
+        params = vllm_params(Round(text, [], Sampling(temperature=1.8, seed=seed), 40), ignore_eos=True)
         async with aclosing(engine.generate(text, params)) as outputs:
             hot = list((await anext(outputs)).outputs[0].token_ids)
         places = [text + hot[:n] for n in range(1, len(hot))]
@@ -199,7 +199,7 @@ async def walk(cloud_engine: CloudEngine) -> Walk:
 
 @pytest.mark.parametrize("form", [statelessly, residently])
 async def test_a_few_hundred_rounds_draw_like_plain_sampling(cloud_engine: CloudEngine, walk: Walk, form: Form) -> None:
-    await assert_same(cloud_engine, walk, form, Sampling(temperature=1.0, top_k=12, top_p=0.9), 800)
+    await assert_same(cloud_engine, walk, form, Sampling(temperature=1.0, top_k=12), 800)
 
 
 @pytest.mark.parametrize("form", [statelessly, residently])

@@ -334,7 +334,7 @@ class Followed:
 async def followed() -> AsyncIterator[Followed]:
     with tempfile.TemporaryDirectory() as path:
         args = {"dtype": "float32", "max_model_len": 256, "num_gpu_blocks_override": POOL, "block_size": SIZE}
-        engine = CloudEngine(str(MODEL), engine_args={**args, **kv_events_args(Path(path))})
+        engine = CloudEngine(str(MODEL), args={**args, **kv_events_args(Path(path))})
         await engine.start()
         index = VLLMKVCache()
         (source,) = engine._running.get_kv_event_sources().values()

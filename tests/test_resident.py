@@ -177,7 +177,7 @@ async def test_a_seeded_round_draws_what_it_would_alone(cloud_engine: CloudEngin
                 assert verdict.token_ids == (await stateless.verify(cloud_engine, asked)).token_ids
                 seen.add((n, *verdict.token_ids))
         assert pool.continued > pool.opened
-    assert len(seen) > 2 * len(walk.contexts)
+    assert len(seen) > len(walk.contexts)
 
 
 async def test_an_empty_draft_draws_a_stretch(cloud_engine: CloudEngine) -> None:

@@ -1,6 +1,6 @@
 """Continuous verification against plain streaming by the same server, over a simulated network, as ratios.
 
-python -m benchmarks.continuous_speed [--tokens 256] [--prompts 3] [--repeats 2] [--round-trips 0,14,50,100]
+python -m benchmarks.continuous_speed [--tokens 256] [--prompts 2] [--repeats 2] [--round-trips 0,14,50,100]
 
 The server is a real one with a random model of 28M parameters, so that a step is long enough to matter. The drafter is
 an oracle: it knows the right answer, but is wrong at a fixed share of its places, and behind a wrong token all is so.
@@ -139,7 +139,7 @@ async def ask(url: str, count: int, tokens: int) -> list[Question]:
 async def main() -> None:
     parser = cli.parser("Measure continuous verification against plain streaming.")
     parser.add_argument("--tokens", type=int, default=256, help="length of each answer (default 256)")
-    parser.add_argument("--prompts", type=int, default=3, help="different prompts (default 3)")
+    parser.add_argument("--prompts", type=int, default=2, help="different prompts (default 2)")
     parser.add_argument("--repeats", type=int, default=2, help="answers per prompt, cell and way (default 2)")
     parser.add_argument("--round-trips", default="0,14,50,100", help="milliseconds (default 0,14,50,100)")
     args = parser.parse_args()

@@ -12,7 +12,8 @@ from common.types import GREEDY, Sampling, TokenLogprob
 LONGEST_DRAFT = 128
 """Ids in one draft frame: what the cloud generates while a draft is on its way, and what may be verified after that."""
 
-Count = Annotated[int, Meta(ge=0)]
+LARGEST = 2**31 - 1
+Count = Annotated[int, Meta(ge=0, le=LARGEST)]
 
 
 class Start(Struct, tag="start", kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -23,7 +24,7 @@ class Start(Struct, tag="start", kw_only=True, omit_defaults=True, forbid_unknow
     """
 
     token_ids: Annotated[list[int], Meta(min_length=1)]
-    max_tokens: Annotated[int, Meta(ge=1)]
+    max_tokens: Annotated[int, Meta(ge=1, le=LARGEST)]
     sampling: Sampling = GREEDY
     stop: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=16)] = []
     stop_token_ids: Annotated[list[int], Meta(max_length=64)] = []

@@ -19,7 +19,8 @@ from cloud.stateless import verify
 from common.errors import ContextLengthError
 from common.frames import EndFrame, TokensFrame
 from common.types import GREEDY, Sampling
-from tests.conftest import CLOUD_CONTEXT, CLOUD_MODEL
+from tests.conftest import CLOUD_CONTEXT
+from tests.test_distribution import engine_with
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -313,7 +314,7 @@ async def test_sampled_tokens_have_the_same_distribution_with_drafts(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("sampling", SETTINGS, ids=str)
+@pytest.mark.parametrize("sampling", SETTINGS, ids=lambda s: f"t{s.temperature}-k{s.top_k}-p{s.top_p}")
 async def test_five_thousand_samples_have_the_same_distribution_with_drafts(
     cloud_engine: CloudEngine, channel: DraftChannel, sampling: Sampling
 ) -> None:
@@ -327,15 +328,9 @@ async def test_five_thousand_samples_have_the_same_distribution_with_drafts(
 
 @pytest.mark.long
 async def test_without_the_guard_the_distribution_is_wrong(channel: DraftChannel) -> None:
-    args = {"dtype": "float32", "max_model_len": CLOUD_CONTEXT, "kv_cache_memory_bytes": 2**26}
-    engine = CloudEngine(str(CLOUD_MODEL), max_draft_tokens=16, args=args)
-    engine._args.scheduler_cls = "tests.unguarded_stream.UnguardedScheduler"
-    await engine.start()
-    try:
-        sampling = Sampling(temperature=0.7, top_k=6)
+    sampling = Sampling(temperature=0.7, top_k=6)
+    async with engine_with("tests.unguarded.UnguardedProposer") as engine:
         without, _ = await sampled(engine, channel, sampling, 1500, [])
         with_drafts, verified = await sampled(engine, channel, sampling, 1500, likely(without))
         assert verified > 750
         assert min(p_values(with_drafts, without)) < 0.001
-    finally:
-        await engine.close()

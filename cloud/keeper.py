@@ -17,6 +17,9 @@ from common.errors import EngineError, FrameworkError
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 3
+"""An engine that is silent is doubted; after this many times as long it is lost."""
+
 
 class Engine(Protocol):
     """What the keeper needs of an engine. The same object is started again after `kill` and `close`."""
@@ -39,7 +42,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds: between two looks, until silence is a hang, pauses before starts, of health that ends their growth."""
+    """Seconds: between two looks, of silence that is a hang, pauses before starts, of health that ends their growth."""
 
     watch: float = 0.5
     hang: float = 4.0
@@ -117,14 +120,19 @@ class EngineKeeper:
             ping = asyncio.create_task(self._engine.ping())
             try:
                 # Counted in looks, not by the clock: while our own loop stands still, no engine can answer.
-                for _ in range(math.ceil(self._pace.hang / self._pace.watch)):
+                looks = math.ceil(self._pace.hang / self._pace.watch)
+                for look in range(1, PATIENCE * looks + 1):
                     await asyncio.wait({ping}, timeout=self._pace.watch)
                     await self._engine.check_health()
                     if ping.done():
                         break
+                    if look == looks:
+                        self._doubt()
                 else:
-                    return f"the engine has not answered for {self._pace.hang:g} s"
+                    return f"the engine has not answered for {PATIENCE * self._pace.hang:g} s"
                 ping.result()
+                if self._down is not None:
+                    self._rise()
             except Exception as error:  # whatever a broken engine raises, it is broken
                 log.debug("the engine is lost", exc_info=error)
                 return error.message if isinstance(error, FrameworkError) else f"the engine has failed: {error}"
@@ -152,6 +160,12 @@ class EngineKeeper:
                 await self._engine.close()
         except Exception as error:
             log.error("the lost engine could not be closed", exc_info=error)
+
+    def _doubt(self) -> None:
+        """Nothing new is taken until the engine answers; what waits goes on waiting, as a step may only be long."""
+        self._down = EngineError(f"the engine has not answered for {self._pace.hang:g} s")
+        self._settled.clear()
+        log.warning("%s", self._down.message)
 
     def _rise(self) -> None:
         self._down = None

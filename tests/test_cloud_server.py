@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cloud.cloud_server import build_app
 from cloud.engine import CloudEngine
 from common import wire
-from common.config import AdmissionConfig, CloudConfig, Secret, ServerConfig
+from common.config import AdmissionConfig, CloudConfig, EngineConfig, Secret, ServerConfig
 from common.http_server import HTTPServer
 from common.session import prefix_hash
 from common.types import VerifyBatchRequest, VerifyBatchResponse, VerifyRequest, VerifyResponse
@@ -48,6 +48,7 @@ async def url(cloud_engine: CloudEngine) -> AsyncIterator[str]:
     config = CloudConfig(
         server=ServerConfig(host="127.0.0.1", port=0, api_keys=[Secret("alpha"), Secret("beta")]),
         admission=AdmissionConfig(max_requests=4, max_tokens=1500),
+        engine=EngineConfig(hang_seconds=60),
     )
     server = HTTPServer(build_app(Borrowed(cloud_engine), config), "127.0.0.1", 0)
     await server.start()

@@ -51,8 +51,8 @@ class FakeEngine:
             raise EngineError("the engine has died")
 
     async def ping(self) -> None:
-        if self.hanging:
-            await asyncio.sleep(3600)
+        while self.hanging:
+            await asyncio.sleep(0.001)
 
     def kill(self) -> None:
         self.log.append("kill")
@@ -89,7 +89,7 @@ def hangs(engine: FakeEngine) -> None:
 
 
 LOSSES = pytest.mark.parametrize(
-    ("lose", "message"), [(dies, "has died; it is being started"), (hangs, "has not answered for 0.1 s; it is being")]
+    ("lose", "message"), [(dies, "has died; it is being started"), (hangs, "has not answered for 0.3 s; it is being")]
 )
 
 
@@ -114,6 +114,21 @@ async def test_a_lost_engine_fails_what_waits_and_is_started_again(
         keeper.check()
         assert engine.log == ["start", "kill", "close", "start"]
     assert engine.log[-1] == "close"
+
+
+async def test_a_silent_engine_is_doubted_first_and_trusted_when_it_answers() -> None:
+    engine = FakeEngine()
+    async with kept(engine, Pace(watch=0.01, hang=0.05)) as keeper:
+        await keeper.wait_up()
+        waiting = asyncio.create_task(request(keeper))
+        await asyncio.sleep(0)
+        hangs(engine)
+        await until(lambda: not keeper.ready)
+        assert not waiting.done()  # a step may only be long
+        engine.hanging = False
+        await until(lambda: keeper.ready or engine.log != ["start"])
+        assert (engine.log, waiting.done()) == (["start"], False)
+        waiting.cancel()
 
 
 async def test_without_the_watch_a_hanging_engine_stays_ready_and_its_requests_wait() -> None:

@@ -70,10 +70,18 @@ class TokenProb(Struct, frozen=True):
     confidence: float | None = None
 
 
+class TokenLogprob(Struct, frozen=True):
+    """One token's natural log probability under the unmodified softmax; `top` are the likeliest, likeliest first."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
 class Draft(Struct, frozen=True):
     """What a drafter returns: tokens with their probabilities and confidences, all of one length.
 
-    `finished`: the last token ends the answer, nothing can follow it.
+    `finished`: the last token ends the answer, nothing can follow it. `logprobs`: one for each token, if asked for.
     """
 
     token_ids: list[int]
@@ -81,6 +89,7 @@ class Draft(Struct, frozen=True):
     confidences: list[float]
     finished: bool
     latency_ms: float
+    logprobs: list[TokenLogprob] | None = None
 
 
 class Verdict(Struct, frozen=True):

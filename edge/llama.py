@@ -5,10 +5,13 @@ Only this file imports llama_cpp. One context serves many sequences; logits are 
 
 import ctypes
 import logging
-from typing import Any
+import os
+from collections import abc
+from typing import Any, Protocol
 
 import llama_cpp as c
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from common.errors import EngineError, StartError
@@ -16,6 +19,9 @@ from edge.sampling import Logits
 
 CHUNK = 256
 """Tokens decoded in one step at most: what a waiting sequence waits for."""
+
+SAMPLE = 65536
+"""Bytes of the model file read at each of some 256 places to recognise it."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +71,8 @@ class Llama:
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self.bos = self._special_text(c.llama_vocab_bos(self._vocab))
         self.eos = self._special_text(c.llama_vocab_eos(self._vocab))
+        self.fingerprint: str = _fingerprint(path, options)
+        """Names the weights and every setting that decides what a KV cell holds and how it is laid out."""
         self._row = ctypes.c_float * self.vocab_size
         self._batch = _Batch(CHUNK)
 
@@ -79,6 +87,37 @@ class Llama:
             length = 0
         del self.held[sequence][length:]
         return length
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Makes `target` hold the first `length` tokens of `source` and nothing else; shares them, copies nothing."""
+        if source == target:
+            self.rewind(target, length)
+            return
+        self.rewind(target, 0)
+        c.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        self.held[target] = self.held[source][:length]
+
+    def snapshot(self, sequence: int) -> bytes:
+        """The KV of all that `sequence` holds, for `load_snapshot` in a context of the same `fingerprint`."""
+        room = c.llama_state_seq_get_size(self._context, sequence)
+        buffer = np.empty(room, np.uint8)
+        size = c.llama_state_seq_get_data(self._context, _pointer(buffer, ctypes.c_uint8), room, sequence)
+        return buffer[:size].tobytes()
+
+    def load_snapshot(self, sequence: int, data: bytes, token_ids: list[int]) -> bool:
+        """Makes `sequence` hold `token_ids` from their `snapshot`; False, and it holds nothing, if that fails.
+
+        llama.cpp believes what it reads: `data` must be known to be unchanged before it comes here.
+        """
+        self.rewind(sequence, 0)
+        source = np.frombuffer(data, np.uint8)
+        read = c.llama_state_seq_set_data(self._context, _pointer(source, ctypes.c_uint8), len(data), sequence)
+        ends = c.llama_memory_seq_pos_min(self._memory, sequence), c.llama_memory_seq_pos_max(self._memory, sequence)
+        self.held[sequence] = list(token_ids)
+        if read != len(data) or ends != (0, len(token_ids) - 1):
+            self.rewind(sequence, 0)
+            return False
+        return True
 
     def keep(self, sequence: int, token_ids: list[int]) -> int:
         """Makes `sequence` hold the longest beginning of `token_ids` that any sequence holds; returns its length."""
@@ -131,6 +170,33 @@ class Llama:
         return self.piece(token_id, True).decode() if special else ""
 
 
+class PrefixStore(Protocol):
+    """Where the KV of tokens decoded before may be found again; called in the engine's thread, but for `stats`."""
+
+    def restore(self, llama: Llama, sequence: int, token_ids: abc.Sequence[int]) -> int:
+        """Brings the longest known beginning of `token_ids` into `sequence`; returns how many tokens it now holds.
+
+        Called before a prefill, once per lease. What `sequence` held may go; it holds nothing else afterwards.
+        """
+        ...
+
+    def release(self, llama: Llama, sequence: int) -> None:
+        """The lease on `sequence` ended: what it holds may be kept for others."""
+        ...
+
+    def evicted(self, llama: Llama, sequence: int) -> None:
+        """Another prompt is about to overwrite what `sequence` holds: the last moment to take a snapshot."""
+        ...
+
+    def close(self) -> None:
+        """The engine stops; no call follows."""
+        ...
+
+    def stats(self) -> dict[str, int]:
+        """Counts and sizes by name; called from any thread."""
+        ...
+
+
 class _Batch:
     """A llama_batch over numpy arrays, so that filling it takes no loop; only the last token asks for logits."""
 
@@ -181,6 +247,19 @@ def _check_file(path: str) -> None:
         raise StartError(f"model file {path}: {error.strerror}") from error
     if magic != b"GGUF":
         raise StartError(f"model file {path}: not a GGUF file")
+
+
+def _fingerprint(path: str, options: Any) -> str:
+    settings = f"{c.__version__} {options.type_k} {options.type_v} {options.flash_attn_type}"
+    digest = xxhash.xxh3_128(settings.encode())
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest.update(size.to_bytes(8, "little"))
+        # Samples: to read gigabytes at each start would cost more than any cache saves.
+        for start in range(0, size, max(SAMPLE, size // 256)):
+            file.seek(start)
+            digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
 
 
 def _pointer(array: NDArray[Any], kind: Any) -> Any:

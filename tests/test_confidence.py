@@ -53,6 +53,15 @@ def test_one_row_gives_what_it_gives_in_a_batch(strategy: ConfidenceStrategy) ->
 
 
 @every_strategy
+def test_a_batch_gives_the_probabilities_of_its_tokens_beside_the_confidences(strategy: ConfidenceStrategy) -> None:
+    chosen = np.arange(len(ROWS))
+    probs, confidences = calculator(strategy).of_batch(ROWS, chosen)
+    exact = np.exp(ROWS.astype(np.float64))
+    assert probs.tolist() == pytest.approx((exact[chosen, chosen] / exact.sum(axis=-1)).tolist(), rel=1e-4)
+    assert confidences.tolist() == calculator(strategy).of_logits(ROWS).tolist()
+
+
+@every_strategy
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 1e4, 1e30])
 def test_extreme_logits_stay_in_range(strategy: ConfidenceStrategy, scale: float) -> None:
     scores = calculator(strategy).of_logits(ROWS * np.float32(scale))
@@ -106,6 +115,7 @@ def test_without_f1_everything_is_certain() -> None:
     assert metrics == ConfidenceMetrics(1.0, 1.0, 1.0)
     assert off.should_accept_draft(metrics, 1.0)
     assert off.of_logits(ROWS).tolist() == [1.0] * len(ROWS)
+    assert off.of_batch(ROWS, ROWS.argmax(-1))[1].tolist() == [1.0] * len(ROWS)
     assert not ConfidenceCalculator().should_accept_draft(ConfidenceCalculator().calculate_confidence([token(0.01)]), 1)
 
 
@@ -117,6 +127,9 @@ def test_an_ensemble_is_the_weighted_mean_of_its_strategies() -> None:
     weighted = (4 * single[0] + 3 * single[1] + 3 * single[2]) / 10
     assert ensemble.of_logits(ROWS, weights=[4, 3, 3]).tolist() == pytest.approx(weighted.tolist())
     assert ensemble.of_logits(ROWS[0]).shape == ()
+    probs, confidences = ensemble.of_batch(ROWS, ROWS.argmax(-1), weights=[4, 3, 3])
+    assert probs.tolist() == pytest.approx(single[0].tolist())
+    assert confidences.tolist() == pytest.approx(weighted.tolist())
 
 
 def test_an_ensemble_scores_tokens_with_each_strategy_beside() -> None:

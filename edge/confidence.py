@@ -84,7 +84,7 @@ def entropy(softmax: Softmax, settings: Settings) -> Floats:
     below = np.maximum(softmax.below, -80.0)  # a logit of -inf would give 0 * -inf
     mean_below = np.vecdot(softmax.weights, below) / softmax.total
     uncertainty = np.log(softmax.total) - mean_below
-    return np.clip(1.0 - uncertainty / math.log(below.shape[-1]), 0.0, 1.0)
+    return np.asarray(np.clip(1.0 - uncertainty / math.log(below.shape[-1]), 0.0, 1.0))
 
 
 def temperature(softmax: Softmax, settings: Settings) -> Floats:
@@ -123,7 +123,7 @@ class ConfidenceCalculator:
         return self._of(Softmax.of(logits))
 
     def of_batch(self, logits: Floats, chosen: Tokens) -> tuple[Floats, Floats]:
-        """The probabilities of `chosen` tokens, [B], and the rows' confidences, [B], from one pass over [B, V] logits."""
+        """The probabilities of `chosen` tokens, [B], and the confidences, [B], from one pass over [B, V] logits."""
         softmax = Softmax.of(logits)
         return softmax.prob(chosen), self._of(softmax)
 

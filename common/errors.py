@@ -6,6 +6,7 @@ FrameworkError
 ├── RequestError       400  the request itself is wrong
 │   ├── ContextLengthError  the prompt does not fit the model's context
 │   ├── NotFoundError  404  no such model or route
+│   ├── SnapshotError       a kept KV snapshot that is damaged, another model's, or none at all
 │   └── PrefixUnknown  409  the cloud does not hold the prefix that a verify names
 ├── OverloadedError    429  no room now; try again later
 ├── EngineError        503  our own model does not answer
@@ -46,6 +47,12 @@ class ContextLengthError(RequestError):
 class NotFoundError(RequestError):
     status = 404
     code = "not_found"
+
+
+class SnapshotError(RequestError):
+    """Read from a cache it is dropped; imported by name it is refused."""
+
+    code = "invalid_snapshot"
 
 
 class PrefixUnknown(RequestError):

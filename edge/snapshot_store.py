@@ -1,0 +1,273 @@
+"""Kept snapshots in two tiers, RAM and disk, each with a byte budget; least recently used out. Knows no sequences.
+
+An entry lives in either tier or both. The disk is written by the store's own thread; everything else happens in the
+caller's, and the lock is never held over sealing, reading or writing.
+"""
+
+import hashlib
+import logging
+import secrets
+import threading
+from array import array
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Full, Queue
+
+from common.errors import NotFoundError, RequestError, SnapshotError, StartError
+from edge.snapshot_folder import SUFFIX, SnapshotFolder, as_request_error, file_name
+from edge.snapshots import KEY_SIZE, Snapshot, digest, recompressed, seal, unseal
+from edge.token_trie import TokenTrie
+
+WAITING = 8
+"""Snapshots that may wait to be written; what comes on top of them is not written."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Kept:
+    """One snapshot: in RAM, on disk, or both."""
+
+    token_ids: list[int]
+    data: bytes | None = None
+    file: str | None = None
+    file_size: int = 0
+    writing: bool = False
+
+
+class SnapshotStore:
+    """Owns the folder (`directory` None: no disk tier) and the thread that writes it, until `close`.
+
+    Budgets are in bytes; `max_size` bounds the entries of both tiers together. Raises StartError for a folder that
+    cannot be used, or whose key others can read.
+    """
+
+    def __init__(self, ram_bytes: int, disk_bytes: int, directory: Path | None, max_size: int, compress: bool) -> None:
+        self._ram_bytes, self._disk_bytes = ram_bytes, disk_bytes if directory else 0
+        self._max_size, self._compress = max_size, compress
+        self._root: SnapshotFolder | None = None
+        self._key = secrets.token_bytes(KEY_SIZE)
+        if directory:
+            self._root, self._key = _opened(directory)
+        self._folder: SnapshotFolder | None = None
+        self._fingerprint = ""
+        self._lock = threading.Lock()
+        self._index: TokenTrie[Kept] = TokenTrie()
+        self._kept: dict[Kept, None] = {}
+        """All entries, the longest unused first."""
+        self._counters = Counter[str](evictions=0, dropped=0)
+        self._queue: Queue[Kept | None] = Queue(WAITING)
+        self._writer = threading.Thread(target=self._write_all, name="edge-kv-writer", daemon=True)
+
+    def open(self, fingerprint: str) -> None:
+        """Begins to keep snapshots of the model that `fingerprint` names, with those that its folder holds already.
+
+        May be called again; only another fingerprint makes a difference: nothing of the former model is kept on.
+        """
+        if fingerprint == self._fingerprint:
+            return
+        with self._lock:
+            for kept in list(self._kept) if self._fingerprint else []:
+                self._forget(kept, remove=False)
+        self._fingerprint = fingerprint
+        if self._root and self._disk_bytes:
+            self._folder = SnapshotFolder(Path(digest(fingerprint).hex()[:16]), inside=self._root)
+            self._scan(self._folder)
+            if not self._writer.is_alive():
+                self._writer.start()
+
+    def close(self) -> None:
+        """Writes what waits to be written, then ends the thread."""
+        if self._writer.is_alive():
+            self._queue.put(None)
+            self._writer.join()
+        for folder in filter(None, (self._folder, self._root)):
+            folder.close()
+
+    def flush(self) -> None:
+        """Waits until nothing waits to be written."""
+        self._queue.join()
+
+    def stats(self) -> dict[str, int]:
+        with self._lock:
+            in_ram, on_disk = [k for k in self._kept if k.data], [k for k in self._kept if k.file]
+            return dict(self._counters) | {
+                "ram_entries": len(in_ram),
+                "ram_bytes": self._ram_used(),
+                "disk_entries": len(on_disk),
+                "disk_bytes": self._disk_used(),
+            }
+
+    def wants(self, token_ids: list[int]) -> bool:
+        """Whether a snapshot of these tokens would be of use: there is a tier, and no entry holds as much."""
+        if not self._ram_bytes and not self._disk_bytes:
+            return False
+        with self._lock:
+            shared, sharing = self._index.longest(token_ids)
+        return shared < len(token_ids) or all(2 * shared < len(kept.token_ids) for kept in sharing)
+
+    def find(self, token_ids: list[int]) -> tuple[int, Kept | None]:
+        """The longest beginning of `token_ids` that an entry shares, and of those that do the one quickest to load."""
+        with self._lock:
+            shared, sharing = self._index.longest(token_ids)
+        return shared, min(sharing, key=lambda kept: (kept.data is None, len(kept.token_ids)), default=None)
+
+    def load(self, kept: Kept) -> Snapshot | None:
+        """The entry's snapshot, checked; None, and the entry is gone, if it is not as it was when it was kept."""
+        data, file, folder = kept.data, kept.file, self._folder
+        try:
+            if data is None:
+                if file is None or folder is None:
+                    return None  # evicted since it was found
+                data = folder.read(file)
+            snapshot = unseal(self._key, self._fingerprint, data)
+            if snapshot.token_ids != kept.token_ids:
+                raise SnapshotError("a snapshot of other tokens")
+        except (SnapshotError, OSError) as fault:
+            self._drop(kept, fault)
+            return None
+        with self._lock:
+            if kept in self._kept:
+                kept.data = data
+                self._kept[kept] = self._kept.pop(kept)
+                self._shrink()
+        return snapshot
+
+    def keep(self, token_ids: list[int], state: bytes) -> None:
+        """Keeps a snapshot, in RAM at once and on disk when the writer comes to it, if the budgets allow it at all."""
+        if self._has_room(len(state)):
+            self._add(token_ids, seal(self._key, self._fingerprint, token_ids, state))
+
+    def export(self, name: str, snapshot: Snapshot) -> None:
+        """Writes a file that `import_` of the same folder takes back; RequestError says what is wrong with the name."""
+        folder, file = self._named(name)
+        data = seal(self._key, self._fingerprint, *snapshot, compress=self._compress)
+        try:
+            folder.write(file, data)
+        except OSError as error:
+            raise as_request_error(error, name) from error
+
+    def import_(self, name: str) -> int:
+        """Takes an exported snapshot among the kept ones; returns its length in tokens.
+
+        Raises SnapshotError for one that is damaged or another model's, NotFoundError if there is none.
+        """
+        folder, file = self._named(name)
+        try:
+            data = folder.read(file)
+        except OSError as error:
+            raise as_request_error(error, name) from error
+        token_ids = unseal(self._key, self._fingerprint or None, data).token_ids
+        if not self._has_room(len(data)):
+            raise RequestError(f"snapshot {name!r} is larger than the cache", param="name")
+        self._add(token_ids, data)
+        return len(token_ids)
+
+    def _add(self, token_ids: list[int], data: bytes) -> None:
+        kept = Kept(token_ids, data)
+        with self._lock:
+            for older in self._index.beginnings(token_ids):
+                if 2 * len(older.token_ids) >= len(token_ids):  # a much shorter one is much quicker to load
+                    self._forget(older)
+            kept.writing = self._folder is not None and len(data) <= self._disk_bytes and self._hand_over(kept)
+            self._index.add(token_ids, kept)
+            self._kept[kept] = None
+            self._shrink()
+
+    def _has_room(self, size: int) -> bool:
+        return size <= max(self._ram_bytes, self._disk_bytes if self._folder else 0)
+
+    def _hand_over(self, kept: Kept) -> bool:
+        try:
+            self._queue.put_nowait(kept)
+        except Full:
+            return False
+        return True
+
+    def _write_all(self) -> None:
+        """The writer's thread."""
+        while kept := self._queue.get():
+            self._write(kept)
+            self._queue.task_done()
+        self._queue.task_done()
+
+    def _write(self, kept: Kept) -> None:
+        assert kept.data is not None and self._folder is not None
+        name = hashlib.blake2b(array("i", kept.token_ids).tobytes(), key=self._key, digest_size=16).hexdigest() + SUFFIX
+        data = recompressed(self._key, kept.data) if self._compress else kept.data
+        try:
+            self._folder.write(name, data)
+        except OSError as error:
+            logger.warning("a KV snapshot could not be written: %s", error.strerror)
+            with self._lock:
+                kept.writing = False
+                self._shrink()
+            return
+        with self._lock:
+            kept.writing, kept.file, kept.file_size = False, name, len(data)
+            if kept in self._kept:
+                self._shrink()
+            else:  # forgotten meanwhile
+                self._folder.remove(name)
+
+    def _scan(self, folder: SnapshotFolder) -> None:
+        """Takes up what an earlier process left; what it says of itself is proven when it is loaded."""
+        for name in folder.files():
+            try:
+                header, token_ids = folder.describe(name)
+                if header.fingerprint != digest(self._fingerprint):
+                    raise SnapshotError("a snapshot of another model")
+            except (SnapshotError, OSError):
+                self._counters["dropped"] += 1
+                folder.remove(name)
+                continue
+            kept = Kept(token_ids, file=name, file_size=header.size)
+            self._index.add(token_ids, kept)
+            self._kept[kept] = None
+        self._shrink()
+
+    def _drop(self, kept: Kept, fault: Exception) -> None:
+        logger.warning("a kept KV snapshot of %d tokens is dropped: %s", len(kept.token_ids), fault)
+        with self._lock:
+            self._counters["dropped"] += 1
+            if kept in self._kept:
+                self._forget(kept)
+
+    def _forget(self, kept: Kept, remove: bool = True) -> None:
+        del self._kept[kept]
+        self._index.remove(kept.token_ids, kept)
+        if kept.file and remove and self._folder:
+            self._folder.remove(kept.file)
+
+    def _shrink(self) -> None:
+        """Evicts the longest unused until the budgets hold; what waits to be written stays in RAM until it is."""
+        ram, disk = self._ram_used(), self._disk_used()
+        for kept in list(self._kept):
+            if kept.data and ram > self._ram_bytes and not kept.writing:
+                ram, kept.data = ram - len(kept.data), None
+            if kept.file and (disk > self._disk_bytes or len(self._kept) > self._max_size) and self._folder:
+                self._folder.remove(kept.file)
+                disk, kept.file = disk - kept.file_size, None
+            if len(self._kept) > self._max_size or not (kept.data or kept.file):
+                self._counters["evictions"] += 1
+                self._forget(kept)
+
+    def _ram_used(self) -> int:
+        return sum(len(kept.data) for kept in self._kept if kept.data)
+
+    def _disk_used(self) -> int:
+        return sum(kept.file_size for kept in self._kept if kept.file)
+
+    def _named(self, name: str) -> tuple[SnapshotFolder, str]:
+        if self._root is None:
+            raise NotFoundError("there is no cache folder; edge.kv_cache.directory names one", param="name")
+        return self._root, file_name(name)
+
+
+def _opened(directory: Path) -> tuple[SnapshotFolder, bytes]:
+    try:
+        folder = SnapshotFolder(directory)
+        return folder, folder.key()
+    except OSError as error:
+        raise StartError(f"cache folder {directory}: {error.strerror}") from error

@@ -58,11 +58,14 @@ class Answer:
     confidences: list[float] = field(default_factory=list)
     report: Collaboration = field(default_factory=Collaboration)
 
-    def commit(self, token_ids: list[int], provenance: Provenance) -> Chunk:
+    def __post_init__(self) -> None:
+        self.report.mode, self.report.lossless = self.plan.mode, self.plan.lossless
+
+    def commit(self, token_ids: list[int], provenance: Provenance, logprobs: list[TokenLogprob] | None = None) -> Chunk:
         self.committed += token_ids
         self.remaining -= len(token_ids)
         self.report.tokens[provenance] += len(token_ids)
-        return Chunk(token_ids, provenance)
+        return Chunk(token_ids, provenance, logprobs)
 
     def drew(self, draft: Draft) -> None:
         """Takes what the edge's work on `draft` says about this answer into the report."""
@@ -99,8 +102,6 @@ class Pipeline:
         verifier: Verifier,
     ) -> None:
         self.answer = Answer(plan, list(prompt), max_tokens)
-        self.answer.report.mode = plan.mode
-        self.answer.report.lossless = plan.lossless
         self._sampling = sampling
         self._guess = msgspec.structs.replace(sampling, temperature=0.0)
         """How drafts are drawn: greedily, under the penalties and the schema that the answer is under."""

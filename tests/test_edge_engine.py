@@ -128,6 +128,7 @@ async def test_reuse_saves_prompt_tokens_and_its_absence_saves_none(engine: Edge
         await answer(engine, prompt, [4, 4], reuse=reuse)
         return engine.stats()["reused_prompt_tokens"] - before
 
+    assert await reused(True) == len(prompt) + 3
     assert await reused(False) == 0
     assert await reused(True) == (len(prompt) - 1) + (len(prompt) + 3)
 
@@ -217,9 +218,9 @@ async def test_probabilities_and_confidences_are_those_of_the_unmodified_distrib
     calculator = ConfidenceCalculator(ConfidenceStrategy.ENTROPY)
     rows: list[np.ndarray] = []
 
-    def spy(logits: np.ndarray) -> float:
-        rows.append(logits.copy())
-        return float(calculator.of_logits(logits))
+    def spy(logits: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows.extend(logits.copy())
+        return calculator.of_batch(logits, chosen)
 
     async with (
         EdgeEngine(MODEL, context_length=256, threads=1, confidence=spy) as engine,
@@ -332,9 +333,10 @@ async def test_closing_ends_the_thread_and_fails_what_waits() -> None:
 async def test_an_engine_stuck_in_a_step_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     entered, let_go = threading.Event(), threading.Event()
 
-    def stuck(logits: np.ndarray) -> float:
+    def stuck(logits: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         entered.set()
-        return float(let_go.wait())
+        let_go.wait()
+        return ConfidenceCalculator().of_batch(logits, chosen)
 
     async with EdgeEngine(MODEL, context_length=256, threads=1, confidence=stuck) as engine:
         draft = asyncio.create_task(answer(engine, [5], [1]))

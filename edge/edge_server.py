@@ -6,7 +6,7 @@ from contextlib import aclosing
 from aiohttp import web
 
 from common import api, wire
-from common.config import Config
+from common.config import Config, EdgeConfig
 from common.connection import HTTPClient
 from common.errors import EngineError, NotFoundError, RequestError
 from common.http_server import make_app, read, reply, stream
@@ -17,6 +17,7 @@ from edge.completions import Completion
 from edge.confidence import ConfidenceCalculator
 from edge.draft_generator import DraftGenerator
 from edge.engine import EdgeEngine
+from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
 from edge.services import Services
 
 SERVICES = web.AppKey("SERVICES", Services)
@@ -40,17 +41,7 @@ def build_app(config: Config) -> web.Application:
 
 
 async def _services(app: web.Application, config: Config) -> AsyncIterator[None]:
-    model, confidence = config.edge.model, config.edge.confidence
-    calculator = ConfidenceCalculator(confidence.strategy, temperature=confidence.temperature, top_k=confidence.top_k)
-    engine = EdgeEngine(
-        model.path,
-        context_length=model.context_length,
-        gpu_layers=model.gpu_layers,
-        threads=model.threads,
-        sequences=model.sequences,
-        confidence=calculator.of_batch,
-    )
-    communication = config.communication
+    engine, communication = _engine(config.edge), config.communication
     async with (
         engine,
         HTTPClient(communication.cloud_endpoint, communication.http_client) as cloud,
@@ -59,6 +50,30 @@ async def _services(app: web.Application, config: Config) -> AsyncIterator[None]
         app[SERVICES] = Services(config, engine, template, cloud)
         app[DRAFTS] = DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled)
         yield
+
+
+def _engine(config: EdgeConfig) -> EdgeEngine:
+    model, confidence, cache = config.model, config.confidence, config.kv_cache
+    calculator = ConfidenceCalculator(confidence.strategy, temperature=confidence.temperature, top_k=confidence.top_k)
+    store = LlamaCppKVCache(
+        max_size=cache.max_size,
+        ram_bytes=cache.ram_bytes,
+        disk_bytes=cache.disk_bytes,
+        directory=cache.directory,
+        enable_compression=cache.enable_compression,
+    )
+    return EdgeEngine(
+        model.path,
+        context_length=model.context_length,
+        gpu_layers=model.gpu_layers,
+        threads=model.threads,
+        sequences=model.sequences,
+        kv_type=model.kv_type,
+        flash_attention={"auto": None, "on": True, "off": False}[model.flash_attention],
+        confidence=calculator.of_batch,
+        store=store if cache.enabled else AblatedKVCache(),
+        limits=config.limits,
+    )
 
 
 async def _ready(request: web.Request) -> web.Response:

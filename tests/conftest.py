@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest_asyncio
 
 from common.connection import HTTPClient
-from common.demo import demo_servers
+from common.demo import demo_servers, free_ports
+from common.supervisor import PROJECT, ServerProcess
 
 
 @dataclass
@@ -29,3 +30,33 @@ async def servers() -> AsyncIterator[Servers]:
         HTTPClient(cloud_url) as cloud,
     ):
         yield Servers(edge_url, cloud_url, edge, cloud)
+
+
+@dataclass
+class Edge:
+    """A real edge server, a process of its own that has no cloud and answers alone; `pid` is its."""
+
+    url: str
+    http: HTTPClient
+    pid: int
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def edge() -> AsyncIterator[Edge]:
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    features = ["use_draft_verify", "use_confidence_check"]
+    settings = [
+        *(f"inference.features.{name}=false" for name in features),
+        "communication.cloud_endpoint=http://127.0.0.1:1",
+    ]
+    flags = ["--host", "127.0.0.1", "--port", str(port), *[word for setting in settings for word in ("--set", setting)]]
+    process = ServerProcess("edge", "start_edge.py", url, flags, PROJECT / "logs" / "edge-alone.log")
+    try:
+        await process.start()
+        await process.wait_ready()
+        assert process._process is not None
+        async with HTTPClient(url) as client:
+            yield Edge(url, client, process._process.pid)
+    finally:
+        await process.stop()

@@ -39,12 +39,10 @@ class EdgeModelConfig(Section, frozen=True):
     pattern: str = ""
     context_length: Positive = 1024
     kv_type: Literal["f16", "f32", "q8_0"] = "f16"
-    flash_attention: Literal["auto", "on", "off"] = "auto"
+    flash_attention: bool | Literal["auto"] = "auto"  # YAML reads on and off as true and false
     gpu_layers: Annotated[int, Meta(ge=-1)] = 0
     threads: Count = 0
     sequences: Annotated[int, Meta(ge=1, le=64)] = 4
-    kv_type: Literal["f16", "f32", "q8_0"] = "f16"
-    flash_attention: bool | None = None
 
 
 class LimitsConfig(Section, frozen=True):

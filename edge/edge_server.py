@@ -69,7 +69,7 @@ def _engine(config: EdgeConfig) -> EdgeEngine:
         threads=model.threads,
         sequences=model.sequences,
         kv_type=model.kv_type,
-        flash_attention={"auto": None, "on": True, "off": False}[model.flash_attention],
+        flash_attention=None if model.flash_attention == "auto" else model.flash_attention,
         confidence=calculator.of_batch,
         store=store if cache.enabled else AblatedKVCache(),
         limits=config.limits,

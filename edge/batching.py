@@ -72,7 +72,7 @@ class Batcher:
                 self._tell()
         for sequence in list(self._grammars):
             self._drop_grammar(sequence)
-        self._store.close()
+        self._store.close(self._llama)
 
     def cancelled(self) -> None:
         """Some job was cancelled: ends the step under way if nobody wants it any more. From any thread."""

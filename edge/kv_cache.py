@@ -97,8 +97,12 @@ class LlamaCppKVCache:
         self._keep(llama, sequence)
         self._file(sequence, [])
 
-    def close(self) -> None:
-        """Writes what is still to be written to the disk tier; no call follows."""
+    def close(self, llama: SequenceMemory | None = None) -> None:
+        """Writes what is still to be written to the disk tier, and what `llama` holds; no call follows."""
+        if llama is not None and self._store.outlives:
+            for sequence in range(len(llama.held)):
+                self.evicted(llama, sequence)
+                self._store.flush()
         self._store.close()
 
     def stats(self) -> dict[str, int]:
@@ -196,7 +200,7 @@ class AblatedKVCache:
     def evicted(self, llama: SequenceMemory, sequence: int) -> None:
         return
 
-    def close(self) -> None:
+    def close(self, llama: SequenceMemory | None = None) -> None:
         return
 
     def stats(self) -> dict[str, int]:

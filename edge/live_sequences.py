@@ -22,7 +22,7 @@ class LiveSequences:
     def evicted(self, llama: Llama, sequence: int) -> None:
         return
 
-    def close(self) -> None:
+    def close(self, llama: Llama) -> None:
         return
 
     def stats(self) -> dict[str, int]:

@@ -179,8 +179,8 @@ class PrefixStore(Protocol):
         """Somebody who reuses nothing is about to overwrite `sequence`: the last moment to take a snapshot."""
         ...
 
-    def close(self) -> None:
-        """The engine stops; no call follows."""
+    def close(self, llama: Llama) -> None:
+        """The engine stops: the last moment to take snapshots; no call follows."""
         ...
 
     def stats(self) -> dict[str, int]:

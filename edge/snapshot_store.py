@@ -71,7 +71,7 @@ class SnapshotStore:
             for kept in list(self._kept) if self._fingerprint else []:
                 self._forget(kept, remove=False)
         self._fingerprint = fingerprint
-        if self._root and self._disk_bytes:
+        if self._root and self.outlives:
             self._folder = SnapshotFolder(Path(digest(fingerprint).hex()[:16]), inside=self._root)
             self._scan(self._folder)
             if not self._writer.is_alive():
@@ -88,6 +88,11 @@ class SnapshotStore:
     def flush(self) -> None:
         """Waits until nothing waits to be written."""
         self._queue.join()
+
+    @property
+    def outlives(self) -> bool:
+        """Whether there is a disk tier."""
+        return self._root is not None and self._disk_bytes > 0
 
     def stats(self) -> dict[str, int]:
         with self._lock:

@@ -218,6 +218,17 @@ def test_the_disk_tier_outlives_the_process(make: Callable[..., LlamaCppKVCache]
     assert again.stats()["disk_hits"] == 1
 
 
+def test_what_is_held_when_the_engine_stops_outlives_it(
+    make: Callable[..., LlamaCppKVCache], llama: FakeLlama, tmp_path: Path
+) -> None:
+    first = LlamaCppKVCache(directory=tmp_path / "cache")
+    for sequence in range(3):
+        llama.serve(first, sequence, prompt(sequence))
+    first.close(llama)
+    again = make(disk=True)
+    assert [FakeLlama().serve(again, 0, prompt(number)) for number in range(3)] == [100, 100, 100]
+
+
 def test_one_folder_serves_two_models_and_each_finds_its_own(
     make: Callable[..., LlamaCppKVCache], llama: FakeLlama
 ) -> None:

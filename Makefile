@@ -1,4 +1,4 @@
-# make setup | run | server | test | test-long | check | bench | train
+# make setup | run | server | test | test-long | check | bench | bench-edge | llama-server | train
 PROMPT ?= What is AI?
 PYTHON ?= python3
 VENV   := .venv
@@ -7,7 +7,7 @@ GPU    := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 NEEDS  := $(if $(GPU),requirements.txt,requirements-cpu.txt)
 INSTALL := $(PY) -m pip install --disable-pip-version-check
 
-.PHONY: setup run server test test-long check format bench evaluate train clean
+.PHONY: setup run server test test-long check format bench bench-edge llama-server evaluate train clean
 
 setup: $(VENV)/.ready
 
@@ -43,6 +43,25 @@ test-long: setup
 
 bench: setup
 	$(PY) -m benchmarks.lossless_speed
+
+bench-edge: setup
+	$(PY) -m benchmarks.edge_speed
+
+# The peer of bench-edge, from the sources of the llama-cpp-python that is installed; about 5 minutes on 2 cores.
+CACHE := $(HOME)/.cache/edgecloud
+LLAMA  = $(shell sed -n 's/^llama-cpp-python==//p' $(NEEDS))
+
+llama-server: $(CACHE)/llama-server
+
+$(CACHE)/llama-server: | setup
+	mkdir -p $(CACHE)
+	$(PY) -m pip download --disable-pip-version-check --no-binary :all: --no-deps -d $(CACHE) llama-cpp-python==$(LLAMA)
+	tar -xzf $(CACHE)/llama_cpp_python-$(LLAMA).tar.gz -C $(CACHE)
+	cmake -S $(CACHE)/llama_cpp_python-$(LLAMA)/vendor/llama.cpp -B $(CACHE)/llama-server-$(LLAMA) \
+		-DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+		-DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF
+	cmake --build $(CACHE)/llama-server-$(LLAMA) --target llama-server --parallel
+	ln -sf llama-server-$(LLAMA)/bin/llama-server $@
 
 evaluate: setup
 	$(PY) -m models.evaluate

@@ -1,13 +1,14 @@
-# make setup | run | server | test | test-long | check | bench | bench-edge | llama-server | train
+# make setup | run | server | test | test-long | test-clients | check | bench | bench-edge | llama-server | train
 PROMPT ?= What is AI?
 PYTHON ?= python3
 VENV   := .venv
+CLIENTS := .venv-clients
 PY     := $(VENV)/bin/python
 GPU    := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 NEEDS  := $(if $(GPU),requirements.txt,requirements-cpu.txt)
 INSTALL := $(PY) -m pip install --disable-pip-version-check
 
-.PHONY: setup run server test test-long check format bench bench-edge llama-server evaluate train clean
+.PHONY: setup run server test test-long test-clients check format bench bench-edge llama-server evaluate train clean
 
 setup: $(VENV)/.ready
 
@@ -41,6 +42,14 @@ test: setup
 test-long: setup
 	$(PY) -m pytest -m long --timeout 1800
 
+test-clients: setup $(CLIENTS)/.ready
+	$(PY) -m pytest -m clients
+
+$(CLIENTS)/.ready: requirements-clients.txt
+	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check -r requirements-clients.txt
+	@touch $@
+
 bench: setup
 	$(PY) -m benchmarks.lossless_speed
 
@@ -72,4 +81,4 @@ train: setup
 	$(PY) -m models.evaluate
 
 clean:
-	rm -rf $(VENV) logs models/checkpoints .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(CLIENTS) logs models/checkpoints .mypy_cache .ruff_cache .pytest_cache

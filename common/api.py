@@ -14,6 +14,7 @@ MAX_ANSWERS = 256
 """Answers in one response, to all its prompts."""
 MAX_LOGPROBS = 20
 """Tokens whose log probabilities are told at each position."""
+MAX_STOPS = 16
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 
@@ -122,8 +123,8 @@ class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown
     @property
     def stop_strings(self) -> list[str]:
         strings = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(strings) > 4 or "" in strings:
-            raise RequestError("stop takes up to 4 strings, none of them empty", param="stop")
+        if len(strings) > MAX_STOPS or "" in strings:
+            raise RequestError(f"stop takes up to {MAX_STOPS} strings, none of them empty", param="stop")
         return strings
 
     @property

@@ -35,6 +35,7 @@ def build_app(config: Config) -> web.Application:
     app.router.add_post("/draft", _draft)
     app.router.add_post("/tokenize", _tokenize)
     app.router.add_post("/detokenize", _detokenize)
+    app.router.add_get("/tokenizer_info", _tokenizer_info)
     app.router.add_post("/v1/completions", _completions)
     app.router.add_post("/v1/chat/completions", _chat)
     return app
@@ -117,7 +118,9 @@ async def _tokenize(request: web.Request) -> web.Response:
     if body.messages is not None:
         tokens = await prompts.of_chat(services, body.messages, body.add_generation_prompt)
     else:
-        tokens = await prompts.tokenized(services.engine, body.prompt or "", body.add_special_tokens)
+        tokens = await prompts.tokenized(
+            services.engine, body.prompt or "", body.add_special_tokens, parse_special=True
+        )
     return reply(
         request, api.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=services.engine.context_length)
     )
@@ -127,6 +130,13 @@ async def _detokenize(request: web.Request) -> web.Response:
     engine, body = request.app[SERVICES].engine, await read(request, api.DetokenizeRequest)
     prompts.check_ids(engine, body.tokens, param="tokens")
     return reply(request, api.DetokenizeReply(engine.detokenize(body.tokens)))
+
+
+async def _tokenizer_info(request: web.Request) -> web.Response:
+    """As vLLM has it: with it and the two above, lm-eval needs no tokenizer of its own."""
+    engine = request.app[SERVICES].engine
+    names = {"bos_token": engine.bos or None, "eos_token": engine.eos or None}
+    return reply(request, names | {"chat_template": engine.chat_template})
 
 
 async def _completions(request: web.Request) -> web.StreamResponse:

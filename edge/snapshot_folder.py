@@ -111,6 +111,15 @@ class SnapshotFolder:
             yield file
 
 
+def open_folder(directory: Path) -> tuple[SnapshotFolder, bytes]:
+    """The folder and its key; raises StartError in one line if it cannot be used."""
+    try:
+        folder = SnapshotFolder(directory)
+        return folder, folder.key()
+    except OSError as error:
+        raise StartError(f"cache folder {directory}: {error.strerror}") from error
+
+
 def file_name(name: str) -> str:
     """The file in which a snapshot of this name lies; raises RequestError for a name that could lead elsewhere."""
     if not _NAME.fullmatch(name):

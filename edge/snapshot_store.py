@@ -1,7 +1,7 @@
 """Kept snapshots in two tiers, RAM and disk, each with a byte budget; least recently used out. Knows no sequences.
 
-An entry lives in either tier or both. The disk is written by the store's own thread; everything else happens in the
-caller's, and the lock is never held over sealing, reading or writing.
+An entry lives in either tier or both. Sealing and writing are done by the store's own thread, loading by the caller's;
+the lock is never held over any of them.
 """
 
 import hashlib
@@ -12,15 +12,15 @@ from array import array
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Full, Queue
 
-from common.errors import NotFoundError, RequestError, SnapshotError, StartError
-from edge.snapshot_folder import SUFFIX, SnapshotFolder, as_request_error, file_name
-from edge.snapshots import KEY_SIZE, Snapshot, digest, recompressed, seal, unseal
+from common.errors import NotFoundError, RequestError, SnapshotError
+from edge.background import Background
+from edge.snapshot_folder import SUFFIX, SnapshotFolder, as_request_error, file_name, open_folder
+from edge.snapshots import KEY_SIZE, Snapshot, digest, seal, unseal
 from edge.token_trie import TokenTrie
 
 WAITING = 8
-"""Snapshots that may wait to be written; what comes on top of them is not written."""
+"""Snapshots that may wait to be sealed; what comes on top of them is not kept."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +33,10 @@ class Kept:
     data: bytes | None = None
     file: str | None = None
     file_size: int = 0
-    writing: bool = False
 
 
 class SnapshotStore:
-    """Owns the folder (`directory` None: no disk tier) and the thread that writes it, until `close`.
+    """Owns the folder (`directory` None: no disk tier) and its thread, until `close`.
 
     Budgets are in bytes; `max_size` bounds the entries of both tiers together. Raises StartError for a folder that
     cannot be used, or whose key others can read.
@@ -49,7 +48,7 @@ class SnapshotStore:
         self._root: SnapshotFolder | None = None
         self._key = secrets.token_bytes(KEY_SIZE)
         if directory:
-            self._root, self._key = _opened(directory)
+            self._root, self._key = open_folder(directory)
         self._folder: SnapshotFolder | None = None
         self._fingerprint = ""
         self._lock = threading.Lock()
@@ -57,8 +56,7 @@ class SnapshotStore:
         self._kept: dict[Kept, None] = {}
         """All entries, the longest unused first."""
         self._counters = Counter[str](evictions=0, dropped=0)
-        self._queue: Queue[Kept | None] = Queue(WAITING)
-        self._writer = threading.Thread(target=self._write_all, name="edge-kv-writer", daemon=True)
+        self._background = Background("edge-kv-store", self._seal, WAITING)
 
     def open(self, fingerprint: str) -> None:
         """Begins to keep snapshots of the model that `fingerprint` names, with those that its folder holds already.
@@ -73,21 +71,18 @@ class SnapshotStore:
         self._fingerprint = fingerprint
         if self._root and self.outlives:
             self._folder = SnapshotFolder(Path(digest(fingerprint).hex()[:16]), inside=self._root)
-            self._scan(self._folder)
-            if not self._writer.is_alive():
-                self._writer.start()
+            with self._lock:
+                self._scan(self._folder)
 
     def close(self) -> None:
         """Writes what waits to be written, then ends the thread."""
-        if self._writer.is_alive():
-            self._queue.put(None)
-            self._writer.join()
+        self._background.close()
         for folder in filter(None, (self._folder, self._root)):
             folder.close()
 
     def flush(self) -> None:
-        """Waits until nothing waits to be written."""
-        self._queue.join()
+        """Waits until everything that is to be kept can be found."""
+        self._background.flush()
 
     @property
     def outlives(self) -> bool:
@@ -140,9 +135,12 @@ class SnapshotStore:
         return snapshot
 
     def keep(self, token_ids: list[int], state: bytes) -> None:
-        """Keeps a snapshot, in RAM at once and on disk when the writer comes to it, if the budgets allow it at all."""
-        if self._has_room(len(state)):
-            self._add(token_ids, seal(self._key, self._fingerprint, token_ids, state))
+        """Keeps a snapshot, as soon as the store's thread comes to it, if there is room for it at all."""
+        if len(state) > max(self._ram_bytes, self._disk_bytes):
+            return
+        if not self._background.hand_over(Snapshot(token_ids, state)):
+            with self._lock:
+                self._counters["dropped"] += 1
 
     def export(self, name: str, snapshot: Snapshot) -> None:
         """Writes a file that `import_` of the same folder takes back; RequestError says what is wrong with the name."""
@@ -164,57 +162,40 @@ class SnapshotStore:
         except OSError as error:
             raise as_request_error(error, name) from error
         token_ids = unseal(self._key, self._fingerprint or None, data).token_ids
-        if not self._has_room(len(data)):
+        if len(data) > max(self._ram_bytes, self._disk_bytes):
             raise RequestError(f"snapshot {name!r} is larger than the cache", param="name")
-        self._add(token_ids, data)
+        self._take(token_ids, data, data)
         return len(token_ids)
 
-    def _add(self, token_ids: list[int], data: bytes) -> None:
-        kept = Kept(token_ids, data)
+    def _seal(self, snapshot: Snapshot) -> None:
+        """The store's thread, with each snapshot to be kept."""
+        data = file_data = seal(self._key, self._fingerprint, *snapshot)
+        if self._compress and self.outlives:
+            file_data = seal(self._key, self._fingerprint, *snapshot, compress=True)
+        self._take(snapshot.token_ids, data, file_data)
+
+    def _take(self, token_ids: list[int], data: bytes, file_data: bytes) -> None:
+        """Makes an entry of a sealed snapshot, as it is to lie in RAM and as it is to lie on disk."""
+        if not self.wants(token_ids):
+            return
+        kept = Kept(token_ids, data if len(data) <= self._ram_bytes else None)
+        if self._folder is not None and len(file_data) <= self._disk_bytes:
+            self._write(kept, self._folder, file_data)
         with self._lock:
             for older in self._index.beginnings(token_ids):
                 if 2 * len(older.token_ids) >= len(token_ids):  # a much shorter one is much quicker to load
                     self._forget(older)
-            kept.writing = self._folder is not None and len(data) <= self._disk_bytes and self._hand_over(kept)
-            self._index.add(token_ids, kept)
-            self._kept[kept] = None
+            self._insert(kept)
             self._shrink()
 
-    def _has_room(self, size: int) -> bool:
-        return size <= max(self._ram_bytes, self._disk_bytes if self._folder else 0)
-
-    def _hand_over(self, kept: Kept) -> bool:
-        try:
-            self._queue.put_nowait(kept)
-        except Full:
-            return False
-        return True
-
-    def _write_all(self) -> None:
-        """The writer's thread."""
-        while kept := self._queue.get():
-            self._write(kept)
-            self._queue.task_done()
-        self._queue.task_done()
-
-    def _write(self, kept: Kept) -> None:
-        assert kept.data is not None and self._folder is not None
+    def _write(self, kept: Kept, folder: SnapshotFolder, data: bytes) -> None:
         name = hashlib.blake2b(array("i", kept.token_ids).tobytes(), key=self._key, digest_size=16).hexdigest() + SUFFIX
-        data = recompressed(self._key, kept.data) if self._compress else kept.data
         try:
-            self._folder.write(name, data)
+            folder.write(name, data)
         except OSError as error:
             logger.warning("a KV snapshot could not be written: %s", error.strerror)
-            with self._lock:
-                kept.writing = False
-                self._shrink()
-            return
-        with self._lock:
-            kept.writing, kept.file, kept.file_size = False, name, len(data)
-            if kept in self._kept:
-                self._shrink()
-            else:  # forgotten meanwhile
-                self._folder.remove(name)
+        else:
+            kept.file, kept.file_size = name, len(data)
 
     def _scan(self, folder: SnapshotFolder) -> None:
         """Takes up what an earlier process left; what it says of itself is proven when it is loaded."""
@@ -226,10 +207,8 @@ class SnapshotStore:
             except (SnapshotError, OSError):
                 self._counters["dropped"] += 1
                 folder.remove(name)
-                continue
-            kept = Kept(token_ids, file=name, file_size=header.size)
-            self._index.add(token_ids, kept)
-            self._kept[kept] = None
+            else:
+                self._insert(Kept(token_ids, file=name, file_size=header.size))
         self._shrink()
 
     def _drop(self, kept: Kept, fault: Exception) -> None:
@@ -239,6 +218,12 @@ class SnapshotStore:
             if kept in self._kept:
                 self._forget(kept)
 
+    # What follows belongs to whoever has the lock.
+
+    def _insert(self, kept: Kept) -> None:
+        self._index.add(kept.token_ids, kept)
+        self._kept[kept] = None
+
     def _forget(self, kept: Kept, remove: bool = True) -> None:
         del self._kept[kept]
         self._index.remove(kept.token_ids, kept)
@@ -246,10 +231,10 @@ class SnapshotStore:
             self._folder.remove(kept.file)
 
     def _shrink(self) -> None:
-        """Evicts the longest unused until the budgets hold; what waits to be written stays in RAM until it is."""
+        """Evicts the longest unused until the budgets hold."""
         ram, disk = self._ram_used(), self._disk_used()
         for kept in list(self._kept):
-            if kept.data and ram > self._ram_bytes and not kept.writing:
+            if kept.data and ram > self._ram_bytes:
                 ram, kept.data = ram - len(kept.data), None
             if kept.file and (disk > self._disk_bytes or len(self._kept) > self._max_size) and self._folder:
                 self._folder.remove(kept.file)
@@ -268,11 +253,3 @@ class SnapshotStore:
         if self._root is None:
             raise NotFoundError("there is no cache folder; edge.kv_cache.directory names one", param="name")
         return self._root, file_name(name)
-
-
-def _opened(directory: Path) -> tuple[SnapshotFolder, bytes]:
-    try:
-        folder = SnapshotFolder(directory)
-        return folder, folder.key()
-    except OSError as error:
-        raise StartError(f"cache folder {directory}: {error.strerror}") from error

@@ -73,16 +73,6 @@ def unseal(key: bytes, fingerprint: str | None, data: bytes) -> Snapshot:
     return Snapshot(read_token_ids(header, data), _state(header, payload))
 
 
-def recompressed(key: bytes, data: bytes) -> bytes:
-    """The same sealed snapshot, compressed, under a new seal. `data` must be one that `seal` just made."""
-    header = read_header(data)
-    start = _HEADER.size + 4 * header.tokens
-    payload = zstandard.compress(memoryview(data)[start:-_SEAL_SIZE], LEVEL)
-    head = _HEADER.pack(MAGIC, header.fingerprint, True, header.tokens, header.state_size, len(payload))
-    parts = head, data[_HEADER.size : start], payload
-    return b"".join((*parts, _seal(key, *parts)))
-
-
 def read_header(data: bytes) -> Header:
     """What the first HEADER_SIZE bytes say; raises SnapshotError if they are no header."""
     if len(data) < _HEADER.size or not data.startswith(MAGIC):

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from common.errors import NotFoundError, RequestError, SnapshotError, StartError
 from edge.kv_cache import WORTHWHILE, AblatedKVCache, LlamaCppKVCache
+from edge.snapshot_folder import SnapshotFolder
+from edge.snapshot_store import WAITING
 from edge.snapshots import HEADER_SIZE
 from edge.token_trie import TokenTrie, common_prefix
 
@@ -48,6 +51,8 @@ class FakeLlama:
         assert self.held[sequence] == tokens[:restored]
         self.held[sequence] = list(tokens)
         cache.release(self, sequence)
+        if isinstance(cache, LlamaCppKVCache):
+            cache.flush()
         return restored
 
 
@@ -162,7 +167,6 @@ def test_whatever_comes_what_is_restored_is_a_beginning_of_what_is_wanted(
             cache.evicted(llama, source.randrange(3))
         stats = cache.stats()
         assert stats["disk_bytes"] <= sealed_size(900) and stats["ram_entries"] <= 8 and stats["disk_entries"] <= 8
-    cache.flush()
     stats = cache.stats()
     assert stats["ram_bytes"] <= sealed_size(300)
     assert min(stats["ram_hits"], stats["disk_hits"], stats["live_hits"], stats["evictions"]) > 0
@@ -200,7 +204,6 @@ def test_what_ram_has_no_room_for_comes_back_from_disk(
 ) -> None:
     cache = make(disk=True, ram_bytes=0, enable_compression=compress)
     displaced(cache, llama, prompt(1))
-    cache.flush()
     stats = cache.stats()
     (file,) = files(tmp_path)
     assert (file.stat().st_size < sealed_size(100)) == compress
@@ -212,7 +215,6 @@ def test_what_ram_has_no_room_for_comes_back_from_disk(
 def test_the_disk_tier_outlives_the_process(make: Callable[..., LlamaCppKVCache], tmp_path: Path) -> None:
     first, llama = make(disk=True), FakeLlama()
     displaced(first, llama, prompt(1), prompt(2))
-    first.flush()
     again = make(disk=True)
     assert FakeLlama().serve(again, 0, prompt(1)) == 100
     assert again.stats()["disk_hits"] == 1
@@ -234,7 +236,6 @@ def test_one_folder_serves_two_models_and_each_finds_its_own(
 ) -> None:
     first = make(disk=True)
     displaced(first, llama, prompt(1))
-    first.flush()
     assert FakeLlama(fingerprint="other").serve(make(disk=True), 0, prompt(1)) == 0
     assert FakeLlama().serve(make(disk=True), 0, prompt(1)) == 100
 
@@ -256,7 +257,6 @@ def test_there_are_never_more_entries_than_allowed(
     cache = make(disk=True, max_size=3)
     for number in range(6):
         displaced(cache, llama, prompt(number))
-        cache.flush()
         assert cache.stats()["ram_entries"] <= 3 and len(files(tmp_path)) <= 3
     assert cache.stats()["evictions"] > 0
 
@@ -276,6 +276,7 @@ def test_a_longer_snapshot_replaces_its_beginning_unless_that_is_much_shorter(
     for length in (100, 110, 500):
         llama.held[0] = prompt(1, length)
         cache.evicted(llama, 0)
+        cache.flush()
     assert cache.stats()["ram_bytes"] == sealed_size(110) + sealed_size(500)
 
 
@@ -286,6 +287,28 @@ def test_a_snapshot_much_longer_than_what_it_saves_is_left_alone(
     displaced(cache, llama, prompt(1, 900))
     assert llama.serve(cache, 1, prompt(1, 900)[:50] + prompt(2)) == 0
     assert llama.loaded == []
+
+
+def test_sealing_and_writing_hold_up_nobody_and_what_comes_too_fast_is_dropped(
+    make: Callable[..., LlamaCppKVCache], llama: FakeLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, gate, threads = make(disk=True), threading.Event(), set()
+    write = SnapshotFolder.write
+
+    def held_up(folder: SnapshotFolder, name: str, data: bytes) -> None:
+        threads.add(threading.current_thread().name)
+        gate.wait(60)
+        write(folder, name, data)
+
+    monkeypatch.setattr(SnapshotFolder, "write", held_up)
+    for number in range(20):
+        llama.held[0] = prompt(number)
+        cache.evicted(llama, 0)  # returns although nothing can be written
+    assert 20 - WAITING - 1 <= cache.stats()["dropped"] <= 20 - WAITING  # one may be at the gate
+    gate.set()
+    cache.flush()
+    assert cache.stats()["disk_entries"] == 20 - cache.stats()["dropped"]
+    assert threads == {"edge-kv-store"}
 
 
 # What is damaged, foreign or out of place
@@ -317,7 +340,6 @@ def test_a_spoiled_file_is_dropped_and_computed_again(
 ) -> None:
     cache = make(disk=True, ram_bytes=0)
     displaced(cache, llama, prompt(1))
-    cache.flush()
     (file,) = files(tmp_path)
     spoiled(file, change)
     cache = make(disk=True, ram_bytes=0) if restart else cache
@@ -333,7 +355,6 @@ def test_a_file_put_in_the_place_of_another_is_not_taken_for_it(
 ) -> None:
     cache = make(disk=True, ram_bytes=0)
     displaced(cache, llama, prompt(1), prompt(2))
-    cache.flush()
     one, other = files(tmp_path)
     shutil.copy(one, other)
     restored = [llama.serve(cache, 1, prompt(number)) for number in (1, 2)]
@@ -355,7 +376,6 @@ def test_files_removed_behind_its_back_are_computed_again(
 ) -> None:
     cache = make(disk=True, ram_bytes=0)
     displaced(cache, llama, prompt(1))
-    cache.flush()
     for file in files(tmp_path):
         file.unlink()
     assert llama.serve(cache, 1, prompt(1)) == 0

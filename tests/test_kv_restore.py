@@ -145,6 +145,7 @@ class OneSnapshot:
         self.tokens = [300 + at for at in range(20)]
         self.answer = self.computed(0)
         self.cache.evicted(llama, 0)
+        self.cache.flush()
         llama.rewind(0, 0)
         (kept,) = self.cache._store._kept
         assert kept.data
@@ -165,7 +166,7 @@ class OneSnapshot:
         """How many tokens come back when the snapshot is `data`."""
         for kept in list(self.cache._store._kept):
             self.cache._store._forget(kept)
-        self.cache._store._add(self.tokens, data)
+        self.cache._store._take(self.tokens, data, data)
         self.llama.rewind(0, 0)
         return self.cache.restore(self.llama, 0, self.tokens[:-1])
 

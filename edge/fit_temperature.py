@@ -26,8 +26,10 @@ from edge.confidence import Floats, Softmax
 from edge.llama import CHUNK, Llama
 from edge.llama_batch import Piece
 
-TEMPERATURES = np.geomspace(0.25, 8.0, 141)
-"""What is tried: from far too timid to far too sure, 2.5 % apart."""
+COARSE = np.geomspace(0.25, 8.0, 21)
+"""What is tried first: from far too timid to far too sure; 1 is among them."""
+FINE = np.geomspace(2**-0.25, 2**0.25, 15)
+"""Times the best of these, what is tried next."""
 BINS = 15
 """Of equal width, for the calibration error."""
 ROWS = 16
@@ -42,7 +44,7 @@ class Question(msgspec.Struct, forbid_unknown_fields=True):
 class Calibration:
     """What a model said of right next tokens, summed up for every temperature."""
 
-    def __init__(self, temperatures: NDArray[np.float64] = TEMPERATURES) -> None:
+    def __init__(self, temperatures: NDArray[np.float64]) -> None:
         self.temperatures = temperatures
         self.tokens = 0
         self._loss = np.zeros(len(temperatures))
@@ -126,18 +128,25 @@ def rows_of(llama: Llama, ids: list[int], first: int) -> Iterator[tuple[Floats, 
 
 
 async def fit(llama: Llama, questions: list[Question]) -> Calibration:
-    calibration = Calibration()
+    """Two looks at all the questions; the first of the temperatures in what is returned is 1."""
     vocabulary = llama.vocabulary
     source = vocabulary.meta("tokenizer.chat_template") or ""
     async with ChatTemplate(source, vocabulary.bos, vocabulary.eos) as template:
-        for question in questions:
-            for logits, right in rows_of(llama, *await tokenized(question, llama, template)):
-                calibration.add(logits, right)
+        texts = [await tokenized(question, llama, template) for question in questions]
+    coarse = calibrated(llama, texts, COARSE)
+    return calibrated(llama, texts, np.append(1.0, coarse.temperatures[coarse.best] * FINE))
+
+
+def calibrated(llama: Llama, texts: list[tuple[list[int], int]], temperatures: NDArray[np.float64]) -> Calibration:
+    calibration = Calibration(temperatures)
+    for ids, first in texts:
+        for logits, right in rows_of(llama, ids, first):
+            calibration.add(logits, right)
     return calibration
 
 
 def report(calibration: Calibration) -> str:
-    plain, best = int(np.abs(calibration.temperatures - 1).argmin()), calibration.best
+    plain, best = 0, calibration.best
     nll, ece, chosen = calibration.nll, calibration.ece, calibration.temperatures[best]
     return (
         f"{calibration.tokens} tokens of held-out answers\n"
@@ -162,7 +171,9 @@ async def main() -> None:
     parser.add_argument("--gpu-layers", type=int, default=0, help="layers on the GPU; -1: all (%(default)s)")
     args = parser.parse_args()
     questions = demo_questions() if args.data is None else read_questions(args.data)
-    llama = Llama(args.model, args.context_length, args.gpu_layers, threads=os.cpu_count() or 1, sequences=1)
+    llama = Llama(
+        args.model, args.context_length, args.gpu_layers, threads=max(1, (os.cpu_count() or 1) - 1), sequences=1
+    )
     try:
         console().print(report(await fit(llama, questions)))
     finally:

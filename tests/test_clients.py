@@ -150,10 +150,7 @@ def test_llm_continues_a_chat_asks_for_json_and_shows_errors(llm_home: Path) -> 
     place = run("llm", "-m", "edge", "--schema", json.dumps(Place.model_json_schema()), "x", home=llm_home)
     Place.model_validate_json(place)
     assert "no model 'another' here" in run("llm", "-m", "wrong", "x", home=llm_home, ok=False)
-    assert (
-        "temperature" in run("llm", "-m", "edge", "-o", "temperature", "2", "x " * 3000, home=llm_home, ok=False)
-        or True
-    )
+    assert "in a context of" in run("llm", "-m", "edge", "x " * 3000, home=llm_home, ok=False)
 
 
 LANGCHAIN = """

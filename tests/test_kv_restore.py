@@ -30,7 +30,9 @@ TIERS = {"live": "kv_live_hits", "RAM": "kv_ram_hits", "disk": "kv_disk_hits", "
 
 
 @asynccontextmanager
-async def engine_of(tier: str, folder: Path, sequences: int = 2) -> AsyncIterator[EdgeEngine]:
+async def engine_of(
+    tier: str, folder: Path, sequences: int = 2, kv_type: str = "f16", flash_attention: bool | None = None
+) -> AsyncIterator[EdgeEngine]:
     """An engine whose store has the one tier only, beside the live sequences."""
     on_disk = tier.startswith("disk")
     store = LlamaCppKVCache(
@@ -38,7 +40,7 @@ async def engine_of(tier: str, folder: Path, sequences: int = 2) -> AsyncIterato
         directory=folder if on_disk else None,
         enable_compression=tier.endswith("zstd"),
     )
-    async with EdgeEngine(MODEL, 1024, threads=1, sequences=sequences, store=store) as engine:
+    async with EdgeEngine(MODEL, 1024, 0, 1, sequences, kv_type, flash_attention, store=store) as engine:
         yield engine
 
 
@@ -105,6 +107,21 @@ async def test_it_does_so_among_eight(tier: str, tmp_path: Path) -> None:
         after = engine.stats()
         assert after[TIERS[tier]] > before[TIERS[tier]]
         assert after["kv_hits"] - before["kv_hits"] == 8
+
+
+@pytest.mark.parametrize(("kv_type", "flash_attention"), [("f32", None), ("q8_0", None), ("f16", True)])
+async def test_every_layout_of_the_kv_is_brought_back(
+    kv_type: str, flash_attention: bool | None, tmp_path: Path
+) -> None:
+    async with engine_of("disk", tmp_path, kv_type=kv_type, flash_attention=flash_attention) as engine:
+        prompt = prompts(engine)[0]
+        computed = await answer(engine, prompt)
+        await make_known(engine, "disk", prompt)
+        assert_same(await answer(engine, prompt), computed)
+        assert engine.stats()["kv_disk_hits"] == 1
+    async with engine_of("disk", tmp_path) as engine:
+        await answer(engine, prompt)
+        assert engine.stats()["kv_disk_hits"] == 0, "KV of one layout was loaded as another's"
 
 
 async def test_another_process_takes_up_what_was_live_when_the_first_one_stopped(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import os
 import random
+import signal
 import struct
 import subprocess
 import sys
@@ -238,6 +239,15 @@ async def test_a_file_that_would_end_llama_cpp_ends_another_process_only(tmp_pat
     with pytest.raises(StartError, match=r"would not survive it: .*n_layer") as failure:
         await prepare(str(file))
     assert "\n" not in failure.value.message
+
+
+def test_without_the_trial_it_would_end_the_process_that_loads_it(tmp_path: Path) -> None:
+    file = tmp_path / "many.gguf"
+    file.write_bytes(block_count(DATA, 2**31))
+    load = f"from edge.llama import Llama; Llama({str(file)!r}, 64, 0, 1, 1)"
+    environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
+    ended = subprocess.run([sys.executable, "-c", load], env=environment, capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGABRT
 
 
 async def test_a_file_that_llama_cpp_refuses_is_refused_with_its_reason(tmp_path: Path) -> None:

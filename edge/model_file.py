@@ -110,7 +110,7 @@ def _from_hub(repository: str, pattern: str) -> Path:
         raise StartError(f"model {repository}: neither a file here nor a repository on the hub") from error
     except (HTTPError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise StartError(f"model {repository}: cannot be downloaded: {reason}") from error
+        raise StartError(f"model {repository}: not a file here, and not to be had from the hub: {reason}") from error
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:

@@ -349,7 +349,7 @@ async def test_a_hub_id_is_downloaded_once_and_then_needs_no_hub(hub: Hub, monke
     assert hub.requests == asked
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert await prepare("someone/model:Q8_0") == file
-    with pytest.raises(StartError, match="cannot be downloaded"):
+    with pytest.raises(StartError, match="not to be had from the hub"):
         await prepare("someone/model:Q4")
 
 

@@ -182,8 +182,8 @@ async def speed(model: Path, args: argparse.Namespace, bar: Progress) -> list[Co
                 took = await answer(prompts)
                 if repeat:  # the first is a warm-up
                     seconds.setdefault((name, streams), []).append(took)
-    for (name, streams), took in seconds.items():
-        rate = streams * args.tokens / statistics.median(took)
+    for (name, streams), all_seconds in seconds.items():
+        rate = streams * args.tokens / statistics.median(all_seconds)
         bar.console.print(f"{name}, {streams} stream{'s' * (streams > 1)}: {rate:.1f} tokens/s")
     made = []
     for peer, streams, wanted in (

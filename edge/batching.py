@@ -72,7 +72,7 @@ class Batcher:
                 self._tell()
         for sequence in list(self._grammars):
             self._drop_grammar(sequence)
-        self._store.close(self._llama)
+        self._guarded(lambda _: self._store.close(self._llama), [])
 
     def cancelled(self) -> None:
         """Some job was cancelled: ends the step under way if nobody wants it any more. From any thread."""
@@ -145,7 +145,7 @@ class Batcher:
         self._leased.discard(lease.sequence)
         self._drop_grammar(lease.sequence)
         if lease.reuse:
-            self._store.release(self._llama, lease.sequence)
+            self._guarded(lambda _: self._store.release(self._llama, lease.sequence), [])
         else:
             self._llama.rewind(lease.sequence, 0)
 

@@ -70,9 +70,12 @@ class SnapshotStore:
                 self._forget(kept, remove=False)
         self._fingerprint = fingerprint
         if self._root and self.outlives:
-            self._folder = SnapshotFolder(Path(digest(fingerprint).hex()[:16]), inside=self._root)
-            with self._lock:
-                self._scan(self._folder)
+            try:
+                self._folder = SnapshotFolder(Path(digest(fingerprint).hex()[:16]), inside=self._root)
+                with self._lock:
+                    self._scan(self._folder)
+            except OSError as error:
+                logger.warning("no KV snapshots on disk: %s: %s", self._root.path, error.strerror)
 
     def close(self) -> None:
         """Writes what waits to be written, then ends the thread."""

@@ -14,7 +14,7 @@ from common.errors import NotFoundError, RequestError, SnapshotError, StartError
 from edge.kv_cache import WORTHWHILE, AblatedKVCache, LlamaCppKVCache
 from edge.snapshot_folder import SnapshotFolder
 from edge.snapshot_store import WAITING
-from edge.snapshots import HEADER_SIZE
+from edge.snapshots import HEADER_SIZE, digest
 from edge.token_trie import TokenTrie, common_prefix
 
 PER_TOKEN = 100
@@ -379,6 +379,18 @@ def test_files_removed_behind_its_back_are_computed_again(
     for file in files(tmp_path):
         file.unlink()
     assert llama.serve(cache, 1, prompt(1)) == 0
+
+
+def test_a_folder_that_leads_elsewhere_is_not_used_and_costs_only_the_disk_tier(
+    make: Callable[..., LlamaCppKVCache], llama: FakeLlama, tmp_path: Path
+) -> None:
+    cache = make(disk=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "cache" / digest(llama.fingerprint).hex()[:16]).symlink_to("../elsewhere")
+    displaced(cache, llama, prompt(1))
+    assert llama.serve(cache, 1, prompt(1)) == 100
+    assert cache.stats()["ram_hits"] == 1 and cache.stats()["disk_entries"] == 0
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_folder_that_cannot_be_made_stops_the_start(tmp_path: Path) -> None:

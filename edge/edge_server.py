@@ -6,7 +6,7 @@ from contextlib import aclosing
 from aiohttp import web
 
 from common import api, wire
-from common.config import Config, EdgeConfig
+from common.config import Config, EdgeCacheConfig, EdgeConfig
 from common.connection import HTTPClient
 from common.errors import EngineError, NotFoundError, RequestError
 from common.http_server import make_app, read, reply, stream
@@ -54,15 +54,8 @@ async def _services(app: web.Application, config: Config) -> AsyncIterator[None]
 
 
 def _engine(config: EdgeConfig) -> EdgeEngine:
-    model, confidence, cache = config.model, config.confidence, config.kv_cache
+    model, confidence = config.model, config.confidence
     calculator = ConfidenceCalculator(confidence.strategy, temperature=confidence.temperature, top_k=confidence.top_k)
-    store = LlamaCppKVCache(
-        max_size=cache.max_size,
-        ram_bytes=cache.ram_bytes,
-        disk_bytes=cache.disk_bytes,
-        directory=cache.directory,
-        enable_compression=cache.enable_compression,
-    )
     return EdgeEngine(
         model.path,
         context_length=model.context_length,
@@ -72,8 +65,20 @@ def _engine(config: EdgeConfig) -> EdgeEngine:
         kv_type=model.kv_type,
         flash_attention=None if model.flash_attention == "auto" else model.flash_attention,
         confidence=calculator.of_batch,
-        store=store if cache.enabled else AblatedKVCache(),
+        store=_store(config.kv_cache),
         limits=config.limits,
+    )
+
+
+def _store(config: EdgeCacheConfig) -> LlamaCppKVCache | AblatedKVCache:
+    if not config.enabled:
+        return AblatedKVCache()
+    return LlamaCppKVCache(
+        max_size=config.max_size,
+        ram_bytes=config.ram_bytes,
+        disk_bytes=config.disk_bytes,
+        directory=config.directory,
+        enable_compression=config.enable_compression,
     )
 
 

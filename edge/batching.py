@@ -45,14 +45,21 @@ class Batcher:
     """Runs in the engine's thread, which owns `llama`; only `inbox`, `cancelled` and what is read are for others."""
 
     def __init__(
-        self, llama: Llama, store: PrefixStore, confidence: Confidence, inbox: SimpleQueue[Job | Release | None]
+        self,
+        llama: Llama,
+        store: PrefixStore,
+        confidence: Confidence,
+        inbox: SimpleQueue[Job | Release | None],
+        ring: Callable[[list[asyncio.Future[None]]], None],
     ) -> None:
         self._llama = llama
         self._store = store
         self._confidence = confidence
         self._inbox = inbox
+        self._ring = ring
         self._active: list[Job] = []
         self._in_step: list[Job] = []
+        self._to_wake: list[asyncio.Future[None]] = []
         self._leased: set[int] = set()
         """Sequences whose present lease had a job."""
         self._grammars: dict[int, Grammar] = {}
@@ -82,11 +89,14 @@ class Batcher:
     def _admit(self) -> bool:
         """Takes what came in, and waits if there is nothing else to do; False when the engine is to stop."""
         while not self._active or not self._inbox.empty():
+            if not self._active:
+                self._wake()
             message = self._inbox.get()
             if message is None:
                 for job in self._active:
                     job.fail(EngineError("the edge model was stopped"))
                 self._tell()
+                self._wake()
                 return False
             if isinstance(message, Release):
                 self._release(message)
@@ -107,11 +117,15 @@ class Batcher:
                 job.fail(fault)
 
     def _tell(self) -> None:
-        """Wakes the owners for whom there is news, all at once, and forgets the jobs that are done."""
-        waiters = [waiter for job in self._active if (waiter := job.take_waiter())]
+        """Takes down which owners there is news for, and forgets the jobs that are done."""
+        self._to_wake += [waiter for job in self._active if (waiter := job.take_waiter())]
         self._active = [job for job in self._active if not job.done]
-        if waiters:
-            waiters[0].get_loop().call_soon_threadsafe(_resolve, waiters)
+
+    def _wake(self) -> None:
+        """Wakes those owners, all at once: when this thread is about to wait, or to compute without Python."""
+        if self._to_wake:
+            waiters, self._to_wake = self._to_wake, []
+            self._ring(waiters)
 
     def _begin(self, jobs: list[Job]) -> None:
         """Makes each sequence hold as much of its job's tokens as is known."""
@@ -170,6 +184,7 @@ class Batcher:
         pieces = [Piece(job.sequence, job.pending[:count], job.rows(count)) for job, count in portions]
         self._llama.abort(False)
         self._in_step = jobs
+        self._wake()
         rows = None if all(job.cancelled for job in jobs) else self._llama.decode(pieces)
         self._in_step = []
         if rows is None:
@@ -221,9 +236,3 @@ def share_out(jobs: Sequence[Job], scored: int) -> list[tuple[Job, int]]:
         portions.append((job, count))
         room -= count
     return portions
-
-
-def _resolve(waiters: list[asyncio.Future[None]]) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)

@@ -15,6 +15,7 @@ from typing import Self
 from common.config import LimitsConfig
 from common.errors import EngineError, OverloadedError
 from edge.batching import Batcher, Confidence, Release
+from edge.bell import Bell
 from edge.confidence import ConfidenceCalculator
 from edge.jobs import Job
 from edge.live_sequences import LiveSequences
@@ -61,6 +62,7 @@ class EdgeEngine:
         self._thread = threading.Thread(target=self._run, name="edge-engine", daemon=True)
         self._llama: Llama | None = None
         self._batcher: Batcher | None = None
+        self._bell: Bell | None = None
         self._started: Future[None] = _promise()
         self._stopped: Future[None] = _promise()
         self._closing = False
@@ -75,6 +77,7 @@ class EdgeEngine:
     async def start(self) -> None:
         """Loads the model in the engine's thread, once; raises StartError, and then nothing is left running."""
         if self._thread.ident is None:
+            self._bell = Bell()
             self._thread.start()
         try:
             await asyncio.wrap_future(self._started)
@@ -91,6 +94,9 @@ class EdgeEngine:
         if self._thread.ident is not None:
             await asyncio.wrap_future(self._stopped)
             self._thread.join()
+        if self._bell is not None:
+            self._bell.close()
+            self._bell = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -232,7 +238,8 @@ class EdgeEngine:
         except Exception as fault:
             self._started.set_exception(fault)
         else:
-            self._batcher = Batcher(self._llama, self._store, self._confidence, self._inbox)
+            assert self._bell is not None
+            self._batcher = Batcher(self._llama, self._store, self._confidence, self._inbox, self._bell.ring)
             self._started.set_result(None)
             self._batcher.serve()
             self._batcher = None

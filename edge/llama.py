@@ -26,6 +26,8 @@ SAMPLE = 65536
 KV_TYPES = {"f32": c.GGML_TYPE_F32, "f16": c.GGML_TYPE_F16, "q8_0": c.GGML_TYPE_Q8_0}
 ABORTED = 2
 """What llama_decode returns when the abort callback ended it."""
+ABORT_TALK = (b"failed with error 1", b"compute status: 1", b"ret = 2")
+"""How the errors end that llama.cpp logs on its way to that."""
 
 logger = logging.getLogger(__name__)
 
@@ -220,5 +222,5 @@ def _fingerprint(path: str, options: Any) -> str:
 @c.llama_log_callback  # type: ignore[untyped-decorator]
 def _log(level: int, text: bytes, _: Any) -> None:
     """llama.cpp's own talk: errors are logged, the rest is dropped; an abort was wanted and is none."""
-    if level == 4 and not text.endswith(b"ret = %d\n" % ABORTED):  # GGML_LOG_LEVEL_ERROR
+    if level == 4 and not text.strip().endswith(ABORT_TALK):  # GGML_LOG_LEVEL_ERROR
         logger.error("%s", text.decode(errors="replace").strip())

@@ -9,6 +9,7 @@ import numpy as np
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from common.errors import EngineError, RequestError
+from edge import json_schema
 from edge.llama_batch import pointer
 from edge.llama_vocab import Vocabulary
 from edge.sampling import Logits
@@ -82,7 +83,7 @@ def _gbnf(schema: str) -> str:
     if len(schema) > MAX_SCHEMA:
         raise RequestError(f"a JSON schema of more than {MAX_SCHEMA} characters", param="response_format")
     try:
-        json.loads(schema)
+        json_schema.check(json.loads(schema))
         return str(json_schema_to_gbnf(schema))
     except (ValueError, AssertionError, RecursionError, KeyError, TypeError, AttributeError, IndexError) as error:
         reason = f"llama.cpp has no grammar for this JSON schema: {error}"

@@ -18,7 +18,12 @@ from tests.conftest import Edge
 
 HOST = "127.0.0.1"
 ASK = {"prompt": "What is AI?", "max_tokens": 4, "temperature": 0}
-LONG = {"prompt": "1 1 1", "max_tokens": 900, "temperature": 1, "stream": True}
+LIST = {"type": "array", "items": {"type": "boolean"}, "minItems": 400}
+LONG = ASK | {
+    "max_tokens": 900,
+    "response_format": {"type": "json_schema", "json_schema": {"name": "list", "schema": LIST}},
+}
+"""An answer that cannot end early."""
 CLIENTS = 100
 GIB = 2**30
 
@@ -128,6 +133,32 @@ async def test_huge_counts_are_cut_or_refused(edge: Edge) -> None:
             session.post(edge.url + "/v1/completions", json=body) as response,
         ):
             assert (response.status, (await response.json())["error"]["param"]) == (400, name)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "maxLength": 2**31},
+        {"hidden": {"type": "string", "maxLength": 2**31}, "$ref": "#/hidden"},
+        {"type": "string", "pattern": "^(a{1000}){1000}$"},
+        {"type": "string", "pattern": "^(a?){128}$"},
+        {"type": "integer", "minimum": 3},
+        {"$ref": "#"},
+        {"$ref": "http://127.0.0.1:1/schema"},
+        {"type": "object", "properties": {f"k{i}": {} for i in range(4000)}},
+        {"type": 5},
+        {"const": "x" * 70_000},
+    ],
+    ids=lambda schema: str(schema)[:40],
+)
+async def test_a_schema_that_answers_cannot_be_held_to_is_refused(edge: Edge, schema: dict[str, Any]) -> None:
+    before = memory(edge)
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = ASK | {"response_format": wanted}
+    async with aiohttp.ClientSession() as session, session.post(edge.url + "/v1/completions", json=body) as response:
+        assert (response.status, (await response.json())["error"]["param"]) == (400, "response_format")
+    assert memory(edge) - before < 64 * 2**20
+    assert await answers(edge)
 
 
 async def test_a_body_of_a_gibibyte_is_refused_and_not_kept(edge: Edge) -> None:
@@ -262,12 +293,11 @@ async def aborting(edge: Edge, body: dict[str, Any]) -> None:
 
 async def test_a_client_that_stays_holds_its_lease_until_it_leaves(edge: Edge) -> None:
     """What the test above waits for does not come about by itself."""
-    endless = LONG | {"prompt": "1 2 3", "stream": True}
 
     async def is_busy(edge: Edge) -> bool:
         return not await is_idle(edge)
 
-    staying = [asyncio.create_task(reading(edge, endless | {"n": 16})) for _ in range(2)]
+    staying = [asyncio.create_task(reading(edge, LONG | {"stream": True, "n": 16})) for _ in range(2)]
     await until(edge, is_busy, 5.0)
     await asyncio.sleep(0.2)
     assert await is_busy(edge)

@@ -94,17 +94,18 @@ async def _stats(request: web.Request) -> web.Response:
 
 
 async def _models(request: web.Request) -> web.Response:
-    return reply(request, {"object": "list", "data": [_card(request.app[SERVICES].engine)]})
+    return reply(request, {"object": "list", "data": [_card(request.app[SERVICES])]})
 
 
 async def _model(request: web.Request) -> web.Response:
-    engine = request.app[SERVICES].engine
-    _check_model(request.match_info["model"], engine)
-    return reply(request, _card(engine))
+    services = request.app[SERVICES]
+    _check_model(request.match_info["model"], services.engine)
+    return reply(request, _card(services))
 
 
-def _card(engine: EdgeEngine) -> dict[str, str | int]:
-    return {"id": engine.model_name, "object": "model", "owned_by": "edge", "max_model_len": engine.context_length}
+def _card(services: Services) -> dict[str, str | int]:
+    card: dict[str, str | int] = {"id": services.engine.model_name, "object": "model", "owned_by": "edge"}
+    return card | {"created": services.began, "max_model_len": services.engine.context_length}
 
 
 def _check_model(name: str, engine: EdgeEngine) -> None:

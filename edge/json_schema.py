@@ -67,7 +67,7 @@ def objects(value: Any) -> Iterator[dict[str, Any]]:
 
 def repetitions_of(part: dict[str, Any]) -> int:
     """How often this object, if it is a schema, has something of itself written out, at most."""
-    counts = [part[name] for name in COUNTS if isinstance(part.get(name), int)]
+    counts: list[int] = [part[name] for name in COUNTS if isinstance(part.get(name), int)]
     pattern = part.get("pattern")
     return sum(counts) + (pattern_repetitions(pattern) if isinstance(pattern, str) else 0)
 

@@ -1,6 +1,7 @@
 """What every request of one edge server shares. Knows no request."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from common.config import Config
 from common.connection import HTTPClient
@@ -16,3 +17,5 @@ class Services:
     engine: EdgeEngine
     template: ChatTemplate
     cloud: HTTPClient
+    began: int = field(default_factory=lambda: int(time.time()))
+    """In seconds since 1970."""

@@ -17,6 +17,8 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
+DRAWN_BY = ("temperature", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty")
+"""The fields that are `Sampling`'s own, under its names."""
 
 
 class TextPart(Struct):
@@ -74,22 +76,23 @@ class ResponseFormat(Struct, forbid_unknown_fields=True):
 class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What both endpoints take: OpenAI's fields, vLLM's for sampling, then ours.
 
-    Fields without effect here must be neutral; `user` and those beside it say something about the caller.
+    Fields without effect here must be neutral; `user` and those beside it say something about the caller. A field may
+    be null, which is its default.
     """
 
     model: str = ""
-    temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Meta(ge=-1, le=INT32)] = 0
-    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=INT32)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     seed: Annotated[int, Meta(ge=-INT64, le=INT64)] | None = None
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     response_format: ResponseFormat | None = None
-    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] = 1
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stop: str | list[str] | None = None
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     logit_bias: dict[str, float] | None = None
     user: str | None = None
@@ -107,18 +110,18 @@ class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown
 
     def sampling(self, prompt_tokens: int) -> Sampling:
         """How the answer to a prompt of so many tokens is drawn."""
+        given = {name: value for name in DRAWN_BY if (value := getattr(self, name)) is not None}
         return Sampling(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=max(self.top_k, 0),
-            min_p=self.min_p,
-            seed=self.seed,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            repetition_penalty=self.repetition_penalty,
+            **{"temperature": 1.0} | given,
+            top_k=max(self.top_k or 0, 0),
             json_schema=None if self.response_format is None else self.response_format.schema,
             prompt_tokens=prompt_tokens,
         )
+
+    @property
+    def choices(self) -> int:
+        """How many answers each prompt gets."""
+        return self.n or 1
 
     @property
     def stop_strings(self) -> list[str]:
@@ -135,7 +138,7 @@ class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown
     @property
     def edge_only_field(self) -> str | None:
         """The name of a field in use that only an answer of the edge alone can honour, if there is one."""
-        asked = {"min_p": self.min_p > 0, "logprobs": self.wanted_logprobs is not None}
+        asked = {"min_p": bool(self.min_p), "logprobs": self.wanted_logprobs is not None}
         return next((name for name, wanted in asked.items() if wanted), None)
 
     def refuse_unsupported(self) -> None:
@@ -175,7 +178,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     prompt: str | list[str | int | list[int]]
     max_tokens: Annotated[int, Meta(ge=0)] | None = 16
-    echo: bool = False
+    echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     best_of: int | None = None
     suffix: str | None = None
@@ -190,7 +193,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
         found = [part for part in self.prompt if not isinstance(part, int)]
         if not found or len(found) < len(self.prompt) or len({type(part) for part in found}) > 1:
             raise RequestError("prompt must be text, token ids, or a list of one of these", param="prompt")
-        if len(found) * self.n > MAX_ANSWERS:
+        if len(found) * self.choices > MAX_ANSWERS:
             raise RequestError(f"one request may ask for {MAX_ANSWERS} answers in all", param="prompt")
         return found
 

@@ -51,7 +51,7 @@ class Choice:
         )
         self._sampling = _nth(request.sampling(len(prompt)), index)
         self._top = request.wanted_logprobs
-        self._echo = isinstance(request, CompletionRequest) and request.echo
+        self._echo = isinstance(request, CompletionRequest) and bool(request.echo)
         self._text = TextStream(services.engine.piece, request.stop_strings)
         self._begins = 0
         """Where the answer begins in the choice's text, in characters: after the prompt, if that is echoed."""

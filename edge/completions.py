@@ -31,7 +31,7 @@ class Completion:
         for prompt in prompts:
             room = services.engine.context_length - len(prompt)
             limit = room if max_tokens is None else min(max_tokens, room)
-            for _ in range(request.n):
+            for _ in range(request.choices):
                 self._choices.append(Choice(len(self._choices), services, request, prompt, limit))
         self._head = {
             "id": ("chatcmpl-" if self._chat else "cmpl-") + uuid.uuid4().hex,

@@ -82,6 +82,14 @@ async def test_a_seed_repeats_an_answer_and_another_gives_another(edge: Edge) ->
     assert len({text for (text,) in first}) == len(seeds)
 
 
+async def test_null_is_a_fields_default(edge: Edge) -> None:
+    empty = dict.fromkeys(
+        ["top_p", "top_k", "min_p", "n", "stream", "stop", "seed", "logprobs", "echo", "best_of", "user"]
+    )
+    assert texts(await completion(edge, **empty)) == texts(await completion(edge))
+    assert texts(await completion(edge, temperature=None, max_tokens=None, response_format=None))
+
+
 async def test_more_choices_than_the_engine_has_places_are_all_answered(edge: Edge) -> None:
     answer = await completion(edge, prompt=["The"] * 20, n=8, max_tokens=2)
     assert len(answer["choices"]) == 160

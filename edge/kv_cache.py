@@ -1,7 +1,7 @@
 """F3 on the edge: which known beginning of a prompt to bring back, and what to keep. Knows neither files nor llama.cpp.
 
 A prompt's beginning is looked for where it costs least: in the sequence itself, in another live one (shared, not
-copied), then among the kept snapshots in RAM and on disk.
+copied), then among the kept snapshots in RAM and on disk. What nobody uses leaves llama.cpp when the next one comes.
 """
 
 from collections import Counter, OrderedDict
@@ -62,6 +62,8 @@ class LlamaCppKVCache:
         self._live: TokenTrie[int] = TokenTrie()
         self._filed: dict[int, list[int]] = {}
         """The tokens under which each sequence stands in the trie: promised by `restore`, held since `release`."""
+        self._idle: set[int] = set()
+        """Sequences that were released and not asked for since."""
         self._max_size = max_size
         self._prompts: OrderedDict[str, CachedPrompt] = OrderedDict()
         self._counters = Counter[str](hits=0, misses=0, tokens_reused=0, live_hits=0, ram_hits=0, disk_hits=0)
@@ -73,6 +75,7 @@ class LlamaCppKVCache:
         """
         wanted = list(token_ids)
         self._store.open(llama.fingerprint)
+        self._idle.discard(sequence)
         source, live = self._longest_live(llama, sequence, wanted)
         own = common_prefix(llama.held[sequence], wanted)
         snapshot, tier = self._better_snapshot(wanted, live)
@@ -85,15 +88,18 @@ class LlamaCppKVCache:
             tier = "live_hits"
             llama.copy(source, sequence, live)
         self._file(sequence, wanted)
+        self._clear_idle(llama)
         return self._counted(len(llama.held[sequence]), tier)
 
     def release(self, llama: SequenceMemory, sequence: int) -> None:
         """From now on others find what `sequence` holds, its answer too."""
         self._file(sequence, list(llama.held[sequence]))
+        self._idle.add(sequence)
 
     def evicted(self, llama: SequenceMemory, sequence: int) -> None:
         """Keeps a snapshot of what `sequence` holds, if nobody else holds it; called before it is lost."""
         self._store.open(llama.fingerprint)
+        self._idle.discard(sequence)
         self._keep(llama, sequence)
         self._file(sequence, [])
 
@@ -163,14 +169,25 @@ class LlamaCppKVCache:
         saved = shared - live
         if kept is None or saved < WORTHWHILE or saved < SHARE_OF_COMPUTING * len(kept.token_ids):
             return None, ""
-        tier = "ram_hits" if kept.data else "disk_hits"
+        tier = "ram_hits" if kept.in_memory else "disk_hits"
         return self._store.load(kept), tier
 
-    def _keep(self, llama: SequenceMemory, sequence: int) -> None:
+    def _keep(self, llama: SequenceMemory, sequence: int) -> bool:
+        """Whether what `sequence` holds is to be had elsewhere: it was, or a snapshot of it is kept from now on."""
         held = list(llama.held[sequence])
-        if len(held) < WORTHWHILE or not self._store.wants(held) or self._is_held_elsewhere(llama, sequence, held):
-            return
-        self._store.keep(held, llama.snapshot(sequence))
+        if len(held) < WORTHWHILE:
+            return False
+        if self._store.holds(held) or self._is_held_elsewhere(llama, sequence, held):
+            return True
+        return self._store.keeps and self._store.keep(held, llama.snapshot(sequence))
+
+    def _clear_idle(self, llama: SequenceMemory) -> None:
+        """Moves what nobody uses now out of llama.cpp: each step reads every cell there, whosever it is."""
+        for sequence in self._idle:
+            if self._keep(llama, sequence):
+                llama.rewind(sequence, 0)
+                self._file(sequence, [])
+        self._idle.clear()
 
     def _is_held_elsewhere(self, llama: SequenceMemory, sequence: int, held: list[int]) -> bool:
         _, holders = self._live.longest(held)

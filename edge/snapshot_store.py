@@ -1,7 +1,7 @@
 """Kept snapshots in two tiers, RAM and disk, each with a byte budget; least recently used out. Knows no sequences.
 
 An entry lives in either tier or both. Sealing and writing are done by the store's own thread, loading by the caller's;
-the lock is never held over any of them.
+the lock is never held over any of them. What waits to be sealed can be had already: it is still the engine's own copy.
 """
 
 import hashlib
@@ -27,12 +27,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Kept:
-    """One snapshot: in RAM, on disk, or both."""
+    """One snapshot: waiting to be sealed, then in RAM, on disk, or both."""
 
     token_ids: list[int]
+    state: bytes | None = None
     data: bytes | None = None
     file: str | None = None
     file_size: int = 0
+
+    @property
+    def in_memory(self) -> bool:
+        return self.state is not None or self.data is not None
 
 
 class SnapshotStore:
@@ -102,22 +107,27 @@ class SnapshotStore:
                 "disk_bytes": self._disk_used(),
             }
 
-    def wants(self, token_ids: list[int]) -> bool:
-        """Whether a snapshot of these tokens would be of use: there is a tier, and no entry holds as much."""
-        if not self._ram_bytes and not self._disk_bytes:
-            return False
+    @property
+    def keeps(self) -> bool:
+        """Whether there is any tier."""
+        return self._ram_bytes > 0 or self._disk_bytes > 0
+
+    def holds(self, token_ids: list[int]) -> bool:
+        """Whether an entry makes a snapshot of these tokens needless: it has them all, and not many more."""
         with self._lock:
             shared, sharing = self._index.longest(token_ids)
-        return shared < len(token_ids) or all(2 * shared < len(kept.token_ids) for kept in sharing)
+        return shared == len(token_ids) and any(len(kept.token_ids) <= 2 * shared for kept in sharing)
 
     def find(self, token_ids: list[int]) -> tuple[int, Kept | None]:
         """The longest beginning of `token_ids` that an entry shares, and of those that do the one quickest to load."""
         with self._lock:
             shared, sharing = self._index.longest(token_ids)
-        return shared, min(sharing, key=lambda kept: (kept.data is None, len(kept.token_ids)), default=None)
+        return shared, min(sharing, key=lambda kept: (not kept.in_memory, len(kept.token_ids)), default=None)
 
     def load(self, kept: Kept) -> Snapshot | None:
         """The entry's snapshot, checked; None, and the entry is gone, if it is not as it was when it was kept."""
+        if (state := kept.state) is not None:
+            return Snapshot(kept.token_ids, state)
         data, file, folder = kept.data, kept.file, self._folder
         try:
             if data is None:
@@ -137,13 +147,18 @@ class SnapshotStore:
                 self._shrink()
         return snapshot
 
-    def keep(self, token_ids: list[int], state: bytes) -> None:
-        """Keeps a snapshot, as soon as the store's thread comes to it, if there is room for it at all."""
+    def keep(self, token_ids: list[int], state: bytes) -> bool:
+        """Keeps a snapshot; False if it is larger than every budget, or too many wait already."""
         if len(state) > max(self._ram_bytes, self._disk_bytes):
-            return
-        if not self._background.hand_over(Snapshot(token_ids, state)):
-            with self._lock:
+            return False
+        kept = Kept(token_ids, state)
+        with self._lock:
+            accepted = self._background.hand_over(kept)
+            if accepted:
+                self._insert(kept)
+            else:
                 self._counters["dropped"] += 1
+        return accepted
 
     def export(self, name: str, snapshot: Snapshot) -> None:
         """Writes a file that `import_` of the same folder takes back; RequestError says what is wrong with the name."""
@@ -164,31 +179,37 @@ class SnapshotStore:
             data = folder.read(file)
         except OSError as error:
             raise as_request_error(error, name) from error
-        token_ids = unseal(self._key, self._fingerprint or None, data).token_ids
+        kept = Kept(*unseal(self._key, self._fingerprint or None, data))
         if len(data) > max(self._ram_bytes, self._disk_bytes):
             raise RequestError(f"snapshot {name!r} is larger than the cache", param="name")
-        self._take(token_ids, data, data)
-        return len(token_ids)
+        if not self.holds(kept.token_ids):
+            with self._lock:
+                self._insert(kept)
+            self._settle(kept, data, data)
+        return len(kept.token_ids)
 
-    def _seal(self, snapshot: Snapshot) -> None:
+    def _seal(self, kept: Kept) -> None:
         """The store's thread, with each snapshot to be kept."""
-        data = file_data = seal(self._key, self._fingerprint, *snapshot)
+        assert kept.state is not None
+        data = file_data = seal(self._key, self._fingerprint, kept.token_ids, kept.state)
         if self._compress and self.outlives:
-            file_data = seal(self._key, self._fingerprint, *snapshot, compress=True)
-        self._take(snapshot.token_ids, data, file_data)
+            file_data = seal(self._key, self._fingerprint, kept.token_ids, kept.state, compress=True)
+        self._settle(kept, data, file_data)
 
-    def _take(self, token_ids: list[int], data: bytes, file_data: bytes) -> None:
-        """Makes an entry of a sealed snapshot, as it is to lie in RAM and as it is to lie on disk."""
-        if not self.wants(token_ids):
-            return
-        kept = Kept(token_ids, data if len(data) <= self._ram_bytes else None)
+    def _settle(self, kept: Kept, data: bytes, file_data: bytes) -> None:
+        """Brings an entry into its tiers, sealed as it is to lie in RAM and on disk."""
         if self._folder is not None and len(file_data) <= self._disk_bytes:
             self._write(kept, self._folder, file_data)
         with self._lock:
-            for older in self._index.beginnings(token_ids):
-                if 2 * len(older.token_ids) >= len(token_ids):  # a much shorter one is much quicker to load
+            kept.state, kept.data = None, data if len(data) <= self._ram_bytes else None
+            if kept not in self._kept:  # evicted meanwhile
+                if kept.file and self._folder:
+                    self._folder.remove(kept.file)
+                return
+            for older in self._index.beginnings(kept.token_ids):
+                # A much shorter one is much quicker to load.
+                if older is not kept and 2 * len(older.token_ids) >= len(kept.token_ids):
                     self._forget(older)
-            self._insert(kept)
             self._shrink()
 
     def _write(self, kept: Kept, folder: SnapshotFolder, data: bytes) -> None:
@@ -242,7 +263,7 @@ class SnapshotStore:
             if kept.file and (disk > self._disk_bytes or len(self._kept) > self._max_size) and self._folder:
                 self._folder.remove(kept.file)
                 disk, kept.file = disk - kept.file_size, None
-            if len(self._kept) > self._max_size or not (kept.data or kept.file):
+            if len(self._kept) > self._max_size or not (kept.in_memory or kept.file):
                 self._counters["evictions"] += 1
                 self._forget(kept)
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import NotFoundError, RequestError, SnapshotError, StartError
+from edge import snapshot_store
 from edge.kv_cache import WORTHWHILE, AblatedKVCache, LlamaCppKVCache
 from edge.snapshot_folder import SnapshotFolder
 from edge.snapshot_store import WAITING
-from edge.snapshots import HEADER_SIZE, digest
+from edge.snapshots import HEADER_SIZE, digest, seal
 from edge.token_trie import TokenTrie, common_prefix
 
 PER_TOKEN = 100
@@ -149,6 +150,40 @@ def test_an_answer_is_found_after_its_release_only(make: Callable[..., LlamaCppK
     assert cache.restore(llama, 1, asked + answer + prompt(3)) == len(asked + answer)
 
 
+def test_what_nobody_uses_makes_room_in_llama_cpp_when_another_request_comes(
+    make: Callable[..., LlamaCppKVCache], llama: FakeLlama
+) -> None:
+    cache = make()
+    llama.serve(cache, 0, prompt(1))
+    cache.evicted(llama, 1)
+    llama.held[1] = prompt(2)  # in use by somebody who reuses nothing
+    assert llama.held[0] == prompt(1), "it stays for its next turn as long as nobody else comes"
+    assert cache.restore(llama, 2, prompt(3)) == 0
+    assert llama.held[:2] == [[], prompt(2)]
+    assert cache.restore(llama, 0, prompt(1) + prompt(4)) == 100
+
+
+def test_what_is_kept_nowhere_stays(make: Callable[..., LlamaCppKVCache], llama: FakeLlama) -> None:
+    cache = make(ram_bytes=0)
+    llama.serve(cache, 0, prompt(1))
+    cache.restore(llama, 2, prompt(3))
+    assert cache.restore(llama, 0, prompt(1) + prompt(4)) == 100
+
+
+def test_what_waits_to_be_sealed_can_be_had_already(
+    make: Callable[..., LlamaCppKVCache], llama: FakeLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, gate = make(), threading.Event()
+    monkeypatch.setattr(snapshot_store, "seal", lambda *args: gate.wait(60) and seal(*args))
+    llama.held[0] = prompt(1)
+    cache.evicted(llama, 0)
+    llama.rewind(0, 0)
+    assert cache.restore(llama, 1, prompt(1)) == 100
+    gate.set()
+    cache.flush()
+    assert cache.stats()["ram_bytes"] == sealed_size(100)
+
+
 def test_whatever_comes_what_is_restored_is_a_beginning_of_what_is_wanted(
     make: Callable[..., LlamaCppKVCache], llama: FakeLlama
 ) -> None:
@@ -195,7 +230,7 @@ def test_what_another_sequence_holds_is_not_kept_twice(make: Callable[..., Llama
     llama.serve(cache, 0, prompt(1))
     llama.serve(cache, 1, prompt(1) + prompt(2))
     displaced(cache, llama)
-    assert cache.stats()["ram_entries"] == 0
+    assert cache.stats()["ram_bytes"] == sealed_size(200)
 
 
 @pytest.mark.parametrize("compress", [False, True], ids=["plain", "zstd"])
@@ -341,13 +376,14 @@ def test_a_spoiled_file_is_dropped_and_computed_again(
     cache = make(disk=True, ram_bytes=0)
     displaced(cache, llama, prompt(1))
     (file,) = files(tmp_path)
+    good = file.read_bytes()
     spoiled(file, change)
     cache = make(disk=True, ram_bytes=0) if restart else cache
     assert llama.serve(cache, 1, prompt(1)) == 0
     assert llama.serve(cache, 2, [prompt(1)[0] & ~255 | 1, *prompt(1)[1:]]) == 0  # what "other tokens" claims
     assert llama.loaded == []
     assert cache.stats()["dropped"] == 1
-    assert not file.exists()
+    assert not file.exists() or file.read_bytes() == good
 
 
 def test_a_file_put_in_the_place_of_another_is_not_taken_for_it(

@@ -19,6 +19,7 @@ from edge.engine import EdgeEngine
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
 from edge.llama import Llama
 from edge.llama_batch import Piece
+from edge.snapshot_store import Kept
 
 MODEL = "models/demo-edge.gguf"
 LENGTH = 16
@@ -183,7 +184,9 @@ class OneSnapshot:
         """How many tokens come back when the snapshot is `data`."""
         for kept in list(self.cache._store._kept):
             self.cache._store._forget(kept)
-        self.cache._store._take(self.tokens, data, data)
+        kept = Kept(self.tokens, b"")
+        self.cache._store._insert(kept)
+        self.cache._store._settle(kept, data, data)
         self.llama.rewind(0, 0)
         return self.cache.restore(self.llama, 0, self.tokens[:-1])
 

@@ -1,20 +1,15 @@
 """The edge's HTTP API, on a real server that has no cloud: what OpenAI's API promises holds for this one."""
 
-import io
-import itertools
 import json
 from typing import Any
 
-import aiohttp
 import jsonschema
 import pytest
 
 from models import corpus
 from tests.conftest import Edge
+from tests.edge_calls import ASKED, CHAT, chat, completion, streamed, texts
 
-ASKED = "<|user|>What is AI?<|assistant|>"
-CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "What is AI?"}], "temperature": 0}
-PLAIN: dict[str, Any] = {"prompt": ASKED, "temperature": 0, "max_tokens": 24}
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -25,32 +20,6 @@ SCHEMA = {
     "required": ["city", "marks", "code"],
     "additionalProperties": False,
 }
-
-
-async def completion(edge: Edge, **fields: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = await edge.http.post("/v1/completions", PLAIN | fields, dict)
-    return answer
-
-
-async def chat(edge: Edge, **fields: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = await edge.http.post("/v1/chat/completions", CHAT | fields, dict)
-    return answer
-
-
-async def streamed(edge: Edge, path: str, **fields: Any) -> list[dict[str, Any]]:
-    base = CHAT if "chat" in path else PLAIN
-    return [json.loads(event) async for event in edge.http.events(path, base | {"stream": True} | fields)]
-
-
-async def refused(edge: Edge, path: str, body: Any) -> tuple[int, dict[str, Any]]:
-    data = io.BytesIO(json.dumps(body).encode())
-    async with aiohttp.ClientSession() as session, session.post(edge.url + path, data=data) as response:
-        answer: dict[str, Any] = await response.json()
-        return response.status, answer["error"]
-
-
-def texts(answer: dict[str, Any]) -> list[str]:
-    return [c["text"] if "text" in c else c["message"]["content"] for c in answer["choices"]]
 
 
 # Prompts and choices
@@ -132,72 +101,6 @@ async def test_the_text_ends_before_a_stop_string(edge: Edge) -> None:
     assert answer["choices"][0]["finish_reason"] == "stop"
 
 
-# Log probabilities
-
-
-async def test_a_chats_logprobs_spell_its_text_and_greedy_tokens_are_the_likeliest(edge: Edge) -> None:
-    answer = await chat(edge, logprobs=True, top_logprobs=3)
-    content = answer["choices"][0]["logprobs"]["content"]
-    spelled = b"".join(bytes(token["bytes"]) for token in content).decode()
-    assert spelled.removesuffix("<|end|>") == texts(answer)[0]
-    assert len(content) == answer["usage"]["completion_tokens"]
-    for token in content:
-        assert [token["token"], token["logprob"]] == [token["top_logprobs"][0][key] for key in ("token", "logprob")]
-        assert len(token["top_logprobs"]) == 3
-        falling = [likely["logprob"] for likely in token["top_logprobs"]]
-        assert falling == sorted(falling, reverse=True)
-        assert falling[0] <= 0
-
-
-@pytest.mark.parametrize("top", [0, 1, 5])
-async def test_a_completions_logprobs_have_a_place_for_each_token(edge: Edge, top: int) -> None:
-    answer = await completion(edge, logprobs=top, temperature=1, seed=3)
-    (text,), scores = texts(answer), answer["choices"][0]["logprobs"]
-    assert len({len(column) for column in scores.values()}) == 1
-    for token, logprob, likely, offset in zip(
-        scores["tokens"], scores["token_logprobs"], scores["top_logprobs"], scores["text_offset"], strict=True
-    ):
-        assert text.startswith(token, offset) or token == "<|end|>"
-        assert likely[token] == logprob
-        assert top <= len(likely) <= top + 1 or top == 0
-
-
-async def test_a_streams_logprobs_are_those_of_the_whole_answer(edge: Edge) -> None:
-    whole = (await chat(edge, logprobs=True, top_logprobs=2))["choices"][0]["logprobs"]["content"]
-    chunks = await streamed(edge, "/v1/chat/completions", logprobs=True, top_logprobs=2)
-    parts = [chunk["choices"][0]["logprobs"] for chunk in chunks]
-    together = list(itertools.chain.from_iterable(part["content"] for part in parts if part))
-    assert [token["token"] for token in together] == [token["token"] for token in whole]
-    assert [token["logprob"] for token in together] == pytest.approx([token["logprob"] for token in whole], abs=1e-3)
-
-
-async def test_logprobs_end_where_a_stop_string_ends_the_text(edge: Edge) -> None:
-    answer = await completion(edge, stop=" is", logprobs=0)
-    assert "".join(answer["choices"][0]["logprobs"]["tokens"]) == texts(answer)[0]
-
-
-async def test_an_echo_scores_the_prompt_as_it_was_scored_when_it_was_drawn(edge: Edge) -> None:
-    drawn = await completion(edge, logprobs=1)
-    scores = drawn["choices"][0]["logprobs"]
-    echoed = await completion(edge, prompt=ASKED + texts(drawn)[0], max_tokens=0, echo=True, logprobs=1)
-    again = echoed["choices"][0]["logprobs"]
-    assert texts(echoed) == [ASKED + texts(drawn)[0]]
-    assert again["token_logprobs"][0] is None and again["top_logprobs"][0] is None
-    count = sum(token != "<|end|>" for token in scores["tokens"])
-    assert again["tokens"][-count:] == scores["tokens"][:count]
-    assert again["token_logprobs"][-count:] == pytest.approx(scores["token_logprobs"][:count], abs=1e-3)
-    assert echoed["usage"]["completion_tokens"] == 0
-
-
-async def test_an_echo_goes_on_into_the_answer_with_offsets_in_the_whole_text(edge: Edge) -> None:
-    answer = await completion(edge, prompt=ASKED + "É 東", echo=True, logprobs=0)
-    (text,), scores = texts(answer), answer["choices"][0]["logprobs"]
-    assert text.startswith(ASKED + "É 東") and len(text) > len(ASKED + "É 東")
-    for token, offset in zip(scores["tokens"], scores["text_offset"], strict=True):
-        assert text.startswith(token, offset) or token.startswith("bytes:") or token == "<|end|>"
-    assert texts(await completion(edge, echo=True))[0] == ASKED + texts(await completion(edge))[0]
-
-
 # Sampling
 
 
@@ -261,87 +164,6 @@ async def test_the_next_turn_of_a_chat_reuses_the_turns_before(edge: Edge) -> No
     before = await counts()
     await chat(edge, messages=messages, max_tokens=1, use_kv_cache=False)
     assert (await counts())[1] == before[1], "with F3 off nothing is reused"
-
-
-# Refusals
-
-
-@pytest.mark.parametrize(
-    ("path", "fields", "param"),
-    [
-        ("completions", {"best_of": 3}, "best_of"),
-        ("completions", {"suffix": "."}, "suffix"),
-        ("completions", {"logit_bias": {"5": 1}}, "logit_bias"),
-        ("completions", {"max_tokens": 0}, "max_tokens"),
-        ("completions", {"logprobs": 21}, "logprobs"),
-        ("completions", {"stream_options": {"include_usage": True}}, "stream_options"),
-        ("completions", {"prompt": []}, "prompt"),
-        ("completions", {"prompt": ["a", 1]}, "prompt"),
-        ("completions", {"prompt": [-1]}, "prompt"),
-        ("completions", {"prompt": [2**31]}, "prompt"),
-        ("completions", {"prompt": [[1], []]}, "prompt"),
-        ("completions", {"prompt": "x" * 3_000_000}, "prompt"),
-        ("completions", {"prompt": "word " * 3000}, "prompt"),
-        ("completions", {"prompt": ["a"] * 300}, "prompt"),
-        ("completions", {"n": 2**31}, "n"),
-        ("completions", {"n": 0}, "n"),
-        ("completions", {"seed": 2**64}, "seed"),
-        ("completions", {"top_k": 2**31}, "top_k"),
-        ("completions", {"temperature": -1}, "temperature"),
-        ("completions", {"temperature": "hot"}, "temperature"),
-        ("completions", {"top_p": 0}, "top_p"),
-        ("completions", {"min_p": 2}, "min_p"),
-        ("completions", {"presence_penalty": 3}, "presence_penalty"),
-        ("completions", {"repetition_penalty": 0}, "repetition_penalty"),
-        ("completions", {"stop": ["a"] * 17}, "stop"),
-        ("completions", {"stop": ""}, "stop"),
-        ("completions", {"mode": "nonsense"}, "mode"),
-        ("completions", {"unheard_of": 1}, None),
-        ("completions", {"response_format": {"type": "json_schema"}}, "response_format"),
-        (
-            "completions",
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 5}}}},
-            "response_format",
-        ),
-        ("chat/completions", {"top_logprobs": 2}, "top_logprobs"),
-        ("chat/completions", {"tools": [{}]}, "tools"),
-        ("chat/completions", {"messages": []}, "messages"),
-        ("chat/completions", {"messages": [{"role": "user", "content": " "}]}, "messages"),
-        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
-        ("chat/completions", {"messages": [{"role": "user", "content": "word " * 3000}]}, "messages"),
-        ("chat/completions", {"max_tokens": 0}, "max_tokens"),
-    ],
-)
-async def test_what_cannot_be_done_is_refused_by_name(edge: Edge, path: str, fields: Any, param: str | None) -> None:
-    base = CHAT if "chat" in path else PLAIN
-    for stream in (False, True):
-        body = base | {"stream": True} | fields if stream else base | fields
-        if stream and param == "stream_options":
-            continue
-        status, error = await refused(edge, f"/v1/{path}", body)
-        assert (status, error["param"]) == (400, param)
-        assert error["type"] == "invalid_request_error"
-    assert texts(await completion(edge, max_tokens=1))
-
-
-@pytest.mark.parametrize("mode", ["collaborative", "cloud_only"])
-@pytest.mark.parametrize(
-    ("path", "fields", "param"),
-    [
-        ("completions", {"min_p": 0.1}, "min_p"),
-        ("completions", {"logprobs": 0}, "logprobs"),
-        ("completions", {"echo": True}, "echo"),
-        ("chat/completions", {"logprobs": True}, "logprobs"),
-    ],
-)
-async def test_what_the_cloud_cannot_do_is_refused_with_the_mode_that_can(
-    edge: Edge, mode: str, path: str, fields: dict[str, Any], param: str
-) -> None:
-    base = (CHAT if "chat" in path else PLAIN) | fields
-    status, error = await refused(edge, f"/v1/{path}", base | {"mode": mode, "use_draft_verify": True})
-    assert (status, error["param"]) == (400, param)
-    assert "edge_only" in error["message"]
-    await edge.http.post(f"/v1/{path}", base | {"mode": "edge_only", "use_draft_verify": True}, dict)
 
 
 async def test_the_edge_alone_answers_as_the_engine_evaluated_does(edge: Edge) -> None:

@@ -14,6 +14,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from common import config
+from common.http_server import HTTPServer
+from edge.edge_server import build_app
 from tests.conftest import Edge
 
 HOST = "127.0.0.1"
@@ -270,6 +273,28 @@ async def test_a_hundred_clients_that_leave_at_random_moments_free_all_they_held
     await until(edge, is_idle, 1.0)
     assert busy > 10
     assert await answers(edge)
+
+
+async def test_a_full_queue_is_a_429_with_retry_after_for_streams_too() -> None:
+    settings = ["edge.model.sequences=1", "edge.limits.max_queue=0", "inference.features.use_draft_verify=false"]
+    settings += ["inference.features.use_confidence_check=false"]
+    server = HTTPServer(build_app(config.load(flags=settings, environment={})), HOST, 0)
+    await server.start()
+    url = f"http://{HOST}:{server.port}/v1/completions"
+    try:
+        async with aiohttp.ClientSession() as session:
+            async with session.post(url, json=LONG | {"stream": True, "n": 4}) as held:
+                await held.content.readline()
+                for stream in (True, False):
+                    async with session.post(url, json=ASK | {"stream": stream}) as refused:
+                        assert (refused.status, "Retry-After" in refused.headers) == (429, True)
+                        assert (await refused.json())["error"]["type"] == "rate_limit_error"
+            async with asyncio.timeout(5):
+                while (served := await session.post(url, json=ASK | {"stream": True})).status == 429:
+                    await asyncio.sleep(0.02)
+            assert b"[DONE]" in await served.read()
+    finally:
+        await server.stop()
 
 
 async def reading(edge: Edge, body: dict[str, Any]) -> None:

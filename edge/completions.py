@@ -26,12 +26,13 @@ class Completion:
         self._prompt_tokens = sum(map(len, prompts))
         self._include_usage = request.stream_options is not None and request.stream_options.include_usage
         self._top = request.wanted_logprobs
+        self._each = request.choices
         self._at_once = services.config.edge.model.sequences
         self._choices: list[Choice] = []
         for prompt in prompts:
             room = services.engine.context_length - len(prompt)
             limit = room if max_tokens is None else min(max_tokens, room)
-            for _ in range(request.choices):
+            for _ in range(self._each):
                 self._choices.append(Choice(len(self._choices), services, request, prompt, limit))
         self._head = {
             "id": ("chatcmpl-" if self._chat else "cmpl-") + uuid.uuid4().hex,
@@ -68,7 +69,8 @@ class Completion:
     async def _pieces(self) -> AsyncGenerator[Piece, None]:
         """The pieces of all choices as they come; leaving this early cancels what still runs.
 
-        No more choices run at once than the engine has sequences: the others would fill its queue.
+        No more choices run at once than the engine has sequences: the others would fill its queue. Of a prompt's
+        choices the first goes ahead, so that the others find the prompt's KV.
         """
         if len(self._choices) == 1:
             async with aclosing(self._choices[0].pieces()) as pieces:
@@ -77,11 +79,16 @@ class Completion:
             return
         events: asyncio.Queue[Piece | asyncio.Task[None]] = asyncio.Queue()
         turns = asyncio.Semaphore(self._at_once)
+        ahead = [asyncio.Event() for _ in range(len(self._choices) // self._each)]
 
         async def run(choice: Choice) -> None:
+            prompt, place = divmod(choice.index, self._each)
+            if place:
+                await ahead[prompt].wait()
             async with turns, aclosing(choice.pieces()) as pieces:
                 async for piece in pieces:
                     events.put_nowait(piece)
+                    ahead[prompt].set()
 
         tasks = [asyncio.create_task(run(choice)) for choice in self._choices]
         for task in tasks:

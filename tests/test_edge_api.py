@@ -59,6 +59,14 @@ async def test_null_is_a_fields_default(edge: Edge) -> None:
     assert texts(await completion(edge, temperature=None, max_tokens=None, response_format=None))
 
 
+async def test_the_choices_of_a_prompt_share_its_kv(edge: Edge) -> None:
+    before = (await edge.http.get("/stats", dict))["engine"]
+    answer = await completion(edge, prompt="What is the port of HTTPS? " * 20, n=4, max_tokens=3)
+    after = (await edge.http.get("/stats", dict))["engine"]
+    reused = after["reused_prompt_tokens"] - before["reused_prompt_tokens"]
+    assert reused >= 3 * (answer["usage"]["prompt_tokens"] - 1)
+
+
 async def test_more_choices_than_the_engine_has_places_are_all_answered(edge: Edge) -> None:
     answer = await completion(edge, prompt=["The"] * 20, n=8, max_tokens=2)
     assert len(answer["choices"]) == 160

@@ -6,6 +6,7 @@ as equally likely: that is what is asserted at the first difference.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -108,6 +109,27 @@ async def test_it_does_so_among_eight(tier: str, tmp_path: Path) -> None:
         after = engine.stats()
         assert after[TIERS[tier]] > before[TIERS[tier]]
         assert after["kv_hits"] - before["kv_hits"] == 8
+
+
+async def test_it_does_so_while_sequences_and_budgets_are_too_few(tmp_path: Path) -> None:
+    source = random.Random(4)
+    store = LlamaCppKVCache(max_size=6, ram_bytes=1 << 20, disk_bytes=2 << 20, directory=tmp_path)
+    async with EdgeEngine(MODEL, 1024, threads=1, sequences=3, store=store) as engine:
+        parts = [engine.tokenize(f"{question} {STORY[:400]}") for question in QUESTIONS]
+        wanted = [sum(source.choices(parts, k=source.randint(1, 3)), [5]) for _ in range(12)]
+        cold = [await answer(engine, prompt, reuse=False) for prompt in wanted]
+
+        async def asks(at: int) -> None:
+            giving_up = source.random() < 0.2
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.01 if giving_up else None):
+                    assert_same(await answer(engine, wanted[at], reuse=at % 6 > 0), cold[at])
+
+        for _ in range(5):
+            await asyncio.gather(*(asks(source.randrange(len(wanted))) for _ in range(8)))
+        stats = engine.stats()
+    assert stats["kv_live_hits"] > 0 < stats["kv_ram_hits"] + stats["kv_disk_hits"] and stats["kv_evictions"] > 0
+    assert stats["kv_ram_bytes"] <= 1 << 20 and stats["kv_disk_bytes"] <= 2 << 20
 
 
 @pytest.mark.parametrize(("kv_type", "flash_attention"), [("f32", None), ("q8_0", None), ("f16", True)])

@@ -15,6 +15,7 @@ MAX_ANSWERS = 256
 MAX_LOGPROBS = 20
 """Tokens whose log probabilities are told at each position."""
 MAX_STOPS = 16
+MAX_STOP_LENGTH = 1000
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 DRAWN_BY = ("temperature", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -126,8 +127,9 @@ class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown
     @property
     def stop_strings(self) -> list[str]:
         strings = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(strings) > MAX_STOPS or "" in strings:
-            raise RequestError(f"stop takes up to {MAX_STOPS} strings, none of them empty", param="stop")
+        if len(strings) > MAX_STOPS or not all(0 < len(one) <= MAX_STOP_LENGTH for one in strings):
+            wanted = f"up to {MAX_STOPS} strings, each of 1 to {MAX_STOP_LENGTH} characters"
+            raise RequestError(f"stop takes {wanted}", param="stop")
         return strings
 
     @property

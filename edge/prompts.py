@@ -10,6 +10,8 @@ from edge.services import Services
 
 LONGEST_TOKEN = 256
 """Bytes: no vocabulary has a longer token, so that a text of more than so many for each place cannot fit."""
+MAX_IDS = 100_000
+"""Token ids in one list: so many become text in a tenth of a second."""
 SHORT_TEXT = 4096
 """Bytes that are tokenized in a fraction of a millisecond, so that the event loop may wait for it."""
 
@@ -19,8 +21,8 @@ async def of_completion(services: Services, request: CompletionRequest) -> list[
     engine = services.engine
     prompts = [p if isinstance(p, list) else await tokenized(engine, p, parse_special=True) for p in request.prompts]
     for prompt in prompts:
-        check_ids(engine, prompt, param="prompt")
         check_room(engine, len(prompt), param="prompt")
+        check_ids(engine, prompt, param="prompt")
     return prompts
 
 
@@ -45,7 +47,9 @@ async def tokenized(
 
 
 def check_ids(engine: EdgeEngine, token_ids: Sequence[int], param: str) -> None:
-    """Raises RequestError for an id that is not in the vocabulary."""
+    """Raises RequestError for an id that is not in the vocabulary, or for more than MAX_IDS."""
+    if len(token_ids) > MAX_IDS:
+        raise RequestError(f"more than {MAX_IDS} token ids", param=param)
     if token_ids and not (min(token_ids) >= 0 and max(token_ids) < engine.vocab_size):
         raise RequestError(f"token ids must be in 0..{engine.vocab_size - 1}", param=param)
 

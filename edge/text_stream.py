@@ -56,4 +56,5 @@ class TextStream:
 
     def _possible_stop(self, text: str) -> int:
         """The length of the longest end of `text` with which a stop string begins."""
-        return max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        lengths = ((stop, n) for stop in self._stop for n in range(1, min(len(stop), len(text) + 1)))
+        return max((n for stop, n in lengths if text.endswith(stop[:n])), default=0)

@@ -126,6 +126,13 @@ async def test_a_body_that_is_no_request_is_a_400_that_says_so(edge: Edge, path:
     assert await answers(edge)
 
 
+async def test_more_token_ids_than_any_text_has_are_refused(edge: Edge) -> None:
+    body = json.dumps({"tokens": [1] * 100_001}).encode()
+    status = await said(edge, head("/detokenize", len(body)) + body)
+    assert status.startswith(b"HTTP/1.1 400")
+    assert await answers(edge)
+
+
 async def test_huge_counts_are_cut_or_refused(edge: Edge) -> None:
     reply: dict[str, Any] = await edge.http.post("/v1/completions", ASK | {"max_tokens": 2**31, "stop": "."}, dict)
     assert reply["usage"]["completion_tokens"] < 1100

@@ -37,6 +37,7 @@ from tests.edge_calls import CHAT, PLAIN, completion, refused, texts
         ("completions", {"repetition_penalty": 0}, "repetition_penalty"),
         ("completions", {"stop": ["a"] * 17}, "stop"),
         ("completions", {"stop": ""}, "stop"),
+        ("completions", {"stop": "x" * 1001}, "stop"),
         ("completions", {"mode": "nonsense"}, "mode"),
         ("completions", {"unheard_of": 1}, None),
         ("completions", {"response_format": {"type": "json_schema"}}, "response_format"),

@@ -30,6 +30,8 @@ async def of_chat(services: Services, messages: list[Message], add_generation_pr
     """A conversation in the model's own form."""
     if not any(message.text.strip() for message in messages):
         raise RequestError("the prompt is empty", param="messages")
+    if not services.engine.chat_template:
+        raise RequestError("this model has no chat template: ask /v1/completions", param="messages")
     text = await services.template.render(messages, add_generation_prompt)
     return await tokenized(services.engine, text, add_special=False, parse_special=True, param="messages")
 

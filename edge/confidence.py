@@ -82,14 +82,15 @@ def max_prob(softmax: Softmax, settings: Settings) -> Floats:
 def entropy(softmax: Softmax, settings: Settings) -> Floats:
     """1 - H(p) / ln V with H = -sum p ln p over the full vocabulary; [0, 1], 0 when all are alike."""
     below = np.maximum(softmax.below, -80.0)  # a logit of -inf would give 0 * -inf
-    mean_below = np.vecdot(softmax.weights, below) / softmax.total
+    # Not vecdot: BLAS would wake threads that fight with llama.cpp's for the cores.
+    mean_below = np.einsum("...v,...v->...", softmax.weights, below) / softmax.total
     uncertainty = np.log(softmax.total) - mean_below
     return np.asarray(np.clip(1.0 - uncertainty / math.log(below.shape[-1]), 0.0, 1.0))
 
 
 def temperature(softmax: Softmax, settings: Settings) -> Floats:
     """max softmax(logits / T); [1/V, 1]. `python -m edge.fit_temperature` finds the T that makes it calibrated."""
-    return 1.0 / np.asarray(np.exp(softmax.below / settings.temperature).sum(axis=-1))
+    return 1.0 / np.asarray(np.exp(softmax.below * (1.0 / settings.temperature)).sum(axis=-1))
 
 
 def top_k_agg(softmax: Softmax, settings: Settings) -> Floats:

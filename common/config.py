@@ -39,6 +39,7 @@ class EdgeModelConfig(Section, frozen=True):
     pattern: str = ""
     context_length: Positive = 1024
     kv_type: Literal["f16", "f32", "q8_0"] = "f16"
+    kv_unified: bool = False
     flash_attention: bool | Literal["auto"] = "auto"  # YAML reads on and off as true and false
     gpu_layers: Annotated[int, Meta(ge=-1)] = 0
     threads: Count = 0

@@ -225,14 +225,15 @@ class Batcher:
 def share_out(jobs: Sequence[Job], scored: int) -> list[tuple[Job, int]]:
     """How many pending tokens of each job go into a step of CHUNK: all of the small ones, equal shares of the rest.
 
-    Jobs that draw come first, so that their logits stand side by side; one that scores gets up to `scored` tokens.
+    Jobs that draw come first, so that their logits stand side by side, and in the order of their sequences: where each
+    has its own KV, llama.cpp decodes only neighbours together. One that scores gets up to `scored` tokens.
     """
-    portions = []
+    portions: list[tuple[Job, int]] = []
     room = CHUNK
-    in_order = sorted(jobs, key=lambda job: (isinstance(job, Scoring), len(job.pending)))
+    in_order = sorted(jobs, key=lambda job: len(job.pending))
     for at, job in enumerate(in_order):
         share = max(1, room // (len(in_order) - at))
         count = min(len(job.pending), share, max(1, scored) if isinstance(job, Scoring) else CHUNK)
         portions.append((job, count))
         room -= count
-    return portions
+    return sorted(portions, key=lambda portion: (isinstance(portion[0], Scoring), portion[0].sequence))

@@ -63,6 +63,7 @@ def _engine(config: EdgeConfig) -> EdgeEngine:
         threads=model.threads,
         sequences=model.sequences,
         kv_type=model.kv_type,
+        kv_unified=model.kv_unified,
         flash_attention=None if model.flash_attention == "auto" else model.flash_attention,
         confidence=calculator.of_batch,
         store=_store(config.kv_cache),

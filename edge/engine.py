@@ -34,7 +34,8 @@ class EdgeEngine:
 
     `context_length` tokens fit in each sequence (cut to what the model was trained for); `gpu_layers` -1 means all;
     `threads` 0 leaves one core to the event loop; `kv_type` is one of f16, f32, q8_0; `flash_attention` None means
-    where it costs no exactness. `store` finds what was decoded before; None: among the live sequences only.
+    where it costs no exactness; `kv_unified` lets sequences share the KV of a common beginning instead of copying it,
+    at the price of slower steps. `store` finds what was decoded before; None: among the live sequences only.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class EdgeEngine:
         sequences: int = 4,
         kv_type: str = "f16",
         flash_attention: bool | None = None,
+        kv_unified: bool = False,
         *,
         confidence: Confidence | None = None,
         store: PrefixStore | None = None,
@@ -57,7 +59,7 @@ class EdgeEngine:
         self._limits = limits or LimitsConfig()
         threads = threads or max(1, _cores() - 1)
         self._load: Callable[[], Llama] = lambda: Llama(
-            path, context_length, gpu_layers, threads, sequences, kv_type, flash_attention
+            path, context_length, gpu_layers, threads, sequences, kv_type, flash_attention, kv_unified
         )
         self._thread = threading.Thread(target=self._run, name="edge-engine", daemon=True)
         self._llama: Llama | None = None

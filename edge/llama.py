@@ -36,7 +36,9 @@ class Llama:
     """llama.cpp's model and context, and what each sequence of its KV cache holds.
 
     Belongs to the engine's thread, except for the vocabulary and `abort`. Raises StartError in one line if it cannot
-    be loaded. `flash_attention` None leaves the choice to what keeps draws independent of the batch.
+    be loaded. `kv_unified`: sequences share the cells of a common beginning, and attention looks at the cells of all;
+    else each has its own, and a beginning is copied. `flash_attention` None leaves the choice to what keeps draws
+    independent of the batch.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Llama:
         sequences: int,
         kv_type: str = "f16",
         flash_attention: bool | None = None,
+        kv_unified: bool = False,
     ) -> None:
         _check_file(path)
         c.llama_backend_init()
@@ -63,11 +66,11 @@ class Llama:
         options.n_ctx = self.context_length * sequences
         options.n_batch = options.n_ubatch = CHUNK
         options.n_seq_max = sequences
-        options.kv_unified = True
+        options.kv_unified = self._unified = kv_unified
         options.type_k = options.type_v = KV_TYPES[kv_type]
         if flash_attention is None:
-            # Flash attention on a CPU adds up in half precision, cell by cell: where in the cache a token happens to
-            # lie would then change what is drawn. llama.cpp quantizes KV only with it.
+            # Flash attention on a CPU adds up in half precision: where in the cache a token happens to lie, and in what
+            # portions a prompt was read, would then change what is drawn. llama.cpp quantizes KV only with it.
             flash_attention = gpu_layers != 0 or kv_type == "q8_0"
         options.flash_attn_type = int(flash_attention)
         options.n_threads = options.n_threads_batch = threads
@@ -83,6 +86,8 @@ class Llama:
         self._memory = c.llama_get_memory(self._context)
         self.held: list[list[int]] = [[] for _ in range(sequences)]
         """The token ids in each sequence's KV cache, by position."""
+        self._copied_to: int | None = None
+        """A sequence whose cells llama.cpp only fills when it decodes next."""
         self.vocabulary = Vocabulary(self._model)
         self.fingerprint: str = _fingerprint(path, options)
         """Names the weights and every setting that decides what a KV cell holds and how it is laid out."""
@@ -101,16 +106,22 @@ class Llama:
         return len(self.held[sequence])
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Makes `target` hold the first `length` tokens of `source` and nothing else; shares them, copies nothing."""
-        if source == target:
+        """Makes `target` hold the first `length` tokens of `source` and nothing else; shared, if KV is unified."""
+        if source == target or not length:
             self.rewind(target, length)
             return
         self.rewind(target, 0)
-        c.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        if self._unified:
+            c.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        else:
+            c.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            c.llama_memory_seq_rm(self._memory, target, length, -1)
+            self._copied_to = target
         self.held[target] = self.held[source][:length]
 
     def snapshot(self, sequence: int) -> bytes:
         """The KV of all that `sequence` holds, for `load_snapshot` in a context of the same `fingerprint`."""
+        self._finish_copies()
         room = c.llama_state_seq_get_size(self._context, sequence)
         buffer = np.empty(room, np.uint8)
         size = c.llama_state_seq_get_data(self._context, pointer(buffer, ctypes.c_uint8), room, sequence)
@@ -121,6 +132,7 @@ class Llama:
 
         llama.cpp believes what it reads: `data` must be known to be unchanged before it comes here.
         """
+        self._finish_copies()
         self.rewind(sequence, 0)
         source = np.frombuffer(data, np.uint8)
         read = c.llama_state_seq_set_data(self._context, pointer(source, ctypes.c_uint8), len(data), sequence)
@@ -139,6 +151,8 @@ class Llama:
         """
         batch = self._batch.fill([(piece, len(self.held[piece.sequence])) for piece in pieces])
         code = c.llama_decode(self._context, batch)
+        if code in (0, ABORTED):
+            self._copied_to = None
         if code:
             for piece in pieces:
                 self.rewind(piece.sequence, len(self.held[piece.sequence]) if code == ABORTED else 0)
@@ -152,6 +166,13 @@ class Llama:
     def abort(self, wanted: bool) -> None:
         """Makes the step under way, and any other until this is taken back, end at once; from any thread."""
         self._abort.value = b"x" if wanted else b""
+
+    def _finish_copies(self) -> None:
+        """Makes llama.cpp fill the cells of copies now, before any are read or written past it."""
+        if (target := self._copied_to) is not None:
+            length = len(self.held[target])
+            self.decode([Piece(target, [0], 0)])
+            self.rewind(target, length)
 
     def _logits(self, rows: int) -> Logits:
         size = self.vocabulary.size

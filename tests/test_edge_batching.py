@@ -64,13 +64,56 @@ def llama_of(engine: EdgeEngine) -> Llama:
     return engine._llama
 
 
+@pytest.mark.parametrize("kv_unified", [False, True], ids=["own", "unified"])
 @pytest.mark.parametrize("sampling", [GREEDY, HOT], ids=["greedy", "seeded"])
-async def test_an_answer_alone_is_the_answer_among_eight(engine: EdgeEngine, sampling: Sampling) -> None:
-    prompts = [ask(engine, question) for question in QUESTIONS]
-    alone = [await answer(engine, prompt, sampling, reuse=False) for prompt in prompts]
-    for reuse in (False, True):
-        together = await asyncio.gather(*(answer(engine, prompt, sampling, reuse=reuse) for prompt in prompts))
-        assert together == alone
+async def test_an_answer_alone_is_the_answer_among_eight(sampling: Sampling, kv_unified: bool) -> None:
+    """Whoever else comes and goes, and wherever its prompt's beginning is found."""
+    source = random.Random(4)
+
+    async def strangers(engine: EdgeEngine) -> None:
+        while True:
+            text = [source.randrange(10, 4000) for _ in range(source.randrange(1, 300))]
+            await answer(engine, text, HOT, limit=source.randrange(1, 40), reuse=source.random() < 0.5)
+
+    async with EdgeEngine(MODEL, 1024, threads=1, sequences=8, kv_unified=kv_unified) as engine:
+        prompts = [ask(engine, question) for question in QUESTIONS]
+        alone = [await answer(engine, prompt, sampling, reuse=False) for prompt in prompts]
+        others = [asyncio.create_task(strangers(engine)) for _ in range(3)]
+        for reuse in (False, True, True):
+            together = await asyncio.gather(*(answer(engine, prompt, sampling, reuse=reuse) for prompt in prompts))
+            assert together == alone
+        for task in others:
+            task.cancel()
+        await asyncio.wait(others)
+
+
+@pytest.mark.parametrize("kv_unified", [False, True], ids=["own", "unified"])
+def test_a_copy_is_whole_whatever_happens_to_its_source(kv_unified: bool) -> None:
+    """llama.cpp fills a copy's cells only when it decodes next."""
+    llama = Llama(MODEL, 256, 0, 1, 4, kv_unified=kv_unified)
+    try:
+        one, other = [5, 6, 7, 8, 9], [50, 60, 70]
+        llama.decode([Piece(0, one, 1), Piece(1, other, 1)])
+        of_other = llama.snapshot(1)
+        llama.copy(0, 2, 4)
+        assert llama.load_snapshot(0, of_other, other)
+        llama.copy(2, 3, 3)
+        of_copy = llama.snapshot(3)
+        llama.copy(0, 3, 3)
+        assert llama.load_snapshot(1, of_copy, one[:3])
+        rows = llama.decode([Piece(0, [1], 1), Piece(1, [8, 1], 1), Piece(2, [1], 1), Piece(3, [1], 1)])
+        assert rows is not None
+        found = rows.copy()
+        for sequence in range(4):
+            llama.rewind(sequence, 0)
+        for row, text in zip(found, (other, one[:4], one[:4], other), strict=True):
+            llama.rewind(0, 0)
+            expected = llama.decode([Piece(0, [*text, 1], 1)])
+            assert expected is not None
+            assert row == pytest.approx(expected[0], abs=0.05)
+            assert row.argmax() == expected[0].argmax()
+    finally:
+        llama.free()
 
 
 async def test_one_step_serves_all_who_draw(engine: EdgeEngine) -> None:

@@ -5,19 +5,20 @@ import os
 import threading
 import time
 from collections import abc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Self
 
 from common.config import LimitsConfig
-from common.errors import EngineError, OverloadedError
+from common.errors import EngineError
 from edge.batching import Batcher, Confidence, Release
 from edge.bell import Bell
 from edge.confidence import ConfidenceCalculator
 from edge.jobs import Job
+from edge.leases import Leases
 from edge.live_sequences import LiveSequences
 from edge.llama import Llama, PrefixStore
 from edge.sequence import Sequence
@@ -69,12 +70,7 @@ class EdgeEngine:
         self._stopped: Future[None] = _promise()
         self._closing = False
         self._inbox: SimpleQueue[Job | Release | None] = SimpleQueue()
-        self._free = list(range(sequences))
-        """Sequence ids without an owner, the longest unused first."""
-        self._room = asyncio.Semaphore(sequences)
-        self._waiting = 0
-        self._tokens = 0
-        """Tokens of the prompts of those who have a sequence or wait for one."""
+        self._leases = Leases(sequences, self._limits)
 
     async def start(self) -> None:
         """Loads the model in the engine's thread, once; raises StartError, and then nothing is left running."""
@@ -112,27 +108,15 @@ class EdgeEngine:
         """Lends one sequence; waits for a free one, or raises OverloadedError if too many wait already.
 
         Preferred is the one that holds most of the beginning of `token_ids`, unless it would lose more than it could
-        keep, else the longest unused. Without `reuse` nothing is kept from one draft to the next (F3 off).
+        keep. Without `reuse` nothing is kept from one draft to the next (F3 off).
         """
         llama = self._model()
         known = list(token_ids) if reuse else []
-        with self._admitted(len(token_ids)):
-            await self._turn()
-            lent = max(self._free, key=lambda free: _worth(llama.held[free], known))
-            self._free.remove(lent)
+        async with self._leases.lend(len(token_ids), lambda free: _worth(llama.held[free], known)) as lent:
             try:
                 yield Sequence(self, lent, reuse)
             finally:
-                self._free.append(lent)
                 self._inbox.put(Release(lent, reuse))
-                self._room.release()
-
-    async def _turn(self) -> None:
-        self._waiting += 1
-        try:
-            await self._room.acquire()
-        finally:
-            self._waiting -= 1
 
     @property
     def alive(self) -> bool:
@@ -144,16 +128,10 @@ class EdgeEngine:
 
     def stats(self) -> dict[str, int]:
         """Counts since the start, and who has a sequence or waits for one now."""
-        sequences = self._model().sequences
-        lent = sequences - len(self._free)
-        now = {
-            "sequences": sequences,
-            "sequences_lent": lent,
-            "waiting": self._waiting,
-            "prompt_tokens_now": self._tokens,
-        }
+        self._model()
         counters = self._batcher.counters if self._batcher else {}
-        return {**counters, **now, **{f"kv_{name}": value for name, value in self._store.stats().items()}}
+        kept = {f"kv_{name}": value for name, value in self._store.stats().items()}
+        return {**counters, **self._leases.stats(), **kept}
 
     # The vocabulary never changes: what follows may be called from any thread between start and close.
 
@@ -213,20 +191,6 @@ class EdgeEngine:
         job.cancelled = True
         if self._batcher is not None:
             self._batcher.cancelled()
-
-    @contextmanager
-    def _admitted(self, tokens: int) -> Iterator[None]:
-        """Counts one request of `tokens`; raises OverloadedError, and counts nothing, if that is one too many."""
-        limits = self._limits
-        if self._room.locked() and self._waiting >= limits.max_queue:
-            raise OverloadedError(f"{self._waiting} requests wait already, which is as many as may")
-        if 0 < limits.max_tokens_total < self._tokens + tokens:
-            raise OverloadedError(f"{self._tokens} tokens are being worked on; {tokens} more are too many")
-        self._tokens += tokens
-        try:
-            yield
-        finally:
-            self._tokens -= tokens
 
     def _model(self) -> Llama:
         if self._llama is None or self._closing:

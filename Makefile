@@ -55,6 +55,7 @@ bench: setup
 
 bench-edge: setup
 	$(PY) -m benchmarks.edge_speed
+	$(PY) -m benchmarks.edge_cache
 
 # The peer of bench-edge, from the sources of the llama-cpp-python that is installed; about 5 minutes on 2 cores.
 CACHE := $(HOME)/.cache/edgecloud

@@ -220,18 +220,18 @@ async def share_of_confidence(model: Path, args: argparse.Namespace, streams: in
             spent, began = 0.0, time.perf_counter()
             await asyncio.gather(*(lease.draft([100 + i + repeat], 32) for i, lease in enumerate(leases)))
             shares.append(spent / (time.perf_counter() - began))
-    name = f"F1's share, 150,000 tokens, batch of {streams}"
+    name = f"F1's share, V 150,000, batch {streams}"
     return Comparison(name, 0.05, shares[1:], at_most=True)
 
 
 def table(rows: list[Comparison]) -> Table:
-    made = Table(title="Ratios of speed; the middle one of the repeats decides", title_justify="left")
+    made = Table(title="Ratios; the median of the repeats decides", title_justify="left")
     made.add_column("edge over", no_wrap=True)
     for name in ("ratio", "range", "wanted", "holds"):
         made.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         wanted = f"{'≤' if row.at_most else '≥'} {row.wanted:.2f}"
-        span = f"{min(row.ratios):.3f} to {max(row.ratios):.3f}"
+        span = f"{min(row.ratios):.3f}-{max(row.ratios):.3f}"
         made.add_row(row.name, f"{row.median:.3f}", span, wanted, "yes" if row.holds else "NO")
     return made
 

@@ -1,7 +1,7 @@
 """F3 on the edge: which known beginning of a prompt to bring back, and what to keep. Knows neither files nor llama.cpp.
 
 A prompt's beginning is looked for where it costs least: in the sequence itself, in another live one (shared, not
-copied), then among the kept snapshots in RAM and on disk. What nobody uses leaves llama.cpp when the next one comes.
+copied), then among the kept snapshots in RAM and on disk. What nobody uses leaves a unified KV when the next comes.
 """
 
 from collections import Counter, OrderedDict
@@ -24,6 +24,8 @@ class SequenceMemory(Protocol):
     """What the cache needs of edge.llama.Llama; called in the engine's thread."""
 
     held: list[list[int]]
+    unified: bool
+    """Whether a step reads the cells of all sequences."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -182,8 +184,8 @@ class LlamaCppKVCache:
         return self._store.keeps and self._store.keep(held, llama.snapshot(sequence))
 
     def _clear_idle(self, llama: SequenceMemory) -> None:
-        """Moves what nobody uses now out of llama.cpp: each step reads every cell there, whosever it is."""
-        for sequence in self._idle:
+        """Moves what nobody uses now out of llama.cpp, if each step reads every cell there, whosever it is."""
+        for sequence in self._idle if llama.unified else ():
             if self._keep(llama, sequence):
                 llama.rewind(sequence, 0)
                 self._file(sequence, [])

@@ -66,7 +66,7 @@ class Llama:
         options.n_ctx = self.context_length * sequences
         options.n_batch = options.n_ubatch = CHUNK
         options.n_seq_max = sequences
-        options.kv_unified = self._unified = kv_unified
+        options.kv_unified = self.unified = kv_unified
         options.type_k = options.type_v = KV_TYPES[kv_type]
         if flash_attention is None:
             # Flash attention on a CPU adds up in half precision: where in the cache a token happens to lie, and in what
@@ -111,7 +111,7 @@ class Llama:
             self.rewind(target, length)
             return
         self.rewind(target, 0)
-        if self._unified:
+        if self.unified:
             c.llama_memory_seq_cp(self._memory, source, target, 0, length)
         else:
             c.llama_memory_seq_cp(self._memory, source, target, -1, -1)
@@ -228,7 +228,8 @@ def _check_file(path: str) -> None:
 
 
 def _fingerprint(path: str, options: Any) -> str:
-    settings = f"{c.__version__} {options.type_k} {options.type_v} {options.flash_attn_type}"
+    streams = 1 if options.kv_unified else options.n_seq_max
+    settings = f"{c.__version__} {options.type_k} {options.type_v} {options.flash_attn_type} {streams}"
     digest = xxhash.xxh3_128(settings.encode())
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)

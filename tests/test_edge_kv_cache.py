@@ -29,6 +29,7 @@ class FakeLlama:
         self.held: list[list[int]] = [[] for _ in range(sequences)]
         self.fingerprint = fingerprint
         self.loaded: list[bytes] = []
+        self.unified = True
 
     def rewind(self, sequence: int, length: int) -> int:
         del self.held[sequence][length:]
@@ -161,6 +162,15 @@ def test_what_nobody_uses_makes_room_in_llama_cpp_when_another_request_comes(
     assert cache.restore(llama, 2, prompt(3)) == 0
     assert llama.held[:2] == [[], prompt(2)]
     assert cache.restore(llama, 0, prompt(1) + prompt(4)) == 100
+
+
+def test_where_a_step_reads_only_its_own_cells_everything_stays(
+    make: Callable[..., LlamaCppKVCache], llama: FakeLlama
+) -> None:
+    cache, llama.unified = make(), False
+    llama.serve(cache, 0, prompt(1))
+    cache.restore(llama, 2, prompt(3))
+    assert llama.held[0] == prompt(1) and cache.stats()["ram_entries"] == 0
 
 
 def test_what_is_kept_nowhere_stays(make: Callable[..., LlamaCppKVCache], llama: FakeLlama) -> None:

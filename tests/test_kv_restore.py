@@ -11,6 +11,7 @@ import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,12 @@ TIERS = {"live": "kv_live_hits", "RAM": "kv_ram_hits", "disk": "kv_disk_hits", "
 
 @asynccontextmanager
 async def engine_of(
-    tier: str, folder: Path, sequences: int = 2, kv_type: str = "f16", flash_attention: bool | None = None
+    tier: str,
+    folder: Path,
+    sequences: int = 2,
+    kv_type: str = "f16",
+    flash_attention: bool | None = None,
+    unified: bool = False,
 ) -> AsyncIterator[EdgeEngine]:
     """An engine whose store has the one tier only, beside the live sequences."""
     on_disk = tier.startswith("disk")
@@ -42,7 +48,7 @@ async def engine_of(
         directory=folder if on_disk else None,
         enable_compression=tier.endswith("zstd"),
     )
-    async with EdgeEngine(MODEL, 1024, 0, 1, sequences, kv_type, flash_attention, store=store) as engine:
+    async with EdgeEngine(MODEL, 1024, 0, 1, sequences, kv_type, flash_attention, unified, store=store) as engine:
         yield engine
 
 
@@ -81,9 +87,10 @@ def assert_same(restored: Draft, computed: Draft) -> None:
     assert at.logprob - others[restored.token_ids[first]] < NEAR_TIE
 
 
+@pytest.mark.parametrize("unified", [False, True], ids=["own", "unified"])
 @pytest.mark.parametrize("tier", TIERS)
-async def test_what_is_restored_answers_as_what_is_computed(tier: str, tmp_path: Path) -> None:
-    async with engine_of(tier, tmp_path) as engine:
+async def test_what_is_restored_answers_as_what_is_computed(tier: str, unified: bool, tmp_path: Path) -> None:
+    async with engine_of(tier, tmp_path, unified=unified) as engine:
         cold = [await answer(engine, prompt, reuse=False) for prompt in prompts(engine)]
         assert engine.stats()["reused_prompt_tokens"] == 0
         for prompt, computed in zip(prompts(engine), cold, strict=True):
@@ -96,9 +103,10 @@ async def test_what_is_restored_answers_as_what_is_computed(tier: str, tmp_path:
         assert engine.stats()["kv_dropped"] == 0
 
 
+@pytest.mark.parametrize("unified", [False, True], ids=["own", "unified"])
 @pytest.mark.parametrize("tier", TIERS)
-async def test_it_does_so_among_eight(tier: str, tmp_path: Path) -> None:
-    async with engine_of(tier, tmp_path, sequences=8) as engine:
+async def test_it_does_so_among_eight(tier: str, unified: bool, tmp_path: Path) -> None:
+    async with engine_of(tier, tmp_path, sequences=8, unified=unified) as engine:
         wanted = prompts(engine) * 2
         cold = [await answer(engine, prompt, reuse=False) for prompt in prompts(engine)] * 2
         await make_known(engine, tier, wanted[0])
@@ -132,11 +140,20 @@ async def test_it_does_so_while_sequences_and_budgets_are_too_few(tmp_path: Path
     assert stats["kv_ram_bytes"] <= 1 << 20 and stats["kv_disk_bytes"] <= 2 << 20
 
 
-@pytest.mark.parametrize(("kv_type", "flash_attention"), [("f32", None), ("q8_0", None), ("f16", True)])
-async def test_every_layout_of_the_kv_is_brought_back(
-    kv_type: str, flash_attention: bool | None, tmp_path: Path
+LAYOUTS = {
+    "f32": {"kv_type": "f32"},
+    "q8_0": {"kv_type": "q8_0"},
+    "flash attention": {"flash_attention": True},
+    "unified": {"unified": True},
+    "more sequences": {"sequences": 3},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+async def test_every_layout_of_the_kv_is_brought_back_and_never_taken_for_another(
+    layout: dict[str, Any], tmp_path: Path
 ) -> None:
-    async with engine_of("disk", tmp_path, kv_type=kv_type, flash_attention=flash_attention) as engine:
+    async with engine_of("disk", tmp_path, **layout) as engine:
         prompt = prompts(engine)[0]
         computed = await answer(engine, prompt)
         await make_known(engine, "disk", prompt)
@@ -147,10 +164,11 @@ async def test_every_layout_of_the_kv_is_brought_back(
         assert engine.stats()["kv_disk_hits"] == 0, "KV of one layout was loaded as another's"
 
 
-async def test_another_process_takes_up_what_was_live_when_the_first_one_stopped(tmp_path: Path) -> None:
-    async with engine_of("disk", tmp_path) as first:
+@pytest.mark.parametrize("unified", [False, True], ids=["own", "unified"])
+async def test_another_process_takes_up_what_was_live_when_the_first_one_stopped(unified: bool, tmp_path: Path) -> None:
+    async with engine_of("disk", tmp_path, unified=unified) as first:
         computed = await answer(first, prompts(first)[0])
-    async with engine_of("disk", tmp_path) as second:
+    async with engine_of("disk", tmp_path, unified=unified) as second:
         assert_same(await answer(second, prompts(second)[0]), computed)
         assert second.stats()["kv_disk_hits"] == 1
 

@@ -1,13 +1,15 @@
-# make setup | run | server | test | test-long | check | bench | bench-cloud | train
+# make setup | run | server | test | test-long | test-clients | check | bench | bench-cloud | bench-edge | train
 PROMPT ?= What is AI?
 PYTHON ?= python3
 VENV   := .venv
+CLIENTS := .venv-clients
 PY     := $(VENV)/bin/python
 GPU    := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 NEEDS  := $(if $(GPU),requirements.txt,requirements-cpu.txt)
 INSTALL := $(PY) -m pip install --disable-pip-version-check
 
-.PHONY: setup run server test test-long check format bench bench-cloud evaluate train clean
+.PHONY: setup run server test test-long test-clients check format
+.PHONY: bench bench-cloud bench-edge llama-server evaluate train clean
 
 setup: $(VENV)/.ready
 
@@ -41,6 +43,14 @@ test: setup
 test-long: setup
 	$(PY) -m pytest -m long --timeout 1800
 
+test-clients: setup $(CLIENTS)/.ready
+	$(PY) -m pytest -m clients
+
+$(CLIENTS)/.ready: requirements-clients.txt
+	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check -r requirements-clients.txt
+	@touch $@
+
 bench: setup
 	$(PY) -m benchmarks.lossless_speed
 
@@ -49,6 +59,26 @@ bench-cloud: setup
 	$(PY) -m benchmarks.uplink
 	$(PY) -m benchmarks.continuous_speed
 	$(PY) -m benchmarks.serve_throughput
+
+bench-edge: setup
+	$(PY) -m benchmarks.edge_speed
+	$(PY) -m benchmarks.edge_cache
+
+# The peer of bench-edge, from the sources of the llama-cpp-python that is installed; about 5 minutes on 2 cores.
+CACHE := $(HOME)/.cache/edgecloud
+LLAMA  = $(shell sed -n 's/^llama-cpp-python==//p' $(NEEDS))
+
+llama-server: $(CACHE)/llama-server
+
+$(CACHE)/llama-server: | setup
+	mkdir -p $(CACHE)
+	$(PY) -m pip download --disable-pip-version-check --no-binary :all: --no-deps -d $(CACHE) llama-cpp-python==$(LLAMA)
+	tar -xzf $(CACHE)/llama_cpp_python-$(LLAMA).tar.gz -C $(CACHE)
+	cmake -S $(CACHE)/llama_cpp_python-$(LLAMA)/vendor/llama.cpp -B $(CACHE)/llama-server-$(LLAMA) \
+		-DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+		-DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF
+	cmake --build $(CACHE)/llama-server-$(LLAMA) --target llama-server --parallel
+	ln -sf llama-server-$(LLAMA)/bin/llama-server $@
 
 evaluate: setup
 	$(PY) -m models.evaluate
@@ -59,4 +89,4 @@ train: setup
 	$(PY) -m models.evaluate
 
 clean:
-	rm -rf $(VENV) logs models/checkpoints .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(CLIENTS) logs models/checkpoints .mypy_cache .ruff_cache .pytest_cache

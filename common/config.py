@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 import yaml
@@ -64,10 +64,20 @@ class ServerConfig(Section, frozen=True):
 
 class EdgeModelConfig(Section, frozen=True):
     path: str = "models/demo-edge.gguf"
+    pattern: str = ""
     context_length: Positive = 1024
+    kv_type: Literal["f16", "f32", "q8_0"] = "f16"
+    kv_unified: bool = False
+    flash_attention: bool | Literal["auto"] = "auto"  # YAML reads on and off as true and false
     gpu_layers: Annotated[int, Meta(ge=-1)] = 0
     threads: Count = 0
     sequences: Annotated[int, Meta(ge=1, le=64)] = 4
+
+
+class LimitsConfig(Section, frozen=True):
+    max_queue: Count = 64
+    max_tokens_request: Count = 0
+    max_tokens_total: Count = 0
 
 
 class ConfidenceConfig(Section, frozen=True):
@@ -81,6 +91,9 @@ class ConfidenceConfig(Section, frozen=True):
 class EdgeCacheConfig(Section, frozen=True):
     enabled: bool = True
     max_size: Positive = 1000
+    ram_bytes: Count = 1 << 30
+    directory: str = ""
+    disk_bytes: Count = 4 << 30
     enable_compression: bool = False
 
 
@@ -89,6 +102,7 @@ class EdgeConfig(Section, frozen=True):
     server: ServerConfig = ServerConfig()
     confidence: ConfidenceConfig = ConfidenceConfig()
     kv_cache: EdgeCacheConfig = EdgeCacheConfig()
+    limits: LimitsConfig = LimitsConfig()
 
 
 class CloudModelConfig(Section, frozen=True):

@@ -7,6 +7,7 @@ FrameworkError
 │   ├── ContextLengthError  the prompt does not fit the model's context
 │   ├── AuthenticationError  401  no API key, or one that is not known here
 │   ├── NotFoundError  404  no such model or route
+│   ├── SnapshotError       a kept KV snapshot that is damaged, another model's, or none at all
 │   └── PrefixUnknown  409  the cloud does not hold the prefix that a verify names
 ├── OverloadedError    429  no room now; try again later
 ├── EngineError        503  our own model does not answer
@@ -53,6 +54,12 @@ class AuthenticationError(RequestError):
 class NotFoundError(RequestError):
     status = 404
     code = "not_found"
+
+
+class SnapshotError(RequestError):
+    """Read from a cache it is dropped; imported by name it is refused."""
+
+    code = "invalid_snapshot"
 
 
 class PrefixUnknown(RequestError):

@@ -5,10 +5,12 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from common import policy
 from common.errors import ContextLengthError, EndpointError, FrameworkError
 from common.policy import Ask, Plan
-from common.types import GREEDY, Collaboration, Draft, Mode, Provenance, Sampling, Verdict
+from common.types import Collaboration, Draft, Mode, Provenance, Sampling, TokenLogprob, Verdict
 
 
 class Drafter(Protocol):
@@ -38,15 +40,16 @@ class Verifier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Committed tokens of one provenance, in order."""
+    """Committed tokens of one provenance, in order; `logprobs` are the edge model's, where they were asked for."""
 
     token_ids: list[int]
     provenance: Provenance
+    logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(slots=True)
 class Answer:
-    """One request's state: what is committed, and how it came about. The pipeline that made it alone writes it."""
+    """One request's state: what is committed, and how it came about. Whoever made it alone writes it."""
 
     plan: Plan
     committed: list[int]
@@ -55,11 +58,26 @@ class Answer:
     confidences: list[float] = field(default_factory=list)
     report: Collaboration = field(default_factory=Collaboration)
 
-    def commit(self, token_ids: list[int], provenance: Provenance) -> Chunk:
+    def __post_init__(self) -> None:
+        self.report.mode, self.report.lossless = self.plan.mode, self.plan.lossless
+
+    def commit(self, token_ids: list[int], provenance: Provenance, logprobs: list[TokenLogprob] | None = None) -> Chunk:
         self.committed += token_ids
         self.remaining -= len(token_ids)
         self.report.tokens[provenance] += len(token_ids)
-        return Chunk(token_ids, provenance)
+        return Chunk(token_ids, provenance, logprobs)
+
+    def drew(self, draft: Draft) -> None:
+        """Takes what the edge's work on `draft` says about this answer into the report."""
+        self.report.edge_latency_ms += draft.latency_ms
+        self.confidences += draft.confidences
+
+    def close(self) -> None:
+        """Completes the report."""
+        if self.report.drafted:
+            self.report.acceptance_rate = self.report.accepted / self.report.drafted
+        if self.confidences:
+            self.report.confidence_score = sum(self.confidences) / len(self.confidences)
 
     @property
     def finish_reason(self) -> str:
@@ -84,9 +102,9 @@ class Pipeline:
         verifier: Verifier,
     ) -> None:
         self.answer = Answer(plan, list(prompt), max_tokens)
-        self.answer.report.mode = plan.mode
-        self.answer.report.lossless = plan.lossless
         self._sampling = sampling
+        self._guess = msgspec.structs.replace(sampling, temperature=0.0)
+        """How drafts are drawn: greedily, under the penalties and the schema that the answer is under."""
         self._drafter = drafter
         self._verifier = verifier
 
@@ -113,9 +131,8 @@ class Pipeline:
         limit = policy.draft_length(plan, answer.remaining)
         if limit <= 0:
             return Draft([], [], [], False, 0.0)
-        draft = await self._drafter.draft(answer.committed, limit, GREEDY if plan.asks_cloud else self._sampling)
-        answer.report.edge_latency_ms += draft.latency_ms
-        answer.confidences += draft.confidences
+        draft = await self._drafter.draft(answer.committed, limit, self._guess if plan.asks_cloud else self._sampling)
+        answer.drew(draft)
         return draft
 
     async def _verify(self, proposed: list[int]) -> list[Chunk]:
@@ -154,10 +171,6 @@ class Pipeline:
         self.answer.plan = dataclasses.replace(self.answer.plan, mode=Mode.EDGE_ONLY)
 
     def _close_report(self) -> None:
-        report, confidences = self.answer.report, self.answer.confidences
-        verifier = self._verifier
+        report, verifier = self.answer.report, self._verifier
         report.cloud_calls, report.bytes_up, report.bytes_down = verifier.calls, verifier.bytes_up, verifier.bytes_down
-        if report.drafted:
-            report.acceptance_rate = report.accepted / report.drafted
-        if confidences:
-            report.confidence_score = sum(confidences) / len(confidences)
+        self.answer.close()

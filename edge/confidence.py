@@ -1,12 +1,12 @@
 """F1: how sure a model is of its next token, as one number read from its logits. Knows no engine and no threshold.
 
-A strategy is one pure function of logits shaped [..., V], vectorised over the leading axes, named in `STRATEGIES`.
-Every strategy returns numbers in [0, 1]: 1 is certainty, larger is surer. p stands for softmax(logits).
+A strategy is one pure function of a `Softmax`, vectorised over its rows, named in `STRATEGIES`. Every strategy returns
+numbers in [0, 1]: 1 is certainty, larger is surer. p stands for softmax(logits) over the full vocabulary of V tokens.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.floating[Any]]
+Tokens = NDArray[np.integer[Any]]
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -50,38 +51,55 @@ class ConfidenceMetrics(msgspec.Struct, frozen=True):
     product: float
 
 
-def _below_peak(logits: Floats) -> Floats:
-    """Logits minus their maximum: 0 for the likeliest token, so that no exponential overflows."""
-    return np.asarray(logits - logits.max(axis=-1, keepdims=True))
+class Softmax(NamedTuple):
+    """p of each row of [..., V] logits, as `weights` over their `total`: what a token's probability and F1 share.
+
+    `below` are the logits minus their row's maximum, so that no exponential overflows; `weights` are exp(below), 1 for
+    the likeliest token.
+    """
+
+    below: Floats
+    weights: Floats
+    total: Floats
+
+    @classmethod
+    def of(cls, logits: Floats) -> "Softmax":
+        below = np.asarray(logits - logits.max(axis=-1, keepdims=True))
+        weights = np.exp(below)
+        return cls(below, weights, np.asarray(weights.sum(axis=-1)))
+
+    def prob(self, tokens: Tokens) -> Floats:
+        """p of one token in each row, [...]; in [0, 1]."""
+        chosen = np.take_along_axis(self.weights, tokens[..., None], axis=-1)[..., 0]
+        return np.asarray(chosen / self.total)
 
 
-def max_prob(logits: Floats, settings: Settings) -> Floats:
-    """max p: the probability of the likeliest token; (0, 1], 1/V when all are alike."""
-    return 1.0 / np.asarray(np.exp(_below_peak(logits)).sum(axis=-1))
+def max_prob(softmax: Softmax, settings: Settings) -> Floats:
+    """max p: the probability of the likeliest token; [1/V, 1], 1/V when all are alike."""
+    return 1.0 / softmax.total
 
 
-def entropy(logits: Floats, settings: Settings) -> Floats:
+def entropy(softmax: Softmax, settings: Settings) -> Floats:
     """1 - H(p) / ln V with H = -sum p ln p over the full vocabulary; [0, 1], 0 when all are alike."""
-    below = np.maximum(_below_peak(logits), -100.0)  # a logit of -inf would give 0 * -inf
-    weights = np.exp(below)
-    total = weights.sum(axis=-1)
-    mean_below = np.einsum("...v,...v->...", weights, below) / total
-    uncertainty: Floats = np.log(total) - mean_below
-    return np.clip(1.0 - uncertainty / math.log(logits.shape[-1]), 0.0, 1.0)
+    below = np.maximum(softmax.below, -80.0)  # a logit of -inf would give 0 * -inf
+    # Not vecdot: BLAS would wake threads that fight with llama.cpp's for the cores.
+    mean_below = np.einsum("...v,...v->...", softmax.weights, below) / softmax.total
+    uncertainty = np.log(softmax.total) - mean_below
+    return np.asarray(np.clip(1.0 - uncertainty / math.log(below.shape[-1]), 0.0, 1.0))
 
 
-def temperature(logits: Floats, settings: Settings) -> Floats:
-    """max softmax(logits / temperature); (0, 1]: an overconfident model is calibrated by a temperature above 1."""
-    return max_prob(_below_peak(logits) / settings.temperature, settings)
+def temperature(softmax: Softmax, settings: Settings) -> Floats:
+    """max softmax(logits / T); [1/V, 1]. `python -m edge.fit_temperature` finds the T that makes it calibrated."""
+    return 1.0 / np.asarray(np.exp(softmax.below * (1.0 / settings.temperature)).sum(axis=-1))
 
 
-def top_k_agg(logits: Floats, settings: Settings) -> Floats:
+def top_k_agg(softmax: Softmax, settings: Settings) -> Floats:
     """max p / (sum of the top_k largest p): the mass of the first among the first k; [1/k, 1], 1 for k = 1."""
-    k = min(settings.top_k, logits.shape[-1])
-    return max_prob(np.partition(logits, -k, axis=-1)[..., -k:], settings)
+    k = min(settings.top_k, softmax.weights.shape[-1])
+    return 1.0 / np.asarray(np.partition(softmax.weights, -k, axis=-1)[..., -k:].sum(axis=-1))
 
 
-STRATEGIES: dict[ConfidenceStrategy, Callable[[Floats, Settings], Floats]] = {
+STRATEGIES: dict[ConfidenceStrategy, Callable[[Softmax, Settings], Floats]] = {
     ConfidenceStrategy.MAX_PROB: max_prob,
     ConfidenceStrategy.ENTROPY: entropy,
     ConfidenceStrategy.TEMPERATURE: temperature,
@@ -90,7 +108,7 @@ STRATEGIES: dict[ConfidenceStrategy, Callable[[Floats, Settings], Floats]] = {
 
 
 class ConfidenceCalculator:
-    """One strategy, ready for use; the engine calls `of_logits` once per drawn token."""
+    """One strategy, ready for use; the engine calls `of_batch` once per step, in its own thread."""
 
     def __init__(
         self,
@@ -103,7 +121,15 @@ class ConfidenceCalculator:
 
     def of_logits(self, logits: Floats) -> Floats:
         """The confidence of each row of `logits`, [..., V] to [...], in [0, 1]."""
-        return STRATEGIES[self.strategy](logits, self.settings)
+        return self._of(Softmax.of(logits))
+
+    def of_batch(self, logits: Floats, chosen: Tokens) -> tuple[Floats, Floats]:
+        """The probabilities of `chosen` tokens, [B], and the confidences, [B], from one pass over [B, V] logits."""
+        softmax = Softmax.of(logits)
+        return softmax.prob(chosen), self._of(softmax)
+
+    def _of(self, softmax: Softmax) -> Floats:
+        return STRATEGIES[self.strategy](softmax, self.settings)
 
     def calculate_confidence(self, token_probs: list[TokenProb]) -> ConfidenceMetrics:
         """The metrics of tokens already drawn.
@@ -122,9 +148,8 @@ class ConfidenceCalculator:
 class AblatedConfidenceCalculator(ConfidenceCalculator):
     """F1 switched off: every token counts as certain, every draft is accepted."""
 
-    def of_logits(self, logits: Floats) -> Floats:
-        """1 for each row of `logits`."""
-        return np.ones(logits.shape[:-1], np.float32)
+    def _of(self, softmax: Softmax) -> Floats:
+        return np.ones_like(softmax.total)
 
     def calculate_confidence(self, token_probs: list[TokenProb]) -> ConfidenceMetrics:
         """All three numbers are 1."""
@@ -141,8 +166,12 @@ class ConfidenceEnsemble:
 
     def of_logits(self, logits: Floats, weights: Sequence[float] | None = None) -> Floats:
         """The ensemble's confidence of each row of `logits`, [..., V] to [...]."""
-        scores = np.stack([calculator.of_logits(logits) for calculator in self.calculators], axis=-1)
-        return np.asarray(scores @ self._shares(weights))
+        return self._of(Softmax.of(logits), weights)
+
+    def of_batch(self, logits: Floats, chosen: Tokens, weights: Sequence[float] | None = None) -> tuple[Floats, Floats]:
+        """As `ConfidenceCalculator.of_batch`; the strategies share the one pass."""
+        softmax = Softmax.of(logits)
+        return softmax.prob(chosen), self._of(softmax, weights)
 
     def ensemble_confidence(
         self, token_probs: list[TokenProb], weights: Sequence[float] | None = None
@@ -155,6 +184,10 @@ class ConfidenceEnsemble:
         scores = {c.strategy: c.calculate_confidence(token_probs).confidence for c in self.calculators}
         shares = self._shares(weights)
         return float(sum(share * scores[c.strategy] for share, c in zip(shares, self.calculators, strict=True))), scores
+
+    def _of(self, softmax: Softmax, weights: Sequence[float] | None) -> Floats:
+        scores = np.stack([calculator._of(softmax) for calculator in self.calculators], axis=-1)
+        return np.asarray(scores @ self._shares(weights))
 
     def _shares(self, weights: Sequence[float] | None) -> Floats:
         """The weights, scaled to sum to 1."""

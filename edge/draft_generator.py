@@ -1,10 +1,13 @@
-"""F2 on the edge: answers one draft request with the engine. Knows nothing of HTTP or of verifying."""
+"""F2 on the edge: one draft for whoever asks, or many for sessions that a verifier corrects. Knows nothing of HTTP."""
 
 import asyncio
 import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from common.errors import RequestError
-from common.types import DraftRequest, DraftResponse, Sampling, TokenProb
+from common.errors import NotFoundError, RequestError
+from common.types import GREEDY, Draft, DraftRequest, DraftResponse, Sampling, TokenProb, Verdict
 from edge.engine import EdgeEngine
 
 MAX_DRAFT_TOKENS = 128
@@ -62,11 +65,80 @@ class DraftGenerator:
         return prompt
 
 
+@dataclass
+class _Session:
+    """The tokens that are settled, and those drafted after them."""
+
+    committed: list[int]
+    drafted: list[int] = field(default_factory=list)
+
+
+class DraftManager:
+    """Drafts for up to `max_sessions` sessions, the least recently used of which are forgotten.
+
+    A session's settled tokens are all it needs: its KV lies in a sequence that it prefers while nobody else has taken
+    it, and is otherwise found or computed again. Several drafts may follow each other before a verdict comes.
+    """
+
+    def __init__(self, engine: EdgeEngine, max_sessions: int = 64) -> None:
+        self._engine = engine
+        self._max_sessions = max_sessions
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+
+    def begin(self, session: str, token_ids: Sequence[int]) -> None:
+        """Starts a session, or starts it anew, after `token_ids`."""
+        self._sessions[session] = _Session(list(token_ids))
+        self._sessions.move_to_end(session)
+        while len(self._sessions) > self._max_sessions:
+            self._sessions.popitem(last=False)
+
+    async def draft(self, session: str, limit: int, sampling: Sampling = GREEDY, stop_below: float = 0.0) -> Draft:
+        """Up to `limit` tokens after all that the session has, drafts included (see `Sequence.draft`).
+
+        Raises NotFoundError for a session that was not begun, or is forgotten.
+        """
+        state = self._of(session)
+        known = state.committed + state.drafted
+        async with self._engine.sequence(known) as sequence:
+            draft = await sequence.draft(known, limit, sampling, stop_below=stop_below)
+        if known == state.committed + state.drafted:  # else a verdict came meanwhile, and this draft leads nowhere
+            state.drafted += draft.token_ids
+        return draft
+
+    def settle(self, session: str, verdict: Verdict) -> list[int]:
+        """Commits the verdict's tokens and returns all that is settled.
+
+        What was drafted beyond them stays if the verdict agrees with it, and is rolled back if not.
+        """
+        state = self._of(session)
+        agreed = len(verdict.token_ids)
+        state.committed += verdict.token_ids
+        state.drafted = state.drafted[agreed:] if state.drafted[:agreed] == verdict.token_ids else []
+        return list(state.committed)
+
+    def end(self, session: str) -> None:
+        """Forgets the session, if it is there."""
+        self._sessions.pop(session, None)
+
+    def _of(self, session: str) -> _Session:
+        if session not in self._sessions:
+            raise NotFoundError(f"no draft session {session!r}", param="session")
+        self._sessions.move_to_end(session)
+        return self._sessions[session]
+
+
 def check_sampling(sampling: Sampling) -> None:
     """Raises RequestError, naming the field, for numbers that mean nothing."""
     if not 0 <= sampling.temperature < math.inf:
         raise RequestError("temperature must be at least 0", param="temperature")
     if not 0 < sampling.top_p <= 1:
         raise RequestError("top_p must be above 0 and at most 1", param="top_p")
+    if not 0 <= sampling.min_p <= 1:
+        raise RequestError("min_p must be in 0..1", param="min_p")
+    if not 0 < sampling.repetition_penalty < math.inf:
+        raise RequestError("repetition_penalty must be above 0", param="repetition_penalty")
+    for name in ("presence_penalty", "frequency_penalty"):
+        if not math.isfinite(getattr(sampling, name)):
+            raise RequestError(f"{name} must be a number", param=name)
     if sampling.top_k < 0:
         raise RequestError("top_k must be at least 0", param="top_k")

@@ -6,17 +6,20 @@ from contextlib import aclosing
 from aiohttp import web
 
 from common import api, wire
-from common.config import Config
+from common.config import Config, EdgeCacheConfig, EdgeConfig
 from common.connection import HTTPClient
 from common.errors import EngineError, NotFoundError, RequestError
 from common.http_messages import read, reply, stream
 from common.http_server import make_app
 from common.types import DraftRequest
+from edge import prompts
 from edge.chat_template import ChatTemplate
-from edge.completions import Completion, Services
+from edge.completions import Completion
 from edge.confidence import ConfidenceCalculator
 from edge.draft_generator import DraftGenerator
 from edge.engine import EdgeEngine
+from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
+from edge.services import Services
 
 SERVICES = web.AppKey("SERVICES", Services)
 DRAFTS = web.AppKey("DRAFTS", DraftGenerator)
@@ -29,32 +32,56 @@ def build_app(config: Config) -> web.Application:
     app.router.add_get("/ready", _ready)
     app.router.add_get("/stats", _stats)
     app.router.add_get("/v1/models", _models)
+    app.router.add_get("/v1/models/{model}", _model)
     app.router.add_post("/draft", _draft)
     app.router.add_post("/tokenize", _tokenize)
     app.router.add_post("/detokenize", _detokenize)
+    app.router.add_get("/tokenizer_info", _tokenizer_info)
     app.router.add_post("/v1/completions", _completions)
     app.router.add_post("/v1/chat/completions", _chat)
     return app
 
 
 async def _services(app: web.Application, config: Config) -> AsyncIterator[None]:
-    model, confidence = config.edge.model, config.edge.confidence
+    engine, communication = _engine(config.edge), config.communication
+    async with (
+        engine,
+        HTTPClient(communication.cloud_endpoint, communication.http_client, communication.cloud_api_key) as cloud,
+        ChatTemplate(engine.chat_template or "", bos=engine.bos, eos=engine.eos) as template,
+    ):
+        app[SERVICES] = Services(config, engine, template, cloud)
+        app[DRAFTS] = DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled)
+        yield
+
+
+def _engine(config: EdgeConfig) -> EdgeEngine:
+    model, confidence = config.model, config.confidence
     calculator = ConfidenceCalculator(confidence.strategy, temperature=confidence.temperature, top_k=confidence.top_k)
-    engine = EdgeEngine(
+    return EdgeEngine(
         model.path,
         context_length=model.context_length,
         gpu_layers=model.gpu_layers,
         threads=model.threads,
         sequences=model.sequences,
-        confidence=calculator.of_logits,
+        kv_type=model.kv_type,
+        kv_unified=model.kv_unified,
+        flash_attention=None if model.flash_attention == "auto" else model.flash_attention,
+        confidence=calculator.of_batch,
+        store=_store(config.kv_cache),
+        limits=config.limits,
     )
-    communication = config.communication
-    cloud = HTTPClient(communication.cloud_endpoint, communication.http_client, communication.cloud_api_key)
-    async with engine, cloud:
-        template = ChatTemplate(engine.chat_template or "", bos=engine.bos, eos=engine.eos)
-        app[SERVICES] = Services(config, engine, template, cloud)
-        app[DRAFTS] = DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled)
-        yield
+
+
+def _store(config: EdgeCacheConfig) -> LlamaCppKVCache | AblatedKVCache:
+    if not config.enabled:
+        return AblatedKVCache()
+    return LlamaCppKVCache(
+        max_size=config.max_size,
+        ram_bytes=config.ram_bytes,
+        disk_bytes=config.disk_bytes,
+        directory=config.directory,
+        enable_compression=config.enable_compression,
+    )
 
 
 async def _ready(request: web.Request) -> web.Response:
@@ -69,9 +96,23 @@ async def _stats(request: web.Request) -> web.Response:
 
 
 async def _models(request: web.Request) -> web.Response:
-    engine = request.app[SERVICES].engine
-    card = {"id": engine.model_name, "object": "model", "owned_by": "edge", "max_model_len": engine.context_length}
-    return reply(request, {"object": "list", "data": [card]})
+    return reply(request, {"object": "list", "data": [_card(request.app[SERVICES])]})
+
+
+async def _model(request: web.Request) -> web.Response:
+    services = request.app[SERVICES]
+    _check_model(request.match_info["model"], services.engine)
+    return reply(request, _card(services))
+
+
+def _card(services: Services) -> dict[str, str | int]:
+    card: dict[str, str | int] = {"id": services.engine.model_name, "object": "model", "owned_by": "edge"}
+    return card | {"created": services.began, "max_model_len": services.engine.context_length}
+
+
+def _check_model(name: str, engine: EdgeEngine) -> None:
+    if name not in ("", engine.model_name):
+        raise NotFoundError(f"no model {name!r} here; this is {engine.model_name!r}", param="model")
 
 
 async def _draft(request: web.Request) -> web.Response:
@@ -83,9 +124,11 @@ async def _tokenize(request: web.Request) -> web.Response:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give either prompt or messages", param="prompt")
     if body.messages is not None:
-        tokens = _chat_ids(services, body.messages, body.add_generation_prompt)
+        tokens = await prompts.of_chat(services, body.messages, body.add_generation_prompt)
     else:
-        tokens = services.engine.tokenize(body.prompt or "", add_special=body.add_special_tokens)
+        tokens = await prompts.tokenized(
+            services.engine, body.prompt or "", body.add_special_tokens, parse_special=True
+        )
     return reply(
         request, api.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=services.engine.context_length)
     )
@@ -93,41 +136,51 @@ async def _tokenize(request: web.Request) -> web.Response:
 
 async def _detokenize(request: web.Request) -> web.Response:
     engine, body = request.app[SERVICES].engine, await read(request, api.DetokenizeRequest)
-    wrong = next((t for t in body.tokens if not 0 <= t < engine.vocab_size), None)
-    if wrong is not None:
-        raise RequestError(f"token id {wrong} is not in the vocabulary of {engine.vocab_size}", param="tokens")
+    prompts.check_ids(engine, body.tokens, param="tokens")
     return reply(request, api.DetokenizeReply(engine.detokenize(body.tokens)))
+
+
+async def _tokenizer_info(request: web.Request) -> web.Response:
+    """As vLLM has it: with it and the two above, lm-eval needs no tokenizer of its own."""
+    engine = request.app[SERVICES].engine
+    names = {"bos_token": engine.bos or None, "eos_token": engine.eos or None}
+    return reply(request, names | {"chat_template": engine.chat_template})
 
 
 async def _completions(request: web.Request) -> web.StreamResponse:
     services, body = request.app[SERVICES], await read(request, api.CompletionRequest)
-    prompt = services.engine.tokenize(body.prompt) if isinstance(body.prompt, str) else body.prompt
-    return await _respond(request, services, body, prompt, body.max_tokens)
+    body.refuse_unsupported()
+    return await _respond(request, services, body, await prompts.of_completion(services, body), body.max_tokens)
 
 
 async def _chat(request: web.Request) -> web.StreamResponse:
     services, body = request.app[SERVICES], await read(request, api.ChatRequest)
-    if not any(m.text.strip() for m in body.messages):
-        raise RequestError("the prompt is empty", param="messages")
-    prompt = _chat_ids(services, body.messages, True)
-    return await _respond(request, services, body, prompt, body.max_completion_tokens or body.max_tokens)
-
-
-def _chat_ids(services: Services, messages: list[api.Message], add_generation_prompt: bool) -> list[int]:
-    text = services.template.render(messages, add_generation_prompt=add_generation_prompt)
-    return services.engine.tokenize(text, add_special=False, parse_special=True)
+    body.refuse_unsupported()
+    prompt = await prompts.of_chat(services, body.messages)
+    prompts.check_room(services.engine, len(prompt), param="messages")
+    return await _respond(request, services, body, [prompt], body.max_completion_tokens or body.max_tokens)
 
 
 async def _respond(
-    request: web.Request, services: Services, body: api.GenerationRequest, prompt: list[int], max_tokens: int | None
+    request: web.Request,
+    services: Services,
+    body: api.GenerationRequest,
+    prompts: list[list[int]],
+    max_tokens: int | None,
 ) -> web.StreamResponse:
-    body.refuse_unsupported()
-    if body.model and body.model != services.engine.model_name:
-        raise NotFoundError(f"no model {body.model!r} here; this is {services.engine.model_name!r}", param="model")
-    completion = Completion(services, body, prompt, max_tokens)
+    _check_model(body.model, services.engine)
+    completion = Completion(services, body, prompts, max_tokens)
     if not body.stream:
         return reply(request, await completion.whole())
-    return await stream(request, _events(completion))
+    async with aclosing(_events(completion)) as events:
+        first = await anext(events)  # what fails before it is still an HTTP error
+        return await stream(request, _from(first, events))
+
+
+async def _from(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    yield first
+    async for event in rest:
+        yield event
 
 
 async def _events(completion: Completion) -> AsyncGenerator[bytes, None]:

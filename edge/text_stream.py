@@ -17,6 +17,10 @@ class TextStream:
             raise RequestError("a stop string must not be empty", param="stop")
         self.stopped = False
         """A stop string appeared: the text ends before it, nothing more will come."""
+        self.decoded = 0
+        """Characters that have come in, shown or not."""
+        self.shown = 0
+        """Characters that have come out."""
         self._piece = piece
         self._stop = stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -33,7 +37,13 @@ class TextStream:
     def _release(self, data: bytes, last: bool) -> str:
         if self.stopped:
             return ""
-        text = self._held + self._decoder.decode(data, last)
+        come = self._decoder.decode(data, last)
+        self.decoded += len(come)
+        shown = self._safe(self._held + come, last)
+        self.shown += len(shown)
+        return shown
+
+    def _safe(self, text: str, last: bool) -> str:
         # The stop string that is complete first wins, as it would if the text came letter by letter.
         hits = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
         if hits:
@@ -46,4 +56,5 @@ class TextStream:
 
     def _possible_stop(self, text: str) -> int:
         """The length of the longest end of `text` with which a stop string begins."""
-        return max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        lengths = ((stop, n) for stop in self._stop for n in range(1, min(len(stop), len(text) + 1)))
+        return max((n for stop, n in lengths if text.endswith(stop[:n])), default=0)

@@ -4,12 +4,16 @@ import argparse
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest_asyncio
 
-from cloud.engine import CloudEngine
 from common.connection import HTTPClient
-from common.demo import demo_servers
+from common.demo import demo_servers, free_ports
+from common.supervisor import PROJECT, ServerProcess
+
+if TYPE_CHECKING:
+    from cloud.engine import CloudEngine
 
 CLOUD_MODEL = Path(__file__).parent.parent / "models" / "demo-cloud"
 CLOUD_CONTEXT = 256
@@ -39,10 +43,42 @@ async def servers() -> AsyncIterator[Servers]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def cloud_engine() -> AsyncIterator[CloudEngine]:
+async def cloud_engine() -> AsyncIterator["CloudEngine"]:
     """A real engine in this process' care, in float32 and narrow on purpose."""
+    from cloud.engine import CloudEngine  # ten seconds of imports that tests of the edge can do without
+
     args = {"dtype": "float32", "max_model_len": CLOUD_CONTEXT, "max_num_batched_tokens": STEP_TOKENS}
     engine = CloudEngine(str(CLOUD_MODEL), max_draft_tokens=16, args={**args, "kv_cache_memory_bytes": 2**26})
     await engine.start()
     yield engine
     await engine.close()
+
+
+@dataclass
+class Edge:
+    """A real edge server, a process of its own that has no cloud and answers alone; `pid` is its."""
+
+    url: str
+    http: HTTPClient
+    pid: int
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def edge() -> AsyncIterator[Edge]:
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    features = ["use_draft_verify", "use_confidence_check"]
+    settings = [
+        *(f"inference.features.{name}=false" for name in features),
+        "communication.cloud_endpoint=http://127.0.0.1:1",
+    ]
+    flags = ["--host", "127.0.0.1", "--port", str(port), *[word for setting in settings for word in ("--set", setting)]]
+    process = ServerProcess("edge", "start_edge.py", url, flags, PROJECT / "logs" / "edge-alone.log")
+    try:
+        await process.start()
+        await process.wait_ready()
+        assert process._process is not None
+        async with HTTPClient(url) as client:
+            yield Edge(url, client, process._process.pid)
+    finally:
+        await process.stop()

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 FILES = [p for package in ("common", "edge", "cloud", "models", "benchmarks") for p in (ROOT / package).glob("*.py")]
 ALLOWED = {"common": {"common"}, "edge": {"common", "edge"}, "cloud": {"common", "cloud"}}
 HEAVY = {
-    "llama_cpp": {"edge/llama.py"},
+    "llama_cpp": {"edge/llama*.py"},
     "torch": {"cloud/*", "models/*"},
     "vllm": {"cloud/*", "models/*", "benchmarks/*"},
 }

@@ -1,10 +1,16 @@
 """Confidence: what the numbers are, and that each stays in its range."""
 
+import json
 import math
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from common import config
 from common.errors import ConfigError
 from common.types import TokenProb
 from edge.confidence import (
@@ -15,7 +21,10 @@ from edge.confidence import (
     ConfidenceMetrics,
     ConfidenceStrategy,
 )
+from edge.fit_temperature import BINS, Calibration, read_questions
+from models import corpus
 
+ROOT = Path(__file__).parent.parent
 ROWS = np.random.default_rng(5).normal(0, 4, (50, 300)).astype(np.float32)
 FORMULAS = {
     ConfidenceStrategy.MAX_PROB: lambda p: max(p),
@@ -50,6 +59,15 @@ def test_a_strategy_is_its_formula(strategy: ConfidenceStrategy) -> None:
 def test_one_row_gives_what_it_gives_in_a_batch(strategy: ConfidenceStrategy) -> None:
     one_by_one = [float(calculator(strategy).of_logits(row)) for row in ROWS]
     assert calculator(strategy).of_logits(ROWS).tolist() == pytest.approx(one_by_one, abs=1e-6)
+
+
+@every_strategy
+def test_a_batch_gives_the_probabilities_of_its_tokens_beside_the_confidences(strategy: ConfidenceStrategy) -> None:
+    chosen = np.arange(len(ROWS))
+    probs, confidences = calculator(strategy).of_batch(ROWS, chosen)
+    exact = np.exp(ROWS.astype(np.float64))
+    assert probs.tolist() == pytest.approx((exact[chosen, chosen] / exact.sum(axis=-1)).tolist(), rel=1e-4)
+    assert confidences.tolist() == calculator(strategy).of_logits(ROWS).tolist()
 
 
 @every_strategy
@@ -106,6 +124,7 @@ def test_without_f1_everything_is_certain() -> None:
     assert metrics == ConfidenceMetrics(1.0, 1.0, 1.0)
     assert off.should_accept_draft(metrics, 1.0)
     assert off.of_logits(ROWS).tolist() == [1.0] * len(ROWS)
+    assert off.of_batch(ROWS, ROWS.argmax(-1))[1].tolist() == [1.0] * len(ROWS)
     assert not ConfidenceCalculator().should_accept_draft(ConfidenceCalculator().calculate_confidence([token(0.01)]), 1)
 
 
@@ -117,6 +136,9 @@ def test_an_ensemble_is_the_weighted_mean_of_its_strategies() -> None:
     weighted = (4 * single[0] + 3 * single[1] + 3 * single[2]) / 10
     assert ensemble.of_logits(ROWS, weights=[4, 3, 3]).tolist() == pytest.approx(weighted.tolist())
     assert ensemble.of_logits(ROWS[0]).shape == ()
+    probs, confidences = ensemble.of_batch(ROWS, ROWS.argmax(-1), weights=[4, 3, 3])
+    assert probs.tolist() == pytest.approx(single[0].tolist())
+    assert confidences.tolist() == pytest.approx(weighted.tolist())
 
 
 def test_an_ensemble_scores_tokens_with_each_strategy_beside() -> None:
@@ -140,3 +162,57 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         ConfidenceCalculator(top_k=0)
     with pytest.raises(ConfigError, match="strategies"):
         ConfidenceEnsemble([])
+
+
+# Fitting the temperature
+
+
+def drawn(temperature: float, count: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and tokens drawn from them at `temperature`: what a model of just that calibration would see."""
+    source = np.random.default_rng(3)
+    logits = source.normal(0, 3, (count, 30)).astype(np.float32)
+    weights = np.exp(logits.astype(np.float64) / temperature)
+    sums = np.cumsum(weights, axis=-1)
+    return logits, (sums < source.random((count, 1)) * sums[:, -1:]).sum(axis=-1)
+
+
+@pytest.mark.parametrize("true", [0.6, 1.0, 2.5])
+def test_the_fit_finds_the_temperature_that_tokens_were_drawn_at(true: float) -> None:
+    calibration = Calibration(true * np.array([0.5, 0.8, 1.0, 1.25, 2.0]))
+    calibration.add(*drawn(true))
+    assert calibration.best == 2
+    assert calibration.ece[2] < 0.05 < min(calibration.ece[0], calibration.ece[4])
+
+
+def test_what_is_measured_is_its_definition() -> None:
+    logits, right = drawn(1.0, 500)
+    calibration = Calibration(np.array([1.0]))
+    for rows in np.array_split(np.arange(500), 7):
+        calibration.add(logits[rows], right[rows])
+    probs = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    assert calibration.nll[0] == pytest.approx(-np.log(probs[np.arange(500), right]).mean(), rel=1e-5)
+    sure, hit = probs.max(axis=-1), probs.argmax(axis=-1) == right
+    bins = np.digitize(sure, np.linspace(0, 1, BINS + 1)[1:-1])
+    gaps = [abs(sure[bins == b].mean() - hit[bins == b].mean()) * (bins == b).mean() for b in set(bins.tolist())]
+    assert calibration.ece[0] == pytest.approx(sum(gaps), rel=1e-4)
+
+
+def test_questions_that_cannot_be_read_are_named_by_their_line(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": 5}\n')
+    with pytest.raises(ConfigError, match=r"data\.jsonl, line 2: .*prompt"):
+        read_questions(tmp_path / "data.jsonl")
+    with pytest.raises(ConfigError, match="No such file"):
+        read_questions(tmp_path / "none.jsonl")
+
+
+def test_the_command_says_which_line_of_the_config_to_set(tmp_path: Path) -> None:
+    lines = [{"prompt": prompt, "answer": answer} for _, prompt, answer in corpus.held_out_pairs()[::100]]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    command = [sys.executable, "-m", "edge.fit_temperature", "--data", str(tmp_path / "data.jsonl")]
+    said = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120, check=True).stdout
+    before, after = (float(number) for number in re.findall(r"likelihood +([\d.]+) -> +([\d.]+)", said)[0])
+    assert after < before
+    found = re.search(r"(edge\.confidence\.temperature): ([\d.]+)", said)
+    assert found is not None
+    chosen = config.load(flags=[f"{found[1]}={found[2]}"], environment={}).edge.confidence.temperature
+    assert chosen == float(found[2])

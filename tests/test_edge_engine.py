@@ -16,7 +16,6 @@ from edge.confidence import ConfidenceCalculator, ConfidenceStrategy
 from edge.draft_generator import DraftGenerator
 from edge.engine import EdgeEngine
 from edge.llama import CHUNK
-from edge.sampling import draw
 
 MODEL = "models/demo-edge.gguf"
 QUESTIONS = (
@@ -128,6 +127,7 @@ async def test_reuse_saves_prompt_tokens_and_its_absence_saves_none(engine: Edge
         await answer(engine, prompt, [4, 4], reuse=reuse)
         return engine.stats()["reused_prompt_tokens"] - before
 
+    assert await reused(True) == len(prompt) + 3
     assert await reused(False) == 0
     assert await reused(True) == (len(prompt) - 1) + (len(prompt) + 3)
 
@@ -217,9 +217,9 @@ async def test_probabilities_and_confidences_are_those_of_the_unmodified_distrib
     calculator = ConfidenceCalculator(ConfidenceStrategy.ENTROPY)
     rows: list[np.ndarray] = []
 
-    def spy(logits: np.ndarray) -> float:
-        rows.append(logits.copy())
-        return float(calculator.of_logits(logits))
+    def spy(logits: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows.extend(logits.copy())
+        return calculator.of_batch(logits, chosen)
 
     async with (
         EdgeEngine(MODEL, context_length=256, threads=1, confidence=spy) as engine,
@@ -230,37 +230,6 @@ async def test_probabilities_and_confidences_are_those_of_the_unmodified_distrib
     softmax = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     assert draft.probs == pytest.approx(softmax[np.arange(len(rows)), draft.token_ids].tolist(), rel=1e-4)
     assert draft.confidences == pytest.approx(calculator.of_logits(logits).tolist(), abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [Sampling(1.0), Sampling(0.7), Sampling(1.3, top_k=5), Sampling(1.0, top_p=0.6), Sampling(2.0, top_p=0.8, top_k=9)],
-    ids=str,
-)
-def test_draws_follow_the_distribution_that_was_asked_for(sampling: Sampling) -> None:
-    source = np.random.default_rng(11)
-    logits = source.normal(0, 2, 40).astype(np.float32)
-    expected = reference_distribution(logits, sampling)
-    draws = 40_000
-    tokens = [draw(logits, sampling, uniform) for uniform in (np.arange(draws) + 0.5) / draws]
-    frequencies = np.bincount(tokens, minlength=len(logits)) / draws
-    assert frequencies == pytest.approx(expected, abs=2 / draws)
-
-
-def reference_distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Temperature, then top-k, then top-p, token by token."""
-    probs = np.exp(logits.astype(np.float64) / sampling.temperature)
-    order = np.argsort(-probs)
-    kept = order[: sampling.top_k or len(order)]
-    mass, chosen = 0.0, []
-    for token in kept:
-        if mass >= sampling.top_p:
-            break
-        chosen.append(token)
-        mass += probs[token] / probs[kept].sum()
-    result = np.zeros_like(probs)
-    result[chosen] = probs[chosen] / probs[chosen].sum()
-    return result
 
 
 async def test_first_tokens_of_many_seeds_follow_the_softmax(engine: EdgeEngine) -> None:
@@ -332,9 +301,10 @@ async def test_closing_ends_the_thread_and_fails_what_waits() -> None:
 async def test_an_engine_stuck_in_a_step_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     entered, let_go = threading.Event(), threading.Event()
 
-    def stuck(logits: np.ndarray) -> float:
+    def stuck(logits: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         entered.set()
-        return float(let_go.wait())
+        let_go.wait()
+        return ConfidenceCalculator().of_batch(logits, chosen)
 
     async with EdgeEngine(MODEL, context_length=256, threads=1, confidence=stuck) as engine:
         draft = asyncio.create_task(answer(engine, [5], [1]))

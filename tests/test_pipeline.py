@@ -3,11 +3,12 @@
 import itertools
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from common.pipeline import Pipeline
 from common.policy import Gate, Plan
-from common.types import GREEDY, Mode, Provenance
+from common.types import GREEDY, Draft, Mode, Provenance, Sampling
 from tests.fakes import END, FakeDrafter, FakeVerifier, Model, answer_of, cloud_model, erring_model
 
 PROMPTS = [[p, p + 3, 2 * p] for p in range(1, 40)]
@@ -116,3 +117,20 @@ async def test_the_report_is_complete_when_the_reader_stops_early() -> None:
     await chunks.aclose()
     assert pipeline.answer.report.cloud_calls == 1
     assert pipeline.answer.report.acceptance_rate == 1.0
+
+
+@pytest.mark.parametrize("asks_cloud", [True, False])
+async def test_drafts_are_greedy_for_the_cloud_but_under_all_else_that_the_answer_is_under(asks_cloud: bool) -> None:
+    seen: list[Sampling] = []
+
+    class Drafter(FakeDrafter):
+        async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling) -> Draft:
+            seen.append(sampling)
+            return await super().draft(token_ids, limit, sampling)
+
+    wanted = Sampling(temperature=0.7, seed=3, presence_penalty=1.0, json_schema="{}", prompt_tokens=2)
+    plan = Plan(use_confidence_check=asks_cloud, use_draft_verify=asks_cloud)
+    pipeline = Pipeline([1, 2], 20, wanted, plan, Drafter(cloud_model), FakeVerifier())
+    assert [chunk async for chunk in pipeline.run()]
+    expected = msgspec.structs.replace(wanted, temperature=0.0) if asks_cloud else wanted
+    assert set(seen) == {expected}

@@ -28,6 +28,7 @@ def stream(text: str, stop: list[str], source: random.Random) -> tuple[list[str]
 def test_without_stop_strings_everything_comes_out_in_whole_characters(seed: int) -> None:
     pieces, end = stream(TEXT, [], random.Random(seed))
     assert "".join(pieces) == TEXT
+    assert end.decoded == end.shown == len(TEXT)
     assert not end.stopped
     assert "\ufffd" not in "".join(pieces)
 
@@ -56,6 +57,8 @@ def test_text_is_held_back_only_while_it_may_be_a_stop_string() -> None:
     pieces = [stream.push(list(text)) for text in (b"one\n", b"two", b"\n", b"\n", b"three")]
     assert pieces == ["one", "\ntwo", "", "", ""]
     assert stream.stopped
+    assert stream.shown == len("one\ntwo")
+    assert stream.decoded == len("one\ntwo\n\n")
     assert stream.flush() == ""
 
 

@@ -1,0 +1,261 @@
+"""The edge server against a bare loop over the same engine and against llama-server: ratios, interleaved in one run.
+
+python -m benchmarks.edge_speed [--tokens 64] [--repeats 5] [--threads 1] [--model FILE.gguf] [--json FILE]
+(`make llama-server` builds the peer from the sources of the llama-cpp-python that is installed; without it that
+comparison is left out.)
+"""
+
+import argparse
+import asyncio
+import itertools
+import random
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.random_model import SMOL_135M, WIDE_VOCABULARY, Shape, write
+from common import cli, terminal
+from common.demo import free_ports
+from common.errors import StartError
+from common.supervisor import PROJECT
+from edge.confidence import ConfidenceCalculator
+from edge.engine import EdgeEngine
+from edge.llama import Llama
+from edge.llama_batch import Piece
+
+CACHE = Path.home() / ".cache" / "edgecloud"
+PEER = CACHE / "llama-server"
+VOCABULARY = PROJECT / "models" / "demo-edge.gguf"
+PROMPT_TOKENS = 32
+STREAMS = 8
+CONTEXT = 1024
+
+Way = Callable[[list[list[int]]], Awaitable[float]]
+"""Answers all prompts at the same time; returns the seconds it took."""
+
+
+class Comparison(msgspec.Struct):
+    """One ratio that this benchmark promises: the middle one of the repeats, their range, and the least wanted."""
+
+    name: str
+    wanted: float
+    ratios: list[float]
+    at_most: bool = False
+    """`wanted` is a most, not a least."""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.ratios)
+
+    @property
+    def holds(self) -> bool:
+        return self.median <= self.wanted if self.at_most else self.median >= self.wanted
+
+
+def model_file(shape: Shape) -> Path:
+    """A random model of that shape, made at the first call."""
+    path = CACHE / "models" / f"{shape.name}.gguf"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        write(path, shape, vocabulary_of=VOCABULARY)
+    return path
+
+
+class BareLoop:
+    """Greedy decoding with nothing around it: the C API, a batch, an argmax."""
+
+    def __init__(self, model: Path, threads: int, tokens: int) -> None:
+        self._llama = Llama(str(model), CONTEXT, 0, threads, STREAMS)
+        self._tokens = tokens
+
+    async def answer(self, prompts: list[list[int]]) -> float:
+        llama = self._llama
+        began = time.perf_counter()
+        pending = prompts
+        for _ in range(self._tokens):
+            rows = llama.decode([Piece(i, ids, 1) for i, ids in enumerate(pending)])
+            assert rows is not None
+            pending = [[token] for token in rows.argmax(axis=-1).tolist()]
+        seconds = time.perf_counter() - began
+        for sequence in range(len(prompts)):
+            llama.rewind(sequence, 0)
+        return seconds
+
+    def close(self) -> None:
+        self._llama.free()
+
+
+class Server:
+    """Streams completions from a server that speaks OpenAI's API; the KV of earlier prompts is not to be used."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, tokens: int, extra: dict[str, Any]) -> None:
+        self._session = session
+        self._url = url + "/v1/completions"
+        self._body = {"max_tokens": tokens, "temperature": 0, "stream": True, **extra}
+        self._tokens = tokens
+
+    async def answer(self, prompts: list[list[int]]) -> float:
+        began = time.perf_counter()
+        await asyncio.gather(*map(self._one, prompts))
+        return time.perf_counter() - began
+
+    async def _one(self, prompt: list[int]) -> None:
+        body = {**self._body, "prompt": prompt, "stream_options": {"include_usage": True}}
+        last = b""
+        async with self._session.post(self._url, json=body) as response:
+            async for line in response.content:
+                if line.startswith(b"data: {"):
+                    last = line
+        drawn = msgspec.json.decode(last[6:])["usage"]["completion_tokens"]
+        assert drawn == self._tokens, f"{drawn} tokens of {self._tokens} came"
+
+
+@asynccontextmanager
+async def process(*command: str) -> AsyncIterator[None]:
+    log = (PROJECT / "logs" / f"benchmark-{Path(command[0]).name}.log").open("wb")
+    with log:
+        started = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        if started.returncode is None:
+            started.terminate()
+        await started.wait()
+
+
+async def ready(session: aiohttp.ClientSession, url: str) -> None:
+    for _ in range(600):
+        try:
+            async with session.get(url) as response:
+                if response.status == 200:
+                    return
+        except aiohttp.ClientConnectionError:
+            pass
+        await asyncio.sleep(0.1)
+    raise StartError(f"{url} does not answer; see logs/benchmark-*.log")
+
+
+async def ways(stack: AsyncExitStack, model: Path, args: argparse.Namespace) -> dict[str, Way]:
+    """The bare loop, the edge and, if it was built, llama-server, each with its own copy of the model."""
+    (PROJECT / "logs").mkdir(exist_ok=True)
+    edge_port, peer_port = free_ports(2)
+    session = await stack.enter_async_context(aiohttp.ClientSession())
+    bare = BareLoop(model, args.threads, args.tokens)
+    stack.callback(bare.close)
+    settings = {"threads": args.threads, "sequences": STREAMS, "context_length": CONTEXT}
+    flags = [part for key, value in settings.items() for part in ("--set", f"edge.model.{key}={value}")]
+    start = [sys.executable, str(PROJECT / "start_edge.py"), "--host", "127.0.0.1", "--port", str(edge_port)]
+    await stack.enter_async_context(process(*start, "--model", str(model), *flags))
+    edge_url = f"http://127.0.0.1:{edge_port}"
+    await ready(session, edge_url + "/ready")
+    edge = Server(session, edge_url, args.tokens, {"mode": "edge_only", "use_kv_cache": False})
+    found: dict[str, Way] = {"bare": bare.answer, "edge": edge.answer}
+    if PEER.exists():
+        options = ["-m", str(model), "-c", str(CONTEXT * STREAMS), "-np", str(STREAMS), "--port", str(peer_port)]
+        threads = ["-t", str(args.threads), "-tb", str(args.threads)]
+        await stack.enter_async_context(process(str(PEER), *options, *threads))
+        peer_url = f"http://127.0.0.1:{peer_port}"
+        await ready(session, peer_url + "/health")
+        found["llama-server"] = Server(session, peer_url, args.tokens, {"cache_prompt": False}).answer
+    return found
+
+
+async def speed(model: Path, args: argparse.Namespace, bar: Progress) -> list[Comparison]:
+    """Seconds of every way, for one stream and for eight, as ratios within each repeat."""
+    source = random.Random(1)
+    seconds: dict[tuple[str, int], list[float]] = {}
+    async with AsyncExitStack() as stack:
+        found = await ways(stack, model, args)
+        rounds = range(args.repeats + 1)
+        for repeat, streams in bar.track(list(itertools.product(rounds, (1, STREAMS))), description="interleaved"):
+            prompts = [[source.randrange(100, 4000) for _ in range(PROMPT_TOKENS)] for _ in range(streams)]
+            for name, answer in found.items():
+                took = await answer(prompts)
+                if repeat:  # the first is a warm-up
+                    seconds.setdefault((name, streams), []).append(took)
+    for (name, streams), all_seconds in seconds.items():
+        rate = streams * args.tokens / statistics.median(all_seconds)
+        bar.console.print(f"{name}, {streams} stream{'s' * (streams > 1)}: {rate:.1f} tokens/s")
+    made = []
+    for peer, streams, wanted in (
+        ("bare", 1, 0.90),
+        ("bare", 8, 0.85),
+        ("llama-server", 1, 0.95),
+        ("llama-server", 8, 1.0),
+    ):
+        if (peer, streams) in seconds:
+            pairs = zip(seconds[peer, streams], seconds["edge", streams], strict=True)
+            made.append(Comparison(f"{peer}, {streams} stream{'s' * (streams > 1)}", wanted, [p / e for p, e in pairs]))
+    return made
+
+
+async def share_of_confidence(model: Path, args: argparse.Namespace, streams: int) -> Comparison:
+    """What F1 and the tokens' probabilities cost of all the engine's time, with a vocabulary of 150,000."""
+    calculator = ConfidenceCalculator()
+    spent = 0.0
+
+    def timed(logits: Any, chosen: Any) -> Any:
+        nonlocal spent
+        began = time.perf_counter()
+        result = calculator.of_batch(logits, chosen)
+        spent += time.perf_counter() - began
+        return result
+
+    shares = []
+    async with (
+        EdgeEngine(str(model), CONTEXT, threads=args.threads, sequences=streams, confidence=timed) as engine,
+        AsyncExitStack() as stack,
+    ):
+        leases = [await stack.enter_async_context(engine.sequence(reuse=False)) for _ in range(streams)]
+        for repeat in range(args.repeats + 1):
+            spent, began = 0.0, time.perf_counter()
+            await asyncio.gather(*(lease.draft([100 + i + repeat], 32) for i, lease in enumerate(leases)))
+            shares.append(spent / (time.perf_counter() - began))
+    name = f"F1's share, V 150,000, batch {streams}"
+    return Comparison(name, 0.05, shares[1:], at_most=True)
+
+
+def table(rows: list[Comparison]) -> Table:
+    made = Table(title="Ratios; the median of the repeats decides", title_justify="left")
+    made.add_column("edge over", no_wrap=True)
+    for name in ("ratio", "range", "wanted", "holds"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        wanted = f"{'≤' if row.at_most else '≥'} {row.wanted:.2f}"
+        span = f"{min(row.ratios):.3f}-{max(row.ratios):.3f}"
+        made.add_row(row.name, f"{row.median:.3f}", span, wanted, "yes" if row.holds else "NO")
+    return made
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description="The edge server's speed, as ratios.")
+    parser.add_argument("--model", type=Path, help="GGUF file (default: a random one of SmolLM2-135M's shape)")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer (default 64)")
+    parser.add_argument("--repeats", type=int, default=5, help="times that everything is measured (default 5)")
+    parser.add_argument("--threads", type=int, default=1, help="llama.cpp's threads, everywhere (default 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    args = parser.parse_args()
+    console = terminal.console()
+    if not PEER.exists():
+        console.print(f"no {PEER}: `make llama-server` builds it; its comparisons are left out")
+    wide = model_file(WIDE_VOCABULARY)
+    with Progress(console=console) as bar:
+        rows = await speed(args.model or model_file(SMOL_135M), args, bar)
+    for streams in (1, STREAMS):
+        rows.append(await share_of_confidence(wide, args, streams))
+    console.print(table(rows))
+    if args.json:
+        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main()))

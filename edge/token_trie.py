@@ -1,0 +1,100 @@
+"""A radix trie over token ids: which of many sequences shares the longest beginning. Knows no model and no cache."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class _Node(Generic[T]):
+    """The tokens between its parent and itself, and what ends exactly here."""
+
+    label: list[int]
+    values: list[T] = field(default_factory=list)
+    children: dict[int, "_Node[T]"] = field(default_factory=dict)
+
+    def below(self) -> Iterator[T]:
+        """The values of this node and of all under it."""
+        waiting = [self]
+        while waiting:
+            node = waiting.pop()
+            yield from node.values
+            waiting += node.children.values()
+
+
+class TokenTrie(Generic[T]):
+    """Values filed under token sequences; one sequence may carry several values. Belongs to one thread at a time."""
+
+    def __init__(self) -> None:
+        self._root: _Node[T] = _Node([])
+
+    def add(self, token_ids: list[int], value: T) -> None:
+        node, depth = self._root, 0
+        while depth < len(token_ids):
+            child = node.children.get(token_ids[depth])
+            if child is None:
+                child = node.children[token_ids[depth]] = _Node(token_ids[depth:])
+            else:
+                shared = common_prefix(child.label, token_ids[depth : depth + len(child.label)])
+                if shared < len(child.label):
+                    child = node.children[token_ids[depth]] = _split(child, shared)
+            node, depth = child, depth + len(child.label)
+        node.values.append(value)
+
+    def remove(self, token_ids: list[int], value: T) -> None:
+        """Takes out what `add` put in with the same arguments; raises KeyError or ValueError if that is not there."""
+        path, depth = [self._root], 0
+        while depth < len(token_ids):
+            path.append(path[-1].children[token_ids[depth]])
+            depth += len(path[-1].label)
+        path[-1].values.remove(value)
+        while len(path) > 1 and not path[-1].values and len(path[-1].children) < 2:
+            node, parent = path.pop(), path[-1]
+            if node.children:
+                (only,) = node.children.values()
+                only.label = node.label + only.label
+                parent.children[node.label[0]] = only
+            else:
+                del parent.children[node.label[0]]
+
+    def beginnings(self, token_ids: list[int]) -> list[T]:
+        """The values filed under `token_ids` or under a beginning of it."""
+        node, depth, found = self._root, 0, list(self._root.values)
+        while depth < len(token_ids) and (child := node.children.get(token_ids[depth])):
+            if child.label != token_ids[depth : depth + len(child.label)]:
+                break
+            node, depth = child, depth + len(child.label)
+            found += node.values
+        return found
+
+    def longest(self, token_ids: list[int]) -> tuple[int, list[T]]:
+        """The length of the longest beginning that any sequence shares with `token_ids`, and the values that do."""
+        node, depth = self._root, 0
+        while child := node.children.get(token_ids[depth]) if depth < len(token_ids) else None:
+            shared = common_prefix(child.label, token_ids[depth : depth + len(child.label)])
+            node, depth = child, depth + shared
+            if shared < len(child.label):
+                break
+        return depth, list(node.below()) if depth else []
+
+
+def common_prefix(left: list[int], right: list[int]) -> int:
+    """The length of the longest common prefix, by halving, so that the comparing is done by whole slices."""
+    same, end = 0, min(len(left), len(right))
+    half = end  # the whole is what usually agrees
+    while same < end:
+        if left[same:half] == right[same:half]:
+            same = half
+        else:
+            end = half - 1
+        half = (same + end + 1) // 2
+    return same
+
+
+def _split(node: _Node[T], at: int) -> _Node[T]:
+    """A new node for the first `at` tokens of `node`, with the rest of it underneath."""
+    upper: _Node[T] = _Node(node.label[:at], children={node.label[at]: node})
+    node.label = node.label[at:]
+    return upper

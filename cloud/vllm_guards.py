@@ -1,7 +1,7 @@
-"""Replaces two functions of vLLM 0.32 that are wrong on CPU. Knows nothing of drafts, engines or requests.
+"""Guards against three faults of vLLM 0.32 on CPU. Knows nothing of drafts, engines or requests.
 
-Both belong to the rejection sampler, through which every step goes once a speculative config is set. Each has a test
-that fails when vLLM no longer needs it.
+Two functions of the rejection sampler, through which every step goes once a speculative config is set, are replaced;
+seeded requests get a generator of their own kind. Each has a test that fails when vLLM no longer needs it.
 """
 
 import torch
@@ -32,6 +32,24 @@ def apply_top_k_top_p(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Ten
     ends the engine.
     """
     return unguarded_top_k_top_p(logits, k, p) if logits.shape[0] else logits
+
+
+class RewindingGenerator(torch.Generator):
+    """A generator that goes back to its mark where vLLM sets back its offset.
+
+    A step that ends in the midst of a prompt draws a token for nothing, and vLLM then sets the offset of the request's
+    generator back. One for the CPU has none: it raises, and that ends the engine.
+    """
+
+    def mark(self) -> None:
+        """To be called when a request enters a batch: steps that draw for nothing come before all others there."""
+        self._mark = self.get_state()
+
+    def get_offset(self) -> int:
+        return 0
+
+    def set_offset(self, offset: int) -> None:
+        self.set_state(self._mark)
 
 
 def install() -> None:

@@ -2,14 +2,12 @@
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 import pytest_asyncio
-import torch
 
 from cloud.continuous import ContinuousAnswer
 from cloud.draft_channel import DraftChannel
@@ -20,15 +18,11 @@ from common.errors import ContextLengthError
 from common.frames import EndFrame, TokensFrame
 from common.types import GREEDY, Sampling
 from tests.conftest import CLOUD_CONTEXT
-from tests.test_distribution import engine_with
+from tests.test_cloud_engine import prompts
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-QUESTIONS = ("What is AI?", "Explain quantum computing", "Explain deep learning", "What is machine learning?")
 ANSWER = 60
-SPREAD = [500, 1203, 77, 2048, 911, 64, 3001]
-"""A prompt that makes no sense to the model, which then is sure of nothing."""
-
 Drafting = Callable[[ContinuousAnswer, list[int]], Awaitable[None]]
 
 
@@ -69,10 +63,6 @@ async def answer(
 
 def ids(frames: list[TokensFrame]) -> list[int]:
     return [token for frame in frames for token in frame.token_ids]
-
-
-def prompts(engine: CloudEngine) -> list[list[int]]:
-    return [list(engine.tokenizer.encode(question)) for question in QUESTIONS]
 
 
 def oracle(
@@ -166,19 +156,6 @@ async def test_right_drafts_save_steps_and_wrong_ones_are_soon_not_verified(
     assert 0 < bad.drafted < 2 * bad.steps
 
 
-async def test_sixty_four_answers_at_once_with_random_errors_are_exact(
-    cloud_engine: CloudEngine, channel: DraftChannel, right: list[list[int]]
-) -> None:
-    asked = prompts(cloud_engine)
-    jobs = [
-        answer(cloud_engine, channel, asked[n % 4], oracle(right[n % 4], 1 + n % 24, error=(n % 5) / 8, lag=n % 3))
-        for n in range(64)
-    ]
-    answers = await asyncio.gather(*jobs)
-    assert [asked[n % 4] + ids(frames) for n, (frames, _) in enumerate(answers)] == right * 16
-    assert sum(end.accepted for _, end in answers) > 0
-
-
 async def test_an_answer_ends_where_it_ends_without_drafts(
     cloud_engine: CloudEngine, channel: DraftChannel, right: list[list[int]]
 ) -> None:
@@ -243,94 +220,3 @@ async def test_leaving_frees_the_request_and_its_kv(cloud_engine: CloudEngine, c
     await verify(cloud_engine, Round([1, 2, 3], [], GREEDY, 1))  # a step later
     stats = cloud_engine.stats()
     assert (stats["running"], stats["kv_cache_usage"]) == (0, 0)
-
-
-SETTINGS = [
-    Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    for temperature in (0.7, 1.0)
-    for top_k, top_p in ((0, 1.0), (6, 1.0), (0, 0.9), (6, 0.9))
-]
-
-
-async def sampled(
-    engine: CloudEngine, channel: DraftChannel, sampling: Sampling, count: int, draft: list[int]
-) -> tuple[list[list[int]], int]:
-    """`count` answers of four tokens, with a draft that begins behind their first; and how many had it verified."""
-    prompt = SPREAD
-
-    async def one() -> tuple[list[int], bool]:
-        async def early(running: ContinuousAnswer, known: list[int]) -> None:
-            if len(known) == len(prompt) and draft:
-                running.draft(len(prompt) + 1, draft)
-
-        frames, end = await answer(engine, channel, prompt, early, sampling, max_tokens=5)
-        return ids(frames), end.drafted > 0
-
-    gate = asyncio.Semaphore(64)
-
-    async def in_turn() -> tuple[list[int], bool]:
-        async with gate:
-            return await one()
-
-    drawn = await asyncio.gather(*(in_turn() for _ in range(count)))
-    return [tokens for tokens, _ in drawn], sum(verified for _, verified in drawn)
-
-
-def likely(samples: list[list[int]]) -> list[int]:
-    """The likeliest token of each of the draft's positions."""
-    return [Counter(tokens[at] for tokens in samples if len(tokens) > at).most_common(1)[0][0] for at in (1, 2, 3)]
-
-
-def p_value(a: Counter[int], b: Counter[int]) -> float:
-    """Of the two-sample chi-square test; tokens seen fewer than ten times in all count as one."""
-    scale = (sum(a.values()) / sum(b.values())) ** 0.5
-    cells: dict[int, list[int]] = {}
-    for token in a.keys() | b.keys():
-        cell = cells.setdefault(token if a[token] + b[token] >= 10 else -1, [0, 0])
-        cell[0] += a[token]
-        cell[1] += b[token]
-    statistic = sum((x / scale - y * scale) ** 2 / (x + y) for x, y in cells.values())
-    return float(torch.special.gammaincc(torch.tensor((len(cells) - 1) / 2), torch.tensor(statistic / 2)))
-
-
-def p_values(with_drafts: list[list[int]], without: list[list[int]]) -> list[float]:
-    """One for each of the draft's positions."""
-    return [
-        p_value(*(Counter(tokens[at] for tokens in drawn if len(tokens) > at) for drawn in (with_drafts, without)))
-        for at in (1, 2, 3)
-    ]
-
-
-async def test_sampled_tokens_have_the_same_distribution_with_drafts(
-    cloud_engine: CloudEngine, channel: DraftChannel
-) -> None:
-    sampling = Sampling(temperature=1.0, top_k=6)
-    without, _ = await sampled(cloud_engine, channel, sampling, 600, [])
-    with_drafts, verified = await sampled(cloud_engine, channel, sampling, 600, likely(without))
-    assert verified > 300
-    assert min(p_values(with_drafts, without)) > 0.0001
-    colder, _ = await sampled(cloud_engine, channel, Sampling(temperature=0.4, top_k=6), 600, likely(without))
-    assert min(p_values(colder, without)) < 0.0001
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("sampling", SETTINGS, ids=lambda s: f"t{s.temperature}-k{s.top_k}-p{s.top_p}")
-async def test_five_thousand_samples_have_the_same_distribution_with_drafts(
-    cloud_engine: CloudEngine, channel: DraftChannel, sampling: Sampling
-) -> None:
-    without, _ = await sampled(cloud_engine, channel, sampling, 5000, [])
-    with_drafts, verified = await sampled(cloud_engine, channel, sampling, 5000, likely(without))
-    found = p_values(with_drafts, without)
-    print(sampling, verified, [f"{p:.4f}" for p in found])
-    assert verified > 2500
-    assert min(found) > 0.001
-
-
-@pytest.mark.long
-async def test_without_the_guard_the_distribution_is_wrong(channel: DraftChannel) -> None:
-    sampling = Sampling(temperature=0.7, top_k=6)
-    async with engine_with("tests.unguarded.UnguardedProposer") as engine:
-        without, _ = await sampled(engine, channel, sampling, 1500, [])
-        with_drafts, verified = await sampled(engine, channel, sampling, 1500, likely(without))
-        assert verified > 750
-        assert min(p_values(with_drafts, without)) < 0.001

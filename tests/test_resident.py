@@ -1,8 +1,6 @@
 """Live requests on the demo model: the tokens are those of plain decoding, and nothing is computed twice."""
 
-import asyncio
 import random
-import statistics
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,8 +14,8 @@ from cloud.resident import Closed, ResidentPool
 from cloud.resident_request import can_reside
 from cloud.rounds import Round
 from common.types import GREEDY, Sampling, Verdict
+from tests.sampled_rounds import walk_of
 from tests.test_cloud_engine import plain, running_and_kv
-from tests.test_distribution import walk_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -77,35 +75,6 @@ async def one(pool: ResidentPool, session: str, committed: list[int], draft: lis
     verdict = await pool.verify(session, Round(committed, draft, **other))
     assert verdict is not None
     return verdict
-
-
-@pytest.mark.parametrize("length", range(17))
-async def test_greedy_tokens_are_the_same_for_every_draft_length(cloud_engine: CloudEngine, length: int) -> None:
-    prompt, right = await question_and_answer(cloud_engine)
-    rng = random.Random(length)
-    drawn: list[int] = []
-    async with pool_of(cloud_engine) as pool:
-        while len(drawn) < len(right):
-            draft = with_errors(rng, right[len(drawn) : len(drawn) + length], 0.25, cloud_engine.vocab_size)
-            verdict = await one(pool, "s", prompt + drawn, draft)
-            drawn += verdict.token_ids
-            if verdict.finished:
-                break
-        assert pool.opened == 1
-    assert drawn[: len(right)] == right
-
-
-async def test_greedy_tokens_are_the_same_for_64_sessions_of_which_a_quarter_is_live(cloud_engine: CloudEngine) -> None:
-    asked = [[*prompt, 5 + n] for n in range(11) for prompt in chats(cloud_engine)][:64]
-    right = await asyncio.gather(*(plain(cloud_engine, prompt, TOKENS) for prompt in asked))
-    assert statistics.mean(map(len, right)) > TOKENS / 2
-    async with pool_of(cloud_engine, limit=16) as pool:
-        jobs = [
-            in_rounds(cloud_engine, pool, f"{n}", prompt, answer)
-            for n, (prompt, answer) in enumerate(zip(asked, right, strict=True))
-        ]
-        assert await asyncio.gather(*jobs) == right
-        assert pool.continued > pool.opened >= 16
 
 
 def computed() -> tuple[float, float]:

@@ -53,7 +53,23 @@ def test_top_k_without_the_guard_still_fails_on_a_step_without_drafts() -> None:
         vllm_guards.unguarded_top_k_top_p(torch.empty(0, 16), torch.empty(0, dtype=torch.int32), None)
 
 
-def test_the_plugin_installs_both_guards() -> None:
+def test_a_rewound_generator_draws_the_same_again() -> None:
+    generator = vllm_guards.RewindingGenerator()
+    generator.manual_seed(3)
+    before = torch.empty(4).exponential_(generator=generator)
+    generator.mark()
+    drawn = torch.empty(4).exponential_(generator=generator)
+    generator.set_offset(generator.get_offset() - 4)  # as vLLM does
+    again = torch.empty(4).exponential_(generator=generator)
+    assert torch.equal(again, drawn) and not torch.equal(again, before)
+
+
+def test_a_generator_for_the_cpu_still_has_no_offset() -> None:
+    with pytest.raises(RuntimeError):
+        torch.Generator().get_offset()
+
+
+def test_the_plugin_installs_its_guards() -> None:
     assert vllm_plugin.vllm_guards is vllm_guards
     assert rejection_sampler.expand_batch_to_tokens is vllm_guards.expand_batch_to_tokens
     assert rejection_sampler.apply_top_k_top_p is vllm_guards.apply_top_k_top_p

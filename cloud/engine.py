@@ -215,6 +215,7 @@ def _find(model: str) -> None:
 def _start(args: Any, directory: Path) -> AsyncLLM:
     vllm_version.check()
     _find(args.model)
+    preloaded = os.environ.get("LD_PRELOAD")
     try:
         engine_args = AsyncEngineArgs.from_cli_args(args)
         if engine_args.enable_prefix_caching is not False and engine_args.kv_events_config is None:
@@ -223,6 +224,11 @@ def _start(args: Any, directory: Path) -> AsyncLLM:
     except (RuntimeError, ValueError, OSError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StartError(f"{args.model}: vLLM did not start: {reason}") from error
+    finally:
+        # vLLM sets this for its own processes; others that this one starts shall not have torch's libraries.
+        os.environ.pop("LD_PRELOAD", None)
+        if preloaded is not None:
+            os.environ["LD_PRELOAD"] = preloaded
 
 
 def _processes(llm: AsyncLLM) -> list[Any]:

@@ -1,5 +1,6 @@
 """Live requests on the demo model: the tokens are those of plain decoding, and nothing is computed twice."""
 
+import itertools
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -47,6 +47,10 @@ DIFFERENT = 1e-6
 """What no right sampler does in a run of these tests, nor in a thousand."""
 
 
+def name(sampling: Sampling) -> str:
+    return f"t{sampling.temperature}-k{sampling.top_k}-p{sampling.top_p}"
+
+
 def p_value(a: list[Counter[int]], b: list[Counter[int]]) -> float:
     """How likely samples at least as different are if both come from one distribution in each context."""
     statistic, freedom = 0.0, 0
@@ -88,7 +92,7 @@ async def assert_same(
         rounds = await form(engine, walk, sampling, times)
         assert rounds.verified > 0.9 * times
         found = p_values(rounds, plain, walk)
-        print(f"{form.__name__} {sampling} {rounds.verified}: p = {', '.join(f'{p:.4f}' for p in found)}")
+        print(f"{form.__name__} {name(sampling)} {rounds.verified}: p = {', '.join(f'{p:.4f}' for p in found)}")
         if min(found) > SUSPICIOUS:
             break
         assert chance == 1, f"{found} is suspicious again"
@@ -107,7 +111,7 @@ async def test_each_position_of_the_drafts_is_sometimes_accepted_and_sometimes_n
     plain = await plainly(cloud_engine, walk, Sampling(temperature=1.0), 800)
     for position in range(1, POSITIONS + 1):
         for counts, draft in zip(plain.at(position, walk), walk.drafts, strict=True):
-            assert 0.1 < counts[draft[position - 1]] / counts.total() < 0.9
+            assert 0.05 < counts[draft[position - 1]] / counts.total() < 0.95
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -125,7 +129,7 @@ async def test_a_few_hundred_rounds_draw_like_plain_sampling_and_unlike_a_colder
     assert min(p_values(rounds, plain_and_colder[1], walk)) < DIFFERENT
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session", params=SETTINGS, ids=str)
+@pytest_asyncio.fixture(scope="module", loop_scope="session", params=SETTINGS, ids=name)
 async def sampling_and_plain(
     request: pytest.FixtureRequest, cloud_engine: CloudEngine, walk: Walk
 ) -> tuple[Sampling, Samples]:

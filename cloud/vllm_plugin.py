@@ -12,7 +12,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
-from cloud import round_seed, vllm_guards
+from cloud import plain_steps, round_seed, vllm_guards
 from cloud.answer_so_far import begin_with_answer, install
 from cloud.running_drafts import RunningDrafts
 
@@ -21,6 +21,7 @@ DRAFT_KEY = "draft_token_ids"
 vllm_guards.install()
 install()
 round_seed.install()
+plain_steps.install()
 
 
 class NoProposer:

@@ -4,8 +4,10 @@ import logging
 
 import vllm
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.executor.abstract import Executor
 from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.gpu_input_batch import InputBatch
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from common.errors import StartError
 
@@ -13,6 +15,8 @@ TESTED = ("0.32.0",)
 HOOKS: dict[object, tuple[str, ...]] = {
     Scheduler: ("schedule", "add_request", "_update_after_schedule", "_update_request_with_output"),
     InputBatch: ("add_request",),
+    Executor: ("take_draft_token_ids",),
+    GPUModelRunner: ("_sample",),
     rejection_sampler: ("expand_batch_to_tokens", "apply_top_k_top_p"),
 }
 """What the plugin overrides or replaces; where one is gone, drafts would silently not be verified."""

@@ -2,6 +2,8 @@
 
 import sys
 
+import uvloop
+
 from cloud.cloud_server import build_app
 from cloud.engine import CloudEngine
 from common import cli
@@ -42,4 +44,4 @@ def engine_args(cloud: CloudConfig) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(cli.run(main(), uvloop.new_event_loop))  # many streams: the loop is what is busy

@@ -5,7 +5,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from common import config
@@ -29,13 +29,14 @@ def load_config(args: argparse.Namespace, **flags: object) -> Config:
     return config.load(args.config, [*args.set, *given])
 
 
-def run(program: Coroutine[Any, Any, None]) -> int:
+def run(program: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> int:
     """Runs a program to its end and returns its exit code; a FrameworkError becomes one line on stderr and code 1.
 
     The first Ctrl-C or SIGTERM cancels the program (code 130); what it then cleans up is not disturbed by another.
     """
     try:
-        asyncio.run(_cancelled_by_signals(program))
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(_cancelled_by_signals(program))
     except FrameworkError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 1

@@ -38,9 +38,8 @@ VOCABULARY = PROJECT / "models" / "demo-edge.gguf"
 PROMPT_TOKENS = 32
 STREAMS = 8
 CONTEXT = 1024
-# On a CPU the edge leaves flash attention off, for equal answers from a warm and a cold cache; llama-server has it on.
-PEERS = {"llama-server -fa off": ("-fa", "off"), "llama-server -fa on": ("-fa", "on")}
-"""The peer with the edge's attention kernels, and as it comes; its name in the table and its options."""
+PEERS = {"llama-server -ctv bf16": ("-fa", "on", "-ctv", "bf16"), "llama-server": ()}
+"""The peer with the edge's attention kernels (see edge/llama.py), and as it comes; its name in the table and its options."""
 
 Way = Callable[[list[list[int]]], Awaitable[float]]
 """Answers all prompts at the same time; returns the seconds it took."""
@@ -229,9 +228,7 @@ async def share_of_confidence(model: Path, args: argparse.Namespace, streams: in
 
 
 def table(rows: list[Comparison]) -> Table:
-    made = Table(
-        title="Same model, threads and prompts, flash attention off at the edge; medians", title_justify="left"
-    )
+    made = Table(title="Same model, threads and prompts; the median of the repeats decides", title_justify="left")
     made.add_column("edge over", no_wrap=True)
     for name in ("ratio", "range", "wanted", "holds"):
         made.add_column(name, justify="right", no_wrap=True)

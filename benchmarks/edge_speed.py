@@ -39,7 +39,7 @@ PROMPT_TOKENS = 32
 STREAMS = 8
 CONTEXT = 1024
 PEERS = {"llama-server -ctv bf16": ("-fa", "on", "-ctv", "bf16"), "llama-server": ()}
-"""The peer with the edge's attention kernels (see edge/llama.py), and as it comes; its name in the table and its options."""
+"""The peer with the edge's attention kernels (see edge/llama.py), and as it comes; names and options."""
 
 Way = Callable[[list[list[int]]], Awaitable[float]]
 """Answers all prompts at the same time; returns the seconds it took."""

@@ -38,7 +38,7 @@ VOCABULARY = PROJECT / "models" / "demo-edge.gguf"
 PROMPT_TOKENS = 32
 STREAMS = 8
 CONTEXT = 1024
-PEERS = {"llama-server -ctv bf16": ("-fa", "on", "-ctv", "bf16"), "llama-server": ()}
+PEERS = {"llama-server -fa off": ("-fa", "off"), "llama-server": ()}
 """The peer with the edge's attention kernels (see edge/llama.py), and as it comes; names and options."""
 
 Way = Callable[[list[list[int]]], Awaitable[float]]

@@ -72,7 +72,8 @@ class Llama:
         options.type_k = options.type_v = KV_TYPES[kv_type]
         on_cpu = gpu_layers == 0
         if flash_attention is None:
-            flash_attention = not (on_cpu and kv_type == "f32")
+            # On a CPU it is faster only over some hundred tokens or fewer; llama.cpp quantizes KV only with it.
+            flash_attention = not on_cpu or kv_type == "q8_0"
         if flash_attention and on_cpu and kv_type == "f16":
             # Flash attention on a CPU adds up f16 values in half precision, and f32 ones it makes f16 before: in what
             # portions a prompt was read would change what is drawn. Any other values it adds up in float32.

@@ -144,7 +144,7 @@ async def test_it_does_so_while_sequences_and_budgets_are_too_few(tmp_path: Path
 LAYOUTS = {
     "f32": {"kv_type": "f32"},
     "q8_0": {"kv_type": "q8_0"},
-    "no flash attention": {"flash_attention": False},
+    "flash attention": {"flash_attention": True},
     "unified": {"unified": True},
     "more sequences": {"sequences": 3},
 }
@@ -186,8 +186,10 @@ async def test_switched_off_every_prompt_is_computed(tmp_path: Path) -> None:
         assert stats["reused_prompt_tokens"] == stats["kv_ram_entries"] == 0
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
-def test_in_what_portions_a_prompt_was_read_changes_no_bit_of_its_logits(kv_type: str) -> None:
+@pytest.mark.parametrize(("kv_type", "flash_attention"), [("f16", None), ("f16", True), ("f32", None), ("q8_0", None)])
+def test_in_what_portions_a_prompt_was_read_changes_no_bit_of_its_logits(
+    kv_type: str, flash_attention: bool | None
+) -> None:
     def last_logits(portion: int) -> bytes:
         for begin in range(0, len(PROMPT), portion):
             rows = llama.decode([Piece(0, PROMPT[begin : begin + portion], 1)])
@@ -196,7 +198,7 @@ def test_in_what_portions_a_prompt_was_read_changes_no_bit_of_its_logits(kv_type
         llama.rewind(0, 0)
         return read
 
-    llama = Llama(MODEL, 256, 0, 1, 2, kv_type)
+    llama = Llama(MODEL, 256, 0, 1, 2, kv_type, flash_attention)
     try:
         assert len({last_logits(portion) for portion in (200, 128, 7, 1)}) == 1
     finally:

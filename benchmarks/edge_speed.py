@@ -38,6 +38,8 @@ VOCABULARY = PROJECT / "models" / "demo-edge.gguf"
 PROMPT_TOKENS = 32
 STREAMS = 8
 CONTEXT = 1024
+PEERS = {"llama-server -fa off": ("-fa", "off"), "llama-server": ()}
+"""The peer with the edge's attention kernels (see edge/llama.py), and as it comes; names and options."""
 
 Way = Callable[[list[list[int]]], Awaitable[float]]
 """Answers all prompts at the same time; returns the seconds it took."""
@@ -120,8 +122,8 @@ class Server:
 
 
 @asynccontextmanager
-async def process(*command: str) -> AsyncIterator[None]:
-    log = (PROJECT / "logs" / f"benchmark-{Path(command[0]).name}.log").open("wb")
+async def process(name: str, *command: str) -> AsyncIterator[None]:
+    log = (PROJECT / "logs" / f"benchmark-{name.replace(' ', '')}.log").open("wb")
     with log:
         started = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
     try:
@@ -145,27 +147,28 @@ async def ready(session: aiohttp.ClientSession, url: str) -> None:
 
 
 async def ways(stack: AsyncExitStack, model: Path, args: argparse.Namespace) -> dict[str, Way]:
-    """The bare loop, the edge and, if it was built, llama-server, each with its own copy of the model."""
+    """The bare loop, the edge and, if they were built, the peers, each with its own copy of the model."""
     (PROJECT / "logs").mkdir(exist_ok=True)
-    edge_port, peer_port = free_ports(2)
+    edge_port, *peer_ports = free_ports(1 + len(PEERS))
     session = await stack.enter_async_context(aiohttp.ClientSession())
     bare = BareLoop(model, args.threads, args.tokens)
     stack.callback(bare.close)
     settings = {"threads": args.threads, "sequences": STREAMS, "context_length": CONTEXT}
     flags = [part for key, value in settings.items() for part in ("--set", f"edge.model.{key}={value}")]
     start = [sys.executable, str(PROJECT / "start_edge.py"), "--host", "127.0.0.1", "--port", str(edge_port)]
-    await stack.enter_async_context(process(*start, "--model", str(model), *flags))
+    await stack.enter_async_context(process("edge", *start, "--model", str(model), *flags))
     edge_url = f"http://127.0.0.1:{edge_port}"
     await ready(session, edge_url + "/ready")
     edge = Server(session, edge_url, args.tokens, {"mode": "edge_only", "use_kv_cache": False})
     found: dict[str, Way] = {"bare": bare.answer, "edge": edge.answer}
     if PEER.exists():
-        options = ["-m", str(model), "-c", str(CONTEXT * STREAMS), "-np", str(STREAMS), "--port", str(peer_port)]
-        threads = ["-t", str(args.threads), "-tb", str(args.threads)]
-        await stack.enter_async_context(process(str(PEER), *options, *threads))
-        peer_url = f"http://127.0.0.1:{peer_port}"
-        await ready(session, peer_url + "/health")
-        found["llama-server"] = Server(session, peer_url, args.tokens, {"cache_prompt": False}).answer
+        options = ["-m", str(model), "-c", str(CONTEXT * STREAMS), "-np", str(STREAMS)]
+        options += ["-t", str(args.threads), "-tb", str(args.threads)]
+        for (name, attention), port in zip(PEERS.items(), peer_ports, strict=True):
+            await stack.enter_async_context(process(name, str(PEER), *options, *attention, "--port", str(port)))
+            peer_url = f"http://127.0.0.1:{port}"
+            await ready(session, peer_url + "/health")
+            found[name] = Server(session, peer_url, args.tokens, {"cache_prompt": False}).answer
     return found
 
 
@@ -189,8 +192,8 @@ async def speed(model: Path, args: argparse.Namespace, bar: Progress) -> list[Co
     for peer, streams, wanted in (
         ("bare", 1, 0.90),
         ("bare", 8, 0.85),
-        ("llama-server", 1, 0.95),
-        ("llama-server", 8, 1.0),
+        *((name, 1, 0.95) for name in PEERS),
+        *((name, 8, 1.0) for name in PEERS),
     ):
         if (peer, streams) in seconds:
             pairs = zip(seconds[peer, streams], seconds["edge", streams], strict=True)
@@ -225,7 +228,7 @@ async def share_of_confidence(model: Path, args: argparse.Namespace, streams: in
 
 
 def table(rows: list[Comparison]) -> Table:
-    made = Table(title="Ratios; the median of the repeats decides", title_justify="left")
+    made = Table(title="Same model, threads and prompts; the median of the repeats decides", title_justify="left")
     made.add_column("edge over", no_wrap=True)
     for name in ("ratio", "range", "wanted", "holds"):
         made.add_column(name, justify="right", no_wrap=True)

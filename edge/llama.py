@@ -24,6 +24,8 @@ CHUNK = 256
 SAMPLE = 65536
 """Bytes of the model file read at each of some 256 places to recognise it."""
 KV_TYPES = {"f32": c.GGML_TYPE_F32, "f16": c.GGML_TYPE_F16, "q8_0": c.GGML_TYPE_Q8_0}
+BF16 = 30
+"""GGML_TYPE_BF16, which the binding has no name for."""
 ABORTED = 2
 """What llama_decode returns when the abort callback ended it."""
 ABORT_TALK = (b"failed with error 1", b"compute status: 1", b"ret = 2")
@@ -37,8 +39,8 @@ class Llama:
 
     Belongs to the engine's thread, except for the vocabulary and `abort`. Raises StartError in one line if it cannot
     be loaded. `kv_unified`: sequences share the cells of a common beginning, and attention looks at the cells of all;
-    else each has its own, and a beginning is copied. `flash_attention` None leaves the choice to what keeps draws
-    independent of the batch.
+    else each has its own, and a beginning is copied. `flash_attention` None: where it keeps draws independent
+    of the batch.
     """
 
     def __init__(
@@ -68,10 +70,14 @@ class Llama:
         options.n_seq_max = sequences
         options.kv_unified = self.unified = kv_unified
         options.type_k = options.type_v = KV_TYPES[kv_type]
+        on_cpu = gpu_layers == 0
         if flash_attention is None:
-            # Flash attention on a CPU adds up in half precision: where in the cache a token happens to lie, and in what
-            # portions a prompt was read, would then change what is drawn. llama.cpp quantizes KV only with it.
-            flash_attention = gpu_layers != 0 or kv_type == "q8_0"
+            # On a CPU it is faster only over some hundred tokens or fewer; llama.cpp quantizes KV only with it.
+            flash_attention = not on_cpu or kv_type == "q8_0"
+        if flash_attention and on_cpu and kv_type == "f16":
+            # Flash attention on a CPU adds up f16 values in half precision, and f32 ones it makes f16 before: in what
+            # portions a prompt was read would change what is drawn. Any other values it adds up in float32.
+            options.type_v = BF16
         options.flash_attn_type = int(flash_attention)
         options.n_threads = options.n_threads_batch = threads
         self._abort = ctypes.create_string_buffer(2)

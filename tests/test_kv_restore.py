@@ -29,6 +29,7 @@ NEAR_TIE = 0.05
 """Natural logarithm of what one token may be likelier than another to count as equal."""
 STORY = "<|user|>" + "Explain deep learning, quantum computing, the Internet and the capital of France. " * 12
 QUESTIONS = ("What is AI?", "What is machine learning?", "Sort 3 1 2", "What is 12 + 7?")
+PROMPT = [random.Random(1).randrange(100, 4000) for _ in range(200)]
 TIERS = {"live": "kv_live_hits", "RAM": "kv_ram_hits", "disk": "kv_disk_hits", "disk, zstd": "kv_disk_hits"}
 
 
@@ -183,6 +184,25 @@ async def test_switched_off_every_prompt_is_computed(tmp_path: Path) -> None:
             await answer(engine, prompts(engine)[0], reuse=False)
         stats = engine.stats()
         assert stats["reused_prompt_tokens"] == stats["kv_ram_entries"] == 0
+
+
+@pytest.mark.parametrize(("kv_type", "flash_attention"), [("f16", None), ("f16", True), ("f32", None), ("q8_0", None)])
+def test_in_what_portions_a_prompt_was_read_changes_no_bit_of_its_logits(
+    kv_type: str, flash_attention: bool | None
+) -> None:
+    def last_logits(portion: int) -> bytes:
+        for begin in range(0, len(PROMPT), portion):
+            rows = llama.decode([Piece(0, PROMPT[begin : begin + portion], 1)])
+        assert rows is not None
+        read = rows[-1].tobytes()
+        llama.rewind(0, 0)
+        return read
+
+    llama = Llama(MODEL, 256, 0, 1, 2, kv_type, flash_attention)
+    try:
+        assert len({last_logits(portion) for portion in (200, 128, 7, 1)}) == 1
+    finally:
+        llama.free()
 
 
 # Damage, with llama.cpp itself at the other end

@@ -18,10 +18,11 @@ from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStor
 from vllm.inputs.engine import tokens_input
 from vllm.sampling_params import SamplingParams
 
-from cloud import kv_events
+from cloud import kv_events, stateless
 from cloud.engine import CloudEngine
 from cloud.kv_cache import VLLMKVCache
 from cloud.kv_events import KVEvents, kv_events_args
+from cloud.rounds import Round
 from common.errors import StartError
 from common.types import GREEDY
 
@@ -363,12 +364,12 @@ async def test_the_index_says_what_the_engine_then_takes_from_its_cache(followed
 
 async def test_an_answer_is_held_like_a_prompt_but_drafts_that_were_rejected_are_not(followed: Followed) -> None:
     prompt = [random.randrange(4, 4000) for _ in range(30)]
-    right = (await followed.engine.verify(prompt, [], GREEDY, 40)).token_ids
+    right = (await stateless.verify(followed.engine, Round(prompt, [], GREEDY, 40))).token_ids
     await followed.settle()
     held = followed.index.longest_prefix([*prompt, *right, 0])["real"]
     assert held == (len(prompt) + len(right) - 1) // SIZE * SIZE
     wrong = [token ^ 1 for token in right[:8]]
-    await followed.engine.verify(prompt, wrong, GREEDY)
+    await stateless.verify(followed.engine, Round(prompt, wrong, GREEDY))
     await followed.settle()
     assert followed.index.longest_prefix([*prompt, *wrong, 0])["real"] == 0
 

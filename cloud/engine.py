@@ -59,22 +59,24 @@ class CloudEngine:
         self._followers: list[KVEvents] = []
         self._directory: TemporaryDirectory[str] | None = None
         self._processes: ProcessTree | None = None
-        self._serving = State()
+        self._serving: State | None = None
 
     async def start(self) -> None:
         """Returns when the model answers (half a minute); raises StartError, and then nothing is left."""
         try:
             llm = await self._started()
-            self._serving = State()
-            await init_app_state(llm, self._serving, self._args, await llm.get_supported_tasks())
+            serving = State()
+            await init_app_state(llm, serving, self._args, await llm.get_supported_tasks())
             self._processes = ProcessTree(process.pid for process in _processes(llm))
             self._follow(llm)
+            self._serving = serving
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
         """Ends the engine process; requests still running fail with EngineError. Does nothing when not started."""
+        self._serving = None
         while self._followers:
             await self._followers.pop().close()
         if self._llm is not None:
@@ -150,7 +152,8 @@ class CloudEngine:
     @property
     def serving(self) -> State:
         """vLLM's OpenAI serving objects: `openai_serving_chat`, `…_completion`, `…_models`, `serving_tokenization`."""
-        assert self._running
+        if self._serving is None:
+            raise EngineError("the engine is not up")
         return self._serving
 
     @property

@@ -57,11 +57,7 @@ class Llama:
         _check_file(path)
         c.llama_backend_init()
         c.llama_log_set(_log, ctypes.c_void_p(None))
-        settings = c.llama_model_default_params()
-        settings.n_gpu_layers = gpu_layers
-        self._model = c.llama_model_load_from_file(path.encode(), settings)
-        if not self._model:
-            raise StartError(f"model file {path}: llama.cpp cannot load it")
+        self._model = _load(path, gpu_layers)
         self.context_length = _within_training(context_length, c.llama_model_n_ctx_train(self._model), path)
         self.sequences = sequences
         options = c.llama_context_default_params()
@@ -69,16 +65,7 @@ class Llama:
         options.n_batch = options.n_ubatch = CHUNK
         options.n_seq_max = sequences
         options.kv_unified = self.unified = kv_unified
-        options.type_k = options.type_v = KV_TYPES[kv_type]
-        on_cpu = gpu_layers == 0
-        if flash_attention is None:
-            # On a CPU it is faster only over some hundred tokens or fewer; llama.cpp quantizes KV only with it.
-            flash_attention = not on_cpu or kv_type == "q8_0"
-        if flash_attention and on_cpu and kv_type == "f16":
-            # Flash attention on a CPU adds up f16 values in half precision, and f32 ones it makes f16 before: in what
-            # portions a prompt was read would change what is drawn. Any other values it adds up in float32.
-            options.type_v = BF16
-        options.flash_attn_type = int(flash_attention)
+        _set_attention(options, kv_type, flash_attention, on_cpu=gpu_layers == 0)
         options.n_threads = options.n_threads_batch = threads
         self._abort = ctypes.create_string_buffer(2)
         # llama.cpp asks between any two operations whether to go on. C's strlen answers, "" is false and "x" is true:
@@ -215,6 +202,28 @@ class PrefixStore(Protocol):
     def stats(self) -> dict[str, int]:
         """Counts and sizes by name; called from any thread."""
         ...
+
+
+def _load(path: str, gpu_layers: int) -> Any:
+    settings = c.llama_model_default_params()
+    settings.n_gpu_layers = gpu_layers
+    model = c.llama_model_load_from_file(path.encode(), settings)
+    if not model:
+        raise StartError(f"model file {path}: llama.cpp cannot load it")
+    return model
+
+
+def _set_attention(options: Any, kv_type: str, flash: bool | None, on_cpu: bool) -> None:
+    """Types of keys and values, and which attention reads them."""
+    options.type_k = options.type_v = KV_TYPES[kv_type]
+    if flash is None:
+        # On a CPU it was the slower one over long texts; llama.cpp quantizes KV only with it.
+        flash = not on_cpu or kv_type == "q8_0"
+    if flash and on_cpu and kv_type == "f16":
+        # Flash attention on a CPU adds up f16 values in half precision, and f32 ones it makes f16 before: in what
+        # portions a prompt was read would change what is drawn. Any other values it adds up in float32.
+        options.type_v = BF16
+    options.flash_attn_type = int(flash)
 
 
 def _within_training(wanted: int, trained: int, path: str) -> int:

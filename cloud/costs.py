@@ -10,6 +10,10 @@ CHARACTERS_A_TOKEN = 4
 """Of ordinary text in common vocabularies; an estimate, since counting takes the tokenizer."""
 
 
+COMPLETION_TOKENS = 16
+"""What a completion that does not say has, in OpenAI's API; a chat goes on to the end of the context."""
+
+
 class Cost(NamedTuple):
     """Sequences, and the tokens that they may grow to in all."""
 
@@ -32,7 +36,8 @@ def of_generation(body: Mapping[str, Any], context: int, max_sequences: int) -> 
     sequences = len(prompts) * max([1, *(_count(body.get(name)) for name in ("n", "best_of"))])
     if sequences > max_sequences:
         raise RequestError(f"n times the prompts makes {sequences} sequences; at most {max_sequences}", param="n")
-    asked = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or context
+    unsaid = context if body.get("prompt") is None else COMPLETION_TOKENS
+    asked = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or unsaid
     tokens = sum(min(_tokens(prompt) + asked, context) for prompt in prompts)
     return Cost(sequences, tokens * (sequences // len(prompts)))
 

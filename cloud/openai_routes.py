@@ -26,6 +26,10 @@ from cloud.keeper import EngineKeeper
 from common.errors import EngineError, RequestError
 from common.http_messages import REQUEST_ID, TENANT, read, reply, stream
 
+CHAT: TypeAdapter[Any] = TypeAdapter(ChatCompletionRequest)
+COMPLETION: TypeAdapter[Any] = TypeAdapter(CompletionRequest)
+TOKENIZE: TypeAdapter[Any] = TypeAdapter(TokenizeRequest)
+DETOKENIZE: TypeAdapter[Any] = TypeAdapter(DetokenizeRequest)
 IGNORED = ("min_p", "logit_bias")
 """Sampling fields that vLLM ignores once it has a speculative config."""
 
@@ -50,22 +54,22 @@ class OpenAIRoutes:
 
     async def chat_completion(self, request: web.Request) -> web.StreamResponse:
         serve = self._engine.serving.openai_serving_chat.create_chat_completion
-        return await self._generate(request, ChatCompletionRequest, serve)
+        return await self._generate(request, CHAT, serve)
 
     async def completion(self, request: web.Request) -> web.StreamResponse:
         serve = self._engine.serving.openai_serving_completion.create_completion
-        return await self._generate(request, CompletionRequest, serve)
+        return await self._generate(request, COMPLETION, serve)
 
     async def tokenize(self, request: web.Request) -> web.StreamResponse:
-        body: Any = _validate(await read(request, dict[str, Any]), TokenizeRequest)
+        body = _validate(await read(request, dict[str, Any]), TOKENIZE)
         return await self._answer(request, self._engine.serving.serving_tokenization.create_tokenize, body, None)
 
     async def detokenize(self, request: web.Request) -> web.StreamResponse:
-        body = _validate(await read(request, dict[str, Any]), DetokenizeRequest)
+        body = _validate(await read(request, dict[str, Any]), DETOKENIZE)
         return await self._answer(request, self._engine.serving.serving_tokenization.create_detokenize, body, None)
 
     async def _generate(
-        self, request: web.Request, type_: Any, serve: Callable[..., Awaitable[Any]]
+        self, request: web.Request, adapter: TypeAdapter[Any], serve: Callable[..., Awaitable[Any]]
     ) -> web.StreamResponse:
         body = await read(request, dict[str, Any])
         _refuse_unsupported(body)
@@ -74,7 +78,7 @@ class OpenAIRoutes:
         given = body.get("cache_salt") or ""
         if request[TENANT] and isinstance(given, str):  # whatever else is given, vLLM refuses
             body["cache_salt"] = request[TENANT] + given
-        generation = _validate(body, type_)
+        generation = _validate(body, adapter)
         with self._admission.admit(cost.tokens, cost.requests):
             return await self._answer(request, serve, generation)
 
@@ -120,9 +124,9 @@ def _refuse_unsupported(body: dict[str, Any]) -> None:
         raise RequestError("vllm_xargs is not supported", param="vllm_xargs")
 
 
-def _validate(body: dict[str, Any], type_: Any) -> Any:
+def _validate(body: dict[str, Any], adapter: TypeAdapter[Any]) -> Any:
     try:
-        return TypeAdapter(type_).validate_python(body)
+        return adapter.validate_python(body)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(map(str, first["loc"]))

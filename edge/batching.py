@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from common.errors import EngineError, FrameworkError
 from edge.jobs import Generation, Job, Scoring
-from edge.llama import CHUNK, Llama, PrefixStore
+from edge.llama import CHUNK, Llama
 from edge.llama_batch import Piece
 from edge.llama_grammar import Grammar
+from edge.prefix_store import PrefixStore
 from edge.sampling import Logits
 from edge.token_trie import common_prefix
 

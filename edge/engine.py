@@ -20,7 +20,8 @@ from edge.confidence import ConfidenceCalculator
 from edge.jobs import Job
 from edge.leases import Leases
 from edge.live_sequences import LiveSequences
-from edge.llama import Llama, PrefixStore
+from edge.llama import Llama
+from edge.prefix_store import PrefixStore
 from edge.sequence import Sequence
 from edge.token_trie import common_prefix
 

@@ -8,7 +8,7 @@ import ctypes
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import llama_cpp as c
 import numpy as np
@@ -174,34 +174,6 @@ class Llama:
         first = ctypes.addressof(c.llama_get_logits(self._context).contents)
         where: Any = (ctypes.c_float * (rows * size)).from_address(first)
         return np.frombuffer(where, np.float32).reshape(rows, size)
-
-
-class PrefixStore(Protocol):
-    """Where the KV of tokens decoded before may be found again; called in the engine's thread, but for `stats`."""
-
-    def restore(self, llama: Llama, sequence: int, token_ids: Sequence[int]) -> int:
-        """Brings the longest known beginning of `token_ids` into `sequence`; returns how many tokens it now holds.
-
-        Called before a prefill, once per lease. What `sequence` held before and loses by it is the store's to keep;
-        afterwards it holds nothing else.
-        """
-        ...
-
-    def release(self, llama: Llama, sequence: int) -> None:
-        """The lease on `sequence` ended: what it holds may be kept for others."""
-        ...
-
-    def evicted(self, llama: Llama, sequence: int) -> None:
-        """Somebody who reuses nothing is about to overwrite `sequence`: the last moment to take a snapshot."""
-        ...
-
-    def close(self, llama: Llama) -> None:
-        """The engine stops: the last moment to take snapshots; no call follows."""
-        ...
-
-    def stats(self) -> dict[str, int]:
-        """Counts and sizes by name; called from any thread."""
-        ...
 
 
 def _load(path: str, gpu_layers: int) -> Any:

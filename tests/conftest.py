@@ -46,12 +46,12 @@ async def servers() -> AsyncIterator[Servers]:
 async def cloud_engine() -> AsyncIterator["CloudEngine"]:
     """A real engine in this process' care, in float32 and narrow on purpose."""
     from cloud.engine import CloudEngine  # ten seconds of imports that tests of the edge can do without
+    from tests.started import started
 
     args = {"dtype": "float32", "max_model_len": CLOUD_CONTEXT, "max_num_batched_tokens": STEP_TOKENS}
     engine = CloudEngine(str(CLOUD_MODEL), max_draft_tokens=16, args={**args, "kv_cache_memory_bytes": 2**26})
-    await engine.start()
-    yield engine
-    await engine.close()
+    async with started(engine):
+        yield engine
 
 
 @dataclass

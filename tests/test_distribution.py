@@ -27,6 +27,7 @@ from tests.sampled_rounds import (
     statelessly,
     walk_of,
 )
+from tests.started import started
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -153,11 +154,8 @@ async def engine_with(proposer: str, scheduler: str) -> AsyncIterator[CloudEngin
     engine = CloudEngine(str(CLOUD_MODEL), args=args)
     engine._args.speculative_config["model"] = proposer
     engine._args.scheduler_cls = scheduler
-    await engine.start()
-    try:
+    async with started(engine):
         yield engine
-    finally:
-        await engine.close()
 
 
 @pytest.mark.long

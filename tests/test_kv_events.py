@@ -25,6 +25,7 @@ from cloud.kv_events import KVEvents, kv_events_args
 from cloud.rounds import Round
 from common.errors import StartError
 from common.types import GREEDY
+from tests.started import started
 
 MODEL = Path(__file__).parent.parent / "models" / "demo-cloud"
 SIZE = 32
@@ -336,12 +337,11 @@ async def followed() -> AsyncIterator[Followed]:
     with tempfile.TemporaryDirectory() as path:
         args = {"dtype": "float32", "max_model_len": 256, "num_gpu_blocks_override": POOL, "block_size": SIZE}
         engine = CloudEngine(str(MODEL), args={**args, **kv_events_args(Path(path))})
-        await engine.start()
         index = VLLMKVCache()
-        (source,) = engine._running.get_kv_event_sources().values()
-        async with KVEvents(index, "real", source.endpoint, source.replay_endpoint):
-            yield Followed(engine, index)
-        await engine.close()
+        async with started(engine):
+            (source,) = engine._running.get_kv_event_sources().values()
+            async with KVEvents(index, "real", source.endpoint, source.replay_endpoint):
+                yield Followed(engine, index)
 
 
 async def test_the_index_says_what_the_engine_then_takes_from_its_cache(followed: Followed) -> None:

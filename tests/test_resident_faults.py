@@ -14,6 +14,7 @@ from cloud.resident import Closed, ResidentPool, default_limit
 from cloud.rounds import Round
 from common.errors import EngineError
 from tests.conftest import CLOUD_CONTEXT, CLOUD_MODEL
+from tests.started import started
 from tests.test_cloud_engine import plain
 from tests.test_resident import in_rounds, one, pool_of, question_and_answer
 
@@ -28,10 +29,9 @@ async def narrow_engine() -> AsyncIterator[CloudEngine]:
     """Eight places, and blocks for three requests of the greatest length."""
     args = {"dtype": "float32", "max_model_len": CLOUD_CONTEXT, "max_num_seqs": PLACES, "block_size": BLOCK}
     engine = CloudEngine(str(CLOUD_MODEL), args={**args, "num_gpu_blocks_override": BLOCKS})
-    await engine.start()
-    assert (engine.max_num_seqs, engine.kv_blocks, engine.block_size) == (PLACES, BLOCKS, BLOCK)
-    yield engine
-    await engine.close()
+    async with started(engine):
+        assert (engine.max_num_seqs, engine.kv_blocks, engine.block_size) == (PLACES, BLOCKS, BLOCK)
+        yield engine
 
 
 async def fill(pool: ResidentPool, length: int) -> int:

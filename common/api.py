@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from common.errors import RequestError
-from common.types import Collaboration, Mode, Provenance, Sampling
+from common.types import Collaboration, Mode, Objective, Provenance, Sampling, Way
 
 MAX_CHOICES = 16
 """Answers to one prompt."""
@@ -47,6 +47,21 @@ class Message(Struct, omit_defaults=True):
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
     include_usage: bool = False
+
+
+class CollaborationOptions(Struct, forbid_unknown_fields=True):
+    """`tokens`: each token of the answer with its source and the edge's confidence."""
+
+    tokens: bool = False
+
+
+class SourcedToken(Struct):
+    """One token of an answer: where it comes from, and the edge's confidence in it if the edge drew it."""
+
+    token_id: int
+    text: str
+    source: Provenance
+    confidence: float | None
 
 
 class JsonSchema(Struct):
@@ -108,6 +123,10 @@ class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown
     use_kv_cache: bool | None = None
     confidence_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
     max_draft_tokens: Annotated[int, Meta(ge=1, le=128)] | None = None
+    objective: Objective | None = None
+    way: Way | None = None
+    draft_ahead: bool | None = None
+    collaboration: CollaborationOptions | None = None
 
     def sampling(self, prompt_tokens: int) -> Sampling:
         """How the answer to a prompt of so many tokens is drawn."""

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct, field
 
 from common.errors import ConfigError
 from common.policy import Gate, Plan
-from common.types import ConfidenceStrategy
+from common.types import ConfidenceStrategy, Objective, Way
 
 ENV_PREFIX = "EDGECLOUD_"
 DEFAULT_PATH = Path(__file__).parent.parent / "config" / "config.yaml"
@@ -177,6 +177,9 @@ class InferenceConfig(Section, frozen=True):
     features: FeaturesConfig = FeaturesConfig()
     max_draft_tokens: Annotated[int, Meta(ge=1, le=128)] = 8
     stretch_tokens: Annotated[int, Meta(ge=1, le=128)] = 8
+    objective: Objective = Objective.LATENCY
+    way: Way = Way.AUTO
+    draft_ahead: bool = True
 
 
 class AblationConfig(Section, frozen=True):
@@ -211,6 +214,9 @@ class Config(Section, frozen=True):
             gate=Gate(confidence.threshold, confidence.product_threshold),
             max_draft_tokens=self.inference.max_draft_tokens,
             stretch_tokens=self.inference.stretch_tokens,
+            objective=self.inference.objective,
+            way=self.inference.way,
+            draft_ahead=self.inference.draft_ahead,
         )
 
 

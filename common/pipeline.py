@@ -2,94 +2,26 @@
 
 import dataclasses
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from contextlib import aclosing
 
 import msgspec
 
 from common import policy
+from common.answer import Answer, Chunk
+from common.draft_ahead import DraftAhead
 from common.errors import ContextLengthError, EndpointError, FrameworkError
+from common.estimates import Estimates
+from common.follow import Follower
 from common.policy import Ask, Plan
-from common.types import Collaboration, Draft, Mode, Provenance, Sampling, TokenLogprob, Verdict
-
-
-class Drafter(Protocol):
-    """The edge model, in process or over HTTP."""
-
-    async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling) -> Draft:
-        """Up to `limit` (>= 1) tokens after `token_ids`; whatever it held beyond them is rolled back."""
-        ...
-
-
-class Verifier(Protocol):
-    """The cloud model, over HTTP; counts what it sends and receives."""
-
-    @property
-    def calls(self) -> int: ...
-    @property
-    def bytes_up(self) -> int: ...
-    @property
-    def bytes_down(self) -> int: ...
-
-    async def verify(
-        self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
-    ) -> Verdict:
-        """The cloud's tokens after `token_ids`; up to `max_tokens` more than it accepts. Raises EndpointError."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Committed tokens of one provenance, in order; `logprobs` are the edge model's, where they were asked for."""
-
-    token_ids: list[int]
-    provenance: Provenance
-    logprobs: list[TokenLogprob] | None = None
-
-
-@dataclass(slots=True)
-class Answer:
-    """One request's state: what is committed, and how it came about. Whoever made it alone writes it."""
-
-    plan: Plan
-    committed: list[int]
-    remaining: int
-    finished: bool = False
-    confidences: list[float] = field(default_factory=list)
-    report: Collaboration = field(default_factory=Collaboration)
-
-    def __post_init__(self) -> None:
-        self.report.mode, self.report.lossless = self.plan.mode, self.plan.lossless
-
-    def commit(self, token_ids: list[int], provenance: Provenance, logprobs: list[TokenLogprob] | None = None) -> Chunk:
-        self.committed += token_ids
-        self.remaining -= len(token_ids)
-        self.report.tokens[provenance] += len(token_ids)
-        return Chunk(token_ids, provenance, logprobs)
-
-    def drew(self, draft: Draft) -> None:
-        """Takes what the edge's work on `draft` says about this answer into the report."""
-        self.report.edge_latency_ms += draft.latency_ms
-        self.confidences += draft.confidences
-
-    def close(self) -> None:
-        """Completes the report."""
-        if self.report.drafted:
-            self.report.acceptance_rate = self.report.accepted / self.report.drafted
-        if self.confidences:
-            self.report.confidence_score = sum(self.confidences) / len(self.confidences)
-
-    @property
-    def finish_reason(self) -> str:
-        """`stop` when the model ended the answer itself, `length` when it ran out of tokens."""
-        return "stop" if self.finished else "length"
+from common.protocols import Drafter, Verifier
+from common.types import NO_DRAFT, Draft, Mode, Provenance, Sampling, Verdict, Way
 
 
 class Pipeline:
     """Answers one request; `run` yields chunks as they are committed, `answer` tells the rest.
 
     When the cloud cannot be used the answer goes on from the last committed token on the edge alone, and
-    `report.degraded` says why.
+    `report.degraded` says why. What the answer shows of network and engines goes into `estimates`.
     """
 
     def __init__(
@@ -100,69 +32,123 @@ class Pipeline:
         plan: Plan,
         drafter: Drafter,
         verifier: Verifier,
+        estimates: Estimates | None = None,
     ) -> None:
         self.answer = Answer(plan, list(prompt), max_tokens)
         self._sampling = sampling
         self._guess = msgspec.structs.replace(sampling, temperature=0.0)
         """How drafts are drawn: greedily, under the penalties and the schema that the answer is under."""
         self._drafter = drafter
+        self._ahead = DraftAhead(drafter)
         self._verifier = verifier
+        self._known = estimates or Estimates()
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
         answer = self.answer
+        answer.report.way = policy.way_of(answer.plan, self._sampling, self._known) if answer.plan.asks_cloud else None
+        self._known.active += 1
         try:
-            while answer.remaining > 0 and not answer.finished:
-                draft = await self._draft()
-                decision = policy.decide(draft.confidences, answer.plan)
-                if decision.keep:
-                    yield answer.commit(draft.token_ids[: decision.keep], Provenance.EDGE)
-                    answer.finished = draft.finished and decision.keep == len(draft.token_ids)
-                if decision.ask is not Ask.NOTHING and answer.remaining > 0:
-                    proposed = draft.token_ids[decision.keep :] if decision.ask is Ask.VERIFY else []
-                    for chunk in await self._verify(proposed):
+            if answer.report.way is Way.CONTINUOUS:
+                async with aclosing(self._stream()) as chunks:
+                    async for chunk in chunks:
                         yield chunk
-                elif not decision.keep:
-                    return  # the edge's context is full
+            async with self._ahead, aclosing(self._rounds()) as chunks:
+                async for chunk in chunks:
+                    yield chunk
         finally:
+            self._known.active -= 1
             self._close_report()
+
+    async def _rounds(self) -> AsyncGenerator[Chunk, None]:
+        answer = self.answer
+        while answer.open:
+            draft = await self._draft()
+            decision = policy.decide(draft.confidences, answer.plan)
+            if decision.keep:
+                kept = draft.token_ids[: decision.keep]
+                yield answer.commit(kept, Provenance.EDGE, None, draft.confidences[: decision.keep])
+                answer.finished = draft.finished and decision.keep == len(draft.token_ids)
+            if decision.ask is not Ask.NOTHING and answer.remaining > 0:
+                proposed = rest(draft, decision.keep, answer.remaining - 1) if decision.ask is Ask.VERIFY else NO_DRAFT
+                for chunk in await self._verify(proposed):
+                    yield chunk
+            elif not decision.keep:
+                return  # the edge's context is full
 
     async def _draft(self) -> Draft:
         answer, plan = self.answer, self.answer.plan
-        limit = policy.draft_length(plan, answer.remaining)
-        if limit <= 0:
-            return Draft([], [], [], False, 0.0)
-        draft = await self._drafter.draft(answer.committed, limit, self._guess if plan.asks_cloud else self._sampling)
+        length = policy.draft_length(plan, answer.remaining, self._known)
+        if length.limit <= 0:
+            return NO_DRAFT
+        sampling = self._guess if plan.asks_cloud else self._sampling
+        draft = await self._ahead.draft(answer.committed, length.limit, sampling, length.stop_below)
+        if answer.report.edge_drawn and draft.token_ids:  # the first draft's time is the prompt's, too
+            self._known.draft.add(draft.latency_ms / 1e3 / len(draft.token_ids))
         answer.drew(draft)
         return draft
 
-    async def _verify(self, proposed: list[int]) -> list[Chunk]:
-        answer, report = self.answer, self.answer.report
-        proposed = proposed[: answer.remaining - 1]
-        stretch = 1 if proposed else min(answer.plan.stretch_tokens, answer.remaining)
+    async def _verify(self, proposed: Draft) -> list[Chunk]:
+        """Has the cloud verify `proposed`, or go on by itself if that is empty, while the edge drafts ahead."""
+        answer = self.answer
+        stretch = 1 if proposed.token_ids else min(answer.plan.stretch_tokens, answer.remaining)
+        self._draft_ahead(proposed)
+        before = self._verifier.bytes_up + self._verifier.bytes_down
         try:
-            verdict = await self._verifier.verify(answer.committed, proposed, self._sampling, stretch)
+            verdict = await self._verifier.verify(answer.committed, proposed.token_ids, self._sampling, stretch)
         except (EndpointError, ContextLengthError) as error:
             self._go_on_alone(error)
             return []
-        report.rounds += 1
-        report.cloud_latency_ms += verdict.latency_ms
-        report.drafted += len(proposed)
-        report.accepted += verdict.accepted
+        if verdict.cloud_ms and answer.report.rounds and proposed.token_ids:  # the first round's time is the prompt's
+            payload = self._verifier.bytes_up + self._verifier.bytes_down - before
+            latency, cloud = verdict.latency_ms / 1e3, verdict.cloud_ms / 1e3
+            self._known.round_came(len(proposed.token_ids), latency, cloud, payload)
+        self._known.acceptance.add(proposed.confidences, verdict.accepted)
         return self._commit(verdict, proposed)
 
-    def _commit(self, verdict: Verdict, proposed: list[int]) -> list[Chunk]:
+    def _draft_ahead(self, proposed: Draft) -> None:
+        answer, plan = self.answer, self.answer.plan
+        left = answer.remaining - len(proposed.token_ids) - 1
+        if not (plan.draft_ahead and proposed.token_ids) or proposed.finished:
+            return
+        length = policy.draft_length(plan, left, self._known)
+        if length.limit > 0:
+            self._ahead.go_on(answer.committed + proposed.token_ids, length.limit, self._guess, length.stop_below)
+
+    def _commit(self, verdict: Verdict, proposed: Draft) -> list[Chunk]:
         """The verdict's tokens as chunks: first the accepted ones, then what the cloud drew itself."""
-        answer = self.answer
+        answer, report = self.answer, self.answer.report
+        report.rounds += 1
+        report.cloud_latency_ms += verdict.latency_ms
+        report.drafted += len(proposed.token_ids)
+        report.accepted += verdict.accepted
         accepted, drawn = verdict.token_ids[: verdict.accepted], verdict.token_ids[verdict.accepted :]
-        if not proposed:
+        report.cloud_steps += 1 if proposed.token_ids else len(drawn)
+        if not proposed.token_ids:
             provenance = Provenance.CLOUD
-        elif verdict.accepted == len(proposed):
+        elif verdict.accepted == len(proposed.token_ids):
             provenance = Provenance.BONUS
         else:
             provenance = Provenance.RECOVERED
         answer.finished = verdict.finished
-        parts = ((accepted, Provenance.ACCEPTED), (drawn, provenance))
-        return [answer.commit(ids, kind) for ids, kind in parts if ids]
+        chunks = []
+        if accepted:
+            confidences = proposed.confidences[: len(accepted)]
+            chunks.append(answer.commit(accepted, Provenance.ACCEPTED, None, confidences))
+        if drawn:
+            chunks.append(answer.commit(drawn, provenance))
+        return chunks
+
+    async def _stream(self) -> AsyncGenerator[Chunk, None]:
+        """The cloud's own stream, with drafts for it; ends early if the cloud is lost."""
+        drafter = None if self.answer.plan.mode is Mode.CLOUD_ONLY else self._drafter
+        follower = Follower(self.answer, self._sampling, drafter, self._verifier, self._known)
+        while self.answer.open and self.answer.plan.asks_cloud:
+            try:
+                async with aclosing(follower.chunks()) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            except (EndpointError, ContextLengthError) as error:
+                self._go_on_alone(error)
 
     def _go_on_alone(self, error: FrameworkError) -> None:
         report = self.answer.report
@@ -173,4 +159,17 @@ class Pipeline:
     def _close_report(self) -> None:
         report, verifier = self.answer.report, self._verifier
         report.cloud_calls, report.bytes_up, report.bytes_down = verifier.calls, verifier.bytes_up, verifier.bytes_down
+        report.edge_drawn += self._ahead.wasted
         self.answer.close()
+
+
+def rest(draft: Draft, begin: int, limit: int) -> Draft:
+    """Up to `limit` of the draft's tokens from place `begin` on."""
+    end = begin + limit
+    return Draft(
+        draft.token_ids[begin:end],
+        draft.probs[begin:end],
+        draft.confidences[begin:end],
+        draft.finished and end >= len(draft.token_ids),
+        draft.latency_ms,
+    )

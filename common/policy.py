@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from common.types import Mode
+from common import goodput
+from common.estimates import Estimates
+from common.types import Mode, Objective, Sampling, Way
 
 
 class Ask(Enum):
@@ -35,6 +37,9 @@ class Plan:
     gate: Gate = Gate()
     max_draft_tokens: int = 8
     stretch_tokens: int = 8
+    objective: Objective = Objective.LATENCY
+    way: Way = Way.AUTO
+    draft_ahead: bool = True
 
     @property
     def lossless(self) -> bool:
@@ -80,10 +85,50 @@ def sure_tokens(confidences: Sequence[float], gate: Gate) -> int:
     return len(confidences)
 
 
-def draft_length(plan: Plan, remaining: int) -> int:
-    """How many tokens to draft when `remaining` may still be committed; a verify adds one token to its draft."""
+def way_of(plan: Plan, sampling: Sampling, known: Estimates) -> Way:
+    """How an answer comes about in which the cloud takes part: in rounds, or as its own stream.
+
+    What the edge commits by itself only rounds can tell the cloud; and only they repeat what a seed drew, since drafts
+    in a stream come when they come.
+    """
     if plan.mode is Mode.CLOUD_ONLY:
-        return 0
-    if plan.lossless:
-        return min(plan.max_draft_tokens, remaining - 1)
-    return min(plan.max_draft_tokens, remaining)
+        return Way.CONTINUOUS
+    if not plan.lossless:
+        return Way.ROUNDS
+    if plan.way is not Way.AUTO:
+        return plan.way
+    seeded = sampling.temperature > 0 and sampling.seed is not None
+    if seeded or plan.objective is Objective.COST or not known.verify.known:
+        return Way.ROUNDS
+    rounds = goodput.of_rounds(known, plan.max_draft_tokens, plan.draft_ahead)
+    stream = goodput.of_stream(known, plan.max_draft_tokens)
+    return Way.ROUNDS if rounds.speed > stream.speed else Way.CONTINUOUS
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """Draft up to `limit` tokens, and none after one that brings the product of confidences below `stop_below`."""
+
+    limit: int
+    stop_below: float = 0.0
+
+
+WORTH_A_DRAFT = 0.02
+"""Objective cost: the chance of being accepted that a token must have; it costs nothing but the edge's time."""
+
+
+def draft_length(plan: Plan, remaining: int, known: Estimates) -> Length:
+    """How much to draft when `remaining` tokens may still be committed; a verify adds one token to its draft.
+
+    Lossless, a token is worth drafting as long as the tokens that it brings, its chance of being accepted, are more
+    than what would else be answered in the time it takes, on the edge and in the verify.
+    """
+    if plan.mode is Mode.CLOUD_ONLY:
+        return Length(0)
+    if not plan.lossless:
+        return Length(min(plan.max_draft_tokens, remaining))
+    chance = WORTH_A_DRAFT if plan.objective is Objective.COST else 0.0
+    if plan.objective is Objective.LATENCY and known.verify.known:
+        seconds = known.draft_seconds + known.step_seconds * known.token_steps
+        chance = min(0.9, seconds * goodput.of_rounds(known, plan.max_draft_tokens, plan.draft_ahead).speed)
+    return Length(min(plan.max_draft_tokens, remaining - 1), chance ** (1.0 / known.acceptance.power))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from common.connection import HTTPClient, Traffic
 from common.errors import PrefixUnknown
 from common.session import prefix_hash
+from common.stream_client import CloudStream
 from common.types import Draft, DraftRequest, DraftResponse, Sampling, Verdict, VerifyRequest, VerifyResponse
 
 
@@ -51,6 +52,17 @@ class CloudVerifier:
             accepted=response.accepted,
             finished=response.finish_reason is not None,
             latency_ms=(time.perf_counter() - started) * 1000,
+            cloud_ms=response.latency_ms,
+        )
+
+    def stream(self, token_ids: Sequence[int], max_tokens: int, sampling: Sampling) -> CloudStream:
+        return CloudStream(
+            self._client,
+            token_ids,
+            max_tokens,
+            sampling,
+            use_kv_cache=self._use_kv_cache,
+            traffic=self._traffic,
         )
 
     async def _ask(
@@ -76,9 +88,13 @@ class EdgeDrafter:
     def __init__(self, client: HTTPClient) -> None:
         self._client = client
 
-    async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling) -> Draft:
+    async def draft(
+        self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop_below: float = 0.0
+    ) -> Draft:
         started = time.perf_counter()
-        request = DraftRequest(prompt_token_ids=list(token_ids), max_tokens=limit, sampling=sampling)
+        request = DraftRequest(
+            prompt_token_ids=list(token_ids), max_tokens=limit, sampling=sampling, stop_below=stop_below
+        )
         response = await self._client.post("/draft", request, DraftResponse)
         return Draft(
             token_ids=response.draft_token_ids,

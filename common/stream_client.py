@@ -1,5 +1,6 @@
 """The client's side of `GET /stream`: one answer whose tokens come while drafts go. Knows no engine and no policy."""
 
+import time
 from collections.abc import Sequence
 from typing import Any, Self, cast
 
@@ -7,7 +8,7 @@ import aiohttp
 from aiohttp import WSMsgType
 
 from common import wire
-from common.connection import HTTPClient
+from common.connection import HTTPClient, Traffic
 from common.errors import ContextLengthError, EndpointError, RequestError
 from common.frames import DraftFrame, EndFrame, ErrorFrame, ServerFrame, Start, TokensFrame
 from common.types import GREEDY, Sampling
@@ -32,8 +33,11 @@ class CloudStream:
         stop_token_ids: Sequence[int] = (),
         logprobs: int | None = None,
         use_kv_cache: bool = True,
+        traffic: Traffic | None = None,
     ) -> None:
         self._client = client
+        self._traffic = traffic or Traffic()
+        """What this one stream costs; the client's own traffic counts it too."""
         self._start = Start(
             token_ids=list(token_ids),
             max_tokens=max_tokens,
@@ -45,10 +49,15 @@ class CloudStream:
         )
         self.end: EndFrame | None = None
         """What came of it, once all tokens are here."""
+        self.opened_in = 0.0
+        """Seconds for the handshake: one round trip, or two where a connection had to be made."""
         self._ws: aiohttp.ClientWebSocketResponse | None = None
 
     async def __aenter__(self) -> Self:
         client = self._client
+        client.traffic.calls += 1
+        self._traffic.calls += 1
+        began = time.perf_counter()
         try:
             self._ws = await client.session().ws_connect(
                 f"{client.base_url}/stream",
@@ -62,6 +71,7 @@ class CloudStream:
             raise kind(f"{client.base_url} refused a stream with {error.status}") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise EndpointError(f"cannot reach {client.base_url} ({type(error).__name__})") from error
+        self.opened_in = time.perf_counter() - began
         await self._send(self._start)
         return self
 
@@ -92,6 +102,7 @@ class CloudStream:
         assert self._ws is not None
         body = wire.encode(frame, self._client.content_type)
         self._client.traffic.bytes_up += len(body)
+        self._traffic.bytes_up += len(body)
         try:
             if self._client.content_type == wire.MSGPACK:
                 await self._ws.send_bytes(body)
@@ -109,6 +120,7 @@ class CloudStream:
             raise EndpointError(f"{self._client.base_url} broke the stream (close code {self._ws.close_code})")
         data: bytes = message.data.encode() if isinstance(message.data, str) else message.data
         self._client.traffic.bytes_down += len(data)
+        self._traffic.bytes_down += len(data)
         frame: ServerFrame = wire.decode(data, cast(Any, ServerFrame), self._client.content_type)
         return frame
 

@@ -4,13 +4,15 @@ import dataclasses
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TypeVar
 
 import msgspec
 
-from common.api import CompletionRequest, GenerationRequest
+from common.answer import Answer, Chunk
+from common.api import CompletionRequest, GenerationRequest, SourcedToken
 from common.errors import RequestError
-from common.pipeline import Answer, Chunk, Pipeline
+from common.pipeline import Pipeline
 from common.policy import Plan
 from common.remote import CloudVerifier
 from common.types import Provenance, Sampling
@@ -34,6 +36,8 @@ class Piece:
     tokens: list[ScoredToken] = field(default_factory=list)
     provenance: Provenance | None = None
     finish_reason: str | None = None
+    sources: list[SourcedToken] = field(default_factory=list)
+    """Where its tokens come from, if that was asked for."""
 
 
 class Choice:
@@ -51,6 +55,7 @@ class Choice:
         )
         self._sampling = _nth(request.sampling(len(prompt)), index)
         self._top = request.wanted_logprobs
+        self._told = request.collaboration is not None and request.collaboration.tokens
         self._echo = isinstance(request, CompletionRequest) and bool(request.echo)
         self._text = TextStream(services.engine.piece, request.stop_strings)
         self._begins = 0
@@ -64,9 +69,11 @@ class Choice:
                 yield await self._prompt_again(sequence)
             async with aclosing(self._chunks(sequence)) as chunks:
                 async for chunk in chunks:
+                    before = self.tokens
                     text = self._read(chunk)
-                    if text:
-                        yield self._piece(text, chunk.provenance)
+                    sources = self._sources(chunk)[: self.tokens - before] if self._told else []
+                    if text or sources:
+                        yield self._piece(text, chunk.provenance, sources=sources)
                     if self._text.stopped:
                         break
         reason = "stop" if self._text.stopped else self.answer.finish_reason
@@ -76,7 +83,15 @@ class Choice:
         if not self.answer.plan.asks_cloud:
             return self._alone(sequence)
         verifier = CloudVerifier(self._services.cloud, use_kv_cache=self._reuse)
-        pipeline = Pipeline(self._prompt, self._limit, self._sampling, self.answer.plan, sequence, verifier)
+        pipeline = Pipeline(
+            self._prompt,
+            self._limit,
+            self._sampling,
+            self.answer.plan,
+            sequence,
+            verifier,
+            self._services.estimates,
+        )
         self.answer = pipeline.answer
         return pipeline.run()
 
@@ -89,7 +104,7 @@ class Choice:
                 async for draft in drafts:
                     answer.drew(draft)
                     answer.finished = draft.finished
-                    yield answer.commit(draft.token_ids, Provenance.EDGE, draft.logprobs)
+                    yield answer.commit(draft.token_ids, Provenance.EDGE, draft.logprobs, draft.confidences)
         finally:
             answer.close()
 
@@ -126,11 +141,23 @@ class Choice:
                 break
         return "".join(shown)
 
-    def _piece(self, text: str, provenance: Provenance | None = None, finish_reason: str | None = None) -> Piece:
+    def _sources(self, chunk: Chunk) -> list[SourcedToken]:
+        sure: list[float | None] = [*chunk.confidences] or [None] * len(chunk.token_ids)
+        spell = self._services.engine.piece
+        texts = (spell(token, special=True).decode("utf-8", "replace") for token in chunk.token_ids)
+        return [SourcedToken(*row) for row in zip(chunk.token_ids, texts, repeat(chunk.provenance), sure)]
+
+    def _piece(
+        self,
+        text: str,
+        provenance: Provenance | None = None,
+        finish_reason: str | None = None,
+        sources: list[SourcedToken] = [],  # noqa: B006
+    ) -> Piece:
         tokens, self._unshown = self._unshown, []
         if self._text.stopped:
             tokens = [token for token in tokens if token.offset < self._begins + self._text.shown]
-        return Piece(self.index, text, tokens, provenance, finish_reason)
+        return Piece(self.index, text, tokens, provenance, finish_reason, sources)
 
 
 def plan_of(request: GenerationRequest, default: Plan) -> Plan:
@@ -145,6 +172,9 @@ def plan_of(request: GenerationRequest, default: Plan) -> Plan:
         use_confidence_check=_given(request.use_confidence_check, default.use_confidence_check),
         use_draft_verify=_given(request.use_draft_verify, default.use_draft_verify),
         max_draft_tokens=_given(request.max_draft_tokens, default.max_draft_tokens),
+        objective=_given(request.objective, default.objective),
+        way=_given(request.way, default.way),
+        draft_ahead=_given(request.draft_ahead, default.draft_ahead),
     )
     name = request.edge_only_field
     if name and plan.asks_cloud:

@@ -111,7 +111,9 @@ class Completion:
         text = "".join(piece.text for piece in pieces)
         content = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
         scores = self._logprobs([token for piece in pieces for token in piece.tokens])
-        return {"index": index, **content, "logprobs": scores, "finish_reason": pieces[-1].finish_reason}
+        choice = {"index": index, **content, "logprobs": scores, "finish_reason": pieces[-1].finish_reason}
+        sources = [token for piece in pieces for token in piece.sources]
+        return choice | {"collaboration": {"tokens": dump(sources)}} if sources else choice
 
     def _chunk_choice(self, piece: Piece, first: bool) -> dict[str, Any]:
         if self._chat:
@@ -121,6 +123,8 @@ class Completion:
             content = {"text": piece.text}
         scores = self._logprobs(piece.tokens) if piece.tokens else None
         choice = {"index": piece.choice, **content, "logprobs": scores, "finish_reason": piece.finish_reason}
+        if piece.sources:
+            choice["collaboration"] = {"tokens": dump(piece.sources)}
         return choice | {"provenance": piece.provenance} if piece.provenance else choice
 
     def _logprobs(self, tokens: list[ScoredToken]) -> dict[str, Any] | None:
@@ -147,7 +151,11 @@ def combined(reports: Sequence[Collaboration]) -> Collaboration:
     return Collaboration(
         mode=reports[0].mode,
         lossless=all(r.lossless for r in reports),
+        way=reports[0].way,
         rounds=sum(r.rounds for r in reports),
+        cloud_steps=sum(r.cloud_steps for r in reports),
+        edge_drawn=sum(r.edge_drawn for r in reports),
+        edge_wasted=sum(r.edge_wasted for r in reports),
         drafted=drafted,
         accepted=accepted,
         tokens={str(p): sum(r.tokens[p] for r in reports) for p in Provenance},

@@ -41,7 +41,7 @@ class DraftGenerator:
             raise RequestError(f"max_tokens must be in 1..{MAX_DRAFT_TOKENS}", param="max_tokens")
         prompt = self._prompt_ids(request)
         async with self._engine.sequence(prompt, self._use_kv_cache) as sequence:
-            draft = await sequence.draft(prompt, request.max_tokens, request.sampling)
+            draft = await sequence.draft(prompt, request.max_tokens, request.sampling, stop_below=request.stop_below)
         texts = [self._engine.detokenize([token], special=True) for token in draft.token_ids]
         columns = zip(draft.token_ids, texts, draft.probs, draft.confidences, strict=True)
         return DraftResponse(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from common.config import Config
 from common.connection import HTTPClient
+from common.estimates import Estimates
 from edge.chat_template import ChatTemplate
 from edge.engine import EdgeEngine
 
@@ -17,5 +18,6 @@ class Services:
     engine: EdgeEngine
     template: ChatTemplate
     cloud: HTTPClient
+    estimates: Estimates = field(default_factory=Estimates)
     began: int = field(default_factory=lambda: int(time.time()))
     """In seconds since 1970."""

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from rich.progress import track
 
@@ -21,7 +22,7 @@ from cloud.rounds import Round
 from common.pipeline import Pipeline
 from common.policy import Plan
 from common.terminal import console
-from common.types import GREEDY, Sampling, Verdict
+from common.types import GREEDY, Sampling, Verdict, Way
 from edge.engine import EdgeEngine
 from models import corpus, tasks
 from models.export import CLOUD, EDGE, MODELS
@@ -64,6 +65,9 @@ class Replay:
         drawn = rest[: accepted + max_tokens]
         return Verdict(list(drawn), accepted, len(drawn) == len(rest), 0.0)
 
+    def stream(self, token_ids: Sequence[int], max_tokens: int, sampling: Sampling) -> NoReturn:
+        raise NotImplementedError("a replay answers in rounds")
+
 
 async def cloud_answers(engine: EdgeEngine, questions: list[Question]) -> None:
     """Fills in what the cloud model answers on vLLM; the two share a vocabulary, so the edge can spell it."""
@@ -90,7 +94,7 @@ async def edge_answers(engine: EdgeEngine, questions: list[Question]) -> None:
 
 async def acceptance(engine: EdgeEngine, questions: list[Question], draft_length: int) -> tuple[float, float]:
     """Acceptance rate, and tokens per round, of greedy lossless rounds with drafts of this length."""
-    plan = Plan(use_confidence_check=False, max_draft_tokens=draft_length)
+    plan = Plan(use_confidence_check=False, max_draft_tokens=draft_length, way=Way.ROUNDS)
     drafted = accepted = rounds = tokens = 0
     for question in track(questions, f"drafts of {draft_length}"):
         async with engine.sequence(question.prompt_ids) as sequence:

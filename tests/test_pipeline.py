@@ -124,7 +124,9 @@ async def test_drafts_are_greedy_for_the_cloud_but_under_all_else_that_the_answe
     seen: list[Sampling] = []
 
     class Drafter(FakeDrafter):
-        async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling) -> Draft:
+        async def draft(
+            self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop_below: float = 0.0
+        ) -> Draft:
             seen.append(sampling)
             return await super().draft(token_ids, limit, sampling)
 

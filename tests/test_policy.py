@@ -2,6 +2,7 @@
 
 import pytest
 
+from common.estimates import Estimates
 from common.policy import Ask, Decision, Gate, Plan, decide, draft_length, sure_tokens
 from common.types import Mode
 
@@ -52,4 +53,5 @@ def test_only_full_verification_and_the_cloud_alone_are_lossless() -> None:
 
 def test_a_draft_leaves_room_for_the_token_that_its_verify_adds() -> None:
     plan = Plan(use_confidence_check=False, max_draft_tokens=8)
-    assert [draft_length(plan, remaining) for remaining in (1, 2, 9, 50)] == [0, 1, 8, 8]
+    known = Estimates()
+    assert [draft_length(plan, remaining, known).limit for remaining in (1, 2, 9, 50)] == [0, 1, 8, 8]

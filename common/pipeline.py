@@ -142,6 +142,8 @@ class Pipeline:
         try:
             verdict = await self._verifier.verify(answer.committed, proposed, self._sampling, stretch)
         except (EndpointError, ContextLengthError) as error:
+            if not answer.plan.fallback:
+                raise
             self._go_on_alone(error)
             return []
         report.rounds += 1

@@ -35,6 +35,8 @@ class Plan:
     gate: Gate = Gate()
     max_draft_tokens: int = 8
     stretch_tokens: int = 8
+    fallback: bool = True
+    """Whether the answer goes on at the edge when no cloud can be used; if not, that is an error."""
 
     @property
     def lossless(self) -> bool:

@@ -94,6 +94,8 @@ def client_of(config: Config, edge_url: str | None = None, cloud_url: str | None
         communication.http_client,
         communication.edge_api_key,
         communication.cloud_api_key,
+        communication.cloud_endpoints,
+        communication.breaker,
     )
 
 

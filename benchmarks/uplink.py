@@ -9,8 +9,8 @@ import sys
 from rich.table import Table
 
 from common import cli, terminal
-from common.config import HttpClientConfig
-from common.connection import HTTPClient
+from common.clouds import Clouds
+from common.config import CommunicationConfig, HttpClientConfig
 from common.demo import free_ports
 from common.remote import CloudVerifier
 from common.supervisor import PROJECT, ServerProcess, Supervisor
@@ -22,11 +22,11 @@ DRAFT = 8
 ROUNDS = 5
 
 
-async def bytes_up(client: HTTPClient, context: int) -> tuple[int, int]:
+async def bytes_up(clouds: Clouds, context: int) -> tuple[int, int]:
     """Of the first round, which brings the prompt, and the most of those that follow."""
     rng = random.Random(context)
     tokens = [rng.randrange(5, 4096) for _ in range(context)]
-    verifier = CloudVerifier(client)
+    verifier = CloudVerifier(clouds)
     sent = []
     for _ in range(ROUNDS):
         before = verifier.bytes_up
@@ -48,9 +48,10 @@ async def main() -> None:
         server = ServerProcess("cloud", "start_cloud.py", url, flags, PROJECT / "logs" / "uplink.log")
         async with Supervisor([server], console.print).running():
             for optimized in (True, False):
-                async with HTTPClient(url, HttpClientConfig(optimized=optimized)) as client:
+                http = HttpClientConfig(optimized=optimized)
+                async with Clouds(CommunicationConfig(cloud_endpoint=url, http_client=http)) as clouds:
                     for context in CONTEXTS:
-                        first, later = await bytes_up(client, context)
+                        first, later = await bytes_up(clouds, context)
                         table.add_row(str(context), "on" if optimized else "off", str(first), str(later))
     console.print(table)
 

@@ -10,6 +10,7 @@ from aiohttp.typedefs import Handler, Middleware
 from common.config import Secret
 from common.errors import AuthenticationError
 from common.http_messages import REQUEST_ID, TENANT
+from common.wire import PROTOCOL, PROTOCOL_HEADER
 
 OPEN = ("/health", "/ready")
 """Answered without a key."""
@@ -60,11 +61,12 @@ def cors(origins: Iterable[str]) -> Middleware:
 
 
 def response_headers(origins: Iterable[str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """A signal for `on_response_prepare`: the request's id, and for allowed origins the leave to read the response."""
+    """A signal for `on_response_prepare`: the request's id, our protocol, and for allowed origins the leave to read."""
     allowed = frozenset(origins)
 
     async def add(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
+        response.headers[PROTOCOL_HEADER] = PROTOCOL
         if _allowed(request, allowed):
             origin = "*" if "*" in allowed else request.headers[hdrs.ORIGIN]
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin

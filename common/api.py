@@ -118,6 +118,7 @@ class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     mode: Mode = Mode.COLLABORATIVE
+    privacy: Literal["edge_only"] | None = None
     use_confidence_check: bool | None = None
     use_draft_verify: bool | None = None
     use_kv_cache: bool | None = None
@@ -166,6 +167,8 @@ class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown
         """Raises RequestError for a field that would silently have no effect."""
         if self.logit_bias:
             raise RequestError("logit_bias is not supported by the edge server", param="logit_bias")
+        if self.privacy and self.mode is Mode.CLOUD_ONLY:
+            raise RequestError('privacy "edge_only" contradicts mode "cloud_only"', param="privacy")
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream", param="stream_options")
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -154,17 +155,34 @@ class CloudConfig(Section, frozen=True):
 
 class HttpClientConfig(Section, frozen=True):
     timeout: Seconds = 30.0
-    max_retries: Count = 3
+    connect_timeout: Seconds = 2.0
+    first_byte_timeout: Seconds = 15.0
+    idle_timeout: Seconds = 10.0
+    max_retries: Annotated[int, Meta(ge=0, le=10)] = 3
     connection_pool_size: Positive = 100
+    compression: Literal["auto", "none"] = "auto"
     optimized: bool = True
+
+
+class BreakerConfig(Section, frozen=True):
+    failures: Positive = 3
+    probe_seconds: Annotated[float, Meta(ge=0.05)] = 2.0
 
 
 class CommunicationConfig(Section, frozen=True):
     edge_endpoint: str = "http://localhost:8080"
     cloud_endpoint: str = "http://localhost:8081"
+    cloud_endpoints: list[str] = []
     edge_api_key: Secret = NO_KEY
     cloud_api_key: Secret = NO_KEY
     http_client: HttpClientConfig = HttpClientConfig()
+    breaker: BreakerConfig = BreakerConfig()
+
+    @property
+    def clouds(self) -> dict[str, str]:
+        """The URL of each cloud by the path of the key that names it."""
+        more = {f"communication.cloud_endpoints[{i}]": url for i, url in enumerate(self.cloud_endpoints)}
+        return {"communication.cloud_endpoint": self.cloud_endpoint} | more
 
 
 class FeaturesConfig(Section, frozen=True):
@@ -180,6 +198,8 @@ class InferenceConfig(Section, frozen=True):
     objective: Objective = Objective.LATENCY
     way: Way = Way.AUTO
     draft_ahead: bool = True
+    fallback: bool = True
+    private_patterns: list[str] = []
 
 
 class AblationConfig(Section, frozen=True):
@@ -217,6 +237,7 @@ class Config(Section, frozen=True):
             objective=self.inference.objective,
             way=self.inference.way,
             draft_ahead=self.inference.draft_ahead,
+            fallback=self.inference.fallback,
         )
 
 
@@ -243,7 +264,7 @@ def load(
 def check(tree: object) -> Config:
     """Turns plain mappings into a Config; raises ConfigError for the first wrong key, type or value."""
     try:
-        return msgspec.convert(tree, Config, dec_hook=_secret)
+        config = msgspec.convert(tree, Config, dec_hook=_secret)
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `$")
         path = where.strip("`.")
@@ -254,6 +275,43 @@ def check(tree: object) -> Config:
         near = difflib.get_close_matches(key, _keys(path), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(_keys(path))}"
         raise ConfigError(f"{path + '.' if path else ''}{key}: unknown key{hint}") from error
+    _check_endpoints(config.communication)
+    _check_patterns(config.inference)
+    return config
+
+
+def _check_endpoints(config: CommunicationConfig) -> None:
+    seen = set[str]()
+    for key, url in ({"communication.edge_endpoint": config.edge_endpoint} | config.clouds).items():
+        if problem := url_problem(url):
+            raise ConfigError(f"{key}: {problem}")
+        if key in config.clouds and url.rstrip("/") in seen:
+            raise ConfigError(f"{key}: {url} is named twice")
+        seen |= {url.rstrip("/")} if key in config.clouds else set()
+
+
+def _check_patterns(config: InferenceConfig) -> None:
+    for number, pattern in enumerate(config.private_patterns):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"inference.private_patterns[{number}]: not a regular expression ({error})") from error
+
+
+def url_problem(url: str) -> str | None:
+    """What keeps `url` from being a server's address, if anything; a password in it is not repeated."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port  # raises where it is no number of a port
+    except ValueError as error:
+        return f"{url!r} is no URL ({error})"
+    if "@" in parts.netloc:
+        return "a user or password does not belong in a URL; set the API key instead"
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        return f"{url!r} is no URL of a server, like http://localhost:8081"
+    if parts.query or parts.fragment or any(character.isspace() for character in url):
+        return f"{url!r} is more than a server's address, like http://localhost:8081"
+    return None
 
 
 def show(config: Config) -> str:

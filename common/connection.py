@@ -1,5 +1,7 @@
-"""F4: typed calls to one server over pooled HTTP connections. Knows nothing of what is asked."""
+"""F4: typed calls to one server over pooled HTTP connections, within deadlines. Knows nothing of what is asked."""
 
+import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -10,12 +12,23 @@ from typing import Self, TypeVar
 
 import aiohttp
 import msgspec
-import stamina
+import zstandard
 
 from common import wire
 from common.config import NO_KEY, HttpClientConfig, Secret
 from common.errors import ContextLengthError, EndpointError, PrefixUnknown, RequestError
 from common.request_id import outgoing_headers
+from common.retry import Broken, Unreachable, attempts
+
+log = logging.getLogger(__name__)
+
+COMPRESS_FROM = 1024
+"""Bytes of a body that is worth compressing. Measured on token ids of our corpus: from here on zstd takes a third to a
+half off a MessagePack body and two thirds off a JSON one, in 20 microseconds on both sides together."""
+COMPRESS_LEVEL = 1
+"""Of zstd: 3 saves 4 % more and takes twice as long."""
+CEIL_NEVER = 1e9
+"""aiohttp rounds timeouts above its threshold up to whole seconds."""
 
 T = TypeVar("T")
 
@@ -30,15 +43,20 @@ class ErrorReply(msgspec.Struct):
     error: ErrorBody
 
 
-class Unreachable(EndpointError):
-    """No connection could be made, so nothing was done there: the one failure that is simply tried again."""
+class Busy(EndpointError):
+    """The server has no room now: it is well, but another one may answer sooner."""
+
+
+class WrongProtocol(EndpointError):
+    """What answers there is no server of ours, or of another version."""
 
 
 @dataclass(slots=True)
 class Traffic:
-    """What a client has sent and received: calls, bytes of bodies, milliseconds waited, failures."""
+    """What a client has sent and received: calls, repeats among them, failures, bytes of bodies, waiting time."""
 
     calls: int = 0
+    retries: int = 0
     failures: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
@@ -52,15 +70,23 @@ class Traffic:
 class HTTPClient:
     """Typed calls to one server. Owns its connections: `async with`, or `close()` when done.
 
-    With `config.optimized` off (F4 off) it is the plain way: JSON, a new connection per call, no retry.
+    With `config.optimized` off (F4 off) it is the plain way: JSON, a new connection per call, nothing compressed, no
+    retry. With `check_protocol` every answer must come from a server that speaks this project's `wire.PROTOCOL`.
     """
 
-    def __init__(self, base_url: str, config: HttpClientConfig | None = None, api_key: Secret = NO_KEY) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        config: HttpClientConfig | None = None,
+        api_key: Secret = NO_KEY,
+        check_protocol: bool = False,
+    ) -> None:
         self.base_url = base_url.rstrip("/")
         self.config = config or HttpClientConfig()
-        self._api_key = api_key
         self.traffic = Traffic()
         self.content_type = wire.MSGPACK if self.config.optimized else wire.JSON
+        self._api_key = api_key
+        self._check_protocol = check_protocol
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -75,21 +101,44 @@ class HTTPClient:
         if self._session is not None:
             await self._session.close()
 
-    async def post(self, path: str, body: object, type_: type[T], traffic: Traffic | None = None) -> T:
+    async def post(
+        self,
+        path: str,
+        body: object,
+        type_: type[T],
+        traffic: Traffic | None = None,
+        first_byte: float | None = None,
+    ) -> T:
         """Sends `body` and decodes the answer; what it cost is added to the client's traffic and to `traffic`.
 
-        Raises EndpointError when the server cannot be used, RequestError (or a child) when it refuses the request.
+        `first_byte`: seconds after which an answer that has not begun is lost, sooner than `config.timeout`. Raises
+        EndpointError when the server cannot be used, RequestError (or a child) when it refuses the request.
         """
-        return wire.decode(await self._call("POST", path, body, traffic), type_, self.content_type)
+        return self.decoded(await self._call("POST", path, body, traffic, first_byte), type_)
 
     async def get(self, path: str, type_: type[T]) -> T:
-        return wire.decode(await self._call("GET", path, None, None), type_, self.content_type)
+        return self.decoded(await self._call("GET", path, None, None, None), type_)
+
+    def decoded(self, data: bytes, type_: type[T]) -> T:
+        """What the server said; raises EndpointError for nonsense."""
+        try:
+            return wire.decode(data, type_, self.content_type)
+        except RequestError as error:
+            raise EndpointError(f"{self.base_url} answers nonsense ({error.message})") from error
+
+    async def check_ready(self) -> None:
+        """Asks once, however retries are set, whether the server takes requests; raises EndpointError if not."""
+        try:
+            async with self._request("GET", "/ready", b"", self.content_type, Traffic(), self.config.timeout):
+                pass
+        except RequestError as error:
+            raise EndpointError(f"{self.base_url}: {error.message}") from error
 
     async def healthy(self) -> bool:
         """Whether the server says that it is ready to answer."""
         try:
-            await self._once("GET", "/ready", b"", Traffic())
-        except (EndpointError, RequestError):
+            await self.check_ready()
+        except EndpointError:
             return False
         return True
 
@@ -98,90 +147,130 @@ class HTTPClient:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    limit=self.config.connection_pool_size, force_close=not self.config.optimized
+                    limit=self.config.connection_pool_size,
+                    force_close=not self.config.optimized,
+                    timeout_ceil_threshold=CEIL_NEVER,
                 ),
-                timeout=aiohttp.ClientTimeout(total=self.config.timeout, connect=min(5.0, self.config.timeout)),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=self.config.connect_timeout, ceil_threshold=CEIL_NEVER
+                ),
             )
         return self._session
 
     def get_client_stats(self) -> dict[str, float]:
-        """Calls, failures, bytes of bodies either way and the mean latency so far."""
+        """Calls, failures, repeats, bytes of bodies either way and the mean latency so far."""
         t = self.traffic
         return {
             "total_requests": t.calls,
             "failed_requests": t.failures,
+            "retries": t.retries,
             "bytes_up": t.bytes_up,
             "bytes_down": t.bytes_down,
             "avg_latency_ms": t.total_ms / t.calls if t.calls else 0.0,
         }
 
     async def events(self, path: str, body: object) -> AsyncIterator[bytes]:
-        """The data of a server-sent event stream, until `[DONE]`; raises like `post`, also for an error event."""
-        async with self._request("POST", path, wire.encode(body), wire.JSON, Traffic()) as response:
-            async for line in response.content:
+        """The data of a server-sent event stream, until `[DONE]`; raises like `post`, also for an error event.
+
+        A stream may last; what may not take longer than `config.timeout` is each of its events.
+        """
+        wait = self.config.timeout
+        async with self._request("POST", path, wire.encode(body), wire.JSON, Traffic(), wait) as response:
+            while True:
+                async with asyncio.timeout(wait):
+                    line = await response.content.readline()
                 data = line.removeprefix(b"data: ").strip()
-                if data == b"[DONE]":
+                if data == b"[DONE]" or not line:
                     return
                 if data.startswith(b'{"error"'):
                     raise self._refusal(500, data, wire.JSON)
                 if data:
                     yield data
 
-    async def _call(self, method: str, path: str, body: object, traffic: Traffic | None) -> bytes:
+    async def _call(
+        self, method: str, path: str, body: object, traffic: Traffic | None, first_byte: float | None
+    ) -> bytes:
         encoded = b"" if body is None else wire.encode(body, self.content_type)
-        spent = Traffic()
-        attempts = 1 + (self.config.max_retries if self.config.optimized else 0)
+        spent, retries = Traffic(), self.config.max_retries if self.config.optimized else 0
         try:
-            async for attempt in stamina.retry_context(
-                on=Unreachable,
-                attempts=attempts,
-                timeout=self.config.timeout,
-                wait_initial=0.05,
-                wait_max=1.0,
-                wait_jitter=0.1,
-            ):
-                with attempt:
-                    return await self._once(method, path, encoded, spent)
+            async with asyncio.timeout(self.config.timeout):
+                async for attempt in attempts(method, path, retries):
+                    spent.retries += attempt.num > 1
+                    with attempt:
+                        return await self._once(method, path, encoded, spent, first_byte)
             raise AssertionError("stamina returns or raises")
+        except TimeoutError as error:
+            spent.failures += 1
+            raise self._late(self.config.timeout) from error
         finally:
             self.traffic.add(spent)
             if traffic is not None:
                 traffic.add(spent)
 
-    async def _once(self, method: str, path: str, body: bytes, spent: Traffic) -> bytes:
-        async with self._request(method, path, body, self.content_type, spent) as response:
+    async def _once(self, method: str, path: str, body: bytes, spent: Traffic, first_byte: float | None) -> bytes:
+        async with self._request(method, path, body, self.content_type, spent, first_byte) as response:
             answer = await response.read()
-            spent.bytes_up += len(body)
             spent.bytes_down += len(answer)
             return answer
 
     @asynccontextmanager
     async def _request(
-        self, method: str, path: str, body: bytes, content_type: str, spent: Traffic
+        self, method: str, path: str, body: bytes, content_type: str, spent: Traffic, first_byte: float | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One HTTP exchange; everything that can go wrong in it becomes one of our errors."""
-        started = time.perf_counter()
-        spent.calls += 1
+        """One HTTP exchange; everything that can go wrong in it becomes one of our errors.
+
+        The answer must begin within `first_byte` seconds, connecting included.
+        """
+        started, status = time.perf_counter(), "lost"
         headers = {"Content-Type": content_type, "Accept": content_type, **self.headers()}
+        if self._worth_compressing(body):
+            body, headers["Content-Encoding"] = zstandard.compress(body, COMPRESS_LEVEL), "zstd"
+        spent.calls += 1
+        spent.bytes_up += len(body)
         try:
-            async with self.session().request(
-                method, self.base_url + path, data=body or None, headers=headers
-            ) as response:
+            async with asyncio.timeout(first_byte):
+                response = await self.session().request(
+                    method, self.base_url + path, data=body or None, headers=headers
+                )
+            async with response:
+                status = str(response.status)
+                self._check(response)
                 if response.status >= 400:
                     raise self._refusal(response.status, await response.read(), response.content_type)
                 yield response
+        except aiohttp.ConnectionTimeoutError as error:
+            spent.failures += 1
+            raise self._late(self.config.connect_timeout, "cannot reach {url} within {seconds:g} s") from error
         except aiohttp.ClientConnectorError as error:
             spent.failures += 1
             reason = os.strerror(error.os_error.errno) if error.os_error.errno else str(error.os_error)
             raise Unreachable(f"cannot reach {self.base_url} ({reason}): is that server running?") from error
         except TimeoutError as error:
             spent.failures += 1
-            raise EndpointError(f"{self.base_url} did not answer within {self.config.timeout:g} s") from error
+            raise self._late(first_byte or self.config.timeout) from error
         except aiohttp.ClientError as error:
             spent.failures += 1
-            raise EndpointError(f"{self.base_url} broke the connection ({type(error).__name__})") from error
+            raise Broken(f"{self.base_url} broke the connection ({type(error).__name__})") from error
         finally:
-            spent.total_ms += (time.perf_counter() - started) * 1000
+            took = (time.perf_counter() - started) * 1000
+            spent.total_ms += took
+            log.debug("%s %s%s %s %.1f ms, %d bytes up", method, self.base_url, path, status, took, len(body))
+
+    def _late(self, seconds: float, says: str = "{url} did not answer within {seconds:g} s") -> EndpointError:
+        return EndpointError(says.format(url=self.base_url, seconds=seconds))
+
+    def _worth_compressing(self, body: bytes) -> bool:
+        return self.config.optimized and self.config.compression == "auto" and len(body) >= COMPRESS_FROM
+
+    def _check(self, response: aiohttp.ClientResponse) -> None:
+        """Raises WrongProtocol; an error without a version may be some proxy's on the way, and says enough itself."""
+        said = response.headers.get(wire.PROTOCOL_HEADER)
+        if not self._check_protocol or said == wire.PROTOCOL or (said is None and response.status >= 400):
+            return
+        speaks = f"speaks protocol {said[:20]!r}" if said else "is no server of this project"
+        raise WrongProtocol(
+            f"{self.base_url} {speaks}, this side speaks {wire.PROTOCOL!r}: run the same version on both"
+        )
 
     def headers(self) -> dict[str, str]:
         """What every call says of itself: the request and trace that it is made for, and the API key."""
@@ -197,6 +286,8 @@ class HTTPClient:
         kinds = {"prefix_unknown": PrefixUnknown, "context_length_exceeded": ContextLengthError}
         if error.code in kinds:
             return kinds[error.code](error.message, error.param)
-        if 400 <= status < 500 and status not in (401, 408, 429):
+        if status == 429:
+            return Busy(f"{self.base_url} answered 429: {error.message}")
+        if 400 <= status < 500 and status not in (401, 408):
             return RequestError(error.message, error.param)
         return EndpointError(f"{self.base_url} answered {status}: {error.message}")

@@ -62,12 +62,16 @@ class Follower:
         self._news = asyncio.Event()
         self._speed = 0.0
         """Tokens a second that the answer grows by."""
+        self.opened = False
+        """Whether a cloud took the last stream that was asked for."""
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """The rest of the answer. Raises EndpointError when the cloud is lost; what came before is committed."""
         answer, began = self._answer, time.perf_counter()
+        self.opened = False
         stream_of = self._verifier.stream(answer.committed, answer.remaining, self._sampling)
         async with stream_of as stream, _Drafting(self, stream):
+            self.opened = True
             self._known.network.add(0, stream.opened_in)
             first, count = 0.0, 0
             async for frame in stream:
@@ -108,7 +112,6 @@ class Follower:
     async def keep_drafting(self, stream: Stream) -> None:
         """Until cancelled: whenever the answer has grown, drafts what is missing and sends it."""
         answer, guess = self._answer, self._guess
-        guess.position = len(answer.committed)
         self._news.set()
         while True:
             await self._news.wait()

@@ -1,10 +1,11 @@
 """The client's side of the whole framework: edge and cloud both over HTTP, one call for an answer. Knows no engine."""
 
+import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypedDict, Unpack
 
 from common import wire
 from common.api import (
@@ -16,12 +17,24 @@ from common.api import (
     TokenizeReply,
     TokenizeRequest,
 )
-from common.config import NO_KEY, HttpClientConfig, Secret
+from common.clouds import Clouds
+from common.config import NO_KEY, BreakerConfig, CommunicationConfig, HttpClientConfig, Secret
 from common.connection import HTTPClient as HTTPClient
 from common.pipeline import Pipeline
 from common.policy import Plan
 from common.remote import CloudVerifier, EdgeDrafter
 from common.types import InferenceResult, Sampling
+
+
+class PipelineOptions(TypedDict, total=False):
+    """The arguments of `full_inference_pipeline` behind its prompt."""
+
+    max_tokens: int
+    temperature: float
+    use_draft_verify: bool
+    use_confidence_check: bool
+    seed: int | None
+    plan: Plan | None
 
 
 class EdgeCloudHTTPClient:
@@ -34,18 +47,30 @@ class EdgeCloudHTTPClient:
         config: HttpClientConfig | None = None,
         edge_api_key: Secret = NO_KEY,
         cloud_api_key: Secret = NO_KEY,
+        cloud_endpoints: Sequence[str] = (),
+        breaker: BreakerConfig | None = None,
     ) -> None:
+        config, breaker = config or HttpClientConfig(), breaker or BreakerConfig()
         self.edge = HTTPClient(edge_endpoint, config, edge_api_key)
-        self.cloud = HTTPClient(cloud_endpoint, config, cloud_api_key)
+        self.clouds = Clouds(
+            CommunicationConfig(
+                cloud_endpoint=cloud_endpoint,
+                cloud_endpoints=list(cloud_endpoints),
+                cloud_api_key=cloud_api_key,
+                http_client=config,
+                breaker=breaker,
+            )
+        )
 
     async def __aenter__(self) -> Self:
+        await self.clouds.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.edge.close()
-        await self.cloud.close()
+        await self.clouds.__aexit__(kind, error, traceback)
 
     async def full_inference_pipeline(
         self,
@@ -73,9 +98,10 @@ class EdgeCloudHTTPClient:
                 plan or Plan(), use_draft_verify=use_draft_verify, use_confidence_check=use_confidence_check
             ),
             EdgeDrafter(self.edge),
-            CloudVerifier(self.cloud),
+            CloudVerifier(self.clouds),
         )
         ids = [token for chunk in [c async for c in pipeline.run()] for token in chunk.token_ids]
+        self.clouds.degraded += pipeline.answer.report.degraded is not None
         text = (await self.edge.post("/detokenize", DetokenizeRequest(tokens=ids), DetokenizeReply)).prompt
         return InferenceResult(
             text=text,
@@ -85,6 +111,31 @@ class EdgeCloudHTTPClient:
             total_latency_ms=(time.perf_counter() - started) * 1000,
             collaboration=pipeline.answer.report,
         )
+
+    async def batch_inference(
+        self, prompts: Sequence[str], concurrency: int = 8, **options: Unpack[PipelineOptions]
+    ) -> list[InferenceResult]:
+        """`full_inference_pipeline` for each prompt, up to `concurrency` of them at once; the results in order.
+
+        Raises as it does: the first failure ends them all.
+        """
+        turns = asyncio.Semaphore(concurrency)
+
+        async def one(prompt: str) -> InferenceResult:
+            async with turns:
+                return await self.full_inference_pipeline(prompt, **options)
+
+        tasks = [asyncio.create_task(one(prompt)) for prompt in prompts]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def get_client_stats(self) -> dict[str, Any]:
+        """What was sent, received and waited for: on the edge, and on each cloud with how its calls ended."""
+        return {"edge": self.edge.get_client_stats(), "clouds": self.clouds.stats()}
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatChunk]:
         """The chunks of the edge server's own answer, as they come; the last one carries the collaboration report.

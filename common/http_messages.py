@@ -9,10 +9,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import zstandard
 from aiohttp import web
 
 from common import wire
-from common.errors import FrameworkError, StoppingError
+from common.errors import FrameworkError, RequestError, StoppingError
 from common.in_flight import IN_FLIGHT
 
 log = logging.getLogger(__name__)
@@ -52,11 +53,12 @@ EXCHANGE = web.RequestKey("EXCHANGE", Exchange)
 async def read(request: web.Request, type_: type[T]) -> T:
     """The request's body as a struct (or a dict of plain JSON values); raises RequestError.
 
-    413 for a body above BODY_LIMIT, 408 for one that does not arrive in time, 415 for a compressed one: a few bytes
-    could become gigabytes.
+    413 for a body above BODY_LIMIT, 408 for one that does not arrive in time, 415 for one compressed otherwise than by
+    zstd with its size declared: a few bytes could become gigabytes.
     """
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise web.HTTPUnsupportedMediaType(reason="compressed bodies are not accepted")
+    encoding = request.headers.get("Content-Encoding", "identity").lower()
+    if encoding not in ("identity", "zstd"):
+        raise web.HTTPUnsupportedMediaType(reason="of compressed bodies only zstd is accepted")
     if (request.content_length or 0) > BODY_LIMIT:
         raise web.HTTPRequestEntityTooLarge(BODY_LIMIT)
     try:
@@ -65,7 +67,20 @@ async def read(request: web.Request, type_: type[T]) -> T:
     except TimeoutError as error:
         raise web.HTTPRequestTimeout from error
     request[EXCHANGE].bytes_in += len(body)
-    return wire.decode(body, type_, request.content_type)
+    return wire.decode(_decompressed(body) if encoding == "zstd" else body, type_, request.content_type)
+
+
+def _decompressed(body: bytes) -> bytes:
+    """A zstd frame's content, which is never longer than it declares; 415 where it declares nothing, 413 too much."""
+    try:
+        size = zstandard.frame_content_size(body)
+        if size < 0:
+            raise web.HTTPUnsupportedMediaType(reason="a zstd body must declare its size")
+        if size > BODY_LIMIT:
+            raise web.HTTPRequestEntityTooLarge(BODY_LIMIT)
+        return zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise RequestError("the body is not the zstd that it says it is") from error
 
 
 def reply(request: web.Request, value: object, status: int = 200) -> web.Response:

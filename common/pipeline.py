@@ -42,10 +42,13 @@ class Pipeline:
         self._ahead = DraftAhead(drafter)
         self._verifier = verifier
         self._known = estimates or Estimates()
+        seeded = sampling.temperature > 0 and sampling.seed is not None
+        self._basis = Estimates() if seeded else self._known
+        """What decisions rest on: for an answer that a seed is to repeat, nothing that was measured."""
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
         answer = self.answer
-        answer.report.way = policy.way_of(answer.plan, self._sampling, self._known) if answer.plan.asks_cloud else None
+        answer.report.way = policy.way_of(answer.plan, self._basis) if answer.plan.asks_cloud else None
         self._known.active += 1
         try:
             if answer.report.way is Way.CONTINUOUS:
@@ -77,7 +80,7 @@ class Pipeline:
 
     async def _draft(self) -> Draft:
         answer, plan = self.answer, self.answer.plan
-        length = policy.draft_length(plan, answer.remaining, self._known)
+        length = policy.draft_length(plan, answer.remaining, self._basis)
         if length.limit <= 0:
             return NO_DRAFT
         sampling = self._guess if plan.asks_cloud else self._sampling
@@ -110,7 +113,7 @@ class Pipeline:
         left = answer.remaining - len(proposed.token_ids) - 1
         if not (plan.draft_ahead and proposed.token_ids) or proposed.finished:
             return
-        length = policy.draft_length(plan, left, self._known)
+        length = policy.draft_length(plan, left, self._basis)
         if length.limit > 0:
             self._ahead.go_on(answer.committed + proposed.token_ids, length.limit, self._guess, length.stop_below)
 
@@ -147,11 +150,16 @@ class Pipeline:
                 async with aclosing(follower.chunks()) as chunks:
                     async for chunk in chunks:
                         yield chunk
-            except (EndpointError, ContextLengthError) as error:
+            except EndpointError as error:
+                if not follower.opened:  # else another cloud may go on
+                    self._go_on_alone(error)
+            except ContextLengthError as error:
                 self._go_on_alone(error)
 
     def _go_on_alone(self, error: FrameworkError) -> None:
         report = self.answer.report
+        if not self.answer.plan.fallback:
+            raise error
         report.degraded = error.message
         report.lossless = False
         self.answer.plan = dataclasses.replace(self.answer.plan, mode=Mode.EDGE_ONLY)

@@ -6,7 +6,7 @@ from enum import Enum
 
 from common import goodput
 from common.estimates import Estimates
-from common.types import Mode, Objective, Sampling, Way
+from common.types import Mode, Objective, Way
 
 
 class Ask(Enum):
@@ -40,6 +40,8 @@ class Plan:
     objective: Objective = Objective.LATENCY
     way: Way = Way.AUTO
     draft_ahead: bool = True
+    fallback: bool = True
+    """Whether the answer goes on at the edge when no cloud can be used; if not, that is an error."""
 
     @property
     def lossless(self) -> bool:
@@ -85,11 +87,11 @@ def sure_tokens(confidences: Sequence[float], gate: Gate) -> int:
     return len(confidences)
 
 
-def way_of(plan: Plan, sampling: Sampling, known: Estimates) -> Way:
+def way_of(plan: Plan, known: Estimates) -> Way:
     """How an answer comes about in which the cloud takes part: in rounds, or as its own stream.
 
-    What the edge commits by itself only rounds can tell the cloud; and only they repeat what a seed drew, since drafts
-    in a stream come when they come.
+    What the edge commits by itself only rounds can tell the cloud. They are also the first thing to try: with them one
+    learns most, and drafts in a stream come when they come, so only rounds repeat what a seed drew.
     """
     if plan.mode is Mode.CLOUD_ONLY:
         return Way.CONTINUOUS
@@ -97,8 +99,7 @@ def way_of(plan: Plan, sampling: Sampling, known: Estimates) -> Way:
         return Way.ROUNDS
     if plan.way is not Way.AUTO:
         return plan.way
-    seeded = sampling.temperature > 0 and sampling.seed is not None
-    if seeded or plan.objective is Objective.COST or not known.verify.known:
+    if plan.objective is Objective.COST or not known.verify.known:
         return Way.ROUNDS
     rounds = goodput.of_rounds(known, plan.max_draft_tokens, plan.draft_ahead)
     stream = goodput.of_stream(known, plan.max_draft_tokens)

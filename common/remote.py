@@ -2,26 +2,32 @@
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
+from common.clouds import Cloud, Clouds, Outcome, outcome_of
 from common.connection import HTTPClient, Traffic
-from common.errors import PrefixUnknown
+from common.errors import EndpointError, PrefixUnknown
 from common.session import prefix_hash
 from common.stream_client import CloudStream
-from common.types import Draft, DraftRequest, DraftResponse, Sampling, Verdict, VerifyRequest, VerifyResponse
+from common.types import GREEDY, Draft, DraftRequest, DraftResponse, Sampling, Verdict, VerifyRequest, VerifyResponse
 
 
 class CloudVerifier:
     """A verifier over HTTP for one request: keeps the session whose prefix both sides hold.
 
-    Only what the cloud does not know yet travels; a cloud that lost the prefix gets it whole.
+    Only what the cloud does not know yet travels; a cloud that lost the prefix gets it whole, and so does another one
+    that goes on where the first was lost. A cloud that failed this request is not asked by it again.
     """
 
-    def __init__(self, client: HTTPClient, use_kv_cache: bool = True) -> None:
-        self._client = client
+    def __init__(self, clouds: Clouds, use_kv_cache: bool = True) -> None:
+        self._clouds = clouds
         self._use_kv_cache = use_kv_cache
         self._session = uuid.uuid4().hex
+        self._rounds = 0
+        self._cloud: Cloud | None = None
         self._known = 0
+        self._failed: dict[Cloud, EndpointError] = {}
         self._traffic = Traffic()
 
     @property
@@ -39,13 +45,17 @@ class CloudVerifier:
     async def verify(
         self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
     ) -> Verdict:
+        """As the pipeline's Protocol says; EndpointError when no cloud is left that could be asked."""
         started = time.perf_counter()
-        try:
-            response = await self._ask(token_ids, draft, sampling, max_tokens)
-        except PrefixUnknown:
-            self._known = 0
-            response = await self._ask(token_ids, draft, sampling, max_tokens)
-        if self._client.config.optimized:
+        while True:
+            cloud = self._pick(token_ids)
+            try:
+                with self._clouds.asking(cloud):
+                    response = await self._round(cloud, token_ids, draft, sampling, max_tokens)
+                break
+            except EndpointError as error:
+                self._failed[cloud] = error
+        if cloud.client.config.optimized:
             self._known = len(token_ids) + len(response.token_ids)
         return Verdict(
             token_ids=response.token_ids,
@@ -55,20 +65,82 @@ class CloudVerifier:
             cloud_ms=response.latency_ms,
         )
 
-    def stream(self, token_ids: Sequence[int], max_tokens: int, sampling: Sampling) -> CloudStream:
-        return CloudStream(
-            self._client,
-            token_ids,
-            max_tokens,
-            sampling,
-            use_kv_cache=self._use_kv_cache,
-            traffic=self._traffic,
-        )
+    @asynccontextmanager
+    async def stream(
+        self,
+        token_ids: Sequence[int],
+        max_tokens: int,
+        sampling: Sampling = GREEDY,
+        *,
+        stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
+        logprobs: int | None = None,
+    ) -> AsyncIterator[CloudStream]:
+        """A stream that continues `token_ids`, open, on a cloud that takes it; raises EndpointError when none does.
+
+        One that is lost later raises while it is read. Whoever then has more to ask opens another with all that is
+        committed: it is on another cloud, or EndpointError says that there is none.
+        """
+        while True:
+            cloud = self._pick(token_ids)
+            stream = CloudStream(
+                cloud.client,
+                token_ids,
+                max_tokens,
+                sampling,
+                stop,
+                stop_token_ids,
+                logprobs,
+                self._use_kv_cache,
+                self._traffic,
+            )
+            self._clouds.began(cloud)
+            try:
+                async with stream:
+                    yield stream
+                return
+            except EndpointError:
+                if stream.opened:
+                    raise
+            finally:
+                self._ended(cloud, stream)
+
+    def _ended(self, cloud: Cloud, stream: CloudStream) -> None:
+        """By what the stream says of itself: who reads it may catch its failure, or fail for reasons of their own."""
+        if stream.failure is not None:
+            self._clouds.ended(cloud, outcome_of(stream.failure), stream.failure.message)
+        else:
+            self._clouds.ended(cloud, Outcome.OK if stream.end else Outcome.CANCELLED)
+        if isinstance(stream.failure, EndpointError):
+            self._failed[cloud] = stream.failure
+
+    def _pick(self, token_ids: Sequence[int]) -> Cloud:
+        """The session's cloud while it can be asked, else the best other one."""
+        if self._cloud is None or self._cloud in self._failed or not self._cloud.breaker.closed:
+            try:
+                cloud = self._clouds.pick(token_ids, excluding=self._failed)
+            except EndpointError:
+                if self._failed:
+                    raise list(self._failed.values())[-1] from None
+                raise
+            self._clouds.failovers += bool(self._failed)
+            self._cloud, self._known = cloud, 0
+        return self._cloud
+
+    async def _round(
+        self, cloud: Cloud, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
+    ) -> VerifyResponse:
+        try:
+            return await self._ask(cloud, token_ids, draft, sampling, max_tokens)
+        except PrefixUnknown:
+            self._known = 0
+            return await self._ask(cloud, token_ids, draft, sampling, max_tokens)
 
     async def _ask(
-        self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
+        self, cloud: Cloud, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
     ) -> VerifyResponse:
         known = token_ids[: self._known]
+        self._rounds += 1
         request = VerifyRequest(
             session=self._session,
             prefix_length=len(known),
@@ -78,8 +150,10 @@ class CloudVerifier:
             max_tokens=max_tokens,
             sampling=sampling,
             use_kv_cache=self._use_kv_cache,
+            idempotency_key=str(self._rounds),
         )
-        return await self._client.post("/verify", request, VerifyResponse, self._traffic)
+        first_byte = cloud.client.config.first_byte_timeout
+        return await cloud.client.post("/verify", request, VerifyResponse, self._traffic, first_byte)
 
 
 class EdgeDrafter:

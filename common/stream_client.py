@@ -1,5 +1,6 @@
 """The client's side of `GET /stream`: one answer whose tokens come while drafts go. Knows no engine and no policy."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any, Self, cast
@@ -8,19 +9,21 @@ import aiohttp
 from aiohttp import WSMsgType
 
 from common import wire
-from common.connection import HTTPClient, Traffic
-from common.errors import ContextLengthError, EndpointError, RequestError
+from common.connection import Busy, HTTPClient, Traffic
+from common.errors import ContextLengthError, EndpointError, OverloadedError, RequestError
 from common.frames import DraftFrame, EndFrame, ErrorFrame, ServerFrame, Start, TokensFrame
 from common.types import GREEDY, Sampling
 
-HEARTBEAT_SECONDS = 10.0
-CLOSE_SECONDS = 1.0
+CLOSE_SECONDS = 0.1
+"""How long leaving waits for the server's goodbye; one that is lost says none, and an answer waits to go on."""
 
 
 class CloudStream:
     """`async with` it, iterate over its frames of tokens, and send `draft`s meanwhile; leaving it ends the answer.
 
-    Everything raises EndpointError when the server cannot be used, RequestError (or a child) when it refuses.
+    Everything raises EndpointError when the server cannot be used, RequestError (or a child) when it refuses. Lost is a
+    server that shows no frame within `first_byte_timeout` of the start or `idle_timeout` of the one before, or that
+    leaves a ping unanswered: after half of `idle_timeout` without a byte it is pinged, and has half of that to answer.
     """
 
     def __init__(
@@ -37,7 +40,6 @@ class CloudStream:
     ) -> None:
         self._client = client
         self._traffic = traffic or Traffic()
-        """What this one stream costs; the client's own traffic counts it too."""
         self._start = Start(
             token_ids=list(token_ids),
             max_tokens=max_tokens,
@@ -49,31 +51,47 @@ class CloudStream:
         )
         self.end: EndFrame | None = None
         """What came of it, once all tokens are here."""
+        self.failure: EndpointError | RequestError | None = None
+        """How the server was lost, or why it refused, if it did."""
+        self.opened = False
+        """Whether the start was sent."""
         self.opened_in = 0.0
         """Seconds for the handshake: one round trip, or two where a connection had to be made."""
+        self._patience = client.config.first_byte_timeout
         self._ws: aiohttp.ClientWebSocketResponse | None = None
 
     async def __aenter__(self) -> Self:
-        client = self._client
-        client.traffic.calls += 1
-        self._traffic.calls += 1
+        self._count(calls=1)
         began = time.perf_counter()
         try:
-            self._ws = await client.session().ws_connect(
-                f"{client.base_url}/stream",
-                headers=client.headers(),
-                heartbeat=HEARTBEAT_SECONDS,
-                max_msg_size=0,
-                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
-            )
+            self._ws = await self._connect()
+            self.opened_in = time.perf_counter() - began
+            await self._send(self._start)
+        except (EndpointError, RequestError) as error:
+            self.failure = error
+            await self.__aexit__()
+            raise
+        self.opened = True
+        return self
+
+    async def _connect(self) -> aiohttp.ClientWebSocketResponse:
+        client = self._client
+        try:
+            async with asyncio.timeout(client.config.first_byte_timeout):
+                return await client.session().ws_connect(
+                    f"{client.base_url}/stream",
+                    headers=client.headers(),
+                    heartbeat=client.config.idle_timeout / 2,
+                    max_msg_size=0,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
+                )
         except aiohttp.WSServerHandshakeError as error:
-            kind = RequestError if 400 <= error.status < 500 and error.status not in (401, 408, 429) else EndpointError
+            kind: type[EndpointError | RequestError] = EndpointError
+            if 400 <= error.status < 500 and error.status not in (401, 408):
+                kind = Busy if error.status == 429 else RequestError
             raise kind(f"{client.base_url} refused a stream with {error.status}") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise EndpointError(f"cannot reach {client.base_url} ({type(error).__name__})") from error
-        self.opened_in = time.perf_counter() - began
-        await self._send(self._start)
-        return self
 
     async def __aexit__(self, *error: object) -> None:
         if self._ws is not None:
@@ -89,43 +107,56 @@ class CloudStream:
     async def __anext__(self) -> TokensFrame:
         if self.end is not None:
             raise StopAsyncIteration
-        match await self._receive():
-            case TokensFrame() as tokens:
-                return tokens
-            case EndFrame() as end:
-                self.end = end
-                raise StopAsyncIteration
-            case ErrorFrame() as failure:
-                raise self._failure(failure)
+        try:
+            frame = await self._receive()
+            if isinstance(frame, ErrorFrame):
+                raise self._refusal(frame)
+        except (EndpointError, RequestError) as error:
+            self.failure = error
+            raise
+        if isinstance(frame, EndFrame):
+            self.end = frame
+            raise StopAsyncIteration
+        return frame
 
     async def _send(self, frame: Start | DraftFrame) -> None:
         assert self._ws is not None
         body = wire.encode(frame, self._client.content_type)
-        self._client.traffic.bytes_up += len(body)
-        self._traffic.bytes_up += len(body)
+        self._count(bytes_up=len(body))
         try:
-            if self._client.content_type == wire.MSGPACK:
-                await self._ws.send_bytes(body)
-            else:
-                await self._ws.send_str(body.decode())
-        except ConnectionError as error:
+            async with asyncio.timeout(self._client.config.idle_timeout):
+                if self._client.content_type == wire.MSGPACK:
+                    await self._ws.send_bytes(body)
+                else:
+                    await self._ws.send_str(body.decode())
+        except (ConnectionError, TimeoutError) as error:
             # What the server said before it closed is still to be read, and says more than this would.
             if not isinstance(frame, DraftFrame):
                 raise EndpointError(f"{self._client.base_url} broke the connection") from error
 
     async def _receive(self) -> ServerFrame:
         assert self._ws is not None
-        message = await self._ws.receive()
+        try:
+            async with asyncio.timeout(self._patience):
+                message = await self._ws.receive()
+        except TimeoutError as error:
+            raise EndpointError(f"{self._client.base_url} sent nothing for {self._patience:g} s") from error
+        self._patience = self._client.config.idle_timeout
         if message.type not in (WSMsgType.BINARY, WSMsgType.TEXT):
             raise EndpointError(f"{self._client.base_url} broke the stream (close code {self._ws.close_code})")
         data: bytes = message.data.encode() if isinstance(message.data, str) else message.data
-        self._client.traffic.bytes_down += len(data)
-        self._traffic.bytes_down += len(data)
-        frame: ServerFrame = wire.decode(data, cast(Any, ServerFrame), self._client.content_type)
+        self._count(bytes_down=len(data))
+        frame: ServerFrame = self._client.decoded(data, cast(Any, ServerFrame))
         return frame
 
-    def _failure(self, failure: ErrorFrame) -> EndpointError | RequestError:
+    def _count(self, **moved: int) -> None:
+        for traffic in (self._client.traffic, self._traffic):
+            traffic.add(Traffic(**moved))
+
+    def _refusal(self, failure: ErrorFrame) -> EndpointError | RequestError:
         error = failure.error
+        if error.type == OverloadedError.type:
+            return Busy(f"{self._client.base_url}: {error.message}")
         if error.type != RequestError.type:
             return EndpointError(f"{self._client.base_url}: {error.message}")
         kind = ContextLengthError if error.code == ContextLengthError.code else RequestError

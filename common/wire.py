@@ -9,6 +9,10 @@ from common.errors import RequestError
 
 JSON = "application/json"
 MSGPACK = "application/msgpack"
+PROTOCOL = "1"
+"""What edge and cloud say to each other, its messages and their meaning; another number is not understood."""
+PROTOCOL_HEADER = "X-Edgecloud-Protocol"
+"""Both servers say theirs in every answer."""
 PLAIN = frozenset((dict, list, str, int, float, bool, type(None)))
 DEEPEST = 100
 MOST_NESTED = 10_000

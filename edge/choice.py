@@ -15,7 +15,7 @@ from common.errors import RequestError
 from common.pipeline import Pipeline
 from common.policy import Plan
 from common.remote import CloudVerifier
-from common.types import Provenance, Sampling
+from common.types import Mode, Provenance, Sampling
 from edge.engine import Sequence as EdgeSequence
 from edge.logprobs import ScoredToken
 from edge.services import Services
@@ -61,28 +61,32 @@ class Choice:
         self._begins = 0
         """Where the answer begins in the choice's text, in characters: after the prompt, if that is echoed."""
         self._unshown: list[ScoredToken] = []
-        self.answer = Answer(plan_of(request, services.config.plan), list(prompt), limit)
+        private = services.is_private(prompt)
+        self.answer = Answer(plan_of(request, services.config.plan, private), list(prompt), limit)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         async with self._services.engine.sequence(self._prompt, reuse=self._reuse) as sequence:
             if self._echo:
                 yield await self._prompt_again(sequence)
-            async with aclosing(self._chunks(sequence)) as chunks:
-                async for chunk in chunks:
-                    before = self.tokens
-                    text = self._read(chunk)
-                    sources = self._sources(chunk)[: self.tokens - before] if self._told else []
-                    if text or sources:
-                        yield self._piece(text, chunk.provenance, sources=sources)
-                    if self._text.stopped:
-                        break
+            try:
+                async with aclosing(self._chunks(sequence)) as chunks:
+                    async for chunk in chunks:
+                        before = self.tokens
+                        text = self._read(chunk)
+                        sources = self._sources(chunk)[: self.tokens - before] if self._told else []
+                        if text or sources:
+                            yield self._piece(text, chunk.provenance, sources=sources)
+                        if self._text.stopped:
+                            break
+            finally:
+                self._services.clouds.degraded += self.answer.report.degraded is not None
         reason = "stop" if self._text.stopped else self.answer.finish_reason
         yield self._piece(self._text.flush(), finish_reason=reason)
 
     def _chunks(self, sequence: EdgeSequence) -> AsyncGenerator[Chunk, None]:
         if not self.answer.plan.asks_cloud:
             return self._alone(sequence)
-        verifier = CloudVerifier(self._services.cloud, use_kv_cache=self._reuse)
+        verifier = CloudVerifier(self._services.clouds, use_kv_cache=self._reuse)
         pipeline = Pipeline(
             self._prompt,
             self._limit,
@@ -160,14 +164,17 @@ class Choice:
         return Piece(self.index, text, tokens, provenance, finish_reason, sources)
 
 
-def plan_of(request: GenerationRequest, default: Plan) -> Plan:
-    """The server's plan with what this request says otherwise; RequestError where the edge alone could honour it."""
+def plan_of(request: GenerationRequest, default: Plan, private: bool = False) -> Plan:
+    """The server's plan with what this request says otherwise; RequestError where the edge alone could honour it.
+
+    A `private` prompt, or a request that says so, is answered by the edge alone whatever else is asked.
+    """
     gate = default.gate
     if request.confidence_threshold is not None:
         gate = dataclasses.replace(gate, threshold=request.confidence_threshold)
     plan = dataclasses.replace(
         default,
-        mode=request.mode,
+        mode=Mode.EDGE_ONLY if private or request.privacy else request.mode,
         gate=gate,
         use_confidence_check=_given(request.use_confidence_check, default.use_confidence_check),
         use_draft_verify=_given(request.use_draft_verify, default.use_draft_verify),

@@ -4,10 +4,11 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
 from common import api, wire
+from common.clouds import Clouds
 from common.config import Config, EdgeCacheConfig, EdgeConfig
-from common.connection import HTTPClient
 from common.errors import EngineError, NotFoundError, RequestError
 from common.http_messages import read, reply, stream
 from common.http_server import make_app
@@ -19,6 +20,7 @@ from edge.confidence import ConfidenceCalculator
 from edge.draft_generator import DraftGenerator
 from edge.engine import EdgeEngine
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
+from edge.metrics import CloudsCollector
 from edge.services import Services
 
 SERVICES = web.AppKey("SERVICES", Services)
@@ -27,8 +29,9 @@ DRAFTS = web.AppKey("DRAFTS", DraftGenerator)
 
 def build_app(config: Config) -> web.Application:
     """The edge server's application; the engine and the connections to the cloud start and stop with it."""
-    app = make_app(config.edge.server)
-    app.cleanup_ctx.append(lambda app: _services(app, config))
+    registry = CollectorRegistry()
+    app = make_app(config.edge.server, registry)
+    app.cleanup_ctx.append(lambda app: _services(app, config, registry))
     app.router.add_get("/ready", _ready)
     app.router.add_get("/stats", _stats)
     app.router.add_get("/v1/models", _models)
@@ -42,14 +45,16 @@ def build_app(config: Config) -> web.Application:
     return app
 
 
-async def _services(app: web.Application, config: Config) -> AsyncIterator[None]:
-    engine, communication = _engine(config.edge), config.communication
+async def _services(app: web.Application, config: Config, registry: CollectorRegistry) -> AsyncIterator[None]:
+    engine, clouds = _engine(config.edge), Clouds(config.communication)
     async with (
         engine,
-        HTTPClient(communication.cloud_endpoint, communication.http_client, communication.cloud_api_key) as cloud,
+        clouds,
         ChatTemplate(engine.chat_template or "", bos=engine.bos, eos=engine.eos) as template,
     ):
-        app[SERVICES] = Services(config, engine, template, cloud)
+        await clouds.greet()
+        registry.register(CloudsCollector(clouds))
+        app[SERVICES] = Services(config, engine, template, clouds)
         app[DRAFTS] = DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled)
         yield
 
@@ -92,7 +97,7 @@ async def _ready(request: web.Request) -> web.Response:
 
 async def _stats(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
-    return reply(request, {"engine": services.engine.stats(), "cloud": services.cloud.get_client_stats()})
+    return reply(request, {"engine": services.engine.stats(), "clouds": services.clouds.stats()})
 
 
 async def _models(request: web.Request) -> web.Response:

@@ -1,11 +1,13 @@
 """What every request of one edge server shares. Knows no request."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from common.clouds import Clouds
 from common.config import Config
-from common.connection import HTTPClient
 from common.estimates import Estimates
+from common.privacy import is_private
 from edge.chat_template import ChatTemplate
 from edge.engine import EdgeEngine
 
@@ -17,7 +19,12 @@ class Services:
     config: Config
     engine: EdgeEngine
     template: ChatTemplate
-    cloud: HTTPClient
+    clouds: Clouds
     estimates: Estimates = field(default_factory=Estimates)
     began: int = field(default_factory=lambda: int(time.time()))
     """In seconds since 1970."""
+
+    def is_private(self, prompt: Sequence[int]) -> bool:
+        """Whether a pattern of the config is found in the prompt, as the text that its tokens are."""
+        patterns = self.config.inference.private_patterns
+        return bool(patterns) and is_private(self.engine.detokenize(list(prompt), special=True), patterns)

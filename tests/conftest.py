@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest_asyncio
 
+from common.clouds import Clouds
+from common.config import CommunicationConfig
 from common.connection import HTTPClient
 from common.demo import demo_servers, free_ports
 from common.supervisor import PROJECT, ServerProcess
@@ -29,6 +31,7 @@ class Servers:
     cloud_url: str
     edge: HTTPClient
     cloud: HTTPClient
+    clouds: Clouds
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -38,8 +41,9 @@ async def servers() -> AsyncIterator[Servers]:
         demo_servers(args, lambda _: None) as (edge_url, cloud_url),
         HTTPClient(edge_url) as edge,
         HTTPClient(cloud_url) as cloud,
+        Clouds(CommunicationConfig(cloud_endpoint=cloud_url)) as clouds,
     ):
-        yield Servers(edge_url, cloud_url, edge, cloud)
+        yield Servers(edge_url, cloud_url, edge, cloud, clouds)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

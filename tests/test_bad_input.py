@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 import pytest
 import pytest_asyncio
+import zstandard
 
 from common import wire
 from common.http_messages import BODY_LIMIT
@@ -208,10 +209,42 @@ def bomb(encoding: str) -> bytes:
 
 
 @pytest.mark.parametrize("path", ["/typed", "/untyped", "/nowhere"])
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "unheard-of"])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, gzip", "zstd, zstd", "unheard-of"])
 async def test_a_compressed_body_is_refused_unopened(server: SmallServer, encoding: str, path: str) -> None:
     status, _ = await post(server, path, bomb(encoding), **{"Content-Encoding": encoding})
     assert status == (404 if path == "/nowhere" else 415)
+
+
+def zstd_bombs() -> dict[str, bytes]:
+    """Far more zeros than GROWTH, its size declared, not declared, or declared as less; and what is no zstd."""
+    zeros = bytes(2 * GROWTH)
+    undeclared = zstandard.ZstdCompressor(write_content_size=False).compress(zeros)
+    honest = zstandard.compress(zeros)
+    assert zstandard.frame_content_size(honest) == len(zeros)
+    at = honest.index(len(zeros).to_bytes(4, "little"))
+    liar = honest[:at] + (100).to_bytes(4, "little") + honest[at + 4 :]
+    assert zstandard.frame_content_size(liar) == 100
+    twice = zstandard.compress(b'{"count": 1}') + zstandard.compress(zeros)
+    return {"declared": honest, "undeclared": undeclared, "a lie": liar, "twice": twice, "noise": os.urandom(2**20)}
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("declared", 413), ("undeclared", 415), ("a lie", 400), ("twice", 400)])
+@pytest.mark.parametrize("path", ["/typed", "/untyped"])
+async def test_a_compressed_bomb_is_refused_unopened(server: SmallServer, path: str, kind: str, wanted: int) -> None:
+    status, _ = await post(server, path, zstd_bombs()[kind], **{"Content-Encoding": "zstd"})
+    assert status == wanted
+
+
+async def test_what_is_no_zstd_is_refused_and_what_is_is_read(server: SmallServer) -> None:
+    status, _ = await post(server, "/typed", zstd_bombs()["noise"], **{"Content-Encoding": "zstd"})
+    assert status == 400
+    headers = {"Content-Encoding": "zstd", "Content-Type": wire.JSON}
+    body = zstandard.compress(b'{"count": 7}')
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(server.url + "/typed", data=body, headers=headers) as answer,
+    ):
+        assert (await answer.json())["count"] == 7
 
 
 async def test_a_websocket_message_too_long_closes_the_socket(server: SmallServer) -> None:

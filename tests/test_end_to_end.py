@@ -46,7 +46,7 @@ async def test_lossless_greedy_tokens_are_the_clouds_own_at_every_draft_length(s
     async def check(prompt: list[int], truth: list[int], length: int) -> None:
         nonlocal drafted, accepted
         plan = Plan(use_confidence_check=False, max_draft_tokens=length)
-        verifier = CloudVerifier(servers.cloud)
+        verifier = CloudVerifier(servers.clouds)
         pipeline = Pipeline(prompt, MAX_TOKENS, GREEDY, plan, EdgeDrafter(servers.edge), verifier)
         tokens = [token async for chunk in pipeline.run() for token in chunk.token_ids]
         assert pipeline.answer.report.degraded is None

@@ -8,7 +8,7 @@ from common import goodput
 from common.draft_length import expected_tokens
 from common.estimates import Acceptance, Estimates, Line
 from common.policy import Plan, draft_length, way_of
-from common.types import GREEDY, Mode, Objective, Sampling, Way
+from common.types import Mode, Objective, Way
 
 LOSSLESS = Plan(use_confidence_check=False, max_draft_tokens=16)
 
@@ -77,9 +77,9 @@ def test_drafts_grow_with_the_round_trip_and_with_acceptance() -> None:
 
 
 def test_far_away_the_cloud_streams_and_near_by_it_answers_in_rounds() -> None:
-    assert way_of(LOSSLESS, GREEDY, knowing(0.0, 0.9)) is Way.ROUNDS
-    assert way_of(LOSSLESS, GREEDY, knowing(0.1, 0.9)) is Way.CONTINUOUS
-    assert way_of(LOSSLESS, GREEDY, knowing(0.05, 0.3)) is Way.CONTINUOUS
+    assert way_of(LOSSLESS, knowing(0.0, 0.9)) is Way.ROUNDS
+    assert way_of(LOSSLESS, knowing(0.1, 0.9)) is Way.CONTINUOUS
+    assert way_of(LOSSLESS, knowing(0.05, 0.3)) is Way.CONTINUOUS
 
 
 def test_on_a_busy_cloud_drafting_stops() -> None:
@@ -88,21 +88,18 @@ def test_on_a_busy_cloud_drafting_stops() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "sampling", "way"),
+    ("plan", "way"),
     [
-        (Plan(), GREEDY, Way.ROUNDS),
-        (Plan(use_draft_verify=False), GREEDY, Way.ROUNDS),
-        (Plan(mode=Mode.CLOUD_ONLY), GREEDY, Way.CONTINUOUS),
-        (Plan(use_confidence_check=False, way=Way.CONTINUOUS), GREEDY, Way.CONTINUOUS),
-        (Plan(use_confidence_check=False, objective=Objective.COST), GREEDY, Way.ROUNDS),
-        (Plan(use_confidence_check=False), Sampling(temperature=0.7, seed=1), Way.ROUNDS),
-        (Plan(use_confidence_check=False), Sampling(temperature=0.7), Way.CONTINUOUS),
+        (Plan(), Way.ROUNDS),
+        (Plan(use_draft_verify=False), Way.ROUNDS),
+        (Plan(mode=Mode.CLOUD_ONLY), Way.CONTINUOUS),
+        (Plan(use_confidence_check=False, way=Way.CONTINUOUS), Way.CONTINUOUS),
+        (Plan(use_confidence_check=False, way=Way.ROUNDS), Way.ROUNDS),
+        (Plan(use_confidence_check=False, objective=Objective.COST), Way.ROUNDS),
     ],
 )
-def test_the_way_follows_from_plan_and_sampling_where_these_leave_no_choice(
-    plan: Plan, sampling: Sampling, way: Way
-) -> None:
-    assert way_of(plan, sampling, knowing(0.1, 0.5)) is way
+def test_the_way_follows_from_the_plan_where_that_leaves_no_choice(plan: Plan, way: Way) -> None:
+    assert way_of(plan, knowing(0.1, 0.5)) is way
 
 
 def test_nothing_is_drafted_that_is_not_worth_its_time() -> None:

@@ -11,7 +11,8 @@ import pytest
 from aiohttp import web
 
 from common import wire
-from common.config import HttpClientConfig
+from common.clouds import Clouds
+from common.config import CommunicationConfig, HttpClientConfig
 from common.connection import HTTPClient, Traffic
 from common.errors import ContextLengthError, EndpointError, OverloadedError, PrefixUnknown, RequestError, StartError
 from common.http_messages import BODY_LIMIT, REQUEST_ID, read, reply, stream
@@ -230,8 +231,8 @@ async def test_only_what_the_cloud_does_not_hold_travels_and_a_lost_prefix_is_se
     backend: tuple[Backend, str],
 ) -> None:
     cloud, url = backend
-    async with HTTPClient(url) as client:
-        verifier = CloudVerifier(client)
+    async with Clouds(CommunicationConfig(cloud_endpoint=url)) as clouds:
+        verifier = CloudVerifier(clouds)
         committed = list(range(100, 150))
         committed += (await verifier.verify(committed, [1, 2], GREEDY, 1)).token_ids
         committed += [5]  # committed by the edge itself
@@ -247,8 +248,9 @@ async def test_only_what_the_cloud_does_not_hold_travels_and_a_lost_prefix_is_se
 
 async def test_the_plain_way_sends_the_whole_prefix_every_round(backend: tuple[Backend, str]) -> None:
     cloud, url = backend
-    async with HTTPClient(url, HttpClientConfig(optimized=False)) as client:
-        verifier = CloudVerifier(client)
+    plain = HttpClientConfig(optimized=False)
+    async with Clouds(CommunicationConfig(cloud_endpoint=url, http_client=plain)) as clouds:
+        verifier = CloudVerifier(clouds)
         committed = [1, 2, 3]
         committed += (await verifier.verify(committed, [4], GREEDY, 1)).token_ids
         await verifier.verify(committed, [4], GREEDY, 1)

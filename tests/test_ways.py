@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from common.errors import EndpointError
 from common.estimates import Estimates
 from common.follow import Guess
 from common.pipeline import Pipeline
@@ -92,8 +93,24 @@ async def test_a_stream_that_breaks_goes_on_at_the_edge_from_its_last_token(step
     came = verifier.streams[0].token_ids
     assert ids == came[len(LONG) :] + answer_of(model, came, 40 - (len(came) - len(LONG)))
     report = pipeline.answer.report
-    assert report.degraded == "the stream broke" and not report.lossless
+    assert report.degraded == "the cloud is lost" and not report.lossless
     assert report.tokens[Provenance.EDGE] == len(ids) - (len(came) - len(LONG))
+
+
+async def test_where_one_cloud_is_lost_another_goes_on_and_then_the_edge() -> None:
+    verifier = FakeVerifier(lost_after=2, stream_lost_after=2)
+    ids, pipeline = await answer(LONG, CONTINUOUS, FakeDrafter(erring_model(3)), verifier)
+    first, second = (stream.token_ids for stream in verifier.streams)
+    assert second[: len(first)] == first and len(second) > len(first) > len(LONG)
+    assert ids == second[len(LONG) :] + answer_of(erring_model(3), second, 40 - (len(second) - len(LONG)))
+    assert pipeline.answer.report.degraded == "the cloud is lost"
+
+
+@pytest.mark.parametrize("plan", [ROUNDS, CONTINUOUS])
+async def test_without_fallback_a_lost_cloud_is_an_error(plan: Plan) -> None:
+    verifier = FakeVerifier(lost_after=1, stream_lost_after=2)
+    with pytest.raises(EndpointError):
+        await answer(LONG, replace(plan, fallback=False), FakeDrafter(erring_model(3)), verifier)
 
 
 async def test_the_cloud_alone_streams_and_is_sent_no_drafts() -> None:

@@ -1,0 +1,53 @@
+"""What the edge shows Prometheus of the clouds it asks, read at each scrape from who counts it. Knows no HTTP."""
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from common.breaker import State
+from common.clouds import Cloud, Clouds, Outcome
+
+
+class CloudsCollector(Collector):
+    """The clouds' figures; the label `endpoint` is a URL of the config, so there are as many as that names."""
+
+    def __init__(self, clouds: Clouds) -> None:
+        self._clouds = clouds
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._states()
+        yield self._calls()
+        yield self._counter("breaker_openings", "Times that a cloud was given up.", lambda c: c.breaker.openings)
+        yield self._counter("cloud_retries", "Calls made again by the retry rule.", lambda c: c.client.traffic.retries)
+        yield self._counter("cloud_bytes_up", "Bytes of bodies sent.", lambda c: c.client.traffic.bytes_up)
+        yield self._counter("cloud_bytes_down", "Bytes of bodies received.", lambda c: c.client.traffic.bytes_down)
+        load = GaugeMetricFamily("edgecloud_cloud_in_flight", "Calls and streams under way.", labels=["endpoint"])
+        for cloud in self._clouds:
+            load.add_metric([cloud.url], cloud.in_flight)
+        yield load
+        said = "Requests that went on with another cloud."
+        yield CounterMetricFamily("edgecloud_cloud_failovers", said, self._clouds.failovers)
+        said = "Answers for which no cloud could be used."
+        yield CounterMetricFamily("edgecloud_degraded_answers", said, self._clouds.degraded)
+
+    def _states(self) -> Metric:
+        family = GaugeMetricFamily("edgecloud_breaker_state", "1: in this state.", labels=["endpoint", "state"])
+        for cloud in self._clouds:
+            for state in State:
+                family.add_metric([cloud.url, state.value], cloud.breaker.state is state)
+        return family
+
+    def _calls(self) -> Metric:
+        says = "Calls and streams by how they ended."
+        family = CounterMetricFamily("edgecloud_cloud_calls", says, labels=["endpoint", "outcome"])
+        for cloud in self._clouds:
+            for outcome in Outcome:
+                family.add_metric([cloud.url, outcome.value], cloud.outcomes[outcome])
+        return family
+
+    def _counter(self, name: str, says: str, value: Callable[[Cloud], int]) -> Metric:
+        family = CounterMetricFamily(f"edgecloud_{name}", says, labels=["endpoint"])
+        for cloud in self._clouds:
+            family.add_metric([cloud.url], value(cloud))
+        return family

@@ -15,8 +15,8 @@ import msgspec
 import zstandard
 
 from common import wire
-from common.config import NO_KEY, HttpClientConfig, Secret
-from common.errors import ContextLengthError, EndpointError, PrefixUnknown, RequestError
+from common.config import NO_KEY, HttpClientConfig, Secret, url_problem
+from common.errors import ConfigError, ContextLengthError, EndpointError, PrefixUnknown, RequestError
 from common.request_id import outgoing_headers
 from common.retry import Broken, Unreachable, attempts
 
@@ -81,6 +81,8 @@ class HTTPClient:
         api_key: Secret = NO_KEY,
         check_protocol: bool = False,
     ) -> None:
+        if problem := url_problem(base_url):
+            raise ConfigError(problem)
         self.base_url = base_url.rstrip("/")
         self.config = config or HttpClientConfig()
         self.traffic = Traffic()
@@ -243,7 +245,8 @@ class HTTPClient:
             raise self._late(self.config.connect_timeout, "cannot reach {url} within {seconds:g} s") from error
         except aiohttp.ClientConnectorError as error:
             spent.failures += 1
-            reason = os.strerror(error.os_error.errno) if error.os_error.errno else str(error.os_error)
+            number = error.os_error.errno or 0  # negative where a name could not be resolved
+            reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
             raise Unreachable(f"cannot reach {self.base_url} ({reason}): is that server running?") from error
         except TimeoutError as error:
             spent.failures += 1

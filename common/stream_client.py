@@ -8,9 +8,10 @@ import aiohttp
 from aiohttp import WSMsgType
 
 from common import wire
-from common.connection import Busy, HTTPClient, Traffic
+from common.connection import HTTPClient, Traffic
 from common.errors import ContextLengthError, EndpointError, OverloadedError, RequestError
 from common.frames import DraftFrame, EndFrame, ErrorFrame, ServerFrame, Start, TokensFrame
+from common.refusals import Busy
 from common.types import GREEDY, Sampling
 
 CLOSE_SECONDS = 0.1

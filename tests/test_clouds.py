@@ -12,8 +12,8 @@ from aiohttp import web
 from common import config, wire
 from common.clouds import AFFINITY_TOKENS, Clouds, Outcome, choose
 from common.config import BreakerConfig, CommunicationConfig, HttpClientConfig
-from common.connection import Busy, WrongProtocol
 from common.errors import ConfigError, EndpointError, RequestError
+from common.refusals import Busy, WrongProtocol
 from tests.fake_cloud import FakeCloud, serving
 
 URLS = [f"http://cloud-{number}:8081" for number in range(4)]

@@ -231,6 +231,16 @@ async def test_a_batch_has_no_more_under_way_than_it_says_and_ends_with_its_firs
     assert client.now == 0
 
 
+async def test_a_client_keeps_private_prompts_from_the_cloud_too(edge: HTTPClient, fake: FakeCloud) -> None:
+    before = len(fake.asked)
+    async with EdgeCloudHTTPClient(edge.base_url, fake.url, private_patterns=["(?i)secret"]) as client:
+        kept = await client.full_inference_pipeline("A Secret?", max_tokens=4, use_confidence_check=False)
+        assert len(fake.asked) == before
+        await client.full_inference_pipeline("A question?", max_tokens=4, use_confidence_check=False)
+    assert len(fake.asked) > before
+    assert kept.collaboration.mode == "edge_only"
+
+
 async def test_a_client_of_several_clouds_goes_on_with_the_next(edge: HTTPClient, fake: FakeCloud) -> None:
     prompt, options = "What is AI?", {"max_tokens": 6, "temperature": 0.0, "use_confidence_check": False}
     async with EdgeCloudHTTPClient(edge.base_url, "http://127.0.0.1:9", cloud_endpoints=[fake.url]) as client:

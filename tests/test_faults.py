@@ -308,6 +308,31 @@ async def test_a_stream_that_is_lost_is_noticed_in_time_and_goes_on_elsewhere(fa
             lost.flow()
 
 
+async def test_a_stream_that_shows_nothing_is_left_after_the_first_byte_deadline_and_not_without(
+    fake: FakeCloud,
+) -> None:
+    for deadline, expected in ((DEADLINE, EndpointError), (NEVER, TimeoutError)):
+        async with stalling(fake) as proxy, clouds_of(proxy.url, first_byte_timeout=deadline) as clouds:
+            async with CloudVerifier(clouds).stream(PROMPT, 40) as stream:  # a connection that is not the first
+                await anext(stream)
+            fake.pause = PATIENCE
+            with pytest.raises(expected):
+                async with asyncio.timeout(4 * DEADLINE), CloudVerifier(clouds).stream(PROMPT, 40) as stream:
+                    await anext(stream)
+            fake.pause = 0.0
+
+
+async def test_a_stream_that_stalls_holds_up_who_sets_no_deadline(fake: FakeCloud) -> None:
+    fake.pause = 0.01
+    async with stalling(fake) as proxy, clouds_of(proxy.url, idle_timeout=NEVER) as clouds:
+        with pytest.raises(TimeoutError):  # noqa: PT012 - whichever statement it is
+            async with asyncio.timeout(4 * DEADLINE), CloudVerifier(clouds).stream(PROMPT, 40) as stream:
+                await anext(stream)
+                proxy.stall()
+                async for _ in stream:
+                    pass
+
+
 async def test_a_stream_whose_reader_fails_by_itself_says_nothing_of_the_cloud(fake: FakeCloud) -> None:
     fake.pause = 0.01
     async with clouds_of(fake.url, breaker=BreakerConfig(failures=1)) as clouds:

@@ -63,6 +63,7 @@ bench-cloud: setup
 bench-edge: setup
 	$(PY) -m benchmarks.edge_speed
 	$(PY) -m benchmarks.edge_cache
+	$(PY) -m benchmarks.cloud_loss
 
 # The peer of bench-edge, from the sources of the llama-cpp-python that is installed; about 5 minutes on 2 cores.
 CACHE := $(HOME)/.cache/edgecloud

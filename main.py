@@ -96,6 +96,7 @@ def client_of(config: Config, edge_url: str | None = None, cloud_url: str | None
         communication.cloud_api_key,
         communication.cloud_endpoints,
         communication.breaker,
+        config.inference.private_patterns,
     )
 
 

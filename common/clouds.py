@@ -16,8 +16,9 @@ from msgspec.structs import replace
 
 from common.breaker import Breaker, State
 from common.config import CommunicationConfig
-from common.connection import Busy, HTTPClient, WrongProtocol
+from common.connection import HTTPClient
 from common.errors import ConfigError, EndpointError, RequestError
+from common.refusals import Busy, WrongProtocol
 
 log = logging.getLogger(__name__)
 

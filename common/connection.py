@@ -11,12 +11,12 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import aiohttp
-import msgspec
 import zstandard
 
 from common import wire
-from common.config import NO_KEY, HttpClientConfig, Secret
-from common.errors import ContextLengthError, EndpointError, PrefixUnknown, RequestError
+from common.config import NO_KEY, HttpClientConfig, Secret, url_problem
+from common.errors import ConfigError, EndpointError, RequestError
+from common.refusals import check_protocol, refusal
 from common.request_id import outgoing_headers
 from common.retry import Broken, Unreachable, attempts
 
@@ -31,24 +31,6 @@ CEIL_NEVER = 1e9
 """aiohttp rounds timeouts above its threshold up to whole seconds."""
 
 T = TypeVar("T")
-
-
-class ErrorBody(msgspec.Struct):
-    message: str
-    code: str | None = None
-    param: str | None = None
-
-
-class ErrorReply(msgspec.Struct):
-    error: ErrorBody
-
-
-class Busy(EndpointError):
-    """The server has no room now: it is well, but another one may answer sooner."""
-
-
-class WrongProtocol(EndpointError):
-    """What answers there is no server of ours, or of another version."""
 
 
 @dataclass(slots=True)
@@ -81,6 +63,8 @@ class HTTPClient:
         api_key: Secret = NO_KEY,
         check_protocol: bool = False,
     ) -> None:
+        if problem := url_problem(base_url):
+            raise ConfigError(problem)
         self.base_url = base_url.rstrip("/")
         self.config = config or HttpClientConfig()
         self.traffic = Traffic()
@@ -183,7 +167,7 @@ class HTTPClient:
                 if data == b"[DONE]" or not line:
                     return
                 if data.startswith(b'{"error"'):
-                    raise self._refusal(500, data, wire.JSON)
+                    raise refusal(self.base_url, 500, data, wire.JSON)
                 if data:
                     yield data
 
@@ -234,16 +218,20 @@ class HTTPClient:
                 )
             async with response:
                 status = str(response.status)
-                self._check(response)
+                if self._check_protocol:
+                    check_protocol(self.base_url, response.status, response.headers.get(wire.PROTOCOL_HEADER))
                 if response.status >= 400:
-                    raise self._refusal(response.status, await response.read(), response.content_type)
+                    async with asyncio.timeout(self.config.timeout):
+                        said = await response.read()
+                    raise refusal(self.base_url, response.status, said, response.content_type)
                 yield response
         except aiohttp.ConnectionTimeoutError as error:
             spent.failures += 1
             raise self._late(self.config.connect_timeout, "cannot reach {url} within {seconds:g} s") from error
         except aiohttp.ClientConnectorError as error:
             spent.failures += 1
-            reason = os.strerror(error.os_error.errno) if error.os_error.errno else str(error.os_error)
+            number = error.os_error.errno or 0  # negative where a name could not be resolved
+            reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
             raise Unreachable(f"cannot reach {self.base_url} ({reason}): is that server running?") from error
         except TimeoutError as error:
             spent.failures += 1
@@ -262,32 +250,7 @@ class HTTPClient:
     def _worth_compressing(self, body: bytes) -> bool:
         return self.config.optimized and self.config.compression == "auto" and len(body) >= COMPRESS_FROM
 
-    def _check(self, response: aiohttp.ClientResponse) -> None:
-        """Raises WrongProtocol; an error without a version may be some proxy's on the way, and says enough itself."""
-        said = response.headers.get(wire.PROTOCOL_HEADER)
-        if not self._check_protocol or said == wire.PROTOCOL or (said is None and response.status >= 400):
-            return
-        speaks = f"speaks protocol {said[:20]!r}" if said else "is no server of this project"
-        raise WrongProtocol(
-            f"{self.base_url} {speaks}, this side speaks {wire.PROTOCOL!r}: run the same version on both"
-        )
-
     def headers(self) -> dict[str, str]:
         """What every call says of itself: the request and trace that it is made for, and the API key."""
         key = {"Authorization": f"Bearer {self._api_key.reveal()}"} if self._api_key else {}
         return {**outgoing_headers(), **key}
-
-    def _refusal(self, status: int, body: bytes, content_type: str) -> EndpointError | RequestError:
-        """The server's error object as ours: 4xx is our request's fault, everything else the server's."""
-        try:
-            error = wire.decode(body, ErrorReply, content_type).error
-        except RequestError:
-            return EndpointError(f"{self.base_url} answered {status}")
-        kinds = {"prefix_unknown": PrefixUnknown, "context_length_exceeded": ContextLengthError}
-        if error.code in kinds:
-            return kinds[error.code](error.message, error.param)
-        if status == 429:
-            return Busy(f"{self.base_url} answered 429: {error.message}")
-        if 400 <= status < 500 and status not in (401, 408):
-            return RequestError(error.message, error.param)
-        return EndpointError(f"{self.base_url} answered {status}: {error.message}")

@@ -22,8 +22,9 @@ from common.config import NO_KEY, BreakerConfig, CommunicationConfig, HttpClient
 from common.connection import HTTPClient as HTTPClient
 from common.pipeline import Pipeline
 from common.policy import Plan
+from common.privacy import is_private
 from common.remote import CloudVerifier, EdgeDrafter
-from common.types import InferenceResult, Sampling
+from common.types import InferenceResult, Mode, Sampling
 
 
 class PipelineOptions(TypedDict, total=False):
@@ -49,7 +50,10 @@ class EdgeCloudHTTPClient:
         cloud_api_key: Secret = NO_KEY,
         cloud_endpoints: Sequence[str] = (),
         breaker: BreakerConfig | None = None,
+        private_patterns: Sequence[str] = (),
     ) -> None:
+        """`private_patterns`: regular expressions; a prompt in which one is found goes to the edge and nowhere else."""
+        self._private_patterns = private_patterns
         config, breaker = config or HttpClientConfig(), breaker or BreakerConfig()
         self.edge = HTTPClient(edge_endpoint, config, edge_api_key)
         self.clouds = Clouds(
@@ -90,13 +94,16 @@ class EdgeCloudHTTPClient:
         started = time.perf_counter()
         question = TokenizeRequest(messages=[Message(role="user", content=prompt)])
         prompt_ids = (await self.edge.post("/tokenize", question, TokenizeReply)).tokens
+        plan = dataclasses.replace(
+            plan or Plan(), use_draft_verify=use_draft_verify, use_confidence_check=use_confidence_check
+        )
+        if is_private(prompt, self._private_patterns):
+            plan = dataclasses.replace(plan, mode=Mode.EDGE_ONLY)
         pipeline = Pipeline(
             prompt_ids,
             max_tokens,
             Sampling(temperature=temperature, seed=seed),
-            dataclasses.replace(
-                plan or Plan(), use_draft_verify=use_draft_verify, use_confidence_check=use_confidence_check
-            ),
+            plan,
             EdgeDrafter(self.edge),
             CloudVerifier(self.clouds),
         )

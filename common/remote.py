@@ -123,7 +123,7 @@ class CloudVerifier:
                 if self._failed:
                     raise list(self._failed.values())[-1] from None
                 raise
-            self._clouds.failovers += bool(self._failed)
+            self._clouds.failovers += self._cloud is not None
             self._cloud, self._known = cloud, 0
         return self._cloud
 

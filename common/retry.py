@@ -9,8 +9,11 @@ error are never tried again here: the time is spent, and the server has said wha
 from collections.abc import AsyncIterator
 
 import stamina
+from stamina.instrumentation import set_on_retry_hooks
 
 from common.errors import EndpointError
+
+set_on_retry_hooks(())  # its own warning names no server; ours, and the metrics, do
 
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 1.0

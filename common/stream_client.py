@@ -9,9 +9,10 @@ import aiohttp
 from aiohttp import WSMsgType
 
 from common import wire
-from common.connection import Busy, HTTPClient, Traffic
+from common.connection import HTTPClient, Traffic
 from common.errors import ContextLengthError, EndpointError, OverloadedError, RequestError
 from common.frames import DraftFrame, EndFrame, ErrorFrame, ServerFrame, Start, TokensFrame
+from common.refusals import Busy
 from common.types import GREEDY, Sampling
 
 CLOSE_SECONDS = 0.1
@@ -22,8 +23,8 @@ class CloudStream:
     """`async with` it, iterate over its frames of tokens, and send `draft`s meanwhile; leaving it ends the answer.
 
     Everything raises EndpointError when the server cannot be used, RequestError (or a child) when it refuses. Lost is a
-    server that shows no frame within `first_byte_timeout` of the start or `idle_timeout` of the one before, or that
-    leaves a ping unanswered: after half of `idle_timeout` without a byte it is pinged, and has half of that to answer.
+    server that shows no frame within `first_byte_timeout` of the start or `idle_timeout` of the one before, or not a
+    byte within `idle_timeout`: it is pinged in time to answer.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class CloudStream:
                 return await client.session().ws_connect(
                     f"{client.base_url}/stream",
                     headers=client.headers(),
-                    heartbeat=client.config.idle_timeout / 2,
+                    heartbeat=client.config.idle_timeout * 2 / 3,  # a pong has half as long again
                     max_msg_size=0,
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
                 )

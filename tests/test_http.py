@@ -4,6 +4,7 @@ import asyncio
 import io
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -14,12 +15,21 @@ from common import wire
 from common.clouds import Clouds
 from common.config import CommunicationConfig, HttpClientConfig
 from common.connection import HTTPClient, Traffic
-from common.errors import ContextLengthError, EndpointError, OverloadedError, PrefixUnknown, RequestError, StartError
+from common.errors import (
+    ConfigError,
+    ContextLengthError,
+    EndpointError,
+    OverloadedError,
+    PrefixUnknown,
+    RequestError,
+    StartError,
+)
 from common.http_messages import BODY_LIMIT, REQUEST_ID, read, reply, stream
 from common.http_server import HTTPServer, make_app
 from common.remote import CloudVerifier
 from common.session import prefix_hash
 from common.types import GREEDY, VerifyRequest, VerifyResponse
+from tests.delay_proxy import DelayProxy
 
 
 class Echo(msgspec.Struct, forbid_unknown_fields=True):
@@ -153,6 +163,50 @@ async def test_both_encodings_carry_the_same_values(backend: tuple[Backend, str]
     async with HTTPClient(backend[1], HttpClientConfig(optimized=optimized)) as client:
         assert await client.post("/echo", Echo("héllo"), Echo) == Echo("héllo")
     assert backend[0].content_types == [wire.MSGPACK if optimized else wire.JSON]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "compressed"),
+    [
+        ("a" * 4000, {}, True),
+        ("a" * 400, {}, False),
+        ("a" * 4000, {"compression": "none"}, False),
+        ("a" * 4000, {"optimized": False}, False),
+    ],
+    ids=["large", "small", "switched off", "F4 off"],
+)
+async def test_large_bodies_travel_compressed_unless_that_is_switched_off(
+    backend: tuple[Backend, str], text: str, options: dict[str, Any], compressed: bool
+) -> None:
+    traffic = Traffic()
+    async with HTTPClient(backend[1], HttpClientConfig(**options)) as client:
+        assert await client.post("/echo", Echo(text), Echo, traffic) == Echo(text)
+    assert (traffic.bytes_up < 100) == compressed
+    assert traffic.bytes_down > len(text)
+
+
+async def test_connections_are_kept_unless_f4_is_off(backend: tuple[Backend, str]) -> None:
+    for optimized, wanted in ((True, 1), (False, 5)):
+        async with (
+            DelayProxy("127.0.0.1", int(backend[1].rpartition(":")[2])) as proxy,
+            HTTPClient(proxy.url, HttpClientConfig(optimized=optimized)) as client,
+        ):
+            for _ in range(5):
+                await client.post("/echo", Echo("x"), Echo)
+            assert proxy.connections == wanted
+
+
+async def test_an_answer_that_is_nonsense_is_the_servers_fault(backend: tuple[Backend, str]) -> None:
+    async with HTTPClient(backend[1]) as client:
+        with pytest.raises(EndpointError, match="answers nonsense"):
+            await client.post("/echo", Echo("x"), VerifyResponse)
+
+
+@pytest.mark.parametrize("url", ["localhost:8081", "", "http://me:sesame@cloud"])
+def test_a_client_of_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        HTTPClient(url)
+    assert "sesame" not in error.value.message
 
 
 async def test_a_client_that_leaves_cancels_its_handler(backend: tuple[Backend, str]) -> None:

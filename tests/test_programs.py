@@ -65,6 +65,14 @@ def no_gguf(tmp_path: Path) -> Path:
             "main.py --mode client --prompt x --set edge.server.port=abc",
             r"edge\.server\.port: expected `int`",
         ),
+        (
+            "main.py --mode client --prompt x --set communication.cloud_endpoint=localhost:8081",
+            r"communication\.cloud_endpoint: 'localhost:8081' is no URL of a server",
+        ),
+        (
+            "start_edge.py --port 0 --set inference.private_patterns=['(']",
+            r"inference\.private_patterns\[0\]: not a regular expression",
+        ),
         ("main.py --mode client --prompt x --config nowhere.yaml", r"nowhere\.yaml: No such file"),
         ("main.py --mode client --prompt=", "the prompt is empty"),
         ("main.py --mode client", "needs --prompt"),

@@ -1,0 +1,139 @@
+"""What a lost cloud costs an answer: by a stall, while it is down, and until it is asked again when it is back.
+
+python -m benchmarks.cloud_loss [--requests 200] [--stalls 20] [--deadline 1.0] [--probe 1.0]
+
+The edge is a real one, a process of its own. The cloud has no model (tests/fake_cloud.py), as all that is measured is
+what the edge does without it; between the two is a simulated network that stalls.
+"""
+
+import argparse
+import random
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from rich.progress import Progress
+from rich.table import Table
+
+from common import cli, terminal
+from common.connection import HTTPClient
+from common.demo import free_ports
+from common.supervisor import PROJECT, ServerProcess, Supervisor
+from tests.delay_proxy import DelayProxy
+from tests.fake_cloud import serving
+
+HOST = "127.0.0.1"
+ASK: dict[str, Any] = {"prompt": "<|user|>Explain deep learning<|assistant|>", "max_tokens": 48, "temperature": 0}
+TOGETHER = ASK | {"use_confidence_check": False}
+
+
+async def main() -> None:
+    parser = cli.parser("Measure what a lost cloud costs.")
+    parser.add_argument("--requests", type=int, default=200, help="answers while the cloud is down")
+    parser.add_argument("--stalls", type=int, default=20, help="answers in which the cloud stalls")
+    parser.add_argument(
+        "--deadline", type=float, default=1.0, help="seconds for the first byte, and between two frames"
+    )
+    parser.add_argument("--probe", type=float, default=1.0, help="seconds between two probes of a lost cloud")
+    args = parser.parse_args()
+    table = Table("what", "median", "95 %", "worst", title="what a lost cloud costs", title_justify="left")
+    with Progress() as progress:
+        late = await after_stalls(args, progress.track(range(args.stalls), description="stalls"))
+        down, alone, back = await while_down(args, progress.track(range(args.requests), description="cloud down"))
+    extra = [with_cloud_down - edge_only for with_cloud_down, edge_only in zip(down, alone, strict=True)]
+    table.add_row(f"fallback after a stall, beyond its deadline of {args.deadline:g} s", *row(late))
+    table.add_row(f"{args.requests} answers with the cloud down", *row(down))
+    table.add_row("as many of the edge alone, in turn with these", *row(alone))
+    table.add_row("difference in each turn", *row(extra))
+    table.add_row(f"from its return to an answer with it (probe interval {args.probe:g} s)", *row([back]))
+    terminal.console().print(table)
+
+
+def row(milliseconds: list[float]) -> tuple[str, str, str]:
+    ordered = sorted(milliseconds)
+    shown = statistics.median(ordered), ordered[int(0.95 * (len(ordered) - 1))], ordered[-1]
+    return tuple(f"{value:.0f} ms" for value in shown)  # type: ignore[return-value]
+
+
+@asynccontextmanager
+async def edge_of(cloud_url: str, args: argparse.Namespace) -> AsyncIterator[HTTPClient]:
+    (port,) = free_ports(1)
+    settings = [
+        f"communication.cloud_endpoint={cloud_url}",
+        f"communication.http_client.first_byte_timeout={args.deadline}",
+        f"communication.http_client.idle_timeout={args.deadline}",
+        f"communication.breaker.probe_seconds={args.probe}",
+    ]
+    flags = ["--host", HOST, "--port", str(port), *(word for one in settings for word in ("--set", one))]
+    url = f"http://{HOST}:{port}"
+    server = ServerProcess("edge", "start_edge.py", url, flags, PROJECT / "logs" / "cloud-loss.log")
+    async with Supervisor([server], lambda _: None).running(), HTTPClient(url) as client:
+        yield client
+
+
+async def after_stalls(args: argparse.Namespace, turns: Iterable[int]) -> list[float]:
+    """For each answer the longest wait for a token, less the deadline, in milliseconds."""
+    late = list[float]()
+    chance = random.Random(1)
+    async with serving() as cloud:
+        cloud.pause = 0.01
+        async with DelayProxy(HOST, int(cloud.url.rpartition(":")[2])) as proxy, edge_of(proxy.url, args) as edge:
+            for _ in turns:
+                longest = 0.0
+                while longest < 0.9 * args.deadline:  # else the answer was over, or the breaker still open
+                    longest = await longest_wait(edge, proxy, chance.randint(1, 8))
+                late.append((longest - args.deadline) * 1000)
+    return late
+
+
+async def longest_wait(edge: HTTPClient, proxy: DelayProxy, moment: int) -> float:
+    """Of one answer for a token, in seconds; the network stalls after `moment` events."""
+    seen, last, longest = 0, time.perf_counter(), 0.0
+    async for _ in edge.events("/v1/completions", TOGETHER | {"stream": True, "max_draft_tokens": 2}):
+        now = time.perf_counter()
+        longest, last, seen = max(longest, now - last), now, seen + 1
+        if seen == moment:
+            proxy.stall()
+    proxy.flow()
+    return longest
+
+
+async def while_down(args: argparse.Namespace, turns: Iterable[int]) -> tuple[list[float], list[float], float]:
+    """Milliseconds of answers with the cloud down, and of the edge alone; and until it was back."""
+    (port,) = free_ports(1)
+    async with edge_of(f"http://{HOST}:{port}", args) as edge:
+        while not await opened(edge):
+            await timed(edge, TOGETHER)
+        down, alone = list[float](), list[float]()
+        ways = [(TOGETHER, down), (ASK | {"mode": "edge_only"}, alone)]
+        for turn in turns:
+            for body, took in ways if turn % 2 else reversed(ways):
+                milliseconds, report = await timed(edge, body)
+                assert (report["degraded"] is not None) == (body is TOGETHER)
+                took.append(milliseconds)
+        async with serving(port):
+            began = time.perf_counter()
+            while not (await timed(edge, TOGETHER))[1]["lossless"]:
+                pass
+            return down, alone, (time.perf_counter() - began) * 1000
+
+
+async def timed(edge: HTTPClient, body: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    """Milliseconds of a whole answer, and its report."""
+    began = time.perf_counter()
+    answer: dict[str, Any] = await edge.post("/v1/completions", body, dict)
+    milliseconds = (time.perf_counter() - began) * 1000
+    assert answer["choices"][0]["finish_reason"]
+    return milliseconds, answer["collaboration"]
+
+
+async def opened(edge: HTTPClient) -> bool:
+    stats: dict[str, Any] = await edge.get("/stats", dict)
+    return all(one["breaker"]["state"] != "closed" for one in stats["clouds"]["endpoints"].values())
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main()))

@@ -1,0 +1,120 @@
+"""A cloud without a model, over real HTTP: `fakes.cloud_model` decides, sessions and replays are kept as a real one's.
+
+What it does wrong is set by its attributes. `asked` are the rounds that it ran, so that one run twice shows.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+from aiohttp import WSMsgType, web
+
+from common import wire
+from common.errors import EngineError, OverloadedError, PrefixUnknown
+from common.frames import ClientFrame, DraftFrame, EndFrame, Start, TokensFrame
+from common.http_messages import read, reply, websocket
+from common.http_server import HTTPServer, make_app
+from common.session import prefix_hash
+from common.types import VerifyRequest, VerifyResponse
+from tests.fakes import END, FakeVerifier, answer_of, cloud_model
+
+
+class FakeCloud:
+    """Greedy; `pause` seconds before each token of a stream, and before each round's answer."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.ready = True
+        self.full = False
+        self.protocol = wire.PROTOCOL
+        self.pause = 0.0
+        self.break_after_round: int | None = None
+        """Does the work of this round, counted from 1, and breaks the connection instead of answering."""
+        self.probes = 0
+        self.asked: list[VerifyRequest] = []
+        self.starts: list[Start] = []
+        self._sessions: dict[str, list[int]] = {}
+        self._answers: dict[tuple[str, str], VerifyResponse] = {}
+
+    def app(self) -> web.Application:
+        app = make_app()
+        app.router.add_get("/ready", self._ready)
+        app.router.add_post("/verify", self._verify)
+        app.router.add_get("/stream", self._stream)
+        app.on_response_prepare.append(self._say_protocol)
+        return app
+
+    async def _say_protocol(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers[wire.PROTOCOL_HEADER] = self.protocol
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        self.probes += 1
+        self._refuse()
+        return reply(request, {"status": "ready"})
+
+    def _refuse(self) -> None:
+        if not self.ready:
+            raise EngineError("the engine is starting")
+        if self.full:
+            raise OverloadedError("no room")
+
+    async def _verify(self, request: web.Request) -> web.Response:
+        body = await read(request, VerifyRequest)
+        self._refuse()
+        key = body.session, body.idempotency_key
+        if body.idempotency_key and key in self._answers:
+            return reply(request, self._answers[key])
+        held = self._sessions.get(body.session, [])[: body.prefix_length]
+        if len(held) < body.prefix_length or prefix_hash(held) != body.prefix_hash:
+            raise PrefixUnknown("prefix unknown")
+        await asyncio.sleep(self.pause)
+        committed = held + body.new_token_ids
+        verdict = await FakeVerifier().verify(committed, body.draft_token_ids, body.sampling, body.max_tokens)
+        self._sessions[body.session] = committed + verdict.token_ids
+        reason = "stop" if verdict.finished else None
+        answer = VerifyResponse(
+            token_ids=verdict.token_ids,
+            accepted=verdict.accepted,
+            drafted=len(body.draft_token_ids),
+            finish_reason=reason,
+        )
+        self._answers[key] = answer
+        self.asked.append(body)
+        if len(self.asked) == self.break_after_round:
+            assert request.transport is not None
+            request.transport.abort()
+        return reply(request, answer)
+
+    async def _stream(self, request: web.Request) -> web.WebSocketResponse:
+        """Token by token; drafts are read and change nothing."""
+        socket = await websocket(request)
+        start = wire.decode((await socket.receive()).data, cast(Any, ClientFrame), wire.MSGPACK)
+        self.starts.append(start)
+        position, generating = len(start.token_ids), answer_of(cloud_model, start.token_ids, start.max_tokens)
+        reading = asyncio.create_task(self._read(socket))
+        for token in generating:
+            await asyncio.sleep(self.pause)
+            await socket.send_bytes(wire.encode(TokensFrame(position=position, token_ids=[token]), wire.MSGPACK))
+            position += 1
+        reason = "stop" if generating[-1] == END else "length"
+        await socket.send_bytes(wire.encode(EndFrame(finish_reason=reason, steps=len(generating)), wire.MSGPACK))
+        reading.cancel()
+        await socket.close()
+        return socket
+
+    async def _read(self, socket: web.WebSocketResponse) -> None:
+        while (message := await socket.receive()).type is WSMsgType.BINARY:
+            assert isinstance(wire.decode(message.data, cast(Any, ClientFrame), wire.MSGPACK), DraftFrame)
+
+
+@asynccontextmanager
+async def serving(port: int = 0) -> AsyncIterator[FakeCloud]:
+    cloud = FakeCloud()
+    server = HTTPServer(cloud.app(), "127.0.0.1", port, drain_seconds=0)
+    await server.start()
+    cloud.url = f"http://127.0.0.1:{server.port}"
+    try:
+        yield cloud
+    finally:
+        await server.stop()

@@ -64,7 +64,8 @@ def parsed(page: str) -> CloudCounts:
     totals = dict.fromkeys(SAMPLES, 0.0)
     for family in text_string_to_metric_families("".join(_lines(page, tuple(wanted)))):
         for sample in family.samples:
-            totals[wanted[sample.name]] += sample.value
+            if name := wanted.get(sample.name):
+                totals[name] += sample.value
     return CloudCounts(**totals)
 
 

@@ -64,7 +64,7 @@ bench-edge: setup
 	$(PY) -m benchmarks.edge_speed
 	$(PY) -m benchmarks.edge_cache
 
-# ARGS="--prompts 200 --resume --minutes 5": a longer sweep, in pieces.
+# 15 minutes of a sweep of hours; ARGS="--resume --minutes 60" goes on with it.
 bench-network: setup
 	$(PY) -m experiments.network_sweep $(ARGS)
 

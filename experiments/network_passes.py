@@ -1,10 +1,11 @@
 """What a network sweep asks, in which order, and what it writes down. Knows no server.
 
 A pass asks some questions in every way, in one cell (a network and a number of clients). The order of the ways is drawn
-anew for each pass, so that each way is as often the first as any other; all passes over the same questions come
-before the next questions, so that a sweep that is cut short has something in every cell.
+anew for each pass, so that each way is as often the first as any other. Every cell has its first pass before any has
+its second, so that a sweep that is cut short has something in every cell.
 """
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -15,8 +16,12 @@ from experiments.cloud_counts import CloudCounts
 from experiments.load import Answer
 from experiments.ways import WAYS, Way
 
+FIRST_QUESTIONS = 8
 PASS_QUESTIONS = 32
-"""Questions of one pass at most: minutes of work on two cores where the round trip is long."""
+"""The first pass of a cell is short, so that every cell soon has something; the others cost fewer changes of network.
+
+32 questions are minutes of work on two cores where the round trip is long.
+"""
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -28,7 +33,7 @@ class Cell(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """All that decides what is measured; `settings` are the servers' (KEY=VALUE), `data` a file of questions."""
+    """All that decides what is measured; `config` and `settings` (KEY=VALUE) are the servers', `data` a file of questions."""
 
     round_trips: list[float]
     uplinks: list[float]
@@ -38,6 +43,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     repeats: int
     max_tokens: int
     seed: int
+    config: str | None = None
     settings: list[str] = []
     data: str | None = None
 
@@ -88,6 +94,14 @@ class Done(msgspec.Struct):
 
 def passes(plan: Plan) -> Iterator[Pass]:
     """All passes, in the order in which they are made."""
-    firsts = range(0, plan.prompts, PASS_QUESTIONS)
-    for repeat, first, cell in product(range(plan.repeats), firsts, plan.cells):
-        yield Pass(cell, repeat, first, min(first + PASS_QUESTIONS, plan.prompts))
+    cut = {cell: cuts(plan.prompts, cell.clients) for cell in plan.cells}
+    for repeat, turn, cell in product(range(plan.repeats), range(max(map(len, cut.values()))), plan.cells):
+        if turn < len(cut[cell]):
+            yield Pass(cell, repeat, *cut[cell][turn])
+
+
+def cuts(count: int, clients: int) -> list[tuple[int, int]]:
+    """So many questions in passes, each of them `first` to `last`; none but the last is too short to keep all clients busy."""
+    first = max(FIRST_QUESTIONS, clients)
+    ends = [0, *range(first, count, max(PASS_QUESTIONS, clients)), count]
+    return list(itertools.pairwise(ends))

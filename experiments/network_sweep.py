@@ -1,8 +1,9 @@
 """Every way of answering over many networks and loads, in one run, interleaved: speed, bytes, work, and exactness.
 
     python -m experiments.network_sweep [--round-trips 0,14,50,100] [--uplinks 10,20,80] [--clients 1,4,16]
-        [--ways edge,cloud,rounds,...] [--prompts 16] [--repeats 1] [--minutes M] [--resume] [--output DIR]
+        [--ways edge,cloud,rounds,...] [--prompts 200] [--repeats 1] [--minutes 15] [--resume] [--output DIR]
 
+In the minutes given it goes as far as it can: a few questions in every cell, then more; `--resume` goes on from there.
 The network is a proxy between edge and cloud; clients are beside the edge. One pair of servers serves the whole sweep
 (with F4 off: a second edge), the cloud in float32, so that every lossless answer must be cloud only's, text for text.
 
@@ -196,6 +197,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         repeats=args.repeats,
         max_tokens=args.max_tokens,
         seed=args.seed,
+        config=args.config,
         settings=args.set,
         data=args.data,
     )
@@ -219,13 +221,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--round-trips", default="0,14,50,100", metavar="MS", help="milliseconds (default %(default)s)")
     made.add_argument("--uplinks", default="10,20,80", metavar="MBIT", help="Mbit/s each way (default %(default)s)")
     made.add_argument("--clients", default="1,4,16", metavar="N", help="concurrent clients (default %(default)s)")
-    made.add_argument("--ways", default=ways.ALL, help=f"of {','.join(ways.WAYS)} (default: the first eight)")
-    made.add_argument("--prompts", type=int, default=16, help="different prompts in each cell (default %(default)s)")
+    made.add_argument("--ways", default=ways.ALL, help=f"of {','.join(ways.WAYS)} (default: {ways.ALL})")
+    made.add_argument("--prompts", type=int, default=200, help="different prompts in each cell (default %(default)s)")
     made.add_argument("--repeats", type=int, default=1, help="answers per prompt, cell and way (default %(default)s)")
     made.add_argument("--max-tokens", type=int, default=96, help="longest answer (default %(default)s)")
     made.add_argument("--data", metavar="FILE", help='JSON lines with a "prompt" each (default: the demo corpus)')
     made.add_argument("--seed", type=int, default=0, help="chooses prompts and orders (default %(default)s)")
-    made.add_argument("--minutes", type=float, default=float("inf"), help="begin no pass after so many (default: none)")
+    made.add_argument("--minutes", type=float, default=15, help="begin no pass after so many (default %(default)s)")
     made.add_argument("--output", default="logs/network-sweep", metavar="DIR", help="folder (default %(default)s)")
     made.add_argument("--resume", action="store_true", help="go on with the sweep in the output folder")
     return made

@@ -1,6 +1,7 @@
 """A network sweep's report as tables and plots. Knows only the report."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -11,7 +12,7 @@ from experiments.network_report import Report, Row
 from experiments.plots import Line, Panel
 from experiments.ways import CLOUD_ONLY, WAYS
 
-NETWORK = ("round trip", "Mbit/s", "clients")
+NETWORK = ("round\ntrip", "Mbit\n/s", "clients")
 SHOWN = "each figure: measured / at best, as acceptance, verify and draft cost allow"
 
 
@@ -20,10 +21,10 @@ def ratios(report: Report) -> Table:
     others = [name for name in report.plan.ways if name != CLOUD_ONLY.name]
     parts = list(dict.fromkeys(worth.part for worth in report.worth))
     made = Table(title=f"Speed over cloud only; {SHOWN}", title_justify="left")
-    for name in (*NETWORK, "cloud only, tokens/s", *(WAYS[name].title for name in others)):
+    for name in (*NETWORK, "cloud only,\ntokens/s", *(WAYS[name].title for name in others)):
         made.add_column(name, justify="right")
     for part in parts:
-        made.add_column(f"worth of {part}", justify="right")
+        made.add_column(f"worth of\n{part}", justify="right")
     made.add_column("differences", justify="right")
     found = {(row.cell, row.way): row for row in report.rows}
     worth = {(w.cell, w.part): f"{w.ratio.value:.2f}" for w in report.worth}
@@ -41,17 +42,18 @@ def ratios(report: Report) -> Table:
 
 def details(report: Report) -> Table:
     """A line for each way in each cell, with all that was measured."""
-    made = Table(title="Each way by itself; bytes are those of one answer on the network", title_justify="left")
+    made = Table(title="Each way by itself; bytes: of one answer, on the network", title_justify="left")
     made.add_column("way", no_wrap=True)
-    names = "tokens", "tokens/s", "first ms", "gap p50", "gap p95", "bytes up", "bytes down", "steps/token"
-    for name in (*NETWORK, *names, "computed/token", "accepted+1", "thrown away", "over cloud only", "differ"):
-        made.add_column(name, justify="right")
+    timed = "tokens/s", "first\nms", "gap\np50", "gap\np95"
+    worked = "bytes\nup", "bytes\ndown", "steps/\ntoken", "computed/\ntoken", "tokens/\nround", "thrown\naway"
+    for name in (*NETWORK, "tokens", *timed, *worked, "over\ncloud", "95 % of\nsuch", "at\nbest", "differ"):
+        made.add_column(name, justify="right", no_wrap=True)
     last = None
     for row in report.rows:
         if last not in (None, row.cell):
             made.add_section()
         last = row.cell
-        spread = f"{ratio(row)} ({row.over_cloud_only.low:.2f}-{row.over_cloud_only.high:.2f})"
+        spread = f"{row.over_cloud_only.low:.2f}-{row.over_cloud_only.high:.2f}"
         made.add_row(
             WAYS[row.way].title,
             *network(row.cell),
@@ -64,8 +66,9 @@ def details(report: Report) -> Table:
             f"{row.computed_per_token:.2f}",
             number(row.acceptance_length, 2),
             "-" if row.thrown_away is None else f"{row.thrown_away:.0%}",
-            "" if row.way == CLOUD_ONLY.name else spread,
-            f"{row.differences} of {row.answers}",
+            *((f"{row.over_cloud_only.value:.2f}", spread) if row.way != CLOUD_ONLY.name else ("", "")),
+            number(row.allowed, 2),
+            f"{row.differences}/{row.answers}",
         )
     return made
 
@@ -95,11 +98,11 @@ def number(value: float | None, digits: int) -> str:
 
 def draw(report: Report, folder: Path) -> list[Path]:
     """Speed, bytes and cloud steps against the round trip: a row of panels for each uplink, a column for clients."""
-    speeds = grid(report, speed_line, without=(CLOUD_ONLY.name,))
-    sizes = grid(report, lambda label, rows: simple(label, rows, lambda r: (r.bytes_up + r.bytes_down) / 1000))
-    steps = grid(report, lambda label, rows: simple(label, rows, lambda row: row.steps_per_token))
+    speeds = grid(report, speed_line, without=(CLOUD_ONLY.name, "edge"))
+    sizes = grid(report, lambda name, rows: line(name, rows, lambda row: (row.bytes_up + row.bytes_down) / 1000))
+    steps = grid(report, lambda name, rows: line(name, rows, lambda row: row.steps_per_token))
     x = "round trip, ms"
-    title = "Speed over cloud only (dashed: at best; band: 95 % of what other questions would give)"
+    title = "Speed over cloud only (bars: 95 % of such questions; dashed: what costs allow at best)"
     return [
         *plots.draw(folder / "speed", title, speeds, x, "speed over cloud only", level=1.0),
         *plots.draw(folder / "bytes", "Bytes of one answer on the network", sizes, x, "kB, both directions"),
@@ -107,30 +110,32 @@ def draw(report: Report, folder: Path) -> list[Path]:
     ]
 
 
-def grid(report: Report, line: Callable[[str, list[Row]], Line], without: tuple[str, ...] = ()) -> list[list[Panel]]:
+def grid(report: Report, make: Callable[[str, list[Row]], Line], without: tuple[str, ...] = ()) -> list[list[Panel]]:
     ways = [name for name in report.plan.ways if name not in without]
 
     def panel(uplink: float, clients: int) -> Panel:
         here = [r for r in report.rows if (r.cell.uplink, r.cell.clients) == (uplink, clients)]
         found = {name: [row for row in here if row.way == name] for name in ways}
         title = f"{clients} client{'s' if clients > 1 else ''}, {uplink:g} Mbit/s"
-        return Panel(title, [line(WAYS[name].title, rows) for name, rows in found.items() if rows])
+        return Panel(title, [make(name, rows) for name, rows in found.items() if rows])
 
     return [[panel(uplink, clients) for clients in report.plan.clients] for uplink in report.plan.uplinks]
 
 
-def simple(label: str, rows: list[Row], value: Callable[[Row], float]) -> Line:
-    return Line(label, [row.cell.round_trip for row in rows], [value(row) for row in rows])
+def line(way: str, rows: list[Row], value: Callable[[Row], float]) -> Line:
+    return Line(WAYS[way].title, colour(way), [row.cell.round_trip for row in rows], [value(row) for row in rows])
 
 
-def speed_line(label: str, rows: list[Row]) -> Line:
-    ratios = [row.over_cloud_only for row in rows]
+def speed_line(way: str, rows: list[Row]) -> Line:
     best = [row.allowed for row in rows if row.allowed is not None]
-    return Line(
-        label,
-        [row.cell.round_trip for row in rows],
-        [one.value for one in ratios],
-        [one.low for one in ratios],
-        [one.high for one in ratios],
-        best if len(best) == len(rows) else (),
+    return replace(
+        line(way, rows, lambda row: row.over_cloud_only.value),
+        low=[row.over_cloud_only.low for row in rows],
+        high=[row.over_cloud_only.high for row in rows],
+        bound=best if len(best) == len(rows) else (),
     )
+
+
+def colour(way: str) -> str:
+    """The same in every plot."""
+    return f"C{list(WAYS).index(way)}"

@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common.types import Collaboration
@@ -59,6 +60,7 @@ def test_passes_cover_every_question_in_every_cell_once_a_repeat() -> None:
     asked = [(one.cell, one.repeat, at) for one in made for at in range(one.first, one.last)]
     assert len(set(asked)) == len(asked) == 8 * 2 * 70
     assert max(one.last - one.first for one in made) == PASS_QUESTIONS
+    assert all(one.last - one.first >= 40 for one in passes(msgspec.structs.replace(plan, clients=[40], prompts=80)))
     assert {one.cell for one in made[:8]} == set(plan.cells), "a sweep cut short has something in every cell"
 
 
@@ -159,7 +161,7 @@ def test_cells_not_measured_yet_are_left_out(tmp_path: Path) -> None:
 
 
 def test_plots_are_written_as_svg_and_png(tmp_path: Path) -> None:
-    line = Line("way", [0, 1], [1, 2], [0.5, 1.5], [1.5, 2.5], [2, 3])
+    line = Line("way", "C0", [0, 1], [1, 2], [0.5, 1.5], [1.5, 2.5], [2, 3])
     svg, png = plots.draw(tmp_path / "plot", "title", [[Panel("left", [line]), Panel("right")]], "x", "y", level=1)
     assert png.read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in svg.read_bytes()

@@ -33,7 +33,7 @@ class Cell(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """All that decides what is measured; `config` and `settings` (KEY=VALUE) are the servers', `data` a file of questions."""
+    """All that decides what is measured. `config` and `settings` (KEY=VALUE) are the servers', `data` has questions."""
 
     round_trips: list[float]
     uplinks: list[float]
@@ -101,7 +101,7 @@ def passes(plan: Plan) -> Iterator[Pass]:
 
 
 def cuts(count: int, clients: int) -> list[tuple[int, int]]:
-    """So many questions in passes, each of them `first` to `last`; none but the last is too short to keep all clients busy."""
+    """So many questions in passes, each `first` to `last` (excluded); all but the last keep all clients busy."""
     first = max(FIRST_QUESTIONS, clients)
     ends = [0, *range(first, count, max(PASS_QUESTIONS, clients)), count]
     return list(itertools.pairwise(ends))

@@ -10,10 +10,30 @@ from typing import Any
 
 import msgspec
 
-from common.api import ChatChunk
+from common.api import ChunkChoice, Usage
 from common.connection import HTTPClient
 from common.errors import EndpointError
-from common.types import Collaboration
+
+
+class Told(msgspec.Struct, kw_only=True):
+    """What an answer tells of how it came about, as far as it is read here (Collaboration in common/types.py)."""
+
+    way: str | None = None
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    edge_drawn: int = 0
+    edge_wasted: int = 0
+    edge_latency_ms: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    degraded: str | None = None
+
+
+class Chunk(msgspec.Struct):
+    choices: list[ChunkChoice] = []
+    usage: Usage | None = None
+    collaboration: Told | None = None
 
 
 class Answer(msgspec.Struct, kw_only=True):
@@ -25,7 +45,7 @@ class Answer(msgspec.Struct, kw_only=True):
     text: str
     finish_reason: str
     arrivals: list[tuple[float, int]]
-    collaboration: Collaboration | None = None
+    told: Told | None = None
 
     @property
     def first_token(self) -> float:
@@ -59,10 +79,10 @@ async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[st
     body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, **stream, **fields}
     arrivals: list[tuple[float, int]] = []
     texts: list[str] = []
-    finish_reason, last = "", ChatChunk()
+    finish_reason, last = "", Chunk()
     began = time.perf_counter()
     async for event in client.events("/v1/chat/completions", body):
-        last = msgspec.json.decode(event, type=ChatChunk)
+        last = msgspec.json.decode(event, type=Chunk)
         for choice in last.choices:
             finish_reason = choice.finish_reason or finish_reason
             if choice.delta.content:
@@ -78,7 +98,7 @@ async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[st
         text="".join(texts),
         finish_reason=finish_reason,
         arrivals=arrivals,
-        collaboration=last.collaboration,
+        told=last.collaboration,
     )
 
 

@@ -30,8 +30,10 @@ class Row(msgspec.Struct, kw_only=True):
     `gap_p50_ms`, `gap_p95_ms`: between a token and the next, 0 where they came together. Bytes are of one answer:
     what passed the network, and the message bodies in it as the edge counts them. `steps_per_token`: engine
     steps of the cloud over tokens of the answers; `computed_per_token`: tokens that the cloud computed (prompts and
-    rejected drafts included) over the same. `acceptance_length`: tokens that a round brings, `thrown_away`: the share
-    of verified draft tokens that were rejected. `differences`: answers that are not cloud only's to the same question,
+    rejected drafts included) over the same. `acceptance_length`: tokens that a round brings, or a step of the
+    continuous way. `thrown_away`: the share of verified draft tokens that were rejected; `edge_thrown_away`: the
+    share of all that the edge drew, ahead too, that is not in the answer. `in_rounds`: the share of answers that came
+    about in rounds. `differences`: answers that are not cloud only's to the same question,
     of `answers`; must be 0 if `lossless`. `degraded`: answers that went on without the cloud. `over_cloud_only`: ratio
     of speeds, `allowed`: that ratio at best (experiments/bounds.py). What a way does not have is null.
     """
@@ -54,6 +56,8 @@ class Row(msgspec.Struct, kw_only=True):
     computed_per_token: float
     acceptance_length: float | None
     thrown_away: float | None
+    edge_thrown_away: float | None
+    in_rounds: float
     differences: int
     degraded: int
     over_cloud_only: Ratio
@@ -112,9 +116,16 @@ class Measured:
         return sum(answer.tokens for answer in self.answers)
 
     def total(self, name: str) -> float:
-        """The sum of one number of the answers' collaboration reports."""
-        reports = [answer.collaboration for answer in self.answers if answer.collaboration]
-        return float(sum(getattr(report, name) for report in reports))
+        """The sum of one number that the answers tell."""
+        return float(sum(getattr(answer.told, name) for answer in self.answers if answer.told))
+
+    @property
+    def acceptance_length(self) -> float | None:
+        """Tokens that each asking of the cloud brings: a round, or a step of its own stream."""
+        if not self.total("drafted"):
+            return None
+        rounds = self.total("rounds") or self.tokens - self.total("accepted")
+        return 1 + self.total("accepted") / rounds
 
     def costs(self, round_trip: float, step: float) -> Costs:
         """`round_trip`: seconds; `step`: seconds of a plain step."""
@@ -169,7 +180,7 @@ def measured_ways(done: Iterable[Done]) -> dict[str, Measured]:
 def row(cell: Cell, name: str, measured: dict[str, Measured], token_ends: TokenEnds) -> Row:
     found = measured[name]
     answers, tokens, counts = found.answers, found.tokens, found.counts
-    rounds, drafted, accepted = found.total("rounds"), found.total("drafted"), found.total("accepted")
+    drafted, accepted, drawn = found.total("drafted"), found.total("accepted"), found.total("edge_drawn")
     gaps = [gap for answer in answers for gap in token_gaps(answer.arrivals, token_ends(answer.text))]
     return Row(
         cell=cell,
@@ -188,10 +199,12 @@ def row(cell: Cell, name: str, measured: dict[str, Measured], token_ends: TokenE
         body_bytes_down=found.total("bytes_down") / len(answers),
         steps_per_token=counts.steps / tokens,
         computed_per_token=(counts.computed + counts.drafted - counts.accepted) / tokens,
-        acceptance_length=accepted / rounds + 1 if drafted and rounds else None,
+        acceptance_length=found.acceptance_length,
         thrown_away=1 - accepted / drafted if drafted else None,
+        edge_thrown_away=found.total("edge_wasted") / drawn if drawn else None,
+        in_rounds=sum(bool(answer.told and answer.told.rounds) for answer in answers) / len(answers),
         differences=sum(not same(*pair) for pair in zip(answers, found.base, strict=True)),
-        degraded=sum(bool(a.collaboration and a.collaboration.degraded) for a in answers),
+        degraded=sum(bool(answer.told and answer.told.degraded) for answer in answers),
         over_cloud_only=speed_ratio(pairs(answers, found.base)),
         allowed=allowed(cell, name, measured),
     )

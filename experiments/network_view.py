@@ -45,7 +45,7 @@ def details(report: Report) -> Table:
     made = Table(title="Each way by itself; bytes: of one answer, on the network", title_justify="left")
     made.add_column("way", no_wrap=True)
     timed = "tokens/s", "first\nms", "gap\np50", "gap\np95"
-    worked = "bytes\nup", "bytes\ndown", "steps/\ntoken", "computed/\ntoken", "tokens/\nround", "thrown\naway"
+    worked = "bytes\nup", "bytes\ndown", "steps/\ntoken", "computed/\ntoken", "tokens/\nround", "thrown\naway", "..edge"
     for name in (*NETWORK, "tokens", *timed, *worked, "over\ncloud", "95 % of\nsuch", "at\nbest", "differ"):
         made.add_column(name, justify="right", no_wrap=True)
     last = None
@@ -65,7 +65,7 @@ def details(report: Report) -> Table:
             f"{row.steps_per_token:.2f}",
             f"{row.computed_per_token:.2f}",
             number(row.acceptance_length, 2),
-            "-" if row.thrown_away is None else f"{row.thrown_away:.0%}",
+            *("-" if share is None else f"{share:.0%}" for share in (row.thrown_away, row.edge_thrown_away)),
             *((f"{row.over_cloud_only.value:.2f}", spread) if row.way != CLOUD_ONLY.name else ("", "")),
             number(row.allowed, 2),
             f"{row.differences}/{row.answers}",

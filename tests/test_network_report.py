@@ -7,11 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from common.types import Collaboration
 from experiments import bounds, network_view, plots
 from experiments.bounds import Costs
 from experiments.cloud_counts import CloudCounts
-from experiments.load import Answer
+from experiments.load import Answer, Told
 from experiments.network_passes import PASS_QUESTIONS, Block, Cell, Done, Pass, Plan, passes
 from experiments.network_report import Report, report
 from experiments.plots import Line, Panel
@@ -76,7 +75,7 @@ def test_each_way_is_first_about_as_often_as_any_other() -> None:
 # -- the report
 
 
-def answer(question: int, seconds: float, text: str = "a b c", **collaboration: float) -> Answer:
+def answer(question: int, seconds: float, text: str = "a b c", **told: int) -> Answer:
     return Answer(
         question=question,
         seconds=seconds,
@@ -84,18 +83,18 @@ def answer(question: int, seconds: float, text: str = "a b c", **collaboration: 
         text=text,
         finish_reason="stop",
         arrivals=[(seconds / 2, 1), (seconds, len(text) - 1)],
-        collaboration=Collaboration(**collaboration),  # type: ignore[arg-type]
+        told=Told(**told),  # type: ignore[arg-type]
     )
 
 
-def block(way: str, one: Pass, seconds: float, **collaboration: float) -> Block:
-    answers = [answer(n, seconds, **collaboration) for n in range(one.last - one.first)]
+def block(way: str, one: Pass, seconds: float, **told: int) -> Block:
+    answers = [answer(n, seconds, **told) for n in range(one.last - one.first)]
     counts = CloudCounts(steps=6, computed=30, decode_seconds=0.6, decode_steps=6, verify_seconds=1, verifies=10)
     return Block(way=way, seconds=2 * seconds, answers=answers, counts=counts, bytes_up=600, bytes_down=60)
 
 
 def done(one: Pass) -> Done:
-    rounds = {"rounds": 2, "drafted": 8, "accepted": 6, "edge_latency_ms": 20.0}
+    rounds = {"rounds": 2, "drafted": 8, "accepted": 6, "edge_latency_ms": 20, "edge_drawn": 10, "edge_wasted": 4}
     return Done(
         one,
         [
@@ -124,6 +123,8 @@ def test_a_row_is_made_of_all_passes_of_its_cell() -> None:
     assert row.steps_per_token == pytest.approx(12 / 36)
     assert row.acceptance_length == pytest.approx(4)
     assert row.thrown_away == pytest.approx(0.25)
+    assert row.edge_thrown_away == pytest.approx(0.4)
+    assert row.in_rounds == 1
     assert row.gap_p50_ms == pytest.approx(125)
     assert [w.ratio.value for w in found.worth] == pytest.approx([1.6] * 4)
     assert [w.cell for w in found.worth] == PLAN.cells

@@ -20,6 +20,7 @@ class Told(msgspec.Struct, kw_only=True):
 
     way: str | None = None
     rounds: int = 0
+    cloud_steps: int = 0
     drafted: int = 0
     accepted: int = 0
     edge_drawn: int = 0
@@ -28,6 +29,11 @@ class Told(msgspec.Struct, kw_only=True):
     bytes_up: int = 0
     bytes_down: int = 0
     degraded: str | None = None
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether the cloud was asked round by round; its own stream is told as one round of another way."""
+        return self.rounds > 0 and self.way != "continuous"
 
 
 class Chunk(msgspec.Struct):

@@ -121,11 +121,14 @@ class Measured:
 
     @property
     def acceptance_length(self) -> float | None:
-        """Tokens that each asking of the cloud brings: a round, or a step of its own stream."""
-        if not self.total("drafted"):
-            return None
-        rounds = self.total("rounds") or self.tokens - self.total("accepted")
-        return 1 + self.total("accepted") / rounds
+        """Tokens that each round brings, or each step of the cloud's own stream; either adds one to what it accepts."""
+        times = self.total("cloud_steps") or self.total("rounds")
+        return 1 + self.total("accepted") / times if self.total("drafted") else None
+
+    @property
+    def in_rounds(self) -> float:
+        """The share of answers that came about in rounds."""
+        return sum(bool(answer.told and answer.told.in_rounds) for answer in self.answers) / len(self.answers)
 
     def costs(self, round_trip: float, step: float) -> Costs:
         """`round_trip`: seconds; `step`: seconds of a plain step."""
@@ -202,7 +205,7 @@ def row(cell: Cell, name: str, measured: dict[str, Measured], token_ends: TokenE
         acceptance_length=found.acceptance_length,
         thrown_away=1 - accepted / drafted if drafted else None,
         edge_thrown_away=found.total("edge_wasted") / drawn if drawn else None,
-        in_rounds=sum(bool(answer.told and answer.told.rounds) for answer in answers) / len(answers),
+        in_rounds=found.in_rounds,
         differences=sum(not same(*pair) for pair in zip(answers, found.base, strict=True)),
         degraded=sum(bool(answer.told and answer.told.degraded) for answer in answers),
         over_cloud_only=speed_ratio(pairs(answers, found.base)),
@@ -243,10 +246,10 @@ def allowed(cell: Cell, name: str, measured: dict[str, Measured]) -> float | Non
             return bounds.plain_seconds(costs) / bounds.continuous_seconds(costs)
         case Form.ROUNDS | Form.ROUNDS_AHEAD as form:
             return bounds.plain_seconds(costs) / bounds.rounds_seconds(costs, ahead=form == Form.ROUNDS_AHEAD)
-    others = [name for name in ("rounds", "continuous") if name in measured]
-    best = [1.0, *(ratio for other in others if (ratio := allowed(cell, other, measured)) is not None)]
-    own = bounds.rounds_seconds(costs, ahead=True) if not others and costs.rounds else None
-    return max(best if own is None else [*best, bounds.plain_seconds(costs) / own])
+    best = [allowed(cell, other, measured) or 0.0 for other in ("rounds", "continuous") if other in measured]
+    if found.in_rounds == 1:
+        best.append(bounds.plain_seconds(costs) / bounds.rounds_seconds(costs, ahead=True))
+    return max([1.0, *best])
 
 
 def milliseconds(seconds: float | None) -> float | None:

@@ -158,7 +158,9 @@ def test_cells_not_measured_yet_are_left_out(tmp_path: Path) -> None:
     one = next(passes(PLAN))
     found = made([done(one)])
     assert {row.cell for row in found.rows} == {one.cell} == {Cell(0, 10, 1)}
-    network_view.draw(found, tmp_path)
+    for so_far in (found, made([])):
+        network_view.draw(so_far, tmp_path)
+        assert network_view.ratios(so_far).row_count == len({row.cell for row in so_far.rows})
 
 
 def test_plots_are_written_as_svg_and_png(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """A small network sweep from end to end: a real cloud behind the simulated network, and a real edge that uses it."""
 
+import asyncio
+import sys
 from pathlib import Path
 
 import msgspec
@@ -108,3 +110,23 @@ def test_what_makes_no_sense_is_refused_before_anything_starts(flags: list[str])
     with pytest.raises(ConfigError):
         plan_of(parser().parse_args(flags))
     assert numbers("1,1,2", "--x") == [1, 2]
+
+
+@pytest.mark.long
+async def test_the_command_starts_what_it_needs_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    small = "--round-trips 0,5 --uplinks 10 --clients 1 --prompts 2 --ways edge,default-f4-off --output".split()
+    assert await command(*small, str(tmp_path), "--minutes", "0") == 0
+    made = (tmp_path / "passes.jsonl").read_bytes()
+    assert made.count(b"\n") == 1, "no minutes, no pass"
+    assert await command(*small, str(tmp_path)) == 1, "it is there already"
+    assert await command(*small, str(tmp_path), "--resume") == 0
+    found = msgspec.json.decode((tmp_path / "report.json").read_bytes(), type=Report)
+    assert found.passes_done == found.passes_planned == 2
+    assert (found.lossless_answers, found.lossless_differences) == (4, 0)
+
+
+async def command(*flags: str) -> int:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "experiments.network_sweep", *flags, cwd=PROJECT
+    )
+    return await process.wait()

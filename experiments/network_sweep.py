@@ -119,7 +119,7 @@ async def main() -> None:
     done = {entry.what for entry in journal.entries}
     everything = list(passes(plan))
     left = [one for one in everything if one not in done]
-    if left:
+    if left and args.minutes > 0:
         await _run(args, plan, left, journal, console)
     config = cli.load_config(args)
     found = report(plan, journal.entries, len(everything), token_ends(config.cloud.model.path))
@@ -227,7 +227,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--max-tokens", type=int, default=96, help="longest answer (default %(default)s)")
     made.add_argument("--data", metavar="FILE", help='JSON lines with a "prompt" each (default: the demo corpus)')
     made.add_argument("--seed", type=int, default=0, help="chooses prompts and orders (default %(default)s)")
-    made.add_argument("--minutes", type=float, default=15, help="begin no pass after so many (default %(default)s)")
+    made.add_argument(
+        "--minutes", type=float, default=15, help="begin no pass after so many; 0: only report (default %(default)s)"
+    )
     made.add_argument("--output", default="logs/network-sweep", metavar="DIR", help="folder (default %(default)s)")
     made.add_argument("--resume", action="store_true", help="go on with the sweep in the output folder")
     return made

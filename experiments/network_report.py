@@ -15,7 +15,7 @@ from experiments.bounds import Costs
 from experiments.cloud_counts import CloudCounts
 from experiments.load import Answer, token_gaps
 from experiments.network_passes import Block, Cell, Done, Plan
-from experiments.statistics import Pair, Ratio, quantile, speed_ratio
+from experiments.statistics import Pair, Ratio, quantile, speed_ratio, typical_ratio
 from experiments.ways import CLOUD_ONLY, WAYS, WORTH, Form, Way
 
 TokenEnds = Callable[[str], Sequence[int]]
@@ -27,7 +27,7 @@ class Row(msgspec.Struct, kw_only=True):
 
     `speed`: tokens per second as one client sees it (all tokens over all seconds from question to end);
     `throughput`: tokens per second of all clients together. `first_token_ms`: median time to the first token;
-    `gap_p50_ms`, `gap_p95_ms`: between a token and the next, 0 where they came together. Bytes are of one answer:
+    `gap_p50_ms`, `gap_p95_ms`, `longest_gap_ms`: between a token and the next, 0 where they came together. Bytes are of one answer:
     what passed the network, and the message bodies in it as the edge counts them. `steps_per_token`: engine
     steps of the cloud over tokens of the answers; `computed_per_token`: tokens that the cloud computed (prompts and
     rejected drafts included) over the same. `acceptance_length`: tokens that a round brings, or a step of the
@@ -35,7 +35,8 @@ class Row(msgspec.Struct, kw_only=True):
     share of all that the edge drew, ahead too, that is not in the answer. `in_rounds`: the share of answers that came
     about in rounds. `differences`: answers that are not cloud only's to the same question,
     of `answers`; must be 0 if `lossless`. `degraded`: answers that went on without the cloud. `over_cloud_only`: ratio
-    of speeds, `allowed`: that ratio at best (experiments/bounds.py). What a way does not have is null.
+    of speeds; `typical_over_cloud_only`: the median of the questions' own ratios, which a stall in one of them does not
+    move; `allowed`: the ratio at best (experiments/bounds.py). What a way does not have is null.
     """
 
     cell: Cell
@@ -48,6 +49,7 @@ class Row(msgspec.Struct, kw_only=True):
     first_token_ms: float | None
     gap_p50_ms: float | None
     gap_p95_ms: float | None
+    longest_gap_ms: float | None
     bytes_up: float
     bytes_down: float
     body_bytes_up: float
@@ -61,6 +63,7 @@ class Row(msgspec.Struct, kw_only=True):
     differences: int
     degraded: int
     over_cloud_only: Ratio
+    typical_over_cloud_only: float
     allowed: float | None
 
 
@@ -196,6 +199,7 @@ def row(cell: Cell, name: str, measured: dict[str, Measured], token_ends: TokenE
         first_token_ms=milliseconds(quantile([answer.first_token for answer in answers], 0.5)),
         gap_p50_ms=milliseconds(quantile(gaps, 0.5)),
         gap_p95_ms=milliseconds(quantile(gaps, 0.95)),
+        longest_gap_ms=milliseconds(quantile(gaps, 1.0)),
         bytes_up=sum(block.bytes_up for block in found.blocks) / len(answers),
         bytes_down=sum(block.bytes_down for block in found.blocks) / len(answers),
         body_bytes_up=found.total("bytes_up") / len(answers),
@@ -209,6 +213,7 @@ def row(cell: Cell, name: str, measured: dict[str, Measured], token_ends: TokenE
         differences=sum(not same(*pair) for pair in zip(answers, found.base, strict=True)),
         degraded=sum(bool(answer.told and answer.told.degraded) for answer in answers),
         over_cloud_only=speed_ratio(pairs(answers, found.base)),
+        typical_over_cloud_only=typical_ratio(pairs(answers, found.base)),
         allowed=allowed(cell, name, measured),
     )
 

@@ -44,9 +44,19 @@ def details(report: Report) -> Table:
     """A line for each way in each cell, with all that was measured."""
     made = Table(title="Each way by itself; bytes: of one answer, on the network", title_justify="left")
     made.add_column("way", no_wrap=True)
-    timed = "tokens/s", "first\nms", "gap\np50", "gap\np95"
+    timed = "tokens/s", "first\nms", "gap\np50", "gap\np95", "longest\ngap"
     worked = "bytes\nup", "bytes\ndown", "steps/\ntoken", "computed/\ntoken", "tokens/\nround", "thrown\naway", "..edge"
-    for name in (*NETWORK, "tokens", *timed, *worked, "over\ncloud", "95 % of\nsuch", "at\nbest", "differ"):
+    for name in (
+        *NETWORK,
+        "tokens",
+        *timed,
+        *worked,
+        "over\ncloud",
+        "95 % of\nsuch",
+        "typical\nquestion",
+        "at\nbest",
+        "differ",
+    ):
         made.add_column(name, justify="right", no_wrap=True)
     last = None
     for row in report.rows:
@@ -59,7 +69,7 @@ def details(report: Report) -> Table:
             *network(row.cell),
             f"{row.tokens_per_answer:.1f}",
             f"{row.speed:.0f}",
-            *(number(value, 1) for value in (row.first_token_ms, row.gap_p50_ms, row.gap_p95_ms)),
+            *(number(value, 1) for value in (row.first_token_ms, row.gap_p50_ms, row.gap_p95_ms, row.longest_gap_ms)),
             f"{row.bytes_up:.0f}",
             f"{row.bytes_down:.0f}",
             f"{row.steps_per_token:.2f}",
@@ -67,6 +77,7 @@ def details(report: Report) -> Table:
             number(row.acceptance_length, 2),
             *("-" if share is None else f"{share:.0%}" for share in (row.thrown_away, row.edge_thrown_away)),
             *((f"{row.over_cloud_only.value:.2f}", spread) if row.way != CLOUD_ONLY.name else ("", "")),
+            number(row.typical_over_cloud_only, 2),
             number(row.allowed, 2),
             f"{row.differences}/{row.answers}",
         )

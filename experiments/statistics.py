@@ -32,6 +32,12 @@ def quantile(values: Sequence[float], share: float) -> float | None:
     return float(np.quantile(values, share)) if len(values) else None
 
 
+def typical_ratio(pairs: Sequence[Pair]) -> float:
+    """The median over pairs of their own ratios: what a stall of the machine in one of them does not move."""
+    assert pairs
+    return float(np.median([_ratio(np.array([p.amount, p.seconds, p.base_amount, p.base_seconds])) for p in pairs]))
+
+
 def speed_ratio(pairs: Sequence[Pair], seed: int = 0) -> Ratio:
     """All amounts over all seconds, against the same of the base; the interval is a percentile bootstrap over pairs.
 

@@ -15,7 +15,7 @@ from common.errors import ConfigError, EndpointError
 from experiments.cloud_counts import SAMPLES, CloudCounts, parsed
 from experiments.journal import Journal
 from experiments.load import load, token_gaps
-from experiments.statistics import Pair, quantile, speed_ratio
+from experiments.statistics import Pair, quantile, speed_ratio, typical_ratio
 from experiments.ways import ALL, CLOUD_ONLY, WAYS, chosen
 from experiments.workload import questions
 
@@ -138,6 +138,13 @@ def test_a_ratio_of_speeds_is_that_of_the_sums_and_lies_in_its_interval() -> Non
     assert 1.8 < ratio.low < ratio.value < ratio.high < 2.2
     assert speed_ratio(pairs) == ratio
     assert speed_ratio(pairs * 16).high < ratio.high  # more of the same: surer
+
+
+def test_a_stall_in_one_question_moves_the_ratio_of_the_sums_but_not_the_typical_one() -> None:
+    pairs = [Pair(10, 1, 10, 2) for _ in range(9)]
+    stalled = [*pairs, Pair(10, 50, 10, 2)]
+    assert typical_ratio(stalled) == typical_ratio(pairs) == 2
+    assert speed_ratio(stalled).value < 1 < speed_ratio(pairs).value
 
 
 def test_a_quantile_of_nothing_is_none() -> None:

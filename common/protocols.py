@@ -32,7 +32,7 @@ class Stream(Protocol):
 
     @property
     def opened_in(self) -> float:
-        """Seconds that the handshake took: about a round trip."""
+        """Seconds that the handshakes of TCP and WebSocket took: two round trips."""
         ...
 
     def __aiter__(self) -> AsyncIterator[TokensFrame]:

@@ -57,7 +57,7 @@ class CloudStream:
         self.opened = False
         """Whether the start was sent."""
         self.opened_in = 0.0
-        """Seconds for the handshake: one round trip, or two where a connection had to be made."""
+        """Seconds for the handshakes of TCP and WebSocket: two round trips, unless a connection was there already."""
         self._patience = client.config.first_byte_timeout
         self._ws: aiohttp.ClientWebSocketResponse | None = None
 

@@ -1,16 +1,32 @@
 """A TCP proxy that behaves like a network: delay and bandwidth each way, a stall, a cut. Knows nothing of what passes.
 
 `async with DelayProxy("127.0.0.1", port, delay=0.025) as proxy:` then connect to `proxy.port`. The attributes can be
-changed while connections are open; they hold for what is sent from then on.
+changed while connections are open; they hold for what is sent from then on. All connections share one line, and a new
+one costs a round trip, as TCP's handshake does.
 """
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from typing import Self
 
 CHUNK = 64 * 1024
 IN_FLIGHT = 256
 """Chunks that may be on their way in one direction; a sender that is faster is slowed down, as by a full pipe."""
+
+
+@dataclass
+class Line:
+    """One direction: how many bytes have gone into it so far, and when it is free again (the event loop's clock)."""
+
+    bytes: int = 0
+    free: float = 0.0
+
+    def send(self, size: int, now: float, bandwidth: float | None) -> float:
+        """Takes so many bytes behind what is there already; returns when the last of them has gone in."""
+        self.bytes += size
+        self.free = max(self.free, now) + (size / bandwidth if bandwidth else 0.0)
+        return self.free
 
 
 class DelayProxy:
@@ -19,6 +35,7 @@ class DelayProxy:
     def __init__(self, host: str, port: int, delay: float = 0.0, bandwidth: float | None = None) -> None:
         """`delay`: seconds each way, half a round trip. `bandwidth`: bytes per second each way, None for no limit."""
         self.delay, self.bandwidth = delay, bandwidth
+        self.up, self.down = Line(), Line()
         self.connections = 0
         """Connections taken so far."""
         self._target = host, port
@@ -71,11 +88,12 @@ class DelayProxy:
         self._tasks.add(task)
         self.connections += 1
         try:
+            await asyncio.sleep(2 * self.delay)
             far_reader, far_writer = await asyncio.open_connection(*self._target)
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._pump(reader, far_writer))
-                    group.create_task(self._pump(far_reader, writer))
+                    group.create_task(self._pump(reader, far_writer, self.up))
+                    group.create_task(self._pump(far_reader, writer, self.down))
             finally:
                 far_writer.transport.abort()
         except (OSError, ExceptionGroup, asyncio.CancelledError):
@@ -84,16 +102,14 @@ class DelayProxy:
             writer.transport.abort()
             self._tasks.discard(task)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One direction: bytes arrive `delay` after they came, in order, at most `bandwidth` of them a second."""
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: Line) -> None:
+        """Bytes arrive `delay` after they went in, in order, at most `bandwidth` of them a second."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(IN_FLIGHT)
         delivering = asyncio.create_task(self._deliver(queue, writer))
-        free = loop.time()
         try:
             while data := await reader.read(CHUNK):
-                free = max(free, loop.time()) + (len(data) / self.bandwidth if self.bandwidth else 0.0)
-                await queue.put((free + self.delay, data))
+                await queue.put((line.send(len(data), loop.time(), self.bandwidth) + self.delay, data))
             await queue.put((loop.time() + self.delay, b""))
             await delivering
         finally:

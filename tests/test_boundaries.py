@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = [p for package in ("common", "edge", "cloud", "models", "benchmarks") for p in (ROOT / package).glob("*.py")]
+PACKAGES = "common", "edge", "cloud", "models", "benchmarks", "experiments"
+FILES = [p for package in PACKAGES for p in (ROOT / package).glob("*.py")]
 ALLOWED = {"common": {"common"}, "edge": {"common", "edge"}, "cloud": {"common", "cloud"}}
 HEAVY = {
     "llama_cpp": {"edge/llama*.py"},

@@ -47,6 +47,24 @@ async def test_bandwidth_bounds_what_passes_in_a_second(far: int) -> None:
         assert await seconds_for(proxy, b"x" * 200_000) >= 0.2
 
 
+async def test_connections_share_one_line(far: int) -> None:
+    async with DelayProxy("127.0.0.1", far, bandwidth=1e6) as proxy:
+        began = time.perf_counter()
+        await asyncio.gather(*(seconds_for(proxy, b"x" * 50_000) for _ in range(4)))
+        assert time.perf_counter() - began >= 0.2
+        assert proxy.up.bytes == proxy.down.bytes == 200_000
+
+
+async def test_a_new_connection_costs_a_round_trip_more(far: int) -> None:
+    async with DelayProxy("127.0.0.1", far, delay=0.02) as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        began = time.perf_counter()
+        writer.write(b"x")
+        await reader.readexactly(1)
+        assert time.perf_counter() - began >= 4 * 0.02
+        writer.close()
+
+
 async def test_many_messages_are_on_their_way_at_once(far: int) -> None:
     # One after the other they would take 40 delays.
     async with DelayProxy("127.0.0.1", far, delay=0.25) as proxy:

@@ -79,7 +79,7 @@ class Choice:
                         if self._text.stopped:
                             break
             finally:
-                self._services.clouds.degraded += self.answer.report.degraded is not None
+                self._services.ended(self.answer.report)
         reason = "stop" if self._text.stopped else self.answer.finish_reason
         yield self._piece(self._text.flush(), finish_reason=reason)
 

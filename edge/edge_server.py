@@ -14,6 +14,7 @@ from common.http_messages import read, reply, stream
 from common.http_server import make_app
 from common.types import DraftRequest
 from edge import prompts
+from edge.answer_metrics import AnswerMetrics
 from edge.chat_template import ChatTemplate
 from edge.completions import Completion
 from edge.confidence import ConfidenceCalculator
@@ -54,7 +55,7 @@ async def _services(app: web.Application, config: Config, registry: CollectorReg
     ):
         await clouds.greet()
         registry.register(CloudsCollector(clouds))
-        app[SERVICES] = Services(config, engine, template, clouds)
+        app[SERVICES] = Services(config, engine, template, clouds, AnswerMetrics(registry))
         app[DRAFTS] = DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled)
         yield
 

@@ -8,6 +8,8 @@ from common.clouds import Clouds
 from common.config import Config
 from common.estimates import Estimates
 from common.privacy import is_private
+from common.types import Collaboration
+from edge.answer_metrics import AnswerMetrics
 from edge.chat_template import ChatTemplate
 from edge.engine import EdgeEngine
 
@@ -20,9 +22,15 @@ class Services:
     engine: EdgeEngine
     template: ChatTemplate
     clouds: Clouds
+    metrics: AnswerMetrics
     estimates: Estimates = field(default_factory=Estimates)
     began: int = field(default_factory=lambda: int(time.time()))
     """In seconds since 1970."""
+
+    def ended(self, report: Collaboration) -> None:
+        """One answer has ended, or its client left; its report is counted."""
+        self.clouds.degraded += report.degraded is not None
+        self.metrics.ended(report)
 
     def is_private(self, prompt: Sequence[int]) -> bool:
         """Whether a pattern of the config is found in the prompt, as the text that its tokens are."""

@@ -1,7 +1,9 @@
 """Both real servers together: lossless is the cloud's own, token for token, and the API is what clients expect."""
 
 import asyncio
+import json
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +16,7 @@ from common.http_client import EdgeCloudHTTPClient
 from common.pipeline import Pipeline
 from common.policy import Plan
 from common.remote import CloudVerifier, EdgeDrafter
-from common.types import GREEDY, Collaboration, Mode
+from common.types import GREEDY, Collaboration, Mode, Way
 from models import corpus
 from tests.conftest import Servers
 
@@ -75,6 +77,54 @@ async def test_an_answer_says_how_it_came_about(servers: Servers, mode: Mode) ->
         assert report["cloud_calls"] == report["bytes_up"] == 0
     if mode is Mode.CLOUD_ONLY:
         assert tokens["cloud"] == reply["usage"]["completion_tokens"]
+
+
+@pytest.mark.parametrize("way", list(Way))
+async def test_each_lossless_way_gives_the_clouds_own_text(servers: Servers, way: Way) -> None:
+    for prompt in PROMPTS[:12]:
+        question = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 40, "temperature": 0}
+        alone: dict[str, Any] = await servers.cloud.post("/v1/chat/completions", question, dict)
+        ours = question | {"use_confidence_check": False, "way": way}
+        reply: dict[str, Any] = await servers.edge.post("/v1/chat/completions", ours, dict)
+        assert reply["choices"][0]["message"]["content"] == alone["choices"][0]["message"]["content"]
+        assert reply["collaboration"]["degraded"] is None
+        assert way is Way.AUTO or reply["collaboration"]["way"] == way
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("way", [Way.ROUNDS, Way.CONTINUOUS])
+async def test_each_token_tells_its_source_if_asked(servers: Servers, way: Way, stream: bool) -> None:
+    body: dict[str, Any] = {"prompt": "Explain deep", "max_tokens": 24, "temperature": 0, "way": way}
+    body |= {"use_confidence_check": False, "collaboration": {"tokens": True}}
+    if stream:
+        chunks = [json.loads(event) async for event in servers.edge.events("/v1/completions", body | {"stream": True})]
+    else:
+        chunks = [await servers.edge.post("/v1/completions", body, dict)]
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    tokens = [token for choice in choices for token in choice.get("collaboration", {}).get("tokens", [])]
+    assert "".join(token["text"] for token in tokens).startswith("".join(choice["text"] for choice in choices))
+    counted = Counter(token["source"] for token in tokens)
+    assert counted == {source: n for source, n in chunks[-1]["collaboration"]["tokens"].items() if n}
+    assert counted["accepted"] > 0
+    assert all((token["confidence"] is not None) == (token["source"] == "accepted") for token in tokens)
+
+
+async def test_the_edges_counters_are_the_sum_of_its_reports(servers: Servers) -> None:
+    async def counted() -> dict[str, float]:
+        async with aiohttp.ClientSession() as session, session.get(servers.edge_url + "/metrics") as answer:
+            lines = [line.rpartition(" ") for line in (await answer.text()).splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in lines}
+
+    before = await counted()
+    body = {"prompt": "Explain deep", "max_tokens": 24, "temperature": 0, "use_confidence_check": False}
+    reply: dict[str, Any] = await servers.edge.post("/v1/completions", body, dict)
+    after, report = await counted(), reply["collaboration"]
+    for name in ("drafted_tokens", "accepted_tokens", "edge_drawn_tokens", "edge_wasted_tokens", "cloud_steps"):
+        key = f"edgecloud_{name}_total"
+        assert after[key] - before[key] == report[name.removesuffix("_tokens")]
+    for source, count in report["tokens"].items():
+        key = f'edgecloud_answer_tokens_total{{provenance="{source}"}}'
+        assert after[key] - before[key] == count
 
 
 async def test_seeded_sampling_is_reproducible_over_the_whole_pipeline(servers: Servers) -> None:

@@ -25,18 +25,18 @@ TokenEnds = Callable[[str], Sequence[int]]
 class Row(msgspec.Struct, kw_only=True):
     """One way in one cell.
 
-    `speed`: tokens per second as one client sees it (all tokens over all seconds from question to end);
-    `throughput`: tokens per second of all clients together. `first_token_ms`: median time to the first token;
-    `gap_p50_ms`, `gap_p95_ms`, `longest_gap_ms`: between a token and the next, 0 where they came together. Bytes are of
-    one answer: what passed the network, and the message bodies in it as the edge counts them. `steps_per_token`: engine
-    steps of the cloud over tokens of the answers; `computed_per_token`: tokens that the cloud computed (prompts and
-    rejected drafts included) over the same. `acceptance_length`: tokens that a round brings, or a step of the
-    continuous way. `thrown_away`: the share of verified draft tokens that were rejected; `edge_thrown_away`: the
-    share of all that the edge drew, ahead too, that is not in the answer. `in_rounds`: the share of answers that came
-    about in rounds. `differences`: answers that are not cloud only's to the same question,
-    of `answers`; must be 0 if `lossless`. `degraded`: answers that went on without the cloud. `over_cloud_only`: ratio
-    of speeds; `typical_over_cloud_only`: the median of the questions' own ratios, which a stall in one of them does not
-    move; `allowed`: the ratio at best (experiments/bounds.py). What a way does not have is null.
+    `speed`: tokens per second as one client sees it (all tokens over all seconds from question to end); `throughput`:
+    tokens per second of all clients together. `first_token_ms`: median time to the first token; `gap_p50_ms`,
+    `gap_p95_ms`, `longest_gap_ms`: between a token and the next, 0 where they came together. Bytes are of one answer:
+    what passed the network, and the message bodies in it as the edge counts them. `steps_per_token`: engine steps of
+    the cloud over tokens of the answers; `computed_per_token`: tokens that the cloud computed (prompts and rejected
+    drafts included) over the same. `acceptance_length`: tokens that a round brings, or a step of the continuous way.
+    `thrown_away`: the share of verified draft tokens that were rejected; `edge_thrown_away`: the share of all that
+    the edge drew, ahead too, that is not in the answer. `in_rounds`: the share of answers that came about in rounds.
+    `differences`: answers that are not cloud only's to the same question, of `answers`; must be 0 if `lossless`.
+    `degraded`: answers that went on without the cloud. `over_cloud_only`: ratio of speeds; `typical_over_cloud_only`:
+    the median of the questions' own ratios, which a stall in one of them does not move; `allowed`: the ratio at best
+    (experiments/bounds.py). What a way does not have is null.
     """
 
     cell: Cell

@@ -94,7 +94,8 @@ async def test_each_lossless_way_gives_the_clouds_own_text(servers: Servers, way
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("way", [Way.ROUNDS, Way.CONTINUOUS])
 async def test_each_token_tells_its_source_if_asked(servers: Servers, way: Way, stream: bool) -> None:
-    body: dict[str, Any] = {"prompt": "Explain deep", "max_tokens": 24, "temperature": 0, "way": way}
+    ids = await prompt_ids(servers, "Explain deep learning")
+    body: dict[str, Any] = {"prompt": ids, "max_tokens": 24, "temperature": 0, "way": way}
     body |= {"use_confidence_check": False, "collaboration": {"tokens": True}}
     if stream:
         chunks = [json.loads(event) async for event in servers.edge.events("/v1/completions", body | {"stream": True})]

@@ -73,21 +73,22 @@ async def test_a_request_that_says_so_is_answered_by_the_edge_alone(edge: HTTPCl
 async def test_a_prompt_in_which_a_pattern_is_found_never_leaves_the_edge(
     edge: HTTPClient, fake: FakeCloud, mode: str
 ) -> None:
-    before = len(fake.asked)
+    before = len(fake.asked) + len(fake.starts)
     chat: dict[str, Any] = await edge.post("/v1/chat/completions", SECRET | {"mode": mode}, dict)
     ids = (await edge.post("/tokenize", {"prompt": "this is Top Secret"}, dict))["tokens"]
     reports = [chat["collaboration"]]
     for prompt in ("a TOP SECRET plan", ids, ["harmless", "123-45-6789"][1:]):
         reports.append((await completion(edge, prompt=prompt, mode=mode))["collaboration"])
     assert [report["mode"] for report in reports] == ["edge_only"] * 4
-    assert len(fake.asked) == before
+    assert len(fake.asked) + len(fake.starts) == before
 
 
 async def test_of_many_prompts_only_the_private_ones_stay(edge: HTTPClient, fake: FakeCloud) -> None:
-    before = len(fake.asked)
-    await completion(edge, prompt=["What is AI?", "top secret"], mode="cloud_only", max_tokens=4)
-    sessions = {one.session for one in fake.asked[before:]}
-    assert len(sessions) == 1
+    rounds, streams = len(fake.asked), len(fake.starts)
+    await completion(edge, prompt=["What is AI?", "top secret"], max_tokens=4, way="rounds")
+    await completion(edge, prompt=["What is AI?", "top secret"], max_tokens=4, mode="cloud_only")
+    assert len({one.session for one in fake.asked[rounds:]}) == 1
+    assert len(fake.starts) == streams + 1
 
 
 async def test_without_patterns_the_same_prompt_leaves(fake: FakeCloud) -> None:

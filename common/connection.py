@@ -14,7 +14,7 @@ import stamina
 
 from common import wire
 from common.config import NO_KEY, HttpClientConfig, Secret
-from common.errors import ContextLengthError, EndpointError, PrefixUnknown, RequestError
+from common.errors import ContextLengthError, EndpointError, PrefixUnknown, RequestError, VocabularyError
 from common.request_id import outgoing_headers
 
 T = TypeVar("T")
@@ -194,7 +194,9 @@ class HTTPClient:
             error = wire.decode(body, ErrorReply, content_type).error
         except RequestError:
             return EndpointError(f"{self.base_url} answered {status}")
-        kinds = {"prefix_unknown": PrefixUnknown, "context_length_exceeded": ContextLengthError}
+        kinds: dict[str | None, type[RequestError | EndpointError]] = {
+            kind.code: kind for kind in (PrefixUnknown, ContextLengthError, VocabularyError)
+        }
         if error.code in kinds:
             return kinds[error.code](error.message, error.param)
         if 400 <= status < 500 and status not in (401, 408, 429):

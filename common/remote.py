@@ -13,12 +13,14 @@ from common.types import Draft, DraftRequest, DraftResponse, Sampling, Verdict, 
 class CloudVerifier:
     """A verifier over HTTP for one request: keeps the session whose prefix both sides hold.
 
-    Only what the cloud does not know yet travels; a cloud that lost the prefix gets it whole.
+    Only what the cloud does not know yet travels; a cloud that lost the prefix gets it whole, and `vocabulary` with
+    it (see VerifyRequest).
     """
 
-    def __init__(self, client: HTTPClient, use_kv_cache: bool = True) -> None:
+    def __init__(self, client: HTTPClient, use_kv_cache: bool = True, vocabulary: str = "") -> None:
         self._client = client
         self._use_kv_cache = use_kv_cache
+        self._vocabulary = vocabulary
         self._session = uuid.uuid4().hex
         self._known = 0
         self._traffic = Traffic()
@@ -66,6 +68,7 @@ class CloudVerifier:
             max_tokens=max_tokens,
             sampling=sampling,
             use_kv_cache=self._use_kv_cache,
+            vocabulary="" if known else self._vocabulary,
         )
         return await self._client.post("/verify", request, VerifyResponse, self._traffic)
 

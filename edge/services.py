@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from common.config import Config
 from common.connection import HTTPClient
 from edge.chat_template import ChatTemplate
+from edge.cloud_vocabulary import CloudVocabulary
 from edge.engine import EdgeEngine
 
 
@@ -17,5 +18,6 @@ class Services:
     engine: EdgeEngine
     template: ChatTemplate
     cloud: HTTPClient
+    vocabulary: CloudVocabulary
     began: int = field(default_factory=lambda: int(time.time()))
     """In seconds since 1970."""

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 from common.errors import VocabularyError
 
 T = TypeVar("T")
+ANCHORS = ("\n", "a", ".")
+"""Letters to put before a text: with one of them it will not merge."""
 
 
 class VocabularyInfo(Struct, frozen=True):
@@ -150,7 +152,11 @@ def inside(encode: Callable[[str], list[T]], text: str, adds_space: bool) -> lis
         return encode(text)
     if text.startswith(" ") and len(text) > 1:
         return encode(text[1:])
-    return encode("\n" + text)[len(encode("\n")) :]
+    for anchor in ANCHORS:
+        before, both = encode(anchor), encode(anchor + text)
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return encode(text)
 
 
 def _speller(tokenizer_json: str) -> Callable[[str], bytes]:

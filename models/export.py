@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from models.tokenizer import OTHER, PAIR, Vocabulary
+from models.tokenizer import OTHER, PAIR, DemoVocabulary
 
 MODELS = Path(__file__).parent
 CHECKPOINTS = MODELS / "checkpoints"
@@ -50,7 +50,7 @@ def export_cloud() -> None:
     PreTrainedTokenizerFast.from_pretrained(CHECKPOINTS / PAIR.name).save_pretrained(CLOUD)
 
 
-def export_edge(checkpoint: str, vocabulary: Vocabulary, path: Path) -> None:
+def export_edge(checkpoint: str, vocabulary: DemoVocabulary, path: Path) -> None:
     """Writes one GGUF file, every matrix in Q8_0."""
     source = CHECKPOINTS / checkpoint
     config = LlamaConfig.from_pretrained(source)
@@ -76,7 +76,7 @@ def export_edge(checkpoint: str, vocabulary: Vocabulary, path: Path) -> None:
     writer.close()
 
 
-def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
+def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: DemoVocabulary) -> None:
     model = json.loads((CHECKPOINTS / vocabulary.name / "tokenizer.json").read_text())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     writer.add_tokenizer_model("gpt2")

@@ -10,7 +10,7 @@ from models import corpus
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class DemoVocabulary:
     """One vocabulary: what it is learned with, and how a conversation is written in it.
 
     `special` are its first ids, of which 0 ends an answer; `question` and `answer` are the two halves of a training
@@ -31,7 +31,7 @@ class Vocabulary:
         return self.special[0]
 
 
-PAIR = Vocabulary(
+PAIR = DemoVocabulary(
     name="tokenizer",
     size=4096,
     special=("<|end|>", "<|user|>", "<|assistant|>", "<|system|>"),
@@ -49,7 +49,7 @@ PAIR = Vocabulary(
     digits_alone=True,
 )
 """Of demo-cloud and demo-edge; digits stand alone, which makes arithmetic learnable."""
-OTHER = Vocabulary(
+OTHER = DemoVocabulary(
     name="tokenizer-other",
     size=2048,
     special=("<|im_end|>", "<|im_start|>"),
@@ -67,7 +67,7 @@ OTHER = Vocabulary(
 """Of demo-edge-other: other tokens, other cuts (numbers may be one token), another chat form."""
 
 
-def train_tokenizer(vocabulary: Vocabulary, path: Path) -> PreTrainedTokenizerFast:
+def train_tokenizer(vocabulary: DemoVocabulary, path: Path) -> PreTrainedTokenizerFast:
     """Learns the vocabulary from the corpus and saves it in `path` in the form that vLLM loads."""
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     cuts = [pre_tokenizers.Digits(individual_digits=True), byte_level] if vocabulary.digits_alone else [byte_level]

@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from models import corpus
 from models.muon import Muon
-from models.tokenizer import OTHER, PAIR, Vocabulary, train_tokenizer
+from models.tokenizer import OTHER, PAIR, DemoVocabulary, train_tokenizer
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 CONTEXT = 1024
@@ -49,7 +49,7 @@ class Recipe:
     mlp: int
     exits: tuple[int, ...]
     phases: tuple[Phase, ...]
-    vocabulary: Vocabulary = PAIR
+    vocabulary: DemoVocabulary = PAIR
 
     def config(self) -> LlamaConfig:
         return LlamaConfig(
@@ -115,7 +115,7 @@ class LlamaWithExits(nn.Module):
 
 
 def rows(
-    tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary, seed: int, task_share: float
+    tokenizer: PreTrainedTokenizerFast, vocabulary: DemoVocabulary, seed: int, task_share: float
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Endless rows of ROW tokens: whole conversations one after the other; only answers are targets."""
     ids: list[int] = []

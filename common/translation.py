@@ -104,7 +104,7 @@ class TranslatingDrafter:
         text = self._text
         ids, whole = self._encoded(context)
         confidences, probs = self._scores(ids, text.drafted)
-        if whole and text.end is not None and len(ids) < limit:
+        if whole and text.end is not None and len(ids) < limit and self._cloud.end_tokens:
             ids.append(self._cloud.end_tokens[0])
             confidences.append(text.end.confidence)
             probs.append(text.end.prob)

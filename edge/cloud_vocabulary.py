@@ -17,6 +17,8 @@ from edge.shared_prompt import SharedPrompt
 
 MEET_SECONDS = 2.0
 """How long a request waits for a cloud that was never reached; one that is there answers in milliseconds."""
+PIECES = 4096
+"""Tokens that are spelled at a time: some milliseconds."""
 T = TypeVar("T", covariant=True)
 
 
@@ -67,7 +69,12 @@ class CloudVocabulary:
     async def info(self) -> VocabularyInfo:
         """The edge's own."""
         if self._ours is None:
-            self._ours = await asyncio.to_thread(_info, self._engine)
+            size, pieces = self._engine.vocab_size, list[bytes]()
+            while len(pieces) < size:
+                part = range(len(pieces), min(size, len(pieces) + PIECES))
+                pieces += [self._engine.piece(token, special=True) for token in part]
+                await asyncio.sleep(0)  # others have their turn; a thread might outlive the engine
+            self._ours = VocabularyInfo(fingerprint(pieces), size)
         return self._ours
 
     async def share(
@@ -150,8 +157,3 @@ class CloudVocabulary:
         if template is not None:
             await self._templates.enter_async_context(template)
         return Terms(Relation.DIFFERENT, file.fingerprint, 0, vocabulary, template)
-
-
-def _info(engine: EdgeEngine) -> VocabularyInfo:
-    pieces = (engine.piece(token, special=True) for token in range(engine.vocab_size))
-    return VocabularyInfo(fingerprint(pieces), engine.vocab_size)

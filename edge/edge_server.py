@@ -180,8 +180,11 @@ async def _shared(
     if not plan_of(body, services.config.plan).asks_cloud:
         return SharedPrompt(ids, ids, services.engine.piece)
     if isinstance(body, api.ChatRequest):
-        return await services.vocabulary.share(ids, messages=body.messages)
-    return await services.vocabulary.share(ids, text=given if isinstance(given, str) else None)
+        shared = await services.vocabulary.share(ids, messages=body.messages)
+    else:
+        shared = await services.vocabulary.share(ids, text=given if isinstance(given, str) else None)
+    prompts.check_room(services.engine, shared.longest, param="prompt")
+    return shared
 
 
 async def _respond(

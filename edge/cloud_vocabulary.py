@@ -15,8 +15,8 @@ from edge.chat_template import ChatTemplate
 from edge.engine import EdgeEngine
 from edge.shared_prompt import SharedPrompt
 
-MEET_SECONDS = 2.0
-"""How long a request waits for a cloud that was never reached; one that is there answers in milliseconds."""
+MEET_SECONDS = 5.0
+"""How long a request waits for a cloud that was never reached: as long as for any connection (common/connection.py)."""
 PIECES = 4096
 """Tokens that are spelled at a time: some milliseconds."""
 T = TypeVar("T", covariant=True)

@@ -19,6 +19,7 @@ from cloud.openai_routes import OpenAIRoutes
 from cloud.resident import ResidentPool
 from cloud.sessions import SessionTable
 from cloud.stream_route import DRAFT_CHANNEL, StreamRoute
+from cloud.tokenizer_route import TokenizerRoute
 from common.config import CloudConfig
 from common.errors import FrameworkError, RequestError
 from common.http_messages import REQUEST_ID, TENANT, read, reply
@@ -39,6 +40,7 @@ VERIFIER = web.AppKey("VERIFIER", DraftVerifier)
 ADMISSION = web.AppKey("ADMISSION", Admission)
 METRICS = web.AppKey("METRICS", CloudMetrics)
 KEEPER = web.AppKey("KEEPER", EngineKeeper)
+TOKENIZER = web.AppKey("TOKENIZER", TokenizerRoute)
 
 MAX_BATCH = 256
 """Rounds in one POST /verify/batch."""
@@ -61,8 +63,14 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
     app.router.add_get("/stats", _stats)
     app.router.add_post("/verify", _verify)
     app.router.add_post("/verify/batch", _verify_batch)
+    app[TOKENIZER] = TokenizerRoute(engine)
+    app[TOKENIZER].add_to(app)
     StreamRoute(
-        engine, verify_checks.check_sampling, lambda tokens: _work(app, tokens), lambda answer: _streamed(app, answer)
+        engine,
+        verify_checks.check_sampling,
+        lambda tokens: _work(app, tokens),
+        lambda answer: _streamed(app, answer),
+        app[TOKENIZER].check,
     ).add_to(app)
     OpenAIRoutes(engine, app[KEEPER], app[ADMISSION]).add_to(app)
     _show(app)
@@ -141,6 +149,7 @@ async def _item(request: web.Request, body: VerifyRequest) -> VerifyBatchItem:
 
 async def _round(request: web.Request, body: VerifyRequest) -> VerifyResponse:
     app = request.app
+    await app[TOKENIZER].check(body.vocabulary)
     with _work(app, costs.of_round(body)):
         response = await app[VERIFIER].verify_draft(body, request[REQUEST_ID], request[TENANT])
     drawn, seconds = len(response.token_ids), response.latency_ms / 1000

@@ -186,6 +186,19 @@ class CloudEngine:
         """The model's tokenizer."""
         return self._running.get_tokenizer()
 
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end an answer, the tokenizer's own first."""
+        given = self._running.model_config.try_get_generation_config().get("eos_token_id")
+        others = given if isinstance(given, list) else [given]
+        return list(dict.fromkeys(t for t in (self.tokenizer.eos_token_id, *others) if t is not None))
+
+    @property
+    def chat_template(self) -> str:
+        """The chat template in Jinja, empty if there is none."""
+        given = self.serving.openai_serving_chat.chat_template or getattr(self.tokenizer, "chat_template", None)
+        return given if isinstance(given, str) else ""
+
     def stats(self) -> dict[str, Any]:
         """vLLM's own figures as of its last step."""
         stats: dict[str, Any] = {"model": self.model, "max_draft_tokens": self.max_draft_tokens}

@@ -5,7 +5,7 @@ ends (the answer, a bad frame, a client that left), the other is cancelled, and 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -35,11 +35,16 @@ class LeftError(ConnectionError):
     """The client is gone: there is nobody to tell."""
 
 
+async def _no_check(vocabulary: str) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class StreamRoute:
     """The handler of one route; the callables are the server's own rules, which this file does not know.
 
-    `check` raises RequestError for sampling that is refused. `work` is entered around each generation with its tokens
+    `check` raises RequestError for sampling that is refused, `check_vocabulary` VocabularyError for ids that mean
+    something else here. `work` is entered around each generation with its tokens
     (prompt and answer); it raises OverloadedError, or EngineError when the engine is lost. `record` is told of each
     answer that has ended, complete or not.
     """
@@ -48,6 +53,7 @@ class StreamRoute:
     check: Callable[[Sampling], None] = lambda _: None
     work: Callable[[int], AbstractContextManager[object]] = lambda _: nullcontext()
     record: Callable[[ContinuousAnswer], None] = lambda _: None
+    check_vocabulary: Callable[[str], Awaitable[None]] = _no_check
 
     def add_to(self, app: web.Application) -> None:
         """Adds the route, and the channel for its drafts, which lives as long as `app`."""
@@ -99,6 +105,7 @@ class StreamRoute:
         if not isinstance(start, Start):
             raise RequestError("the first frame must be a start", param="type")
         self.check(start.sampling)
+        await self.check_vocabulary(start.vocabulary)
         check_ids(start.token_ids, self.engine.vocab_size, "token_ids")
         check_ids(start.stop_token_ids, self.engine.vocab_size, "stop_token_ids")
         return start

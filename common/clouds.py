@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import xxhash
 from msgspec.structs import replace
@@ -21,6 +21,7 @@ from common.errors import ConfigError, EndpointError, RequestError
 from common.refusals import Busy, WrongProtocol
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 AFFINITY_TOKENS = 64
 """Prompts that begin with the same tokens go to the same cloud, whose prefix cache then holds them."""
@@ -130,6 +131,12 @@ class Clouds:
         if not closed:
             raise EndpointError("; ".join(cloud.reason for cloud in self._all if cloud.reason) or "no cloud is left")
         return closed[choose(token_ids, {url: cloud.in_flight for url, cloud in closed.items()})]
+
+    async def get(self, path: str, type_: type[T]) -> T:
+        """What one of the clouds that can be asked says; raises EndpointError, at once if there is none."""
+        cloud = self.pick(())
+        with self.asking(cloud):
+            return await cloud.client.get(path, type_)
 
     @contextmanager
     def asking(self, cloud: Cloud) -> Iterator[None]:

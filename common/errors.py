@@ -13,6 +13,7 @@ FrameworkError
 ├── EngineError        503  our own model does not answer
 ├── StoppingError      503  the server is stopping and takes nothing new
 └── EndpointError      502  another server cannot be reached, or answers nonsense
+    └── VocabularyError  409  its token ids mean something else, or nobody can tell what
 """
 
 
@@ -92,3 +93,9 @@ class StoppingError(FrameworkError):
 class EndpointError(FrameworkError):
     status = 502
     code = "endpoint_unavailable"
+
+
+class VocabularyError(EndpointError):
+    status = 409
+    type = "invalid_request_error"
+    code = "vocabulary_mismatch"

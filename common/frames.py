@@ -20,7 +20,8 @@ class Start(Struct, tag="start", kw_only=True, omit_defaults=True, forbid_unknow
     """The first frame up, and the only one of its kind: continue `token_ids` by up to `max_tokens`.
 
     The answer ends behind a token of `stop_token_ids` or the token that completes a string of `stop`. `logprobs`: for
-    each token its own and this many of the likeliest. A `seed` in `sampling` repeats an answer only if no drafts come.
+    each token its own and this many of the likeliest. `vocabulary`: as in VerifyRequest. A `seed` in `sampling` repeats
+    an answer only if no drafts come.
     """
 
     token_ids: Annotated[list[int], Meta(min_length=1)]
@@ -30,6 +31,7 @@ class Start(Struct, tag="start", kw_only=True, omit_defaults=True, forbid_unknow
     stop_token_ids: Annotated[list[int], Meta(max_length=64)] = []
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     use_kv_cache: bool = True
+    vocabulary: str = ""
 
 
 class DraftFrame(Struct, tag="draft", kw_only=True, forbid_unknown_fields=True):

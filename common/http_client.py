@@ -20,11 +20,14 @@ from common.api import (
 from common.clouds import Clouds
 from common.config import NO_KEY, BreakerConfig, CommunicationConfig, HttpClientConfig, Secret
 from common.connection import HTTPClient as HTTPClient
+from common.errors import EndpointError, VocabularyError
 from common.pipeline import Pipeline
 from common.policy import Plan
 from common.privacy import is_private
 from common.remote import CloudVerifier, EdgeDrafter
+from common.translation import PaddedDrafter
 from common.types import InferenceResult, Mode, Sampling
+from common.vocab import Relation, VocabularyInfo, compare
 
 
 class PipelineOptions(TypedDict, total=False):
@@ -56,6 +59,8 @@ class EdgeCloudHTTPClient:
         self._private_patterns = private_patterns
         config, breaker = config or HttpClientConfig(), breaker or BreakerConfig()
         self.edge = HTTPClient(edge_endpoint, config, edge_api_key)
+        self._shared: VocabularyInfo | None = None
+        """The ids that mean the same to both, once that is known."""
         self.clouds = Clouds(
             CommunicationConfig(
                 cloud_endpoint=cloud_endpoint,
@@ -89,9 +94,11 @@ class EdgeCloudHTTPClient:
         """Answers `prompt`, asked as one user turn in the edge model's chat form.
 
         `plan` gives mode, thresholds and lengths; the two toggles (F2, F1) are laid over it. Raises EndpointError when
-        the edge cannot be used; without the cloud the answer is the edge's and its report says so.
+        the edge cannot be used, VocabularyError when the two have different vocabularies; without the cloud the answer
+        is the edge's and its report says so.
         """
         started = time.perf_counter()
+        shared = await self._shared_ids()
         question = TokenizeRequest(messages=[Message(role="user", content=prompt)])
         prompt_ids = (await self.edge.post("/tokenize", question, TokenizeReply)).tokens
         plan = dataclasses.replace(
@@ -104,17 +111,17 @@ class EdgeCloudHTTPClient:
             max_tokens,
             Sampling(temperature=temperature, seed=seed),
             plan,
-            EdgeDrafter(self.edge),
-            CloudVerifier(self.clouds),
+            PaddedDrafter(EdgeDrafter(self.edge), shared.size),
+            CloudVerifier(self.clouds, vocabulary=shared.fingerprint),
         )
-        ids = [token for chunk in [c async for c in pipeline.run()] for token in chunk.token_ids]
+        answer = [token for chunk in [c async for c in pipeline.run()] for token in chunk.token_ids]
         self.clouds.degraded += pipeline.answer.report.degraded is not None
-        text = (await self.edge.post("/detokenize", DetokenizeRequest(tokens=ids), DetokenizeReply)).prompt
+        text = (await self.edge.post("/detokenize", DetokenizeRequest(tokens=answer), DetokenizeReply)).prompt
         return InferenceResult(
             text=text,
             finish_reason=pipeline.answer.finish_reason,
             prompt_tokens=len(prompt_ids),
-            completion_tokens=len(ids),
+            completion_tokens=len(answer),
             total_latency_ms=(time.perf_counter() - started) * 1000,
             collaboration=pipeline.answer.report,
         )
@@ -143,6 +150,20 @@ class EdgeCloudHTTPClient:
     def get_client_stats(self) -> dict[str, Any]:
         """What was sent, received and waited for: on the edge, and on each cloud with how its calls ended."""
         return {"edge": self.edge.get_client_stats(), "clouds": self.clouds.stats()}
+
+    async def _shared_ids(self) -> VocabularyInfo:
+        """Raises VocabularyError where ids would not mean the same; a cloud that is not there has to see for itself."""
+        if self._shared is None:
+            ours = await self.edge.get("/tokenizer", VocabularyInfo)
+            try:
+                theirs = await self.clouds.get("/tokenizer", VocabularyInfo)
+            except EndpointError:
+                return ours
+            if compare(ours, theirs) is Relation.DIFFERENT:
+                how = "ask the edge server, which translates: POST /v1/chat/completions"
+                raise VocabularyError(f"edge and cloud have different vocabularies; {how}")
+            self._shared = VocabularyInfo(ours.fingerprint, min(ours.size, theirs.size))
+        return self._shared
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatChunk]:
         """The chunks of the edge server's own answer, as they come; the last one carries the collaboration report.

@@ -3,7 +3,7 @@
 import msgspec
 
 from common import wire
-from common.errors import ContextLengthError, EndpointError, PrefixUnknown, RequestError
+from common.errors import ContextLengthError, EndpointError, PrefixUnknown, RequestError, VocabularyError
 
 
 class Busy(EndpointError):
@@ -30,7 +30,9 @@ def refusal(url: str, status: int, body: bytes, content_type: str) -> EndpointEr
         error = wire.decode(body, ErrorReply, content_type).error
     except RequestError:
         return EndpointError(f"{url} answered {status}")
-    kinds = {"prefix_unknown": PrefixUnknown, "context_length_exceeded": ContextLengthError}
+    kinds: dict[str | None, type[RequestError | EndpointError]] = {
+        kind.code: kind for kind in (PrefixUnknown, ContextLengthError, VocabularyError)
+    }
     if error.code in kinds:
         return kinds[error.code](error.message, error.param)
     if status == 429:

@@ -17,12 +17,14 @@ class CloudVerifier:
     """A verifier over HTTP for one request: keeps the session whose prefix both sides hold.
 
     Only what the cloud does not know yet travels; a cloud that lost the prefix gets it whole, and so does another one
-    that goes on where the first was lost. A cloud that failed this request is not asked by it again.
+    that goes on where the first was lost, and `vocabulary` with it (see VerifyRequest). A cloud that failed this
+    request is not asked by it again.
     """
 
-    def __init__(self, clouds: Clouds, use_kv_cache: bool = True) -> None:
+    def __init__(self, clouds: Clouds, use_kv_cache: bool = True, vocabulary: str = "") -> None:
         self._clouds = clouds
         self._use_kv_cache = use_kv_cache
+        self._vocabulary = vocabulary
         self._session = uuid.uuid4().hex
         self._rounds = 0
         self._cloud: Cloud | None = None
@@ -92,6 +94,7 @@ class CloudVerifier:
                 stop_token_ids,
                 logprobs,
                 self._use_kv_cache,
+                self._vocabulary,
                 self._traffic,
             )
             self._clouds.began(cloud)
@@ -151,6 +154,7 @@ class CloudVerifier:
             sampling=sampling,
             use_kv_cache=self._use_kv_cache,
             idempotency_key=str(self._rounds),
+            vocabulary="" if known else self._vocabulary,
         )
         first_byte = cloud.client.config.first_byte_timeout
         return await cloud.client.post("/verify", request, VerifyResponse, self._traffic, first_byte)

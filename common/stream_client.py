@@ -10,7 +10,7 @@ from aiohttp import WSMsgType
 
 from common import wire
 from common.connection import HTTPClient, Traffic
-from common.errors import ContextLengthError, EndpointError, OverloadedError, RequestError
+from common.errors import ContextLengthError, EndpointError, OverloadedError, RequestError, VocabularyError
 from common.frames import DraftFrame, EndFrame, ErrorFrame, ServerFrame, Start, TokensFrame
 from common.refusals import Busy
 from common.types import GREEDY, Sampling
@@ -37,6 +37,7 @@ class CloudStream:
         stop_token_ids: Sequence[int] = (),
         logprobs: int | None = None,
         use_kv_cache: bool = True,
+        vocabulary: str = "",
         traffic: Traffic | None = None,
     ) -> None:
         self._client = client
@@ -49,6 +50,7 @@ class CloudStream:
             stop_token_ids=list(stop_token_ids),
             logprobs=logprobs,
             use_kv_cache=use_kv_cache,
+            vocabulary=vocabulary,
         )
         self.end: EndFrame | None = None
         """What came of it, once all tokens are here."""
@@ -160,5 +162,7 @@ class CloudStream:
             return Busy(f"{self._client.base_url}: {error.message}")
         if error.type != RequestError.type:
             return EndpointError(f"{self._client.base_url}: {error.message}")
+        if error.code == VocabularyError.code:
+            return VocabularyError(error.message, error.param)
         kind = ContextLengthError if error.code == ContextLengthError.code else RequestError
         return kind(error.message, error.param)

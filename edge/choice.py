@@ -19,6 +19,7 @@ from common.types import Mode, Provenance, Sampling
 from edge.engine import Sequence as EdgeSequence
 from edge.logprobs import ScoredToken
 from edge.services import Services
+from edge.shared_prompt import SharedPrompt
 from edge.text_stream import TextStream
 
 T = TypeVar("T")
@@ -43,29 +44,30 @@ class Piece:
 class Choice:
     """One answer to one prompt; `pieces` runs it to its end or to a stop string, once."""
 
-    def __init__(self, index: int, services: Services, request: GenerationRequest, prompt: list[int], limit: int):
+    def __init__(self, index: int, services: Services, request: GenerationRequest, prompt: SharedPrompt, limit: int):
         self.index = index
         self.tokens = 0
         """Tokens of the answer so far, that of its end included."""
         self._services = services
-        self._prompt = prompt
+        self._shared = prompt
+        self._prompt = prompt.ids
         self._limit = limit
         self._reuse = services.config.edge.kv_cache.enabled and _given(
             request.use_kv_cache, services.config.inference.features.use_kv_cache
         )
-        self._sampling = _nth(request.sampling(len(prompt)), index)
+        self._sampling = _nth(request.sampling(len(prompt.ids)), index)
         self._top = request.wanted_logprobs
         self._told = request.collaboration is not None and request.collaboration.tokens
         self._echo = isinstance(request, CompletionRequest) and bool(request.echo)
-        self._text = TextStream(services.engine.piece, request.stop_strings)
+        self._text = TextStream(prompt.piece, request.stop_strings)
         self._begins = 0
         """Where the answer begins in the choice's text, in characters: after the prompt, if that is echoed."""
         self._unshown: list[ScoredToken] = []
-        private = services.is_private(prompt)
-        self.answer = Answer(plan_of(request, services.config.plan, private), list(prompt), limit)
+        private = services.is_private(prompt.edge_ids)
+        self.answer = Answer(plan_of(request, services.config.plan, private), list(prompt.ids), limit)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        async with self._services.engine.sequence(self._prompt, reuse=self._reuse) as sequence:
+        async with self._services.engine.sequence(self._shared.edge_ids, reuse=self._reuse) as sequence:
             if self._echo:
                 yield await self._prompt_again(sequence)
             try:
@@ -86,16 +88,10 @@ class Choice:
     def _chunks(self, sequence: EdgeSequence) -> AsyncGenerator[Chunk, None]:
         if not self.answer.plan.asks_cloud:
             return self._alone(sequence)
-        verifier = CloudVerifier(self._services.clouds, use_kv_cache=self._reuse)
-        pipeline = Pipeline(
-            self._prompt,
-            self._limit,
-            self._sampling,
-            self.answer.plan,
-            sequence,
-            verifier,
-            self._services.estimates,
-        )
+        shared, plan = self._shared, self.answer.plan
+        cloud = CloudVerifier(self._services.clouds, use_kv_cache=self._reuse, vocabulary=shared.vocabulary)
+        drafter, verifier, known = shared.drafter(sequence), shared.verifier(cloud), self._services.estimates
+        pipeline = Pipeline(self._prompt, self._limit, self._sampling, plan, drafter, verifier, known)
         self.answer = pipeline.answer
         return pipeline.run()
 
@@ -147,8 +143,7 @@ class Choice:
 
     def _sources(self, chunk: Chunk) -> list[SourcedToken]:
         sure: list[float | None] = [*chunk.confidences] or [None] * len(chunk.token_ids)
-        spell = self._services.engine.piece
-        texts = (spell(token, special=True).decode("utf-8", "replace") for token in chunk.token_ids)
+        texts = (self._shared.piece(token).decode("utf-8", "replace") for token in chunk.token_ids)
         return [SourcedToken(*row) for row in zip(chunk.token_ids, texts, repeat(chunk.provenance), sure)]
 
     def _piece(

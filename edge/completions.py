@@ -13,24 +13,25 @@ from edge import logprobs
 from edge.choice import Choice, Piece
 from edge.logprobs import ScoredToken
 from edge.services import Services
+from edge.shared_prompt import SharedPrompt
 
 
 class Completion:
     """The response to a chat or text completion request: `n` choices for each of its prompts."""
 
     def __init__(
-        self, services: Services, request: GenerationRequest, prompts: list[list[int]], max_tokens: int | None
+        self, services: Services, request: GenerationRequest, prompts: list[SharedPrompt], max_tokens: int | None
     ) -> None:
         self._engine = services.engine
         self._chat = isinstance(request, ChatRequest)
-        self._prompt_tokens = sum(map(len, prompts))
+        self._prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
         self._include_usage = request.stream_options is not None and request.stream_options.include_usage
         self._top = request.wanted_logprobs
         self._each = request.choices
         self._at_once = services.config.edge.model.sequences
         self._choices: list[Choice] = []
         for prompt in prompts:
-            room = services.engine.context_length - len(prompt)
+            room = services.engine.context_length - prompt.longest
             limit = room if max_tokens is None else min(max_tokens, room)
             for _ in range(self._each):
                 self._choices.append(Choice(len(self._choices), services, request, prompt, limit))

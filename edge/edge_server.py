@@ -16,6 +16,8 @@ from common.types import DraftRequest
 from edge import prompts
 from edge.answer_metrics import AnswerMetrics
 from edge.chat_template import ChatTemplate
+from edge.choice import plan_of
+from edge.cloud_vocabulary import CloudVocabulary
 from edge.completions import Completion
 from edge.confidence import ConfidenceCalculator
 from edge.draft_generator import DraftGenerator
@@ -23,6 +25,7 @@ from edge.engine import EdgeEngine
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
 from edge.metrics import CloudsCollector
 from edge.services import Services
+from edge.shared_prompt import SharedPrompt
 
 SERVICES = web.AppKey("SERVICES", Services)
 DRAFTS = web.AppKey("DRAFTS", DraftGenerator)
@@ -40,6 +43,7 @@ def build_app(config: Config) -> web.Application:
     app.router.add_post("/draft", _draft)
     app.router.add_post("/tokenize", _tokenize)
     app.router.add_post("/detokenize", _detokenize)
+    app.router.add_get("/tokenizer", _tokenizer)
     app.router.add_get("/tokenizer_info", _tokenizer_info)
     app.router.add_post("/v1/completions", _completions)
     app.router.add_post("/v1/chat/completions", _chat)
@@ -52,10 +56,11 @@ async def _services(app: web.Application, config: Config, registry: CollectorReg
         engine,
         clouds,
         ChatTemplate(engine.chat_template or "", bos=engine.bos, eos=engine.eos) as template,
+        CloudVocabulary(engine, clouds.get) as vocabulary,
     ):
         await clouds.greet()
         registry.register(CloudsCollector(clouds))
-        app[SERVICES] = Services(config, engine, template, clouds, AnswerMetrics(registry))
+        app[SERVICES] = Services(config, engine, template, clouds, vocabulary, AnswerMetrics(registry))
         app[DRAFTS] = DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled)
         yield
 
@@ -146,6 +151,10 @@ async def _detokenize(request: web.Request) -> web.Response:
     return reply(request, api.DetokenizeReply(engine.detokenize(body.tokens)))
 
 
+async def _tokenizer(request: web.Request) -> web.Response:
+    return reply(request, await request.app[SERVICES].vocabulary.info())
+
+
 async def _tokenizer_info(request: web.Request) -> web.Response:
     """As vLLM has it: with it and the two above, lm-eval needs no tokenizer of its own."""
     engine = request.app[SERVICES].engine
@@ -156,22 +165,39 @@ async def _tokenizer_info(request: web.Request) -> web.Response:
 async def _completions(request: web.Request) -> web.StreamResponse:
     services, body = request.app[SERVICES], await read(request, api.CompletionRequest)
     body.refuse_unsupported()
-    return await _respond(request, services, body, await prompts.of_completion(services, body), body.max_tokens)
+    ids = await prompts.of_completion(services, body)
+    shared = [await _shared(services, body, *each) for each in zip(ids, body.prompts, strict=True)]
+    return await _respond(request, services, body, shared, body.max_tokens)
 
 
 async def _chat(request: web.Request) -> web.StreamResponse:
     services, body = request.app[SERVICES], await read(request, api.ChatRequest)
     body.refuse_unsupported()
-    prompt = await prompts.of_chat(services, body.messages)
-    prompts.check_room(services.engine, len(prompt), param="messages")
-    return await _respond(request, services, body, [prompt], body.max_completion_tokens or body.max_tokens)
+    ids = await prompts.of_chat(services, body.messages)
+    prompts.check_room(services.engine, len(ids), param="messages")
+    shared = await _shared(services, body, ids)
+    return await _respond(request, services, body, [shared], body.max_completion_tokens or body.max_tokens)
+
+
+async def _shared(
+    services: Services, body: api.GenerationRequest, ids: list[int], given: str | list[int] = ""
+) -> SharedPrompt:
+    """The prompt in the ids of all that take part in the answer."""
+    if not plan_of(body, services.config.plan, services.is_private(ids)).asks_cloud:
+        return SharedPrompt(ids, ids, services.engine.piece)
+    if isinstance(body, api.ChatRequest):
+        shared = await services.vocabulary.share(ids, messages=body.messages)
+    else:
+        shared = await services.vocabulary.share(ids, text=given if isinstance(given, str) else None)
+    prompts.check_room(services.engine, shared.longest, param="prompt")
+    return shared
 
 
 async def _respond(
     request: web.Request,
     services: Services,
     body: api.GenerationRequest,
-    prompts: list[list[int]],
+    prompts: list[SharedPrompt],
     max_tokens: int | None,
 ) -> web.StreamResponse:
     _check_model(body.model, services.engine)

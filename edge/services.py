@@ -11,6 +11,7 @@ from common.privacy import is_private
 from common.types import Collaboration
 from edge.answer_metrics import AnswerMetrics
 from edge.chat_template import ChatTemplate
+from edge.cloud_vocabulary import CloudVocabulary
 from edge.engine import EdgeEngine
 
 
@@ -22,6 +23,7 @@ class Services:
     engine: EdgeEngine
     template: ChatTemplate
     clouds: Clouds
+    vocabulary: CloudVocabulary
     metrics: AnswerMetrics
     estimates: Estimates = field(default_factory=Estimates)
     began: int = field(default_factory=lambda: int(time.time()))

@@ -1,6 +1,6 @@
-"""Evaluates the demo pair on the engines that run it: held-out exact match, and acceptance of edge drafts.
+"""Evaluates the demo models on the engines that run them: held-out exact match, and acceptance of edge drafts.
 
-    python -m models.evaluate [--per-kind N] [--write]
+    python -m models.evaluate [--edge demo-edge|demo-edge-other] [--per-kind N] [--write]
 
 Knows nothing of training or servers.
 """
@@ -21,26 +21,33 @@ from cloud.engine import CloudEngine
 from cloud.rounds import Round
 from common.pipeline import Pipeline
 from common.policy import Plan
+from common.protocols import Drafter
 from common.terminal import console
+from common.translation import TranslatingDrafter
 from common.types import GREEDY, Sampling, Verdict, Way
+from common.vocab import TokenizerFile, Vocabulary
 from edge.engine import EdgeEngine
+from edge.engine import Sequence as EdgeSequence
 from models import corpus, tasks
-from models.export import CLOUD, EDGE, MODELS
+from models.export import CLOUD, EDGE, EDGE_OTHER, MODELS
+from models.tokenizer import OTHER, PAIR, DemoVocabulary
 
 MAX_TOKENS = 160
 DRAFT_LENGTHS = (1, 4, 8, 16)
 README = MODELS / "README.md"
-MARKS = "<!-- evaluation -->\n", "<!-- end of evaluation -->\n"
+EDGES = {EDGE.stem: (EDGE, PAIR), EDGE_OTHER.stem: (EDGE_OTHER, OTHER)}
+MARKS = "<!-- evaluation of {} -->\n", "<!-- end of evaluation -->\n"
 
 
 @dataclass
 class Question:
-    """One held-out prompt, its right answer, and what each model answers greedily."""
+    """One held-out prompt in the ids of each model, its right answer, and what each model answers greedily."""
 
     kind: str
     prompt: str
     answer: str
     prompt_ids: list[int]
+    edge_prompt_ids: list[int]
     cloud_ids: list[int]
     cloud: str = ""
     edge: str = ""
@@ -69,9 +76,9 @@ class Replay:
         raise NotImplementedError("a replay answers in rounds")
 
 
-async def cloud_answers(engine: EdgeEngine, questions: list[Question]) -> None:
-    """Fills in what the cloud model answers on vLLM; the two share a vocabulary, so the edge can spell it."""
-    cloud = CloudEngine(str(CLOUD), args={"max_model_len": engine.context_length})
+async def cloud_answers(vocabulary: Vocabulary, questions: list[Question]) -> None:
+    """Fills in what the cloud model answers on vLLM."""
+    cloud = CloudEngine(str(CLOUD), args={"max_model_len": 1024})
     await cloud.start()
     try:
         answers = [
@@ -80,25 +87,28 @@ async def cloud_answers(engine: EdgeEngine, questions: list[Question]) -> None:
         ]
         for question, answer in track(list(zip(questions, answers, strict=True)), "cloud answers"):
             question.cloud_ids = (await answer).token_ids
-            question.cloud = engine.detokenize(question.cloud_ids)
+            question.cloud = b"".join(map(vocabulary.piece, question.cloud_ids)).decode(errors="replace")
     finally:
         await cloud.close()
 
 
 async def edge_answers(engine: EdgeEngine, questions: list[Question]) -> None:
     for question in track(questions, "edge answers"):
-        async with engine.sequence(question.prompt_ids) as sequence:
-            draft = await sequence.draft(question.prompt_ids, MAX_TOKENS, GREEDY)
+        async with engine.sequence(question.edge_prompt_ids) as sequence:
+            draft = await sequence.draft(question.edge_prompt_ids, MAX_TOKENS, GREEDY)
         question.edge = engine.detokenize(draft.token_ids)
 
 
-async def acceptance(engine: EdgeEngine, questions: list[Question], draft_length: int) -> tuple[float, float]:
+async def acceptance(
+    engine: EdgeEngine, cloud: Vocabulary, questions: list[Question], draft_length: int
+) -> tuple[float, float]:
     """Acceptance rate, and tokens per round, of greedy lossless rounds with drafts of this length."""
     plan = Plan(use_confidence_check=False, max_draft_tokens=draft_length, way=Way.ROUNDS)
     drafted = accepted = rounds = tokens = 0
     for question in track(questions, f"drafts of {draft_length}"):
-        async with engine.sequence(question.prompt_ids) as sequence:
-            pipeline = Pipeline(question.prompt_ids, MAX_TOKENS, GREEDY, plan, sequence, Replay(question))
+        async with engine.sequence(question.edge_prompt_ids) as sequence:
+            drafter = in_cloud_tokens(sequence, engine, cloud, question)
+            pipeline = Pipeline(question.prompt_ids, MAX_TOKENS, GREEDY, plan, drafter, Replay(question))
             output = [token async for chunk in pipeline.run() for token in chunk.token_ids]
         assert output == question.cloud_ids, "lossless rounds give the cloud's own tokens"
         report = pipeline.answer.report
@@ -107,13 +117,29 @@ async def acceptance(engine: EdgeEngine, questions: list[Question], draft_length
     return accepted / drafted, tokens / rounds
 
 
-async def evaluate(per_kind: int | None) -> str:
+def in_cloud_tokens(sequence: EdgeSequence, engine: EdgeEngine, cloud: Vocabulary, question: Question) -> Drafter:
+    """The edge's drafts as the cloud's tokens; translated where the two read the prompt differently."""
+    if question.edge_prompt_ids == question.prompt_ids:
+        return sequence
+    return TranslatingDrafter(sequence, engine, cloud, question.edge_prompt_ids, len(question.prompt_ids))
+
+
+def cloud_vocabulary() -> Vocabulary:
+    text = (CLOUD / "tokenizer.json").read_text()
+    return Vocabulary(
+        TokenizerFile(fingerprint="", tokenizer=text, end_tokens=[0], chat_template="", bos="", eos=PAIR.end)
+    )
+
+
+async def evaluate(edge: str, per_kind: int | None) -> str:
     """The evaluation's tables in Markdown."""
-    async with EdgeEngine(str(EDGE), context_length=1024) as engine:
-        questions = [ask(engine, *pair) for pair in chosen_pairs(per_kind)]
-        await cloud_answers(engine, questions)
+    path, form = EDGES[edge]
+    cloud = cloud_vocabulary()
+    async with EdgeEngine(str(path), context_length=1024) as engine:
+        questions = [ask(engine, cloud, form, *pair) for pair in chosen_pairs(per_kind)]
+        await cloud_answers(cloud, questions)
         await edge_answers(engine, questions)
-        lengths = [(n, *await acceptance(engine, questions, n)) for n in DRAFT_LENGTHS]
+        lengths = [(n, *await acceptance(engine, cloud, questions, n)) for n in DRAFT_LENGTHS]
     lines = ["| questions | n | cloud exact match | edge exact match |", "|---|---|---|---|"]
     lines += [score_line(kind, members) for kind, members in groups(questions).items()]
     lines += ["", "| draft length | acceptance rate | tokens per round |", "|---|---|---|"]
@@ -121,9 +147,10 @@ async def evaluate(per_kind: int | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def ask(engine: EdgeEngine, kind: str, prompt: str, answer: str) -> Question:
-    ids = engine.tokenize(f"<|user|>{prompt}<|assistant|>", add_special=False, parse_special=True)
-    return Question(kind, prompt, answer, ids, [])
+def ask(engine: EdgeEngine, cloud: Vocabulary, form: DemoVocabulary, kind: str, prompt: str, answer: str) -> Question:
+    ids = cloud.prompt(PAIR.question.format(prompt), add_special=False)
+    edge_ids = engine.tokenize(form.question.format(prompt), add_special=False, parse_special=True)
+    return Question(kind, prompt, answer, ids, edge_ids, [])
 
 
 def chosen_pairs(per_kind: int | None) -> list[tuple[str, str, str]]:
@@ -153,21 +180,23 @@ def score_line(name: str, members: list[Question]) -> str:
     return f"| {name} | {len(members)} | {cloud:.3f} | {edge:.3f} |"
 
 
-def write(table: str, path: Path = README) -> None:
-    """Puts the table between its marks in models/README.md."""
-    before, _, rest = path.read_text().partition(MARKS[0])
-    path.write_text(before + MARKS[0] + table + MARKS[1] + rest.partition(MARKS[1])[2])
+def write(edge: str, table: str, path: Path = README) -> None:
+    """Puts the table of an edge model between its marks in models/README.md."""
+    begin = MARKS[0].format(edge)
+    before, _, rest = path.read_text().partition(begin)
+    path.write_text(before + begin + table + MARKS[1] + rest.partition(MARKS[1])[2])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Evaluate the demo pair on vLLM and llama.cpp.")
+    parser = argparse.ArgumentParser(description="Evaluate the demo models on vLLM and llama.cpp.")
+    parser.add_argument("--edge", choices=EDGES, default=EDGE.stem, help="the edge model")
     parser.add_argument("--per-kind", type=int, help="only so many questions of each kind")
     parser.add_argument("--write", action="store_true", help="put the tables into models/README.md")
     args = parser.parse_args()
-    table = asyncio.run(evaluate(args.per_kind))
+    table = asyncio.run(evaluate(args.edge, args.per_kind))
     console().print(table)
     if args.write:
-        write(table)
+        write(args.edge, table)
 
 
 if __name__ == "__main__":

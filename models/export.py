@@ -1,11 +1,12 @@
-"""Exports the trained pair: bf16 safetensors with chat template for vLLM, Q8_0 GGUF for llama.cpp. Trains nothing.
+"""Exports the trained models: bf16 safetensors with chat template for vLLM, Q8_0 GGUF for llama.cpp. Trains nothing.
 
-python -m models.export
+python -m models.export [--only cloud|edge|edge-other]
 """
 
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from models.tokenizer import CHAT_TEMPLATE, END, SPECIAL_TOKENS
+from models.tokenizer import OTHER, PAIR, DemoVocabulary
 
 MODELS = Path(__file__).parent
 CHECKPOINTS = MODELS / "checkpoints"
 CLOUD = MODELS / "demo-cloud"
 EXITS = MODELS / "demo-cloud-exits.safetensors"
 EDGE = MODELS / "demo-edge.gguf"
+EDGE_OTHER = MODELS / "demo-edge-other.gguf"
 LAYER_TENSORS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -45,15 +47,15 @@ def export_cloud() -> None:
     model.to(torch.bfloat16).save_pretrained(CLOUD)
     exits = load_file(CHECKPOINTS / "cloud" / "exits.safetensors")
     save_file({name: t.to(torch.bfloat16) for name, t in exits.items()}, EXITS)
-    PreTrainedTokenizerFast.from_pretrained(CHECKPOINTS / "tokenizer").save_pretrained(CLOUD)
+    PreTrainedTokenizerFast.from_pretrained(CHECKPOINTS / PAIR.name).save_pretrained(CLOUD)
 
 
-def export_edge() -> None:
-    """Writes `demo-edge.gguf`, every matrix in Q8_0."""
-    source = CHECKPOINTS / "edge"
+def export_edge(checkpoint: str, vocabulary: DemoVocabulary, path: Path) -> None:
+    """Writes one GGUF file, every matrix in Q8_0."""
+    source = CHECKPOINTS / checkpoint
     config = LlamaConfig.from_pretrained(source)
-    writer = gguf.GGUFWriter(EDGE, "llama")
-    writer.add_name("demo-edge")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(path.stem)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
@@ -65,7 +67,7 @@ def export_edge() -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    add_vocabulary(writer, CHECKPOINTS / "tokenizer")
+    add_vocabulary(writer, vocabulary)
     for name, tensor in load_file(source / "model.safetensors").items():
         add_tensor(writer, config, name, tensor.float().numpy())
     writer.write_header_to_file()
@@ -74,18 +76,18 @@ def export_edge() -> None:
     writer.close()
 
 
-def add_vocabulary(writer: gguf.GGUFWriter, folder: Path) -> None:
-    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: DemoVocabulary) -> None:
+    model = json.loads((CHECKPOINTS / vocabulary.name / "tokenizer.json").read_text())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(vocabulary.pre_tokenizer)
     writer.add_token_list(tokens)
     control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
-    writer.add_token_types([control if t in SPECIAL_TOKENS else normal for t in tokens])
+    writer.add_token_types([control if t in vocabulary.special else normal for t in tokens])
     writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
-    writer.add_eos_token_id(tokens.index(END))
+    writer.add_eos_token_id(tokens.index(vocabulary.end))
     writer.add_add_bos_token(False)
-    writer.add_chat_template(CHAT_TEMPLATE)
+    writer.add_chat_template(vocabulary.chat_template)
 
 
 def add_tensor(writer: gguf.GGUFWriter, config: LlamaConfig, name: str, values: NDArray[np.float32]) -> None:
@@ -115,12 +117,22 @@ def _interleave_rotary_pairs(rows: NDArray[np.float32], heads: int) -> NDArray[n
     return rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 
+EXPORTS: dict[str, tuple[Callable[[], None], tuple[Path, ...]]] = {
+    "cloud": (export_cloud, (CLOUD / "model.safetensors", EXITS)),
+    "edge": (lambda: export_edge("edge", PAIR, EDGE), (EDGE,)),
+    "edge-other": (lambda: export_edge("edge-other", OTHER, EDGE_OTHER), (EDGE_OTHER,)),
+}
+"""What can be exported, and the weights that it leaves."""
+
+
 def main() -> None:
-    argparse.ArgumentParser(description="Export the trained demo pair for vLLM and llama.cpp.").parse_args()
-    export_cloud()
-    export_edge()
-    for path in (CLOUD / "model.safetensors", EXITS, EDGE):
-        print(f"{path.relative_to(MODELS.parent)}: {path.stat().st_size / 1e6:.1f} MB")
+    parser = argparse.ArgumentParser(description="Export the trained models for vLLM and llama.cpp.")
+    parser.add_argument("--only", choices=EXPORTS, help="export just this one")
+    args = parser.parse_args()
+    for export, written in [EXPORTS[args.only]] if args.only else EXPORTS.values():
+        export()
+        for path in written:
+            print(f"{path.relative_to(MODELS.parent)}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

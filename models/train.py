@@ -1,6 +1,6 @@
-"""Trains the demo pair: tokenizer, cloud model with early exits, edge model. Knows nothing of their engines.
+"""Trains the demo models: tokenizers, cloud model with early exits, edge models. Knows nothing of their engines.
 
-python -m models.train [--only cloud|edge]
+python -m models.train [--only cloud|edge|edge-other]
 """
 
 import argparse
@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from models import corpus
 from models.muon import Muon
-from models.tokenizer import VOCAB_SIZE, train_tokenizer
+from models.tokenizer import OTHER, PAIR, DemoVocabulary, train_tokenizer
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 CONTEXT = 1024
@@ -49,10 +49,11 @@ class Recipe:
     mlp: int
     exits: tuple[int, ...]
     phases: tuple[Phase, ...]
+    vocabulary: DemoVocabulary = PAIR
 
     def config(self) -> LlamaConfig:
         return LlamaConfig(
-            vocab_size=VOCAB_SIZE,
+            vocab_size=self.vocabulary.size,
             hidden_size=self.hidden,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
@@ -72,8 +73,10 @@ CLOUD_PHASES = (
     Phase(430, 16, 0.5, 0.01, 0.0015),
 )
 """Facts are learned by heart at once, the tasks' circuits only with many more examples."""
+EDGE_PHASES = (Phase(620, 16, 0.4, 0.02, 0.003),)
 RECIPES = {
-    "edge": Recipe("edge", 64, 3, 2, 2, 192, (), phases=(Phase(620, 16, 0.4, 0.02, 0.003),)),
+    "edge": Recipe("edge", 64, 3, 2, 2, 192, (), EDGE_PHASES),
+    "edge-other": Recipe("edge-other", 64, 3, 2, 2, 192, (), EDGE_PHASES, OTHER),
     "cloud": Recipe("cloud", 256, 8, 8, 4, 1024, (2, 4), phases=CLOUD_PHASES),
 }
 
@@ -111,13 +114,15 @@ class LlamaWithExits(nn.Module):
         return last, last + 0.2 * sum(exits)
 
 
-def rows(tokenizer: PreTrainedTokenizerFast, seed: int, task_share: float) -> Iterator[tuple[list[int], list[int]]]:
+def rows(
+    tokenizer: PreTrainedTokenizerFast, vocabulary: DemoVocabulary, seed: int, task_share: float
+) -> Iterator[tuple[list[int], list[int]]]:
     """Endless rows of ROW tokens: whole conversations one after the other; only answers are targets."""
     ids: list[int] = []
     targets: list[int] = []
     for prompt, answer in corpus.training_pairs(seed, task_share):
-        asked = tokenizer.encode(f"<|user|>{prompt}<|assistant|>")
-        answered = tokenizer.encode(f"{answer}<|end|>")
+        asked = tokenizer.encode(vocabulary.question.format(prompt))
+        answered = tokenizer.encode(vocabulary.answer.format(answer))
         if len(ids) + len(asked) + len(answered) > ROW + 1:
             pad = ROW + 1 - len(ids)
             ids += [0] * pad
@@ -155,7 +160,8 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaWithExits:
     with Progress(*columns) as bar:
         for number, phase in enumerate(recipe.phases, 1):
             name = f"{recipe.name}, {size:.1f}M parameters, phase {number} of {len(recipe.phases)}"
-            train_phase(model, phase, rows(tokenizer, number, phase.task_share), bar, name)
+            data = rows(tokenizer, recipe.vocabulary, number, phase.task_share)
+            train_phase(model, phase, data, bar, name)
     return model
 
 
@@ -185,15 +191,13 @@ def train_phase(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the demo tokenizer, cloud model and edge model.")
+    parser = argparse.ArgumentParser(description="Train the demo models and their tokenizers.")
     parser.add_argument("--only", choices=RECIPES, help="train just this one")
     args = parser.parse_args()
     CHECKPOINTS.mkdir(exist_ok=True)
-    tokenizer = train_tokenizer(CHECKPOINTS / "tokenizer")
-    for name in [args.only] if args.only else RECIPES:
-        recipe = RECIPES[name]
-        model = train(recipe, tokenizer)
-        model.save(CHECKPOINTS / name)
+    for recipe in [RECIPES[args.only]] if args.only else RECIPES.values():
+        tokenizer = train_tokenizer(recipe.vocabulary, CHECKPOINTS / recipe.vocabulary.name)
+        train(recipe, tokenizer).save(CHECKPOINTS / recipe.name)
 
 
 if __name__ == "__main__":

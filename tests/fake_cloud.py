@@ -6,6 +6,7 @@ What it does wrong is set by its attributes. `asked` are the rounds that it ran,
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
 from aiohttp import WSMsgType, web
@@ -17,7 +18,10 @@ from common.http_messages import read, reply, websocket
 from common.http_server import HTTPServer, make_app
 from common.session import prefix_hash
 from common.types import VerifyRequest, VerifyResponse
+from common.vocab import VocabularyInfo, fingerprint, pieces_of
 from tests.fakes import END, FakeVerifier, answer_of, cloud_model
+
+TOKENIZER = Path(__file__).parent.parent / "models" / "demo-cloud" / "tokenizer.json"
 
 
 class FakeCloud:
@@ -40,6 +44,7 @@ class FakeCloud:
     def app(self) -> web.Application:
         app = make_app()
         app.router.add_get("/ready", self._ready)
+        app.router.add_get("/tokenizer", self._tokenizer)
         app.router.add_post("/verify", self._verify)
         app.router.add_get("/stream", self._stream)
         app.on_response_prepare.append(self._say_protocol)
@@ -52,6 +57,12 @@ class FakeCloud:
         self.probes += 1
         self._refuse()
         return reply(request, {"status": "ready"})
+
+    async def _tokenizer(self, request: web.Request) -> web.Response:
+        """It takes the demo edge's ids for its own."""
+        self._refuse()
+        pieces = pieces_of(TOKENIZER.read_text())
+        return reply(request, VocabularyInfo(fingerprint(pieces), len(pieces)))
 
     def _refuse(self) -> None:
         if not self.ready:

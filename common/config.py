@@ -234,6 +234,22 @@ def load(
     return check(tree)
 
 
+def with_changes(path: str | Path | None, changes: Mapping[str, object]) -> dict[str, Any]:
+    """The tree of the config file at `path` (as for `load`) without what the defaults say too, then `changes`.
+
+    The keys of `changes` have dots, as in flags.
+    """
+    defaults = msgspec.to_builtins(Config(), enc_hook=repr)
+    tree = _without(_read(Path(path or DEFAULT_PATH)), defaults)
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        section = tree
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return tree
+
+
 def check(tree: object) -> Config:
     """Turns plain mappings into a Config; raises ConfigError for the first wrong key, type or value."""
     try:
@@ -271,6 +287,17 @@ def _read(path: Path) -> dict[str, Any]:
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values, got a {type(tree).__name__}")
     return tree or {}
+
+
+def _without(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What of `tree` differs from the defaults; sections that do not are left out."""
+    kept = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict):
+            value = _without(value, defaults[key]) or defaults[key]
+        if value != defaults.get(key):
+            kept[key] = value
+    return kept
 
 
 def _put(tree: dict[str, Any], key: str, value: str) -> None:

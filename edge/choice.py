@@ -138,6 +138,8 @@ def plan_of(request: GenerationRequest, default: Plan) -> Plan:
     gate = default.gate
     if request.confidence_threshold is not None:
         gate = dataclasses.replace(gate, threshold=request.confidence_threshold)
+    if request.product_threshold is not None:
+        gate = dataclasses.replace(gate, product_threshold=request.product_threshold)
     plan = dataclasses.replace(
         default,
         mode=request.mode,

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
+import msgspec
 from aiohttp import web
 
 from common import api, wire
@@ -92,7 +93,9 @@ async def _ready(request: web.Request) -> web.Response:
 
 async def _stats(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
-    return reply(request, {"engine": services.engine.stats(), "cloud": services.cloud.get_client_stats()})
+    confidence = msgspec.to_builtins(services.config.edge.confidence)
+    figures = {"engine": services.engine.stats(), "cloud": services.cloud.get_client_stats()}
+    return reply(request, figures | {"confidence": confidence})
 
 
 async def _models(request: web.Request) -> web.Response:

@@ -7,7 +7,6 @@ Knows nothing of training or servers.
 
 import argparse
 import asyncio
-import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from common.policy import Plan
 from common.terminal import console
 from common.types import GREEDY, Sampling, Verdict
 from edge.engine import EdgeEngine
-from models import corpus, tasks
+from models import heldout, tasks
 from models.export import CLOUD, EDGE, MODELS
 
 MAX_TOKENS = 160
@@ -106,7 +105,7 @@ async def acceptance(engine: EdgeEngine, questions: list[Question], draft_length
 async def evaluate(per_kind: int | None) -> str:
     """The evaluation's tables in Markdown."""
     async with EdgeEngine(str(EDGE), context_length=1024) as engine:
-        questions = [ask(engine, *pair) for pair in chosen_pairs(per_kind)]
+        questions = [ask(engine, *pair) for pair in heldout.pairs(per_kind)]
         await cloud_answers(engine, questions)
         await edge_answers(engine, questions)
         lengths = [(n, *await acceptance(engine, questions, n)) for n in DRAFT_LENGTHS]
@@ -120,16 +119,6 @@ async def evaluate(per_kind: int | None) -> str:
 def ask(engine: EdgeEngine, kind: str, prompt: str, answer: str) -> Question:
     ids = engine.tokenize(f"<|user|>{prompt}<|assistant|>", add_special=False, parse_special=True)
     return Question(kind, prompt, answer, ids, [])
-
-
-def chosen_pairs(per_kind: int | None) -> list[tuple[str, str, str]]:
-    """All held-out pairs, or a fixed random few of each kind."""
-    by_kind = defaultdict(list)
-    for pair in corpus.held_out_pairs():
-        by_kind[pair[0]].append(pair)
-    if per_kind is None:
-        return [pair for pairs in by_kind.values() for pair in pairs]
-    return [p for pairs in by_kind.values() for p in random.Random(0).sample(pairs, min(per_kind, len(pairs)))]
 
 
 def groups(questions: list[Question]) -> dict[str, list[Question]]:

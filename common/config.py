@@ -19,6 +19,7 @@ ENV_PREFIX = "EDGECLOUD_"
 DEFAULT_PATH = Path(__file__).parent.parent / "config" / "config.yaml"
 
 Share = Annotated[float, Meta(ge=0, le=1)]
+OpenShare = Annotated[float, Meta(gt=0, lt=1)]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -173,10 +174,27 @@ class FeaturesConfig(Section, frozen=True):
     use_kv_cache: bool = True
 
 
+class OnlineConfig(Section, frozen=True):
+    target_cloud_rate: OpenShare | None = None
+    target_quality: OpenShare | None = None
+    rate: Annotated[float, Meta(gt=0, le=4)] = 0.1
+    explore: Share = 0.05
+
+    def __post_init__(self) -> None:
+        if self.target_cloud_rate is not None and self.target_quality is not None:
+            raise ValueError("Has two targets: give either target_cloud_rate or target_quality")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the gate follows the traffic at all."""
+        return self.target_cloud_rate is not None or self.target_quality is not None
+
+
 class InferenceConfig(Section, frozen=True):
     features: FeaturesConfig = FeaturesConfig()
     max_draft_tokens: Annotated[int, Meta(ge=1, le=128)] = 8
     stretch_tokens: Annotated[int, Meta(ge=1, le=128)] = 8
+    online: OnlineConfig = OnlineConfig()
 
 
 class AblationConfig(Section, frozen=True):

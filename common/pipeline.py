@@ -9,7 +9,8 @@ import msgspec
 
 from common import policy
 from common.errors import ContextLengthError, EndpointError, FrameworkError
-from common.policy import Ask, Plan
+from common.online_gate import OnlineGate, Round
+from common.policy import Ask, Decision, Plan
 from common.types import Collaboration, Draft, Mode, Provenance, Sampling, TokenLogprob, Verdict
 
 
@@ -80,6 +81,11 @@ class Answer:
             self.report.confidence_score = sum(self.confidences) / len(self.confidences)
 
     @property
+    def counts(self) -> tuple[int, int, int]:
+        """Tokens committed (the prompt's too), sent in drafts, accepted, so far."""
+        return len(self.committed), self.report.drafted, self.report.accepted
+
+    @property
     def finish_reason(self) -> str:
         """`stop` when the model ended the answer itself, `length` when it ran out of tokens."""
         return "stop" if self.finished else "length"
@@ -100,20 +106,24 @@ class Pipeline:
         plan: Plan,
         drafter: Drafter,
         verifier: Verifier,
+        online: OnlineGate | None = None,
     ) -> None:
+        """`online` decides in place of the plan's gate, and learns from every round."""
         self.answer = Answer(plan, list(prompt), max_tokens)
         self._sampling = sampling
         self._guess = msgspec.structs.replace(sampling, temperature=0.0)
         """How drafts are drawn: greedily, under the penalties and the schema that the answer is under."""
         self._drafter = drafter
         self._verifier = verifier
+        self._online = online
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
         answer = self.answer
         try:
             while answer.remaining > 0 and not answer.finished:
                 draft = await self._draft()
-                decision = policy.decide(draft.confidences, answer.plan)
+                decision = (self._online or policy).decide(draft.confidences, answer.plan)
+                before = answer.counts
                 if decision.keep:
                     yield answer.commit(draft.token_ids[: decision.keep], Provenance.EDGE)
                     answer.finished = draft.finished and decision.keep == len(draft.token_ids)
@@ -123,8 +133,19 @@ class Pipeline:
                         yield chunk
                 elif not decision.keep:
                     return  # the edge's context is full
+                self._learn(draft, decision, before)
         finally:
             self._close_report()
+
+    def _learn(self, draft: Draft, decision: Decision, before: tuple[int, int, int]) -> None:
+        """Tells the online gate, if there is one, what became of this round."""
+        if self._online is None:
+            return
+        answer = self.answer
+        committed, sent, accepted = (now - then for now, then in zip(answer.counts, before, strict=True))
+        done = Round(decision.keep, sent, accepted, committed - decision.keep - accepted)
+        self._online.learn(draft.confidences, done, answer.finished or answer.remaining <= 0)
+        answer.report.explored += decision.explored
 
     async def _draft(self) -> Draft:
         answer, plan = self.answer, self.answer.plan
@@ -168,6 +189,7 @@ class Pipeline:
         report = self.answer.report
         report.degraded = error.message
         report.lossless = False
+        self._online = None
         self.answer.plan = dataclasses.replace(self.answer.plan, mode=Mode.EDGE_ONLY)
 
     def _close_report(self) -> None:

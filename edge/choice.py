@@ -76,7 +76,9 @@ class Choice:
         if not self.answer.plan.asks_cloud:
             return self._alone(sequence)
         verifier = CloudVerifier(self._services.cloud, use_kv_cache=self._reuse)
-        pipeline = Pipeline(self._prompt, self._limit, self._sampling, self.answer.plan, sequence, verifier)
+        plan, default = self.answer.plan, self._services.config.plan
+        online = self._services.online if plan.gated and plan.gate == default.gate else None
+        pipeline = Pipeline(self._prompt, self._limit, self._sampling, plan, sequence, verifier, online)
         self.answer = pipeline.answer
         return pipeline.run()
 

@@ -12,6 +12,7 @@ from common.connection import HTTPClient
 from common.errors import EngineError, NotFoundError, RequestError
 from common.http_messages import read, reply, stream
 from common.http_server import make_app
+from common.online_gate import OnlineGate
 from common.types import DraftRequest
 from edge import prompts
 from edge.chat_template import ChatTemplate
@@ -50,9 +51,14 @@ async def _services(app: web.Application, config: Config) -> AsyncIterator[None]
         HTTPClient(communication.cloud_endpoint, communication.http_client, communication.cloud_api_key) as cloud,
         ChatTemplate(engine.chat_template or "", bos=engine.bos, eos=engine.eos) as template,
     ):
-        app[SERVICES] = Services(config, engine, template, cloud)
+        app[SERVICES] = Services(config, engine, template, cloud, _online_gate(config))
         app[DRAFTS] = DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled)
         yield
+
+
+def _online_gate(config: Config) -> OnlineGate | None:
+    online = config.inference.online
+    return OnlineGate(online, config.plan.gate) if online.enabled else None
 
 
 def _engine(config: EdgeConfig) -> EdgeEngine:
@@ -95,7 +101,8 @@ async def _stats(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     confidence = msgspec.to_builtins(services.config.edge.confidence)
     figures = {"engine": services.engine.stats(), "cloud": services.cloud.get_client_stats()}
-    return reply(request, figures | {"confidence": confidence})
+    online = {"online_gate": services.online.stats()} if services.online else {}
+    return reply(request, figures | {"confidence": confidence} | online)
 
 
 async def _models(request: web.Request) -> web.Response:

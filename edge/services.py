@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from common.config import Config
 from common.connection import HTTPClient
+from common.online_gate import OnlineGate
 from edge.chat_template import ChatTemplate
 from edge.engine import EdgeEngine
 
@@ -17,5 +18,7 @@ class Services:
     engine: EdgeEngine
     template: ChatTemplate
     cloud: HTTPClient
+    online: OnlineGate | None = None
+    """The gate that follows the traffic, if the config asks for one."""
     began: int = field(default_factory=lambda: int(time.time()))
     """In seconds since 1970."""

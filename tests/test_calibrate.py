@@ -3,12 +3,13 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import yaml
 
-from common import config
+from common import calibration_data, config
 from common.calibrate import Objective, Sources, calibrate
 from common.errors import ConfigError
 from common.http_client import EdgeCloudHTTPClient
@@ -67,28 +68,38 @@ def test_a_data_file_that_cannot_be_read_is_named(name: str, message: str) -> No
     assert errors.strip() == f"error: {Path(name)}: {message}{' or directory' if 'No' in message else ''}"
 
 
-def test_the_rows_needed_suffice_for_every_objective_and_one_fewer_does_not(tmp_path: Path) -> None:
+def test_a_stricter_objective_needs_more_questions() -> None:
     assert Objective("--max-risk", 0.01, 0.99).rows_needed > Objective("--max-risk", 0.01, 0.9).rows_needed
     assert Objective("--target-quality", 0.99, 0.95).rows_needed > Objective("--target-quality", 0.9, 0.95).rows_needed
+
+
+def small_data() -> tuple[Path, Path]:
+    """A few held-out questions of each kind, and a config file that is in the way."""
+    rows = [{"prompt": prompt, "answer": answer} for _, prompt, answer in heldout.pairs(per_kind=4)]
+    data, output = Path("data.jsonl"), Path("calibrated.yaml")
+    data.write_bytes(b"\n".join(map(msgspec.json.encode, rows)))
+    output.write_text("the old one")
+    return data, output
+
+
+def written_report() -> Any:
+    return json.loads(Path("calibration/calibrated.json").read_text())
 
 
 async def test_a_small_calibration_on_the_real_engines_measures_what_it_simulated(
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = [{"prompt": prompt, "answer": answer} for _, prompt, answer in heldout.pairs(per_kind=4)]
-    data, output = Path("data.jsonl"), Path("calibrated.yaml")
-    data.write_bytes(b"\n".join(map(msgspec.json.encode, rows)))
-    output.write_text("the old one")
+    data, output = small_data()
     async with EdgeCloudHTTPClient(servers.edge_url, servers.cloud_url) as client:
         objective = Objective("--target-cloud-rate", 0.3, 0.95)
         await calibrate(client, config.load(environment={}), objective, Sources(data, output, None), 64, console())
     said = capsys.readouterr().out
     assert "replaced calibrated.yaml" in said and "written calibration/calibrated.json" in said
 
-    report = json.loads(Path("calibration/calibrated.json").read_text())
+    report = written_report()
     figures = report["figures"]
-    assert report["fitted_on"] + report["measured_on"] == len(rows)
+    assert report["fitted_on"] + report["measured_on"] == len(calibration_data.read(data))
     assert abs(figures["cloud_rate"]["fitted"] - 0.3) <= 0.03
     for name in ("cloud_rate", "cloud_work", "calls_per_token"):
         assert abs(figures[name]["measured"] - figures[name]["expected"]) < 0.05

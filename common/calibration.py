@@ -16,7 +16,7 @@ Numbers = NDArray[np.floating[Any]]
 
 STEPS = 24
 """Token thresholds that are tried, evenly spread over the tokens; those where the isotonic map rises come on top."""
-PRODUCTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
+PRODUCTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
 """Product thresholds that are tried; 0 never escalates."""
 TOLERANCE = 0.03
 """By how much a cloud rate may miss the one that was asked for."""

@@ -9,8 +9,13 @@ from matplotlib.figure import Figure as Picture
 
 from common.calibration_report import Figure, Outcome
 
-COLOURS = {"token": "#1f77b4", "product": "#ff7f0e", "both": "#2ca02c"}
-LABELS = {"token": "token threshold only", "product": "product threshold only", "both": "both thresholds"}
+COLOURS = {"token": "#1f77b4", "product": "#ff7f0e", "both": "#2ca02c", "any_length": "#9467bd"}
+LABELS = {
+    "token": "token threshold only",
+    "product": "product threshold only",
+    "both": "both thresholds",
+    "any_length": "both, and the draft length",
+}
 BINS = 15
 """Of equal numbers of held-out tokens, in the right picture."""
 
@@ -39,10 +44,11 @@ def _curves(axes: Axes, outcome: Outcome, figures: dict[str, Figure]) -> None:
         fmt="o",
         color="black",
         capsize=3,
-        label="measured, with 95 % intervals",
+        label=f"measured, drafts of {outcome.fitted.plan.max_draft_tokens}, 95 %",
     )
     axes.set(xlabel="cloud rate", ylabel="quality relative to the cloud's", xlim=(0, 1))
-    axes.set_title(f"held-out questions, drafts of {outcome.fitted.plan.max_draft_tokens}")
+    longest = max(plan.max_draft_tokens for plan in outcome.fitted.tried)
+    axes.set_title(f"held-out questions, drafts of {longest} where nothing else is said")
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
 

@@ -74,20 +74,19 @@ class Figure(Struct):
 def curves(fitted: Fitted, held_out: Callable[[Sequence[Plan]], Answers]) -> dict[str, Curve]:
     """Quality against cloud rate on the held-out part, for gates of each kind that are best on the first one.
 
-    All have the draft length that was taken; simulated, so that quality is a lower bound.
+    The first three kinds draft as many tokens as the config says, `any_length` as many as is best; simulated, so that
+    quality is a lower bound.
     """
+    longest = max(plan.max_draft_tokens for plan in fitted.tried)
     kinds: dict[str, Callable[[Plan], bool]] = {
-        "token": lambda plan: plan.gate.product_threshold == 0,
-        "product": lambda plan: plan.gate.threshold == 0,
-        "both": lambda plan: True,
+        "token": lambda plan: plan.max_draft_tokens == longest and plan.gate.product_threshold == 0,
+        "product": lambda plan: plan.max_draft_tokens == longest and plan.gate.threshold == 0,
+        "both": lambda plan: plan.max_draft_tokens == longest,
+        "any_length": lambda plan: True,
     }
     found = {}
     for name, belongs in kinds.items():
-        rows = [
-            i
-            for i, plan in enumerate(fitted.tried)
-            if belongs(plan) and plan.max_draft_tokens == fitted.plan.max_draft_tokens
-        ]
+        rows = [i for i, plan in enumerate(fitted.tried) if belongs(plan)]
         rate, quality = fitted.found.cloud_rate[rows], fitted.found.quality[rows]
         best = [fitted.tried[rows[i]] for i in calibration.frontier(rate, -quality)]
         answers = held_out(best)

@@ -105,7 +105,7 @@ async def test_a_small_calibration_on_the_real_engines_measures_what_it_simulate
         assert abs(figures[name]["measured"] - figures[name]["expected"]) < 0.05
     assert figures["quality"]["measured"] >= figures["quality"]["expected"] - 0.03, "simulated quality is a lower bound"
     assert 0 < figures["cloud_rate"]["measured"] < 1
-    assert {"token", "product", "both"} == set(report["curves"])
+    assert {"token", "product", "both", "any_length"} == set(report["curves"])
 
     chosen = config.load(output, environment={})
     assert chosen.plan.gate.threshold == report["config"]["edge.confidence.threshold"]

@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from common.policy import Gate, Plan
 from common.simulation import Answers, Trace
 
-BASE = Plan(max_draft_tokens=4)
+BASE = Plan(max_draft_tokens=2)
 
 
 def traffic(count: int, seed: int) -> list[Trace]:
@@ -36,7 +36,7 @@ def found(traces: list[Trace]) -> tuple[list[Plan], Answers]:
 
 @pytest.fixture(scope="module")
 def fitted() -> tuple[list[Plan], Answers]:
-    return found(traffic(300, seed=0))
+    return found(traffic(600, seed=0))
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -65,7 +65,7 @@ def test_plans_that_are_left_out_decide_like_one_that_is_not() -> None:
     seen = {(p.max_draft_tokens, tuple(row)) for p, row in zip(tried, sweep(traces, tried).computed, strict=True)}
     missing = [
         Plan(gate=Gate(t, p), max_draft_tokens=length)
-        for length in (1, 2, 4)
+        for length in (1, 2)
         for t in thresholds
         for p in calibration.PRODUCTS
         if (length, Gate(t, p)) not in kept
@@ -82,7 +82,7 @@ def test_a_requested_cloud_rate_is_hit_on_other_prompts(target: float, fitted: t
     assert abs(sweep(traffic(1500, seed=1), [chosen]).cloud_rate[0] - target) <= 0.03
 
 
-@pytest.mark.parametrize("target", [0.8, 0.9, 0.97])
+@pytest.mark.parametrize("target", [0.94, 0.96, 0.98])
 def test_a_requested_quality_is_hit_on_other_prompts(target: float, fitted: tuple[list[Plan], Answers]) -> None:
     plans, answers = fitted
     chosen = plans[calibration.for_quality(answers, target)]
@@ -103,7 +103,7 @@ def test_two_thresholds_are_never_worse_than_either_alone_where_they_were_fitted
     for target in (0.85, 0.95):
         best = answers.cloud_work[calibration.for_quality(answers, target)]
         for alone in (token, product):
-            assert best <= answers.cloud_work[alone & (answers.quality >= target)].min()
+            assert best <= answers.cloud_work[alone & (answers.quality >= target)].min(initial=np.inf)
 
 
 def test_the_frontier_goes_from_the_least_harm_to_the_least_cost_and_nothing_beats_it() -> None:

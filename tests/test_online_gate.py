@@ -67,10 +67,10 @@ async def test_a_quality_is_kept_through_drift_and_lost_without_learning() -> No
 
 
 async def test_exploring_frees_a_gate_that_has_no_labels() -> None:
-    lax, traces = Gate(0.01, 0.0), stream(0.6, 6) * 3
+    lax, traces = Gate(0.01, 0.0), stream(0.6, 6) * 6
     changed = {}
     for explore in (0.0, 0.1):
-        online = OnlineGate(OnlineConfig(target_quality=0.9, explore=explore), lax, seed=0)
+        online = OnlineGate(OnlineConfig(target_quality=0.9, rate=0.2, explore=explore), lax, seed=0)
         changed[explore], explored = (await lived(online, traces, lax))[1:]
         assert explored == online.explored
         assert (explored > 0) == (explore > 0)

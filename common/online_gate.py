@@ -33,7 +33,7 @@ class Round:
 
 
 class OnlineGate:
-    """The gate of all answers of one server; `decide` asks it, `learn` tells it what became of that.
+    """The gate of all answers of one server; `decide` asks it, `learn` and `end` tell it what became of that.
 
     With a target cloud rate it learns from how much each round left to the cloud. With a target quality (the share of
     answers that are the cloud's own, token for token) it learns from labels: verified tokens of a confidence that the
@@ -81,13 +81,17 @@ class OnlineGate:
         self.explored += 1
         return Decision(0, Ask.VERIFY, explored=True)
 
-    def learn(self, confidences: Sequence[float], round: Round, ended: bool) -> None:
-        """Takes one round of a gated answer; `ended`: it was the answer's last."""
+    def learn(self, confidences: Sequence[float], round: Round) -> None:
+        """Takes one round of a gated answer."""
         settings = self._settings
         miss = self._excess(round) if settings.target_quality is None else self._errors(confidences, round)
         self.shift = min(max(self.shift + settings.rate * miss, -FARTHEST), FARTHEST)
-        self._lengths.add(round, ended)
-        self.answers += ended
+        self._lengths.add(round)
+
+    def end(self) -> None:
+        """An answer has ended, or its reader has left."""
+        self._lengths.end()
+        self.answers += 1
 
     def _excess(self, round: Round) -> float:
         """By how much the cloud saw too little, in answers: the thresholds are to rise where that is above 0."""
@@ -135,13 +139,14 @@ class _Lengths:
     def tokens_per_answer(self) -> float:
         return max(self._tokens / self._answers, 1.0)
 
-    def add(self, round: Round, ended: bool) -> None:
+    def add(self, round: Round) -> None:
         self._kept += round.kept
         self._tokens += round.kept + round.accepted + round.drawn
-        if ended:
-            left = 1 - MEMORY
-            self._answers = left * (self._answers + 1)
-            self._kept, self._tokens, self.labels = left * self._kept, left * self._tokens, left * self.labels
+
+    def end(self) -> None:
+        left = 1 - MEMORY
+        self._answers = left * (self._answers + 1)
+        self._kept, self._tokens, self.labels = left * self._kept, left * self._tokens, left * self.labels
 
 
 def shifted(threshold: float, shift: float) -> float:

@@ -135,6 +135,8 @@ class Pipeline:
                     return  # the edge's context is full
                 self._learn(draft, decision, before)
         finally:
+            if self._online:
+                self._online.end()
             self._close_report()
 
     def _learn(self, draft: Draft, decision: Decision, before: tuple[int, int, int]) -> None:
@@ -144,7 +146,7 @@ class Pipeline:
         answer = self.answer
         committed, sent, accepted = (now - then for now, then in zip(answer.counts, before, strict=True))
         done = Round(decision.keep, sent, accepted, committed - decision.keep - accepted)
-        self._online.learn(draft.confidences, done, answer.finished or answer.remaining <= 0)
+        self._online.learn(draft.confidences, done)
         answer.report.explored += decision.explored
 
     async def _draft(self) -> Draft:

@@ -1,18 +1,28 @@
 """The gate that follows the traffic: it keeps its target through drift, where fixed thresholds lose it."""
 
+import contextlib
 import random
+from collections.abc import AsyncIterator
 from functools import cache
 
 import pytest
 
 from common import config
+from common.api import ChatRequest, Message
 from common.config import OnlineConfig
+from common.connection import HTTPClient
+from common.demo import free_ports
 from common.errors import ConfigError
 from common.online_gate import FARTHEST, OnlineGate, Round, shifted
+from common.pipeline import Pipeline
 from common.policy import Gate, Plan
 from common.simulation import Trace
-from common.types import Provenance
-from tests.traced import PROMPT, answered, truth_of
+from common.supervisor import PROJECT, ServerProcess
+from common.types import GREEDY, Provenance
+from edge.choice import plan_of
+from models import heldout
+from tests.conftest import Servers
+from tests.traced import PROMPT, TracedCloud, TracedEdge, answered, truth_of
 
 GATE = Gate(0.7, 0.0)
 PHASE = 600
@@ -98,7 +108,8 @@ def test_thresholds_stay_within_0_and_1_whatever_the_traffic() -> None:
     online = OnlineGate(OnlineConfig(target_cloud_rate=0.5, rate=4.0), Gate(0.7, 0.3))
     for kept in (0, 100):
         for _ in range(1000):
-            online.learn([], Round(kept, 0, 0, 100 - kept), ended=True)
+            online.learn([], Round(kept, 0, 0, 100 - kept))
+            online.end()
         assert abs(online.shift) == FARTHEST
         assert 0 < online.gate.product_threshold < online.gate.threshold < 1
 
@@ -114,3 +125,49 @@ def test_two_targets_at_once_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"inference\.online: has two targets"):
         config.load(flags=flags, environment={})
     assert not config.load(environment={}).inference.online.enabled
+
+
+async def test_an_answer_that_its_reader_leaves_is_over_for_the_gate_too() -> None:
+    online = OnlineGate(OnlineConfig(target_cloud_rate=0.3), GATE)
+    trace = Trace([0.99] * 12, [True] * 12, 1.0, 64)
+    pipeline = Pipeline(
+        PROMPT, 64, GREEDY, Plan(gate=GATE), TracedEdge(trace, random.Random(0)), TracedCloud(trace), online
+    )
+    chunks = pipeline.run()
+    await anext(chunks)
+    await chunks.aclose()
+    assert online.answers == 1
+
+
+def test_a_request_brings_thresholds_of_its_own() -> None:
+    request = ChatRequest(messages=[Message(role="user", content="x")], confidence_threshold=0.9, product_threshold=0.5)
+    assert plan_of(request, Plan()).gate == Gate(0.9, 0.5)
+    assert plan_of(ChatRequest(messages=request.messages), Plan(gate=Gate(0.1, 0.2))).gate == Gate(0.1, 0.2)
+
+
+@contextlib.asynccontextmanager
+async def learning_edge(cloud_url: str) -> AsyncIterator[HTTPClient]:
+    """A real edge whose gate keeps a cloud rate."""
+    (port,) = free_ports(1)
+    settings = [f"communication.cloud_endpoint={cloud_url}", "inference.online.target_cloud_rate=0.3"]
+    flags = ["--host", "127.0.0.1", "--port", str(port), *[word for setting in settings for word in ("--set", setting)]]
+    url = f"http://127.0.0.1:{port}"
+    process = ServerProcess("edge", "start_edge.py", url, flags, PROJECT / "logs" / "edge-online.log")
+    try:
+        await process.start()
+        await process.wait_ready()
+        async with HTTPClient(url) as client:
+            yield client
+    finally:
+        await process.stop()
+
+
+async def test_a_real_edge_learns_from_its_own_gated_answers_and_from_no_others(servers: Servers) -> None:
+    async with learning_edge(servers.cloud_url) as client:
+        for _, prompt, _ in heldout.pairs(per_kind=1):
+            for own in ({}, {"product_threshold": 0.5}, {"use_confidence_check": False}, {"mode": "edge_only"}):
+                body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 32}
+                await client.post("/v1/chat/completions", body | own, dict)
+        online = (await client.get("/stats", dict))["online_gate"]
+    assert online["answers"] == len(heldout.pairs(per_kind=1))
+    assert online["threshold"] != config.Config().plan.gate.threshold

@@ -6,8 +6,10 @@ import pytest
 
 from common.policy import Gate, Plan
 from common.simulation import Trace, replay
+from common.trace import along
 from common.types import Provenance
-from tests.traced import PROMPT, answered, truth_of
+from tests.fakes import FakeDrafter, answer_of, cloud_model
+from tests.traced import PROMPT, TracedEdge, answered, truth_of
 
 CLOUDS = (Provenance.RECOVERED, Provenance.BONUS, Provenance.CLOUD)
 
@@ -48,3 +50,18 @@ def test_the_cloud_sees_all_under_a_gate_that_nothing_passes_and_nothing_under_o
     everything, nothing = (replay(trace, Plan(gate=gate)) for gate in (Gate(1.0, 0.0), Gate(0.0, 0.0)))
     assert (everything.cloud_tokens, everything.changed) == (20, False)
     assert (nothing.cloud_tokens, nothing.calls, nothing.changed) == (0, 0, True)
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_the_edge_walked_along_the_clouds_answer_shows_every_position_as_it_is(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(20):
+        trace = random_trace(rng)
+        walked = await along(TracedEdge(trace, rng), PROMPT, truth_of(trace))
+        assert walked == (trace.confidences, trace.agrees)
+
+
+async def test_an_edge_whose_context_is_full_is_sure_of_nothing() -> None:
+    confidences, agrees = await along(FakeDrafter(cloud_model, context=5), [1, 2], answer_of(cloud_model, [1, 2], 8))
+    assert (confidences[:3], agrees[:3]) == ([1.0] * 3, [True] * 3)
+    assert not any(confidences[3:]) and not any(agrees[3:]) and len(agrees) > 3

@@ -1,28 +1,32 @@
-"""The program people start: python main.py --mode server | client | interactive | demo"""
+"""The program people start: python main.py --mode server | client | interactive | demo | calibrate"""
 
 import argparse
 import asyncio
 import contextlib
 import sys
+from pathlib import Path
 
 from common import cli, terminal
 from common.ask import Settings, ask
+from common.calibrate import Objective, Sources, calibrate
 from common.config import Config
 from common.demo import config_flags, demo_servers
-from common.errors import RequestError
+from common.errors import ConfigError, RequestError
 from common.http_client import EdgeCloudHTTPClient
 from common.interactive import repl
 from common.supervisor import ServerProcess, Supervisor
+
+CALIBRATED = Path("config/calibrated.yaml")
 
 
 def parse() -> argparse.Namespace:
     parser = cli.parser("Edge-cloud inference on llama.cpp and vLLM.")
     parser.add_argument(
         "--mode",
-        choices=("server", "client", "interactive", "demo"),
+        choices=("server", "client", "interactive", "demo", "calibrate"),
         required=True,
         help="server: start and supervise both servers; client: one prompt; interactive: many; "
-        "demo: start both, answer one prompt, stop both",
+        "demo: start both, answer one prompt, stop both; calibrate: fit the gate's thresholds to questions of yours",
     )
     parser.add_argument("--prompt", help="the question (client, demo)")
     parser.add_argument("--max-tokens", type=int, default=128, help="longest answer, in tokens (default 128)")
@@ -30,7 +34,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-draft-verify", action="store_true", help="switch F2 off")
     parser.add_argument("--no-confidence-check", action="store_true", help="switch F1 off")
     parser.add_argument("--stream", action="store_true", help="print the answer as it comes")
+    _add_calibration(parser.add_argument_group("calibrate (the servers run)"))
     return parser.parse_args()
+
+
+def _add_calibration(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--target-quality", type=float, help="right answers relative to the cloud's, e.g. 0.98")
+    group.add_argument("--target-cloud-rate", type=float, help="share of answer tokens that the cloud sees, e.g. 0.3")
+    group.add_argument("--max-risk", type=float, help="share of prompts that may get a worse answer, e.g. 0.05")
+    group.add_argument("--confidence", type=float, default=0.95, help="how surely --max-risk is kept (default 0.95)")
+    group.add_argument(
+        "--data", type=Path, metavar="FILE", help='lines of {"prompt": ..., "answer": ...}, answer optional'
+    )
+    group.add_argument(
+        "--output", type=Path, metavar="FILE", default=CALIBRATED, help=f"config to write ({CALIBRATED})"
+    )
 
 
 async def main() -> None:
@@ -52,6 +70,8 @@ async def main() -> None:
                 await repl(client, config, settings, terminal.console())
         case "demo":
             await demo(args, config, args.prompt or "What is AI?", settings)
+        case "calibrate":
+            await calibrated(args, config)
 
 
 async def serve(args: argparse.Namespace, config: Config) -> None:
@@ -84,6 +104,18 @@ async def demo(args: argparse.Namespace, config: Config, prompt: str, settings: 
     ):
         console.print(f"\n{prompt}", style="bold")
         await ask(client, prompt, settings, console)
+
+
+async def calibrated(args: argparse.Namespace, config: Config) -> None:
+    """Thresholds for the servers that run, in a config file of their own."""
+    objective = Objective.of(args)
+    if args.data is None:
+        raise ConfigError(
+            "--mode calibrate needs --data FILE.jsonl; python -m models.heldout writes one for the demo pair"
+        )
+    async with client_of(config) as client:
+        sources = Sources(args.data, args.output, args.config)
+        await calibrate(client, config, objective, sources, args.max_tokens, terminal.console())
 
 
 def client_of(config: Config, edge_url: str | None = None, cloud_url: str | None = None) -> EdgeCloudHTTPClient:

@@ -67,6 +67,11 @@ class Answer:
         report.edge_wasted = max(0, report.edge_drawn - kept)
 
     @property
+    def counts(self) -> tuple[int, int, int]:
+        """Tokens committed (the prompt's too), sent in drafts, accepted, so far."""
+        return len(self.committed), self.report.drafted, self.report.accepted
+
+    @property
     def finish_reason(self) -> str:
         """`stop` when the model ended the answer itself, `length` when it ran out of tokens."""
         return "stop" if self.finished else "length"

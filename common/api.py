@@ -123,6 +123,7 @@ class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown
     use_draft_verify: bool | None = None
     use_kv_cache: bool | None = None
     confidence_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
+    product_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
     max_draft_tokens: Annotated[int, Meta(ge=1, le=128)] | None = None
     objective: Objective | None = None
     way: Way | None = None

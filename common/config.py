@@ -20,6 +20,7 @@ ENV_PREFIX = "EDGECLOUD_"
 DEFAULT_PATH = Path(__file__).parent.parent / "config" / "config.yaml"
 
 Share = Annotated[float, Meta(ge=0, le=1)]
+OpenShare = Annotated[float, Meta(gt=0, lt=1)]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -191,6 +192,22 @@ class FeaturesConfig(Section, frozen=True):
     use_kv_cache: bool = True
 
 
+class OnlineConfig(Section, frozen=True):
+    target_cloud_rate: OpenShare | None = None
+    target_quality: OpenShare | None = None
+    rate: Annotated[float, Meta(gt=0, le=4)] = 0.1
+    explore: Share = 0.05
+
+    def __post_init__(self) -> None:
+        if self.target_cloud_rate is not None and self.target_quality is not None:
+            raise ValueError("Has two targets: give either target_cloud_rate or target_quality")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the gate follows the traffic at all."""
+        return self.target_cloud_rate is not None or self.target_quality is not None
+
+
 class InferenceConfig(Section, frozen=True):
     features: FeaturesConfig = FeaturesConfig()
     max_draft_tokens: Annotated[int, Meta(ge=1, le=128)] = 8
@@ -200,6 +217,7 @@ class InferenceConfig(Section, frozen=True):
     draft_ahead: bool = True
     fallback: bool = True
     private_patterns: list[str] = []
+    online: OnlineConfig = OnlineConfig()
 
 
 class AblationConfig(Section, frozen=True):
@@ -259,6 +277,22 @@ def load(
             raise ConfigError(f"{flag}: expected KEY=VALUE, for example edge.server.port=9000")
         _put(tree, key, value)
     return check(tree)
+
+
+def with_changes(path: str | Path | None, changes: Mapping[str, object]) -> dict[str, Any]:
+    """The tree of the config file at `path` (as for `load`) without what the defaults say too, then `changes`.
+
+    The keys of `changes` have dots, as in flags.
+    """
+    defaults = msgspec.to_builtins(Config(), enc_hook=repr)
+    tree = _without(_read(Path(path or DEFAULT_PATH)), defaults)
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        section = tree
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return tree
 
 
 def check(tree: object) -> Config:
@@ -335,6 +369,17 @@ def _read(path: Path) -> dict[str, Any]:
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values, got a {type(tree).__name__}")
     return tree or {}
+
+
+def _without(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What of `tree` differs from the defaults; sections that do not are left out."""
+    kept = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict):
+            value = _without(value, defaults[key]) or defaults[key]
+        if value != defaults.get(key):
+            kept[key] = value
+    return kept
 
 
 def _put(tree: dict[str, Any], key: str, value: str) -> None:

@@ -12,7 +12,8 @@ from common.draft_ahead import DraftAhead
 from common.errors import ContextLengthError, EndpointError, FrameworkError
 from common.estimates import Estimates
 from common.follow import Follower
-from common.policy import Ask, Plan
+from common.online_gate import OnlineGate, Round
+from common.policy import Ask, Decision, Plan
 from common.protocols import Drafter, Verifier
 from common.types import NO_DRAFT, Draft, Mode, Provenance, Sampling, Verdict, Way
 
@@ -33,7 +34,9 @@ class Pipeline:
         drafter: Drafter,
         verifier: Verifier,
         estimates: Estimates | None = None,
+        online: OnlineGate | None = None,
     ) -> None:
+        """`online` decides in place of the plan's gate, and learns from every round."""
         self.answer = Answer(plan, list(prompt), max_tokens)
         self._sampling = sampling
         self._guess = msgspec.structs.replace(sampling, temperature=0.0)
@@ -45,6 +48,7 @@ class Pipeline:
         seeded = sampling.temperature > 0 and sampling.seed is not None
         self._basis = Estimates() if seeded else self._known
         """What decisions rest on: for an answer that a seed is to repeat, nothing that was measured."""
+        self._online = online
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
         answer = self.answer
@@ -60,23 +64,38 @@ class Pipeline:
                     yield chunk
         finally:
             self._known.active -= 1
+            if self._online:
+                self._online.end()
             self._close_report()
 
     async def _rounds(self) -> AsyncGenerator[Chunk, None]:
         answer = self.answer
         while answer.open:
             draft = await self._draft()
-            decision = policy.decide(draft.confidences, answer.plan)
+            decision = (self._online or policy).decide(draft.confidences, answer.plan)
+            before = answer.counts
             if decision.keep:
                 kept = draft.token_ids[: decision.keep]
                 yield answer.commit(kept, Provenance.EDGE, None, draft.confidences[: decision.keep])
                 answer.finished = draft.finished and decision.keep == len(draft.token_ids)
             if decision.ask is not Ask.NOTHING and answer.remaining > 0:
-                proposed = rest(draft, decision.keep, answer.remaining - 1) if decision.ask is Ask.VERIFY else NO_DRAFT
-                for chunk in await self._verify(proposed):
+                sent = part(draft, decision.keep, answer.remaining - 1) if decision.ask is Ask.VERIFY else NO_DRAFT
+                for chunk in await self._verify(sent):
                     yield chunk
             elif not decision.keep:
                 return  # the edge's context is full
+            self._learn(draft, decision, before)
+
+    def _learn(self, draft: Draft, decision: Decision, before: tuple[int, int, int]) -> None:
+        """Tells the online gate, if there is one, what became of this round."""
+        if self._online is None:
+            return
+        answer = self.answer
+        committed, sent, accepted = (now - then for now, then in zip(answer.counts, before, strict=True))
+        self._online.learn(
+            draft.confidences, Round(decision.keep, sent, accepted, committed - decision.keep - accepted)
+        )
+        answer.report.explored += decision.explored
 
     async def _draft(self) -> Draft:
         answer, plan = self.answer, self.answer.plan
@@ -162,6 +181,7 @@ class Pipeline:
             raise error
         report.degraded = error.message
         report.lossless = False
+        self._online = None
         self.answer.plan = dataclasses.replace(self.answer.plan, mode=Mode.EDGE_ONLY)
 
     def _close_report(self) -> None:
@@ -171,7 +191,7 @@ class Pipeline:
         self.answer.close()
 
 
-def rest(draft: Draft, begin: int, limit: int) -> Draft:
+def part(draft: Draft, begin: int, limit: int) -> Draft:
     """Up to `limit` of the draft's tokens from place `begin` on."""
     end = begin + limit
     return Draft(

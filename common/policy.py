@@ -51,6 +51,11 @@ class Plan:
         return self.mode is Mode.CLOUD_ONLY
 
     @property
+    def gated(self) -> bool:
+        """Whether F1's gate decides what the edge keeps."""
+        return self.use_confidence_check and self.mode is Mode.COLLABORATIVE
+
+    @property
     def asks_cloud(self) -> bool:
         """Whether the cloud takes part at all; the edge then drafts greedily, else it draws the answer itself."""
         if self.mode is Mode.COLLABORATIVE:
@@ -60,19 +65,19 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The edge commits the first `keep` draft tokens; then the cloud is asked."""
+    """The edge commits the first `keep` draft tokens; then the cloud is asked. `explored`: only to learn from it."""
 
     keep: int
     ask: Ask
+    explored: bool = False
 
 
 def decide(confidences: Sequence[float], plan: Plan) -> Decision:
     """What becomes of a draft with these confidences (the table of toggles in docs/ARCHITECTURE.md)."""
     if not plan.asks_cloud:
         return Decision(len(confidences), Ask.NOTHING)
-    gated = plan.use_confidence_check and plan.mode is Mode.COLLABORATIVE
-    keep = sure_tokens(confidences, plan.gate) if gated else 0
-    if gated and keep == len(confidences) > 0:
+    keep = sure_tokens(confidences, plan.gate) if plan.gated else 0
+    if plan.gated and keep == len(confidences) > 0:
         return Decision(keep, Ask.NOTHING)
     return Decision(keep, Ask.VERIFY if plan.use_draft_verify and keep < len(confidences) else Ask.GENERATE)
 

@@ -46,6 +46,8 @@ def summary(report: Collaboration, total_ms: float) -> Table:
     table.add_row("total", f"{total_ms:.1f} ms", "from the question to the last token")
     table.add_row("bytes up", str(report.bytes_up), "message bodies to the cloud")
     table.add_row("bytes down", str(report.bytes_down), "message bodies from the cloud")
+    if report.explored:
+        table.add_row("explored", str(report.explored), "sure drafts that were verified, to learn from them")
     if report.degraded:
         table.add_row(Text("degraded", style="red"), "yes", Text(report.degraded, style="red"))
     return table

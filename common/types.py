@@ -254,6 +254,8 @@ class Collaboration(Struct, kw_only=True):
     cloud_calls: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    explored: int = 0
+    """Rounds in which a sure draft was verified all the same, to learn from it (`inference.online`)."""
     degraded: str | None = None
     acceptance_rate: float | None = None
 

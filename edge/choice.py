@@ -88,10 +88,11 @@ class Choice:
     def _chunks(self, sequence: EdgeSequence) -> AsyncGenerator[Chunk, None]:
         if not self.answer.plan.asks_cloud:
             return self._alone(sequence)
-        shared, plan = self._shared, self.answer.plan
-        cloud = CloudVerifier(self._services.clouds, use_kv_cache=self._reuse, vocabulary=shared.vocabulary)
-        drafter, verifier, known = shared.drafter(sequence), shared.verifier(cloud), self._services.estimates
-        pipeline = Pipeline(self._prompt, self._limit, self._sampling, plan, drafter, verifier, known)
+        shared, plan, services = self._shared, self.answer.plan, self._services
+        cloud = CloudVerifier(services.clouds, use_kv_cache=self._reuse, vocabulary=shared.vocabulary)
+        online = services.online if plan.gated and plan.gate == services.config.plan.gate else None
+        drafter, verifier, known = shared.drafter(sequence), shared.verifier(cloud), services.estimates
+        pipeline = Pipeline(self._prompt, self._limit, self._sampling, plan, drafter, verifier, known, online)
         self.answer = pipeline.answer
         return pipeline.run()
 
@@ -167,6 +168,8 @@ def plan_of(request: GenerationRequest, default: Plan, private: bool = False) ->
     gate = default.gate
     if request.confidence_threshold is not None:
         gate = dataclasses.replace(gate, threshold=request.confidence_threshold)
+    if request.product_threshold is not None:
+        gate = dataclasses.replace(gate, product_threshold=request.product_threshold)
     plan = dataclasses.replace(
         default,
         mode=Mode.EDGE_ONLY if private or request.privacy else request.mode,

@@ -166,6 +166,7 @@ def combined(reports: Sequence[Collaboration]) -> Collaboration:
         cloud_calls=sum(r.cloud_calls for r in reports),
         bytes_up=sum(r.bytes_up for r in reports),
         bytes_down=sum(r.bytes_down for r in reports),
+        explored=sum(r.explored for r in reports),
         degraded=next((r.degraded for r in reports if r.degraded), None),
         acceptance_rate=accepted / drafted if drafted else None,
     )

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
+import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
@@ -12,6 +13,7 @@ from common.config import Config, EdgeCacheConfig, EdgeConfig
 from common.errors import EngineError, NotFoundError, RequestError
 from common.http_messages import read, reply, stream
 from common.http_server import make_app
+from common.online_gate import OnlineGate
 from common.types import DraftRequest
 from edge import prompts
 from edge.answer_metrics import AnswerMetrics
@@ -60,9 +62,15 @@ async def _services(app: web.Application, config: Config, registry: CollectorReg
     ):
         await clouds.greet()
         registry.register(CloudsCollector(clouds))
-        app[SERVICES] = Services(config, engine, template, clouds, vocabulary, AnswerMetrics(registry))
+        metrics, online = AnswerMetrics(registry), _online_gate(config)
+        app[SERVICES] = Services(config, engine, template, clouds, vocabulary, metrics, online)
         app[DRAFTS] = DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled)
         yield
+
+
+def _online_gate(config: Config) -> OnlineGate | None:
+    online = config.inference.online
+    return OnlineGate(online, config.plan.gate) if online.enabled else None
 
 
 def _engine(config: EdgeConfig) -> EdgeEngine:
@@ -103,7 +111,10 @@ async def _ready(request: web.Request) -> web.Response:
 
 async def _stats(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
-    return reply(request, {"engine": services.engine.stats(), "clouds": services.clouds.stats()})
+    confidence = msgspec.to_builtins(services.config.edge.confidence)
+    figures = {"engine": services.engine.stats(), "clouds": services.clouds.stats()}
+    online = {"online_gate": services.online.stats()} if services.online else {}
+    return reply(request, figures | {"confidence": confidence} | online)
 
 
 async def _models(request: web.Request) -> web.Response:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from common.clouds import Clouds
 from common.config import Config
 from common.estimates import Estimates
+from common.online_gate import OnlineGate
 from common.privacy import is_private
 from common.types import Collaboration
 from edge.answer_metrics import AnswerMetrics
@@ -25,6 +26,8 @@ class Services:
     clouds: Clouds
     vocabulary: CloudVocabulary
     metrics: AnswerMetrics
+    online: OnlineGate | None = None
+    """The gate that follows the traffic, if the config asks for one."""
     estimates: Estimates = field(default_factory=Estimates)
     began: int = field(default_factory=lambda: int(time.time()))
     """In seconds since 1970."""

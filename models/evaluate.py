@@ -7,7 +7,6 @@ Knows nothing of training or servers.
 
 import argparse
 import asyncio
-import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from common.types import GREEDY, Sampling, Verdict, Way
 from common.vocab import TokenizerFile, Vocabulary
 from edge.engine import EdgeEngine
 from edge.engine import Sequence as EdgeSequence
-from models import corpus, tasks
+from models import heldout, tasks
 from models.export import CLOUD, EDGE, EDGE_OTHER, MODELS
 from models.tokenizer import OTHER, PAIR, DemoVocabulary
 
@@ -136,7 +135,7 @@ async def evaluate(edge: str, per_kind: int | None) -> str:
     path, form = EDGES[edge]
     cloud = cloud_vocabulary()
     async with EdgeEngine(str(path), context_length=1024) as engine:
-        questions = [ask(engine, cloud, form, *pair) for pair in chosen_pairs(per_kind)]
+        questions = [ask(engine, cloud, form, *pair) for pair in heldout.pairs(per_kind)]
         await cloud_answers(cloud, questions)
         await edge_answers(engine, questions)
         lengths = [(n, *await acceptance(engine, cloud, questions, n)) for n in DRAFT_LENGTHS]
@@ -151,16 +150,6 @@ def ask(engine: EdgeEngine, cloud: Vocabulary, form: DemoVocabulary, kind: str, 
     ids = cloud.prompt(PAIR.question.format(prompt), add_special=False)
     edge_ids = engine.tokenize(form.question.format(prompt), add_special=False, parse_special=True)
     return Question(kind, prompt, answer, ids, edge_ids, [])
-
-
-def chosen_pairs(per_kind: int | None) -> list[tuple[str, str, str]]:
-    """All held-out pairs, or a fixed random few of each kind."""
-    by_kind = defaultdict(list)
-    for pair in corpus.held_out_pairs():
-        by_kind[pair[0]].append(pair)
-    if per_kind is None:
-        return [pair for pairs in by_kind.values() for pair in pairs]
-    return [p for pairs in by_kind.values() for p in random.Random(0).sample(pairs, min(per_kind, len(pairs)))]
 
 
 def groups(questions: list[Question]) -> dict[str, list[Question]]:

@@ -1,6 +1,8 @@
 """The demo pair: what it is trained on, what is held out, and that both engines read the same vocabulary."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
@@ -8,8 +10,9 @@ from random import Random
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from common import calibration_data
 from edge.engine import EdgeEngine
-from models import corpus, tasks
+from models import corpus, heldout, tasks
 
 MODELS = Path(__file__).parent.parent / "models"
 ASKED_IN_THE_DOCUMENTS = (
@@ -71,3 +74,12 @@ async def test_both_sides_carry_the_same_chat_template(engine: EdgeEngine) -> No
 def test_the_weights_are_small_enough_for_git() -> None:
     committed = [*(MODELS / "demo-cloud").iterdir(), *MODELS.glob("demo-*.*")]
     assert sum(path.stat().st_size for path in committed) < 30e6
+
+
+def test_the_held_out_questions_can_be_calibrated_with_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "held-out.jsonl"
+    command = [sys.executable, "-m", "models.heldout", "--per-kind", "2"]
+    path.write_bytes(subprocess.run(command, cwd=MODELS.parent, capture_output=True, check=True).stdout)
+    questions = calibration_data.read(path)
+    assert [(q.prompt, q.answer) for q in questions] == [pair[1:] for pair in heldout.pairs(per_kind=2)]
+    assert len(heldout.pairs()) == len(corpus.held_out_pairs())

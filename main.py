@@ -9,7 +9,7 @@ from pathlib import Path
 from common import cli, terminal
 from common.ask import Settings, ask
 from common.calibrate import Objective, Sources, calibrate
-from common.config import Config
+from common.config_keys import Config
 from common.demo import config_flags, demo_servers
 from common.errors import ConfigError, RequestError
 from common.http_client import EdgeCloudHTTPClient

@@ -7,7 +7,7 @@ import uvloop
 from cloud.cloud_server import build_app
 from cloud.engine import CloudEngine
 from common import cli
-from common.config import CloudConfig
+from common.config_keys import CloudConfig
 from common.http_server import serve
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from common import cli, terminal
 from common.api import ChatRequest, Message
-from common.config import HttpClientConfig
+from common.config_keys import HttpClientConfig
 from common.connection import HTTPClient
 from common.demo import demo_servers
 from common.types import Collaboration

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from common import cli, terminal
 from common.clouds import Clouds
-from common.config import CommunicationConfig, HttpClientConfig
+from common.config_keys import CommunicationConfig, HttpClientConfig
 from common.demo import free_ports
 from common.remote import CloudVerifier
 from common.supervisor import PROJECT, ServerProcess, Supervisor

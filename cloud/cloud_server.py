@@ -20,7 +20,7 @@ from cloud.resident import ResidentPool
 from cloud.sessions import SessionTable
 from cloud.stream_route import DRAFT_CHANNEL, StreamRoute
 from cloud.tokenizer_route import TokenizerRoute
-from common.config import CloudConfig
+from common.config_keys import CloudConfig
 from common.errors import FrameworkError, RequestError
 from common.http_messages import REQUEST_ID, TENANT, read, reply
 from common.http_server import FATAL, make_app

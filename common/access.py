@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from common.config import Secret
+from common.config_keys import Secret
 from common.errors import AuthenticationError
 from common.http_messages import REQUEST_ID, TENANT
 from common.wire import PROTOCOL, PROTOCOL_HEADER

@@ -23,7 +23,7 @@ from common.api import ChatRequest, Message, StreamOptions
 from common.calibration import Isotonic
 from common.calibration_data import Question
 from common.calibration_report import Fitted
-from common.config import ConfidenceConfig, Config
+from common.config_keys import ConfidenceConfig, Config
 from common.errors import ConfigError, EndpointError, FrameworkError, RequestError
 from common.http_client import EdgeCloudHTTPClient
 from common.policy import Plan

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from common import calibration, config, risk
 from common.calibration import Isotonic, Numbers
-from common.config import ConfidenceConfig
+from common.config_keys import ConfidenceConfig
 from common.errors import ConfigError
 from common.policy import Plan
 from common.simulation import Answers

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from common import config
-from common.config import Config
+from common.config_keys import Config
 from common.errors import FrameworkError
 
 

@@ -15,7 +15,7 @@ import xxhash
 from msgspec.structs import replace
 
 from common.breaker import Breaker, State
-from common.config import CommunicationConfig
+from common.config_keys import CommunicationConfig
 from common.connection import HTTPClient
 from common.errors import ConfigError, EndpointError, RequestError
 from common.refusals import Busy, WrongProtocol

@@ -14,7 +14,8 @@ import aiohttp
 import zstandard
 
 from common import wire
-from common.config import NO_KEY, HttpClientConfig, Secret, url_problem
+from common.config import url_problem
+from common.config_keys import NO_KEY, HttpClientConfig, Secret
 from common.errors import ConfigError, EndpointError, RequestError
 from common.refusals import check_protocol, refusal
 from common.request_id import outgoing_headers

@@ -18,7 +18,7 @@ from common.api import (
     TokenizeRequest,
 )
 from common.clouds import Clouds
-from common.config import NO_KEY, BreakerConfig, CommunicationConfig, HttpClientConfig, Secret
+from common.config_keys import NO_KEY, BreakerConfig, CommunicationConfig, HttpClientConfig, Secret
 from common.connection import HTTPClient as HTTPClient
 from common.errors import EndpointError, VocabularyError
 from common.pipeline import Pipeline

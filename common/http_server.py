@@ -13,7 +13,7 @@ from aiohttp import WSCloseCode, web
 from prometheus_client import CollectorRegistry
 
 from common import access, middleware, wire
-from common.config import ServerConfig
+from common.config_keys import ServerConfig
 from common.errors import RequestError, StartError
 from common.http_messages import BODY_LIMIT, WEBSOCKETS, error_object, reply
 from common.in_flight import END_SECONDS, IN_FLIGHT, InFlight

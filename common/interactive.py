@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from common.ask import Settings, ask
-from common.config import Config, show
+from common.config import show
+from common.config_keys import Config
 from common.errors import FrameworkError
 from common.http_client import EdgeCloudHTTPClient
 from common.terminal import percent

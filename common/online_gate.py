@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from common import policy
-from common.config import OnlineConfig
+from common.config_keys import OnlineConfig
 from common.policy import Ask, Decision, Gate, Plan
 
 FARTHEST = 8.0

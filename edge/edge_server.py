@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from common import api, wire
 from common.clouds import Clouds
-from common.config import Config, EdgeCacheConfig, EdgeConfig
+from common.config_keys import Config, EdgeCacheConfig, EdgeConfig
 from common.errors import EngineError, NotFoundError, RequestError
 from common.http_messages import read, reply, stream
 from common.http_server import make_app

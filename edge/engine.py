@@ -12,7 +12,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Self
 
-from common.config import LimitsConfig
+from common.config_keys import LimitsConfig
 from common.errors import EngineError
 from edge.batching import Batcher, Confidence, Release
 from edge.bell import Bell

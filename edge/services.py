@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.clouds import Clouds
-from common.config import Config
+from common.config_keys import Config
 from common.estimates import Estimates
 from common.online_gate import OnlineGate
 from common.privacy import is_private

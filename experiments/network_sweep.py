@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from tokenizers import Tokenizer
 
 from common import cli, terminal
-from common.config import HttpClientConfig
+from common.config_keys import HttpClientConfig
 from common.connection import HTTPClient
 from common.errors import ConfigError
 from experiments import network_view, ways

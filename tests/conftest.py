@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest_asyncio
 
 from common.clouds import Clouds
-from common.config import CommunicationConfig
+from common.config_keys import CommunicationConfig
 from common.connection import HTTPClient
 from common.demo import demo_servers, free_ports
 from common.supervisor import PROJECT, ServerProcess

@@ -22,7 +22,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from common import cli, http_messages, http_server
-from common.config import ServerConfig
+from common.config_keys import ServerConfig
 from common.errors import OverloadedError
 from common.http_messages import EXCHANGE, TENANT, read, reply, stream, websocket
 from common.http_server import make_app, serve

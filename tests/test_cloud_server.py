@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cloud.cloud_server import build_app
 from cloud.engine import CloudEngine
 from common import wire
-from common.config import AdmissionConfig, CloudConfig, EngineConfig, Secret, ServerConfig
+from common.config_keys import AdmissionConfig, CloudConfig, EngineConfig, Secret, ServerConfig
 from common.http_server import HTTPServer
 from common.session import prefix_hash
 from common.types import VerifyBatchRequest, VerifyBatchResponse, VerifyRequest, VerifyResponse

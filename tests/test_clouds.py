@@ -11,7 +11,7 @@ from aiohttp import web
 
 from common import config, wire
 from common.clouds import AFFINITY_TOKENS, Clouds, Outcome, choose
-from common.config import BreakerConfig, CommunicationConfig, HttpClientConfig
+from common.config_keys import BreakerConfig, CommunicationConfig, HttpClientConfig
 from common.errors import ConfigError, EndpointError, RequestError
 from common.refusals import Busy, WrongProtocol
 from tests.fake_cloud import FakeCloud, serving

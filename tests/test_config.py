@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common import config
+from common import config, config_keys
 from common.errors import ConfigError
 
 
@@ -12,16 +12,16 @@ def test_the_committed_file_says_the_defaults_and_names_every_key() -> None:
     committed = config.load(environment={})
     assert committed.experiments.ablations
     for section in ("edge", "cloud", "communication", "inference", "logging"):
-        assert getattr(committed, section) == getattr(config.Config(), section)
+        assert getattr(committed, section) == getattr(config_keys.Config(), section)
     text = config.DEFAULT_PATH.read_text()
-    assert all(f"{key}:" in text for key in _keys(config.Config))
+    assert all(f"{key}:" in text for key in _keys(config_keys.Config))
 
 
 def _keys(section: type) -> list[str]:
     found = []
     for name, kind in section.__annotations__.items():
         found.append(name)
-        if isinstance(kind, type) and issubclass(kind, config.Section):
+        if isinstance(kind, type) and issubclass(kind, config_keys.Section):
             found += _keys(kind)
     return found
 

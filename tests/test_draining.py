@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from common.config import ServerConfig
+from common.config_keys import ServerConfig
 from common.errors import StartError
 from common.http_server import FATAL, HTTPServer, make_app
 from common.supervisor import STOP_SECONDS

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from common.config import LimitsConfig
+from common.config_keys import LimitsConfig
 from common.errors import ContextLengthError, NotFoundError, OverloadedError
 from common.types import GREEDY, Sampling, Verdict
 from edge.draft_generator import DraftManager

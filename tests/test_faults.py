@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from common.clouds import Clouds, Outcome
-from common.config import BreakerConfig, CommunicationConfig, HttpClientConfig
+from common.config_keys import BreakerConfig, CommunicationConfig, HttpClientConfig
 from common.connection import HTTPClient
 from common.errors import EndpointError
 from common.pipeline import Pipeline

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from common import wire
 from common.clouds import Clouds
-from common.config import CommunicationConfig, HttpClientConfig
+from common.config_keys import CommunicationConfig, HttpClientConfig
 from common.connection import HTTPClient, Traffic
 from common.errors import (
     ConfigError,

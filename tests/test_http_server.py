@@ -10,7 +10,7 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from common import config
-from common.config import HttpClientConfig, Secret
+from common.config_keys import HttpClientConfig, Secret
 from common.connection import HTTPClient
 from common.errors import EndpointError
 from common.http_messages import reply

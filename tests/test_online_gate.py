@@ -7,9 +7,9 @@ from functools import cache
 
 import pytest
 
-from common import config
+from common import config, config_keys
 from common.api import ChatRequest, Message
-from common.config import OnlineConfig
+from common.config_keys import OnlineConfig
 from common.connection import HTTPClient
 from common.demo import free_ports
 from common.errors import ConfigError
@@ -170,4 +170,4 @@ async def test_a_real_edge_learns_from_its_own_gated_answers_and_from_no_others(
                 await client.post("/v1/chat/completions", body | own, dict)
         online = (await client.get("/stats", dict))["online_gate"]
     assert online["answers"] == len(heldout.pairs(per_kind=1))
-    assert online["threshold"] != config.Config().plan.gate.threshold
+    assert online["threshold"] != config_keys.Config().plan.gate.threshold

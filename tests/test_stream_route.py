@@ -20,7 +20,7 @@ from cloud.rounds import Round
 from cloud.stateless import verify
 from cloud.stream_route import DRAFT_CHANNEL, LeftError, Peer, StreamRoute
 from common import http_messages
-from common.config import HttpClientConfig, Secret, ServerConfig
+from common.config_keys import HttpClientConfig, Secret, ServerConfig
 from common.connection import HTTPClient
 from common.errors import ContextLengthError, EndpointError, OverloadedError, RequestError
 from common.frames import LONGEST_DRAFT, EndFrame, TokensFrame

@@ -198,7 +198,7 @@ class OnlineConfig(Section, frozen=True):
 
 class InferenceConfig(Section, frozen=True):
     features: FeaturesConfig = FeaturesConfig()
-    max_draft_tokens: Annotated[int, Meta(ge=1, le=128)] = 8
+    max_draft_tokens: Annotated[int, Meta(ge=1, le=128)] = 16
     stretch_tokens: Annotated[int, Meta(ge=1, le=128)] = 8
     objective: Objective = Objective.LATENCY
     way: Way = Way.AUTO

@@ -35,7 +35,7 @@ class Plan:
     use_confidence_check: bool = True
     use_draft_verify: bool = True
     gate: Gate = Gate()
-    max_draft_tokens: int = 8
+    max_draft_tokens: int = 16
     stretch_tokens: int = 8
     objective: Objective = Objective.LATENCY
     way: Way = Way.AUTO

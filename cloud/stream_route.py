@@ -20,7 +20,7 @@ from cloud.rounds import Round
 from cloud.verify_checks import check_ids
 from common import wire
 from common.errors import EngineError, FrameworkError, OverloadedError, RequestError, StoppingError
-from common.frames import ClientFrame, DraftFrame, ErrorDetail, ErrorFrame, ServerFrame, Start
+from common.frames import ClientFrame, DraftFrame, EndFrame, ErrorDetail, ErrorFrame, ServerFrame, Start
 from common.http_messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, error_object, told, websocket
 from common.types import Sampling
 
@@ -69,6 +69,8 @@ class StreamRoute:
         except LeftError:
             pass
         except (Exception, asyncio.CancelledError) as error:
+            if peer.ended and isinstance(error, asyncio.CancelledError):
+                return ws  # a client that has all may be the first to close
             failure = told(request, error)
             request[EXCHANGE].failed = failure.status >= 500
             await peer.fail(failure)
@@ -140,6 +142,8 @@ class Peer:
         self._ws = ws
         self._exchange = exchange
         self._content_type = wire.JSON
+        self.ended = False
+        """Whether the last frame of the answer was sent."""
 
     async def receive(self) -> ClientFrame:
         """Raises RequestError for a frame that cannot be read, LeftError when there is no more."""
@@ -168,6 +172,7 @@ class Peer:
         except (TimeoutError, ConnectionError) as error:
             raise LeftError from error
         self._exchange.sent(len(body))
+        self.ended = isinstance(frame, EndFrame)
 
     async def fail(self, error: FrameworkError) -> None:
         """Tells the client what went wrong, and closes."""

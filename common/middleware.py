@@ -115,7 +115,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         failure = told(request, error)
         status = failure.status
     if status >= 500:
-        log.warning("request %s: %d %s", request[REQUEST_ID], status, failure.message)
+        level = logging.DEBUG if route_of(request) in PROBES else logging.WARNING
+        log.log(level, "request %s: %d %s", request[REQUEST_ID], status, failure.message)
     failure.__traceback__ = None  # it holds this frame, and with it the body, until some later garbage collection
     response = reply(request, error_object(failure), status)
     if isinstance(failure, OverloadedError):

@@ -276,6 +276,26 @@ async def test_what_came_of_an_answer_is_recorded_however_it_ends() -> None:
     assert (recorded[0].drawn, recorded[0].progress.steps) == (1, 1)
 
 
+async def test_a_client_that_closes_once_it_has_all_has_not_left(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def late(peer: stream_route.Peer) -> None:
+        await asyncio.sleep(3600)  # until the client's closing cancels it
+
+    monkeypatch.setattr(stream_route.Peer, "close", late)
+    async with aiohttp.ClientSession() as session:
+        async with session.ws_connect(url + "/stream") as ws:
+            await ws.send_json({"type": "start", "token_ids": [5, 6, 7], "max_tokens": 2})
+            while (await ws.receive_json())["type"] != "end":
+                pass
+            ws._response.close()
+        async with asyncio.timeout(10):
+            counted: dict[str, float] = {}
+            while not any(counted.values()):
+                text = await (await session.get(url + "/metrics")).text()
+                lines = [line for line in text.splitlines() if 'route="/stream"' in line and "requests_total" in line]
+                counted = {line.partition('outcome="')[2].partition('"')[0]: float(line.split()[-1]) for line in lines}
+    assert {outcome for outcome, count in counted.items() if count} == {"ok"}
+
+
 async def test_a_stream_takes_a_key_and_reads_its_own_tenants_cache() -> None:
     salts = []
     keys = ServerConfig(api_keys=[Secret("first-key"), Secret("second-key")])

@@ -42,7 +42,7 @@ FEWEST = 5
 """Tokens expected more rarely than this in the smaller sample are counted as one: chi-square needs that."""
 SUSPICIOUS = 0.001
 FEW = 600
-MANY = 5200
+MANY = 5700
 """Rounds of a setting, of which a few are no samples, or had their drafts cut; 5,000 are left."""
 DIFFERENT = 1e-6
 """What no right sampler does in a run of these tests, nor in a thousand."""

@@ -266,7 +266,7 @@ async def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
 
 async def test_a_good_file_is_found_and_passes() -> None:
     assert await prepare(str(DEMO)) == DEMO
-    assert await prepare("models", "edge") == DEMO
+    assert await prepare("models", "demo-edge.gguf") == DEMO
 
 
 # The hub

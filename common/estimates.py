@@ -21,6 +21,23 @@ class Mean:
 
 
 @dataclass(slots=True)
+class Rate:
+    """Tokens a second, as an exponentially weighted mean of what was seen."""
+
+    _tokens: Mean = field(default_factory=Mean)
+    _seconds: Mean = field(default_factory=Mean)
+
+    def add(self, tokens: float, seconds: float) -> None:
+        self._tokens.add(tokens)
+        self._seconds.add(seconds)
+
+    @property
+    def speed(self) -> float | None:
+        """None before the first sight."""
+        return (self._tokens.value or 0.0) / self._seconds.value if self._seconds.value else None
+
+
+@dataclass(slots=True)
 class Line:
     """y = base + slope * x, both at least 0, by exponentially weighted least squares.
 
@@ -91,6 +108,10 @@ class Estimates:
     active: int = 0
     """Answers under way that the cloud takes part in."""
     bytes_per_round: Mean = field(default_factory=Mean)
+    rounds: Rate = field(default_factory=Rate)
+    """Of lossless answers in rounds, from one verdict to the next."""
+    stream: Rate = field(default_factory=Rate)
+    """Of lossless answers as streams, from their first tokens on."""
 
     def round_came(self, drafted: int, latency: float, cloud: float, payload: int) -> None:
         """One verify of `drafted` tokens: seconds in all, seconds in the cloud, bytes up and down."""

@@ -84,8 +84,11 @@ class Follower:
                 self._news.set()
             end = stream.end
         assert end is not None
-        answer.report.cloud_latency_ms += (time.perf_counter() - began) * 1e3
-        self._ended(end, time.perf_counter() - first)
+        ended = time.perf_counter()
+        answer.report.cloud_latency_ms += (ended - began) * 1e3
+        if self._drafter is not None and count > 1:
+            self._known.stream.add(count - 1, ended - first)
+        self._ended(end, ended - first)
 
     def _commit(self, frame: TokensFrame) -> list[Chunk]:
         answer = self._answer

@@ -1,6 +1,7 @@
 """The heart: draft -> decide -> verify -> commit -> emit. Knows a drafter and a verifier, no engine, no HTTP."""
 
 import dataclasses
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -49,6 +50,8 @@ class Pipeline:
         self._basis = Estimates() if seeded else self._known
         """What decisions rest on: for an answer that a seed is to repeat, nothing that was measured."""
         self._online = online
+        self._told_at: float | None = None
+        """When the last verdict came."""
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
         answer = self.answer
@@ -125,6 +128,9 @@ class Pipeline:
             latency, cloud = verdict.latency_ms / 1e3, verdict.cloud_ms / 1e3
             self._known.round_came(len(proposed.token_ids), latency, cloud, payload)
         self._known.acceptance.add(proposed.confidences, verdict.accepted)
+        before_that, self._told_at = self._told_at, time.perf_counter()
+        if before_that is not None and answer.plan.lossless:
+            self._known.rounds.add(len(verdict.token_ids), self._told_at - before_that)
         return self._commit(verdict, proposed)
 
     def _draft_ahead(self, proposed: Draft) -> None:

@@ -106,9 +106,11 @@ def way_of(plan: Plan, known: Estimates) -> Way:
         return plan.way
     if plan.objective is Objective.COST or not known.verify.known:
         return Way.ROUNDS
-    rounds = goodput.of_rounds(known, plan.max_draft_tokens, plan.draft_ahead)
-    stream = goodput.of_stream(known, plan.max_draft_tokens)
-    return Way.ROUNDS if rounds.speed > stream.speed else Way.CONTINUOUS
+    # Confident stretches bring rounds more than a mean acceptance says, and a loaded cloud brings streams less.
+    rounds = goodput.of_rounds(known, plan.max_draft_tokens, plan.draft_ahead).speed
+    stream = goodput.of_stream(known, plan.max_draft_tokens).speed
+    fastest = max(rounds, known.rounds.speed or 0.0)
+    return Way.ROUNDS if fastest > min(stream, known.stream.speed or stream) else Way.CONTINUOUS
 
 
 @dataclass(frozen=True, slots=True)

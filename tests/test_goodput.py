@@ -82,6 +82,16 @@ def test_far_away_the_cloud_streams_and_near_by_it_answers_in_rounds() -> None:
     assert way_of(LOSSLESS, knowing(0.05, 0.3)) is Way.CONTINUOUS
 
 
+def test_what_was_seen_of_a_way_counts_more_than_what_is_expected_of_it() -> None:
+    far = knowing(0.1, 0.9)
+    assert way_of(LOSSLESS, far) is Way.CONTINUOUS
+    far.rounds.add(1200, 1.0)
+    assert way_of(LOSSLESS, far) is Way.ROUNDS
+    busy = knowing(0.1, 0.9)
+    busy.stream.add(1, 1.0)
+    assert way_of(LOSSLESS, busy) is Way.ROUNDS
+
+
 def test_on_a_busy_cloud_drafting_stops() -> None:
     assert goodput.of_stream(knowing(0.0, 0.8), 16).length > 0
     assert goodput.of_stream(knowing(0.0, 0.8, active=32), 16).length == 0

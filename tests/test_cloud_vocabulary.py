@@ -145,7 +145,7 @@ async def test_a_cloud_lost_on_the_way_leaves_an_answer_in_its_tokens_that_the_e
 
     drafter = TranslatingDrafter(TextDrafter(edge, words, 1), edge, cloud, [1], 2)
     shared = SharedPrompt([1], [1, 1], cloud.piece)
-    plan = Plan(use_confidence_check=False)
+    plan = Plan(use_confidence_check=False, max_draft_tokens=8)
     pipeline = Pipeline([1, 1], 400, GREEDY, plan, shared.drafter(drafter), shared.verifier(Lost(truth, 2)))
     ids = [token async for chunk in pipeline.run() for token in chunk.token_ids]
     assert b"".join(map(cloud.piece, ids)).decode() == words

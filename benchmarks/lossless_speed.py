@@ -103,7 +103,7 @@ def table(rows: list[Row]) -> Table:
     )
     made.add_column("prompt", no_wrap=True)
     for name in ("tokens", "cloud", "lossless", "speed-up", "accepted", "same"):
-        made.add_column(name, justify="right")
+        made.add_column(name, justify="right", min_width=len(name))
     for row in rows:
         cloud, lossless = statistics.median(row.cloud), statistics.median(row.lossless)
         cells = f"{cloud:.3f}", f"{lossless:.3f}", f"{row.ratio:.2f}", f"{row.acceptance:.2f}"

@@ -1,7 +1,7 @@
 """One of a response's answers: the engine's or the pipeline's tokens become text, scored if asked. Knows no JSON."""
 
 import dataclasses
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -37,7 +37,7 @@ class Piece:
     tokens: list[ScoredToken] = field(default_factory=list)
     provenance: Provenance | None = None
     finish_reason: str | None = None
-    sources: list[SourcedToken] = field(default_factory=list)
+    sources: Sequence[SourcedToken] = ()
     """Where its tokens come from, if that was asked for."""
 
 
@@ -152,7 +152,7 @@ class Choice:
         text: str,
         provenance: Provenance | None = None,
         finish_reason: str | None = None,
-        sources: list[SourcedToken] = [],  # noqa: B006
+        sources: Sequence[SourcedToken] = (),
     ) -> Piece:
         tokens, self._unshown = self._unshown, []
         if self._text.stopped:

@@ -10,36 +10,11 @@ from typing import Any
 
 import msgspec
 
-from common.api import ChunkChoice, Usage
+from common import wire
+from common.api import ChatChunk
 from common.connection import HTTPClient
 from common.errors import EndpointError
-
-
-class Told(msgspec.Struct, kw_only=True):
-    """What an answer tells of how it came about, as far as it is read here (Collaboration in common/types.py)."""
-
-    way: str | None = None
-    rounds: int = 0
-    cloud_steps: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    edge_drawn: int = 0
-    edge_wasted: int = 0
-    edge_latency_ms: float = 0.0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    degraded: str | None = None
-
-    @property
-    def in_rounds(self) -> bool:
-        """Whether the cloud was asked round by round; its own stream is told as one round of another way."""
-        return self.rounds > 0 and self.way != "continuous"
-
-
-class Chunk(msgspec.Struct):
-    choices: list[ChunkChoice] = []
-    usage: Usage | None = None
-    collaboration: Told | None = None
+from common.types import Collaboration
 
 
 class Answer(msgspec.Struct, kw_only=True):
@@ -51,7 +26,7 @@ class Answer(msgspec.Struct, kw_only=True):
     text: str
     finish_reason: str
     arrivals: list[tuple[float, int]]
-    told: Told | None = None
+    told: Collaboration | None = None
 
     @property
     def first_token(self) -> float:
@@ -85,10 +60,10 @@ async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[st
     body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, **stream, **fields}
     arrivals: list[tuple[float, int]] = []
     texts: list[str] = []
-    finish_reason, last = "", Chunk()
+    finish_reason, last = "", ChatChunk()
     began = time.perf_counter()
     async for event in client.events("/v1/chat/completions", body):
-        last = msgspec.json.decode(event, type=Chunk)
+        last = wire.decode(event, ChatChunk)
         for choice in last.choices:
             finish_reason = choice.finish_reason or finish_reason
             if choice.delta.content:

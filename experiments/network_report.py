@@ -10,6 +10,8 @@ from os import cpu_count
 
 import msgspec
 
+from common.types import Collaboration
+from common.types import Way as LosslessWay
 from experiments import bounds
 from experiments.bounds import Costs
 from experiments.cloud_counts import CloudCounts
@@ -131,7 +133,7 @@ class Measured:
     @property
     def in_rounds(self) -> float:
         """The share of answers that came about in rounds."""
-        return sum(bool(answer.told and answer.told.in_rounds) for answer in self.answers) / len(self.answers)
+        return sum(bool(answer.told and in_rounds(answer.told)) for answer in self.answers) / len(self.answers)
 
     def costs(self, round_trip: float, step: float) -> Costs:
         """`round_trip`: seconds; `step`: seconds of a plain step."""
@@ -216,6 +218,11 @@ def row(cell: Cell, name: str, measured: dict[str, Measured], token_ends: TokenE
         typical_over_cloud_only=typical_ratio(pairs(answers, found.base)),
         allowed=allowed(cell, name, measured),
     )
+
+
+def in_rounds(told: Collaboration) -> bool:
+    """Whether the cloud was asked round by round; its own stream is told as one round of another way."""
+    return told.rounds > 0 and told.way != LosslessWay.CONTINUOUS
 
 
 def same(one: Answer, other: Answer) -> bool:

@@ -9,22 +9,19 @@ import os
 import random
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from common import config
 from common.api import DetokenizeReply, Message, TokenizeReply, TokenizeRequest
 from common.connection import HTTPClient
 from common.demo import free_ports
 from common.errors import EndpointError
-from common.http_server import HTTPServer
 from common.supervisor import ServerProcess
 from common.types import DraftRequest, DraftResponse
-from edge.edge_server import build_app
+from tests.edge_in_process import edge_of
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -70,18 +67,6 @@ async def clouds(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clou
     made = Clouds(tmp_path_factory.mktemp("clouds"))
     yield made
     await made.close()
-
-
-@asynccontextmanager
-async def edge_of(cloud_url: str, *settings: str) -> AsyncIterator[HTTPClient]:
-    flags = [f"communication.cloud_endpoint={cloud_url}", "edge.model.sequences=2", *settings]
-    server = HTTPServer(build_app(config.load(flags=flags, environment={})), "127.0.0.1", 0)
-    await server.start()
-    try:
-        async with HTTPClient(f"http://127.0.0.1:{server.port}") as client:
-            yield client
-    finally:
-        await server.stop()
 
 
 async def streamed(edge: HTTPClient, prompt: list[int], seen: asyncio.Queue[None]) -> tuple[str, dict[str, Any]]:

@@ -3,35 +3,20 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from common import config
 from common.connection import HTTPClient
 from common.errors import ConfigError, EndpointError, RequestError
 from common.http_client import EdgeCloudHTTPClient
-from common.http_server import HTTPServer
-from edge.edge_server import build_app
 from tests.delay_proxy import DelayProxy
+from tests.edge_in_process import edge_of
 from tests.fake_cloud import FakeCloud, serving
 
 ASK: dict[str, Any] = {"prompt": "What is AI?", "max_tokens": 12, "temperature": 0, "use_confidence_check": False}
 SECRET = {"messages": [{"role": "user", "content": "My number is 123-45-6789, is it safe?"}], "max_tokens": 8}
-
-
-@asynccontextmanager
-async def edge_of(cloud_url: str, *settings: str) -> AsyncIterator[HTTPClient]:
-    flags = [f"communication.cloud_endpoint={cloud_url}", "edge.model.sequences=2", *settings]
-    server = HTTPServer(build_app(config.load(flags=flags, environment={})), "127.0.0.1", 0)
-    await server.start()
-    try:
-        async with HTTPClient(f"http://127.0.0.1:{server.port}") as client:
-            yield client
-    finally:
-        await server.stop()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -7,10 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from common.types import Collaboration
 from experiments import bounds, network_view, plots
 from experiments.bounds import Costs
 from experiments.cloud_counts import CloudCounts
-from experiments.load import Answer, Told
+from experiments.load import Answer
 from experiments.network_passes import PASS_QUESTIONS, Block, Cell, Done, Pass, Plan, passes
 from experiments.network_report import Report, report
 from experiments.plots import Line, Panel
@@ -83,7 +84,7 @@ def answer(question: int, seconds: float, text: str = "a b c", **told: int) -> A
         text=text,
         finish_reason="stop",
         arrivals=[(seconds / 2, 1), (seconds, len(text) - 1)],
-        told=Told(**told),  # type: ignore[arg-type]
+        told=Collaboration(**told),  # type: ignore[arg-type]
     )
 
 

@@ -3,41 +3,27 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from common import config
 from common.connection import HTTPClient
 from common.errors import RequestError, VocabularyError
 from common.http_client import EdgeCloudHTTPClient
-from common.http_server import HTTPServer
 from common.types import VerifyRequest, VerifyResponse
 from common.vocab import Relation, VocabularyInfo, compare
-from edge.edge_server import build_app
 from models import corpus
 from tests.conftest import Servers
+from tests.edge_in_process import edge_of
 
 PROMPTS = [prompt for _, prompt, _ in random.Random(2).sample(corpus.held_out_pairs(), 40)]
 LOSSLESS = {"use_confidence_check": False}
-
-
-@asynccontextmanager
-async def edge_with_another_vocabulary(cloud_url: str) -> AsyncIterator[HTTPClient]:
-    flags = ["edge.model.path=models/demo-edge-other.gguf", f"communication.cloud_endpoint={cloud_url}"]
-    server = HTTPServer(build_app(config.load(flags=flags, environment={})), "127.0.0.1", 0)
-    await server.start()
-    try:
-        async with HTTPClient(f"http://127.0.0.1:{server.port}") as client:
-            yield client
-    finally:
-        await server.stop()
+OTHER = "edge.model.path=models/demo-edge-other.gguf"
 
 
 @pytest.fixture
 async def other(servers: Servers) -> AsyncIterator[HTTPClient]:
-    async with edge_with_another_vocabulary(servers.cloud_url) as client:
+    async with edge_of(servers.cloud_url, OTHER) as client:
         yield client
 
 
@@ -128,7 +114,7 @@ async def test_the_cloud_refuses_ids_of_another_vocabulary(servers: Servers) -> 
 
 
 async def test_without_a_cloud_the_other_edge_answers_alone() -> None:
-    async with edge_with_another_vocabulary("http://127.0.0.1:1") as lonely:
+    async with edge_of("http://127.0.0.1:1", OTHER) as lonely:
         answer = await ask(lonely, "What is the capital of France?", **LOSSLESS)
     assert text(answer)
     assert "cannot reach http://127.0.0.1:1" in answer["collaboration"]["degraded"]

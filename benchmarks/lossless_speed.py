@@ -101,7 +101,7 @@ def table(rows: list[Row]) -> Table:
         title=f"Greedy answers of up to {TOKENS} tokens, cloud alone against lossless: medians in seconds",
         title_justify="left",
     )
-    made.add_column("prompt", no_wrap=True)
+    made.add_column("prompt", max_width=20)
     for name in ("tokens", "cloud", "lossless", "speed-up", "accepted", "same"):
         made.add_column(name, justify="right", min_width=len(name))
     for row in rows:

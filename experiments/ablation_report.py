@@ -1,4 +1,4 @@
-"""What a report of an experiment holds: `ablation_report.json`, its schema. Knows neither how it was measured nor drawn.
+"""What a report of an experiment holds: the schema of `ablation_report.json`. Knows not how it is measured or drawn.
 
 Every measure has an interval, that of a bootstrap over questions; every configuration is compared with the baseline.
 """

@@ -114,8 +114,8 @@ def show(outcome: Outcome, asked: Asked, console: Console) -> None:
     wanted = f"{flag} {target:g}" + (f" --confidence {confidence:g}" if flag == "--max-risk" else "")
     fitted_on, held_out = outcome.fitted.found.worth.shape[-1], outcome.measured.worth.shape[-1]
     table = Table(title=f"Calibrated for {wanted}", title_justify="left")
-    for column in ("", f"fitted on {fitted_on}", f"simulated on {held_out}", f"measured on {held_out}", "95 %"):
-        table.add_column(column, no_wrap=True)
+    for column in ("", f"fitted\non {fitted_on}", f"simulated\non {held_out}", f"measured\non {held_out}", "95 %"):
+        table.add_column(column, no_wrap=True, justify="right" if column else "left")
     for name, figure in figures(outcome).items():
         numbers = [f"{value:.3f}" for value in (figure.fitted, figure.expected, figure.measured)]
         table.add_row(name.replace("_", " "), *numbers, f"{figure.low:.3f} to {figure.high:.3f}")

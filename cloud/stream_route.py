@@ -1,10 +1,12 @@
 """`GET /stream`: a WebSocket over which an answer's tokens come down while drafts go up. Knows no vLLM.
 
-One connection is one answer. Its handler owns two tasks, one that reads drafts and one that sends tokens; when either
-ends (the answer, a bad frame, a client that left), the other is cancelled, and with it the generation in the engine.
+A connection has one answer at a time, and another after it if its client keeps it. Each owns two tasks, one that reads
+drafts and one that sends tokens; when either ends (the answer, a bad frame, a client that left), the other is
+cancelled, and with it the generation in the engine.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
@@ -22,11 +24,17 @@ from common import wire
 from common.errors import EngineError, FrameworkError, OverloadedError, RequestError, StoppingError
 from common.frames import ClientFrame, DraftFrame, EndFrame, ErrorDetail, ErrorFrame, ServerFrame, Start
 from common.http_messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, error_object, told, websocket
+from common.in_flight import IN_FLIGHT
+from common.request_id import current_request_id
 from common.types import Sampling
+
+log = logging.getLogger(__name__)
 
 DRAFT_CHANNEL = web.AppKey("DRAFT_CHANNEL", DraftChannel)
 START_SECONDS = 30.0
 """How long a connection may stay without its start frame."""
+KEEP_SECONDS = 75.0
+"""How long a kept one may stay without its next."""
 SEND_SECONDS = 10.0
 """How long a client may leave what was sent to it unread before it is cut off; the buffer before that is 64 KiB."""
 
@@ -65,7 +73,11 @@ class StreamRoute:
         ws = await websocket(request)
         peer = Peer(ws, request[EXCHANGE])
         try:
-            await self._serve(request, peer)
+            start: Start | None = await self._started(peer)
+            while start is not None:
+                await self._answer(request, peer, start)
+                start = await _next(request, peer) if start.keep else None
+            await peer.close()
         except LeftError:
             pass
         except (Exception, asyncio.CancelledError) as error:
@@ -76,8 +88,11 @@ class StreamRoute:
             await peer.fail(failure)
         return ws
 
-    async def _serve(self, request: web.Request, peer: "Peer") -> None:
-        start = await self._started(peer)
+    async def _answer(self, request: web.Request, peer: "Peer", start: Start) -> None:
+        peer.ended = False
+        await self._check(start)
+        request_id = start.request_id or request[REQUEST_ID]
+        current_request_id.set(request_id)
         asked = Round(
             committed=start.token_ids,
             draft=[],
@@ -87,7 +102,7 @@ class StreamRoute:
             logprobs=start.logprobs,
             use_kv_cache=start.use_kv_cache,
             cache_salt=request[TENANT] or None,
-            request_id=request[REQUEST_ID],
+            request_id=request_id,
         )
         tokens = min(len(start.token_ids) + start.max_tokens, self.engine.max_model_len)
         with self.work(tokens), request.app[DRAFT_CHANNEL].sender() as sender:
@@ -96,7 +111,7 @@ class StreamRoute:
                 await self._exchange(peer, answer)
             finally:
                 self.record(answer)
-        await peer.close()
+                log.info("stream of %d tokens, request %s", answer.drawn, request_id)
 
     async def _started(self, peer: "Peer") -> Start:
         try:
@@ -106,11 +121,13 @@ class StreamRoute:
             raise RequestError(f"no start frame came within {START_SECONDS:g} s") from error
         if not isinstance(start, Start):
             raise RequestError("the first frame must be a start", param="type")
+        return start
+
+    async def _check(self, start: Start) -> None:
         self.check(start.sampling)
         await self.check_vocabulary(start.vocabulary)
         check_ids(start.token_ids, self.engine.vocab_size, "token_ids")
         check_ids(start.stop_token_ids, self.engine.vocab_size, "stop_token_ids")
-        return start
 
     async def _exchange(self, peer: "Peer", answer: ContinuousAnswer) -> None:
         tasks = asyncio.create_task(self._read(peer, answer)), asyncio.create_task(_send(peer, answer))
@@ -185,6 +202,24 @@ class Peer:
 
     async def close(self) -> None:
         await self._ws.close()
+
+
+async def _next(request: web.Request, peer: Peer) -> Start | None:
+    """What a kept connection is asked next, None when it is time to close it; drafts for the last answer are late."""
+
+    async def start() -> Start:
+        while not isinstance(frame := await peer.receive(), Start):
+            pass
+        return frame
+
+    waits = asyncio.create_task(start()), asyncio.create_task(request.app[IN_FLIGHT].draining.wait())
+    try:
+        await asyncio.wait(waits, timeout=KEEP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        return waits[0].result() if waits[0].done() else None
+    finally:
+        for task in waits:
+            task.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
 
 
 async def _send(peer: Peer, answer: ContinuousAnswer) -> None:

@@ -17,6 +17,7 @@ from common import wire
 from common.config import url_problem
 from common.config_keys import NO_KEY, HttpClientConfig, Secret
 from common.errors import ConfigError, EndpointError, RequestError
+from common.kept_sockets import KeptSockets
 from common.refusals import check_protocol, refusal
 from common.request_id import outgoing_headers
 from common.retry import Broken, Unreachable, attempts
@@ -73,6 +74,8 @@ class HTTPClient:
         self._api_key = api_key
         self._check_protocol = check_protocol
         self._session: aiohttp.ClientSession | None = None
+        self.kept_sockets = KeptSockets(self.config.connection_pool_size)
+        """Open streams between two answers (F4)."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -83,6 +86,7 @@ class HTTPClient:
         await self.close()
 
     async def close(self) -> None:
+        await self.kept_sockets.close()
         if self._session is not None:
             await self._session.close()
 

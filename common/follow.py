@@ -72,7 +72,8 @@ class Follower:
         stream_of = self._verifier.stream(answer.committed, answer.remaining, self._sampling)
         async with stream_of as stream, _Drafting(self, stream):
             self.opened = True
-            self._known.network.add(0, stream.opened_in / 2)
+            if stream.opened_in:
+                self._known.network.add(0, stream.opened_in / 2)
             first, count = 0.0, 0
             async for frame in stream:
                 now = time.perf_counter()

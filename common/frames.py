@@ -17,11 +17,12 @@ Count = Annotated[int, Meta(ge=0, le=LARGEST)]
 
 
 class Start(Struct, tag="start", kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The first frame up, and the only one of its kind: continue `token_ids` by up to `max_tokens`.
+    """The first frame up: continue `token_ids` by up to `max_tokens`.
 
     The answer ends behind a token of `stop_token_ids` or the token that completes a string of `stop`. `logprobs`: for
     each token its own and this many of the likeliest. `vocabulary`: as in VerifyRequest. A `seed` in `sampling` repeats
-    an answer only if no drafts come.
+    an answer only if no drafts come. `keep`: behind the end the connection stays, and may have another
+    start. `request_id`: of the request that the answer is for; "": the connection's own.
     """
 
     token_ids: Annotated[list[int], Meta(min_length=1)]
@@ -32,6 +33,8 @@ class Start(Struct, tag="start", kw_only=True, omit_defaults=True, forbid_unknow
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     use_kv_cache: bool = True
     vocabulary: str = ""
+    keep: bool = False
+    request_id: Annotated[str, Meta(max_length=128)] = ""
 
 
 class DraftFrame(Struct, tag="draft", kw_only=True, forbid_unknown_fields=True):

@@ -13,6 +13,7 @@ from common.connection import HTTPClient, Traffic
 from common.errors import ContextLengthError, EndpointError, OverloadedError, RequestError, VocabularyError
 from common.frames import DraftFrame, EndFrame, ErrorFrame, ServerFrame, Start, TokensFrame
 from common.refusals import Busy
+from common.request_id import current_request_id
 from common.types import GREEDY, Sampling
 
 CLOSE_SECONDS = 0.1
@@ -24,7 +25,8 @@ class CloudStream:
 
     Everything raises EndpointError when the server cannot be used, RequestError (or a child) when it refuses. Lost is a
     server that shows no frame within `first_byte_timeout` of the start or `idle_timeout` of the one before, or not a
-    byte within `idle_timeout`: it is pinged in time to answer.
+    byte within `idle_timeout`: it is pinged in time to answer. With F4 a connection that had its end is kept for the
+    next answer.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class CloudStream:
             logprobs=logprobs,
             use_kv_cache=use_kv_cache,
             vocabulary=vocabulary,
+            keep=client.config.optimized,
+            request_id=current_request_id.get(),
         )
         self.end: EndFrame | None = None
         """What came of it, once all tokens are here."""
@@ -59,23 +63,34 @@ class CloudStream:
         self.opened = False
         """Whether the start was sent."""
         self.opened_in = 0.0
-        """Seconds for the handshakes of TCP and WebSocket: two round trips, unless a connection was there already."""
+        """Seconds for the handshakes of TCP and WebSocket: two round trips; 0 on a connection that had been kept."""
+        self._kept = False
+        """Whether it is a kept connection of which nothing was heard yet: the server may be closing it just now."""
         self._patience = client.config.first_byte_timeout
         self._ws: aiohttp.ClientWebSocketResponse | None = None
 
     async def __aenter__(self) -> Self:
         self._count(calls=1)
-        began = time.perf_counter()
         try:
-            self._ws = await self._connect()
-            self.opened_in = time.perf_counter() - began
-            await self._send(self._start)
+            self._ws = await self._client.kept_sockets.take()
+            self._kept = self._ws is not None
+            if self._ws is None:
+                await self._begin_anew()
+            else:
+                await self._send(self._start)
         except (EndpointError, RequestError) as error:
             self.failure = error
             await self.__aexit__()
             raise
         self.opened = True
         return self
+
+    async def _begin_anew(self) -> None:
+        began = time.perf_counter()
+        self._kept = False
+        self._ws = await self._connect()
+        self.opened_in = time.perf_counter() - began
+        await self._send(self._start)
 
     async def _connect(self) -> aiohttp.ClientWebSocketResponse:
         client = self._client
@@ -97,7 +112,11 @@ class CloudStream:
             raise EndpointError(f"cannot reach {client.base_url} ({type(error).__name__})") from error
 
     async def __aexit__(self, *error: object) -> None:
-        if self._ws is not None:
+        if self._ws is None:
+            return
+        if self.end is not None and self._start.keep and not self._ws.closed:
+            self._client.kept_sockets.put(self._ws)
+        else:
             await self._ws.close()
 
     async def draft(self, position: int, token_ids: Sequence[int]) -> None:
@@ -134,7 +153,7 @@ class CloudStream:
                     await self._ws.send_str(body.decode())
         except (ConnectionError, TimeoutError) as error:
             # What the server said before it closed is still to be read, and says more than this would.
-            if not isinstance(frame, DraftFrame):
+            if not isinstance(frame, DraftFrame) and not self._kept:
                 raise EndpointError(f"{self._client.base_url} broke the connection") from error
 
     async def _receive(self) -> ServerFrame:
@@ -144,9 +163,12 @@ class CloudStream:
                 message = await self._ws.receive()
         except TimeoutError as error:
             raise EndpointError(f"{self._client.base_url} sent nothing for {self._patience:g} s") from error
-        self._patience = self._client.config.idle_timeout
         if message.type not in (WSMsgType.BINARY, WSMsgType.TEXT):
+            if self._kept:  # closed while idle, before the start came: nothing was done
+                await self._begin_anew()
+                return await self._receive()
             raise EndpointError(f"{self._client.base_url} broke the stream (close code {self._ws.close_code})")
+        self._kept, self._patience = False, self._client.config.idle_timeout
         data: bytes = message.data.encode() if isinstance(message.data, str) else message.data
         self._count(bytes_down=len(data))
         frame: ServerFrame = self._client.decoded(data, cast(Any, ServerFrame))

@@ -98,9 +98,16 @@ class FakeCloud:
         return reply(request, answer)
 
     async def _stream(self, request: web.Request) -> web.WebSocketResponse:
-        """Token by token; drafts are read and change nothing."""
+        """Token by token; drafts are read and change nothing. A connection that its client keeps has more answers."""
         socket = await websocket(request)
-        start = wire.decode((await socket.receive()).data, cast(Any, ClientFrame), wire.MSGPACK)
+        start: Start | None = wire.decode((await socket.receive()).data, cast(Any, ClientFrame), wire.MSGPACK)
+        while start is not None:
+            start = await self._answer(socket, start)
+        await socket.close()
+        return socket
+
+    async def _answer(self, socket: web.WebSocketResponse, start: Start) -> Start | None:
+        """Returns the start of the next."""
         self.starts.append(start)
         position, generating = len(start.token_ids), answer_of(cloud_model, start.token_ids, start.max_tokens)
         reading = asyncio.create_task(self._read(socket))
@@ -110,13 +117,19 @@ class FakeCloud:
             position += 1
         reason = "stop" if generating[-1] == END else "length"
         await socket.send_bytes(wire.encode(EndFrame(finish_reason=reason, steps=len(generating)), wire.MSGPACK))
+        if start.keep:
+            return await reading
         reading.cancel()
-        await socket.close()
-        return socket
+        return None
 
-    async def _read(self, socket: web.WebSocketResponse) -> None:
+    async def _read(self, socket: web.WebSocketResponse) -> Start | None:
+        """The next start, when it comes; None when the client leaves."""
         while (message := await socket.receive()).type is WSMsgType.BINARY:
-            assert isinstance(wire.decode(message.data, cast(Any, ClientFrame), wire.MSGPACK), DraftFrame)
+            frame = wire.decode(message.data, cast(Any, ClientFrame), wire.MSGPACK)
+            if isinstance(frame, Start):
+                return frame
+            assert isinstance(frame, DraftFrame)
+        return None
 
 
 @asynccontextmanager

@@ -1,0 +1,261 @@
+"""A report in figures and sentences: digits, differences, what each part contributes. Knows no format to write in.
+
+Nothing is said that is not computed from the report; a measure that it lacks is not spoken of.
+"""
+
+import math
+import shlex
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from experiments.ablation_report import Configuration, Contribution, Difference, MeasureInfo, Report
+
+QUALITY, CLOUD_RATE, SUCCESS = "quality", "cloud_rate", "success_rate"
+KEY_MEASURES = (
+    QUALITY, CLOUD_RATE, "latency_p50_ms", "first_token_p50_ms", "tokens_per_second", "cloud_calls", "acceptance_rate",
+    "bytes_up",
+)  # fmt: skip
+"""The columns of the first table, those of them that are measured."""
+
+Reading = Literal["better", "worse", "differs", "no clear difference"]
+
+
+# -- figures
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How one measure is written: all its values with the same decimals, so that they align."""
+
+    info: MeasureInfo
+    decimals: int
+
+    def number(self, value: float) -> str:
+        """Thousands apart by a narrow space, no minus before a zero, a true minus sign before the rest."""
+        written = f"{value:,.{self.decimals}f}".replace(",", "\u202f")
+        if not any(digit in written for digit in "123456789"):
+            written = written.removeprefix("-")
+        return written.replace("-", "−")
+
+    def quantity(self, value: float) -> str:
+        return f"{self.number(value)} {self.info.unit}".strip()
+
+    def signed(self, value: float) -> str:
+        written = self.number(value)
+        return f"+{written}" if value > 0 and written != self.number(0) else written
+
+    def interval(self, low: float, high: float) -> str:
+        return f"[{self.number(low)}, {self.number(high)}]"
+
+    def change(self, difference: Difference) -> str:
+        return f"{self.signed(difference.value)} {self.interval(difference.low, difference.high)}"
+
+    def reading(self, difference: Difference) -> Reading:
+        """Whether it is good, by what the measure is; only a clear difference is either."""
+        if not difference.clear:
+            return "no clear difference"
+        if self.info.better == "neither":
+            return "differs"
+        return "better" if (difference.value > 0) == (self.info.better == "higher") else "worse"
+
+
+def figures(reports: Iterable[Report], name: str) -> Figures:
+    """Three digits of a typical value, but never more than three decimals."""
+    found = [
+        (report.measures[name], abs(configuration.measures[name].value))
+        for report in reports
+        for configuration in report.configurations
+        if name in configuration.measures
+    ]
+    typical = statistics.median_low([value for _, value in found if value] or [1.0])
+    return Figures(found[0][0], min(3, max(0, 2 - math.floor(math.log10(typical)))))
+
+
+def all_figures(*reports: Report) -> dict[str, Figures]:
+    """Of every measure that all reports name and any configuration has, in the order of the first one."""
+    common = [name for name in reports[0].measures if all(name in report.measures for report in reports)]
+    had = {name for report in reports for one in report.configurations for name in one.measures}
+    return {name: figures(reports, name) for name in common if name in had}
+
+
+def key_measures(measured: Mapping[str, Figures]) -> list[str]:
+    """For the first table; of a report that has none of them, its first six."""
+    return [name for name in KEY_MEASURES if name in measured] or list(measured)[:6]
+
+
+# -- sentences
+
+
+def asked(report: Report) -> str:
+    configurations, work = report.configurations, report.workload
+    answers, failures = sum(one.answers for one in configurations), sum(one.failures for one in configurations)
+    failed = f"{failures:,} of them failed" if failures else "none failed"
+    return (
+        f"{counted(len(configurations), 'configuration')}, {counted(work.questions, 'question')} of {work.name}, "
+        f"{counted(report.repeats, 'repeat')}: {answers + failures:,} asked in all, {failed}."
+    )
+
+
+def summary(report: Report) -> list[str]:
+    """What a reader should know who reads nothing else; one sentence each."""
+    measured = all_figures(report)
+    return [
+        asked(report),
+        *_trade(report, measured),
+        *(contributed(one, measured[one.measure]) for one in report.contributions if one.measure in measured),
+        *_unchanged(report),
+        *failed(report),
+    ]
+
+
+def _trade(report: Report, measured: Mapping[str, Figures]) -> Iterator[str]:
+    """Quality and cloud rate of the baseline, beside the best and the cheapest of the others."""
+    if QUALITY not in measured or CLOUD_RATE not in measured:
+        return
+    quality, rate = measured[QUALITY], measured[CLOUD_RATE]
+    both = [one for one in report.configurations if QUALITY in one.measures and CLOUD_RATE in one.measures]
+    base = next((one for one in both if one.name == report.baseline), None)
+    if base is None:
+        return
+    of, at = base.measures[QUALITY], base.measures[CLOUD_RATE]
+    yield (
+        f"{base.name} has a {lower(quality.info.title)} of {quality.number(of.value)} "
+        f"{quality.interval(of.low, of.high)} at a {lower(rate.info.title)} of {rate.quantity(at.value)} "
+        f"{rate.interval(at.low, at.high)}."
+    )
+    best = max(both, key=lambda one: (one.measures[QUALITY].value, -one.measures[CLOUD_RATE].value))
+    least = min(both, key=lambda one: (one.measures[CLOUD_RATE].value, -one.measures[QUALITY].value))
+    if best is not base:
+        yield (
+            f"The highest {lower(quality.info.title)} is that of {best.name}: "
+            f"{quality.number(best.measures[QUALITY].value)}, at {rate.quantity(best.measures[CLOUD_RATE].value)}."
+        )
+    if least is not base:
+        yield (
+            f"The lowest {lower(rate.info.title)} is that of {least.name}: "
+            f"{rate.quantity(least.measures[CLOUD_RATE].value)}, with {quality.number(least.measures[QUALITY].value)}."
+        )
+
+
+def contributed(one: Contribution, written: Figures) -> str:
+    """What a part is worth by one measure, as a sentence."""
+    before, after = written.quantity(one.baseline), written.quantity(one.without)
+    title = lower(written.info.title)
+    if not one.difference.clear:
+        return (
+            f"{one.feature}: without it ({one.configuration}) {title} is {after}, with it {before}: "
+            f"no clear difference {written.interval(one.difference.low, one.difference.high)}."
+        )
+    return (
+        f"{one.feature}: without it ({one.configuration}) {title} is {after} instead of {before}: "
+        f"{written.change(one.difference)}{_times(one)}."
+    )
+
+
+def _times(one: Contribution) -> str:
+    """How many times as much, where that is easier to grasp than the difference."""
+    if one.baseline <= 0 or one.without <= 0:
+        return ""
+    ratio = one.without / one.baseline
+    return f", {ratio:.2g} times as much" if ratio >= 2 else ""
+
+
+def _unchanged(report: Report) -> Iterator[str]:
+    names = [one.name for one in report.configurations if one.unchanged and one.name != report.baseline]
+    if names:
+        yield f"Nothing that was measured differs clearly from {report.baseline}: {', '.join(names)}."
+
+
+def failed(report: Report) -> Iterator[str]:
+    for one in report.configurations:
+        if one.failures:
+            why = f"; the first: {one.first_failure}" if one.first_failure else ""
+            yield f"{one.name}: {one.failures:,} of {one.answers + one.failures:,} were not answered{why}"
+
+
+# -- what was asked for
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key that a configuration overrides; `before` is what the base config says, None where it says nothing."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        before = "" if self.before is None else f"{plain(self.before)} → "
+        return f"{self.key}: {before}{plain(self.after)}"
+
+
+def changes(report: Report, configuration: Configuration) -> list[Change]:
+    return [
+        Change(".".join(path), value_at(report.config, path), value)
+        for path, value in leaves(configuration.config_overrides)
+    ]
+
+
+def plain(value: Any) -> str:
+    """As it would stand in the config file."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value of nested mappings with the keys that lead to it."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def value_at(tree: Any, path: Iterable[str]) -> Any:
+    """The value at a path of keys; None where there is none."""
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def command(report: Report) -> str:
+    """The command line that asks the same again."""
+    words = ["python", *str(report.options.get("program", "ablation_experiments.py")).split()]
+    for name, value in report.options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, list):
+            words += [word for one in value for word in (flag, str(one))]
+        elif value is not None and value is not False and name != "program":
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def environment(report: Report) -> dict[str, str]:
+    where, network = report.environment, report.network
+    return {
+        "Measured": where.created,
+        "Commit": where.git_commit or "outside git",
+        "Machine": where.machine,
+        "Processor": f"{where.cpu}, {counted(where.cpus, 'core')}",
+        "Memory": f"{where.memory_gb:g} GB",
+        "GPUs": ", ".join(where.gpus) or "none",
+        "Python": where.python,
+        **where.versions,
+        "Network": ", ".join(f"{name} {value:g}" for name, value in network.items()) if network else "as it is",
+        "Seed": str(report.seed),
+        "Prompts": f"SHA-256 {report.workload.prompts_sha256}",
+    }
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def lower(title: str) -> str:
+    """A title within a sentence; abbreviations stay."""
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]

@@ -16,6 +16,7 @@ from experiments.ablation_words import (
     command,
     counted,
     environment,
+    headed,
     key_measures,
     summary,
 )
@@ -25,7 +26,7 @@ def render(report: Report) -> str:
     measured = all_figures(report)
     parts = [
         f"# {escaped(report.title)}",
-        listed(summary(report)),
+        listed(map(str, summary(report))),
         *([f"**Warnings**\n\n{listed(report.warnings)}"] if report.warnings else []),
         "## Configurations",
         "Each value with the interval that holds 95 % of what other questions of this kind would give.",
@@ -49,7 +50,7 @@ def render(report: Report) -> str:
 
 def _key_table(report: Report, measured: dict[str, Figures]) -> str:
     names = key_measures(measured)
-    heads = ["configuration", *(_head(measured[name]) for name in names)]
+    heads = ["configuration", *(escaped(headed(measured[name])) for name in names)]
     return table(heads, ([escaped(one.name), *(_value(one, name, measured[name]) for name in names)]
                          for one in report.configurations))  # fmt: skip
 
@@ -63,7 +64,7 @@ def _contributions(report: Report, measured: dict[str, Figures]) -> Iterator[str
         if one.measure in measured:
             written = measured[one.measure]
             numbers = written.number(one.baseline), written.number(one.without), written.change(one.difference)
-            what = [escaped(text) for text in (one.feature, one.configuration, _head(written))]
+            what = [escaped(text) for text in (one.feature, one.configuration, headed(written))]
             rows.append([*what, *numbers, written.reading(one.difference)])
     yield table(
         ["part", "without it", "measure", "with", "without", "difference", "without it is"], rows, texts=(0, 1, 2, 6)
@@ -95,24 +96,20 @@ def _all_measures(report: Report, one: Configuration, measured: dict[str, Figure
     rows = []
     for name, written in measured.items():
         if name in one.measures:
-            found = one.differences.get(name)
-            change = "" if found is None else written.change(found)
-            bold = f"**{change}**" if found and found.clear else change
-            rows.append([_head(written), _value(one, name, written), bold, written.reading(found) if found else ""])
+            difference = one.differences.get(name)
+            change = "" if difference is None else written.change(difference)
+            bold = f"**{change}**" if difference and difference.clear else change
+            reading = written.reading(difference) if difference else ""
+            rows.append([escaped(headed(written)), _value(one, name, written), bold, reading])
     asked = f"{counted(one.answers, 'answer')}. {one.description}".strip()
     return f"### {escaped(one.name)}\n\n{escaped(asked)}\n\n" + table(
         ["measure", "value", "difference", ""], rows, texts=(0, 3)
     )
 
 
-def _head(written: Figures) -> str:
-    unit = f" ({written.info.unit})" if written.info.unit else ""
-    return escaped(written.info.title + unit)
-
-
 def _value(one: Configuration, name: str, written: Figures) -> str:
     found = one.measures.get(name)
-    return "–" if found is None else f"{written.number(found.value)} {written.interval(found.low, found.high)}"
+    return "–" if found is None else written.measure(found)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], texts: Container[int] = (0,)) -> str:

@@ -8,11 +8,12 @@ import shlex
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import msgspec
 
-from experiments.ablation_report import Configuration, Contribution, Difference, MeasureInfo, Report
+from experiments.ablation_report import Configuration, Contribution, Difference, Measure, MeasureInfo, Report
 
 QUALITY, CLOUD_RATE, SUCCESS = "quality", "cloud_rate", "success_rate"
 KEY_MEASURES = (
@@ -41,15 +42,15 @@ class Figures:
             written = written.removeprefix("-")
         return written.replace("-", "−")
 
-    def quantity(self, value: float) -> str:
-        return f"{self.number(value)} {self.info.unit}".strip()
-
     def signed(self, value: float) -> str:
         written = self.number(value)
         return f"+{written}" if value > 0 and written != self.number(0) else written
 
     def interval(self, low: float, high: float) -> str:
-        return f"[{self.number(low)}, {self.number(high)}]"
+        return f"[{self.number(low)},\u00a0{self.number(high)}]"
+
+    def measure(self, measure: Measure) -> str:
+        return f"{self.number(measure.value)} {self.interval(measure.low, measure.high)}"
 
     def change(self, difference: Difference) -> str:
         return f"{self.signed(difference.value)} {self.interval(difference.low, difference.high)}"
@@ -90,91 +91,81 @@ def key_measures(measured: Mapping[str, Figures]) -> list[str]:
 # -- sentences
 
 
-def asked(report: Report) -> str:
+@dataclass(frozen=True)
+class Sentence:
+    """`lead` is what it is about, and may be set in another type."""
+
+    lead: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.lead}: {self.text}"
+
+
+def summary(report: Report) -> list[Sentence]:
+    """What a reader should know who reads nothing else."""
+    measured = all_figures(report)
+    return [asked(report), *_trade(report, measured), *_parts(report, measured), *_unchanged(report), *failed(report)]
+
+
+def asked(report: Report) -> Sentence:
     configurations, work = report.configurations, report.workload
     answers, failures = sum(one.answers for one in configurations), sum(one.failures for one in configurations)
-    failed = f"{failures:,} of them failed" if failures else "none failed"
-    return (
-        f"{counted(len(configurations), 'configuration')}, {counted(work.questions, 'question')} of {work.name}, "
-        f"{counted(report.repeats, 'repeat')}: {answers + failures:,} asked in all, {failed}."
-    )
+    what = counted(work.questions, "question"), counted(report.repeats, "repeat")
+    told = f"{work.name}: {', '.join(what)}, {counted(len(configurations), 'configuration')}. "
+    return Sentence("Asked", f"{told}Of {answers + failures:,} answers {failures or 'none'} failed.")
 
 
-def summary(report: Report) -> list[str]:
-    """What a reader should know who reads nothing else; one sentence each."""
-    measured = all_figures(report)
-    return [
-        asked(report),
-        *_trade(report, measured),
-        *(contributed(one, measured[one.measure]) for one in report.contributions if one.measure in measured),
-        *_unchanged(report),
-        *failed(report),
-    ]
-
-
-def _trade(report: Report, measured: Mapping[str, Figures]) -> Iterator[str]:
-    """Quality and cloud rate of the baseline, beside the best and the cheapest of the others."""
+def _trade(report: Report, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
+    """Quality and cloud rate of the baseline, and of the best and the cheapest of the others."""
     if QUALITY not in measured or CLOUD_RATE not in measured:
         return
     quality, rate = measured[QUALITY], measured[CLOUD_RATE]
     both = [one for one in report.configurations if QUALITY in one.measures and CLOUD_RATE in one.measures]
-    base = next((one for one in both if one.name == report.baseline), None)
-    if base is None:
-        return
-    of, at = base.measures[QUALITY], base.measures[CLOUD_RATE]
-    yield (
-        f"{base.name} has a {lower(quality.info.title)} of {quality.number(of.value)} "
-        f"{quality.interval(of.low, of.high)} at a {lower(rate.info.title)} of {rate.quantity(at.value)} "
-        f"{rate.interval(at.low, at.high)}."
-    )
-    best = max(both, key=lambda one: (one.measures[QUALITY].value, -one.measures[CLOUD_RATE].value))
-    least = min(both, key=lambda one: (one.measures[CLOUD_RATE].value, -one.measures[QUALITY].value))
-    if best is not base:
-        yield (
-            f"The highest {lower(quality.info.title)} is that of {best.name}: "
-            f"{quality.number(best.measures[QUALITY].value)}, at {rate.quantity(best.measures[CLOUD_RATE].value)}."
-        )
-    if least is not base:
-        yield (
-            f"The lowest {lower(rate.info.title)} is that of {least.name}: "
-            f"{rate.quantity(least.measures[CLOUD_RATE].value)}, with {quality.number(least.measures[QUALITY].value)}."
-        )
+    best = max(both, key=lambda one: (one.measures[QUALITY].value, -one.measures[CLOUD_RATE].value), default=None)
+    least = min(both, key=lambda one: (one.measures[CLOUD_RATE].value, -one.measures[QUALITY].value), default=None)
+    for one in both:
+        what = [
+            *(["the baseline"] if one.name == report.baseline != "baseline" else []),
+            *([f"highest {lower(quality.info.title)}"] if one is best else []),
+            *([f"lowest {lower(rate.info.title)}"] if one is least else []),
+        ]
+        if what or one.name == report.baseline:
+            yield Sentence(
+                ", ".join([one.name, *what]),
+                f"{lower(headed(quality))} {quality.measure(one.measures[QUALITY])}, "
+                f"{lower(headed(rate))} {rate.measure(one.measures[CLOUD_RATE])}.",
+            )
+
+
+def _parts(report: Report, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
+    """One sentence for each part and each way of doing without it."""
+    known = [one for one in report.contributions if one.measure in measured]
+    for (feature, name), each in groupby(known, key=lambda one: (one.feature, one.configuration)):
+        told = "; ".join(contributed(one, measured[one.measure]) for one in each)
+        yield Sentence(feature, f"without it ({name}), {told}.")
 
 
 def contributed(one: Contribution, written: Figures) -> str:
-    """What a part is worth by one measure, as a sentence."""
-    before, after = written.quantity(one.baseline), written.quantity(one.without)
-    title = lower(written.info.title)
+    """What a part is worth by one measure: with it → without it."""
+    told = f"{lower(headed(written))} {written.number(one.baseline)} → {written.number(one.without)}"
     if not one.difference.clear:
-        return (
-            f"{one.feature}: without it ({one.configuration}) {title} is {after}, with it {before}: "
-            f"no clear difference {written.interval(one.difference.low, one.difference.high)}."
-        )
-    return (
-        f"{one.feature}: without it ({one.configuration}) {title} is {after} instead of {before}: "
-        f"{written.change(one.difference)}{_times(one)}."
-    )
+        return f"{told}, no clear difference {written.interval(one.difference.low, one.difference.high)}"
+    ratio = one.without / one.baseline if one.baseline > 0 else 0.0
+    return f"{told}, {written.change(one.difference)}" + (f", {ratio:.2g} times as much" if ratio >= 2 else "")
 
 
-def _times(one: Contribution) -> str:
-    """How many times as much, where that is easier to grasp than the difference."""
-    if one.baseline <= 0 or one.without <= 0:
-        return ""
-    ratio = one.without / one.baseline
-    return f", {ratio:.2g} times as much" if ratio >= 2 else ""
-
-
-def _unchanged(report: Report) -> Iterator[str]:
+def _unchanged(report: Report) -> Iterator[Sentence]:
     names = [one.name for one in report.configurations if one.unchanged and one.name != report.baseline]
     if names:
-        yield f"Nothing that was measured differs clearly from {report.baseline}: {', '.join(names)}."
+        yield Sentence(", ".join(names), f"nothing that was measured differs clearly from {report.baseline}.")
 
 
-def failed(report: Report) -> Iterator[str]:
+def failed(report: Report) -> Iterator[Sentence]:
     for one in report.configurations:
         if one.failures:
-            why = f"; the first: {one.first_failure}" if one.first_failure else ""
-            yield f"{one.name}: {one.failures:,} of {one.answers + one.failures:,} were not answered{why}"
+            why = f"; the first: {one.first_failure}" if one.first_failure else "."
+            yield Sentence(one.name, f"{one.failures:,} of {one.answers + one.failures:,} were not answered{why}")
 
 
 # -- what was asked for
@@ -254,6 +245,12 @@ def environment(report: Report) -> dict[str, str]:
 
 def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def headed(written: Figures) -> str:
+    """A measure's title with its unit."""
+    unit = f" ({written.info.unit})" if written.info.unit else ""
+    return written.info.title + unit
 
 
 def lower(title: str) -> str:

@@ -57,10 +57,10 @@ PRESETS = (
     CLOUD_ONLY,
 )
 FEATURES = {
-    "F1": ("no_confidence", ("cloud_rate",)),
-    "F2": ("no_draft_verify", ("acceptance_rate", "cloud_steps")),
-    "F3": ("no_kv_cache", ("recomputed_tokens", "first_token_ms")),
-    "F4": ("no_http_optimizations", ("bytes_up", "connections")),
+    "F1 confidence": ("no_confidence", ("cloud_rate", "quality")),
+    "F2 draft–verify": ("no_draft_verify", ("cloud_steps", "accepted_tokens", "latency_mean_ms")),
+    "F3 KV cache": ("no_kv_cache", ("edge_recomputed", "cloud_recomputed", "first_token_mean_ms")),
+    "F4 HTTP": ("no_http_optimizations", ("bytes_up", "connections")),
 }
 """Which ablation switches a feature off, and the measures that the feature is for."""
 

@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Struct
 
 from common import config as configs
-from common.config_keys import Config
+from common.config_keys import Config, InferenceConfig
 from common.errors import ConfigError
-from common.types import Mode, Way
+from common.types import Mode, Objective, Way
 from experiments.ablations import Ablation
 
 GATE = {
@@ -54,7 +54,10 @@ class Needs(NamedTuple):
 
 
 class Configuration(Struct, frozen=True, kw_only=True):
-    """One ablation of one base config: `fields` go into every request, `needs` are its servers."""
+    """One ablation of one base config: `fields` go into every request, `needs` are its servers.
+
+    `timed`: keys of the config that make its counts depend on how long things take.
+    """
 
     name: str
     description: str
@@ -62,6 +65,7 @@ class Configuration(Struct, frozen=True, kw_only=True):
     mode: Mode
     fields: dict[str, Any]
     needs: Needs
+    timed: list[str] = []
 
 
 def configuration(ablation: Ablation, base: Config) -> Configuration:
@@ -86,7 +90,19 @@ def configuration(ablation: Ablation, base: Config) -> Configuration:
             edge=_settings(left, "edge", "communication", "inference", "logging"),
             streams=ablation.mode is Mode.CLOUD_ONLY or config.inference.way is not Way.ROUNDS,
         ),
+        timed=timed(config.inference) if ablation.mode is Mode.COLLABORATIVE else [],
     )
+
+
+def timed(inference: InferenceConfig) -> list[str]:
+    """The keys, as they are set, that let the clock decide how much is drafted, sent or verified."""
+    lossless = inference.features.use_draft_verify and not inference.features.use_confidence_check
+    found = {
+        "inference.draft_ahead": inference.features.use_draft_verify and inference.draft_ahead,
+        "inference.way": lossless and inference.way is not Way.ROUNDS,
+        "inference.objective": lossless and inference.objective is not Objective.COST,
+    }
+    return [key for key, does in found.items() if does]
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -124,7 +124,7 @@ MEASURES = {
     "cloud_calls": count("Cloud calls", "per answer", "lower", mean(lambda row: row.cloud_calls)),
     "cloud_steps": count("Cloud steps", "per answer", "lower", mean(lambda row: row.cloud_steps)),
     "cloud_busy_ms": time(
-        "Cloud busy", counted(lambda counts: 1000 * (counts.cloud.verify_seconds + counts.cloud.stream_seconds))
+        "Cloud busy", counted(lambda each: 1000 * (each.cloud.verify_seconds + each.cloud.stream_seconds))
     ),
     "accepted_tokens": count("Accepted tokens", "per answer", "higher", mean(lambda row: row.accepted)),
     "acceptance_rate": count("Acceptance rate", "", "higher", over(lambda row: row.accepted, lambda row: row.drafted)),
@@ -134,38 +134,34 @@ MEASURES = {
     ),
     "edge_kv_hit_rate": count(
         "KV hit rate, edge", "", "higher",
-        counted_over(lambda counts: counts.edge.prefix - counts.edge.prefix_computed, lambda counts: counts.edge.prefix),
+        counted_over(lambda each: each.edge.prefix - each.edge.prefix_computed, lambda each: each.edge.prefix),
     ),
     "cloud_kv_hit_rate": count(
         "KV hit rate, cloud", "", "higher",
-        counted_over(
-            lambda counts: counts.cloud.prefix - counts.cloud.prefix_computed, lambda counts: counts.cloud.prefix
-        ),
+        counted_over(lambda each: each.cloud.prefix - each.cloud.prefix_computed, lambda each: each.cloud.prefix),
     ),
     "edge_recomputed": count(
-        "Tokens recomputed, edge", "per answer", "lower", counted(lambda counts: counts.edge.prefix_computed)
+        "Tokens recomputed, edge", "per answer", "lower", counted(lambda each: each.edge.prefix_computed)
     ),
     "cloud_recomputed": count(
-        "Tokens recomputed, cloud", "per answer", "lower", counted(lambda counts: counts.cloud.prefix_computed)
+        "Tokens recomputed, cloud", "per answer", "lower", counted(lambda each: each.cloud.prefix_computed)
     ),
     "bytes_up": count("Bytes up", "per answer", "lower", mean(lambda row: row.bytes_up)),
     "bytes_down": count("Bytes down", "per answer", "lower", mean(lambda row: row.bytes_down), exact=False),
     "network_bytes_up": count(
-        "Bytes up, with headers", "per answer", "lower", counted(lambda counts: counts.network.bytes_up), exact=False
+        "Bytes up, with headers", "per answer", "lower", counted(lambda each: each.network.bytes_up), exact=False
     ),
     "network_bytes_down": count(
-        "Bytes down, with headers", "per answer", "lower", counted(lambda counts: counts.network.bytes_down),
+        "Bytes down, with headers", "per answer", "lower", counted(lambda each: each.network.bytes_down),
         exact=False,
     ),
-    "connections": count("Connections", "per answer", "lower", counted(lambda counts: counts.network.connections)),
+    "connections": count("Connections", "per answer", "lower", counted(lambda each: each.network.connections)),
 }  # fmt: skip
 
 
 def agreement(reference: Mapping[int, str]) -> Definition:
     """Share of answers that are `reference`'s, by question, to the character."""
-    how = over(
-        lambda row: float(row.text == reference.get(row.question)), lambda row: float(row.question in reference)
-    )
+    how = over(lambda row: float(row.text == reference.get(row.question)), lambda row: float(row.question in reference))
     return count("Agreement with cloud only", "", "higher", how)
 
 
@@ -196,13 +192,14 @@ def difference(definition: Definition, found: Sample, base: Sample, share: float
     units = sorted(unit for unit in found.keys() & base.keys() if _both_answered(found[unit], base[unit]))
     if not units:
         return None
-    value, *_ = definition.how.of(found, units, as_asked(1 * len(units))) - definition.how.of(
-        base, units, as_asked(len(units))
-    )
+
+    def by(drawn: Floats) -> Floats:
+        return definition.how.of(found, units, drawn) - definition.how.of(base, units, drawn)
+
+    (value,) = by(as_asked(len(units)))
     if np.isnan(value):
         return None
-    again = draws(len(units))
-    low, high = interval(definition.how.of(found, units, again) - definition.how.of(base, units, again), share)
+    low, high = interval(by(draws(len(units))), share)
     return Difference(float(value), low, high, clear=low > 0 or high < 0)
 
 

@@ -1,13 +1,14 @@
-"""Asks trials, one after another, of servers that run, and counts on both sides of every answer. Knows no report.
+"""Asks trials, one after another, of servers that run, and counts on both sides of each. Knows no report.
 
 Caches are equally warm: right before its turn each question is asked once, for two tokens, of the same edge and through
 it of the same cloud, whatever the configuration. So a prompt is known wherever anything is kept, as in a conversation
 that goes on, and connections that are kept are there. What a configuration then computes again, it does for itself.
 """
 
+import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -27,8 +28,6 @@ from experiments.workload import Question
 CLIENT = HttpClientConfig(timeout=120.0, max_retries=0, connection_pool_size=1000)
 WARM = {"use_confidence_check": False, "max_tokens": 2}
 """One drafted token, verified: the shortest answer that leaves something in every cache."""
-
-T = TypeVar("T")
 
 
 class Runner:
@@ -87,22 +86,35 @@ class Runner:
         failed = {}
         for question in questions:
             try:
-                await ask(side.edge, question, self._questions[question].prompt, WARM)
+                await ask(
+                    side.edge,
+                    question,
+                    self._questions[question].prompt,
+                    {**WARM, "messages": self._messages(question)},
+                )
             except FrameworkError as error:
                 failed[question] = error.message
         return failed
 
     async def _row(self, edge: HTTPClient, configuration: Configuration, question: int, repeat: int) -> Row:
         plan, asked = self._plan, self._questions[question]
-        drawn: dict[str, Any] = {"temperature": plan.temperature, "max_tokens": plan.max_tokens}
-        if plan.temperature:
-            drawn["seed"] = plan.seed + repeat
+        said: dict[str, Any] = {"messages": self._messages(question), "max_tokens": plan.max_tokens}
+        drawn = {"temperature": plan.temperature, "seed": plan.seed + repeat} if plan.temperature else {}
         try:
-            answer = await ask(edge, question, asked.prompt, {**drawn, **configuration.fields})
+            answer = await ask(edge, question, asked.prompt, {**said, **drawn, **configuration.fields})
         except FrameworkError as error:
             return Row(question=question, repeat=repeat, error=error.message)
         quality = None if asked.answer is None else score(asked.metric, answer.text, asked.answer)
         return row(answer, repeat, quality)
+
+    def _messages(self, question: int) -> list[dict[str, str]]:
+        """The question behind earlier turns, which are others with their right answers, always the same."""
+        known = [n for n, other in enumerate(self._questions) if other.answer and n != question]
+        drawn = random.Random(f"{self._plan.seed} {question}")
+        earlier = drawn.sample(known, min(self._plan.turns, len(known)))
+        turns = [text for n in earlier for text in (self._questions[n].prompt, self._questions[n].answer or "")]
+        texts = [*turns, self._questions[question].prompt]
+        return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
 
 
 class _Side:

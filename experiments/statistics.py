@@ -73,8 +73,9 @@ def interval(drawn: Floats, share: float = 0.95) -> tuple[float, float]:
 
 def ratios(drawn: Floats, amount: Floats, per: Floats) -> Floats:
     """All amounts over all of what they are per, each [questions], for each draw; NaN where that is nothing."""
-    below = drawn @ per
-    return np.divide(drawn @ amount, below, out=np.full(len(drawn), np.nan), where=below > 0)
+    above, below = drawn @ amount, drawn @ per
+    found: Floats = np.divide(above, below, out=np.full(len(drawn), np.nan), where=below > 0)
+    return found
 
 
 def quantiles(drawn: Floats, values: Floats, share: float) -> Floats:

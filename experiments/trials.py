@@ -26,7 +26,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     """All that decides what is measured.
 
     A trial asks `block` questions, of which `clients` at once. `config` is the base that all configurations change,
-    with its secrets left out; `prompts_sha256` is over all prompts.
+    with its secrets left out; `prompts_sha256` is over all prompts. In front of each question there are `turns` earlier
+    ones with their answers, as in a conversation.
     """
 
     configurations: list[Configuration]
@@ -39,6 +40,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     seed: int
     network: Network | None
     config: dict[str, Any]
+    turns: int = 0
     block: int = 1
     clients: int = 1
 

@@ -1,0 +1,22 @@
+"""What each part is worth: the same questions with and without it. python ablation_experiments.py [--only NAMES] ..."""
+
+import sys
+
+from common import cli, terminal
+from experiments import ablations, experiment
+
+QUESTIONS, REPEATS = 40, 3
+"""So that all presets take about 8 minutes on two cores."""
+
+
+async def main() -> None:
+    parser = experiment.parser("Measure what each part is worth, by switching it off.", QUESTIONS, REPEATS)
+    parser.add_argument("--only", metavar="NAMES", help="some of the ablations, with commas between (default: all)")
+    args = parser.parse_args()
+    base = experiment.base_config(args)
+    chosen = ablations.chosen(args.only, base.experiments.ablations)
+    await experiment.run(args, chosen, base, "What each part is worth", "ablation_report", terminal.console())
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main()))

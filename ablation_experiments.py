@@ -7,6 +7,7 @@ from experiments import ablations, experiment
 
 QUESTIONS, REPEATS = 40, 3
 """So that all presets take about 8 minutes on two cores."""
+NAME = "ablation_report"
 
 
 async def main() -> None:
@@ -15,7 +16,7 @@ async def main() -> None:
     args = parser.parse_args()
     base = experiment.base_config(args)
     chosen = ablations.chosen(args.only, base.experiments.ablations)
-    await experiment.run(args, chosen, base, "What each part is worth", "ablation_report", terminal.console())
+    await experiment.run(args, chosen, base, "What each part is worth", NAME, terminal.console())
 
 
 if __name__ == "__main__":

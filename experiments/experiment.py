@@ -68,8 +68,10 @@ def base_config(args: argparse.Namespace) -> Config:
 
 def plan_of(args: argparse.Namespace, base: Config, ablations: Sequence[Ablation], asked: datasets.Dataset) -> Plan:
     """Raises ConfigError for what makes no sense, before anything is started."""
-    if min(args.repeats, args.max_tokens) < 1:
-        raise ConfigError("--repeats and --max-tokens must be 1 at least")
+    turns = (0 if args.data else DEMO_TURNS) if args.turns is None else args.turns
+    for option, value, least in (("repeats", args.repeats, 1), ("max-tokens", args.max_tokens, 1), ("turns", turns, 0)):
+        if value < least:
+            raise ConfigError(f"--{option} must be {least} at least, not {value}")
     if not 0 <= args.temperature <= 2:
         raise ConfigError(f"--temperature must be from 0 to 2, not {args.temperature:g}")
     prompts = msgspec.json.encode([question.prompt for question in asked.questions])
@@ -84,7 +86,7 @@ def plan_of(args: argparse.Namespace, base: Config, ablations: Sequence[Ablation
         seed=args.seed,
         network=None if args.network is None else network_of(args.network),
         config=msgspec.to_builtins(base, enc_hook=repr),
-        turns=(0 if args.data else DEMO_TURNS) if args.turns is None else args.turns,
+        turns=turns,
     )
 
 

@@ -111,7 +111,9 @@ def _facts(first: Report, second: Report) -> Iterator[tuple[str, object, object]
     others = {one.name: one for one in second.configurations}
     for one in first.configurations:
         if one.name in others:
-            yield from _trees(one.name, one.config_overrides, others[one.name].config_overrides)
+            other = others[one.name]
+            yield from _trees(one.name, one.config_overrides, other.config_overrides)
+            yield from _trees(f"{one.name}, request", one.request, other.request)
 
 
 def _trees(what: str, first: dict[str, object], second: dict[str, object]) -> Iterator[tuple[str, object, object]]:

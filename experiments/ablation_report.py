@@ -70,6 +70,8 @@ class Configuration(Struct, kw_only=True):
     name: str
     description: str
     config_overrides: dict[str, Any]
+    request: dict[str, Any] = field(default_factory=dict)
+    """What its requests say, because the overrides ask for it or because its mode is no matter of config."""
     answers: int
     failures: int
     first_failure: str | None = None

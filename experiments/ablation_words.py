@@ -185,10 +185,11 @@ class Change:
 
 
 def changes(report: Report, configuration: Configuration) -> list[Change]:
-    return [
-        Change(".".join(path), value_at(report.config, path), value)
-        for path, value in leaves(configuration.config_overrides)
-    ]
+    """What its config overrides, then what its requests say."""
+    config = leaves(configuration.config_overrides)
+    overridden = [Change(".".join(path), value_at(report.config, path), value) for path, value in config]
+    asked = leaves(configuration.request)
+    return overridden + [Change(f"request {'.'.join(path)}", None, value) for path, value in asked]
 
 
 def plain(value: Any) -> str:

@@ -23,6 +23,7 @@ from experiments.ablation_words import (
     key_measures,
     leaves,
     plain,
+    short,
 )
 
 STYLES = {"better": "green", "worse": "red"}
@@ -172,4 +173,4 @@ def html(found: Comparison) -> str:
 
 def _named(report: Report) -> str:
     where = report.environment
-    return f"{where.created}, commit {where.git_commit[:12]}" if where.git_commit else where.created
+    return f"{where.created}, commit {short(where.git_commit)}" if where.git_commit else where.created

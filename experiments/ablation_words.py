@@ -244,6 +244,11 @@ def environment(report: Report) -> dict[str, str]:
     }
 
 
+def short(commit: str) -> str:
+    """As much of a commit as people write, and the "+" of one that files differed from."""
+    return commit if len(commit) <= 13 else commit[:12] + commit[40:]
+
+
 def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 

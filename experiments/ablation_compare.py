@@ -153,6 +153,14 @@ def _short(line: Line) -> list[str]:
     return [*both, escape(written.change(line.difference)), reading]
 
 
+def write(found: Comparison, folder: Path) -> list[Path]:
+    """As ablation_comparison.md and .html."""
+    written = {folder / "ablation_comparison.md": markdown(found), folder / "ablation_comparison.html": html(found)}
+    for path, text in written.items():
+        path.write_text(text)
+    return list(written)
+
+
 def markdown(found: Comparison) -> str:
     heads = ["measure", "first", "second", "difference", "the second is"]
     parts = [

@@ -358,6 +358,10 @@ def test_a_comparison_says_what_differs_and_how_surely(report: Report, tmp_path:
     assert "only in the first" in shown
     assert "+0.300" in shown and "better" in shown
     assert "…" not in shown, "fits 80 columns"
+    assert [path.read_text() for path in ablation_compare.write(found, tmp_path)] == [
+        ablation_compare.markdown(found),
+        ablation_compare.html(found),
+    ]
 
 
 def shifted(one: Configuration, name: str, by: float) -> Configuration:

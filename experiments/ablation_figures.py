@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from markupsafe import Markup
 
 from common.types import Provenance
@@ -73,10 +72,7 @@ def latencies(report: Report) -> Figure | None:
         "the middle half (thick), the median (dot)."
     )
     heads = ["configuration", *(f"{100 * share:.0f} %" for share in plots.QUANTILES)]
-    table = [
-        [name, *(svg.label_of(round(ms)) for ms in np.quantile(values, plots.QUANTILES))]
-        for name, values in rows.items()
-    ]
+    table = [[name, *(svg.label_of(round(ms)) for ms in plots.quantiles(values))] for name, values in rows.items()]
     return Figure("latencies", title, caption, *drawn, heads=heads, rows=table)
 
 

@@ -51,6 +51,7 @@ def render(report: Report) -> str:
         failures=[(name, row) for name, rows in report.rows.items() for row in rows if row.error][:FAILURES_SHOWN],
         environment=words.environment(report),
         command=words.command(report),
+        commit=words.short(report.environment.git_commit or ""),
         config=msgspec.yaml.encode(report.config).decode(),
     )
 

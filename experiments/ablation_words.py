@@ -185,10 +185,11 @@ class Change:
 
 
 def changes(report: Report, configuration: Configuration) -> list[Change]:
-    return [
-        Change(".".join(path), value_at(report.config, path), value)
-        for path, value in leaves(configuration.config_overrides)
-    ]
+    """What its config overrides, then what its requests say."""
+    config = leaves(configuration.config_overrides)
+    overridden = [Change(".".join(path), value_at(report.config, path), value) for path, value in config]
+    asked = leaves(configuration.request)
+    return overridden + [Change(f"request {'.'.join(path)}", None, value) for path, value in asked]
 
 
 def plain(value: Any) -> str:
@@ -241,6 +242,11 @@ def environment(report: Report) -> dict[str, str]:
         "Seed": str(report.seed),
         "Prompts": f"SHA-256 {report.workload.prompts_sha256}",
     }
+
+
+def short(commit: str) -> str:
+    """As much of a commit as people write, and the "+" of one that files differed from."""
+    return commit if len(commit) <= 13 else commit[:12] + commit[40:]
 
 
 def counted(count: int, noun: str) -> str:

@@ -44,8 +44,8 @@ SETUPS: dict[str, tuple[str, dict[str, object], tuple[float, ...], float, float,
     "no_http_optimizations": ("JSON, a new connection for each call.",
                               {"inference": {"features": {"use_http_optimizations": False}}},
                               (0.62, 0.2, 0.08, 0.1, 0), 6, 0.82, 900),
-    "edge_only": ("The edge alone.", {"inference": {"mode": "edge_only"}}, (1, 0, 0, 0, 0), 3, 0.55, 0),
-    "cloud_only": ("The cloud alone.", {"inference": {"mode": "cloud_only"}}, (0, 0, 0, 0, 1), 22, 0.94, 420),
+    "edge_only": ("The edge alone.", {}, (1, 0, 0, 0, 0), 3, 0.55, 0),
+    "cloud_only": ("The cloud alone.", {}, (0, 0, 0, 0, 1), 22, 0.94, 420),
 }  # fmt: skip
 
 
@@ -58,6 +58,7 @@ def fake_report(questions: int = 60, repeats: int = 2, seed: int = 0, setups: Se
             name=name,
             description=SETUPS[name][0],
             config_overrides=SETUPS[name][1],
+            request={"mode": name} if name.endswith("_only") else {},
             answers=sum(row.error is None for row in rows[name]),
             failures=sum(row.error is not None for row in rows[name]),
             first_failure=next((row.error for row in rows[name] if row.error), None),

@@ -161,7 +161,10 @@ async def _measure(
 
 def firsts(left: Sequence[Trial]) -> list[Trial]:
     """For each configuration and question one of the trials."""
-    return list({(trial.configuration, trial.questions): trial for trial in reversed(left)}.values())[::-1]
+    found: dict[tuple[str, tuple[int, ...]], Trial] = {}
+    for trial in left:
+        found.setdefault((trial.configuration, trial.questions), trial)
+    return list(found.values())
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:

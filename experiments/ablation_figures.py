@@ -57,7 +57,10 @@ def trade(report: Report, measured: dict[str, Figures]) -> Figure | None:
     title = f"{quality.info.title} against {lower(rate.info.title)}"
     drawn = _both(lambda width: scatter(points, f"{headed(rate)} →", f"↑ {headed(quality)}", width, title))
     caption = f"{title}; lines are 95 % intervals. {quality.info.title} is {report.workload.metric.replace('_', ' ')}. "
-    caption += f"The best place is at the left, above. {report.baseline} is in colour."
+    caption += (
+        f"The best place is at the left, above. {report.baseline} is in colour. A name for which there is no room "
+    )
+    caption += "comes up over its point."
     return Figure("trade", title, caption, *drawn)
 
 

@@ -260,6 +260,18 @@ def test_numbers_of_a_measure_have_the_same_decimals_and_no_negative_zero(report
         assert written.number(1234567).startswith("1\u202f234\u202f567")
 
 
+@pytest.mark.parametrize(
+    ("values", "number"), [([0.0, 0.5], "0.500"), ([30, 40], "30.0"), ([4e5], "400\u202f000"), ([0.0021], "0.0021")]
+)
+def test_digits_are_those_of_typical_values(values: list[float], number: str, report: Report) -> None:
+    report.measures = {"m": MeasureInfo("m", "", "higher", False)}
+    for one in report.configurations:
+        one.measures = {}
+    for one, value in zip(report.configurations, values, strict=False):
+        one.measures = {"m": Measure(value, value, value)}
+    assert all_figures(report)["m"].number(next(filter(None, values))) == number
+
+
 def test_the_command_asks_the_same_again(report: Report) -> None:
     report.options = {"only": "a,b", "resume": False, "config": None, "set": ["x=1", "y=a b"], "sweep": True}
     assert command(report) == "python ablation_experiments.py --only a,b --set x=1 --set 'y=a b' --sweep"

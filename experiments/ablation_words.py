@@ -5,8 +5,7 @@ Nothing is said that is not computed from the report; a measure that it lacks is
 
 import math
 import shlex
-import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -65,15 +64,16 @@ class Figures:
 
 
 def figures(reports: Iterable[Report], name: str) -> Figures:
-    """Three digits of a typical value, but never more than three decimals."""
+    """Three digits of the largest value, and three decimals of shares; two digits where all are below 0.01."""
     found = [
         (report.measures[name], abs(configuration.measures[name].value))
         for report in reports
         for configuration in report.configurations
         if name in configuration.measures
     ]
-    typical = statistics.median_low([value for _, value in found if value] or [1.0])
-    return Figures(found[0][0], min(3, max(0, 2 - math.floor(math.log10(typical)))))
+    largest = max(value for _, value in found) or 1.0
+    power = math.floor(math.log10(largest)) if largest != 1 else -1
+    return Figures(found[0][0], 1 - power if power < -2 else min(3, max(0, 2 - power)))
 
 
 def all_figures(*reports: Report) -> dict[str, Figures]:
@@ -93,13 +93,11 @@ def key_measures(measured: Mapping[str, Figures]) -> list[str]:
 
 @dataclass(frozen=True)
 class Sentence:
-    """`lead` is what it is about, and may be set in another type."""
+    """`lead` is what it is about, and may be set in another type; `points` are what there is to say in all."""
 
     lead: str
     text: str
-
-    def __str__(self) -> str:
-        return f"{self.lead}: {self.text}"
+    points: Sequence[str] = ()
 
 
 def summary(report: Report) -> list[Sentence]:
@@ -111,9 +109,9 @@ def summary(report: Report) -> list[Sentence]:
 def asked(report: Report) -> Sentence:
     configurations, work = report.configurations, report.workload
     answers, failures = sum(one.answers for one in configurations), sum(one.failures for one in configurations)
-    what = counted(work.questions, "question"), counted(report.repeats, "repeat")
-    told = f"{work.name}: {', '.join(what)}, {counted(len(configurations), 'configuration')}. "
-    return Sentence("Asked", f"{told}Of {answers + failures:,} answers {failures or 'none'} failed.")
+    repeats, configured = counted(report.repeats, "repeat"), counted(len(configurations), "configuration")
+    told = f"{counted(work.questions, 'question')} ({work.name}), {repeats}, {configured}"
+    return Sentence("Asked", f"{told}. Of {answers + failures:,} answers {failures or 'none'} failed.")
 
 
 def _trade(report: Report, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
@@ -142,8 +140,7 @@ def _parts(report: Report, measured: Mapping[str, Figures]) -> Iterator[Sentence
     """One sentence for each part and each way of doing without it."""
     known = [one for one in report.contributions if one.measure in measured]
     for (feature, name), each in groupby(known, key=lambda one: (one.feature, one.configuration)):
-        told = "; ".join(contributed(one, measured[one.measure]) for one in each)
-        yield Sentence(feature, f"without it ({name}), {told}.")
+        yield Sentence(feature, f"without it ({name})", [contributed(one, measured[one.measure]) for one in each])
 
 
 def contributed(one: Contribution, written: Figures) -> str:

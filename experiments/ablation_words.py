@@ -99,6 +99,10 @@ class Sentence:
     text: str
     points: Sequence[str] = ()
 
+    def __str__(self) -> str:
+        """For a console: each point on a line of its own. It is no markup."""
+        return "\n  ".join([f"{self.lead}: {self.text}", *self.points])
+
 
 def summary(report: Report) -> list[Sentence]:
     """What a reader should know who reads nothing else."""

@@ -235,6 +235,7 @@ def test_the_summary_tells_what_each_part_is_worth_and_what_changes_nothing(repo
     first = report.contributions[0]
     written = all_figures(report)[first.measure]
     (point, *_) = points[first.feature]
+    assert point in str(next(sentence for sentence in summary(report) if sentence.lead == first.feature))
     assert f"{written.number(first.baseline)} → {written.number(first.without)}" in point
     assert written.change(first.difference) in point
     assert told["no_http_optimizations"] == "nothing that was measured differs clearly from baseline."

@@ -230,6 +230,4 @@ def unchanged(definitions: Mapping[str, Definition], found: Sample, base: Sample
 def _notably(definition: Definition, found: Sample, base: Sample, share: float) -> bool:
     """Whether the whole interval lies further from 0 than NOTABLE."""
     apart, usual = difference(definition, found, base, share), measured(definition, base)
-    if apart is None or usual is None:
-        return apart is not usual
-    return max(apart.low, -apart.high) > NOTABLE * abs(usual.value)
+    return apart is not None and usual is not None and max(apart.low, -apart.high) > NOTABLE * abs(usual.value)

@@ -1,4 +1,4 @@
-# make setup | run | server | test | test-long | test-clients | check | bench | bench-cloud | bench-edge | bench-network | train
+# make setup | run | server | test | test-long | test-clients | check | bench | bench-cloud | bench-edge | bench-network | ablation | train
 PROMPT ?= What is AI?
 PYTHON ?= python3
 VENV   := .venv
@@ -9,7 +9,7 @@ NEEDS  := $(if $(GPU),requirements.txt,requirements-cpu.txt)
 INSTALL := $(PY) -m pip install --disable-pip-version-check
 
 .PHONY: setup run server test test-long test-clients check format
-.PHONY: bench bench-cloud bench-edge bench-network llama-server evaluate train clean
+.PHONY: bench bench-cloud bench-edge bench-network ablation llama-server evaluate train clean
 
 setup: $(VENV)/.ready
 
@@ -68,6 +68,10 @@ bench-edge: setup
 # 15 minutes of a sweep of hours; ARGS="--resume --minutes 60" goes on with it.
 bench-network: setup
 	$(PY) -m experiments.network_sweep $(ARGS)
+
+# About 8 minutes on 2 cores; ARGS="--only no_confidence,edge_only --questions 20" is less.
+ablation: setup
+	$(PY) ablation_experiments.py $(ARGS)
 
 # The peer of bench-edge, from the sources of the llama-cpp-python that is installed; about 5 minutes on 2 cores.
 CACHE := $(HOME)/.cache/edgecloud

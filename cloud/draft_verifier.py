@@ -64,14 +64,14 @@ class DraftVerifier:
 
     async def _verify(self, request: VerifyRequest, request_id: str | None, tenant: str) -> VerifyResponse:
         asked = self._round(request, request_id, tenant)
-        live = f"{tenant}/{request.session}" if request.session and self._residents else ""
-        verdict = await self._residents.verify(live, asked) if self._residents and live else None
+        live = f"{tenant}/{request.session}" if request.session and self._residents is not None else ""
+        verdict = await self._residents.verify(live, asked) if self._residents is not None and live else None
         form = Form.RESIDENT if verdict else Form.STATELESS
         verdict = verdict or await stateless.verify(self._engine, asked)
         stop = find_stop(self._engine.tokenizer.decode, _answer(asked), verdict.token_ids, request.stop)
         if stop is not None:
             verdict = _cut(verdict, stop.keep)
-            if self._residents and live:
+            if self._residents is not None and live:
                 await self._residents.close_session(live)
         if request.session:
             self._sessions.commit(request.session, asked.committed + verdict.token_ids, tenant)

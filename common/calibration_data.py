@@ -4,10 +4,9 @@ import random
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 from msgspec import Struct
 
-from common.errors import ConfigError
+from common import jsonl
 
 
 class Question(Struct, frozen=True):
@@ -21,6 +20,10 @@ class Question(Struct, frozen=True):
     answer: str | None = None
     metric: Literal["exact", "contains"] = "exact"
 
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise ValueError("the prompt is empty")
+
     def worth(self, text: str, cloud_text: str) -> float:
         """1 for a right answer, 0 for a wrong one; space around either does not count."""
         right = (cloud_text if self.answer is None else self.answer).strip()
@@ -30,21 +33,7 @@ class Question(Struct, frozen=True):
 
 def read(path: Path) -> list[Question]:
     """All questions of a JSONL file; blank lines do not count. Raises ConfigError that names the wrong line."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                question = msgspec.json.decode(line, type=Question)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{path}, line {number}: {error}") from error
-            if not question.prompt.strip():
-                raise ConfigError(f"{path}, line {number}: the prompt is empty")
-            found.append(question)
-    return found
+    return jsonl.read(path, Question)
 
 
 def split(count: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:

@@ -55,7 +55,44 @@ def with_changes(path: str | Path | None, changes: Mapping[str, object]) -> dict
 
 
 def check(tree: object) -> Config:
-    """Turns plain mappings into a Config; raises ConfigError for the first wrong key, type or value."""
+    """Turns plain mappings into a Config; raises ConfigError for the first wrong key, type or value.
+
+    The overrides of `experiments.ablations` are checked too, laid over the rest.
+    """
+    config = _converted(tree)
+    for number, ablation in enumerate(config.experiments.ablations):
+        with_overrides(config, ablation.config_overrides, f"experiments.ablations[{number}].config_overrides")
+    return config
+
+
+def with_overrides(config: Config, overrides: Mapping[str, Any], where: str) -> Config:
+    """The config with nested `overrides` laid over it.
+
+    Raises ConfigError for a key, type or value that is wrong, its path beginning with `where` they stand.
+    """
+    try:
+        return _converted(_merged(plain(config), overrides))
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error.message}") from error
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The config as plain mappings and values, secrets as they are: not to be shown."""
+    tree: dict[str, Any] = msgspec.to_builtins(config, enc_hook=lambda secret: secret.reveal())
+    return tree
+
+
+def _merged(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections are laid over sections, key by key; whatever else is there is replaced."""
+    merged = dict(tree)
+    for key, value in overrides.items():
+        below = merged.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict)
+        merged[key] = _merged(below, value) if both and below is not None else value
+    return merged
+
+
+def _converted(tree: object) -> Config:
     try:
         config = msgspec.convert(tree, Config, dec_hook=_secret)
     except msgspec.ValidationError as error:

@@ -85,6 +85,11 @@ class ServerProcess:
         with suppress(ProcessLookupError):
             (os.killpg if whole_group else os.kill)(self._process.pid, number)
 
+    @property
+    def log(self) -> str:
+        """Where its output is, for a person."""
+        return "above" if self._log_file is None else os.path.relpath(self._log_file)
+
     def _last_words(self) -> str:
         if self._log_file is None:
             return "its output above says why"

@@ -10,6 +10,8 @@ import msgspec
 from msgspec import Struct, field
 
 from common.errors import ConfigError
+from experiments.cloud_counts import CloudCounts
+from experiments.edge_counts import EdgeCounts
 
 SCHEMA_VERSION = 1
 
@@ -40,8 +42,27 @@ class Difference(Struct, frozen=True):
     clear: bool
 
 
+class NetworkCounts(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What passed between edge and cloud, headers too, and the connections that were made for it."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    connections: int = 0
+
+
+class Counts(Struct, frozen=True, kw_only=True):
+    """What servers and network have counted while an answer was made: a second way of counting beside the answer's."""
+
+    edge: EdgeCounts
+    cloud: CloudCounts
+    network: NetworkCounts
+
+
 class Row(Struct, frozen=True, kw_only=True):
-    """One answer, or why there is none. Milliseconds from the question to the first token and to the last."""
+    """One answer, or why there is none. Milliseconds from the question to the first token and to the last.
+
+    `counts` is null where other answers were under way at the same time.
+    """
 
     question: int
     repeat: int
@@ -53,23 +74,28 @@ class Row(Struct, frozen=True, kw_only=True):
     tokens: int = 0
     provenance: dict[str, int] = field(default_factory=dict)
     cloud_calls: int = 0
+    cloud_steps: int = 0
+    rounds: int = 0
     drafted: int = 0
     accepted: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
     degraded: str | None = None
+    counts: Counts | None = None
 
 
 class Configuration(Struct, kw_only=True):
     """One ablation: what it changed, and what came of it. `measures` by the names of `Report.measures`.
 
     A measure that makes no sense here (an acceptance rate without drafts) is left out. `provenance`: tokens in all.
-    `unchanged`: no count differs from the baseline's, and no other measure clearly does.
+    `unchanged`: no count differs from the baseline's, and no other measure clearly and notably does.
     """
 
     name: str
     description: str
     config_overrides: dict[str, Any]
+    request: dict[str, Any] = field(default_factory=dict)
+    """What its requests say, because the overrides ask for it or because its mode is no matter of config."""
     answers: int
     failures: int
     first_failure: str | None = None

@@ -1,12 +1,11 @@
 """What a cloud server has counted between two moments, from its /metrics. Knows no way of answering."""
 
-import asyncio
 from typing import Self
 
 import msgspec
-from prometheus_client.parser import text_string_to_metric_families
 
 from common.connection import HTTPClient
+from experiments import scrape
 
 SAMPLES = {
     "steps": "vllm:iteration_tokens_total_count",
@@ -17,15 +16,20 @@ SAMPLES = {
     "verifies": "edgecloud_verify_seconds_count",
     "drafted": "edgecloud_drafted_tokens_total",
     "accepted": "edgecloud_accepted_tokens_total",
+    "stream_seconds": 'edgecloud_http_request_seconds_sum{route="/stream"}',
+    "prefix": "vllm:prompt_tokens_total",
+    "prefix_computed": 'vllm:prompt_tokens_by_source_total{source="local_compute"}',
+    "drawn": "vllm:generation_tokens_total",
 }
-"""Which sample each field is, summed over its labels."""
+"""Which sample each field is, summed over its other labels."""
 
 
-class CloudCounts(msgspec.Struct, frozen=True, kw_only=True):
+class CloudCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Engine steps; prompt and answer tokens computed in them; decode steps of requests, and the seconds they took.
 
     A step that computes for several requests is one of `steps` and one of each request's `decode_steps`. Seconds are
-    the server's own: no network is in them.
+    the server's own: no network is in them. `prefix` is what requests brought for tokens that were there before them,
+    `prefix_computed` what of it no cache held; `drawn` are tokens that came out.
     """
 
     steps: float = 0
@@ -36,6 +40,10 @@ class CloudCounts(msgspec.Struct, frozen=True, kw_only=True):
     verifies: float = 0
     drafted: float = 0
     accepted: float = 0
+    stream_seconds: float = 0
+    prefix: float = 0
+    prefix_computed: float = 0
+    drawn: float = 0
 
     def __sub__(self, earlier: Self) -> "CloudCounts":
         return CloudCounts(**{name: getattr(self, name) - getattr(earlier, name) for name in SAMPLES})
@@ -46,29 +54,13 @@ class CloudCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 async def counted(client: HTTPClient) -> CloudCounts:
     """All that the server has counted: vLLM counts a step a moment after its tokens are out, so until it is still."""
-    found, before = await _scraped(client), None
-    while found != before:
-        await asyncio.sleep(0.03)
-        found, before = await _scraped(client), found
-    return found
 
+    async def read() -> CloudCounts:
+        return parsed(await scrape.page(client))
 
-async def _scraped(client: HTTPClient) -> CloudCounts:
-    async with client.session().get(f"{client.base_url}/metrics", headers=client.headers()) as response:
-        return parsed(await response.text())
+    return await scrape.still(read)
 
 
 def parsed(page: str) -> CloudCounts:
     """The counts of one page; what is not on it is 0."""
-    wanted = {sample: name for name, sample in SAMPLES.items()}
-    totals = dict.fromkeys(SAMPLES, 0.0)
-    for family in text_string_to_metric_families("".join(_lines(page, tuple(wanted)))):
-        for sample in family.samples:
-            if name := wanted.get(sample.name):
-                totals[name] += sample.value
-    return CloudCounts(**totals)
-
-
-def _lines(page: str, names: tuple[str, ...]) -> list[str]:
-    """The lines of these samples alone: a page has a thousand others."""
-    return [line for line in page.splitlines(keepends=True) if line.startswith(names)]
+    return CloudCounts(**scrape.totals(page, SAMPLES))

@@ -5,8 +5,8 @@ Each client asks one question at a time, the next that is left, as soon as it ha
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,6 +15,8 @@ from common.api import ChatChunk
 from common.connection import HTTPClient
 from common.errors import EndpointError
 from common.types import Collaboration
+
+T = TypeVar("T")
 
 
 class Answer(msgspec.Struct, kw_only=True):
@@ -38,20 +40,29 @@ async def load(
     client: HTTPClient, prompts: Sequence[str], clients: int, fields: Mapping[str, Any], max_tokens: int
 ) -> list[Answer]:
     """The answers to all prompts, in their order; `fields` go into every request. Fails with the first that fails."""
-    left = iter(range(len(prompts)))
-    answers: list[Answer] = []
+
+    async def one(question: int) -> Answer:
+        return await ask(client, question, prompts[question], {**fields, "max_tokens": max_tokens})
+
+    return await in_turns(clients, one, range(len(prompts)))
+
+
+async def in_turns(clients: int, ask_one: Callable[[int], Awaitable[T]], questions: Iterable[int]) -> list[T]:
+    """What came of each question, in their order, so many of them under way at once."""
+    left = iter(list(enumerate(questions)))
+    done: dict[int, T] = {}
 
     async def one_client() -> None:
-        for question in left:
-            answers.append(await ask(client, question, prompts[question], {**fields, "max_tokens": max_tokens}))
+        for turn, question in left:
+            done[turn] = await ask_one(question)
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(clients, len(prompts))):
+            for _ in range(clients):
                 group.create_task(one_client())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    return sorted(answers, key=lambda answer: answer.question)
+    return [done[turn] for turn in sorted(done)]
 
 
 async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[str, Any]) -> Answer:

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 
 from common import cli, terminal
@@ -36,6 +35,7 @@ from experiments.journal import Journal
 from experiments.load import Answer, load
 from experiments.network_passes import Block, Cell, Done, Pass, Plan, passes
 from experiments.network_report import Report, report
+from experiments.progress import progress
 from experiments.servers import Site, site
 from experiments.ways import Server, Way
 from experiments.workload import Question, questions
@@ -151,13 +151,6 @@ def server_settings(plan: Plan) -> list[str]:
     most = max(plan.clients)
     room = [f"edge.model.sequences={max(4, most)}", f"cloud.draft_verifier.resident_sessions={max(8, most)}"]
     return [FLOAT32, *room]
-
-
-def progress(console: Console) -> Progress:
-    """Time left is judged by all of the last half hour: passes differ in length."""
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
-    times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
-    return Progress(*columns, *times, console=console, speed_estimate_period=1800)
 
 
 def token_ends(model: str) -> Callable[[str], Sequence[int]]:

@@ -1,9 +1,15 @@
-"""Quantiles, and ratios of two speeds with their uncertainty. Pure: knows nothing of what was measured."""
+"""Quantiles and ratios with their uncertainty, by drawing questions again. Pure: knows nothing of what was measured.
+
+All intervals are percentile bootstraps (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
 
@@ -41,18 +47,48 @@ def typical_ratio(pairs: Sequence[Pair]) -> float:
 def speed_ratio(pairs: Sequence[Pair], seed: int = 0) -> Ratio:
     """All amounts over all seconds, against the same of the base; the interval is a percentile bootstrap over pairs.
 
-    A pair is one question both ways, asked within minutes of each other, so what slows the machine slows both. (Efron
-    and Tibshirani, An Introduction to the Bootstrap, chapter 13.)
+    A pair is one question both ways, asked within minutes of each other, so what slows the machine slows both.
     """
     assert pairs
     rows = np.array([(p.amount, p.seconds, p.base_amount, p.base_seconds) for p in pairs])
-    drawn = np.random.default_rng(seed).multinomial(len(rows), [1 / len(rows)] * len(rows), size=RESAMPLES)
-    low, high = np.quantile(_ratio(drawn @ rows), (0.025, 0.975))
-    return Ratio(float(_ratio(rows.sum(axis=0))), float(low), float(high))
+    low, high = interval(_ratio(draws(len(rows), seed) @ rows))
+    return Ratio(float(_ratio(rows.sum(axis=0))), low, high)
 
 
-def _ratio(
-    sums: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]",
-) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":
+def draws(count: int, seed: int = 0) -> Floats:
+    """How often each of `count` questions is drawn when so many are drawn with putting back, [RESAMPLES, count]."""
+    return np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=RESAMPLES).astype(np.float64)
+
+
+def as_asked(count: int) -> Floats:
+    """Each question once, [1, count]: in place of `draws` it gives the value itself."""
+    return np.ones((1, count))
+
+
+def interval(drawn: Floats, share: float = 0.95) -> tuple[float, float]:
+    """What holds a `share` of the values, [RESAMPLES], with as much left out below as above; NaN are no values."""
+    low, high = np.nanquantile(drawn, ((1 - share) / 2, (1 + share) / 2))
+    return float(low), float(high)
+
+
+def ratios(drawn: Floats, amount: Floats, per: Floats) -> Floats:
+    """All amounts over all of what they are per, each [questions], for each draw; NaN where that is nothing."""
+    above, below = drawn @ amount, drawn @ per
+    found: Floats = np.divide(above, below, out=np.full(len(drawn), np.nan), where=below > 0)
+    return found
+
+
+def quantiles(drawn: Floats, values: Floats, share: float) -> Floats:
+    """For each draw the least value that is not below a `share` of all; `values` are [questions, repeats], NaN none."""
+    question, _ = np.nonzero(~np.isnan(values))
+    flat = values[~np.isnan(values)]
+    order = np.argsort(flat, kind="stable")
+    below = np.cumsum(drawn[:, question[order]], axis=1)
+    wanted = share * below[:, -1:]
+    found = flat[order][np.minimum((below < wanted - 1e-9).sum(axis=1), len(flat) - 1)]
+    return np.where(below[:, -1] > 0, found, np.nan)
+
+
+def _ratio(sums: Floats) -> Floats:
     """`sums` has the four fields of Pair as its last axis."""
     return (sums[..., 0] / sums[..., 1]) / (sums[..., 2] / sums[..., 3])

@@ -1,24 +1,33 @@
-"""Which questions an experiment asks: held-out ones of the demo corpus, or a file's. Knows no server.
+"""Which questions an experiment asks: held-out ones of the demo corpus, or a file's, drawn by a seed. Knows no server.
 
-A file is JSON lines: {"prompt": "...", "kind": "...", "answer": "..."}, of which only the prompt is needed.
+A file is JSON lines: {"prompt": "...", "answer": "...", "metric": "...", "kind": "..."}; only the prompt is needed.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 
+from common import jsonl
 from common.errors import ConfigError
+from experiments.text_metrics import METRICS
 from models import corpus
 
 
 class Question(msgspec.Struct, frozen=True):
-    """One prompt; `answer` is the right one, where it is known."""
+    """One prompt; `answer` is the right one, where it is known, and `metric` says what another one is worth."""
 
     prompt: str
+    answer: str | None = None
     kind: str = ""
-    answer: str = ""
+    metric: str = "exact_match"
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise ValueError("the prompt is empty")
+        if self.metric not in METRICS:
+            raise ValueError(f"the metric must be one of {', '.join(METRICS)}, not {self.metric!r}")
 
 
 def questions(count: int, seed: int, file: Path | None = None) -> list[Question]:
@@ -28,32 +37,32 @@ def questions(count: int, seed: int, file: Path | None = None) -> list[Question]
     less than 15 tokens, which is too short to have a speed. So it is as if a token of all answers had been drawn.
     """
     if file is not None:
-        return sample(from_file(file), count, seed, lambda question: 1.0)
-    held_out = [Question(prompt, kind, answer) for kind, prompt, answer in corpus.held_out_pairs()]
-    return sample(held_out, count, seed, lambda question: len(question.answer))
+        return sample(from_file(file), count, seed)
+    return sample(held_out(), count, seed, lambda question: len(question.answer or ""))
+
+
+def held_out() -> list[Question]:
+    """Questions of the demo corpus, in wordings and on operands that neither demo model was trained on."""
+    return [Question(prompt, answer, kind) for kind, prompt, answer in corpus.held_out_pairs()]
 
 
 def from_file(file: Path) -> list[Question]:
     """Raises ConfigError, with the number of the line, for what is not a question."""
-    try:
-        lines = file.read_text().splitlines()
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"cannot read {file}: {error}") from error
-    return [_question(file, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    return jsonl.read(file, Question)
 
 
-def _question(file: Path, number: int, line: str) -> Question:
-    try:
-        return msgspec.json.decode(line, type=Question)
-    except msgspec.MsgspecError as error:
-        raise ConfigError(f"{file}, line {number}: {error}") from error
+def different(found: Iterable[Question]) -> list[Question]:
+    """One of each prompt: the last."""
+    return list({question.prompt: question for question in found}.values())
 
 
-def sample(found: list[Question], count: int, seed: int, weight: Callable[[Question], float]) -> list[Question]:
+def sample(
+    found: Iterable[Question], count: int, seed: int, weight: Callable[[Question], float] = lambda question: 1.0
+) -> list[Question]:
     """Draws without putting back, each with a chance in proportion to its weight (Efraimidis and Spirakis, 2006)."""
-    different = list({question.prompt: question for question in found}.values())
-    if len(different) < count:
-        raise ConfigError(f"there are only {len(different)} different prompts; {count} are asked for")
+    each = different(found)
+    if len(each) < count:
+        raise ConfigError(f"there are only {len(each)} different prompts; {count} are asked for")
     rng = random.Random(seed)
-    keys = {question.prompt: rng.random() ** (1 / weight(question)) for question in different}
-    return sorted(different, key=lambda question: keys[question.prompt], reverse=True)[:count]
+    keys = {question.prompt: rng.random() ** (1 / weight(question)) for question in each}
+    return sorted(each, key=lambda question: keys[question.prompt], reverse=True)[:count]

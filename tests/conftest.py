@@ -36,7 +36,9 @@ class Servers:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def servers() -> AsyncIterator[Servers]:
-    args = argparse.Namespace(config=None, set=["cloud.model.dtype=float32"])
+    args = argparse.Namespace(
+        config=None, set=["cloud.model.dtype=float32", "cloud.draft_verifier.resident_sessions=32"]
+    )
     async with (
         demo_servers(args, lambda _: None) as (edge_url, cloud_url),
         HTTPClient(edge_url) as edge,

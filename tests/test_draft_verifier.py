@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from cloud import stateless
 from cloud.draft_verifier import DraftVerifier
 from cloud.engine import CloudEngine
+from cloud.resident import ResidentPool
 from cloud.rounds import Round
 from common.types import GREEDY, Sampling, VerifyRequest
 
@@ -61,6 +62,24 @@ async def test_a_repeated_round_has_the_same_answer_without_a_second_engine_run(
         assert runs == 2
     finally:
         del cloud_engine.generate  # type: ignore[method-assign]
+
+
+async def test_a_session_is_resident_from_its_first_round_on(cloud_engine: CloudEngine) -> None:
+    prompt, right = await plain(cloud_engine)
+    residents = ResidentPool(cloud_engine, limit=2, idle_seconds=60.0)
+    verifier = DraftVerifier(cloud_engine, residents=residents)
+    try:
+        first = VerifyRequest(session="s", new_token_ids=prompt, draft_token_ids=right[:4])
+        begun = await verifier.verify_draft(first)
+        drawn = begun.token_ids
+        went_on = await verifier.verify_draft(replace(first, new_token_ids=prompt + drawn, draft_token_ids=right[5:8]))
+        assert (begun.form, went_on.form) == ("resident", "resident")
+        assert (residents.opened, residents.continued) == (1, 1)
+        assert drawn + went_on.token_ids == right[: len(drawn + went_on.token_ids)]
+        alone = await verifier.verify_draft(replace(first, session=""))
+        assert alone.form == "stateless"
+    finally:
+        await residents.close()
 
 
 async def test_a_stop_string_ends_the_answer_at_the_token_that_completes_it(cloud_engine: CloudEngine) -> None:

@@ -191,13 +191,21 @@ def test_a_journal_is_not_mixed_with_another_experiments(tmp_path: Path) -> None
 
 
 def test_counts_are_sums_over_labels_and_differences_are_by_field() -> None:
+    def line(sample: str, engine: int, value: float) -> str:
+        name, _, label = sample.partition("{")
+        labels = [f'engine="{engine}"', *filter(None, [label.rstrip("}")])]
+        return f"{name}{{{','.join(labels)}}} {value}\n{name}_of_another 99.0\n"
+
     page = "# TYPE vllm:iteration_tokens_total histogram\n" + "".join(
-        f'{sample}{{engine="{engine}"}} {10 * n + engine}\n{sample}_of_another 99.0\n'
-        for n, sample in enumerate(SAMPLES.values())
-        for engine in (1, 2)
+        line(sample, engine, 10 * n + engine) for n, sample in enumerate(SAMPLES.values()) for engine in (1, 2)
     )
     found = parsed(page)
-    assert [getattr(found, name) for name in SAMPLES] == [20 * n + 3 for n in range(len(SAMPLES))]
+    labelled = [name for name, sample in SAMPLES.items() if "{" in sample]
+    assert labelled
+    for n, (name, sample) in enumerate(SAMPLES.items()):
+        assert getattr(found, name) == 20 * n + 3, sample
+    another = page.replace('route="/stream"', 'route="/verify"')
+    assert parsed(another).stream_seconds == 0
     assert found - found == CloudCounts()
     assert found + found - found == found
     assert parsed("") == CloudCounts()

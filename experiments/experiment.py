@@ -1,0 +1,182 @@
+"""What all experiments over configurations share: options, servers, order, progress, journal, report.
+
+Knows no single experiment: one is a list of ablations, whose configurations answer the same questions.
+"""
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+
+from common import cli
+from common import config as configs
+from common.config_keys import Config
+from common.errors import ConfigError, EndpointError, StartError
+from experiments import ablation_html, ablation_markdown, ablation_report, ablation_words, datasets, results
+from experiments.ablation_report import Report
+from experiments.ablations import Ablation
+from experiments.configurations import configuration
+from experiments.environment import environment
+from experiments.journal import Journal
+from experiments.progress import progress
+from experiments.runner import Runner
+from experiments.servers import fleet
+from experiments.trials import Done, Network, Plan, Trial, trials
+
+SETTINGS = (
+    "cloud.model.dtype=float32",
+    "inference.way=rounds",
+    "inference.objective=cost",
+    "inference.draft_ahead=false",
+    "inference.fallback=false",
+    "cloud.draft_verifier.resident_sessions=32",
+)
+"""What all configurations of an experiment have, unless the command line sets it otherwise.
+
+Nothing that is counted depends on how long something takes: lossless answers come in rounds, drafts have the length
+that the gate gives them, and none is begun before it is known to be wanted. A lost cloud is an error, not an answer of
+the edge. Sessions keep their places in the cloud although they follow each other faster than people ask.
+"""
+DEMO_TURNS = 2
+"""Earlier turns before each question of the demo corpus, whose prompts are too short to be worth keeping by themselves;
+the demo models, trained on single turns, bear so many."""
+
+
+def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentParser:
+    made = cli.parser(description)
+    made.add_argument("--data", metavar="FILE|NAME", help="questions (experiments/datasets.py; default: held-out ones)")
+    made.add_argument("--questions", type=int, default=questions, help="how many at most (default %(default)s)")
+    made.add_argument("--turns", type=int, help=f"earlier turns before each (default: {DEMO_TURNS}, with --data 0)")
+    made.add_argument("--max-tokens", type=int, default=96, help="longest answer (default %(default)s)")
+    made.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default %(default)s)")
+    made.add_argument("--repeats", type=int, default=repeats, help="answers to each question (default %(default)s)")
+    made.add_argument("--seed", type=int, default=0, help="chooses questions, orders, draws (default %(default)s)")
+    made.add_argument("--network", metavar="MS,MBIT", help="round trip and bandwidth between edge and cloud")
+    made.add_argument("--output", default=".", metavar="DIR", help="folder of the report (default: this one)")
+    made.add_argument("--resume", action="store_true", help="go on with a run that was broken off")
+    return made
+
+
+def base_config(args: argparse.Namespace) -> Config:
+    """The config of the command line, over SETTINGS."""
+    return configs.load(args.config, [*SETTINGS, *args.set])
+
+
+def plan_of(args: argparse.Namespace, base: Config, ablations: Sequence[Ablation], asked: datasets.Dataset) -> Plan:
+    """Raises ConfigError for what makes no sense, before anything is started."""
+    turns = (0 if args.data else DEMO_TURNS) if args.turns is None else args.turns
+    for option, value, least in (("repeats", args.repeats, 1), ("max-tokens", args.max_tokens, 1), ("turns", turns, 0)):
+        if value < least:
+            raise ConfigError(f"--{option} must be {least} at least, not {value}")
+    if not 0 <= args.temperature <= 2:
+        raise ConfigError(f"--temperature must be from 0 to 2, not {args.temperature:g}")
+    prompts = msgspec.json.encode([question.prompt for question in asked.questions])
+    return Plan(
+        configurations=[configuration(ablation, base) for ablation in ablations],
+        data=asked.name,
+        prompts_sha256=hashlib.sha256(prompts).hexdigest(),
+        questions=len(asked.questions),
+        repeats=args.repeats,
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+        network=None if args.network is None else network_of(args.network),
+        config=msgspec.to_builtins(base, enc_hook=repr),
+        turns=turns,
+    )
+
+
+def network_of(text: str) -> Network:
+    try:
+        round_trip, mbit = map(float, text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--network takes milliseconds and Mbit/s, as in 20,50, not {text!r}") from error
+    if not (0 <= round_trip < 1e5 and 0 < mbit < 1e6):
+        raise ConfigError(f"--network takes a round trip of 0 ms at least and more than 0 Mbit/s, not {text!r}")
+    return Network(round_trip, mbit)
+
+
+async def run(
+    args: argparse.Namespace, ablations: Sequence[Ablation], base: Config, title: str, name: str, console: Console
+) -> Report:
+    """Measures what is not measured yet, and writes the report NAME.json, .md and .html into the output folder.
+
+    What was measured is kept beside it while the run is not complete, for --resume. Raises StartError when a server
+    does not come up or is lost, and EndpointError when a configuration answered nothing; the report is there then.
+    """
+    asked = datasets.load(args.data, args.questions, args.seed)
+    plan, folder = plan_of(args, base, ablations, asked), Path(args.output)
+    file = folder / f"{name}.unfinished.jsonl"
+    journal = Journal(file, plan, Done, args.resume)
+    try:
+        await _measure(args, plan, asked, base, journal, console)
+    except StartError as error:
+        kept = f"; {len(journal.entries)} answers are kept, --resume goes on" if journal.entries else ""
+        raise StartError(f"{error.message}{kept}") from error
+    options = {"program": f"{name.removesuffix('_report')}_experiments.py", **options_of(args)}
+    found = results.report(title, plan, journal.entries, environment(), asked.metric, options)
+    write(found, folder, name, console)
+    file.unlink()
+    for one in found.configurations:
+        if not one.answers:
+            raise EndpointError(f"{one.name}: nothing was answered; {one.first_failure}")
+    return found
+
+
+async def _measure(
+    args: argparse.Namespace,
+    plan: Plan,
+    asked: datasets.Dataset,
+    base: Config,
+    journal: Journal[Plan, Done],
+    console: Console,
+) -> None:
+    done = {entry.what for entry in journal.entries}
+    everything = list(trials(plan))
+    left = [trial for trial in everything if trial not in done]
+    if not left:
+        return
+    needed = {trial.configuration for trial in left}
+    wanted = [one.needs for one in plan.configurations if one.name in needed]
+    async with (
+        fleet(args, SETTINGS, wanted, console.print) as places,
+        Runner(plan, asked.questions, places, base.communication) as runner,
+    ):
+        with progress(console) as bar:
+            first = firsts(left)
+            task = bar.add_task("", total=len(first) + len(left))
+            for trial in first:
+                bar.update(task, description=f"settling: {trial.configuration}")
+                await runner.settle(trial)
+                bar.advance(task)
+            for trial in left:
+                bar.update(task, description=f"repeat {trial.repeat + 1} of {plan.repeats}: {trial.configuration}")
+                journal.add(await runner.make(trial))
+                bar.advance(task)
+
+
+def firsts(left: Sequence[Trial]) -> list[Trial]:
+    """For each configuration and question one of the trials."""
+    found: dict[tuple[str, tuple[int, ...]], Trial] = {}
+    for trial in left:
+        found.setdefault((trial.configuration, trial.questions), trial)
+    return list(found.values())
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What of the command line decides what is measured."""
+    return {name: value for name, value in vars(args).items() if name not in ("output", "resume", "compare")}
+
+
+def write(found: Report, folder: Path, name: str, console: Console) -> None:
+    ablation_report.write(found, folder / f"{name}.json")
+    (folder / f"{name}.md").write_text(ablation_markdown.render(found))
+    (folder / f"{name}.html").write_text(ablation_html.render(found))
+    for sentence in ablation_words.summary(found):
+        console.print(f"{sentence.lead}: {sentence.text}")
+    for kind in ("json", "md", "html"):
+        console.print(f"written: {folder / name}.{kind}")

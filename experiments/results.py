@@ -1,0 +1,123 @@
+"""From the trials that were made to the report of an experiment. Knows no server and no screen."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from common.types import Provenance
+from experiments import measures
+from experiments.ablation_report import Configuration as Reported
+from experiments.ablation_report import Contribution, Environment, Report, Row, Workload
+from experiments.ablations import BASELINE, CLOUD_ONLY, FEATURES
+from experiments.configurations import Configuration
+from experiments.measures import MEASURES, Definition, Sample
+from experiments.trials import Done, Plan
+
+
+def report(
+    title: str, plan: Plan, entries: Iterable[Done], environment: Environment, metric: str, options: dict[str, Any]
+) -> Report:
+    """`metric`: what quality is measured by; `options`: the command line's."""
+    by_name: dict[str, list[Done]] = {configuration.name: [] for configuration in plan.configurations}
+    for entry in entries:
+        by_name[entry.what.configuration].append(entry)
+    definitions = defined(by_name.get(CLOUD_ONLY.name, []))
+    samples = {name: measures.sample(found) for name, found in by_name.items()}
+    configurations = [
+        reported(configuration, by_name[configuration.name], samples, definitions)
+        for configuration in plan.configurations
+    ]
+    return Report(
+        title=title,
+        environment=environment,
+        workload=Workload(name=plan.data, questions=plan.questions, metric=metric, prompts_sha256=plan.prompts_sha256),
+        options=options,
+        seed=plan.seed,
+        repeats=plan.repeats,
+        network=None
+        if plan.network is None
+        else {"round trip, ms": plan.network.round_trip_ms, "Mbit/s": plan.network.mbit},
+        config=plan.config,
+        baseline=BASELINE.name,
+        measures={name: definition.info for name, definition in definitions.items()},
+        configurations=configurations,
+        contributions=contributions(configurations),
+        rows={name: rows(found) for name, found in by_name.items()},
+        warnings=[*warnings(plan.configurations)],
+    )
+
+
+def defined(cloud_only: Iterable[Done]) -> dict[str, Definition]:
+    """All measures: agreement is one where cloud only has answered something to agree with."""
+    reference: dict[int, str] = {}
+    for row in rows(cloud_only):
+        if row.error is None:
+            reference.setdefault(row.question, row.text)
+    found = dict(MEASURES)
+    if reference:
+        found["agreement"] = measures.agreement(reference)
+    return found
+
+
+def reported(
+    asked: Configuration,
+    entries: Sequence[Done],
+    samples: Mapping[str, Sample],
+    definitions: Mapping[str, Definition],
+) -> Reported:
+    found, base = samples[asked.name], samples[BASELINE.name]
+    answers = rows(entries)
+    good = [row for row in answers if row.error is None]
+    provenance = Counter({str(source): 0 for source in Provenance})
+    for row in good:
+        provenance.update(row.provenance)
+    measured = {name: one for name, each in definitions.items() if (one := measures.measured(each, found))}
+    differences = {}
+    if asked.name != BASELINE.name:
+        compared = {name: measures.difference(definitions[name], found, base) for name in measured}
+        differences = {name: one for name, one in compared.items() if one}
+    return Reported(
+        name=asked.name,
+        description=asked.description,
+        config_overrides=asked.config_overrides,
+        request=asked.fields,
+        answers=len(good),
+        failures=len(answers) - len(good),
+        first_failure=next((row.error for row in answers if row.error), None),
+        measures=measured,
+        differences=differences,
+        provenance=dict(provenance),
+        latencies_ms=[row.latency_ms for row in good],
+        unchanged=asked.name != BASELINE.name and bool(good) and measures.unchanged(definitions, found, base),
+    )
+
+
+def rows(entries: Iterable[Done]) -> list[Row]:
+    """All answers, by question and repeat, whatever the order in which they were asked for."""
+    return sorted((row for entry in entries for row in entry.rows), key=lambda row: (row.question, row.repeat))
+
+
+def contributions(configurations: Sequence[Reported]) -> list[Contribution]:
+    """What each feature is worth by the measures that it is for, as far as it was switched off."""
+    by_name = {configuration.name: configuration for configuration in configurations}
+    base = by_name[BASELINE.name]
+    return [
+        Contribution(
+            feature=feature,
+            configuration=name,
+            measure=measure,
+            baseline=base.measures[measure].value,
+            without=by_name[name].measures[measure].value,
+            difference=by_name[name].differences[measure],
+        )
+        for feature, (name, chosen) in FEATURES.items()
+        if name in by_name
+        for measure in chosen
+        if measure in base.measures and measure in by_name[name].differences
+    ]
+
+
+def warnings(configurations: Iterable[Configuration]) -> Iterable[str]:
+    for one in configurations:
+        if one.timed:
+            yield f"{one.name}: its counts depend on timing, and may be others in another run: {', '.join(one.timed)}"

@@ -12,8 +12,9 @@ export EDGECLOUD_COMMUNICATION__CLOUD_ENDPOINT=http://localhost:$cloud_port
 log=logs/demo.log
 servers=
 
-say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
-[[ -t 1 ]] || say() { printf '\n== %s\n' "$*"; }
+bold='' plain=''
+if [[ -t 1 ]]; then bold=$'\033[1m' plain=$'\033[0m'; fi
+say() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
 
 stop() {
     [[ -n $servers ]] || return 0
@@ -29,7 +30,7 @@ trap 'exit 130' INT TERM
 python=.venv/bin/python
 
 for port in "$edge_port" "$cloud_port"; do
-    if curl -s "localhost:$port" >/dev/null; then
+    if (: <"/dev/tcp/localhost/$port") 2>/dev/null; then
         echo "error: port $port is in use; try EDGE_PORT=9080 CLOUD_PORT=9081 $0" >&2
         exit 1
     fi

@@ -187,15 +187,19 @@ class Report:
 
     rows: list[tuple[Text, str, str, Text, str]] = field(default_factory=list)
     failed: int = 0
+    running: tuple[str, str, float] | None = None
+    """Part and name of the check under way, and when it began."""
 
     async def run(self, part: str, what: str, check: Callable[[], Awaitable[str]], advice: str) -> bool:
         """Runs one check and adds its row; returns whether all is well."""
         started = time.perf_counter()
+        self.running = part, what, started
         try:
             mark, seen = Text("✓", "green"), Text(await check())
         except FrameworkError as error:
             self.failed += 1
             mark, seen = Text("✗", "red"), Text(error.message, "red") + Text(f"\n→ {advice}")
+        self.running = None
         self.rows.append((mark, part, what, seen, f"{time.perf_counter() - started:.1f} s"))
         return mark.plain == "✓"
 
@@ -203,6 +207,9 @@ class Report:
         table = Table("", "part", "what is checked", "what was seen", "time")
         for row in self.rows:
             table.add_row(*row)
+        if self.running:
+            part, what, started = self.running
+            table.add_row("…", part, what, "", f"{time.perf_counter() - started:.0f} s")
         return table
 
 
@@ -210,9 +217,7 @@ async def main() -> None:
     args = cli.parser("Check this installation: start both servers, try each part, stop them.").parse_args()
     config = cli.load_config(args)  # a wrong key is one line, before anything starts
     console, report = Console(highlight=False), Report()
-    console.print(
-        f"edge: {config.edge.model.path}, cloud: {config.cloud.model.path}; the cloud starts in half a minute"
-    )
+    console.print(f"edge {config.edge.model.path}, cloud {config.cloud.model.path}")
     with Live(console=console, get_renderable=report.__rich__, refresh_per_second=2):
         await run_all(report, args)
     console.print()

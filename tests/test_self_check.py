@@ -16,6 +16,12 @@ ROOT = Path(__file__).parent.parent
 set_up = pytest.mark.skipif(not (ROOT / ".venv" / ".ready").exists(), reason="run_demo.sh would set up first")
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal on which no cell of a table is broken into lines."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 def rows(output: str) -> list[list[str]]:
     """The first line of each row of the table."""
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]

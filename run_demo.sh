@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows the whole project once: both servers, a question, a stream, a batch, what each part is worth. Stops what it started.
+# Shows the project once: starts both servers, asks a question, streams, asks many at once, and stops what it started.
 # Ports other than 8080 and 8081: EDGE_PORT=9080 CLOUD_PORT=9081 ./run_demo.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -56,3 +56,5 @@ say "lossless: the cloud verifies everything; the answer comes as a stream"
 
 say "many questions at once"
 "$python" examples/batch.py
+
+say "what each part is worth: python ablation_experiments.py"

@@ -41,7 +41,8 @@ def main() -> int:
         # The baseline is always among them: it is what the others are compared with.
         command = [sys.executable, "ablation_experiments.py", "--config", str(config), "--only", "strict,lenient"]
         few = ["--questions", "12", "--repeats", "1"]
-        code = subprocess.run([*command, *few, "--output", str(OUTPUT)], cwd=PROJECT).returncode
+        where = ["--output", str(OUTPUT), "--resume"]  # a run that was broken off goes on
+        code = subprocess.run([*command, *few, *where], cwd=PROJECT).returncode
     if code == 0:
         show(OUTPUT / "ablation_report.json")
     return code

@@ -66,10 +66,10 @@ async def main() -> None:
         case "client":
             await answer(config, args.prompt, settings, args.stream)
         case "interactive":
-            async with client_of(config) as client:
+            async with EdgeCloudHTTPClient.of(config) as client:
                 await repl(client, config, settings, terminal.console())
         case "demo":
-            await demo(args, config, args.prompt or "What is AI?", settings)
+            await demo(args, args.prompt or "What is AI?", settings)
         case "calibrate":
             await calibrated(args, config)
 
@@ -91,19 +91,18 @@ async def serve(args: argparse.Namespace, config: Config) -> None:
 async def answer(config: Config, prompt: str | None, settings: Settings, stream: bool) -> None:
     if prompt is None:
         raise RequestError("--mode client needs --prompt")
-    async with client_of(config) as client:
+    async with EdgeCloudHTTPClient.of(config) as client:
         await ask(client, prompt, settings, terminal.console(), stream)
 
 
-async def demo(args: argparse.Namespace, config: Config, prompt: str, settings: Settings) -> None:
+async def demo(args: argparse.Namespace, prompt: str, settings: Settings) -> None:
     """Both servers on free ports, one answer, everything stopped again."""
     console = terminal.console()
-    async with (
-        demo_servers(args, console.print) as (edge_url, cloud_url),
-        client_of(config, edge_url, cloud_url) as client,
-    ):
-        console.print(f"\n{prompt}", style="bold")
-        await ask(client, prompt, settings, console)
+    async with demo_servers(args, console.print) as (edge, cloud):
+        config = cli.load_config(args, communication__edge_endpoint=edge, communication__cloud_endpoint=cloud)
+        async with EdgeCloudHTTPClient.of(config) as client:
+            console.print(f"\n{prompt}", style="bold")
+            await ask(client, prompt, settings, console)
 
 
 async def calibrated(args: argparse.Namespace, config: Config) -> None:
@@ -113,23 +112,9 @@ async def calibrated(args: argparse.Namespace, config: Config) -> None:
         raise ConfigError(
             "--mode calibrate needs --data FILE.jsonl; python -m models.heldout writes one for the demo pair"
         )
-    async with client_of(config) as client:
+    async with EdgeCloudHTTPClient.of(config) as client:
         sources = Sources(args.data, args.output, args.config)
         await calibrate(client, config, objective, sources, args.max_tokens, terminal.console())
-
-
-def client_of(config: Config, edge_url: str | None = None, cloud_url: str | None = None) -> EdgeCloudHTTPClient:
-    communication = config.communication
-    return EdgeCloudHTTPClient(
-        edge_url or communication.edge_endpoint,
-        cloud_url or communication.cloud_endpoint,
-        communication.http_client,
-        communication.edge_api_key,
-        communication.cloud_api_key,
-        communication.cloud_endpoints,
-        communication.breaker,
-        config.inference.private_patterns,
-    )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,15 @@ def load_config(args: argparse.Namespace, **flags: object) -> Config:
     return config.load(args.config, [*args.set, *given])
 
 
+def client_config(description: str) -> Config:
+    """The command line of a small client program: `--edge` and `--cloud` say where the servers are, else the config."""
+    made = parser(description)
+    made.add_argument("--edge", metavar="URL", help="the edge server (default: communication.edge_endpoint)")
+    made.add_argument("--cloud", metavar="URL", help="the cloud server (default: communication.cloud_endpoint)")
+    args = made.parse_args()
+    return load_config(args, communication__edge_endpoint=args.edge, communication__cloud_endpoint=args.cloud)
+
+
 def run(program: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> int:
     """Runs a program to its end and returns its exit code; a FrameworkError becomes one line on stderr and code 1.
 

@@ -18,7 +18,7 @@ from common.api import (
     TokenizeRequest,
 )
 from common.clouds import Clouds
-from common.config_keys import NO_KEY, BreakerConfig, CommunicationConfig, HttpClientConfig, Secret
+from common.config_keys import NO_KEY, BreakerConfig, CommunicationConfig, Config, HttpClientConfig, Secret
 from common.connection import HTTPClient as HTTPClient
 from common.errors import EndpointError, VocabularyError
 from common.pipeline import Pipeline
@@ -69,6 +69,21 @@ class EdgeCloudHTTPClient:
                 http_client=config,
                 breaker=breaker,
             )
+        )
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """A client of the servers that a config names, with its keys, deadlines and private patterns."""
+        communication = config.communication
+        return cls(
+            communication.edge_endpoint,
+            communication.cloud_endpoint,
+            communication.http_client,
+            communication.edge_api_key,
+            communication.cloud_api_key,
+            communication.cloud_endpoints,
+            communication.breaker,
+            config.inference.private_patterns,
         )
 
     async def __aenter__(self) -> Self:

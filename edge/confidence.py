@@ -1,7 +1,8 @@
 """F1: how sure a model is of its next token, as one number read from its logits. Knows no engine and no threshold.
 
-A strategy is one pure function of a `Softmax`, vectorised over its rows, named in `STRATEGIES`. Every strategy returns
-numbers in [0, 1]: 1 is certainty, larger is surer. p stands for softmax(logits) over the full vocabulary of V tokens.
+A strategy is one pure function of a `Softmax`, vectorised over its rows; those that the config names are `STRATEGIES`.
+Every strategy returns numbers in [0, 1]: 1 is certainty, larger is surer. p stands for softmax(logits) over the full
+vocabulary of V tokens.
 """
 
 import math
@@ -21,6 +22,10 @@ __all__ = [
     "ConfidenceEnsemble",
     "ConfidenceMetrics",
     "ConfidenceStrategy",
+    "Floats",
+    "Settings",
+    "Softmax",
+    "Strategy",
 ]
 
 Floats = NDArray[np.floating[Any]]
@@ -99,7 +104,10 @@ def top_k_agg(softmax: Softmax, settings: Settings) -> Floats:
     return 1.0 / np.asarray(np.partition(softmax.weights, -k, axis=-1)[..., -k:].sum(axis=-1))
 
 
-STRATEGIES: dict[ConfidenceStrategy, Callable[[Softmax, Settings], Floats]] = {
+Strategy = Callable[[Softmax, Settings], Floats]
+"""From softmaxes, [..., V], to confidences, [...], in [0, 1]; called once per step, in the engine's thread."""
+
+STRATEGIES: dict[ConfidenceStrategy, Strategy] = {
     ConfidenceStrategy.MAX_PROB: max_prob,
     ConfidenceStrategy.ENTROPY: entropy,
     ConfidenceStrategy.TEMPERATURE: temperature,
@@ -108,16 +116,17 @@ STRATEGIES: dict[ConfidenceStrategy, Callable[[Softmax, Settings], Floats]] = {
 
 
 class ConfidenceCalculator:
-    """One strategy, ready for use; the engine calls `of_batch` once per step, in its own thread."""
+    """One strategy, named or a function of one's own; the engine calls `of_batch` once per step, in its own thread."""
 
     def __init__(
         self,
-        strategy: ConfidenceStrategy = ConfidenceStrategy.MAX_PROB,
+        strategy: ConfidenceStrategy | Strategy = ConfidenceStrategy.MAX_PROB,
         temperature: float = 1.5,
         top_k: int = 5,
     ) -> None:
-        self.strategy = ConfidenceStrategy(strategy)
+        self.strategy = strategy if callable(strategy) else ConfidenceStrategy(strategy)
         self.settings = Settings(temperature, top_k)
+        self._function = strategy if callable(strategy) else STRATEGIES[ConfidenceStrategy(strategy)]
 
     def of_logits(self, logits: Floats) -> Floats:
         """The confidence of each row of `logits`, [..., V] to [...], in [0, 1]."""
@@ -129,7 +138,7 @@ class ConfidenceCalculator:
         return softmax.prob(chosen), self._of(softmax)
 
     def _of(self, softmax: Softmax) -> Floats:
-        return STRATEGIES[self.strategy](softmax, self.settings)
+        return self._function(softmax, self.settings)
 
     def calculate_confidence(self, token_probs: list[TokenProb]) -> ConfidenceMetrics:
         """The metrics of tokens already drawn.
@@ -159,7 +168,9 @@ class AblatedConfidenceCalculator(ConfidenceCalculator):
 class ConfidenceEnsemble:
     """The weighted mean of several strategies, in [0, 1]; without weights all count alike."""
 
-    def __init__(self, strategies: Sequence[ConfidenceStrategy], temperature: float = 1.5, top_k: int = 5) -> None:
+    def __init__(
+        self, strategies: Sequence[ConfidenceStrategy | Strategy], temperature: float = 1.5, top_k: int = 5
+    ) -> None:
         if not strategies:
             raise ConfigError("confidence.strategies: an ensemble needs at least one")
         self.calculators = [ConfidenceCalculator(strategy, temperature, top_k) for strategy in strategies]
@@ -175,7 +186,7 @@ class ConfidenceEnsemble:
 
     def ensemble_confidence(
         self, token_probs: list[TokenProb], weights: Sequence[float] | None = None
-    ) -> tuple[float, dict[ConfidenceStrategy, float]]:
+    ) -> tuple[float, dict[ConfidenceStrategy | Strategy, float]]:
         """The ensemble's mean confidence over tokens already drawn, and each strategy's.
 
         From tokens alone the strategies agree (see `ConfidenceCalculator.calculate_confidence`); they differ in

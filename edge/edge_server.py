@@ -17,6 +17,7 @@ from common.online_gate import OnlineGate
 from common.types import DraftRequest
 from edge import prompts
 from edge.answer_metrics import AnswerMetrics
+from edge.batching import Confidence
 from edge.chat_template import ChatTemplate
 from edge.choice import plan_of
 from edge.cloud_vocabulary import CloudVocabulary
@@ -33,11 +34,14 @@ SERVICES = web.AppKey("SERVICES", Services)
 DRAFTS = web.AppKey("DRAFTS", DraftGenerator)
 
 
-def build_app(config: Config) -> web.Application:
-    """The edge server's application; the engine and the connections to the cloud start and stop with it."""
+def build_app(config: Config, confidence: Confidence | None = None) -> web.Application:
+    """The edge server's application; the engine and the connections to the cloud start and stop with it.
+
+    `confidence` takes the place of the strategy that the config names (F1); see examples/custom_strategy.py.
+    """
     registry = CollectorRegistry()
     app = make_app(config.edge.server, registry)
-    app.cleanup_ctx.append(lambda app: _services(app, config, registry))
+    app.cleanup_ctx.append(lambda app: _services(app, config, registry, confidence or _confidence(config.edge)))
     app.router.add_get("/ready", _ready)
     app.router.add_get("/stats", _stats)
     app.router.add_get("/v1/models", _models)
@@ -52,8 +56,10 @@ def build_app(config: Config) -> web.Application:
     return app
 
 
-async def _services(app: web.Application, config: Config, registry: CollectorRegistry) -> AsyncIterator[None]:
-    engine, clouds = _engine(config.edge), Clouds(config.communication)
+async def _services(
+    app: web.Application, config: Config, registry: CollectorRegistry, confidence: Confidence
+) -> AsyncIterator[None]:
+    engine, clouds = _engine(config.edge, confidence), Clouds(config.communication)
     async with (
         engine,
         clouds,
@@ -73,9 +79,13 @@ def _online_gate(config: Config) -> OnlineGate | None:
     return OnlineGate(online, config.plan.gate) if online.enabled else None
 
 
-def _engine(config: EdgeConfig) -> EdgeEngine:
-    model, confidence = config.model, config.confidence
-    calculator = ConfidenceCalculator(confidence.strategy, temperature=confidence.temperature, top_k=confidence.top_k)
+def _confidence(config: EdgeConfig) -> Confidence:
+    named = config.confidence
+    return ConfidenceCalculator(named.strategy, temperature=named.temperature, top_k=named.top_k).of_batch
+
+
+def _engine(config: EdgeConfig, confidence: Confidence) -> EdgeEngine:
+    model = config.model
     return EdgeEngine(
         model.path,
         context_length=model.context_length,
@@ -85,7 +95,7 @@ def _engine(config: EdgeConfig) -> EdgeEngine:
         kv_type=model.kv_type,
         kv_unified=model.kv_unified,
         flash_attention=None if model.flash_attention == "auto" else model.flash_attention,
-        confidence=calculator.of_batch,
+        confidence=confidence,
         store=_store(config.kv_cache),
         limits=config.limits,
     )

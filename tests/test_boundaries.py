@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = "common", "edge", "cloud", "models", "benchmarks", "experiments"
+PACKAGES = "common", "edge", "cloud", "models", "benchmarks", "experiments", "examples"
 FILES = [p for package in PACKAGES for p in (ROOT / package).glob("*.py")]
 ALLOWED = {"common": {"common"}, "edge": {"common", "edge"}, "cloud": {"common", "cloud"}}
 HEAVY = {

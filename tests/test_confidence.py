@@ -20,6 +20,9 @@ from edge.confidence import (
     ConfidenceEnsemble,
     ConfidenceMetrics,
     ConfidenceStrategy,
+    Floats,
+    Settings,
+    Softmax,
 )
 from edge.fit_temperature import BINS, Calibration, read_questions
 from models import corpus
@@ -126,6 +129,15 @@ def test_without_f1_everything_is_certain() -> None:
     assert off.of_logits(ROWS).tolist() == [1.0] * len(ROWS)
     assert off.of_batch(ROWS, ROWS.argmax(-1))[1].tolist() == [1.0] * len(ROWS)
     assert not ConfidenceCalculator().should_accept_draft(ConfidenceCalculator().calculate_confidence([token(0.01)]), 1)
+
+
+def test_a_function_of_ones_own_is_a_strategy_alone_and_in_an_ensemble() -> None:
+    def half(softmax: Softmax, settings: Settings) -> Floats:
+        return np.full_like(softmax.total, settings.top_k / 10)
+
+    assert ConfidenceCalculator(half, top_k=5).of_logits(ROWS).tolist() == [0.5] * len(ROWS)
+    both = ConfidenceEnsemble([half, ConfidenceStrategy.MAX_PROB], top_k=5).of_logits(ROWS)
+    assert both.tolist() == pytest.approx(((0.5 + ConfidenceCalculator().of_logits(ROWS)) / 2).tolist())
 
 
 def test_an_ensemble_is_the_weighted_mean_of_its_strategies() -> None:

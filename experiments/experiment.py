@@ -5,6 +5,7 @@ Knows no single experiment: one is a list of ablations, whose configurations ans
 
 import argparse
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -168,8 +169,9 @@ def firsts(left: Sequence[Trial]) -> list[Trial]:
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What of the command line decides what is measured."""
-    return {name: value for name, value in vars(args).items() if name not in ("output", "resume", "compare")}
+    """What of the command line decides what is measured; keys that are secret stay so."""
+    shown = {name: value for name, value in vars(args).items() if name not in ("output", "resume", "compare")}
+    return shown | {"set": [re.sub(r"(api_keys?)=.*", r"\1=***", setting) for setting in args.set]}
 
 
 def write(found: Report, folder: Path, name: str, console: Console) -> None:
@@ -177,6 +179,6 @@ def write(found: Report, folder: Path, name: str, console: Console) -> None:
     (folder / f"{name}.md").write_text(ablation_markdown.render(found))
     (folder / f"{name}.html").write_text(ablation_html.render(found))
     for sentence in ablation_words.summary(found):
-        console.print(f"{sentence.lead}: {sentence.text}")
+        console.print(sentence)
     for kind in ("json", "md", "html"):
         console.print(f"written: {folder / name}.{kind}")

@@ -195,6 +195,13 @@ def test_secrets_stay_out_of_the_plan() -> None:
     assert "hidden" not in str(found.config)
 
 
+def test_secrets_stay_out_of_the_options_too() -> None:
+    flags = ["--set", "communication.cloud_api_key=abc", "--set", "cloud.server.api_keys=[abc]", "--set", "a.b=1"]
+    told = experiment.options_of(experiment.parser("", 1, 1).parse_args(flags))
+    assert told["set"] == ["communication.cloud_api_key=***", "cloud.server.api_keys=***", "a.b=1"]
+
+
+
 def test_the_default_output_is_what_the_documents_say() -> None:
     assert experiment.parser("", 1, 1).parse_args([]).output == "."
     assert ablation_experiments.NAME == "ablation_report"

@@ -201,7 +201,6 @@ def test_secrets_stay_out_of_the_options_too() -> None:
     assert told["set"] == ["communication.cloud_api_key=***", "cloud.server.api_keys=***", "a.b=1"]
 
 
-
 def test_the_default_output_is_what_the_documents_say() -> None:
     assert experiment.parser("", 1, 1).parse_args([]).output == "."
     assert ablation_experiments.NAME == "ablation_report"

@@ -75,8 +75,8 @@ class StreamRoute:
         try:
             start: Start | None = await self._started(peer)
             while start is not None:
-                await self._answer(request, peer, start)
-                start = await _next(request, peer) if start.keep else None
+                following = await self._answer(request, peer, start)
+                start = following or (await _next(request, peer) if start.keep else None)
             await peer.close()
         except LeftError:
             pass
@@ -88,7 +88,8 @@ class StreamRoute:
             await peer.fail(failure)
         return ws
 
-    async def _answer(self, request: web.Request, peer: "Peer", start: Start) -> None:
+    async def _answer(self, request: web.Request, peer: "Peer", start: Start) -> Start | None:
+        """Returns the start of the next answer if that was there already."""
         peer.ended = False
         await self._check(start)
         request_id = start.request_id or request[REQUEST_ID]
@@ -108,7 +109,7 @@ class StreamRoute:
         with self.work(tokens), request.app[DRAFT_CHANNEL].sender() as sender:
             answer = ContinuousAnswer(self.engine, asked, sender, start.stop)
             try:
-                await self._exchange(peer, answer)
+                return await self._exchange(peer, answer)
             finally:
                 self.record(answer)
                 log.info("stream of %d tokens, request %s", answer.drawn, request_id)
@@ -129,20 +130,24 @@ class StreamRoute:
         check_ids(start.token_ids, self.engine.vocab_size, "token_ids")
         check_ids(start.stop_token_ids, self.engine.vocab_size, "stop_token_ids")
 
-    async def _exchange(self, peer: "Peer", answer: ContinuousAnswer) -> None:
-        tasks = asyncio.create_task(self._read(peer, answer)), asyncio.create_task(_send(peer, answer))
+    async def _exchange(self, peer: "Peer", answer: ContinuousAnswer) -> Start | None:
+        reading, sending = asyncio.create_task(self._read(peer, answer)), asyncio.create_task(_send(peer, answer))
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await asyncio.wait((reading, sending), return_when=asyncio.FIRST_COMPLETED)
+            following = reading.result() if reading.done() else None
+            await sending
+            return following
         finally:
-            for task in tasks:
+            for task in (reading, sending):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(reading, sending, return_exceptions=True)
 
-    async def _read(self, peer: "Peer", answer: ContinuousAnswer) -> None:
+    async def _read(self, peer: "Peer", answer: ContinuousAnswer) -> Start:
+        """Takes drafts until a client that has the end says what it wants next."""
         while True:
             frame = await peer.receive()
+            if isinstance(frame, Start) and peer.ended:
+                return frame
             if not isinstance(frame, DraftFrame):
                 raise RequestError("an answer has one start", param="type")
             if frame.position >= self.engine.max_model_len:
@@ -160,7 +165,7 @@ class Peer:
         self._exchange = exchange
         self._content_type = wire.JSON
         self.ended = False
-        """Whether the last frame of the answer was sent."""
+        """Whether the last frame of the answer is on its way."""
 
     async def receive(self) -> ClientFrame:
         """Raises RequestError for a frame that cannot be read, LeftError when there is no more."""
@@ -180,6 +185,7 @@ class Peer:
     async def send(self, frame: ServerFrame) -> None:
         """Raises LeftError when the client is gone, or reads too slowly."""
         body = wire.encode(frame, self._content_type)
+        self.ended = isinstance(frame, EndFrame)  # before it can be answered
         try:
             async with asyncio.timeout(SEND_SECONDS):
                 if self._content_type == wire.MSGPACK:
@@ -189,7 +195,6 @@ class Peer:
         except (TimeoutError, ConnectionError) as error:
             raise LeftError from error
         self._exchange.sent(len(body))
-        self.ended = isinstance(frame, EndFrame)
 
     async def fail(self, error: FrameworkError) -> None:
         """Tells the client what went wrong, and closes."""

@@ -70,6 +70,14 @@ async def test_answers_one_after_the_other_share_a_connection_and_are_what_they_
     assert kept == alone
 
 
+async def test_a_client_may_ask_again_in_the_moment_of_the_end(cloud_engine: CloudEngine) -> None:
+    async with behind_proxy(cloud_engine) as (_, proxy, client):
+        for _ in range(50):
+            async with CloudStream(client, PROMPT, 1) as stream:
+                assert [len(frame.token_ids) async for frame in stream] == [1]
+        assert proxy.connections == 1
+
+
 async def test_answers_at_the_same_time_never_share_one(cloud_engine: CloudEngine) -> None:
     async with behind_proxy(cloud_engine) as (_, proxy, client):
         first = await asyncio.gather(*(answer(client, PROMPT) for _ in range(4)))

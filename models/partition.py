@@ -25,7 +25,7 @@ from common import split_manifest
 from common.errors import ConfigError
 from common.split_manifest import Segment, SplitManifest, Tail, file_hash, folder_hash
 from common.terminal import console
-from models import gguf_export, gguf_vocabulary
+from models import gguf_export, gguf_vocabulary, split_check
 from models.checkpoint import EMBEDDING, Checkpoint, find
 from models.gguf_export import QUANTIZATIONS, Entry, Step
 from models.split_exits import Exits, shapes
@@ -175,7 +175,10 @@ def partition(model: str, exits: list[int] | None, exits_file: Path | None, quan
         folder = Path(made) / output.name
         folder.mkdir()
         with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console()) as bar:
-            cut(checkpoint, taken, quantization, Path(model).name, folder, bar)
+            manifest = cut(checkpoint, taken, quantization, Path(model).name, folder, bar)
+            task = bar.add_task("checking", total=split_check.steps(checkpoint, taken))
+            findings = split_check.compare(checkpoint, taken, manifest, folder, lambda: bar.advance(task))
+        console().print(split_check.as_table(findings))
         shutil.rmtree(output, ignore_errors=True)
         folder.rename(output)
 

@@ -4,8 +4,8 @@ An exit learns to say what the whole model would say next: its loss is the cross
 distribution (knowledge distillation, Hinton et al. 2015, arXiv 1503.02531), so any text will do, labelled or not.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -62,10 +62,10 @@ class EarlyExitLLM(nn.Module):
             {str(e): EarlyExitHead(norm.weight, head.weight, norm.variance_epsilon) for e in self.early_exit_layers}
         )
 
-    @torch.no_grad()
     def states(self, token_ids: Tensor, wanted: Tensor | None = None) -> States:
         """What the frozen model leaves of `token_ids`, [B, T], at the positions `wanted`, [B, T] (None: all)."""
-        out = self.base_model.model(token_ids, output_hidden_states=True, use_cache=False)
+        with torch.no_grad():
+            out = self.base_model.model(token_ids, output_hidden_states=True, use_cache=False)
         at = slice(None) if wanted is None else wanted.flatten().nonzero().flatten()
         exits = [out.hidden_states[exit].flatten(0, 1)[at] for exit in self.early_exit_layers]
         return States(torch.stack(exits), out.last_hidden_state.flatten(0, 1)[at])
@@ -74,10 +74,10 @@ class EarlyExitLLM(nn.Module):
         """Each exit's logits, [n, V]."""
         return [head(at) for head, at in zip(self.exit_heads.values(), states.exits, strict=True)]
 
-    @torch.no_grad()
     def targets(self, states: States) -> Tensor:
         """The whole model's distribution of the next token, [n, V]."""
-        return self.base_model.get_output_embeddings()(states.last).float().softmax(-1)
+        with torch.no_grad():
+            return self.base_model.get_output_embeddings()(states.last).float().softmax(-1)
 
     def losses(self, states: States) -> list[Tensor]:
         """Each exit's mean cross-entropy to the whole model's distribution, in nats a token."""
@@ -85,9 +85,9 @@ class EarlyExitLLM(nn.Module):
         return [nn.functional.cross_entropy(logits, targets) for logits in self(states)]
 
 
-Batch = States | Tensor | Mapping[str, Tensor]
+Batch: TypeAlias = States | Tensor | Mapping[str, Tensor]
 """States, or token ids [B, T], or `input_ids` with an `attention_mask` that is 0 where there is only padding."""
-Watch = Callable[[int, list[float]], object]
+Watch: TypeAlias = Callable[[int, list[float]], object]
 """Told after each step how many there were and what each exit's loss was."""
 
 
@@ -116,23 +116,23 @@ def train_step(model: EarlyExitLLM, states: States, optimizer: torch.optim.Optim
     return [loss.item() for loss in losses]
 
 
-@torch.no_grad()
 def validation_losses(model: EarlyExitLLM, dataloader: Iterable[Batch]) -> list[float]:
-    """Each exit's mean cross-entropy to the whole model, in nats a token."""
-    total, count = torch.zeros(len(model.early_exit_layers)), 0
-    for states in all_states(model, dataloader):
-        total += len(states.last) * torch.stack(model.losses(states))
-        count += len(states.last)
-    return (total / max(count, 1)).tolist()
-
-
-def all_states(model: EarlyExitLLM, dataloader: Iterable[Batch]) -> Iterator[States]:
-    return (as_states(model, batch) for batch in dataloader)
+    """Each exit's mean cross-entropy to the whole model's distribution, in nats a token."""
+    total, count = [0.0] * len(model.early_exit_layers), 0
+    with torch.no_grad():
+        for batch in dataloader:
+            states = as_states(model, batch)
+            size = len(states.last)
+            total = [sum_ + size * loss.item() for sum_, loss in zip(total, model.losses(states), strict=True)]
+            count += size
+    return [sum_ / max(count, 1) for sum_ in total]
 
 
 def as_states(model: EarlyExitLLM, batch: Batch) -> States:
+    """The states of a batch, where the model is."""
     if isinstance(batch, States):
-        return batch
+        device = next(model.parameters()).device
+        return States(batch.exits.to(device), batch.last.to(device))
     if isinstance(batch, Mapping):
         return model.states(batch["input_ids"], batch.get("attention_mask"))
     return model.states(batch)

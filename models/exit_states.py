@@ -40,7 +40,9 @@ class StateFiles:
     def batches(self, size: int, seed: int | None = None) -> Iterator[States]:
         """All positions in batches of `size` and less, shuffled by `seed`: the files, and the positions within each."""
         shuffle = torch.Generator().manual_seed(seed or 0)
-        for number in torch.randperm(len(self._files), generator=shuffle) if seed is not None else range(len(self._files)):
+        for number in (
+            torch.randperm(len(self._files), generator=shuffle) if seed is not None else range(len(self._files))
+        ):
             found = load_file(self._files[number])
             count = len(found["last"])
             order = torch.randperm(count, generator=shuffle) if seed is not None else torch.arange(count)
@@ -74,5 +76,3 @@ def _groups(texts: list[Text], size: int, weight: Callable[[Text], int]) -> Iter
             group, total = [], 0
     if group:
         yield group
-
-

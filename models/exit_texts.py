@@ -1,18 +1,16 @@
 """Texts to train exits on, as token ids: questions with answers, plain text, or the demo's corpus. Knows no model."""
 
 import itertools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from common import calibration_data
 from common.errors import ConfigError
 from models import corpus, heldout
-from models.tokenizer import PAIR
 
 VALIDATION = 0.1
 """Share of the texts that nothing is trained on."""
-DEMO_TEXTS, DEMO_TASKS = 12_000, 0.4
+DEMO_TEXTS, DEMO_TASKS = 8_000, 0.4
 """How many of the demo's conversations, and which share of them are tasks."""
 
 
@@ -27,7 +25,7 @@ def demo(tokenizer: Any, count: int = DEMO_TEXTS) -> tuple[list[Text], list[Text
     """Conversations as demo-cloud was trained on, others than those; to validate, half the held-out questions."""
     pairs = itertools.islice(corpus.training_pairs(1000, DEMO_TASKS), count)
     held_out = [(prompt, answer) for _, prompt, answer in heldout.pairs()[::2]]
-    return _conversations(tokenizer, pairs), _conversations(tokenizer, held_out)
+    return [_asked(tokenizer, *pair) for pair in pairs], [_asked(tokenizer, *pair) for pair in held_out]
 
 
 def read(path: Path, tokenizer: Any, longest: int) -> tuple[list[Text], list[Text]]:
@@ -45,21 +43,11 @@ def read(path: Path, tokenizer: Any, longest: int) -> tuple[list[Text], list[Tex
 
 
 def _questions(path: Path, tokenizer: Any) -> list[Text]:
-    questions = calibration_data.read(path)
-    if any(question.answer is None for question in questions):
-        raise ConfigError(f"{path}: every line needs an answer")
-    if tokenizer.chat_template is None:
-        raise ConfigError(f"{path}: the model has no chat template to ask with; give a .txt file")
     texts = []
-    for question in questions:
-        asked = {"role": "user", "content": question.prompt}
-        whole = [asked, {"role": "assistant", "content": question.answer}]
-        prompt, both = (
-            tokenizer.apply_chat_template(messages, add_generation_prompt=end, tokenize=False)
-            for messages, end in (([asked], True), (whole, False))
-        )
-        answer = both.removeprefix(prompt) if both.startswith(prompt) else question.answer
-        texts.append(_text(tokenizer, prompt, answer))
+    for question in calibration_data.read(path):
+        if question.answer is None:
+            raise ConfigError(f"{path}: every line needs an answer")
+        texts.append(_asked(tokenizer, question.prompt, question.answer))
     return texts
 
 
@@ -71,10 +59,13 @@ def _passages(path: Path, tokenizer: Any) -> list[Text]:
     return [Text(tokenizer.encode(passage), 0) for passage in passages if passage.strip()]
 
 
-def _conversations(tokenizer: Any, pairs: Iterable[tuple[str, str]]) -> list[Text]:
-    return [_text(tokenizer, PAIR.question.format(prompt), PAIR.answer.format(answer)) for prompt, answer in pairs]
-
-
-def _text(tokenizer: Any, prompt: str, answer: str) -> Text:
-    asked, answered = (tokenizer.encode(part, add_special_tokens=False) for part in (prompt, answer))
-    return Text(asked + answered, len(asked) - 1)
+def _asked(tokenizer: Any, prompt: str, answer: str) -> Text:
+    """A question and its answer as the model's chat template writes them."""
+    if tokenizer.chat_template is None:
+        raise ConfigError("the model has no chat template to ask questions with; give a .txt file")
+    asked = [{"role": "user", "content": prompt}]
+    before = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": answer}], tokenize=False)
+    after = whole.removeprefix(before) if whole.startswith(before) else answer
+    before_ids, after_ids = (tokenizer.encode(part, add_special_tokens=False) for part in (before, after))
+    return Text(before_ids + after_ids, len(before_ids) - 1)

@@ -26,14 +26,14 @@ class Layerwise:
         table = self._checkpoint.tensor(EMBEDDING)
         return [table[torch.tensor(ids)].float() for ids in texts]
 
-    @torch.inference_mode()
     def states(self, texts: list[Tensor]) -> Iterator[list[Tensor]]:
         """The hidden states of all texts after one layer more each time, from states [n, H] before the first."""
         for layer in range(self._checkpoint.layers):
             names = self._checkpoint.config.layer_tensors(layer)
             weights = {name.split(".", 3)[3]: self._checkpoint.tensor(name).float() for name in names}
             self._model.layers[0].load_state_dict(weights)
-            texts = [self._model(inputs_embeds=text[None], use_cache=False).last_hidden_state[0] for text in texts]
+            with torch.inference_mode():
+                texts = [self._model(inputs_embeds=text[None], use_cache=False).last_hidden_state[0] for text in texts]
             yield texts
 
     def next_tokens(self, texts: list[Tensor]) -> list[Tensor]:
@@ -42,8 +42,8 @@ class Layerwise:
         return next_tokens(texts, tensor(NORM), tensor(self._checkpoint.head), self._checkpoint.config.rms_norm_eps)
 
 
-@torch.inference_mode()
 def next_tokens(texts: list[Tensor], norm: Tensor, head: Tensor, eps: float) -> list[Tensor]:
     """The likeliest token after each position, [n], by this norm and head of the states, [n, H]."""
     matrix = head.float()
-    return [(nn.functional.rms_norm(text, norm.shape, norm.float(), eps) @ matrix.T).argmax(-1) for text in texts]
+    with torch.inference_mode():
+        return [(nn.functional.rms_norm(text, norm.shape, norm.float(), eps) @ matrix.T).argmax(-1) for text in texts]

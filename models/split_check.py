@@ -66,8 +66,8 @@ def compare(
         done()
     path = folder / manifest.tail.folder
     size = sum(file.stat().st_size for file in path.iterdir())
-    same = _same(_tail(path, first, done), whole[-1])
-    findings.append(Finding(manifest.tail.folder, manifest.tail.first, manifest.tail.last, size, *same))
+    tail = _same(_tail(path, first, done), whole[-1])
+    findings.append(Finding(manifest.tail.folder, manifest.tail.first, manifest.tail.last, size, *tail))
     wanted = SOUND.get(manifest.segments[0].quantization, 0.5)
     if bad := [f for f in findings if f.same < wanted * f.positions]:
         piece, *_, same, positions = bad[0]

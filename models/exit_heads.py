@@ -111,9 +111,9 @@ class Screen:
         self._smooth = [old + (new - old) / 50 for old, new in zip(before, progress.losses, strict=True)]
         if progress.epoch_ended:
             losses = validation_losses(self._model, self._validation.batches(self._positions))
-            means = self._smooth or ["-"] * len(losses)
+            means = [f"{loss:.4f}" for loss in self._smooth] or ["-"] * len(losses)
             words = [
-                f"exit {exit} {mean if mean == '-' else f'{mean:.4f}'} ({loss:.4f})"
+                f"exit {exit} {mean} ({loss:.4f})"
                 for exit, mean, loss in zip(self._model.early_exit_layers, means, losses, strict=True)
             ]
             self._bar.console.print(f"epoch {progress.epoch}, loss (validation): {', '.join(words)}")

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import ConfigError
 from common.split_manifest import SplitManifest, read_manifest
+from edge import gguf_header, llama_quantize
 from edge.llama_segment import CHUNK, Feed, LlamaSegment
 from models import gguf_export, gguf_vocabulary, partition
 from models import split_exits as exit_names
@@ -125,6 +126,15 @@ def test_every_quantization_is_read_by_llama_cpp(quantization: str, tmp_path: Pa
     manifest = read_manifest(tmp_path / "split")
     assert {segment.quantization for segment in manifest.segments} == {quantization}
     assert manifest.check_segments(tmp_path / "split")
+
+
+@pytest.mark.parametrize("quantization", ["q6_k", "q4_k_m"])
+def test_llama_cpp_quantizes_what_only_it_can(quantization: str, tmp_path: Path) -> None:
+    cut(str(DEMO), [2, 4], None, quantization, tmp_path / "split")
+    names = {path.name for path in (tmp_path / "split").iterdir()}
+    assert names == {"manifest.json", "segment-1.gguf", "segment-2.gguf", "tail"}
+    header = gguf_header.read_header(tmp_path / "split" / "segment-2.gguf")
+    assert header.metadata["general.file_type"] == llama_quantize.TYPES[quantization]
 
 
 def test_fewer_bits_make_smaller_segments(tmp_path: Path) -> None:

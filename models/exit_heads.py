@@ -176,8 +176,8 @@ def main() -> int:
     recipe = Recipe(args.epochs, args.rate, args.positions, args.seed)
     try:
         train(args.model, args.exits, args.data, recipe, args.output)
-    except ConfigError as error:
-        print(f"error: {error.message}", file=sys.stderr)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -172,18 +172,14 @@ def partition(model: str, exits: list[int] | None, exits_file: Path | None, quan
 
     `exits`: after how many layers; None: those of the file. Raises ConfigError in one line before anything is written.
     """
+    checkpoint = Checkpoint(find(model))
     if not exits:
         if not exits_file:
             raise ConfigError("--exits: after how many layers? or an --exits-file")
         exits = exits_of(exits_file)
-    if output.exists() and not (output / split_manifest.NAME).is_file() and any(output.iterdir()):
-        raise ConfigError(f"--output {output}: there is something else")
-    checkpoint = Checkpoint(find(model))
     taken = Exits(checkpoint, exits, exits_file)
-    if quantization in QUANTIZATIONS:
-        block = gguf.GGML_QUANT_SIZES[QUANTIZATIONS[quantization][0]][0]
-        if checkpoint.config.hidden_size % block or checkpoint.config.intermediate_size % block:
-            raise ConfigError(f"--quantize {quantization}: rows of this model are not multiples of {block}")
+    _check_output(output)
+    _check_rows(checkpoint, quantization)
     gguf_vocabulary.check(checkpoint.tokenizer, checkpoint.config.vocab_size)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as made:
@@ -196,6 +192,21 @@ def partition(model: str, exits: list[int] | None, exits_file: Path | None, quan
         console().print(split_check.as_table(findings))
         shutil.rmtree(output, ignore_errors=True)
         folder.rename(output)
+
+
+def _check_output(output: Path) -> None:
+    """Only an earlier partition may be replaced."""
+    if output.exists() and not (output / split_manifest.NAME).is_file() and (output.is_file() or any(output.iterdir())):
+        raise ConfigError(f"--output {output}: there is something else")
+
+
+def _check_rows(checkpoint: Checkpoint, quantization: str) -> None:
+    if quantization in llama_quantize.TYPES:
+        return  # llama.cpp then takes another type for the matrix
+    block = gguf.GGML_QUANT_SIZES[QUANTIZATIONS[quantization][0]][0]
+    for name, shape in checkpoint.config.layer_tensors(0).items():
+        if len(shape) > 1 and shape[-1] % block:
+            raise ConfigError(f"--quantize {quantization}: the rows of {name} are no multiples of {block}")
 
 
 def main() -> int:
@@ -212,9 +223,11 @@ def main() -> int:
     args = parser.parse_args()
     try:
         partition(args.model, args.exits, args.exits_file, args.quantize, args.output)
-    except FrameworkError as error:
-        print(f"error: {error.message}", file=sys.stderr)
+    except (FrameworkError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -38,7 +38,7 @@ E = TypeVar("E", bound=Engine)
 
 
 class EngineThread(Generic[E]):
-    """Used from one event loop, `start` to `close`; `load` runs in the thread, and gets the bell that wakes the loop."""
+    """Used from one event loop, `start` to `close`; `load` runs in the thread and gets the bell that wakes the loop."""
 
     def __init__(self, name: str, inbox: SimpleQueue[Any], load: Callable[[Bell], E]) -> None:
         self.engine: E | None = None

@@ -30,17 +30,18 @@ _ggml.ggml_backend_tensor_get.restype = None
 
 
 class Feed(NamedTuple):
-    """What one step appends to one sequence: token ids, or hidden states [n, H]."""
+    """Token ids, or states [n, H], that one step appends to a sequence; the exit is heard after the last `rows` of them."""
 
     sequence: int
     inputs: list[int] | States
+    rows: int
 
 
 class Step(NamedTuple):
     """What came of a step; valid until the segment's next step.
 
-    `states`, [n, H], are those after its last layer, one for each input; `logits`, [B, V], its exit's, after those
-    feeds where they were wanted.
+    `states`, [n, H], are those after its last layer, one for each input, if it shows them; `logits`, [R, V], its
+    exit's, after the inputs where they were wanted; all in the order of the feeds.
     """
 
     states: States | None
@@ -110,26 +111,26 @@ class LlamaSegment:
         """Makes the step under way, and any other until this is taken back, end at once; from any thread."""
         self._context.abort(wanted)
 
-    def decode(self, feeds: Sequence[Feed], ends: Sequence[bool]) -> Step | None:
-        """Appends up to CHUNK inputs in one step; logits come after the last input of each feed whose end is wanted.
+    def decode(self, feeds: Sequence[Feed]) -> Step | None:
+        """Appends up to CHUNK inputs in one step.
 
-        If none is, the exit's norm and head are not computed. None: `abort` ended the step, and every sequence is as
-        it was before. After an EngineError those of `feeds` hold nothing.
+        Where the exit is heard nowhere, its norm and head are not computed; where it is, and states are shown, they
+        are for all inputs. None: `abort` ended the step, and every sequence is as it was before. After an EngineError
+        those of `feeds` hold nothing.
         """
-        # Before the last layer's MLP llama.cpp drops rows whose logits nobody wants; where their states are wanted, it
+        # Before the last layer's MLP llama.cpp drops rows whose logits nobody wants. Where their states are wanted, it
         # must take all for wanted.
-        places = [
-            Place(at, self.held[at], inputs, len(inputs) if self.shows_states else int(end))
-            for (at, inputs), end in zip(feeds, ends, strict=True)
-        ]
-        batch = self._batch.fill(places)
+        show = self.shows_states
+        batch = self._batch.fill(
+            Place(at, self.held[at], inputs, len(inputs) if show else rows) for at, inputs, rows in feeds
+        )
         count: int = batch.n_tokens
-        self._bytes, self._wants_logits = self._states[:count].nbytes, any(ends)
+        self._bytes, self._wants_logits = self._states[:count].nbytes, any(feed.rows for feed in feeds)
         if not self._compute(batch, feeds):
             return None
-        for at, inputs in feeds:
+        for at, inputs, _ in feeds:
             self.held[at] += len(inputs)
-        return Step(self._states[:count] if self.shows_states else None, self._heard(feeds, ends))
+        return Step(self._states[:count] if show else None, self._logits(feeds, count))
 
     def _compute(self, batch: c.llama_batch, feeds: Sequence[Feed]) -> bool:
         try:
@@ -137,21 +138,21 @@ class LlamaSegment:
             if done and self.shows_states and self._bytes:
                 raise EngineError(f"llama.cpp did not show the states after {self._last.decode()}")
         except EngineError:
-            for at, _ in feeds:
-                self.forget(at)
+            for feed in feeds:
+                self.forget(feed.sequence)
             raise
         if not done:
-            for at, _ in feeds:
+            for at, _, _ in feeds:
                 self._context.cut(at, self.held[at])
         return done
 
-    def _heard(self, feeds: Sequence[Feed], ends: Sequence[bool]) -> Logits:
-        """The logits after the last input of each feed whose end is wanted, [B, V]; no copy in a step of one each."""
-        if not self.shows_states or not any(ends):
-            return self._context.logits(sum(ends), self.vocab_size)
-        last = np.cumsum([len(inputs) for _, inputs in feeds]) - 1
-        rows = self._context.logits(int(last[-1]) + 1, self.vocab_size)
-        return rows if len(feeds) == len(rows) and all(ends) else rows[last[np.asarray(ends)]]
+    def _logits(self, feeds: Sequence[Feed], count: int) -> Logits:
+        wanted = sum(feed.rows for feed in feeds)
+        if not self.shows_states or wanted in (0, count):
+            return self._context.logits(wanted, self.vocab_size)
+        ends = np.cumsum([len(feed.inputs) for feed in feeds])
+        rows = [row for end, feed in zip(ends, feeds, strict=True) for row in range(end - feed.rows, end)]
+        return self._context.logits(count, self.vocab_size)[rows]
 
     def _on_node(self, node: int, ask: bool, _: int | None) -> bool:
         """Asked before a node is computed: whether to be shown it. Then shown it: whether to go on after it."""

@@ -69,6 +69,10 @@ class SegmentJob(Awaited):
     def hears_exit(self) -> bool:
         return self._limit > 0
 
+    def rows(self, count: int) -> int:
+        """After how many of the last of `count` pending inputs the exit is heard."""
+        return int(self.hears_exit and count == len(self.pending))
+
     def read(self, count: int, states: States | None) -> None:
         """Its next `count` inputs were computed; `states`, [count, H], came of them."""
         if self._states is not None and states is not None:
@@ -197,15 +201,14 @@ class SegmentBatcher:
         """Computes a part of `jobs` in one call; what goes wrong with it fails them, and nothing else."""
         segment = self._segments[at]
         portions = share_out(jobs, self._few(at))
-        feeds = [Feed(job.sequence, job.pending[:count]) for job, count in portions]
-        ends = [job.hears_exit and count == len(job.pending) for job, count in portions]
+        feeds = [Feed(job.sequence, job.pending[:count], job.rows(count)) for job, count in portions]
         segment.abort(False)
         self._in_step = jobs = [job for job, _ in portions]
         self._wake()
         try:
-            done = None if all(job.cancelled for job in jobs) else segment.decode(feeds, ends)
+            done = None if all(job.cancelled for job in jobs) else segment.decode(feeds)
             if done is not None:
-                self._take(at, portions, ends, done)
+                self._take(at, portions, feeds, done)
         except Exception as fault:
             if not isinstance(fault, FrameworkError):
                 logger.exception("a step of segment %d failed", at + 1)
@@ -219,17 +222,17 @@ class SegmentBatcher:
         self,
         at: int,
         portions: list[tuple[SegmentJob, int]],
-        ends: list[bool],
+        feeds: list[Feed],
         step: Step,
     ) -> None:
         """Hands each job what the step made of its portion."""
         begin = 0
         hearing = []
         states = step.states
-        for (job, count), end in zip(portions, ends, strict=True):
+        for (job, count), feed in zip(portions, feeds, strict=True):
             job.read(count, None if states is None else states[begin : begin + count])
             begin += count
-            if end:
+            if feed.rows:
                 hearing.append(job)
         self.steps[at] += 1
         self.rows[at] += begin

@@ -42,7 +42,7 @@ class SplitCloud:
         """Ends the connection; what waits on it fails with EndpointError."""
 
     def session(self, fingerprint: str, kind: Kind = Kind.FP16) -> "SplitSession":
-        """A new session for an answer of the split model with this fingerprint; nothing is sent before its first use."""
+        """A new session for an answer of the model with this fingerprint; nothing is sent before its first use."""
         raise NotImplementedError
 
 

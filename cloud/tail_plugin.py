@@ -1,7 +1,7 @@
 """What vLLM imports inside its engine process to run a tail: hidden states in place of a prompt. Knows no sessions.
 
-They travel in `SamplingParams.extra_args[STATES_KEY]`, row after row of float32, with each part of a live request, whose
-token ids stand for nothing. vLLM's own `prompt_embeds` cannot come in parts; its worker can take them so.
+They travel in `SamplingParams.extra_args[STATES_KEY]`, row after row of float32, with each part of a live request; its
+token ids stand for nothing. vLLM's own `prompt_embeds` cannot come in parts, but its worker can take them so.
 """
 
 from typing import Any

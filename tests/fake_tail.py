@@ -1,8 +1,10 @@
-"""An engine that stands in for the tail's: its token depends on all states and their order, its memory is as bounded."""
+"""An engine that stands in for the tail's: its token depends on all states in their order, its memory is bounded."""
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,10 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from vllm.sampling_params import SamplingParams
 
+from cloud.context_manager import CloudContextManager, Limits
 from cloud.resident import blocks_for
+from cloud.split_route import SplitRoute
 from cloud.tail_engine import TailEngine
 from cloud.tail_plugin import STATES_KEY
+from cloud.tail_pool import TailPool
+from common.config_keys import ServerConfig
 from common.errors import ContextLengthError, EngineError
+from common.http_server import HTTPServer, make_app
+from common.split_manifest import Segment, SplitManifest, Tail
 from common.types import Sampling
 
 HIDDEN = 4
@@ -101,5 +109,54 @@ def as_engine(tail: FakeTail) -> TailEngine:
     return cast(TailEngine, tail)
 
 
-def tokens(sessions: Sequence[int], position: int) -> list[int]:
-    return [right_for(session, position) for session in sessions]
+MANIFEST = SplitManifest(
+    version=1,
+    model="fake",
+    fingerprint="f" * 64,
+    architecture="llama",
+    layers=8,
+    hidden=HIDDEN,
+    vocab_size=VOCABULARY,
+    exits=[2],
+    segments=[Segment("segment-1.gguf", "", 0, 1, "f32")],
+    tail=Tail("tail", "", 2, 7),
+    tokenizer="",
+    temperatures=[1.0],
+    exits_trained="",
+)
+
+
+@dataclass
+class FakeCloud:
+    """A real server over a tail that is none; `work` is entered around each question."""
+
+    tail: FakeTail
+    server: HTTPServer
+    contexts: CloudContextManager
+    pool: TailPool
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.port}"
+
+
+@asynccontextmanager
+async def fake_cloud(
+    tail: FakeTail | None = None,
+    config: ServerConfig | None = None,
+    limits: Limits | None = None,
+    work: Callable[[int], AbstractContextManager[object]] = lambda _: nullcontext(),
+    port: int = 0,
+) -> AsyncIterator[FakeCloud]:
+    tail = tail or FakeTail()
+    contexts = CloudContextManager(limits or Limits())
+    pool = TailPool(as_engine(tail), contexts)
+    app = make_app(config)
+    app.router.add_get("/split", SplitRoute(MANIFEST, contexts, pool, work).handle)
+    server = HTTPServer(app, "127.0.0.1", port)
+    await server.start()
+    try:
+        yield FakeCloud(tail, server, contexts, pool)
+    finally:
+        await server.stop()
+        await pool.close()

@@ -1,6 +1,6 @@
 """What tests of the layer split share: the whole demo model as the truth, its pieces, and a served tail."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from aiohttp import web
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -88,17 +87,15 @@ def cut_demo(folder: Path) -> Path:
 @asynccontextmanager
 async def served(
     manifest: Path,
-    keys: ServerConfig = ServerConfig(),
-    pace: Pace = Pace(),
-    on_app: Callable[[web.Application], None] = lambda app: None,
+    keys: ServerConfig | None = None,
+    pace: Pace | None = None,
     **config: Any,
 ) -> AsyncIterator[tuple[HTTPServer, SplitService]]:
     """A server with a tail and nothing else, once the tail answers."""
     split = CloudSplitConfig(manifest=str(manifest), engine_args=TAIL_ARGS | config.pop("engine_args", {}), **config)
     app = make_app(keys)
-    service = SplitService(split, pace, Admission(256, 2**18).admit)
+    service = SplitService(split, pace or Pace(), Admission(256, 2**18).admit)
     service.add_to(app)
-    on_app(app)
     server = HTTPServer(app, "127.0.0.1", 0)
     await server.start()
     try:

@@ -5,7 +5,6 @@ import random
 
 import pytest
 
-from cloud import tail_pool
 from cloud.context_manager import CloudContextManager, Limits
 from cloud.tail_pool import TailPool
 from common.errors import ContextLengthError, EngineError, StatesMissing
@@ -13,6 +12,8 @@ from common.hidden_states import pack
 from common.split_frames import Kind
 from common.types import GREEDY, Sampling
 from tests.fake_tail import FakeTail, as_engine, right_for, some_states
+
+NO_LIMITS = Limits()
 
 
 class Edge:
@@ -42,7 +43,7 @@ class Edge:
             assert await self.ask(position) == right_for(self._number, position)
 
 
-def pool_of(tail: FakeTail, limits: Limits = Limits()) -> tuple[TailPool, CloudContextManager]:
+def pool_of(tail: FakeTail, limits: Limits = NO_LIMITS) -> tuple[TailPool, CloudContextManager]:
     contexts = CloudContextManager(limits)
     return TailPool(as_engine(tail), contexts), contexts
 
@@ -181,11 +182,10 @@ async def test_what_can_never_fit_is_refused_and_evicts_nobody() -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_random_traffic_is_answered_right_and_leaves_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_random_traffic_is_answered_right_and_leaves_nothing(seed: int) -> None:
     rng = random.Random(seed)
     tail = FakeTail(places=rng.randrange(1, 5), blocks=rng.randrange(8, 20), seconds=0.001)
     pool, contexts = pool_of(tail, Limits(total_bytes=4000))
-    assert tail_pool.SPARE_BLOCKS == 1
 
     async def one(number: int) -> None:
         edge, position = Edge(pool, contexts, number), rng.randrange(1, 10)

@@ -33,6 +33,7 @@ class WholeModel:
 
     def __init__(self, path: Path = CLOUD_MODEL) -> None:
         self._path = path
+        self._known: dict[tuple[int, ...], Any] = {}
 
     @cached_property
     def _model(self) -> Any:
@@ -56,8 +57,10 @@ class WholeModel:
         return token, float(logprobs[token])
 
     def _run(self, token_ids: Sequence[int]) -> Any:
-        with torch.no_grad():
-            return self._model(torch.tensor([list(token_ids)]), output_hidden_states=True)
+        if tuple(token_ids) not in self._known:
+            with torch.no_grad():
+                self._known[tuple(token_ids)] = self._model(torch.tensor([token_ids]), output_hidden_states=True)
+        return self._known[tuple(token_ids)]
 
 
 async def answer(

@@ -1,5 +1,6 @@
 """The tail of the demo model in vLLM, over the real WebSocket: it answers as the whole model does, whatever is lost."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from common.errors import EndpointError, ForeignSession
 from common.http_server import HTTPServer
 from common.split_client import SplitCloud
 from common.split_frames import Kind
+from common.types import GREEDY, Sampling
 from tests.split_parts import PATIENCE, WholeModel, answer, cut_demo, served
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -167,7 +169,7 @@ async def test_another_tenants_session_is_refused(
 async def test_all_figures_are_shown(
     cloud: SplitCloud, tail: tuple[HTTPServer, SplitService], whole: WholeModel
 ) -> None:
-    server, service = tail
+    service = tail[1]
     before = service.stats()
     ids = whole.tokens(PROMPTS[0])
     async with cloud.session(service.manifest.fingerprint) as session:

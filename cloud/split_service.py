@@ -11,6 +11,7 @@ from aiohttp import web
 from cloud.context_manager import CloudContextManager, Limits
 from cloud.keeper import EngineKeeper, Pace
 from cloud.metrics import CloudMetrics
+from cloud.split_connection import Served
 from cloud.split_route import SplitRoute
 from cloud.tail_engine import TailEngine
 from cloud.tail_pool import TailPool
@@ -46,7 +47,8 @@ class SplitService:
     def add_to(self, app: web.Application) -> None:
         """Adds the route, and what runs behind it."""
         app.cleanup_ctx.append(self._run)
-        app.router.add_get("/split", SplitRoute(self.manifest, self.contexts, self.pool, self._work).handle)
+        served = Served(self.manifest, self.contexts, self.pool, self._work)
+        app.router.add_get("/split", SplitRoute(served).handle)
 
     def check_started(self) -> None:
         """Raises EngineError until the engine is up for the first time; later losses are told where it is asked."""

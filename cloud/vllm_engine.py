@@ -4,8 +4,9 @@ import asyncio
 import os
 import threading
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ _one_start_at_a_time = threading.Lock()
 
 class VLLMEngine:
     """vLLM and its processes; works from `start` to `close`, and can then be started again. `args` as parsed."""
+
+    environment: Mapping[str, str] = {}
+    """Variables of vLLM's, for this kind of engine's processes alone."""
 
     def __init__(self, args: Any) -> None:
         self._args = args
@@ -63,7 +67,7 @@ class VLLMEngine:
 
     async def _started(self) -> AsyncLLM:
         # Not the loop's default executor, which would wait for a start that was given up.
-        starting: Future[AsyncLLM] = _in_thread(_start, self._args.model, self._engine_args)
+        starting: Future[AsyncLLM] = _in_thread(_start, self._args.model, self._engine_args, self.environment)
         try:
             self._llm = await asyncio.wrap_future(starting)
         except asyncio.CancelledError:
@@ -160,25 +164,29 @@ def _find(model: str) -> None:
         raise StartError(f"{model}: neither a directory nor a model that the hub can give") from error
 
 
-def _start(model: str, args: Callable[[], AsyncEngineArgs]) -> AsyncLLM:
+def _start(model: str, args: Callable[[], AsyncEngineArgs], environment: Mapping[str, str]) -> AsyncLLM:
     vllm_version.check()
     _find(model)
-    with _one_start_at_a_time:  # each changes the environment for its own processes
-        return _started(model, args)
-
-
-def _started(model: str, args: Callable[[], AsyncEngineArgs]) -> AsyncLLM:
-    preloaded = os.environ.get("LD_PRELOAD")
     try:
-        return AsyncLLM.from_engine_args(args())
+        with _one_start_at_a_time, _changed(environment):
+            return AsyncLLM.from_engine_args(args())
     except (RuntimeError, ValueError, OSError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StartError(f"{model}: vLLM did not start: {reason}") from error
+
+
+@contextmanager
+def _changed(environment: Mapping[str, str]) -> Iterator[None]:
+    """For the engine's processes; others that this one starts shall not have torch's libraries, which vLLM preloads."""
+    names = {*environment, "LD_PRELOAD"}
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ.update(environment)
+    try:
+        yield
     finally:
-        # vLLM sets this for its own processes; others that this one starts shall not have torch's libraries.
-        os.environ.pop("LD_PRELOAD", None)
-        if preloaded is not None:
-            os.environ["LD_PRELOAD"] = preloaded
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def _processes(llm: AsyncLLM) -> list[Any]:

@@ -14,6 +14,7 @@ from vllm.sampling_params import SamplingParams
 
 from cloud.context_manager import CloudContextManager, Limits
 from cloud.resident import blocks_for
+from cloud.split_connection import Served
 from cloud.split_route import SplitRoute
 from cloud.tail_engine import TailEngine
 from cloud.tail_plugin import STATES_KEY
@@ -152,7 +153,7 @@ async def fake_cloud(
     contexts = CloudContextManager(limits or Limits())
     pool = TailPool(as_engine(tail), contexts)
     app = make_app(config)
-    app.router.add_get("/split", SplitRoute(MANIFEST, contexts, pool, work).handle)
+    app.router.add_get("/split", SplitRoute(Served(MANIFEST, contexts, pool, work)).handle)
     server = HTTPServer(app, "127.0.0.1", port)
     await server.start()
     try:

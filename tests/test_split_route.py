@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from cloud import split_route
+from cloud import split_connection, split_route
 from common.config_keys import Secret, ServerConfig
 from common.errors import EngineError, OverloadedError
 from common.hidden_states import Packed, pack
@@ -252,8 +252,8 @@ async def test_another_models_session_is_refused() -> None:
 
 
 async def test_too_many_sessions_or_questions_have_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split_route, "MOST_SESSIONS", 2)
-    monkeypatch.setattr(split_route, "MOST_ASKS", 2)
+    monkeypatch.setattr(split_connection, "MOST_SESSIONS", 2)
+    monkeypatch.setattr(split_connection, "MOST_ASKS", 2)
     async with fake_cloud(FakeTail(seconds=0.2)) as cloud, line_to(cloud) as line:
         sessions = [new_session() for _ in range(3)]
         await line.send(*map(opening, sessions))

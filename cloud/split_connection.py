@@ -1,7 +1,7 @@
 """What one edge's connection says, done frame by frame: sessions, states, questions. Knows no vLLM.
 
-Frames are read in their order, and each question has a task of its own; when the connection ends (the edge has left, the
-server stops), these are cancelled.
+Frames are read in their order, and each question has a task of its own; when the connection ends (the edge has left,
+the server stops), these are cancelled.
 """
 
 import asyncio

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from models.checkpoint import Checkpoint, ModelConfig
+from models.checkpoint import EMBEDDING, HEAD, NORM, Checkpoint, ModelConfig
 
 Kind = gguf.GGMLQuantizationType
 QUANTIZATIONS = {
@@ -99,6 +99,16 @@ def rope_entries(checkpoint: Checkpoint) -> list[Entry]:
     return [Entry("rope_freqs.weight", divisors.shape, lambda: divisors)]
 
 
+def model_entries(checkpoint: Checkpoint) -> list[Entry]:
+    """All tensors of a model; without a head where that is the embeddings."""
+    names = {EMBEDDING: "token_embd.weight", HEAD: "output.weight", NORM: "output_norm.weight"}
+    around = [
+        Entry(names[name], checkpoint.shape(name), partial(_read, checkpoint, name))
+        for name in dict.fromkeys((EMBEDDING, NORM, checkpoint.head))
+    ]
+    return [*around, *rope_entries(checkpoint), *layer_entries(checkpoint, range(checkpoint.layers))]
+
+
 def layer_entries(checkpoint: Checkpoint, layers: range) -> list[Entry]:
     """The tensors of these layers, which are counted from 0 again."""
     return [
@@ -136,7 +146,9 @@ def _layer_name(name: str, layer: int) -> str:
     return f"blk.{layer}.{LAYER_TENSORS[part]}.{kind}"
 
 
-def write(writer: gguf.GGUFWriter, path: Path, entries: Iterable[Entry], quantization: str, done: Step) -> None:
+def write(
+    writer: gguf.GGUFWriter, path: Path, entries: Iterable[Entry], quantization: str, done: Step = lambda: None
+) -> None:
     """Writes the file; of the tensors one at a time is in memory. `done` is called after each."""
     kinds = {entry: QUANTIZATIONS[quantization][0] if len(entry.shape) > 1 else Kind.F32 for entry in entries}
     for entry, kind in kinds.items():

@@ -25,10 +25,10 @@ from common import split_manifest
 from common.errors import ConfigError
 from common.split_manifest import Segment, SplitManifest, Tail, file_hash, folder_hash
 from common.terminal import console
-from models import gguf_export, gguf_vocabulary
+from models import gguf_export, gguf_vocabulary, split_check
 from models.checkpoint import EMBEDDING, Checkpoint, find
 from models.gguf_export import QUANTIZATIONS, Entry, Step
-from models.split_exits import Exits, shapes
+from models.split_exits import Exits, exits_of, layer_list
 
 SHARD = 1 << 29
 """Values in one file of the tail, about: what is in memory at once."""
@@ -161,7 +161,7 @@ def partition(model: str, exits: list[int] | None, exits_file: Path | None, quan
     if not exits:
         if not exits_file:
             raise ConfigError("--exits: after how many layers? or an --exits-file")
-        exits = sorted({int(name.split(".")[1]) for name in shapes(exits_file)})
+        exits = exits_of(exits_file)
     if output.exists() and not (output / split_manifest.NAME).is_file() and any(output.iterdir()):
         raise ConfigError(f"--output {output}: there is something else")
     checkpoint = Checkpoint(find(model))
@@ -175,7 +175,10 @@ def partition(model: str, exits: list[int] | None, exits_file: Path | None, quan
         folder = Path(made) / output.name
         folder.mkdir()
         with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console()) as bar:
-            cut(checkpoint, taken, quantization, Path(model).name, folder, bar)
+            manifest = cut(checkpoint, taken, quantization, Path(model).name, folder, bar)
+            task = bar.add_task("checking", total=split_check.steps(checkpoint, taken))
+            findings = split_check.compare(checkpoint, taken, manifest, folder, lambda: bar.advance(task))
+        console().print(split_check.as_table(findings))
         shutil.rmtree(output, ignore_errors=True)
         folder.rename(output)
 
@@ -193,13 +196,9 @@ def main() -> int:
     try:
         partition(args.model, args.exits, args.exits_file, args.quantize, args.output)
     except ConfigError as error:
-        print(error.message, file=sys.stderr)
+        print(f"error: {error.message}", file=sys.stderr)
         return 1
     return 0
-
-
-def layer_list(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import ConfigError
 from common.split_manifest import exits_fault, file_hash
@@ -47,6 +47,13 @@ class Exits:
         own = self._checkpoint.tensor
         return self._trained(head_name(exit)) if self.has_head(exit) else own(self._checkpoint.head)
 
+    def distribution(self, number: int, states: Tensor) -> Tensor:
+        """What exit `number`, counted from 0, says at `states`, [n, H]: probabilities, [n, V]."""
+        exit = self.layers[number]
+        norm, head = (tensor.float() for tensor in (self.norm(exit), self.head(exit)))
+        normed = nn.functional.rms_norm(states.float(), norm.shape, norm, self._checkpoint.config.rms_norm_eps)
+        return (normed @ head.T / self.temperatures[number]).softmax(-1)
+
     def has_head(self, exit: int) -> bool:
         """Whether the exit has a head of its own; else it is the model's."""
         return head_name(exit) in self._shapes
@@ -58,8 +65,7 @@ class Exits:
 
     def _check(self, path: Path) -> None:
         config = self._checkpoint.config
-        there = sorted({int(name.split(".")[1]) for name in self._shapes})
-        if there != self.layers:
+        if (there := exits_of(path)) != self.layers:
             raise ConfigError(f"{path}: has exits after {_listed(there)} layers, not {_listed(self.layers)}")
         for exit in self.layers:
             wanted: dict[str, tuple[int, ...]] = {norm_name(exit): (config.hidden_size,)}
@@ -70,6 +76,16 @@ class Exits:
                     raise ConfigError(f"{path}: {name} is {found or 'missing'}, the model's is {shape}")
         if not all(0 < temperature < math.inf for temperature in self.temperatures):
             raise ConfigError(f"{path}: a temperature is not above 0")
+
+
+def exits_of(path: Path) -> list[int]:
+    """After how many layers the exits of a file are."""
+    return sorted({int(name.split(".")[1]) for name in shapes(path)})
+
+
+def layer_list(text: str) -> list[int]:
+    """Numbers with commas between them, as on a command line; raises ValueError."""
+    return [int(number) for number in text.split(",")]
 
 
 def norm_name(exit: int) -> str:

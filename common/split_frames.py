@@ -100,8 +100,5 @@ class Fault(Struct, tag="fault", kw_only=True, omit_defaults=True):
     held: int | None = None
 
 
-STATES_MISSING = "states_missing"
-MODEL_MISMATCH = "model_mismatch"
-
 EdgeFrame = Open | States | Ask | Close
 CloudFrame = Token | Fault

@@ -14,9 +14,7 @@ from common.errors import ContextLengthError, EndpointError, OverloadedError, Re
 from common.frames import DraftFrame, EndFrame, ErrorFrame, ServerFrame, Start, TokensFrame
 from common.refusals import Busy
 from common.types import GREEDY, Sampling
-
-CLOSE_SECONDS = 0.1
-"""How long leaving waits for the server's goodbye; one that is lost says none, and an answer waits to go on."""
+from common.websocket import open_websocket
 
 
 class CloudStream:
@@ -67,7 +65,7 @@ class CloudStream:
         self._count(calls=1)
         began = time.perf_counter()
         try:
-            self._ws = await self._connect()
+            self._ws = await open_websocket(self._client, "/stream")
             self.opened_in = time.perf_counter() - began
             await self._send(self._start)
         except (EndpointError, RequestError) as error:
@@ -76,25 +74,6 @@ class CloudStream:
             raise
         self.opened = True
         return self
-
-    async def _connect(self) -> aiohttp.ClientWebSocketResponse:
-        client = self._client
-        try:
-            async with asyncio.timeout(client.config.first_byte_timeout):
-                return await client.session().ws_connect(
-                    f"{client.base_url}/stream",
-                    headers=client.headers(),
-                    heartbeat=client.config.idle_timeout * 2 / 3,  # a pong has half as long again
-                    max_msg_size=0,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
-                )
-        except aiohttp.WSServerHandshakeError as error:
-            kind: type[EndpointError | RequestError] = EndpointError
-            if 400 <= error.status < 500 and error.status not in (401, 408):
-                kind = Busy if error.status == 429 else RequestError
-            raise kind(f"{client.base_url} refused a stream with {error.status}") from error
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise EndpointError(f"cannot reach {client.base_url} ({type(error).__name__})") from error
 
     async def __aexit__(self, *error: object) -> None:
         if self._ws is not None:

@@ -30,20 +30,22 @@ _ggml.ggml_backend_tensor_get.restype = None
 
 
 class Feed(NamedTuple):
-    """What one step appends to one sequence: token ids, or hidden states [n, H]."""
+    """Token ids, or states [n, H], that one step appends to a sequence; the exit is heard after the last `rows` of them."""
 
     sequence: int
     inputs: list[int] | States
+    rows: int
 
 
 class Step(NamedTuple):
-    """What came of a step, a row for each input in order; valid until the segment's next step.
+    """What came of a step; valid until the segment's next step.
 
-    `states`, [n, H], are those after its last layer; `logits`, [n, V], its exit's, if they were wanted.
+    `states`, [n, H], are those after its last layer, one for each input, if it shows them; `logits`, [R, V], its
+    exit's, after the inputs where they were wanted; all in the order of the feeds.
     """
 
-    states: States
-    logits: Logits | None
+    states: States | None
+    logits: Logits
 
 
 class LlamaSegment:
@@ -51,7 +53,8 @@ class LlamaSegment:
 
     Belongs to one thread, except for the vocabulary and `abort`. Raises StartError if it cannot be loaded, ConfigError
     if it is not of the shape that its manifest says: `layers`, states of `width`, `vocab_size` tokens. All sequences
-    share one cache, so that any of them, however much each is fed, are computed together.
+    share one cache, so that any of them, however much each is fed, are computed together. The last segment, whose
+    states nobody is fed, does not show them.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class LlamaSegment:
         vocab_size: int,
         *,
         first: bool,
+        shows_states: bool = True,
         context_length: int,
         gpu_layers: int = 0,
         threads: int = 1,
@@ -75,9 +79,11 @@ class LlamaSegment:
         self._bytes = 0
         """Of the states that the step under way leaves; none, once they are read."""
         self._wants_logits = False
+        self.shows_states = shows_states
         self._callback = c.ggml_backend_sched_eval_callback(self._on_node)
+        on_node = self._callback if shows_states else None
         self._context = Context(
-            path, context_length, gpu_layers, threads, sequences, kv_type, flash_attention, True, self._callback
+            path, context_length, gpu_layers, threads, sequences, kv_type, flash_attention, True, on_node
         )
         try:
             _check_shape(path, self._context.model, layers, width, vocab_size)
@@ -105,32 +111,48 @@ class LlamaSegment:
         """Makes the step under way, and any other until this is taken back, end at once; from any thread."""
         self._context.abort(wanted)
 
-    def decode(self, feeds: Sequence[Feed], logits: bool) -> Step | None:
-        """Appends up to CHUNK inputs in one step; without `logits` the exit's norm and head are not computed.
+    def decode(self, feeds: Sequence[Feed]) -> Step | None:
+        """Appends up to CHUNK inputs in one step.
 
-        None: `abort` ended the step, and every sequence is as it was before. After an EngineError those of `feeds`
-        hold nothing.
+        Where the exit is heard nowhere, its norm and head are not computed; where it is, and states are shown, they
+        are for all inputs. None: `abort` ended the step, and every sequence is as it was before. After an EngineError
+        those of `feeds` hold nothing.
         """
-        # Before the last layer's MLP llama.cpp drops rows whose logits nobody wants; their states are wanted.
-        places = [Place(at, self.held[at], inputs, len(inputs)) for at, inputs in feeds]
-        batch = self._batch.fill(places)
+        # Before the last layer's MLP llama.cpp drops rows whose logits nobody wants. Where their states are wanted, it
+        # must take all for wanted.
+        show = self.shows_states
+        batch = self._batch.fill(
+            Place(at, self.held[at], inputs, len(inputs) if show else rows) for at, inputs, rows in feeds
+        )
         count: int = batch.n_tokens
-        self._bytes, self._wants_logits = self._states[:count].nbytes, logits
+        self._bytes, self._wants_logits = self._states[:count].nbytes, any(feed.rows for feed in feeds)
+        if not self._compute(batch, feeds):
+            return None
+        for at, inputs, _ in feeds:
+            self.held[at] += len(inputs)
+        return Step(self._states[:count] if show else None, self._logits(feeds, count))
+
+    def _compute(self, batch: c.llama_batch, feeds: Sequence[Feed]) -> bool:
         try:
             done = self._context.decode(batch)
-            if done and self._bytes:
+            if done and self.shows_states and self._bytes:
                 raise EngineError(f"llama.cpp did not show the states after {self._last.decode()}")
         except EngineError:
-            for at, _ in feeds:
-                self.forget(at)
+            for feed in feeds:
+                self.forget(feed.sequence)
             raise
         if not done:
-            for at, _ in feeds:
+            for at, _, _ in feeds:
                 self._context.cut(at, self.held[at])
-            return None
-        for at, inputs in feeds:
-            self.held[at] += len(inputs)
-        return Step(self._states[:count], self._context.logits(count, self.vocab_size) if logits else None)
+        return done
+
+    def _logits(self, feeds: Sequence[Feed], count: int) -> Logits:
+        wanted = sum(feed.rows for feed in feeds)
+        if not self.shows_states or wanted in (0, count):
+            return self._context.logits(wanted, self.vocab_size)
+        ends = np.cumsum([len(feed.inputs) for feed in feeds])
+        rows = [row for end, feed in zip(ends, feeds, strict=True) for row in range(end - feed.rows, end)]
+        return self._context.logits(count, self.vocab_size)[rows]
 
     def _on_node(self, node: int, ask: bool, _: int | None) -> bool:
         """Asked before a node is computed: whether to be shown it. Then shown it: whether to go on after it."""

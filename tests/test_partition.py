@@ -61,8 +61,8 @@ def chained(manifest: SplitManifest, folder: Path) -> list[np.ndarray]:
             *(str(path), part.last - part.first + 1, manifest.hidden, manifest.vocab_size),
             first=number == 0, context_length=CHUNK, kv_type="f32", flash_attention=False,
         )  # fmt: skip
-        step = segment.decode([Feed(0, inputs)], logits=True)
-        assert step and step.logits is not None
+        step = segment.decode([Feed(0, inputs, len(inputs))])
+        assert step and step.states is not None
         found.append(step.logits.copy())
         inputs = step.states.copy()
         states.append(inputs)

@@ -11,7 +11,7 @@ INSTALL := $(PY) -m pip install --disable-pip-version-check
 .PHONY: setup run server test test-long test-clients check format
 .PHONY: bench bench-cloud bench-edge bench-network ablation llama-server evaluate train clean
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready models/demo-split/manifest.json
 
 $(VENV)/.ready: $(NEEDS) requirements-dev.txt
 	@echo "== 1/3 virtual environment in $(VENV)"
@@ -21,6 +21,12 @@ $(VENV)/.ready: $(NEEDS) requirements-dev.txt
 	@echo "== 3/3 tools for tests and checks"
 	$(INSTALL) --no-deps -r requirements-dev.txt
 	@touch $@
+
+# The demo cloud model cut in pieces, for mode split: seconds.
+SPLIT_OF := models/demo-cloud-exits.safetensors $(wildcard models/demo-cloud/*)
+
+models/demo-split/manifest.json: $(SPLIT_OF) | $(VENV)/.ready
+	$(PY) -m models.partition --model models/demo-cloud --exits-file $< --quantize f32 --output $(@D)
 
 run: setup
 	@$(PY) main.py --mode demo --prompt "$(PROMPT)"
@@ -95,7 +101,9 @@ evaluate: setup
 train: setup
 	$(PY) -m models.train
 	$(PY) -m models.export
+	$(PY) -m models.exit_heads --model models/demo-cloud --exits 2,4 --output models/demo-cloud-exits.safetensors
 	$(PY) -m models.evaluate
+	$(PY) -m models.exit_evaluation
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) logs models/checkpoints .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(CLIENTS) logs models/checkpoints models/demo-split models/*.training .mypy_cache .ruff_cache .pytest_cache

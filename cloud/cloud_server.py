@@ -18,6 +18,7 @@ from cloud.metrics import CloudMetrics, Form
 from cloud.openai_routes import OpenAIRoutes
 from cloud.resident import ResidentPool
 from cloud.sessions import SessionTable
+from cloud.split_service import SplitService, not_served
 from cloud.stream_route import DRAFT_CHANNEL, StreamRoute
 from cloud.tokenizer_route import TokenizerRoute
 from common.config_keys import CloudConfig
@@ -41,6 +42,7 @@ ADMISSION = web.AppKey("ADMISSION", Admission)
 METRICS = web.AppKey("METRICS", CloudMetrics)
 KEEPER = web.AppKey("KEEPER", EngineKeeper)
 TOKENIZER = web.AppKey("TOKENIZER", TokenizerRoute)
+SPLIT = web.AppKey("SPLIT", SplitService)
 
 MAX_BATCH = 256
 """Rounds in one POST /verify/batch."""
@@ -74,7 +76,17 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
     ).add_to(app)
     OpenAIRoutes(engine, app[KEEPER], app[ADMISSION]).add_to(app)
     _show(app)
+    _add_split(app, config)
     return app
+
+
+def _add_split(app: web.Application, config: CloudConfig) -> None:
+    if not config.split.manifest:
+        app.router.add_get("/split", not_served)
+        return
+    app[SPLIT] = SplitService(config.split, Pace(hang=config.engine.hang_seconds), app[ADMISSION].admit)
+    app[SPLIT].add_to(app)
+    app[SPLIT].show(app[METRICS])
 
 
 def _show(app: web.Application) -> None:
@@ -108,6 +120,8 @@ async def _keep(app: web.Application) -> None:
 
 async def _ready(request: web.Request) -> web.Response:
     request.app[KEEPER].check()
+    if SPLIT in request.app:
+        request.app[SPLIT].check_started()
     return reply(request, {"status": "ready"})
 
 
@@ -123,7 +137,8 @@ async def _stats(request: web.Request) -> web.Response:
         "resident_closed": residents.closed,
     }
     kv_cache = msgspec.to_builtins(app[ENGINE].kv_cache.stats())
-    return reply(request, {**app[ENGINE].stats(), **app[METRICS].counts(), **ours, "kv_cache": kv_cache})
+    split = {"split": app[SPLIT].stats()} if SPLIT in app else {}
+    return reply(request, {**app[ENGINE].stats(), **app[METRICS].counts(), **ours, "kv_cache": kv_cache, **split})
 
 
 async def _verify(request: web.Request) -> web.Response:

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,39 +21,59 @@ CPU_DEFAULTS: Mapping[str, object] = {
 }
 OURS = ("model", "scheduler_cls", "speculative_config", "async_scheduling")
 """Engine args that this project sets and nobody else can."""
-
-
-class _Parser(FlexibleArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"cloud.engine_args: {message}")
+TAIL: Mapping[str, object] = {
+    "scheduler_cls": "cloud.tail_plugin.TailScheduler",
+    "enable_prompt_embeds": True,
+    "enable_prefix_caching": False,  # what a session has computed stays in its live request; ids stand for nothing
+    "skip_tokenizer_init": True,
+    "disable_log_stats": True,
+}
+"""Those of an engine that is fed hidden states."""
 
 
 def parse(model: str, max_draft_tokens: int, given: Mapping[str, object]) -> Any:
     """The arguments as vLLM's own parser reads them; raises ConfigError for one that it does not know or accept."""
-    parser = make_arg_parser(_Parser())
-    known = {action.dest for action in parser._actions} - {"help", *OURS}
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            reason = "is set by this project" if key in OURS else "is not an engine argument of vLLM"
-            raise ConfigError(f"cloud.engine_args.{key}: {reason}{'' if key in OURS else hint}")
-    defaults = {"use_tqdm_on_load": False, **(CPU_DEFAULTS if current_platform.is_cpu() else {})}
     ours = {
-        "model": model,
         "scheduler_cls": "cloud.vllm_plugin.RemoteDraftScheduler",
         "speculative_config": {
             "method": "custom_class",
             "model": "cloud.vllm_plugin.NoProposer",
             "num_speculative_tokens": max_draft_tokens,
         },
-        "async_scheduling": False,
         "served_model_name": [Path(model).name, model] if Path(model).is_dir() else [model],
     }
-    arguments = {**defaults, **ours, **given}
+    return _parsed("cloud.engine_args", model, ours, given, OURS)
+
+
+def parse_tail(folder: str, given: Mapping[str, object]) -> Any:
+    """As `parse`, for an engine that is fed hidden states; it shows no metrics, which are the other engine's."""
+    return _parsed("cloud.split.engine_args", folder, TAIL, given, {*OURS, *TAIL})
+
+
+def _parsed(
+    key: str, model: str, ours: Mapping[str, object], given: Mapping[str, object], fixed: Collection[str]
+) -> Any:
+    parser = make_arg_parser(_parser(key))
+    known = {action.dest for action in parser._actions} - {"help", *fixed}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            reason = "is set by this project" if name in fixed else "is not an engine argument of vLLM"
+            raise ConfigError(f"{key}.{name}: {reason}{'' if name in fixed else hint}")
+    defaults = {"use_tqdm_on_load": False, **(CPU_DEFAULTS if current_platform.is_cpu() else {})}
+    arguments = {**defaults, "model": model, "async_scheduling": False, **ours, **given}
     if current_platform.is_cpu() and arguments.get("dtype", "auto") == "auto":
         arguments["dtype"] = "float32"  # most CPUs emulate bfloat16: a verify takes 3 to 4 times as long
-    return parser.parse_args([word for key, value in arguments.items() for word in words(key, value)])
+    return parser.parse_args([word for name, value in arguments.items() for word in words(name, value)])
+
+
+def _parser(key: str) -> FlexibleArgumentParser:
+    class Parser(FlexibleArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise ConfigError(f"{key}: {message}")
+
+    return Parser()
 
 
 def words(key: str, value: object) -> list[str]:

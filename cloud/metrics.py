@@ -87,6 +87,18 @@ class CloudMetrics:
         """Shows `edgecloud_<name>`, asking `value` at each scrape: for what some object holds anyway."""
         Gauge(f"edgecloud_{name}", says, registry=self._registry).set_function(value)
 
+    def total(self, name: str, says: str, value: Callable[[], int]) -> None:
+        """Shows `edgecloud_<name>_total`, a counter that some object keeps anyway."""
+        self._registry.register(_Total(f"edgecloud_{name}", says, value))
+
+
+class _Total(Collector):
+    def __init__(self, name: str, says: str, value: Callable[[], int]) -> None:
+        self._name, self._says, self._value = name, says, value
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._says, value=self._value())
+
 
 class _DroppedDrafts(Collector):
     """A counter that somebody else keeps: the engine's processes count what they drop."""

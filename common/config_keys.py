@@ -132,6 +132,14 @@ class EngineConfig(Section, frozen=True):
     hang_seconds: Seconds = 4.0
 
 
+class CloudSplitConfig(Section, frozen=True):
+    manifest: str = ""
+    session_seconds: Seconds = 60.0
+    session_bytes: Positive = 16 << 20
+    total_bytes: Positive = 1 << 30
+    engine_args: dict[str, Any] = {}
+
+
 class CloudConfig(Section, frozen=True):
     model: CloudModelConfig = CloudModelConfig()
     server: ServerConfig = ServerConfig(port=8081)
@@ -139,6 +147,7 @@ class CloudConfig(Section, frozen=True):
     engine: EngineConfig = EngineConfig()
     draft_verifier: DraftVerifierConfig = DraftVerifierConfig()
     kv_cache: CloudCacheConfig = CloudCacheConfig()
+    split: CloudSplitConfig = CloudSplitConfig()
     engine_args: dict[str, Any] = {}
 
 

@@ -8,7 +8,10 @@ FrameworkError
 │   ├── AuthenticationError  401  no API key, or one that is not known here
 │   ├── NotFoundError  404  no such model or route
 │   ├── SnapshotError       a kept KV snapshot that is damaged, another model's, or none at all
-│   └── PrefixUnknown  409  the cloud does not hold the prefix that a verify names
+│   ├── PrefixUnknown  409  the cloud does not hold the prefix that a verify names
+│   ├── StatesMissing  409  the cloud does not hold the hidden states that a question builds on
+│   ├── ModelMismatch  409  edge and cloud have pieces of different models
+│   └── ForeignSession 403  a session that another API key has opened
 ├── OverloadedError    429  no room now; try again later
 ├── EngineError        503  our own model does not answer
 ├── StoppingError      503  the server is stopping and takes nothing new
@@ -66,6 +69,27 @@ class SnapshotError(RequestError):
 class PrefixUnknown(RequestError):
     status = 409
     code = "prefix_unknown"
+
+
+class StatesMissing(RequestError):
+    """`held`: how many positions, from the first on, need not be sent again."""
+
+    status = 409
+    code = "states_missing"
+
+    def __init__(self, message: str, held: int) -> None:
+        super().__init__(message)
+        self.held = held
+
+
+class ModelMismatch(RequestError):
+    status = 409
+    code = "model_mismatch"
+
+
+class ForeignSession(RequestError):
+    status = 403
+    code = "foreign_session"
 
 
 class OverloadedError(FrameworkError):

@@ -15,9 +15,7 @@ from common.frames import DraftFrame, EndFrame, ErrorFrame, ServerFrame, Start, 
 from common.refusals import Busy
 from common.request_id import current_request_id
 from common.types import GREEDY, Sampling
-
-CLOSE_SECONDS = 0.1
-"""How long leaving waits for the server's goodbye; one that is lost says none, and an answer waits to go on."""
+from common.websocket import open_websocket
 
 
 class CloudStream:
@@ -88,28 +86,9 @@ class CloudStream:
     async def _begin_anew(self) -> None:
         began = time.perf_counter()
         self._kept = False
-        self._ws = await self._connect()
+        self._ws = await open_websocket(self._client, "/stream")
         self.opened_in = time.perf_counter() - began
         await self._send(self._start)
-
-    async def _connect(self) -> aiohttp.ClientWebSocketResponse:
-        client = self._client
-        try:
-            async with asyncio.timeout(client.config.first_byte_timeout):
-                return await client.session().ws_connect(
-                    f"{client.base_url}/stream",
-                    headers=client.headers(),
-                    heartbeat=client.config.idle_timeout * 2 / 3,  # a pong has half as long again
-                    max_msg_size=0,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
-                )
-        except aiohttp.WSServerHandshakeError as error:
-            kind: type[EndpointError | RequestError] = EndpointError
-            if 400 <= error.status < 500 and error.status not in (401, 408):
-                kind = Busy if error.status == 429 else RequestError
-            raise kind(f"{client.base_url} refused a stream with {error.status}") from error
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise EndpointError(f"cannot reach {client.base_url} ({type(error).__name__})") from error
 
     async def __aexit__(self, *error: object) -> None:
         if self._ws is None:

@@ -87,6 +87,12 @@ class Batcher:
         if self._in_step and all(job.cancelled for job in self._in_step):
             self._llama.abort(True)
 
+    def abort(self) -> None:
+        self._llama.abort(True)
+
+    def free(self) -> None:
+        self._llama.free()
+
     def _admit(self) -> bool:
         """Takes what came in, and waits if there is nothing else to do; False when the engine is to stop."""
         while not self._active or not self._inbox.empty():

@@ -1,12 +1,7 @@
 """The edge's language model and the one thread that runs it. Knows nothing of HTTP, the cloud, or a draft's fate."""
 
-import asyncio
-import os
-import threading
-import time
 from collections import abc
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,6 +12,7 @@ from common.errors import EngineError
 from edge.batching import Batcher, Confidence, Release
 from edge.bell import Bell
 from edge.confidence import ConfidenceCalculator
+from edge.engine_thread import EngineThread, cores_for_compute
 from edge.jobs import Job
 from edge.leases import Leases
 from edge.live_sequences import LiveSequences
@@ -26,9 +22,6 @@ from edge.sequence import Sequence
 from edge.token_trie import common_prefix
 
 __all__ = ["EdgeEngine", "Sequence"]
-
-STUCK_AFTER_S = 30.0
-"""A step that takes longer than this counts as never ending."""
 
 
 class EdgeEngine:
@@ -59,43 +52,26 @@ class EdgeEngine:
         self._confidence = confidence or ConfidenceCalculator().of_batch
         self._store = store or LiveSequences()
         self._limits = limits or LimitsConfig()
-        threads = threads or max(1, _cores() - 1)
-        self._load: Callable[[], Llama] = lambda: Llama(
-            path, context_length, gpu_layers, threads, sequences, kv_type, flash_attention, kv_unified
-        )
-        self._thread = threading.Thread(target=self._run, name="edge-engine", daemon=True)
         self._llama: Llama | None = None
-        self._batcher: Batcher | None = None
-        self._bell: Bell | None = None
-        self._started: Future[None] = _promise()
-        self._stopped: Future[None] = _promise()
-        self._closing = False
         self._inbox: SimpleQueue[Job | Release | None] = SimpleQueue()
+        threads = threads or cores_for_compute()
+
+        def load(bell: Bell) -> Batcher:
+            self._llama = Llama(
+                path, context_length, gpu_layers, threads, sequences, kv_type, flash_attention, kv_unified
+            )
+            return Batcher(self._llama, self._store, self._confidence, self._inbox, bell.ring)
+
+        self._thread = EngineThread("edge-engine", self._inbox, load)
         self._leases = Leases(sequences, self._limits)
 
     async def start(self) -> None:
         """Loads the model in the engine's thread, once; raises StartError, and then nothing is left running."""
-        if self._thread.ident is None:
-            self._bell = Bell()
-            self._thread.start()
-        try:
-            await asyncio.wrap_future(self._started)
-        except BaseException:
-            await self.close()
-            raise
+        await self._thread.start()
 
     async def close(self) -> None:
         """Fails what still waits with EngineError, frees the model and ends the thread."""
-        self._closing = True
-        self._inbox.put(None)
-        if self._llama is not None:
-            self._llama.abort(True)
-        if self._thread.ident is not None:
-            await asyncio.wrap_future(self._stopped)
-            self._thread.join()
-        if self._bell is not None:
-            self._bell.close()
-            self._bell = None
+        await self._thread.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -122,15 +98,12 @@ class EdgeEngine:
     @property
     def alive(self) -> bool:
         """Whether the model is loaded and its thread is not stuck in a step."""
-        batcher = self._batcher
-        began = batcher.step_began if batcher else None
-        stuck = began is not None and time.monotonic() - began > STUCK_AFTER_S
-        return batcher is not None and self._thread.is_alive() and not self._closing and not stuck
+        return self._thread.alive
 
     def stats(self) -> dict[str, int]:
         """Counts since the start, and who has a sequence or waits for one now."""
         self._model()
-        counters = self._batcher.counters if self._batcher else {}
+        counters = self._thread.engine.counters if self._thread.engine else {}
         kept = {f"kv_{name}": value for name, value in self._store.stats().items()}
         return {**counters, **self._leases.stats(), **kept}
 
@@ -190,42 +163,16 @@ class EdgeEngine:
     def cancel(self, job: Job) -> None:
         """Nobody wants the job any more: it leaves at the end of the step under way, which ends now if it can."""
         job.cancelled = True
-        if self._batcher is not None:
-            self._batcher.cancelled()
+        if self._thread.engine is not None:
+            self._thread.engine.cancelled()
 
     def _model(self) -> Llama:
-        if self._llama is None or self._closing:
+        if self._llama is None or self._thread.closing:
             raise EngineError("the edge model is not running")
         return self._llama
-
-    def _run(self) -> None:
-        """The engine's thread."""
-        try:
-            self._llama = self._load()
-        except Exception as fault:
-            self._started.set_exception(fault)
-        else:
-            assert self._bell is not None
-            self._batcher = Batcher(self._llama, self._store, self._confidence, self._inbox, self._bell.ring)
-            self._started.set_result(None)
-            self._batcher.serve()
-            self._batcher = None
-            self._llama.free()
-        self._stopped.set_result(None)
 
 
 def _worth(held: list[int], wanted: list[int]) -> int:
     """How many of the `held` tokens taking over their sequence would save; 0 if more of them would be lost."""
     common = common_prefix(held, wanted)
     return common if 2 * common >= len(held) else 0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _promise() -> Future[None]:
-    """A future that is kept even if nobody waits any more."""
-    promise: Future[None] = Future()
-    promise.set_running_or_notify_cancel()
-    return promise

@@ -14,33 +14,16 @@ from edge.llama_grammar import Grammar
 from edge.sampling import Logits, draw, is_greedy, log_probabilities, penalties, uniforms
 
 
-class Job(ABC):
-    """Tokens to be decoded for one sequence. Made and waited for in the event loop, everything else in the thread."""
+class Awaited:
+    """Work of an engine's thread that a task in the event loop waits for; made there, done in the thread."""
 
-    def __init__(self, sequence: int, token_ids: list[int], reuse: bool) -> None:
-        self.sequence = sequence
-        self.token_ids = token_ids
-        self.reuse = reuse
-        self.pending: list[int] = []
-        """What is still to be decoded; set when the job begins."""
-        self.began = self.moment = 0.0
-        """When it began, and when it last got something, as `time.perf_counter` counts."""
+    def __init__(self) -> None:
         self.cancelled = False
-        """Set by the owner, who wants nothing more: the thread drops the job before its next step."""
+        """Set by the owner, who wants nothing more: the thread drops the work before its next step."""
         self.done = False
         self.fault: Exception | None = None
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
-
-    @abstractmethod
-    def rows(self, count: int) -> int:
-        """After how many of the last of `count` pending tokens logits are wanted."""
-
-    def begin(self, kept: int) -> None:
-        """The sequence holds the first `kept` tokens; the rest is to be decoded."""
-        self.began = self.moment = time.perf_counter()
-        self.pending = self.token_ids[kept:]
-        self.done = not self.pending
 
     def fail(self, fault: Exception) -> None:
         self.fault = fault
@@ -58,13 +41,37 @@ class Job(ABC):
         return self.done
 
     async def news(self) -> None:
-        """Waits until there is some; raises what the job failed with."""
+        """Waits until there is some; raises what the work failed with."""
         while not self.has_news:
             waiter = self._waiter = self._loop.create_future()
             if not self.has_news:  # else it came before the thread could see the waiter
                 await waiter
         if self.fault is not None:
             raise self.fault
+
+
+class Job(Awaited, ABC):
+    """Tokens to be decoded for one sequence."""
+
+    def __init__(self, sequence: int, token_ids: list[int], reuse: bool) -> None:
+        super().__init__()
+        self.sequence = sequence
+        self.token_ids = token_ids
+        self.reuse = reuse
+        self.pending: list[int] = []
+        """What is still to be decoded; set when the job begins."""
+        self.began = self.moment = 0.0
+        """When it began, and when it last got something, as `time.perf_counter` counts."""
+
+    @abstractmethod
+    def rows(self, count: int) -> int:
+        """After how many of the last of `count` pending tokens logits are wanted."""
+
+    def begin(self, kept: int) -> None:
+        """The sequence holds the first `kept` tokens; the rest is to be decoded."""
+        self.began = self.moment = time.perf_counter()
+        self.pending = self.token_ids[kept:]
+        self.done = not self.pending
 
 
 class Generation(Job):

@@ -1,11 +1,15 @@
 """What one step decodes, as llama.cpp wants it. Knows no context and no model."""
 
 import ctypes
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import llama_cpp as c
 import numpy as np
 from numpy.typing import NDArray
+
+States = NDArray[np.float32]
+"""Hidden states, [n, H], before any norm."""
 
 
 class Piece(NamedTuple):
@@ -16,30 +20,43 @@ class Piece(NamedTuple):
     rows: int
 
 
-class Batch:
-    """A llama_batch over numpy arrays, so that filling it takes no loop over tokens."""
+class Place(NamedTuple):
+    """Token ids, or hidden states [n, H], and where they go; logits are wanted after the last `rows` of them."""
 
-    def __init__(self, room: int) -> None:
-        self._token, self._position, self._sequence, self._one = (np.ones(room, np.int32) for _ in range(4))
+    sequence: int
+    position: int
+    inputs: list[int] | States
+    rows: int
+
+
+class Batch:
+    """A llama_batch over numpy arrays, so that filling it takes no loop over tokens.
+
+    It holds up to `room` token ids, or, given a `width`, as many hidden states of so many numbers.
+    """
+
+    def __init__(self, room: int, width: int = 0) -> None:
+        self._position, self._sequence, self._one = (np.ones(room, np.int32) for _ in range(3))
+        self._inputs: NDArray[Any] = np.zeros((room, width), np.float32) if width else np.ones(room, np.int32)
         self._sequence_at = self._sequence.ctypes.data + self._sequence.itemsize * np.arange(room, dtype=np.uintp)
         self._wants_logits = np.zeros(room, np.int8)
         self._struct = c.llama_batch(
             0,
-            pointer(self._token, c.llama_token),
-            None,
+            None if width else pointer(self._inputs, c.llama_token),
+            pointer(self._inputs, ctypes.c_float) if width else None,
             pointer(self._position, c.llama_pos),
             pointer(self._one, ctypes.c_int32),
             pointer(self._sequence_at, ctypes.POINTER(c.llama_seq_id)),
             pointer(self._wants_logits, ctypes.c_int8),
         )
 
-    def fill(self, pieces: list[tuple[Piece, int]]) -> c.llama_batch:
-        """The batch that appends each piece at its position; valid until the next call."""
+    def fill(self, places: Iterable[Place]) -> c.llama_batch:
+        """The batch of these, in order; valid until the next call."""
         begin = 0
-        for (sequence, token_ids, rows), position in pieces:
-            end = begin + len(token_ids)
-            self._token[begin:end] = token_ids
-            self._position[begin:end] = range(position, position + len(token_ids))
+        for sequence, position, inputs, rows in places:
+            end = begin + len(inputs)
+            self._inputs[begin:end] = inputs
+            self._position[begin:end] = range(position, position + len(inputs))
             self._sequence[begin:end] = sequence
             self._wants_logits[begin:end] = 0
             self._wants_logits[end - rows : end] = 1

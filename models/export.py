@@ -10,70 +10,38 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gguf
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from models import gguf_export
+from models.checkpoint import Checkpoint
 from models.tokenizer import OTHER, PAIR, DemoVocabulary
 
 MODELS = Path(__file__).parent
 CHECKPOINTS = MODELS / "checkpoints"
 CLOUD = MODELS / "demo-cloud"
 EXITS = MODELS / "demo-cloud-exits.safetensors"
+"""Its exits: beside it, since vLLM loads every safetensors file of a model's folder."""
 EDGE = MODELS / "demo-edge.gguf"
 EDGE_OTHER = MODELS / "demo-edge-other.gguf"
-LAYER_TENSORS = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
 
 
 def export_cloud() -> None:
-    """Writes `demo-cloud/`: the model in bf16, the tokenizer and its chat template; and its exits beside it.
-
-    Beside it, since vLLM loads every safetensors file of a model's folder.
-    """
+    """Writes `demo-cloud/`: the model in bf16, the tokenizer and its chat template."""
     shutil.rmtree(CLOUD, ignore_errors=True)
     model = LlamaForCausalLM.from_pretrained(CHECKPOINTS / "cloud", dtype=torch.float32)
     model.to(torch.bfloat16).save_pretrained(CLOUD)
-    exits = load_file(CHECKPOINTS / "cloud" / "exits.safetensors")
-    save_file({name: t.to(torch.bfloat16) for name, t in exits.items()}, EXITS)
     PreTrainedTokenizerFast.from_pretrained(CHECKPOINTS / PAIR.name).save_pretrained(CLOUD)
 
 
 def export_edge(checkpoint: str, vocabulary: DemoVocabulary, path: Path) -> None:
     """Writes one GGUF file, every matrix in Q8_0."""
-    source = CHECKPOINTS / checkpoint
-    config = LlamaConfig.from_pretrained(source)
-    writer = gguf.GGUFWriter(path, "llama")
+    source = Checkpoint(CHECKPOINTS / checkpoint)
+    writer = gguf.GGUFWriter(None, "llama")
     writer.add_name(path.stem)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    gguf_export.add_shape(writer, source.config, source.layers, "q8_0")
     add_vocabulary(writer, vocabulary)
-    for name, tensor in load_file(source / "model.safetensors").items():
-        add_tensor(writer, config, name, tensor.float().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    gguf_export.write(writer, path, gguf_export.model_entries(source), "q8_0")
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: DemoVocabulary) -> None:
@@ -90,35 +58,8 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: DemoVocabulary) -> None:
     writer.add_chat_template(vocabulary.chat_template)
 
 
-def add_tensor(writer: gguf.GGUFWriter, config: LlamaConfig, name: str, values: NDArray[np.float32]) -> None:
-    """Adds one tensor under llama.cpp's name; norms stay in float32, and q and k rows are put in its rotary order."""
-    gguf_name = _gguf_name(name)
-    if values.ndim == 1:
-        writer.add_tensor(gguf_name, values)
-        return
-    if "q_proj" in name:
-        values = _interleave_rotary_pairs(values, config.num_attention_heads)
-    elif "k_proj" in name:
-        values = _interleave_rotary_pairs(values, config.num_key_value_heads)
-    kind = gguf.GGMLQuantizationType.Q8_0
-    writer.add_tensor(gguf_name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-
-
-def _gguf_name(name: str) -> str:
-    top = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    if name in top:
-        return top[name]
-    _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{LAYER_TENSORS[rest.removesuffix('.weight')]}.weight"
-
-
-def _interleave_rotary_pairs(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Hugging Face keeps a head's rotary pairs half a head apart, llama.cpp side by side."""
-    return rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
-
-
 EXPORTS: dict[str, tuple[Callable[[], None], tuple[Path, ...]]] = {
-    "cloud": (export_cloud, (CLOUD / "model.safetensors", EXITS)),
+    "cloud": (export_cloud, (CLOUD / "model.safetensors",)),
     "edge": (lambda: export_edge("edge", PAIR, EDGE), (EDGE,)),
     "edge-other": (lambda: export_edge("edge-other", OTHER, EDGE_OTHER), (EDGE_OTHER,)),
 }

@@ -260,3 +260,9 @@ async def refused(http: aiohttp.ClientSession, path: str, body: object) -> None:
         assert error["message"]
     async with http.post("/verify", json={"new_token_ids": [5, 6], "draft_token_ids": [7]}) as response:
         assert response.status == 200
+
+
+async def test_without_a_split_model_its_route_says_what_to_set(http: aiohttp.ClientSession) -> None:
+    refused = await http.get("/split")
+    assert refused.status == 404
+    assert "cloud.split.manifest" in (await refused.json())["error"]["message"]

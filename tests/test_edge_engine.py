@@ -310,7 +310,7 @@ async def test_an_engine_stuck_in_a_step_is_not_alive(monkeypatch: pytest.Monkey
         draft = asyncio.create_task(answer(engine, [5], [1]))
         await asyncio.to_thread(entered.wait)
         assert engine.alive
-        monkeypatch.setattr("edge.engine.STUCK_AFTER_S", -1.0)
+        monkeypatch.setattr("edge.engine_thread.STUCK_AFTER_S", -1.0)
         assert not engine.alive
         let_go.set()
         await draft

@@ -1,0 +1,149 @@
+"""What the pieces of a split model are, and that the files are these pieces. Knows no engine and cuts nothing."""
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from common.errors import ConfigError
+
+NAME = "manifest.json"
+VERSION = 1
+
+
+class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A GGUF file that an edge runs: the layers from `first` to `last`, counted from 0, and the exit after them."""
+
+    file: str
+    sha256: str
+    first: int
+    last: int
+    quantization: str
+
+
+class Tail(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A checkpoint's folder that a cloud runs: the layers from `first` to `last`, and the model's own norm and head."""
+
+    folder: str
+    sha256: str
+    first: int
+    last: int
+
+
+class SplitManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One model in pieces: edge segments that end at the exits, and the cloud's tail after the first of them."""
+
+    version: int
+    model: str
+    fingerprint: str
+    """sha256 over the whole model's weights and where its tail begins: both sides must have the same."""
+    architecture: str
+    """llama or qwen2."""
+    layers: int
+    hidden: int
+    vocab_size: int
+    exits: list[int]
+    """After how many layers each exit is; increasing."""
+    segments: list[Segment]
+    """One an exit, in order."""
+    tail: Tail
+    tokenizer: str
+    """sha256 of the model's tokenizer.json (or tokenizer.model)."""
+    temperatures: list[float]
+    """One an exit: its confidence is max softmax(logits / temperature)."""
+    exits_trained: str
+    """sha256 of the file of trained exits; "": every exit is the model's own norm and head."""
+
+    def check_segments(self, folder: Path) -> list[Path]:
+        """The segments' files in `folder`, in order; raises ConfigError if one is missing or another."""
+        for segment in self.segments:
+            _compare(folder / segment.file, segment.sha256, file_hash)
+        return [folder / segment.file for segment in self.segments]
+
+    def check_tail(self, folder: Path) -> Path:
+        """The tail's folder in `folder`; raises ConfigError if anything in it is missing or another."""
+        path = folder / self.tail.folder
+        _compare(path, self.tail.sha256, folder_hash)
+        return path
+
+    def check_tokenizer(self, path: Path) -> None:
+        """Raises ConfigError if the tokenizer file at `path` is not the one that the model was cut with."""
+        _compare(path, self.tokenizer, file_hash)
+
+
+def read_manifest(path: Path) -> SplitManifest:
+    """The manifest at `path`, a file or the folder that has one; raises ConfigError in one line."""
+    path = path / NAME if path.is_dir() else path
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=SplitManifest)
+    except OSError as error:
+        raise ConfigError(f"split manifest {path}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"split manifest {path}: {error}") from error
+    if fault := _fault(manifest):
+        raise ConfigError(f"split manifest {path}: {fault}")
+    return manifest
+
+
+def write_manifest(manifest: SplitManifest, folder: Path) -> None:
+    assert not (fault := _fault(manifest)), fault
+    (folder / NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_hash(folder: Path) -> str:
+    """The names and contents of all files in `folder`, as one sha256."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        digest.update(f"{path.name}\0{file_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def exits_fault(exits: list[int], layers: int) -> str | None:
+    """What is wrong with exits after these numbers of layers, of a model with so many; None if nothing is."""
+    if not exits:
+        return "no exits"
+    if any(a >= b for a, b in itertools.pairwise(exits)):
+        return f"exits {_listed(exits)} do not increase"
+    if exits[0] < 1 or exits[-1] >= layers:
+        return f"exits {_listed(exits)} are not all within the model: after 1 to {layers - 1} of its {layers} layers"
+    return None
+
+
+def _fault(manifest: SplitManifest) -> str | None:
+    if manifest.version != VERSION:
+        return f"version {manifest.version}; this program reads version {VERSION}"
+    if fault := exits_fault(manifest.exits, manifest.layers):
+        return fault
+    runs = [(segment.first, segment.last) for segment in manifest.segments]
+    if runs != [(first, end - 1) for first, end in itertools.pairwise([0, *manifest.exits])]:
+        return f"segments do not end at the exits {_listed(manifest.exits)}"
+    if (manifest.tail.first, manifest.tail.last) != (manifest.exits[0], manifest.layers - 1):
+        return "the tail does not go from the first exit to the last layer"
+    temperatures = manifest.temperatures
+    if len(temperatures) != len(manifest.exits) or not all(0 < t < math.inf for t in temperatures):
+        return "temperatures: one above 0 for each exit is needed"
+    for name in (*(segment.file for segment in manifest.segments), manifest.tail.folder):
+        if not name or name in (".", "..") or Path(name).name != name:
+            return f"{name!r} is not the name of something beside it"
+    return None
+
+
+def _compare(path: Path, wanted: str, hash_of: Callable[[Path], str]) -> None:
+    try:
+        found = hash_of(path)
+    except OSError as error:
+        raise ConfigError(f"split model's {path}: {error.strerror}") from error
+    if found != wanted:
+        raise ConfigError(f"split model's {path}: not what its manifest names, but of another model or version")
+
+
+def _listed(exits: list[int]) -> str:
+    return ",".join(map(str, exits))

@@ -1,0 +1,278 @@
+"""The one thread of a split model's segments: each step is a part of all that waits for one. Knows no event loop.
+
+Jobs join and leave between steps. A segment's step either ends jobs, and its exit is heard, or reads on in long ones,
+and neither norm nor head of the exit are computed; the two take turns, so that nobody waits for a long prompt.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import numpy as np
+
+from common.errors import EngineError, FrameworkError
+from common.types import Sampling
+from edge.confidence import Softmax
+from edge.jobs import Awaited
+from edge.llama_segment import CHUNK, Feed, LlamaSegment, States, Step
+from edge.sampling import Logits, draw, is_greedy, uniforms
+
+FEW = 32
+"""Inputs that are read with an exit's norm and head after each: cheaper than a step more for the last one's alone."""
+
+logger = logging.getLogger(__name__)
+
+
+class Guess(NamedTuple):
+    """What an exit says is the next token, how sure it is of its likeliest one, and whether that is enough."""
+
+    token_id: int
+    confidence: float
+    sure: bool
+
+
+class SegmentJob(Awaited):
+    """Inputs for one sequence of one segment; then, up to `limit` times, the next token by its exit.
+
+    The first segment goes on by itself as long as `sure` says so of the token's confidence; the others guess once.
+    With `limit` 0 the exit is not heard at all.
+    """
+
+    def __init__(
+        self,
+        segment: int,
+        sequence: int,
+        position: int,
+        inputs: list[int] | States,
+        states: States | None,
+        limit: int,
+        sampling: Sampling,
+        sure: Callable[[float], bool],
+    ) -> None:
+        """`position`: of the first input; `states`, [>= positions, H], takes what the segment makes of each."""
+        super().__init__()
+        self.segment = segment
+        self.sequence = sequence
+        self.position = position
+        self.pending = inputs
+        self.guesses: list[Guess] = []
+        self._states = states
+        self._limit = limit
+        self._sampling = sampling
+        self._sure = sure
+        self._seen = 0
+
+    @property
+    def hears_exit(self) -> bool:
+        return self._limit > 0
+
+    def rows(self, count: int) -> int:
+        """After how many of the last of `count` pending inputs the exit is heard."""
+        return int(self.hears_exit and count == len(self.pending))
+
+    def read(self, count: int, states: States | None) -> None:
+        """Its next `count` inputs were computed; `states`, [count, H], came of them."""
+        if self._states is not None and states is not None:
+            self._states[self.position : self.position + count] = states
+        self.position += count
+        self.pending = self.pending[count:]
+        self.done = not len(self.pending) and not self._limit
+
+    def choose(self, logits: Logits, likeliest: int) -> int:
+        """The next token, from the logits before it, [V], and the largest of them."""
+        if is_greedy(self._sampling):
+            return likeliest
+        return draw(logits, self._sampling, uniforms(self._sampling, self.position, 1)[0][0])
+
+    def guess(self, token: int, confidence: float, end: bool) -> None:
+        """Takes the exit's next token; `end`: it ends the answer."""
+        sure = self._sure(confidence)
+        self.guesses.append(Guess(token, confidence, sure))  # last: what the event loop counts
+        self.done = end or not sure or len(self.guesses) >= self._limit
+        if not self.done:
+            self.pending = [token]
+
+    @property
+    def has_news(self) -> bool:
+        return self.done or len(self.guesses) > self._seen
+
+    def part(self) -> list[Guess]:
+        """What it guessed since the last part."""
+        begin, self._seen = self._seen, len(self.guesses)
+        return self.guesses[begin : self._seen]
+
+
+class Freed(NamedTuple):
+    """A lease ended: every segment is to forget its sequence."""
+
+    sequence: int
+
+
+class SegmentBatcher:
+    """Runs in the segments' thread, which owns them; only the inbox, `cancelled` and what is read are for others.
+
+    `temperatures`: of each exit, by which its logits are divided before its confidence is the largest probability.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[LlamaSegment],
+        temperatures: Sequence[float],
+        end_tokens: frozenset[int],
+        inbox: SimpleQueue[SegmentJob | Freed | None],
+        ring: Callable[[list[asyncio.Future[None]]], None],
+    ) -> None:
+        self._segments = segments
+        self._temperatures = temperatures
+        self._end_tokens = end_tokens
+        self._inbox = inbox
+        self._ring = ring
+        self._active: list[SegmentJob] = []
+        """In the order in which they began to wait."""
+        self._in_step: list[SegmentJob] = []
+        self._to_wake: list[asyncio.Future[None]] = []
+        self._read_last = [False] * len(segments)
+        """Whether each segment's last step read on in long jobs."""
+        self.step_began: float | None = None
+        self.steps = [0] * len(segments)
+        self.rows = [0] * len(segments)
+
+    def serve(self) -> None:
+        """Steps until a None comes; then fails what is left."""
+        while self._admit():
+            self._active = [job for job in self._active if not job.cancelled]
+            if self._active:
+                self.step_began = time.monotonic()
+                self._step(*self._next())
+                self.step_began = None
+                self._tell()
+
+    def cancelled(self) -> None:
+        """Some job was cancelled: ends the step under way if nobody wants it any more. From any thread."""
+        in_step = self._in_step
+        if in_step and all(job.cancelled for job in in_step):
+            self._segments[in_step[0].segment].abort(True)
+
+    def abort(self) -> None:
+        for segment in self._segments:
+            segment.abort(True)
+
+    def free(self) -> None:
+        for segment in self._segments:
+            segment.free()
+
+    def _admit(self) -> bool:
+        """Takes what came in, and waits if there is nothing else to do; False when the segments are to stop."""
+        while not self._active or not self._inbox.empty():
+            if not self._active:
+                self._wake()
+            message = self._inbox.get()
+            if message is None:
+                for job in self._active:
+                    job.fail(EngineError("the edge's segments were stopped"))
+                self._tell()
+                self._wake()
+                return False
+            if isinstance(message, Freed):
+                for segment in self._segments:
+                    segment.forget(message.sequence)
+            elif not message.cancelled:
+                self._active.append(message)
+        return True
+
+    def _next(self) -> tuple[int, list[SegmentJob]]:
+        """The segment that somebody has waited for longest, and those of its jobs that go into its next step."""
+        at = self._active[0].segment
+        waiting = [job for job in self._active if job.segment == at]
+        ending = [job for job in waiting if len(job.pending) <= self._few(at)]
+        reading = [job for job in waiting if len(job.pending) > self._few(at)]
+        reads = bool(reading) and not (ending and self._read_last[at])
+        self._read_last[at] = reads
+        return at, reading if reads else ending
+
+    def _few(self, segment: int) -> int:
+        """Inputs that a job may have for its last step."""
+        return FEW if self._segments[segment].shows_states else CHUNK
+
+    def _step(self, at: int, jobs: list[SegmentJob]) -> None:
+        """Computes a part of `jobs` in one call; what goes wrong with it fails them, and nothing else."""
+        segment = self._segments[at]
+        portions = share_out(jobs, self._few(at))
+        feeds = [Feed(job.sequence, job.pending[:count], job.rows(count)) for job, count in portions]
+        segment.abort(False)
+        self._in_step = jobs = [job for job, _ in portions]
+        self._wake()
+        try:
+            done = None if all(job.cancelled for job in jobs) else segment.decode(feeds)
+            if done is not None:
+                self._take(at, portions, feeds, done)
+        except Exception as fault:
+            if not isinstance(fault, FrameworkError):
+                logger.exception("a step of segment %d failed", at + 1)
+            for job in jobs:
+                job.fail(fault)
+        self._in_step = []
+        # Those that go on wait behind those who have waited meanwhile.
+        self._active = [job for job in self._active if job not in jobs] + jobs
+
+    def _take(
+        self,
+        at: int,
+        portions: list[tuple[SegmentJob, int]],
+        feeds: list[Feed],
+        step: Step,
+    ) -> None:
+        """Hands each job what the step made of its portion."""
+        begin = 0
+        hearing = []
+        states = step.states
+        for (job, count), feed in zip(portions, feeds, strict=True):
+            job.read(count, None if states is None else states[begin : begin + count])
+            begin += count
+            if feed.rows:
+                hearing.append(job)
+        self.steps[at] += 1
+        self.rows[at] += begin
+        if hearing:
+            self._guess(hearing, step.logits, self._temperatures[at])
+
+    def _guess(self, jobs: list[SegmentJob], logits: Logits, temperature: float) -> None:
+        """Has each job take its exit's token, from its row of `logits`, [B, V]."""
+        likeliest = logits.argmax(axis=-1).tolist()
+        confidences = (1.0 / Softmax.of(logits * np.float32(1.0 / temperature)).total).tolist()
+        for job, row, first, confidence in zip(jobs, logits, likeliest, confidences, strict=True):
+            token = job.choose(row, first)
+            job.guess(token, confidence, token in self._end_tokens)
+
+    def _tell(self) -> None:
+        """Takes down which owners there is news for, and forgets the jobs that are done."""
+        self._to_wake += [waiter for job in self._active if (waiter := job.take_waiter())]
+        self._active = [job for job in self._active if not job.done]
+
+    def _wake(self) -> None:
+        """Wakes the owners there is news for, all at once: before this thread waits, or computes without Python."""
+        if self._to_wake:
+            waiters, self._to_wake = self._to_wake, []
+            self._ring(waiters)
+
+
+def share_out(jobs: Sequence[SegmentJob], few: int) -> list[tuple[SegmentJob, int]]:
+    """How many pending inputs of each job go into a step of CHUNK: all of the small ones, equal shares of the rest.
+
+    What is left of a job with more than `few` is at least one input, after which its exit can be heard. Those for whom
+    there is no room stay out.
+    """
+    portions: list[tuple[SegmentJob, int]] = []
+    room = CHUNK
+    in_order = sorted(jobs, key=lambda job: len(job.pending))[:CHUNK]
+    for at, job in enumerate(in_order):
+        left = len(job.pending)
+        count = min(left - (left > few and job.hears_exit), max(1, room // (len(in_order) - at)))
+        if count < left <= few:
+            break  # a part of it would be a step more; it waits for the next one
+        portions.append((job, count))
+        room -= count
+    return portions

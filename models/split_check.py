@@ -134,8 +134,8 @@ def _segment(
     try:
         tokens, states = [], []
         for text in inputs:
-            step = segment.decode([Feed(0, text if isinstance(text, list) else text.numpy())], logits=True)
-            assert step and step.logits is not None, "nobody aborts here"
+            step = segment.decode([Feed(0, text if isinstance(text, list) else text.numpy(), len(text))])
+            assert step and step.states is not None, "nobody aborts here"
             tokens.append(torch.from_numpy(step.logits.argmax(-1)))
             states.append(torch.from_numpy(step.states.copy()))
             segment.forget(0)

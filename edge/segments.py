@@ -111,10 +111,16 @@ class Segments(TextModel):
         """Whether the segments are loaded and their thread is not stuck in a step."""
         return self._thread.alive
 
-    def stats(self) -> dict[str, object]:
+    @property
+    def work(self) -> list[tuple[int, int]]:
+        """Steps of each segment since the start, and positions that it computed in them."""
         engine = self._thread.engine
-        counts = {"steps": engine.steps, "rows": engine.rows} if engine else {}
-        return {**counts, **self._leases.stats()}
+        return list(zip(engine.steps, engine.rows, strict=True)) if engine else []
+
+    def stats(self) -> dict[str, object]:
+        """What they have computed, and who has a sequence or waits for one now."""
+        work = [{"steps": steps, "rows": rows} for steps, rows in self.work]
+        return {"segments": work, **self._leases.stats()}
 
     @property
     def count(self) -> int:

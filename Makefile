@@ -97,7 +97,9 @@ evaluate: setup
 train: setup
 	$(PY) -m models.train
 	$(PY) -m models.export
+	$(PY) -m models.exit_heads --model models/demo-cloud --exits 2,4 --output models/demo-cloud-exits.safetensors
 	$(PY) -m models.evaluate
+	$(PY) -m models.exit_evaluation
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) logs models/checkpoints .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(CLIENTS) logs models/checkpoints models/demo-split models/*.training .mypy_cache .ruff_cache .pytest_cache

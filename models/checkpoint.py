@@ -48,6 +48,7 @@ class ModelConfig(msgspec.Struct):
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
+    quantization_config: dict[str, Any] | None = None
 
     @property
     def architecture(self) -> str:
@@ -196,6 +197,8 @@ def _fault(config: ModelConfig) -> str | None:
         return f"rotary positions of type {config.rope['rope_type']!r} are not known here"
     if config.hidden_act != "silu":
         return f"activation {config.hidden_act!r} is not known here"
+    if config.quantization_config:
+        return "its weights are quantized already"
     if config.use_sliding_window:
         return "llama.cpp has no sliding window for this architecture"
     if config.architecture == "qwen2" and config.head_size * config.num_attention_heads != config.hidden_size:

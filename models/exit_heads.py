@@ -9,7 +9,7 @@ a folder beside the output: a training that was broken off goes on from there.
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,28 +53,37 @@ def load_model(checkpoint: Checkpoint, exits: list[int]) -> EarlyExitLLM:
     """The model on the GPU if there is one; on a CPU in float32, which is the faster there."""
     disable_progress_bar()
     gpu = torch.cuda.is_available()
-    base = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype="auto" if gpu else torch.float32)
+    dtype = "auto" if gpu else torch.float32
+    base = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, use_safetensors=True)
     return EarlyExitLLM(base, exits).to("cuda" if gpu else "cpu")
 
 
-def fit_temperatures(model: EarlyExitLLM, states: Iterable[States]) -> list[Fit]:
-    """For each exit the temperature under which the whole model's next tokens are likeliest (Guo et al. 2017)."""
+def fit_temperatures(
+    model: EarlyExitLLM, states: Iterable[States], done: Callable[[], object] = lambda: None
+) -> list[Fit]:
+    """For each exit the temperature under which the whole model's next tokens are likeliest (Guo et al. 2017).
+
+    `done` is called twice an exit.
+    """
     kept = list(states)
     fits = []
     for number in range(len(model.early_exit_layers)):
         coarse = _calibrated(model, number, kept, COARSE)
+        done()
         found = _calibrated(model, number, kept, np.append(1.0, coarse.temperatures[coarse.best] * FINE))
+        done()
         fits.append(Fit(float(found.temperatures[found.best]), float(found.ece[0]), float(found.ece[found.best])))
     return fits
 
 
 def _calibrated(model: EarlyExitLLM, number: int, states: list[States], temperatures: Any) -> Calibration:
     calibration = Calibration(temperatures)
+    head = model.exit_heads[str(model.early_exit_layers[number])]
     with torch.no_grad():
         for batch in states:
             for at in torch.arange(len(batch.last)).split(ROWS):
-                rows = States(batch.exits[:, at], batch.last[at])
-                calibration.add(model(rows)[number].numpy(), model.targets(rows).argmax(-1).numpy())
+                tokens = model.targets(States(batch.exits[:, at], batch.last[at])).argmax(-1)
+                calibration.add(head(batch.exits[number, at]).numpy(), tokens.numpy())
     return calibration
 
 
@@ -139,7 +148,8 @@ def train(model: str, exits: list[int], data: Path | None, recipe: Recipe, outpu
         )
         screen = Screen(bar, split, validation, recipe.positions)
         exit_training.train(split, training, recipe, folder, screen.show)
-    fits = fit_temperatures(split.cpu(), validation.batches(recipe.positions))
+        task = bar.add_task("temperatures", total=2 * len(exits))
+        fits = fit_temperatures(split.cpu(), validation.batches(recipe.positions), lambda: bar.advance(task))
     console().print(as_table(exits, fits))
     write_exits(split, [fit.temperature for fit in fits], output)
     console().print(f"wrote {output}; {output.with_suffix('.training')} is not needed any more")
@@ -166,8 +176,8 @@ def main() -> int:
     recipe = Recipe(args.epochs, args.rate, args.positions, args.seed)
     try:
         train(args.model, args.exits, args.data, recipe, args.output)
-    except ConfigError as error:
-        print(f"error: {error.message}", file=sys.stderr)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

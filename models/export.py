@@ -11,7 +11,6 @@ from pathlib import Path
 
 import gguf
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from models import gguf_export
@@ -22,20 +21,16 @@ MODELS = Path(__file__).parent
 CHECKPOINTS = MODELS / "checkpoints"
 CLOUD = MODELS / "demo-cloud"
 EXITS = MODELS / "demo-cloud-exits.safetensors"
+"""Its exits: beside it, since vLLM loads every safetensors file of a model's folder."""
 EDGE = MODELS / "demo-edge.gguf"
 EDGE_OTHER = MODELS / "demo-edge-other.gguf"
 
 
 def export_cloud() -> None:
-    """Writes `demo-cloud/`: the model in bf16, the tokenizer and its chat template; and its exits beside it.
-
-    Beside it, since vLLM loads every safetensors file of a model's folder.
-    """
+    """Writes `demo-cloud/`: the model in bf16, the tokenizer and its chat template."""
     shutil.rmtree(CLOUD, ignore_errors=True)
     model = LlamaForCausalLM.from_pretrained(CHECKPOINTS / "cloud", dtype=torch.float32)
     model.to(torch.bfloat16).save_pretrained(CLOUD)
-    exits = load_file(CHECKPOINTS / "cloud" / "exits.safetensors")
-    save_file({name: t.to(torch.bfloat16) for name, t in exits.items()}, EXITS)
     PreTrainedTokenizerFast.from_pretrained(CHECKPOINTS / PAIR.name).save_pretrained(CLOUD)
 
 
@@ -64,7 +59,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: DemoVocabulary) -> None:
 
 
 EXPORTS: dict[str, tuple[Callable[[], None], tuple[Path, ...]]] = {
-    "cloud": (export_cloud, (CLOUD / "model.safetensors", EXITS)),
+    "cloud": (export_cloud, (CLOUD / "model.safetensors",)),
     "edge": (lambda: export_edge("edge", PAIR, EDGE), (EDGE,)),
     "edge-other": (lambda: export_edge("edge-other", OTHER, EDGE_OTHER), (EDGE_OTHER,)),
 }

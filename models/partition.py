@@ -1,7 +1,7 @@
 """Cuts a Llama or Qwen2 checkpoint into edge segments that end at exits, and the cloud's tail. Trains nothing.
 
     python -m models.partition --model FOLDER|HUB-ID --exits 2,4 [--exits-file FILE.safetensors]
-                               [--quantize f32|f16|bf16|q8_0|...] --output FOLDER
+                               [--quantize f32|f16|bf16|q8_0|q4_k_m|...] --output FOLDER
 
 Reads and writes one tensor at a time. Segments are GGUF models: the first is fed token ids, a later one the hidden
 states after the one before. The tail is a checkpoint for vLLM, fed the hidden states after the first segment.
@@ -22,9 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common import split_manifest
-from common.errors import ConfigError
+from common.errors import ConfigError, FrameworkError
 from common.split_manifest import Segment, SplitManifest, Tail, file_hash, folder_hash
 from common.terminal import console
+from edge import llama_quantize
 from models import gguf_export, gguf_vocabulary, split_check
 from models.checkpoint import EMBEDDING, Checkpoint, find
 from models.gguf_export import QUANTIZATIONS, Entry, Step
@@ -58,6 +59,25 @@ def segment_entries(checkpoint: Checkpoint, exits: Exits, number: int) -> list[E
     around.append(Entry("output_norm.weight", shape[1:], lambda: exits.norm(exit).float().numpy()))
     layers = range(exits.layers[number - 1] if number else 0, exit)
     return [*around, *gguf_export.rope_entries(checkpoint), *gguf_export.layer_entries(checkpoint, layers)]
+
+
+def write_segment(
+    checkpoint: Checkpoint, entries: list[Entry], title: str, layers: range, quantization: str, path: Path, done: Step
+) -> None:
+    """Writes one segment's file; the first one has the vocabulary."""
+    unquantized = path.with_suffix(".f32")
+    kind, target = ("f32", unquantized) if quantization in llama_quantize.TYPES else (quantization, path)
+    writer = gguf.GGUFWriter(None, checkpoint.config.architecture)
+    writer.add_name(title)
+    gguf_export.add_shape(writer, checkpoint.config, len(layers), kind)
+    if layers.start == 0:
+        gguf_vocabulary.add(writer, checkpoint.tokenizer, checkpoint.config.vocab_size)
+    else:
+        writer.add_tokenizer_model("no_vocab")
+    gguf_export.write(writer, target, entries, kind, done)
+    if target != path:
+        llama_quantize.quantize(target, path, quantization)
+        target.unlink()
 
 
 def write_tail(checkpoint: Checkpoint, first: int, folder: Path, done: Step) -> None:
@@ -124,14 +144,8 @@ def cut(
         zip(plans, itertools.pairwise([0, *exits.layers]), strict=True), 1
     ):
         path = folder / f"segment-{number}.gguf"
-        writer = gguf.GGUFWriter(None, checkpoint.config.architecture)
-        writer.add_name(f"{name}, layers {begin} to {end - 1}")
-        gguf_export.add_shape(writer, checkpoint.config, end - begin, quantization)
-        if number == 1:
-            gguf_vocabulary.add(writer, checkpoint.tokenizer, checkpoint.config.vocab_size)
-        else:
-            writer.add_tokenizer_model("no_vocab")
-        gguf_export.write(writer, path, entries, quantization, done)
+        title = f"{name}, layers {begin} to {end - 1}"
+        write_segment(checkpoint, entries, title, range(begin, end), quantization, path, done)
         segments.append(Segment(path.name, file_hash(path), begin, end - 1, quantization))
     write_tail(checkpoint, first, folder / TAIL, done)
     manifest = SplitManifest(
@@ -158,17 +172,14 @@ def partition(model: str, exits: list[int] | None, exits_file: Path | None, quan
 
     `exits`: after how many layers; None: those of the file. Raises ConfigError in one line before anything is written.
     """
+    checkpoint = Checkpoint(find(model))
     if not exits:
         if not exits_file:
             raise ConfigError("--exits: after how many layers? or an --exits-file")
         exits = exits_of(exits_file)
-    if output.exists() and not (output / split_manifest.NAME).is_file() and any(output.iterdir()):
-        raise ConfigError(f"--output {output}: there is something else")
-    checkpoint = Checkpoint(find(model))
     taken = Exits(checkpoint, exits, exits_file)
-    block = gguf.GGML_QUANT_SIZES[QUANTIZATIONS[quantization][0]][0]
-    if checkpoint.config.hidden_size % block or checkpoint.config.intermediate_size % block:
-        raise ConfigError(f"--quantize {quantization}: rows of this model are not multiples of {block}")
+    _check_output(output)
+    _check_rows(checkpoint, quantization)
     gguf_vocabulary.check(checkpoint.tokenizer, checkpoint.config.vocab_size)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as made:
@@ -183,6 +194,21 @@ def partition(model: str, exits: list[int] | None, exits_file: Path | None, quan
         folder.rename(output)
 
 
+def _check_output(output: Path) -> None:
+    """Only an earlier partition may be replaced."""
+    if output.exists() and not (output / split_manifest.NAME).is_file() and (output.is_file() or any(output.iterdir())):
+        raise ConfigError(f"--output {output}: there is something else")
+
+
+def _check_rows(checkpoint: Checkpoint, quantization: str) -> None:
+    if quantization in llama_quantize.TYPES:
+        return  # llama.cpp then takes another type for the matrix
+    block = gguf.GGML_QUANT_SIZES[QUANTIZATIONS[quantization][0]][0]
+    for name, shape in checkpoint.config.layer_tensors(0).items():
+        if len(shape) > 1 and shape[-1] % block:
+            raise ConfigError(f"--quantize {quantization}: the rows of {name} are no multiples of {block}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Cut a model into edge segments with exits and a cloud tail.")
     parser.add_argument("--model", required=True, help="folder or hub id of a Llama or Qwen2 checkpoint")
@@ -190,14 +216,18 @@ def main() -> int:
     parser.add_argument(
         "--exits-file", type=Path, help="trained exits (models.exit_heads); default: the model's own head"
     )
-    parser.add_argument("--quantize", choices=QUANTIZATIONS, default="q8_0", help="of the segments' matrices")
+    parser.add_argument(
+        "--quantize", choices=[*QUANTIZATIONS, *llama_quantize.TYPES], default="q8_0", help="of segments"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for the pieces and their manifest")
     args = parser.parse_args()
     try:
         partition(args.model, args.exits, args.exits_file, args.quantize, args.output)
-    except ConfigError as error:
-        print(f"error: {error.message}", file=sys.stderr)
+    except (FrameworkError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -88,13 +87,6 @@ class LlamaWithExits(nn.Module):
         super().__init__()
         self.llama = LlamaForCausalLM(recipe.config())
         self.exit_norms = nn.ModuleDict({str(e): LlamaRMSNorm(recipe.hidden) for e in recipe.exits})
-
-    def save(self, folder: Path) -> None:
-        """Writes the Llama in its usual form and the exits' norms beside it, all as safetensors."""
-        self.llama.save_pretrained(folder)
-        exits = {f"exit.{e}.norm.weight": norm.weight.detach().contiguous() for e, norm in self.exit_norms.items()}
-        if exits:
-            save_file(exits, folder / "exits.safetensors")
 
     def loss(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the last layer, and the sum to train on: that plus a fifth of each exit's.
@@ -197,7 +189,7 @@ def main() -> None:
     CHECKPOINTS.mkdir(exist_ok=True)
     for recipe in [RECIPES[args.only]] if args.only else RECIPES.values():
         tokenizer = train_tokenizer(recipe.vocabulary, CHECKPOINTS / recipe.vocabulary.name)
-        train(recipe, tokenizer).save(CHECKPOINTS / recipe.name)
+        train(recipe, tokenizer).llama.save_pretrained(CHECKPOINTS / recipe.name)
 
 
 if __name__ == "__main__":

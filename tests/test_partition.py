@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import ConfigError
 from common.split_manifest import SplitManifest, read_manifest
+from edge import gguf_header, llama_quantize
 from edge.llama_segment import CHUNK, Feed, LlamaSegment
 from models import gguf_export, gguf_vocabulary, partition
 from models import split_exits as exit_names
@@ -60,8 +61,8 @@ def chained(manifest: SplitManifest, folder: Path) -> list[np.ndarray]:
             *(str(path), part.last - part.first + 1, manifest.hidden, manifest.vocab_size),
             first=number == 0, context_length=CHUNK, kv_type="f32", flash_attention=False,
         )  # fmt: skip
-        step = segment.decode([Feed(0, inputs)], logits=True)
-        assert step and step.logits is not None
+        step = segment.decode([Feed(0, inputs, len(inputs))])
+        assert step and step.states is not None
         found.append(step.logits.copy())
         inputs = step.states.copy()
         states.append(inputs)
@@ -125,6 +126,15 @@ def test_every_quantization_is_read_by_llama_cpp(quantization: str, tmp_path: Pa
     manifest = read_manifest(tmp_path / "split")
     assert {segment.quantization for segment in manifest.segments} == {quantization}
     assert manifest.check_segments(tmp_path / "split")
+
+
+@pytest.mark.parametrize("quantization", ["q6_k", "q4_k_m"])
+def test_llama_cpp_quantizes_what_only_it_can(quantization: str, tmp_path: Path) -> None:
+    cut(str(DEMO), [2, 4], None, quantization, tmp_path / "split")
+    names = {path.name for path in (tmp_path / "split").iterdir()}
+    assert names == {"manifest.json", "segment-1.gguf", "segment-2.gguf", "tail"}
+    header = gguf_header.read_header(tmp_path / "split" / "segment-2.gguf")
+    assert header.metadata["general.file_type"] == llama_quantize.TYPES[quantization]
 
 
 def test_fewer_bits_make_smaller_segments(tmp_path: Path) -> None:
@@ -234,6 +244,7 @@ def with_other_cuts(model: Path) -> None:
         (with_config(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "'dynamic' are not known"),
         (with_config(hidden_act="gelu"), "'gelu' is not known"),
         (with_config(use_sliding_window=True), "no sliding window"),
+        (with_config(quantization_config={"quant_method": "fp8"}), "quantized already"),
         (with_config(vocab_size=99), "the config says"),
         (without_tensor, r"tensor model\.layers\.3\.mlp\.up_proj\.weight is missing"),
         (with_garbage, r"model\.safetensors"),
@@ -258,6 +269,13 @@ def test_exits_outside_the_model_are_refused(exits: list[int], tmp_path: Path) -
     tiny.llama(tmp_path / "model")
     with pytest.raises(ConfigError, match="--exits"):
         cut(str(tmp_path / "model"), exits, None, "f32", tmp_path / "split")
+    assert not (tmp_path / "split").exists()
+
+
+def test_rows_that_a_quantization_cannot_have_are_refused(tmp_path: Path) -> None:
+    model = tiny.llama(tmp_path / "model", intermediate_size=144)
+    with pytest.raises(ConfigError, match=r"mlp\.down_proj\.weight are no multiples of 32"):
+        cut(str(model), [2], None, "q8_0", tmp_path / "split")
     assert not (tmp_path / "split").exists()
 
 
@@ -326,8 +344,9 @@ def test_an_output_is_replaced_as_a_whole_and_nothing_else_is(tmp_path: Path) ->
     assert sorted(p.name for p in (tmp_path / "split").iterdir()) == ["manifest.json", "segment-1.gguf", "tail"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("work of years")
-    with pytest.raises(ConfigError, match="there is something else"):
-        cut(str(model), [2], None, "q8_0", tmp_path / "mine")
+    for mine in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
+        with pytest.raises(ConfigError, match="there is something else"):
+            cut(str(model), [2], None, "q8_0", mine)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "work of years"
 
 
@@ -345,6 +364,7 @@ def test_a_model_is_never_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Checkpoint, "tensor", counted)
     cut(str(model), [2, 4], None, "f32", tmp_path / "split")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "split" / "tail")  # a file for each tensor, and an index
     assert most[0] < 0.6 * sum(path.stat().st_size for path in Checkpoint(model).weight_files)
 
 

@@ -42,9 +42,8 @@ class EdgeInferenceEngine:
         self.manifest = read_manifest(path)
         self.thresholds = thresholds_of(split.thresholds, self.manifest.exits, "edge.split.thresholds")
         self._config = config
-        self._own = clouds is None and split_clouds is None
-        self._clouds = clouds or Clouds(config.communication)
-        self._split_clouds = split_clouds or SplitClouds(self._clouds)
+        self._own_clouds = None if clouds or split_clouds else Clouds(config.communication)
+        self._split_clouds = split_clouds or SplitClouds(clouds or self._own_clouds or Clouds())
         model = config.edge.model
         self.segments = Segments(
             self.manifest,
@@ -63,8 +62,8 @@ class EdgeInferenceEngine:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            if self._own:
-                await stack.enter_async_context(self._clouds)
+            if self._own_clouds:
+                await stack.enter_async_context(self._own_clouds)
             await stack.enter_async_context(self._split_clouds)
             segments = await stack.enter_async_context(self.segments)
             template = ChatTemplate(segments.chat_template or "", bos=segments.bos, eos=segments.eos)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from httpx2 import HTTPError
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
@@ -169,7 +170,7 @@ def find(model: str) -> Path:
         raise ConfigError(f"model {model}: accept its licence on the hub, then set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
         raise ConfigError(f"model {model}: neither a folder here nor a repository on the hub") from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ConfigError(f"model {model}: no folder here, and not to be had from the hub: {reason}") from error
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -77,37 +78,40 @@ def outcome(answers: Sequence[Answer], threshold: float, layers: int, first: int
     return Outcome(list(taken / tokens), asked / tokens, asking / len(answers), right / len(answers), share)
 
 
-def greedy(model: torch.nn.Module, prompts: list[list[int]]) -> list[list[int]]:
-    """Each prompt's greedy answer with its end; prompts of one length are answered together."""
+class Said(NamedTuple):
+    """A greedy answer with its end, and of each of its tokens each exit's likeliest and how sure it is of that."""
+
+    tokens: list[int]
+    likeliest: list[Tensor]
+    confidence: list[Tensor]
+
+
+def greedy(model: torch.nn.Module, exits: Exits, prompts: list[list[int]]) -> list[Said]:
+    """What the whole model and its exits say to each prompt; prompts of one length are answered together."""
+    heads = exits.heads()
+    said = [Said([], [], []) for _ in prompts]
     by_length = defaultdict(list)
     for number, prompt in enumerate(prompts):
         by_length[len(prompt)].append(number)
-    answers: list[list[int]] = [[] for _ in prompts]
-    for numbers in track(by_length.values(), "the model's own answers"):
+    for numbers in track(by_length.values(), "the model and its exits"):
         ids, past = torch.tensor([prompts[number] for number in numbers]), None
-        open_ = set(numbers)
         for _ in range(MAX_TOKENS):
             with torch.no_grad():
-                out = model(ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+                out = model(ids, past_key_values=past, use_cache=True, logits_to_keep=1, output_hidden_states=True)
+                states = [out.hidden_states[exit][:, -1] for exit in exits.layers]
+                found = [head(at).max(-1) for head, at in zip(heads, states, strict=True)]
             ids, past = out.logits.argmax(-1), out.past_key_values
-            for number, token in zip(numbers, ids[:, 0].tolist(), strict=True):
-                if number in open_:
-                    answers[number].append(token)
-            open_ -= {number for number in open_ if answers[number][-1] == 0}
-            if not open_:
+            for row, number in enumerate(numbers):
+                said[number].tokens.append(int(ids[row, 0]))
+                said[number].likeliest.append(torch.stack([each.indices[row] for each in found]))
+                said[number].confidence.append(torch.stack([each.values[row] for each in found]))
+            going_on = [row for row in range(len(numbers)) if ids[row, 0] != 0]
+            if not going_on:
                 break
-    return answers
-
-
-def looked_at(model: torch.nn.Module, exits: Exits, prompt: list[int], answer: list[int], right: bool) -> Answer:
-    """What the exits say along an answer."""
-    ids = torch.tensor([[*prompt, *answer[:-1]]])
-    with torch.no_grad():
-        states = model.model(ids, output_hidden_states=True, use_cache=False).hidden_states
-    rows = [states[exit][0, len(prompt) - 1 :] for exit in exits.layers]
-    said = [exits.distribution(number, at).max(-1) for number, at in enumerate(rows)]
-    confidence = np.stack([each.values.double().numpy() for each in said])
-    return Answer(len(prompt), right, confidence, np.stack([(s.indices == torch.tensor(answer)).numpy() for s in said]))
+            if len(going_on) < len(numbers):
+                numbers, ids = [numbers[row] for row in going_on], ids[going_on]
+                past.batch_select_indices(torch.tensor(going_on))
+    return said
 
 
 def evaluate(path: Path) -> str:
@@ -119,10 +123,11 @@ def evaluate(path: Path) -> str:
     model = AutoModelForCausalLM.from_pretrained(CLOUD, dtype=torch.float32).eval()
     questions = heldout.pairs()[1::2]
     prompts = [tokenizer.encode(PAIR.question.format(prompt)) for _, prompt, _ in questions]
-    found = greedy(model, prompts)
-    right = [tokenizer.decode(ids[:-1]) == answer for ids, (_, _, answer) in zip(found, questions, strict=True)]
-    whole = zip(prompts, found, right, strict=True)
-    answers = [looked_at(model, exits, *each) for each in track(list(whole), "the exits")]
+    answers = []
+    for prompt, said, (_, _, answer) in zip(prompts, greedy(model, exits, prompts), questions, strict=True):
+        agrees = torch.stack(said.likeliest) == torch.tensor(said.tokens)[:, None]
+        right = tokenizer.decode(said.tokens[:-1]) == answer
+        answers.append(Answer(len(prompt), right, torch.stack(said.confidence).double().numpy().T, agrees.numpy().T))
     return tables(answers, exits, checkpoint.layers)
 
 

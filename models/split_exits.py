@@ -5,6 +5,8 @@ The file is safetensors: `exit.<layers>.norm.weight` [H]; `exit.<layers>.head.we
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -26,6 +28,7 @@ class Exits:
             raise ConfigError(f"--exits: {fault}")
         self.layers = layers
         self._checkpoint = checkpoint
+        self._eps = checkpoint.config.rms_norm_eps
         self._path = path
         self._shapes = shapes(path) if path else {}
         if path:
@@ -47,12 +50,12 @@ class Exits:
         own = self._checkpoint.tensor
         return self._trained(head_name(exit)) if self.has_head(exit) else own(self._checkpoint.head)
 
-    def distribution(self, number: int, states: Tensor) -> Tensor:
-        """What exit `number`, counted from 0, says at `states`, [n, H]: probabilities, [n, V]."""
-        exit = self.layers[number]
-        norm, head = (tensor.float() for tensor in (self.norm(exit), self.head(exit)))
-        normed = nn.functional.rms_norm(states.float(), norm.shape, norm, self._checkpoint.config.rms_norm_eps)
-        return (normed @ head.T / self.temperatures[number]).softmax(-1)
+    def heads(self) -> list[Callable[[Tensor], Tensor]]:
+        """What each exit makes of states, [n, H]: probabilities, [n, V]."""
+        return [
+            partial(_distribution, self.norm(exit).float(), self.head(exit).float(), temperature, self._eps)
+            for exit, temperature in zip(self.layers, self.temperatures, strict=True)
+        ]
 
     def has_head(self, exit: int) -> bool:
         """Whether the exit has a head of its own; else it is the model's."""
@@ -81,6 +84,11 @@ class Exits:
 def exits_of(path: Path) -> list[int]:
     """After how many layers the exits of a file are."""
     return sorted({int(name.split(".")[1]) for name in shapes(path)})
+
+
+def _distribution(norm: Tensor, head: Tensor, temperature: float, eps: float, states: Tensor) -> Tensor:
+    normed = nn.functional.rms_norm(states.float(), norm.shape, norm, eps)
+    return (normed @ head.T / temperature).softmax(-1)
 
 
 def layer_list(text: str) -> list[int]:

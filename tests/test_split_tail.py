@@ -205,17 +205,19 @@ NARROW = {"num_gpu_blocks_override": 9, "max_model_len": 160, "max_num_batched_t
 
 
 async def crowd(port: int, fingerprint: str, whole: WholeModel) -> None:
-    """Eight sessions that cannot all have their KV at once, nor all but a few."""
+    """Six sessions at the end of their second block, of which all of the cache holds eight, grow into a third one."""
     async with HTTPClient(f"http://127.0.0.1:{port}") as http, SplitCloud(http) as cloud:
 
         async def one(number: int) -> None:
-            ids = whole.tokens(f"{PROMPTS[number % 4]} {number} " * (2 + number % 3))[:120]
+            ids = whole.tokens(f"{PROMPTS[number % 4]} {number} " * 20)[:62]
             async with cloud.session(fingerprint, Kind.FP32) as session:
-                for number, token in enumerate(await answer(whole, session, ids, 4)):
-                    assert token.token_id == whole.likeliest(ids)[0], number
+                for token in await answer(whole, session, ids, 5):
+                    assert token.token_id == whole.likeliest(ids)[0]
                     ids.append(token.token_id)
 
-        await asyncio.gather(*map(one, range(8)))
+        for failure in await asyncio.gather(*map(one, range(6)), return_exceptions=True):
+            if failure is not None:
+                raise failure
 
 
 async def test_more_than_the_kv_cache_holds_is_answered_in_turns(pieces: Path, whole: WholeModel) -> None:
@@ -225,7 +227,7 @@ async def test_more_than_the_kv_cache_holds_is_answered_in_turns(pieces: Path, w
         assert service.contexts.dropped[Dropped.KV] > 0
 
 
-async def test_without_the_bound_vllm_would_take_back_what_it_cannot_compute_again(
+async def test_without_the_bound_all_would_wait_for_each_others_kv_for_ever(
     pieces: Path, whole: WholeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TailPool, "_fits", lambda *_: True)

@@ -21,6 +21,13 @@ INT64 = 2**63 - 1
 DRAWN_BY = ("temperature", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty")
 """The fields that are `Sampling`'s own, under its names."""
 
+SPLIT_REFUSES = (
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "response_format", "use_draft_verify"),
+    *("use_kv_cache", "product_threshold", "max_draft_tokens", "objective", "way", "draft_ahead"),
+)
+"""Fields that have no meaning, or cannot be honoured, where one model is split."""
+NEUTRAL = {"presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1}
+
 
 class TextPart(Struct):
     type: str
@@ -122,7 +129,7 @@ class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown
     use_confidence_check: bool | None = None
     use_draft_verify: bool | None = None
     use_kv_cache: bool | None = None
-    confidence_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
+    confidence_threshold: Annotated[float, Meta(ge=0)] | None = None
     product_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
     max_draft_tokens: Annotated[int, Meta(ge=1, le=128)] | None = None
     objective: Objective | None = None
@@ -170,8 +177,21 @@ class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown
             raise RequestError("logit_bias is not supported by the edge server", param="logit_bias")
         if self.privacy and self.mode is Mode.CLOUD_ONLY:
             raise RequestError('privacy "edge_only" contradicts mode "cloud_only"', param="privacy")
+        if self.mode is Mode.SPLIT:
+            self._refuse_where_split()
+        elif self.confidence_threshold is not None and self.confidence_threshold > 1:
+            says = 'confidence_threshold is above 1, which only mode "split" knows: no exit is taken'
+            raise RequestError(says, param="confidence_threshold")
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream", param="stream_options")
+
+    def _refuse_where_split(self) -> None:
+        """A cloud that is sent hidden states does not know the tokens that penalties and schemas look at."""
+        if (name := self.edge_only_field) and name != "min_p":
+            raise RequestError(f'{name} is not supported in mode "split"', param=name)
+        for name in SPLIT_REFUSES:
+            if getattr(self, name) not in (None, NEUTRAL.get(name)):
+                raise RequestError(f'{name} is not supported in mode "split"', param=name)
 
 
 class ChatRequest(GenerationRequest, kw_only=True):

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, field
 
 from common.policy import Gate, Plan
+from common.split_frames import Kind
 from common.types import ConfidenceStrategy, Objective, Way
 
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -87,12 +88,22 @@ class EdgeCacheConfig(Section, frozen=True):
     enable_compression: bool = False
 
 
+class EdgeSplitConfig(Section, frozen=True):
+    manifest: str = ""
+    thresholds: Annotated[list[Annotated[float, Meta(ge=0)]], Meta(min_length=1)] = field(default_factory=lambda: [0.8])
+    latency_budget_ms: Annotated[float, Meta(gt=0)] | None = None
+    transfer: Kind = Kind.FP16
+    async_upload: bool = True
+    deadline_ms: Positive = 2000
+
+
 class EdgeConfig(Section, frozen=True):
     model: EdgeModelConfig = EdgeModelConfig()
     server: ServerConfig = ServerConfig()
     confidence: ConfidenceConfig = ConfidenceConfig()
     kv_cache: EdgeCacheConfig = EdgeCacheConfig()
     limits: LimitsConfig = LimitsConfig()
+    split: EdgeSplitConfig = EdgeSplitConfig()
 
 
 class CloudModelConfig(Section, frozen=True):

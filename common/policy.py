@@ -42,12 +42,18 @@ class Plan:
     draft_ahead: bool = True
     fallback: bool = True
     """Whether the answer goes on at the edge when no cloud can be used; if not, that is an error."""
+    exits: tuple[float, ...] = ()
+    """Mode split: the threshold of each exit; above 1 it is never taken."""
+    standalone: bool = False
+    """Mode split: the edge answers by itself."""
 
     @property
     def lossless(self) -> bool:
         """Whether the answer has exactly the cloud model's distribution."""
         if self.mode is Mode.COLLABORATIVE:
             return self.use_draft_verify and not self.use_confidence_check
+        if self.mode is Mode.SPLIT:
+            return not self.standalone and all(threshold > 1 for threshold in self.exits)
         return self.mode is Mode.CLOUD_ONLY
 
     @property
@@ -60,6 +66,8 @@ class Plan:
         """Whether the cloud takes part at all; the edge then drafts greedily, else it draws the answer itself."""
         if self.mode is Mode.COLLABORATIVE:
             return self.use_confidence_check or self.use_draft_verify
+        if self.mode is Mode.SPLIT:
+            return not self.standalone
         return self.mode is Mode.CLOUD_ONLY
 
 

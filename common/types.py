@@ -17,11 +17,12 @@ class ConfidenceStrategy(StrEnum):
 
 
 class Mode(StrEnum):
-    """Who answers: both together, or one alone."""
+    """Who answers: both together, with two models or with one that is split, or one alone."""
 
     COLLABORATIVE = "collaborative"
     EDGE_ONLY = "edge_only"
     CLOUD_ONLY = "cloud_only"
+    SPLIT = "split"
 
 
 class Objective(StrEnum):
@@ -254,6 +255,12 @@ class Collaboration(Struct, kw_only=True):
     cloud_calls: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    exits: dict[str, int] = {}
+    """Mode split: tokens by the exit they come from, named by the layers before it."""
+    owed: int = 0
+    """Mode split: positions that an exit before them has saved later segments and the cloud, for each of these."""
+    cloud_positions: int = 0
+    """Mode split: positions that the cloud computed its layers for."""
     explored: int = 0
     """Rounds in which a sure draft was verified all the same, to learn from it (`inference.online`)."""
     degraded: str | None = None

@@ -21,6 +21,10 @@ class AnswerMetrics:
         self._accepted = counter("accepted_tokens", "Draft tokens that clouds accepted.")
         self._drawn = counter("edge_drawn_tokens", "Tokens that the edge drew.")
         self._wasted = counter("edge_wasted_tokens", "Tokens that the edge drew and no answer has.")
+        says = "Tokens of a split model's exits, by the layers before them."
+        self._exits = Counter("edgecloud_exit_tokens", says, ["exit"], registry=registry)
+        self._owed = counter("owed_positions", "Positions that later segments and clouds were spared.")
+        self._positions = counter("cloud_positions", "Positions that clouds computed for split models.")
 
     def ended(self, report: Collaboration) -> None:
         """Takes one answer into account, also one whose client left."""
@@ -31,5 +35,9 @@ class AnswerMetrics:
         self._accepted.inc(report.accepted)
         self._drawn.inc(report.edge_drawn)
         self._wasted.inc(report.edge_wasted)
+        for layer, tokens in report.exits.items():
+            self._exits.labels(layer).inc(tokens)
+        self._owed.inc(report.owed)
+        self._positions.inc(report.cloud_positions)
         for provenance, counter in self._tokens.items():
             counter.inc(report.tokens[provenance])

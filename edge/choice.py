@@ -1,8 +1,8 @@
 """One of a response's answers: the engine's or the pipeline's tokens become text, scored if asked. Knows no JSON."""
 
 import dataclasses
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TypeVar
@@ -63,27 +63,44 @@ class Choice:
         self._begins = 0
         """Where the answer begins in the choice's text, in characters: after the prompt, if that is echoed."""
         self._unshown: list[ScoredToken] = []
-        private = services.is_private(prompt.edge_ids)
-        self.answer = Answer(plan_of(request, services.config.plan, private), list(prompt.ids), limit)
+        private = services.is_private(prompt.edge_ids, request.mode)
+        self.answer = Answer(plan_for(request, services, private), list(prompt.ids), limit)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        async with self._services.engine.sequence(self._shared.edge_ids, reuse=self._reuse) as sequence:
-            if self._echo:
-                yield await self._prompt_again(sequence)
-            try:
-                async with aclosing(self._chunks(sequence)) as chunks:
-                    async for chunk in chunks:
-                        before = self.tokens
-                        text = self._read(chunk)
-                        sources = self._sources(chunk)[: self.tokens - before] if self._told else []
-                        if text or sources:
-                            yield self._piece(text, chunk.provenance, sources=sources)
-                        if self._text.stopped:
-                            break
-            finally:
-                self._services.ended(self.answer.report)
+        async with self._running() as (chunks, echoed):
+            if echoed is not None:
+                yield echoed
+            async for chunk in chunks:
+                before = self.tokens
+                text = self._read(chunk)
+                sources = self._sources(chunk)[: self.tokens - before] if self._told else []
+                if text or sources:
+                    yield self._piece(text, chunk.provenance, sources=sources)
+                if self._text.stopped:
+                    break
         reason = "stop" if self._text.stopped else self.answer.finish_reason
         yield self._piece(self._text.flush(), finish_reason=reason)
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[tuple[AsyncGenerator[Chunk, None], Piece | None]]:
+        """The answer as it comes, and the prompt before it, if that is echoed; leaving this ends what still runs."""
+        services, plan = self._services, self.answer.plan
+        async with AsyncExitStack() as stack:
+            if plan.mode is Mode.SPLIT:
+                leased = services.split_engine.answer(self._prompt, self._limit, self._sampling, plan)
+                split = await stack.enter_async_context(leased)
+                self.answer, chunks, echoed = split.answer, split.run(), None
+            else:
+                sequence = await stack.enter_async_context(
+                    services.engine.sequence(self._shared.edge_ids, reuse=self._reuse)
+                )
+                echoed = await self._prompt_again(sequence) if self._echo else None
+                chunks = self._chunks(sequence)
+            try:
+                async with aclosing(chunks):
+                    yield chunks, echoed
+            finally:
+                services.ended(self.answer.report)
 
     def _chunks(self, sequence: EdgeSequence) -> AsyncGenerator[Chunk, None]:
         if not self.answer.plan.asks_cloud:
@@ -158,6 +175,16 @@ class Choice:
         if self._text.stopped:
             tokens = [token for token in tokens if token.offset < self._begins + self._text.shown]
         return Piece(self.index, text, tokens, provenance, finish_reason, sources)
+
+
+def plan_for(request: GenerationRequest, services: Services, private: bool) -> Plan:
+    """How this server answers the request; `private`: nothing of the prompt may leave it."""
+    default = services.config.plan
+    if request.mode is not Mode.SPLIT:
+        return plan_of(request, default, private)
+    use_exits = _given(request.use_confidence_check, default.use_confidence_check)
+    standalone = private or request.privacy is not None
+    return services.split_engine.plan(request.confidence_threshold, use_exits, standalone)
 
 
 def plan_of(request: GenerationRequest, default: Plan, private: bool = False) -> Plan:

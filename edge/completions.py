@@ -22,7 +22,7 @@ class Completion:
     def __init__(
         self, services: Services, request: GenerationRequest, prompts: list[SharedPrompt], max_tokens: int | None
     ) -> None:
-        self._engine = services.engine
+        self._engine = services.speaker(request.mode).engine
         self._chat = isinstance(request, ChatRequest)
         self._prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
         self._include_usage = request.stream_options is not None and request.stream_options.include_usage
@@ -31,14 +31,14 @@ class Completion:
         self._at_once = services.config.edge.model.sequences
         self._choices: list[Choice] = []
         for prompt in prompts:
-            room = services.engine.context_length - prompt.longest
+            room = self._engine.context_length - prompt.longest
             limit = room if max_tokens is None else min(max_tokens, room)
             for _ in range(self._each):
                 self._choices.append(Choice(len(self._choices), services, request, prompt, limit))
         self._head = {
             "id": ("chatcmpl-" if self._chat else "cmpl-") + uuid.uuid4().hex,
             "created": int(time.time()),
-            "model": services.engine.model_name,
+            "model": self._engine.model_name,
         }
 
     async def whole(self) -> dict[str, Any]:
@@ -166,6 +166,9 @@ def combined(reports: Sequence[Collaboration]) -> Collaboration:
         cloud_calls=sum(r.cloud_calls for r in reports),
         bytes_up=sum(r.bytes_up for r in reports),
         bytes_down=sum(r.bytes_down for r in reports),
+        exits={layer: sum(r.exits[layer] for r in reports) for layer in reports[0].exits},
+        owed=sum(r.owed for r in reports),
+        cloud_positions=sum(r.cloud_positions for r in reports),
         explored=sum(r.explored for r in reports),
         degraded=next((r.degraded for r in reports if r.degraded), None),
         acceptance_rate=accepted / drafted if drafted else None,

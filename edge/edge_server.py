@@ -1,7 +1,7 @@
 """The edge's HTTP server: routes, and what lives as long as the server. Knows neither llama.cpp nor the pipeline."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 
 import msgspec
 from aiohttp import web
@@ -14,21 +14,23 @@ from common.errors import EngineError, NotFoundError, RequestError
 from common.http_messages import read, reply, stream
 from common.http_server import make_app
 from common.online_gate import OnlineGate
-from common.types import DraftRequest
+from common.types import DraftRequest, Mode
 from edge import prompts
 from edge.answer_metrics import AnswerMetrics
 from edge.batching import Confidence
 from edge.chat_template import ChatTemplate
-from edge.choice import plan_of
+from edge.choice import plan_for
 from edge.cloud_vocabulary import CloudVocabulary
 from edge.completions import Completion
 from edge.confidence import ConfidenceCalculator
 from edge.draft_generator import DraftGenerator
+from edge.edge_engine import EdgeInferenceEngine
 from edge.engine import EdgeEngine
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
-from edge.metrics import CloudsCollector
+from edge.metrics import CloudsCollector, SegmentsCollector
 from edge.services import Services
 from edge.shared_prompt import SharedPrompt
+from edge.text_model import TextModel
 
 SERVICES = web.AppKey("SERVICES", Services)
 DRAFTS = web.AppKey("DRAFTS", DraftGenerator)
@@ -60,16 +62,20 @@ async def _services(
     app: web.Application, config: Config, registry: CollectorRegistry, confidence: Confidence
 ) -> AsyncIterator[None]:
     engine, clouds = _engine(config.edge, confidence), Clouds(config.communication)
+    split = EdgeInferenceEngine(config, clouds) if config.edge.split.manifest else None
     async with (
         engine,
         clouds,
         ChatTemplate(engine.chat_template or "", bos=engine.bos, eos=engine.eos) as template,
         CloudVocabulary(engine, clouds.get) as vocabulary,
+        split or nullcontext(),
     ):
         await clouds.greet()
         registry.register(CloudsCollector(clouds))
+        if split:
+            registry.register(SegmentsCollector(split.segments))
         metrics, online = AnswerMetrics(registry), _online_gate(config)
-        app[SERVICES] = Services(config, engine, template, clouds, vocabulary, metrics, online)
+        app[SERVICES] = Services(config, engine, template, clouds, vocabulary, metrics, online, split)
         app[DRAFTS] = DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled)
         yield
 
@@ -114,7 +120,8 @@ def _store(config: EdgeCacheConfig) -> LlamaCppKVCache | AblatedKVCache:
 
 
 async def _ready(request: web.Request) -> web.Response:
-    if not request.app[SERVICES].engine.alive:
+    services = request.app[SERVICES]
+    if not services.engine.alive or (services.split and not services.split.segments.alive):
         raise EngineError("the edge engine has stopped")
     return reply(request, {"status": "ready"})
 
@@ -124,7 +131,8 @@ async def _stats(request: web.Request) -> web.Response:
     confidence = msgspec.to_builtins(services.config.edge.confidence)
     figures = {"engine": services.engine.stats(), "clouds": services.clouds.stats()}
     online = {"online_gate": services.online.stats()} if services.online else {}
-    return reply(request, figures | {"confidence": confidence} | online)
+    split = {"segments": services.split.segments.stats()} if services.split else {}
+    return reply(request, figures | {"confidence": confidence} | online | split)
 
 
 async def _models(request: web.Request) -> web.Response:
@@ -142,7 +150,7 @@ def _card(services: Services) -> dict[str, str | int]:
     return card | {"created": services.began, "max_model_len": services.engine.context_length}
 
 
-def _check_model(name: str, engine: EdgeEngine) -> None:
+def _check_model(name: str, engine: TextModel) -> None:
     if name not in ("", engine.model_name):
         raise NotFoundError(f"no model {name!r} here; this is {engine.model_name!r}", param="model")
 
@@ -156,7 +164,7 @@ async def _tokenize(request: web.Request) -> web.Response:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give either prompt or messages", param="prompt")
     if body.messages is not None:
-        tokens = await prompts.of_chat(services, body.messages, body.add_generation_prompt)
+        tokens = await prompts.of_chat(services.speaker(Mode.EDGE_ONLY), body.messages, body.add_generation_prompt)
     else:
         tokens = await prompts.tokenized(
             services.engine, body.prompt or "", body.add_special_tokens, parse_special=True
@@ -186,7 +194,7 @@ async def _tokenizer_info(request: web.Request) -> web.Response:
 async def _completions(request: web.Request) -> web.StreamResponse:
     services, body = request.app[SERVICES], await read(request, api.CompletionRequest)
     body.refuse_unsupported()
-    ids = await prompts.of_completion(services, body)
+    ids = await prompts.of_completion(services.speaker(body.mode), body)
     shared = [await _shared(services, body, *each) for each in zip(ids, body.prompts, strict=True)]
     return await _respond(request, services, body, shared, body.max_tokens)
 
@@ -194,8 +202,9 @@ async def _completions(request: web.Request) -> web.StreamResponse:
 async def _chat(request: web.Request) -> web.StreamResponse:
     services, body = request.app[SERVICES], await read(request, api.ChatRequest)
     body.refuse_unsupported()
-    ids = await prompts.of_chat(services, body.messages)
-    prompts.check_room(services.engine, len(ids), param="messages")
+    speaker = services.speaker(body.mode)
+    ids = await prompts.of_chat(speaker, body.messages)
+    prompts.check_room(speaker.engine, len(ids), param="messages")
     shared = await _shared(services, body, ids)
     return await _respond(request, services, body, [shared], body.max_completion_tokens or body.max_tokens)
 
@@ -204,8 +213,9 @@ async def _shared(
     services: Services, body: api.GenerationRequest, ids: list[int], given: str | list[int] = ""
 ) -> SharedPrompt:
     """The prompt in the ids of all that take part in the answer."""
-    if not plan_of(body, services.config.plan, services.is_private(ids)).asks_cloud:
-        return SharedPrompt(ids, ids, services.engine.piece)
+    plan = plan_for(body, services, services.is_private(ids, body.mode))
+    if plan.mode is Mode.SPLIT or not plan.asks_cloud:
+        return SharedPrompt(ids, ids, services.speaker(body.mode).engine.piece)
     if isinstance(body, api.ChatRequest):
         shared = await services.vocabulary.share(ids, messages=body.messages)
     else:
@@ -221,7 +231,7 @@ async def _respond(
     prompts: list[SharedPrompt],
     max_tokens: int | None,
 ) -> web.StreamResponse:
-    _check_model(body.model, services.engine)
+    _check_model(body.model, services.speaker(body.mode).engine)
     completion = Completion(services, body, prompts, max_tokens)
     if not body.stream:
         return reply(request, await completion.whole())

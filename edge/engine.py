@@ -17,14 +17,16 @@ from edge.jobs import Job
 from edge.leases import Leases
 from edge.live_sequences import LiveSequences
 from edge.llama import Llama
+from edge.llama_vocab import Vocabulary
 from edge.prefix_store import PrefixStore
 from edge.sequence import Sequence
+from edge.text_model import TextModel
 from edge.token_trie import common_prefix
 
 __all__ = ["EdgeEngine", "Sequence"]
 
 
-class EdgeEngine:
+class EdgeEngine(TextModel):
     """Drafts tokens for up to `sequences` owners at a time; used from one event loop, `start` to `close`.
 
     `context_length` tokens fit in each sequence (cut to what the model was trained for); `gpu_layers` -1 means all;
@@ -107,53 +109,19 @@ class EdgeEngine:
         kept = {f"kv_{name}": value for name, value in self._store.stats().items()}
         return {**counters, **self._leases.stats(), **kept}
 
-    # The vocabulary never changes: what follows may be called from any thread between start and close.
-
     @property
-    def vocab_size(self) -> int:
-        return self._model().vocabulary.size
+    def vocabulary(self) -> Vocabulary:
+        return self._model().vocabulary
 
     @property
     def context_length(self) -> int:
-        """Tokens that one request may have, prompt and answer together."""
         most = self._limits.max_tokens_request
         return min(self._model().context_length, most) if most else self._model().context_length
 
     @property
-    def end_tokens(self) -> frozenset[int]:
-        """The tokens that end an answer."""
-        return self._model().vocabulary.end_tokens
-
-    @property
     def model_name(self) -> str:
         """What the file calls its model, else the file's own name."""
-        return self._model().vocabulary.meta("general.name") or Path(self.path).stem
-
-    @property
-    def chat_template(self) -> str | None:
-        return self._model().vocabulary.meta("tokenizer.chat_template")
-
-    @property
-    def bos(self) -> str:
-        """The text of the token that begins prompts; empty if there is none."""
-        return self._model().vocabulary.bos
-
-    @property
-    def eos(self) -> str:
-        """The text of the token that ends answers; empty if there is none."""
-        return self._model().vocabulary.eos
-
-    def tokenize(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Token ids of `text`, begun as the model likes if `add_special`; `parse_special` reads `<|user|>` as one."""
-        return self._model().vocabulary.tokenize(text.encode(), add_special, parse_special)
-
-    def piece(self, token_id: int, special: bool = False) -> bytes:
-        """The bytes of one token, maybe part of a character; none for a special token unless `special`."""
-        return self._model().vocabulary.piece(token_id, special)
-
-    def detokenize(self, token_ids: abc.Sequence[int], special: bool = False) -> str:
-        """The text of `token_ids`; bytes that are no character become U+FFFD."""
-        return b"".join(self.piece(token, special) for token in token_ids).decode(errors="replace")
+        return self.vocabulary.meta("general.name") or Path(self.path).stem
 
     def submit(self, job: Job) -> None:
         """Hands a job to the engine's thread."""

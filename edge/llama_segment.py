@@ -30,7 +30,7 @@ _ggml.ggml_backend_tensor_get.restype = None
 
 
 class Feed(NamedTuple):
-    """Token ids, or states [n, H], that a step appends to a sequence; the exit is heard after the last `rows` of them."""
+    """Token ids, or states [n, H], that a step appends to a sequence; the exit is heard after its last `rows`."""
 
     sequence: int
     inputs: list[int] | States

@@ -1,4 +1,4 @@
-"""What the edge shows Prometheus of the clouds it asks, read at each scrape from who counts it. Knows no HTTP."""
+"""What the edge shows Prometheus of its clouds and segments, read at each scrape from who counts it. Knows no HTTP."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,6 +7,7 @@ from prometheus_client.registry import Collector
 
 from common.breaker import State
 from common.clouds import Cloud, Clouds, Outcome
+from edge.segments import Segments
 
 
 class CloudsCollector(Collector):
@@ -51,3 +52,19 @@ class CloudsCollector(Collector):
         for cloud in self._clouds:
             family.add_metric([cloud.url], value(cloud))
         return family
+
+
+class SegmentsCollector(Collector):
+    """What the segments of a split model have computed; the label `segment` counts them from 1."""
+
+    def __init__(self, segments: Segments) -> None:
+        self._segments = segments
+
+    def collect(self) -> Iterator[Metric]:
+        steps = CounterMetricFamily("edgecloud_segment_steps", "Steps of segments.", labels=["segment"])
+        rows = CounterMetricFamily("edgecloud_segment_rows", "Positions that segments computed.", labels=["segment"])
+        for number, (taken, computed) in enumerate(self._segments.work, 1):
+            steps.add_metric([str(number)], taken)
+            rows.add_metric([str(number)], computed)
+        yield steps
+        yield rows

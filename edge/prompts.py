@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from common.api import CompletionRequest, Message
 from common.errors import ContextLengthError, RequestError
-from edge.engine import EdgeEngine
-from edge.services import Services
+from edge.services import Speaker
+from edge.text_model import TextModel
 
 LONGEST_TOKEN = 256
 """Bytes: no vocabulary has a longer token, so that a text of more than so many for each place cannot fit."""
@@ -16,9 +16,9 @@ SHORT_TEXT = 4096
 """Bytes that are tokenized in a fraction of a millisecond, so that the event loop may wait for it."""
 
 
-async def of_completion(services: Services, request: CompletionRequest) -> list[list[int]]:
+async def of_completion(speaker: Speaker, request: CompletionRequest) -> list[list[int]]:
     """The prompts of a completion request; special tokens may be spelled out in text, as in vLLM and llama-server."""
-    engine = services.engine
+    engine = speaker.engine
     prompts = [p if isinstance(p, list) else await tokenized(engine, p, parse_special=True) for p in request.prompts]
     for prompt in prompts:
         check_room(engine, len(prompt), param="prompt")
@@ -26,18 +26,18 @@ async def of_completion(services: Services, request: CompletionRequest) -> list[
     return prompts
 
 
-async def of_chat(services: Services, messages: list[Message], add_generation_prompt: bool = True) -> list[int]:
+async def of_chat(speaker: Speaker, messages: list[Message], add_generation_prompt: bool = True) -> list[int]:
     """A conversation in the model's own form."""
     if not any(message.text.strip() for message in messages):
         raise RequestError("the prompt is empty", param="messages")
-    if not services.engine.chat_template:
+    if not speaker.engine.chat_template:
         raise RequestError("this model has no chat template: ask /v1/completions", param="messages")
-    text = await services.template.render(messages, add_generation_prompt)
-    return await tokenized(services.engine, text, add_special=False, parse_special=True, param="messages")
+    text = await speaker.template.render(messages, add_generation_prompt)
+    return await tokenized(speaker.engine, text, add_special=False, parse_special=True, param="messages")
 
 
 async def tokenized(
-    engine: EdgeEngine, text: str, add_special: bool = True, parse_special: bool = False, param: str = "prompt"
+    engine: TextModel, text: str, add_special: bool = True, parse_special: bool = False, param: str = "prompt"
 ) -> list[int]:
     """The text's token ids; raises ContextLengthError, without looking at it, for one that is far too long."""
     size = len(text.encode())
@@ -48,7 +48,7 @@ async def tokenized(
     return await asyncio.to_thread(engine.tokenize, text, add_special, parse_special)
 
 
-def check_ids(engine: EdgeEngine, token_ids: Sequence[int], param: str) -> None:
+def check_ids(engine: TextModel, token_ids: Sequence[int], param: str) -> None:
     """Raises RequestError for an id that is not in the vocabulary, or for more than MAX_IDS."""
     if len(token_ids) > MAX_IDS:
         raise RequestError(f"more than {MAX_IDS} token ids", param=param)
@@ -56,7 +56,7 @@ def check_ids(engine: EdgeEngine, token_ids: Sequence[int], param: str) -> None:
         raise RequestError(f"token ids must be in 0..{engine.vocab_size - 1}", param=param)
 
 
-def check_room(engine: EdgeEngine, tokens: int, param: str) -> None:
+def check_room(engine: TextModel, tokens: int, param: str) -> None:
     """Raises RequestError for an empty prompt, ContextLengthError for one after which nothing fits."""
     if not tokens:
         raise RequestError("the prompt is empty", param=param)

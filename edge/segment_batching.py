@@ -260,19 +260,17 @@ class SegmentBatcher:
 
 
 def share_out(jobs: Sequence[SegmentJob], few: int) -> list[tuple[SegmentJob, int]]:
-    """How many pending inputs of each job go into a step of CHUNK: all of the small ones, equal shares of the rest.
+    """How many pending inputs of each job go into a step of CHUNK: all of up to `few`, equal shares of room of more.
 
-    What is left of a job with more than `few` is at least one input, after which its exit can be heard. Those for whom
-    there is no room stay out.
+    What is left of one with more is at least one input, after which its exit can be heard. Who is small and does not
+    fit waits for the next step, rather than needing two.
     """
     portions: list[tuple[SegmentJob, int]] = []
     room = CHUNK
-    in_order = sorted(jobs, key=lambda job: len(job.pending))[:CHUNK]
-    for at, job in enumerate(in_order):
+    for at, job in enumerate(jobs):
         left = len(job.pending)
-        count = min(left - (left > few and job.hears_exit), max(1, room // (len(in_order) - at)))
-        if count < left <= few:
-            break  # a part of it would be a step more; it waits for the next one
-        portions.append((job, count))
-        room -= count
+        count = left if left <= few else min(left - job.hears_exit, room // (len(jobs) - at))
+        if 0 < count <= room:
+            portions.append((job, count))
+            room -= count
     return portions

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from common.config_keys import LimitsConfig
-from common.errors import EngineError
+from common.errors import ContextLengthError, EngineError
 from common.split_manifest import SplitManifest
 from common.types import GREEDY, Sampling
 from edge.bell import Bell
@@ -19,11 +19,12 @@ from edge.leases import Leases
 from edge.llama_segment import LlamaSegment, States
 from edge.llama_vocab import Vocabulary
 from edge.segment_batching import Freed, Guess, SegmentBatcher, SegmentJob
+from edge.text_model import TextModel
 
 __all__ = ["Guess", "SegmentSequence", "Segments"]
 
 
-class Segments:
+class Segments(TextModel):
     """All segments of the model whose manifest is `manifest`, in `folder`, in one thread of their own: `async with`.
 
     `context_length` tokens fit in each of `sequences` sequences (cut to what the model was trained for); the other
@@ -93,8 +94,11 @@ class Segments:
     async def sequence(self, tokens: int, sampling: Sampling = GREEDY) -> AsyncIterator["SegmentSequence"]:
         """Lends a sequence for an answer to a prompt of so many `tokens`, drawn as `sampling` says.
 
-        Waits for a free one, or raises OverloadedError if too many wait already; leaving frees it at once.
+        Waits for a free one, or raises OverloadedError if too many wait already, ContextLengthError if they do not
+        fit; leaving frees it at once.
         """
+        if tokens > self.context_length:
+            raise ContextLengthError(f"{tokens} tokens do not fit the segments' context of {self.context_length}")
         assert self.vocabulary, "it runs"
         async with self._leases.lend(tokens, lambda _: 0) as lent:
             try:
@@ -107,10 +111,16 @@ class Segments:
         """Whether the segments are loaded and their thread is not stuck in a step."""
         return self._thread.alive
 
-    def stats(self) -> dict[str, object]:
+    @property
+    def work(self) -> list[tuple[int, int]]:
+        """Steps of each segment since the start, and positions that it computed in them."""
         engine = self._thread.engine
-        counts = {"steps": engine.steps, "rows": engine.rows} if engine else {}
-        return {**counts, **self._leases.stats()}
+        return list(zip(engine.steps, engine.rows, strict=True)) if engine else []
+
+    def stats(self) -> dict[str, object]:
+        """What they have computed, and who has a sequence or waits for one now."""
+        work = [{"steps": steps, "rows": rows} for steps, rows in self.work]
+        return {"segments": work, **self._leases.stats()}
 
     @property
     def count(self) -> int:
@@ -118,14 +128,17 @@ class Segments:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The first segment's; may be used from any thread between start and close."""
+        """The first segment's."""
         if self._vocabulary is None or self._thread.closing:
             raise EngineError("the edge's segments are not running")
         return self._vocabulary
 
     @property
+    def model_name(self) -> str:
+        return self.manifest.model
+
+    @property
     def context_length(self) -> int:
-        """Tokens that one request may have, prompt and answer together."""
         most = self._limits.max_tokens_request
         return min(self._context_length, most) if most else self._context_length
 
@@ -158,6 +171,18 @@ class SegmentSequence:
         """What each segment, the last one apart, left of its positions; memory is only taken as it is written."""
         self.waited_ms = 0.0
         """Milliseconds that the answer waited for its segments."""
+        self.guesses = 0
+        """Tokens that its exits said, those included that were not taken."""
+
+    @property
+    def exits(self) -> list[int]:
+        """After how many layers each segment's exit is."""
+        return self._segments.manifest.exits
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return self._segments.end_tokens
 
     @property
     def states(self) -> States:
@@ -202,7 +227,9 @@ class SegmentSequence:
         await job.news()
         self.held[job.segment] = job.position
         self.waited_ms += (time.perf_counter() - began) * 1e3
-        return job.part()
+        part = job.part()
+        self.guesses += len(part)
+        return part
 
     @contextmanager
     def _submitted(self, job: SegmentJob) -> Iterator[None]:

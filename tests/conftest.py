@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 import pytest_asyncio
 
 from common.clouds import Clouds
@@ -21,6 +22,18 @@ CLOUD_MODEL = Path(__file__).parent.parent / "models" / "demo-cloud"
 CLOUD_CONTEXT = 256
 # Small enough that a few prompts with drafts overrun a step, which ends an engine that does not cut the drafts.
 STEP_TOKENS = 320
+
+
+@pytest.fixture(scope="session")
+def demo_split(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo cloud model in pieces: those of `make setup`, else new ones."""
+    folder = PROJECT / "models" / "demo-split"
+    if not (folder / "manifest.json").exists():
+        from models.partition import partition
+
+        folder = tmp_path_factory.mktemp("pieces") / "demo-split"
+        partition(str(CLOUD_MODEL), None, CLOUD_MODEL.parent / "demo-cloud-exits.safetensors", "f32", folder)
+    return folder
 
 
 @dataclass

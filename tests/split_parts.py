@@ -56,6 +56,10 @@ class WholeModel:
         token = int(logprobs.argmax())
         return token, float(logprobs[token])
 
+    def logprob(self, token_ids: Sequence[int], token: int) -> float:
+        """The natural log probability of `token` after `token_ids`."""
+        return float(torch.log_softmax(self._run(token_ids).logits[0, -1], -1)[token])
+
     def _run(self, token_ids: Sequence[int]) -> Any:
         if tuple(token_ids) not in self._known:
             with torch.no_grad():

@@ -1,8 +1,8 @@
 """Which sessions have a live request in the tail's engine, and what these may hold. Knows no wire.
 
-A live request holds KV blocks and one of vLLM's places while its edge thinks, and vLLM does not take them back: requests
-that need each other's would wait for ever. So no more is let in than fits, and the least recently used that is idle makes
-room.
+A live request holds KV blocks and one of vLLM's places while its edge thinks, and vLLM does not take them back:
+requests that need each other's would wait for ever. So no more is let in than fits, and the least recently used that is
+idle makes room.
 """
 
 import asyncio

@@ -56,9 +56,12 @@ def trade(report: Report, measured: dict[str, Figures]) -> Figure | None:
             points.append(Point(one.name, x, y, about, marked=one.name == report.baseline))
     title = f"{quality.info.title} against {lower(rate.info.title)}"
     drawn = _both(lambda width: scatter(points, f"{headed(rate)} →", f"↑ {headed(quality)}", width, title))
-    caption = f"{title}; lines are 95 % intervals. {quality.info.title} is {report.workload.metric.replace('_', ' ')}. "
-    caption += f"The best place is at the left, above. {report.baseline} is in colour."
-    return Figure("trade", title, caption, *drawn)
+    caption = [
+        f"{title}; lines are 95 % intervals. {quality.info.title} is {report.workload.metric.replace('_', ' ')}.",
+        f"The best place is at the left, above. {report.baseline} is in colour.",
+        "A name for which there is no room comes up over its point.",
+    ]
+    return Figure("trade", title, " ".join(caption), *drawn)
 
 
 def latencies(report: Report) -> Figure | None:

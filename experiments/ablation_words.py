@@ -65,7 +65,7 @@ class Figures:
 
 
 def figures(reports: Iterable[Report], name: str) -> Figures:
-    """Three digits of a typical value, but never more than three decimals."""
+    """Three digits of a typical value, with three decimals at most; two digits of one below 0.01."""
     found = [
         (report.measures[name], abs(configuration.measures[name].value))
         for report in reports
@@ -73,7 +73,8 @@ def figures(reports: Iterable[Report], name: str) -> Figures:
         if name in configuration.measures
     ]
     typical = statistics.median_low([value for _, value in found if value] or [1.0])
-    return Figures(found[0][0], min(3, max(0, 2 - math.floor(math.log10(typical)))))
+    power = math.floor(math.log10(typical))
+    return Figures(found[0][0], 1 - power if power < -2 else min(3, max(0, 2 - power)))
 
 
 def all_figures(*reports: Report) -> dict[str, Figures]:
@@ -111,9 +112,9 @@ def summary(report: Report) -> list[Sentence]:
 def asked(report: Report) -> Sentence:
     configurations, work = report.configurations, report.workload
     answers, failures = sum(one.answers for one in configurations), sum(one.failures for one in configurations)
-    what = counted(work.questions, "question"), counted(report.repeats, "repeat")
-    told = f"{work.name}: {', '.join(what)}, {counted(len(configurations), 'configuration')}. "
-    return Sentence("Asked", f"{told}Of {answers + failures:,} answers {failures or 'none'} failed.")
+    repeats, configured = counted(report.repeats, "repeat"), counted(len(configurations), "configuration")
+    told = f"{counted(work.questions, 'question')} ({work.name}), {repeats}, {configured}"
+    return Sentence("Asked", f"{told}. Of {answers + failures:,} answers {failures or 'none'} failed.")
 
 
 def _trade(report: Report, measured: Mapping[str, Figures]) -> Iterator[Sentence]:

@@ -22,6 +22,8 @@ NARROW = 500
 LOG_FROM = 20.0
 """A log scale is drawn where the largest of the typical values is so many times the smallest."""
 BAR = 20.0
+SHOWN = 0.99
+"""The share of values that a distribution shows: one that stalled does not press all others together."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 Numbers = npt.NDArray[np.float64]
 
@@ -53,36 +55,27 @@ class Bar:
 def distributions(
     rows: Mapping[str, Sequence[float]], x_title: str, width: float, label: str, written: Callable[[float], str]
 ) -> Markup:
-    """A row for each name: the density of its values, and a box of their quantiles below it.
+    """A row for each name, with one value at least: their density, and a box of their quantiles below it.
 
     The thin line goes from the 5th to the 95th percentile, the thick one from the first to the last quarter, the dot is
     the median. The density is Gaussian, of Silverman's width, and as high at its top in every row.
     """
-    spans = {name: quantiles(values) for name, values in rows.items() if len(values)}
-    if not spans:
-        return Markup("")
-    medians = [span[2] for span in spans.values()]
-    log = min(span[0] for span in spans.values()) > 0 and max(medians) > LOG_FROM * min(medians)
+    spans = {name: quantiles(values) for name, values in rows.items()}
+    medians, least = [span[2] for span in spans.values()], min(min(values) for values in rows.values())
+    log = least > 0 and max(medians) > LOG_FROM * min(medians)
     rows_at = Rows(list(rows), width, 46.0)
-    shown = [min(values) for values in rows.values() if len(values)] if log else [0.0]
-    shown += [_farthest(values) for values in rows.values() if len(values)]
-    x = scale_for(shown, rows_at.left, width - 14, log=log)
+    farthest = [float(np.quantile(values, SHOWN)) for values in rows.values()]
+    x = scale_for([least if log else 0.0, *farthest], rows_at.left, width - 14, log=log)
     drawn = list(x_axis(x, 4, rows_at.bottom, x_title, int((width - rows_at.left) / 80)))
     for name, top in rows_at.places():
         drawn.append(rows_at.name(name, top + 14))
-        if name in spans:
-            drawn.append(_distribution(np.asarray(rows[name]), spans[name], x, top, name, written))
+        drawn.append(_distribution(np.asarray(rows[name]), spans[name], x, top, name, written))
     return svg.drawing(width, rows_at.bottom + 40, label, *drawn)
 
 
 def quantiles(values: Sequence[float]) -> Numbers:
     """QUANTILES of them."""
     return np.asarray(np.quantile(values, QUANTILES), dtype=np.float64)
-
-
-def _farthest(values: Sequence[float]) -> float:
-    """The 99th percentile: one answer that stalled does not press all others together."""
-    return float(np.quantile(values, 0.99))
 
 
 def _distribution(

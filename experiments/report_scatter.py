@@ -86,7 +86,7 @@ def _together(points: Sequence[Point], places: Sequence[tuple[float, float]]) ->
 
 def _sides(at: float, to: float, wide: float, high: float) -> Iterator[tuple[float, float]]:
     """Left top corners of a block beside a point: diagonal first, where no interval runs."""
-    for gap in (7.0, 16.0, 30.0):
+    for gap in (7.0, 15.0):
         for top in (to - gap - high + 4, to + gap - 4):
             yield from ((at + gap, top), (at - gap - wide, top))
         yield from ((at + gap, to - high / 2), (at - gap - wide, to - high / 2))

@@ -17,7 +17,7 @@ from common.errors import ConfigError
 from experiments import ablation_compare, ablation_html, ablation_markdown, svg
 from experiments.ablation_report import Configuration, Difference, Measure, MeasureInfo, Report, write
 from experiments.ablation_words import Figures, all_figures, changes, command, summary
-from experiments.report_plots import stacks
+from experiments.report_plots import distributions, stacks
 from experiments.report_scatter import Point, scatter
 from tests.browser import BROWSER, browser
 from tests.fake_report import KINDS, SETUPS, fake_report
@@ -260,6 +260,18 @@ def test_numbers_of_a_measure_have_the_same_decimals_and_no_negative_zero(report
         assert written.number(1234567).startswith("1\u202f234\u202f567")
 
 
+@pytest.mark.parametrize(
+    ("values", "number"), [([0.0, 0.5], "0.500"), ([30, 40], "30.0"), ([4e5], "400\u202f000"), ([0.0021], "0.0021")]
+)
+def test_digits_are_those_of_typical_values(values: list[float], number: str, report: Report) -> None:
+    report.measures = {"m": MeasureInfo("m", "", "higher", False)}
+    for one in report.configurations:
+        one.measures = {}
+    for one, value in zip(report.configurations, values, strict=False):
+        one.measures = {"m": Measure(value, value, value)}
+    assert all_figures(report)["m"].number(next(filter(None, values))) == number
+
+
 def test_the_command_asks_the_same_again(report: Report) -> None:
     report.options = {"only": "a,b", "resume": False, "config": None, "set": ["x=1", "y=a b"], "sweep": True}
     assert command(report) == "python ablation_experiments.py --only a,b --set x=1 --set 'y=a b' --sweep"
@@ -280,6 +292,19 @@ def test_ticks_are_round_within_the_scale_and_about_as_many_as_wanted() -> None:
         log = svg.Scale(10 ** rng.uniform(-3, 0), 10 ** rng.uniform(1, 5), 0, 100, log=True)
         assert 2 <= len(log.ticks(5)) <= 12
         assert all(log.low <= tick <= log.high for tick in log.ticks(5))
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0, 0.0], [5.0], [0.0, 1e6], [1.0] * 99 + [1e9], [0.001, 1000.0], list(range(1, 50))]
+)
+def test_a_distribution_lies_within_its_drawing(values: list[float]) -> None:
+    for width in (360.0, 940.0):
+        drawn = str(distributions({"a": values, "b": [3.0, 4.0]}, "ms", width, "label", str))
+        outlines = " ".join(re.findall(r' d="([^"]+)"', drawn))
+        places = [float(x) for x in re.findall(r"[ML]([^,]+),", outlines)]
+        places += [float(x) for x in re.findall(r' (?:x1|x2|cx)="([^"]+)"', drawn)]
+        assert min(places) >= 0
+        assert max(places) <= width
 
 
 def test_names_in_a_scatter_plot_cover_neither_each_other_nor_a_point() -> None:

@@ -21,7 +21,7 @@ from edge.chat_template import ChatTemplate
 from edge.choice import plan_of
 from edge.cloud_vocabulary import CloudVocabulary
 from edge.completions import Completion
-from edge.confidence import ConfidenceCalculator
+from edge.confidence import confidence_of
 from edge.draft_generator import DraftGenerator
 from edge.engine import EdgeEngine
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
@@ -74,8 +74,7 @@ def _online_gate(config: Config) -> OnlineGate | None:
 
 
 def _engine(config: EdgeConfig) -> EdgeEngine:
-    model, confidence = config.model, config.confidence
-    calculator = ConfidenceCalculator(confidence.strategy, temperature=confidence.temperature, top_k=confidence.top_k)
+    model = config.model
     return EdgeEngine(
         model.path,
         context_length=model.context_length,
@@ -85,7 +84,7 @@ def _engine(config: EdgeConfig) -> EdgeEngine:
         kv_type=model.kv_type,
         kv_unified=model.kv_unified,
         flash_attention=None if model.flash_attention == "auto" else model.flash_attention,
-        confidence=calculator.of_batch,
+        confidence=confidence_of(config.confidence),
         store=_store(config.kv_cache),
         limits=config.limits,
     )

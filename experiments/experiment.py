@@ -5,7 +5,8 @@ Knows no single experiment: one is a list of ablations, whose configurations ans
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from experiments.ablations import Ablation
 from experiments.configurations import configuration
 from experiments.environment import environment
 from experiments.journal import Journal
+from experiments.measures import Definition
 from experiments.progress import progress
 from experiments.runner import Runner
 from experiments.servers import fleet
@@ -46,6 +48,21 @@ DEMO_TURNS = 2
 the demo models, trained on single turns, bear so many."""
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What one experiment does its own way.
+
+    `program`: how it is started. `settings`: what all its configurations have, as SETTINGS. `block`: questions of a
+    trial. `measures`: beside those of all experiments. `finish` adds to the report what this experiment alone finds.
+    """
+
+    program: str = "ablation_experiments.py"
+    settings: Sequence[str] = SETTINGS
+    block: int = 1
+    measures: Mapping[str, Definition] = field(default_factory=dict)
+    finish: Callable[[Report, Plan, Sequence[Done]], None] = lambda report, plan, entries: None
+
+
 def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentParser:
     made = cli.parser(description)
     made.add_argument("--data", metavar="FILE|NAME", help="questions (experiments/datasets.py; default: held-out ones)")
@@ -61,12 +78,14 @@ def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentP
     return made
 
 
-def base_config(args: argparse.Namespace) -> Config:
-    """The config of the command line, over SETTINGS."""
-    return configs.load(args.config, [*SETTINGS, *args.set])
+def base_config(args: argparse.Namespace, settings: Sequence[str] = SETTINGS) -> Config:
+    """The config of the command line, over the settings."""
+    return configs.load(args.config, [*settings, *args.set])
 
 
-def plan_of(args: argparse.Namespace, base: Config, ablations: Sequence[Ablation], asked: datasets.Dataset) -> Plan:
+def plan_of(
+    args: argparse.Namespace, base: Config, ablations: Sequence[Ablation], asked: datasets.Dataset, block: int = 1
+) -> Plan:
     """Raises ConfigError for what makes no sense, before anything is started."""
     turns = (0 if args.data else DEMO_TURNS) if args.turns is None else args.turns
     for option, value, least in (("repeats", args.repeats, 1), ("max-tokens", args.max_tokens, 1), ("turns", turns, 0)):
@@ -87,6 +106,7 @@ def plan_of(args: argparse.Namespace, base: Config, ablations: Sequence[Ablation
         network=None if args.network is None else network_of(args.network),
         config=msgspec.to_builtins(base, enc_hook=repr),
         turns=turns,
+        block=block,
     )
 
 
@@ -101,7 +121,13 @@ def network_of(text: str) -> Network:
 
 
 async def run(
-    args: argparse.Namespace, ablations: Sequence[Ablation], base: Config, title: str, name: str, console: Console
+    args: argparse.Namespace,
+    ablations: Sequence[Ablation],
+    base: Config,
+    title: str,
+    name: str,
+    console: Console,
+    kind: Kind = Kind(),
 ) -> Report:
     """Measures what is not measured yet, and writes the report NAME.json, .md and .html into the output folder.
 
@@ -109,16 +135,17 @@ async def run(
     does not come up or is lost, and EndpointError when a configuration answered nothing; the report is there then.
     """
     asked = datasets.load(args.data, args.questions, args.seed)
-    plan, folder = plan_of(args, base, ablations, asked), Path(args.output)
+    plan, folder = plan_of(args, base, ablations, asked, kind.block), Path(args.output)
     file = folder / f"{name}.unfinished.jsonl"
     journal = Journal(file, plan, Done, args.resume)
     try:
-        await _measure(args, plan, asked, base, journal, console)
+        await _measure(args, plan, asked, base, journal, console, kind.settings)
     except StartError as error:
         kept = f"; {len(journal.entries)} answers are kept, --resume goes on" if journal.entries else ""
         raise StartError(f"{error.message}{kept}") from error
-    options = {"program": f"{name.removesuffix('_report')}_experiments.py", **options_of(args)}
-    found = results.report(title, plan, journal.entries, environment(), asked.metric, options)
+    options = {"program": kind.program, **options_of(args)}
+    found = results.report(title, plan, journal.entries, environment(), asked.metric, options, kind.measures)
+    kind.finish(found, plan, journal.entries)
     write(found, folder, name, console)
     file.unlink()
     for one in found.configurations:
@@ -134,6 +161,7 @@ async def _measure(
     base: Config,
     journal: Journal[Plan, Done],
     console: Console,
+    settings: Sequence[str],
 ) -> None:
     done = {entry.what for entry in journal.entries}
     everything = list(trials(plan))
@@ -143,7 +171,7 @@ async def _measure(
     needed = {trial.configuration for trial in left}
     wanted = [one.needs for one in plan.configurations if one.name in needed]
     async with (
-        fleet(args, SETTINGS, wanted, console.print) as places,
+        fleet(args, settings, wanted, console.print) as places,
         Runner(plan, asked.questions, places, base.communication) as runner,
     ):
         with progress(console) as bar:

@@ -20,11 +20,15 @@ Unit = tuple[int, ...]
 
 @dataclass
 class Asked:
-    """What one configuration made of one unit, over all repeats: answers that did not fail, and what was counted."""
+    """What one configuration made of one unit, over all repeats: answers that did not fail, and what was counted.
+
+    `seconds`: how long the trials took, from the first question to the last answer.
+    """
 
     rows: list[Row] = field(default_factory=list)
     counts: list[Counts] = field(default_factory=list)
     failures: int = 0
+    seconds: float = 0.0
 
 
 Sample = dict[Unit, Asked]
@@ -175,6 +179,7 @@ def sample(entries: Iterable[Done]) -> Sample:
         asked.failures += len(entry.rows) - len(rows)
         if rows:
             asked.counts.append(entry.counts)
+            asked.seconds += entry.seconds
     return found
 
 
@@ -201,6 +206,19 @@ def difference(definition: Definition, found: Sample, base: Sample, share: float
         return None
     low, high = interval(by(draws(len(units))), share)
     return Difference(float(value), low, high, clear=low > 0 or high < 0)
+
+
+def relative(definition: Definition, found: Sample, base: Sample) -> Measure | None:
+    """`found` over `base`, paired as a difference is: 1 where they are the same."""
+    units = sorted(unit for unit in found.keys() & base.keys() if found[unit].rows and base[unit].rows)
+
+    def by(drawn: Floats) -> Floats:
+        below = definition.how.of(base, units, drawn)
+        above = definition.how.of(found, units, drawn)
+        return np.divide(above, below, out=np.full(len(drawn), np.nan), where=below > 0)
+
+    value = by(as_asked(len(units)))[0] if units else np.nan
+    return None if np.isnan(value) else Measure(float(value), *interval(by(draws(len(units)))))
 
 
 def _both_answered(one: Asked, other: Asked) -> bool:

@@ -72,7 +72,7 @@ class Runner:
                 return Row(question=question, repeat=trial.repeat, error=failed[question])
             return await self._row(side.edge, configuration, question, trial.repeat)
 
-        rows = await in_turns(self._plan.clients, one, trial.questions)
+        rows = await in_turns(configuration.clients, one, trial.questions)
         seconds = time.perf_counter() - began
         if any(row.error for row in rows):
             await side.check()

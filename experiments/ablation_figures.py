@@ -71,8 +71,8 @@ def latencies(report: Report) -> Figure | None:
     title = "Latency of each answer"
     drawn = _both(lambda width: plots.distributions(rows, "ms →", width, title, lambda ms: f"{ms:.0f} ms"))
     caption = (
-        "Latency of each answer, as a density. Below each: from the 5th to the 95th percentile (thin), "
-        "the middle half (thick), the median (dot)."
+        "Latency of each answer, as a density, or as dots where there are few. Below: from the 5th to the 95th "
+        "percentile (thin), the middle half (thick), the median (ring)."
     )
     heads = ["configuration", *(f"{100 * share:.0f} %" for share in plots.QUANTILES)]
     table = [[name, *(svg.label_of(round(ms)) for ms in plots.quantiles(values))] for name, values in rows.items()]

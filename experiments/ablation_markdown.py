@@ -11,6 +11,7 @@ import msgspec
 from experiments.ablation_report import Configuration, Report
 from experiments.ablation_words import (
     Figures,
+    Sentence,
     all_figures,
     changes,
     command,
@@ -26,7 +27,7 @@ def render(report: Report) -> str:
     measured = all_figures(report)
     parts = [
         f"# {escaped(report.title)}",
-        listed(map(str, summary(report))),
+        "\n".join(_sentence(one) for one in summary(report)),
         *([f"**Warnings**\n\n{listed(report.warnings)}"] if report.warnings else []),
         "## Configurations",
         "Each value with the interval that holds 95 % of what other questions of this kind would give.",
@@ -46,6 +47,11 @@ def render(report: Report) -> str:
         fenced(msgspec.yaml.encode(report.config).decode()),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _sentence(one: Sentence) -> str:
+    points = "".join(f"\n  - {escaped(point)}" for point in one.points)
+    return f"- **{escaped(one.lead)}**: {escaped(one.text)}{points}"
 
 
 def _key_table(report: Report, measured: dict[str, Figures]) -> str:

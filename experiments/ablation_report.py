@@ -88,7 +88,7 @@ class Configuration(Struct, kw_only=True):
     """One ablation: what it changed, and what came of it. `measures` by the names of `Report.measures`.
 
     A measure that makes no sense here (an acceptance rate without drafts) is left out. `provenance`: tokens in all.
-    `unchanged`: no count differs from the baseline's, and no other measure clearly does.
+    `unchanged`: no count differs from the baseline's, and no other measure clearly and notably does.
     """
 
     name: str

@@ -5,8 +5,7 @@ Nothing is said that is not computed from the report; a measure that it lacks is
 
 import math
 import shlex
-import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -65,15 +64,15 @@ class Figures:
 
 
 def figures(reports: Iterable[Report], name: str) -> Figures:
-    """Three digits of a typical value, with three decimals at most; two digits of one below 0.01."""
+    """Three digits of the largest value, and three decimals of shares; two digits where all are below 0.01."""
     found = [
         (report.measures[name], abs(configuration.measures[name].value))
         for report in reports
         for configuration in report.configurations
         if name in configuration.measures
     ]
-    typical = statistics.median_low([value for _, value in found if value] or [1.0])
-    power = math.floor(math.log10(typical))
+    largest = max(value for _, value in found) or 1.0
+    power = math.floor(math.log10(largest)) if largest != 1 else -1
     return Figures(found[0][0], 1 - power if power < -2 else min(3, max(0, 2 - power)))
 
 
@@ -94,13 +93,15 @@ def key_measures(measured: Mapping[str, Figures]) -> list[str]:
 
 @dataclass(frozen=True)
 class Sentence:
-    """`lead` is what it is about, and may be set in another type."""
+    """`lead` is what it is about, and may be set in another type; `points` are what there is to say in all."""
 
     lead: str
     text: str
+    points: Sequence[str] = ()
 
     def __str__(self) -> str:
-        return f"{self.lead}: {self.text}"
+        """For a console: each point on a line of its own. It is no markup."""
+        return "\n  ".join([f"{self.lead}: {self.text}", *self.points])
 
 
 def summary(report: Report) -> list[Sentence]:
@@ -143,8 +144,7 @@ def _parts(report: Report, measured: Mapping[str, Figures]) -> Iterator[Sentence
     """One sentence for each part and each way of doing without it."""
     known = [one for one in report.contributions if one.measure in measured]
     for (feature, name), each in groupby(known, key=lambda one: (one.feature, one.configuration)):
-        told = "; ".join(contributed(one, measured[one.measure]) for one in each)
-        yield Sentence(feature, f"without it ({name}), {told}.")
+        yield Sentence(feature, f"without it ({name})", [contributed(one, measured[one.measure]) for one in each])
 
 
 def contributed(one: Contribution, written: Figures) -> str:

@@ -27,7 +27,7 @@ from experiments.measures import Definition
 from experiments.progress import progress
 from experiments.runner import Runner
 from experiments.servers import fleet
-from experiments.trials import Done, Network, Plan, trials
+from experiments.trials import Done, Network, Plan, Trial, trials
 
 SETTINGS = (
     "cloud.model.dtype=float32",
@@ -175,11 +175,24 @@ async def _measure(
         Runner(plan, asked.questions, places, base.communication) as runner,
     ):
         with progress(console) as bar:
-            task = bar.add_task("", total=len(everything), completed=len(everything) - len(left))
+            first = firsts(left)
+            task = bar.add_task("", total=len(first) + len(left))
+            for trial in first:
+                bar.update(task, description=f"settling: {trial.configuration}")
+                await runner.settle(trial)
+                bar.advance(task)
             for trial in left:
                 bar.update(task, description=f"repeat {trial.repeat + 1} of {plan.repeats}: {trial.configuration}")
                 journal.add(await runner.make(trial))
                 bar.advance(task)
+
+
+def firsts(left: Sequence[Trial]) -> list[Trial]:
+    """For each configuration and question one of the trials."""
+    found: dict[tuple[str, tuple[int, ...]], Trial] = {}
+    for trial in left:
+        found.setdefault((trial.configuration, trial.questions), trial)
+    return list(found.values())
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -192,6 +205,6 @@ def write(found: Report, folder: Path, name: str, console: Console) -> None:
     (folder / f"{name}.md").write_text(ablation_markdown.render(found))
     (folder / f"{name}.html").write_text(ablation_html.render(found))
     for sentence in ablation_words.summary(found):
-        console.print(sentence)
+        console.print(f"{sentence.lead}: {sentence.text}")
     for kind in ("json", "md", "html"):
         console.print(f"written: {folder / name}.{kind}")

@@ -225,8 +225,12 @@ def _both_answered(one: Asked, other: Asked) -> bool:
     return bool(one.rows and other.rows) or bool(one.failures or other.failures)
 
 
+NOTABLE = 0.05
+"""The share of the baseline's value by which a time must differ: two servers of one config differ by some percent."""
+
+
 def unchanged(definitions: Mapping[str, Definition], found: Sample, base: Sample) -> bool:
-    """Whether no count differs in any unit, and no other measure clearly does.
+    """Whether no count differs in any unit, and no other measure does clearly and notably.
 
     Clearly here means for all these measures together (Bonferroni), else chance alone would show one now and then.
     """
@@ -238,4 +242,10 @@ def unchanged(definitions: Mapping[str, Definition], found: Sample, base: Sample
             if not np.array_equal(*figures):
                 return False
     share = 1 - 0.05 / max(1, len(timed))
-    return not any(one.clear for each in timed if (one := difference(each, found, base, share)))
+    return not any(_notably(each, found, base, share) for each in timed)
+
+
+def _notably(definition: Definition, found: Sample, base: Sample, share: float) -> bool:
+    """Whether the whole interval lies further from 0 than NOTABLE."""
+    apart, usual = difference(definition, found, base, share), measured(definition, base)
+    return apart is not None and usual is not None and max(apart.low, -apart.high) > NOTABLE * abs(usual.value)

@@ -22,6 +22,8 @@ NARROW = 500
 LOG_FROM = 20.0
 """A log scale is drawn where the largest of the typical values is so many times the smallest."""
 BAR = 20.0
+FEW = 20
+"""Below this number, values are drawn as dots: a density would claim to know what lies between them."""
 SHOWN = 0.99
 """The share of values that a distribution shows: one that stalled does not press all others together."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -94,7 +96,7 @@ def _distribution(
     return element(
         "g",
         svg.title(about),
-        *_density(places, floor, 22.0, x),
+        *(_density(places, floor, 22.0, x) if len(places) >= FEW else _dots(places, floor, x)),
         svg.line(low, floor + 7, high, floor + 7, "whisker"),
         svg.line(first, floor + 7, last, floor + 7, "quarters"),
         element("circle", cx=middle, cy=floor + 7, r=3.5, class_="median"),
@@ -112,6 +114,11 @@ def _density(places: Numbers, floor: float, height: float, x: Scale) -> Iterator
     density = np.exp(-(((grid[:, None] - places) / bandwidth) ** 2) / 2).sum(axis=1)
     outline = zip(grid, floor - height * density / density.max(), strict=True)
     yield svg.path([(grid[0], floor), *outline, (grid[-1], floor)], "density", closed=True)
+
+
+def _dots(places: Numbers, floor: float, x: Scale) -> Iterator[Markup]:
+    for place in places[places <= x.end]:
+        yield element("circle", cx=float(place), cy=floor - 6, r=4.0, class_="density")
 
 
 # -- bars

@@ -1,8 +1,10 @@
 """Asks trials, one after another, of servers that run, and counts on both sides of each. Knows no report.
 
-Caches are equally warm: right before its turn each question is asked once, for two tokens, of the same edge and through
-it of the same cloud, whatever the configuration. So a prompt is known wherever anything is kept, as in a conversation
-that goes on, and connections that are kept are there. What a configuration then computes again, it does for itself.
+Caches are equally warm. Before anything is counted every configuration answers every question once, so that it does not
+matter who was the first to ask it. And right before its turn each question is asked once, for two tokens, of the same
+edge and through it of the same cloud, whatever the configuration: so the prompt is known wherever anything is kept, as
+in a conversation that goes on, and connections that are kept are there. What a configuration then computes again, it
+does for itself.
 """
 
 import random
@@ -56,6 +58,14 @@ class Runner:
     async def __aexit__(self, *error: object) -> None:
         for side in self._sides.values():
             await side.close()
+
+    async def settle(self, trial: Trial) -> None:
+        """Asks what the trial says and counts nothing; what fails will fail again when it is counted."""
+        configuration = self._configurations[trial.configuration]
+        edge = self._sides[configuration.needs].edge
+        await in_turns(
+            self._plan.clients, lambda question: self._row(edge, configuration, question, trial.repeat), trial.questions
+        )
 
     async def make(self, trial: Trial) -> Done:
         """Asks what the trial says; an answer that fails is a row that says why.

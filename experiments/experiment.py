@@ -53,12 +53,15 @@ class Kind:
     """What one experiment does its own way.
 
     `program`: how it is started. `settings`: what all its configurations have, as SETTINGS. `block`: questions of a
-    trial. `measures`: beside those of all experiments. `finish` adds to the report what this experiment alone finds.
+    trial. `settled`: whether every configuration answers every question once before anything is counted, so that caches
+    have no part in what is counted. `measures`: beside those of all experiments. `finish` adds to the report what this
+    experiment alone finds.
     """
 
     program: str = "ablation_experiments.py"
     settings: Sequence[str] = SETTINGS
     block: int = 1
+    settled: bool = True
     measures: Mapping[str, Definition] = field(default_factory=dict)
     finish: Callable[[Report, Plan, Sequence[Done]], None] = lambda report, plan, entries: None
 
@@ -139,7 +142,7 @@ async def run(
     file = folder / f"{name}.unfinished.jsonl"
     journal = Journal(file, plan, Done, args.resume)
     try:
-        await _measure(args, plan, asked, base, journal, console, kind.settings)
+        await _measure(args, plan, asked, base, journal, console, kind)
     except StartError as error:
         kept = f"; {len(journal.entries)} answers are kept, --resume goes on" if journal.entries else ""
         raise StartError(f"{error.message}{kept}") from error
@@ -161,7 +164,7 @@ async def _measure(
     base: Config,
     journal: Journal[Plan, Done],
     console: Console,
-    settings: Sequence[str],
+    kind: Kind,
 ) -> None:
     done = {entry.what for entry in journal.entries}
     everything = list(trials(plan))
@@ -171,11 +174,11 @@ async def _measure(
     needed = {trial.configuration for trial in left}
     wanted = [one.needs for one in plan.configurations if one.name in needed]
     async with (
-        fleet(args, settings, wanted, console.print) as places,
+        fleet(args, kind.settings, wanted, console.print) as places,
         Runner(plan, asked.questions, places, base.communication) as runner,
     ):
         with progress(console) as bar:
-            first = firsts(left)
+            first = firsts(left) if kind.settled else []
             task = bar.add_task("", total=len(first) + len(left))
             for trial in first:
                 bar.update(task, description=f"settling: {trial.configuration}")

@@ -17,7 +17,7 @@ from experiments.ablation_report import Configuration, Contribution, Difference,
 QUALITY, CLOUD_RATE, SUCCESS = "quality", "cloud_rate", "success_rate"
 KEY_MEASURES = (
     QUALITY, CLOUD_RATE, "latency_p50_ms", "first_token_p50_ms", "tokens_per_second", "cloud_calls", "acceptance_rate",
-    "bytes_up",
+    "bytes_up", "throughput", "over_one_client", "over_cloud_only",
 )  # fmt: skip
 """The columns of the first table, those of them that are measured."""
 

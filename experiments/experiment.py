@@ -17,7 +17,7 @@ from common import cli
 from common import config as configs
 from common.config_keys import Config
 from common.errors import ConfigError, EndpointError, StartError
-from experiments import ablation_html, ablation_markdown, ablation_report, ablation_words, datasets, results
+from experiments import ablation_html, ablation_markdown, ablation_report, datasets, results, sweep_words
 from experiments.ablation_report import Report
 from experiments.ablations import Ablation
 from experiments.configurations import configuration
@@ -207,7 +207,7 @@ def write(found: Report, folder: Path, name: str, console: Console) -> None:
     ablation_report.write(found, folder / f"{name}.json")
     (folder / f"{name}.md").write_text(ablation_markdown.render(found))
     (folder / f"{name}.html").write_text(ablation_html.render(found))
-    for sentence in ablation_words.summary(found):
+    for sentence in sweep_words.summary(found):
         console.print(f"{sentence.lead}: {sentence.text}")
     for kind in ("json", "md", "html"):
         console.print(f"written: {folder / name}.{kind}")

@@ -215,8 +215,8 @@ def relative(definition: Definition, found: Sample, base: Sample) -> Measure | N
     def by(drawn: Floats) -> Floats:
         below = definition.how.of(base, units, drawn)
         above = definition.how.of(found, units, drawn)
-        found: Floats = np.divide(above, below, out=np.full(len(drawn), np.nan), where=below > 0)
-        return found
+        quotient: Floats = np.divide(above, below, out=np.full(len(drawn), np.nan), where=below > 0)
+        return quotient
 
     value = by(as_asked(len(units)))[0] if units else np.nan
     return None if np.isnan(value) else Measure(float(value), *interval(by(draws(len(units)))))

@@ -4,7 +4,7 @@
         [--questions 128] [--resume] [--output DIR]
 
 Each client asks its next question when it has its answer. A trial asks as many questions as the largest number of
-clients, the same of every configuration, one after another in an order drawn anew. Both servers have room for all at once.
+clients, the same of every configuration, one after another in an order drawn anew. Both servers have room for all.
 """
 
 import argparse

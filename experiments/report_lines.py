@@ -1,7 +1,7 @@
 """Lines through points with intervals, as SVG that a page's style sheet colours. Knows numbers, and no report.
 
 Over a number of its own each line has its points at equal steps, one for each value there is: thresholds crowd and
-clients double, and both are read so. Over a measure points lie where they are measured, and lines that share ends meet there.
+clients double, and both are read so. Over a measure points lie where they are measured.
 """
 
 import itertools

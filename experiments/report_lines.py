@@ -29,7 +29,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Line:
-    """`class_` colours it; the line goes through its places in their order. A line may be one place: an end."""
+    """`class_` colours it; the line goes through its places in their order. One of a single place is named there."""
 
     name: str
     class_: str
@@ -117,6 +117,8 @@ def _line(
         places.append((at, y(place.y.value), place.about))
     if len(places) > 1:
         drawn.append(svg.path([(at, to) for at, to, _ in places], "through"))
+    elif across is None:
+        drawn += [svg.text(at + 8, to + 16, line.name, "level", "start") for at, to, _ in places]
     for at, to, about in places:
         drawn.append(element("g", svg.title(about), _dot(at, to, 3.5), _dot(at, to, 9.0, "touch")))
     return element("g", *drawn, class_=f"curve {line.class_}")

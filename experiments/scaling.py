@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from rich.console import Console
+
 from common import cli, terminal
 from common.errors import ConfigError
 from common.types import Mode
@@ -122,7 +124,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 async def main() -> None:
-    args = parser().parse_args()
+    await measure(parser().parse_args(), terminal.console())
+
+
+async def measure(args: argparse.Namespace, console: Console) -> Report:
+    """Raises as experiment.run does, and ConfigError for options that make no sense."""
     clients = clients_of(args.clients)
     base = experiment.base_config(args, settings(clients))
     ways = ablations.chosen(args.only, base.experiments.ablations)
@@ -137,7 +143,7 @@ async def main() -> None:
         finish=partial(finish, [one for one, _ in curves], cloud_only),
     )
     chosen = [point for _, points in curves for point in points]
-    await experiment.run(args, chosen, base, "Many clients at once", NAME, terminal.console(), kind)
+    return await experiment.run(args, chosen, base, "Many clients at once", NAME, console, kind)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from experiments import report_lines
-from experiments.ablation_report import Configuration, Curves, Report, Series, Sweep
+from experiments.ablation_report import Configuration, Curves, Measure, Report, Series, Sweep
 from experiments.ablation_words import Figures, headed, lower
 from experiments.report_lines import Line, Place, class_of
 
@@ -58,7 +58,7 @@ def lines_of(report: Report, sweep: Sweep, curves: Curves, measured: dict[str, F
             for place in _places(by_name[name], at, curves, measured)
         ]
         if curves.x is not None:
-            points = sorted([*points, *(place for end in ends for place in end.places)], key=_place_of)
+            points = sorted([*points, *(_bare(place) for end in ends for place in end.places)], key=_place_of)
         found.append(Line(series.name, class_of(n), points))
     return [*found, *ends]
 
@@ -72,6 +72,12 @@ def _places(one: Configuration, at: float | None, curves: Curves, measured: dict
     if curves.x is not None:
         about += f", {lower(headed(measured[curves.x]))} {measured[curves.x].measure(x)}"
     yield Place(x if curves.x is not None or at is None else at, y, about)
+
+
+def _bare(place: Place) -> Place:
+    """Without its intervals, which the end has by itself."""
+    x, y = (one if isinstance(one, float) else one.value for one in (place.x, place.y))
+    return Place(Measure(x, x, x), Measure(y, y, y), place.about)
 
 
 def _place_of(place: Place) -> float:

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from rich.console import Console
+
 from common import cli, terminal
 from common.errors import ConfigError
 from common.types import ConfidenceStrategy, Mode
@@ -108,7 +110,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 async def main() -> None:
-    args = parser().parse_args()
+    await measure(parser().parse_args(), terminal.console())
+
+
+async def measure(args: argparse.Namespace, console: Console) -> Report:
+    """Raises as experiment.run does, and ConfigError for options that make no sense."""
     base = experiment.base_config(args)
     curves = series(args.strategies, args.thresholds, args.product_thresholds)
     chosen = [ablations.BASELINE, *ENDS, *(point for _, points in curves for point in points)]
@@ -117,7 +123,7 @@ async def main() -> None:
         settled=False,
         finish=partial(finish, [one for one, _ in curves]),
     )
-    await experiment.run(args, chosen, base, "What the threshold costs and keeps", NAME, terminal.console(), kind)
+    return await experiment.run(args, chosen, base, "What the threshold costs and keeps", NAME, console, kind)
 
 
 if __name__ == "__main__":

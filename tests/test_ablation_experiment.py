@@ -1,16 +1,19 @@
 """A small ablation run on real engines: what each part is for shows, counts repeat, both sides count the same."""
 
 import argparse
+import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
 from common.demo import free_ports
 from common.supervisor import PROJECT, ServerProcess, Supervisor
-from experiments import ablations, experiment
+from experiments import ablation_report, ablations, experiment
 from experiments.ablation_report import Report, Row
 from experiments.configurations import Needs
 from experiments.servers import Place
@@ -155,3 +158,32 @@ async def test_an_override_without_effect_changes_no_count_even_with_a_server_of
     assert len(counts & apart.keys()) > 10
     assert not any(apart[name] for name in counts & apart.keys())
     assert [row.text for row in found.rows["same"]] == [row.text for row in found.rows["baseline"]]
+
+
+@pytest.mark.long
+async def test_the_command_keeps_what_was_measured_when_a_server_dies_and_goes_on(tmp_path: Path) -> None:
+    small = "--only no_confidence --questions 3 --repeats 2 --max-tokens 24 --output".split()
+    journal = tmp_path / "ablation_report.unfinished.jsonl"
+    process = await command(*small, str(tmp_path))
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
+        assert process.returncode is None
+        await asyncio.sleep(0.05)
+    for child in psutil.Process(process.pid).children():
+        if any("start_edge" in word for word in child.cmdline()):
+            child.kill()
+    said = (await process.communicate())[1].decode()
+    assert process.returncode == 1
+    assert "the edge server" in said and "are kept, --resume goes on" in said and "Traceback" not in said
+    measured = journal.read_bytes().count(b"\n") - 1
+    assert measured >= 3 and not (tmp_path / "ablation_report.json").exists()
+    again = await command(*small, str(tmp_path), "--resume")
+    await again.communicate()
+    found = ablation_report.read(tmp_path / "ablation_report.json")
+    assert (again.returncode, [one.answers for one in found.configurations]) == (0, [6, 6])
+    assert not journal.exists()
+
+
+async def command(*flags: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "ablation_experiments.py", *flags, cwd=PROJECT, stderr=asyncio.subprocess.PIPE
+    )

@@ -29,7 +29,7 @@ from common import cli, terminal
 from common.config_keys import HttpClientConfig
 from common.connection import HTTPClient
 from common.errors import ConfigError
-from experiments import network_view, ways
+from experiments import network_pages, network_view, ways
 from experiments.cloud_counts import counted
 from experiments.journal import Journal
 from experiments.load import Answer, load
@@ -166,14 +166,17 @@ def token_ends(model: str) -> Callable[[str], Sequence[int]]:
 
 
 def write(found: Report, folder: Path, console: Console) -> None:
-    """report.json, tables.txt and the plots; the tables also on the console."""
+    """report.json, .md and .html, tables.txt and the plots; the tables also on the console."""
     (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
     tables = network_view.details(found), network_view.ratios(found), network_view.conclusion(found)
     with (folder / "tables.txt").open("w") as out:
         Console(file=out, width=220, highlight=False, markup=False).print(*tables, sep="\n")
     for table in tables:
         console.print(table)
-    for path in [folder / "report.json", folder / "tables.txt", *network_view.draw(found, folder)]:
+    (folder / "report.html").write_text(network_pages.html(found))
+    (folder / "report.md").write_text(network_pages.markdown(found))
+    names = "report.json", "report.md", "report.html", "tables.txt"
+    for path in [*(folder / name for name in names), *network_view.draw(found, folder)]:
         console.print(f"written: {path}")
     if found.passes_done < found.passes_planned:
         console.print(f"{found.passes_done} of {found.passes_planned} passes are done; --resume goes on")
@@ -215,7 +218,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--uplinks", default="10,20,80", metavar="MBIT", help="Mbit/s each way (default %(default)s)")
     made.add_argument("--clients", default="1,4,16", metavar="N", help="concurrent clients (default %(default)s)")
     made.add_argument("--ways", default=ways.ALL, help=f"of {','.join(ways.WAYS)} (default: {ways.ALL})")
-    made.add_argument("--prompts", type=int, default=200, help="different prompts in each cell (default %(default)s)")
+    made.add_argument(
+        "--questions",
+        "--prompts",
+        dest="prompts",
+        type=int,
+        default=200,
+        help="different prompts in each cell (default %(default)s)",
+    )
     made.add_argument("--repeats", type=int, default=1, help="answers per prompt, cell and way (default %(default)s)")
     made.add_argument("--max-tokens", type=int, default=96, help="longest answer (default %(default)s)")
     made.add_argument("--data", metavar="FILE", help='JSON lines with a "prompt" each (default: the demo corpus)')

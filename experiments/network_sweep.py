@@ -35,6 +35,7 @@ from experiments.journal import Journal
 from experiments.load import Answer, load
 from experiments.network_passes import Block, Cell, Done, Pass, Plan, passes
 from experiments.network_report import Report, report
+from experiments.options import numbers
 from experiments.progress import progress
 from experiments.servers import Site, site
 from experiments.ways import Server, Way
@@ -200,16 +201,6 @@ def plan_of(args: argparse.Namespace) -> Plan:
     if min(plan.uplinks) <= 0 or min(plan.clients) < 1 or min(plan.prompts, plan.repeats, plan.max_tokens) < 1:
         raise ConfigError("uplinks, clients, prompts, repeats and tokens must be more than 0")
     return plan
-
-
-def numbers(text: str, option: str) -> list[float]:
-    try:
-        found = list(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError as error:
-        raise ConfigError(f"{option} takes numbers with commas between them, not {text!r}") from error
-    if not all(0 <= number < 1e6 for number in found):
-        raise ConfigError(f"{option} takes numbers from 0 to a million, not {text!r}")
-    return found
 
 
 def parser() -> argparse.ArgumentParser:

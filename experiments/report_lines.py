@@ -75,7 +75,7 @@ class _Frame:
         self.left, self.right, self.bottom = 46.0, width - 10, self._height - 44.0
         spreads = [place.y for line in lines for place in line.places]
         ends = [end for one in spreads for end in (one.low, one.high)]
-        near_zero = min(ends) < 0.4 * max(ends)
+        near_zero = min(ends) < 0.4 * max(ends) or min(ends) == max(ends)
         self.y = scale_for(ends, self.bottom, self.top, zero=near_zero)
 
     def drawing(self, axis: Iterator[Markup], marks: Markup, y_title: str, label: str) -> Markup:

@@ -23,7 +23,7 @@ from experiments.ablation_words import counted
 from experiments.ablations import Ablation
 from experiments.experiment import Kind
 from experiments.measures import Quantile, Ratio, count, time
-from experiments.network_sweep import numbers
+from experiments.options import numbers
 from experiments.trials import Done, Plan
 
 QUESTIONS, REPEATS = 128, 1
@@ -32,6 +32,8 @@ CLIENTS = "1,2,4,8,16,32"
 ONLY = "baseline,no_confidence,edge_only,cloud_only"
 MOST = 64
 """Conversations that an edge can hold."""
+FEW = 10
+"""Trials; the bootstrap of fewer gives intervals that are too narrow."""
 NAME = "scaling_report"
 
 THROUGHPUT = Ratio(lambda asked: sum(row.tokens for row in asked.rows), lambda asked: asked.seconds)
@@ -113,6 +115,12 @@ def finish(
                 if found := measures.relative(definition, samples[name], samples[base]):
                     by_name[name].measures[measure] = found
                     report.measures[measure] = RELATIVE[measure]
+    drawn = min(map(len, samples.values()))
+    if drawn < FEW:
+        report.warnings.append(
+            f"intervals are over {counted(drawn, 'trial')} of {counted(plan.block, 'question')}, which are few: "
+            "read them as a lower bound of what is uncertain; more --questions are more trials"
+        )
     report.sweep = Sweep(parameter="Clients", series=list(swept), plots=list(PLOTS))
 
 

@@ -22,7 +22,7 @@ from experiments.ablation_report import Curves, Report, Series, Sweep
 from experiments.ablations import Ablation
 from experiments.areas import areas
 from experiments.experiment import Kind
-from experiments.network_sweep import numbers
+from experiments.options import numbers
 from experiments.trials import Done, Plan
 
 QUESTIONS, REPEATS = 24, 1

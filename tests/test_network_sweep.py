@@ -14,7 +14,8 @@ from common.supervisor import PROJECT, ServerProcess
 from experiments.journal import Journal
 from experiments.network_passes import Cell, Done, Plan, passes
 from experiments.network_report import Report, Row, report
-from experiments.network_sweep import Sweep, numbers, parser, plan_of, server_settings, token_ends, write
+from experiments.network_sweep import Sweep, parser, plan_of, server_settings, token_ends, write
+from experiments.options import numbers
 from experiments.servers import Site
 from experiments.ways import Server
 from experiments.workload import questions

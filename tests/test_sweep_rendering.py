@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from experiments import ablation_html, ablation_markdown, ablation_report, report_lines
 from experiments.ablation_report import Curves, Measure, Report, Series, Sweep
 from experiments.report_lines import Line, Place, over_measure, over_number
+from tests.browser import BROWSER, browser
 from tests.fake_report import SETUPS, fake_report
 
 
@@ -70,6 +71,23 @@ def test_names_of_series_are_never_markup(swept: Report) -> None:
     hostile.sweep.series[0] = replace(hostile.sweep.series[0], name="<script>alert(1)</script>|*b*")
     assert "<script>" not in ablation_html.render(hostile)
     assert "<script>" not in ablation_markdown.render(hostile)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+async def test_a_browser_draws_all_curves_and_has_nothing_to_complain_of(swept: Report, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(ablation_html.render(swept))
+    async with browser(tmp_path / "profile") as page:
+        for width in (400, 1400):
+            await page.open(file.as_uri(), width, dark=width == 400)
+            await page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+            assert await page.evaluate("document.documentElement.scrollWidth") == width
+            drawn = "[...document.querySelectorAll('.curves svg')].filter(each => each.clientHeight > 20).length"
+            assert await page.evaluate(drawn) == 2
+            colours = "new Set([...document.querySelectorAll('.through')].map(e => getComputedStyle(e).stroke)).size"
+            assert await page.evaluate(colours) == 3, "one for each line, one for the ends"
+        assert page.complaints == []
 
 
 def place(x: float | Measure, y: float) -> Place:

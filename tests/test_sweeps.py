@@ -159,6 +159,7 @@ def test_throughput_is_compared_with_one_client_and_with_cloud_only() -> None:
     assert {"over_one_client", "over_cloud_only"} <= report.measures.keys()
     text = "\n".join(map(str, sweep_words.summary(report)))
     assert "baseline, 4 clients: throughput" in text
+    assert any("intervals are over 9 trials" in warning for warning in report.warnings)
 
 
 # -- areas

@@ -116,6 +116,8 @@ async def main() -> None:
 async def measure(args: argparse.Namespace, console: Console) -> Report:
     """Raises as experiment.run does, and ConfigError for options that make no sense."""
     base = experiment.base_config(args)
+    if base.inference.online.enabled:
+        raise ConfigError("inference.online: a gate that follows the traffic moves its thresholds; switch it off here")
     curves = series(args.strategies, args.thresholds, args.product_thresholds)
     chosen = [ablations.BASELINE, *ENDS, *(point for _, points in curves for point in points)]
     kind = Kind(

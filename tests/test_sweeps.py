@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from rich.console import Console
 
 from common import config as configs
 from common.errors import ConfigError
@@ -85,6 +86,12 @@ def test_product_thresholds_are_curves_of_their_own() -> None:
 def test_what_is_no_strategy_or_threshold_is_refused(given: tuple[str, str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         threshold_sweep.series(*given)
+
+
+async def test_a_gate_that_moves_its_thresholds_is_refused() -> None:
+    args = threshold_sweep.parser().parse_args(["--set", "inference.online.target_cloud_rate=0.3"])
+    with pytest.raises(ConfigError, match=r"^inference\.online"):
+        await threshold_sweep.measure(args, Console(quiet=True))
 
 
 # -- clients

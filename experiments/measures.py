@@ -229,6 +229,9 @@ def _both_answered(one: Asked, other: Asked) -> bool:
 NOTABLE = 0.05
 """The share of the baseline's value by which a time must differ: two servers of one config differ by some percent."""
 
+FEWEST = 10
+"""Units without which times say nothing: were fewer all on one side, chance alone could do it (a sign test)."""
+
 
 def unchanged(definitions: Mapping[str, Definition], found: Sample, base: Sample) -> bool:
     """Whether no count differs in any unit, and no other measure does clearly and notably.
@@ -248,5 +251,7 @@ def unchanged(definitions: Mapping[str, Definition], found: Sample, base: Sample
 
 def _notably(definition: Definition, found: Sample, base: Sample, share: float) -> bool:
     """Whether the whole interval lies further from 0 than NOTABLE."""
+    if len(found) < FEWEST:
+        return False
     apart, usual = difference(definition, found, base, share), measured(definition, base)
     return apart is not None and usual is not None and max(apart.low, -apart.high) > NOTABLE * abs(usual.value)

@@ -1,4 +1,5 @@
-# make setup | run | server | test | test-long | test-clients | check | bench | bench-cloud | bench-edge | bench-network | ablation | train
+# make setup | run | server | test | test-long | test-clients | check | bench | bench-cloud | bench-edge
+#      bench-network | bench-thresholds | bench-scaling | ablation | train
 PROMPT ?= What is AI?
 PYTHON ?= python3
 VENV   := .venv
@@ -9,7 +10,7 @@ NEEDS  := $(if $(GPU),requirements.txt,requirements-cpu.txt)
 INSTALL := $(PY) -m pip install --disable-pip-version-check
 
 .PHONY: setup run server test test-long test-clients check format
-.PHONY: bench bench-cloud bench-edge bench-network ablation llama-server evaluate train clean
+.PHONY: bench bench-cloud bench-edge bench-network bench-thresholds bench-scaling ablation llama-server evaluate train clean
 
 setup: $(VENV)/.ready models/demo-split/manifest.json
 
@@ -74,6 +75,13 @@ bench-edge: setup
 # 15 minutes of a sweep of hours; ARGS="--resume --minutes 60" goes on with it.
 bench-network: setup
 	$(PY) -m experiments.network_sweep $(ARGS)
+
+# About 10 minutes each on 2 cores; ARGS="--strategies max_prob,ensemble", ARGS="--clients 1,8" are less.
+bench-thresholds: setup
+	$(PY) -m experiments.threshold_sweep $(ARGS)
+
+bench-scaling: setup
+	$(PY) -m experiments.scaling $(ARGS)
 
 # About 8 minutes on 2 cores; ARGS="--only no_confidence,edge_only --questions 20" is less.
 ablation: setup

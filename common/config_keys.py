@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
+from msgspec.structs import asdict
 
 from common.policy import Gate, Plan
 from common.split_frames import Kind
@@ -10,6 +11,7 @@ from common.types import ConfidenceStrategy, Objective, Way
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 OpenShare = Annotated[float, Meta(gt=0, lt=1)]
+Weight = Annotated[float, Meta(ge=0, le=1e6)]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -71,12 +73,24 @@ class LimitsConfig(Section, frozen=True):
     max_tokens_total: Count = 0
 
 
+class WeightsConfig(Section, frozen=True):
+    max_prob: Weight = 0.4
+    entropy: Weight = 0.3
+    temperature: Weight = 0.0
+    top_k_agg: Weight = 0.3
+
+    def __post_init__(self) -> None:
+        if not any(asdict(self).values()):
+            raise ValueError("Are all 0: an ensemble needs one strategy at least")
+
+
 class ConfidenceConfig(Section, frozen=True):
     strategy: ConfidenceStrategy = ConfidenceStrategy.MAX_PROB
     threshold: Share = 0.8
     product_threshold: Share = 0.3
     temperature: Annotated[float, Meta(gt=0)] = 1.5
     top_k: Positive = 5
+    weights: WeightsConfig = WeightsConfig()
 
 
 class EdgeCacheConfig(Section, frozen=True):

@@ -14,6 +14,8 @@ class ConfidenceStrategy(StrEnum):
     ENTROPY = "entropy"
     TEMPERATURE = "temperature"
     TOP_K_AGG = "top_k_agg"
+    ENSEMBLE = "ensemble"
+    """The weighted mean of the others."""
 
 
 class Mode(StrEnum):

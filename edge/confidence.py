@@ -7,12 +7,15 @@ vocabulary of V tokens.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec.structs import asdict
 from numpy.typing import NDArray
 
+from common.config_keys import ConfidenceConfig
 from common.errors import ConfigError
 from common.types import ConfidenceStrategy, TokenProb
 
@@ -125,6 +128,8 @@ class ConfidenceCalculator:
         top_k: int = 5,
     ) -> None:
         self.strategy = strategy if callable(strategy) else ConfidenceStrategy(strategy)
+        if self.strategy is ConfidenceStrategy.ENSEMBLE:
+            raise ConfigError(f"confidence.strategy: {self.strategy} is several strategies: see ConfidenceEnsemble")
         self.settings = Settings(temperature, top_k)
         self._function = strategy if callable(strategy) else STRATEGIES[ConfidenceStrategy(strategy)]
 
@@ -152,6 +157,15 @@ class ConfidenceCalculator:
     def should_accept_draft(self, metrics: ConfidenceMetrics, threshold: float) -> bool:
         """Whether the mean confidence reaches `threshold`, in [0, 1]."""
         return metrics.confidence >= threshold
+
+
+def confidence_of(config: ConfidenceConfig) -> Callable[[Floats, Tokens], tuple[Floats, Floats]]:
+    """The `of_batch` of the strategy, or of the ensemble with its weights, that a config names."""
+    if config.strategy is not ConfidenceStrategy.ENSEMBLE:
+        return ConfidenceCalculator(config.strategy, config.temperature, config.top_k).of_batch
+    used = {ConfidenceStrategy(name): weight for name, weight in asdict(config.weights).items() if weight}
+    ensemble = ConfidenceEnsemble(list(used), config.temperature, config.top_k)
+    return partial(ensemble.of_batch, weights=list(used.values()))
 
 
 class AblatedConfidenceCalculator(ConfidenceCalculator):

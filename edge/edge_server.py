@@ -22,7 +22,7 @@ from edge.chat_template import ChatTemplate
 from edge.choice import plan_for
 from edge.cloud_vocabulary import CloudVocabulary
 from edge.completions import Completion
-from edge.confidence import ConfidenceCalculator
+from edge.confidence import confidence_of
 from edge.draft_generator import DraftGenerator
 from edge.edge_engine import EdgeInferenceEngine
 from edge.engine import EdgeEngine
@@ -43,7 +43,9 @@ def build_app(config: Config, confidence: Confidence | None = None) -> web.Appli
     """
     registry = CollectorRegistry()
     app = make_app(config.edge.server, registry)
-    app.cleanup_ctx.append(lambda app: _services(app, config, registry, confidence or _confidence(config.edge)))
+    app.cleanup_ctx.append(
+        lambda app: _services(app, config, registry, confidence or confidence_of(config.edge.confidence))
+    )
     app.router.add_get("/ready", _ready)
     app.router.add_get("/stats", _stats)
     app.router.add_get("/v1/models", _models)
@@ -83,11 +85,6 @@ async def _services(
 def _online_gate(config: Config) -> OnlineGate | None:
     online = config.inference.online
     return OnlineGate(online, config.plan.gate) if online.enabled else None
-
-
-def _confidence(config: EdgeConfig) -> Confidence:
-    named = config.confidence
-    return ConfidenceCalculator(named.strategy, temperature=named.temperature, top_k=named.top_k).of_batch
 
 
 def _engine(config: EdgeConfig, confidence: Confidence) -> EdgeEngine:

@@ -44,8 +44,8 @@ class Panel:
 
 
 def trade(report: Report, measured: dict[str, Figures]) -> Figure | None:
-    """Quality against cloud rate."""
-    if QUALITY not in measured or CLOUD_RATE not in measured:
+    """Quality against cloud rate; a sweep has curves in its place."""
+    if report.sweep or QUALITY not in measured or CLOUD_RATE not in measured:
         return None
     quality, rate = measured[QUALITY], measured[CLOUD_RATE]
     points = []

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments import ablation_figures as plots
 from experiments import ablation_words as words
+from experiments import sweep_figures, sweep_words
 from experiments.ablation_report import Configuration, Report
 from experiments.ablation_words import Figures
 
@@ -37,13 +38,18 @@ def render(report: Report) -> str:
     return page(
         "ablation_report.html.jinja",
         report=report,
-        summary=words.summary(report),
+        summary=sweep_words.summary(report),
         trade=plots.trade(report, measured),
+        curves=list(sweep_figures.figures(report, measured)),
+        lines=sweep_figures.legend(report.sweep) if report.sweep else [],
+        areas=areas(report, measured),
+        points=sweep_figures.table(report, report.sweep, measured) if report.sweep else None,
         panels=plots.panels(report, measured),
         heads=[measured[name].info for name in key],
         table=[(one, [cell(one, name, measured[name]) for name in key]) for one in report.configurations],
         latencies=plots.latencies(report),
         provenance=plots.provenance(report),
+        area_heads=sweep_words.AREA_HEADS,
         sections=[
             (one, words.changes(report, one), [cell(one, name, measured[name]) for name in measured])
             for one in report.configurations
@@ -65,6 +71,15 @@ def page(template: str, **filled: Any) -> str:
 def _environment() -> Environment:
     loader = FileSystemLoader(Path(__file__).parent)
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def areas(report: Report, measured: dict[str, Figures]) -> list[tuple[str, list[list[str]]]]:
+    """For each measure that has areas its title and their rows."""
+    by_measure = sweep_words.areas_by_measure(report.sweep) if report.sweep else {}
+    return [
+        (words.headed(measured[name]), sweep_words.area_rows(found, measured[name]))
+        for name, found in by_measure.items()
+    ]
 
 
 def cell(one: Configuration, name: str, written: Figures) -> Cell:

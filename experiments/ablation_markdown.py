@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 
 import msgspec
 
+from experiments import sweep_figures, sweep_words
 from experiments.ablation_report import Configuration, Report
 from experiments.ablation_words import (
     Figures,
@@ -19,7 +20,6 @@ from experiments.ablation_words import (
     environment,
     headed,
     key_measures,
-    summary,
 )
 
 
@@ -27,8 +27,9 @@ def render(report: Report) -> str:
     measured = all_figures(report)
     parts = [
         f"# {escaped(report.title)}",
-        "\n".join(_sentence(one) for one in summary(report)),
+        "\n".join(_sentence(one) for one in sweep_words.summary(report)),
         *([f"**Warnings**\n\n{listed(report.warnings)}"] if report.warnings else []),
+        *_sweep(report, measured),
         "## Configurations",
         "Each value with the interval that holds 95 % of what other questions of this kind would give.",
         _key_table(report, measured),
@@ -52,6 +53,23 @@ def render(report: Report) -> str:
 def _sentence(one: Sentence) -> str:
     points = "".join(f"\n  - {escaped(point)}" for point in one.points)
     return f"- **{escaped(one.lead)}**: {escaped(one.text)}{points}"
+
+
+def _sweep(report: Report, measured: dict[str, Figures]) -> Iterator[str]:
+    """The areas, then every point of every curve."""
+    if report.sweep is None:
+        return
+    for name, areas in sweep_words.areas_by_measure(report.sweep).items():
+        yield f"## {escaped(headed(measured[name]))} at equal cloud rate"
+        yield table(sweep_words.AREA_HEADS, _escaped(sweep_words.area_rows(areas, measured[name])))
+    heads, rows = sweep_figures.table(report, report.sweep, measured)
+    yield "## Curves"
+    yield table(heads, _escaped(rows))
+
+
+def _escaped(rows: Iterable[Sequence[str]]) -> list[list[str]]:
+    """The first of each row is a name; the figures behind it have brackets that are no markup."""
+    return [[escaped(row[0]), *row[1:]] for row in rows]
 
 
 def _key_table(report: Report, measured: dict[str, Figures]) -> str:

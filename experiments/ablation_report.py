@@ -118,6 +118,45 @@ class Contribution(Struct, frozen=True, kw_only=True):
     difference: Difference
 
 
+class Series(Struct, frozen=True, kw_only=True):
+    """Configurations that differ in one number, by name, and that number `at` each of them."""
+
+    name: str
+    configurations: list[str]
+    at: list[float]
+
+
+class Curves(Struct, frozen=True, kw_only=True):
+    """A plot: the measure `y` of every series over the measure `x`, or over their number where that is null."""
+
+    y: str
+    x: str | None = None
+
+
+class Area(Struct, frozen=True, kw_only=True):
+    """The mean of a measure over all cloud rates, along the curve of a series from edge only to cloud only.
+
+    `to_line`: less the mean along the straight line between these two, which a gate that draws lots would have;
+    `to_best`: less the largest of the areas, null for that one.
+    """
+
+    series: str
+    measure: str
+    area: Measure
+    to_line: Difference
+    to_best: Difference | None = None
+
+
+class Sweep(Struct, kw_only=True):
+    """What was varied, and how it is to be looked at. `ends`: configurations that every curve begins or ends at."""
+
+    parameter: str
+    series: list[Series]
+    ends: list[str] = []
+    plots: list[Curves]
+    areas: list[Area] = []
+
+
 class Environment(Struct, frozen=True, kw_only=True):
     """Where it was measured. `git_commit` has "+" behind it where files differed from it; null outside git."""
 
@@ -160,6 +199,8 @@ class Report(Struct, kw_only=True):
     rows: dict[str, list[Row]]
     """Every answer, by configuration."""
     warnings: list[str] = []
+    sweep: Sweep | None = None
+    """Of an experiment that varies a number; null of one that does not."""
 
 
 def read(path: Path) -> Report:

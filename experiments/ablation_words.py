@@ -12,12 +12,20 @@ from typing import Any, Literal
 
 import msgspec
 
-from experiments.ablation_report import Configuration, Contribution, Difference, Measure, MeasureInfo, Report
+from experiments.ablation_report import (
+    Configuration,
+    Contribution,
+    Difference,
+    Environment,
+    Measure,
+    MeasureInfo,
+    Report,
+)
 
 QUALITY, CLOUD_RATE, SUCCESS = "quality", "cloud_rate", "success_rate"
 KEY_MEASURES = (
     QUALITY, CLOUD_RATE, "latency_p50_ms", "first_token_p50_ms", "tokens_per_second", "cloud_calls", "acceptance_rate",
-    "bytes_up",
+    "bytes_up", "throughput", "over_one_client", "over_cloud_only",
 )  # fmt: skip
 """The columns of the first table, those of them that are measured."""
 
@@ -228,8 +236,7 @@ def command(report: Report) -> str:
     return shlex.join(words)
 
 
-def environment(report: Report) -> dict[str, str]:
-    where, network = report.environment, report.network
+def described(where: Environment) -> dict[str, str]:
     return {
         "Measured": where.created,
         "Commit": where.git_commit or "outside git",
@@ -239,6 +246,13 @@ def environment(report: Report) -> dict[str, str]:
         "GPUs": ", ".join(where.gpus) or "none",
         "Python": where.python,
         **where.versions,
+    }
+
+
+def environment(report: Report) -> dict[str, str]:
+    network = report.network
+    return {
+        **described(report.environment),
         "Network": ", ".join(f"{name} {value:g}" for name, value in network.items()) if network else "as it is",
         "Seed": str(report.seed),
         "Prompts": f"SHA-256 {report.workload.prompts_sha256}",

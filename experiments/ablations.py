@@ -15,12 +15,16 @@ from common.types import Mode
 
 
 class Ablation(Struct, frozen=True, kw_only=True):
-    """`config_overrides`: nested keys of the config. `mode`: who answers, which a request says and no config."""
+    """`config_overrides`: nested keys of the config. `mode`: who answers, which a request says and no config.
+
+    `clients`: how many ask at once.
+    """
 
     name: str
     description: str
     config_overrides: dict[str, Any] = {}
     mode: Mode = Mode.COLLABORATIVE
+    clients: int = 1
 
 
 def _without(feature: str) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Needs(NamedTuple):
 class Configuration(Struct, frozen=True, kw_only=True):
     """One ablation of one base config: `fields` go into every request, `needs` are its servers.
 
-    `timed`: keys of the config that make its counts depend on how long things take.
+    `timed`: keys of the config that make its counts depend on how long things take. `clients`: how many ask at once.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Configuration(Struct, frozen=True, kw_only=True):
     fields: dict[str, Any]
     needs: Needs
     timed: list[str] = []
+    clients: int = 1
 
 
 def configuration(ablation: Ablation, base: Config) -> Configuration:
@@ -91,6 +92,7 @@ def configuration(ablation: Ablation, base: Config) -> Configuration:
             streams=ablation.mode is Mode.CLOUD_ONLY or config.inference.way is not Way.ROUNDS,
         ),
         timed=timed(config.inference) if ablation.mode is Mode.COLLABORATIVE else [],
+        clients=ablation.clients,
     )
 
 

@@ -6,7 +6,8 @@ Knows no single experiment: one is a list of ablations, whose configurations ans
 import argparse
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from common import cli
 from common import config as configs
 from common.config_keys import Config
 from common.errors import ConfigError, EndpointError, StartError
-from experiments import ablation_html, ablation_markdown, ablation_report, ablation_words, datasets, results
+from experiments import ablation_html, ablation_markdown, ablation_report, datasets, results, sweep_words
 from experiments.ablation_report import Report
 from experiments.ablations import Ablation
 from experiments.configurations import configuration
 from experiments.environment import environment
 from experiments.journal import Journal
+from experiments.measures import Definition
 from experiments.progress import progress
 from experiments.runner import Runner
 from experiments.servers import fleet
@@ -47,6 +49,24 @@ DEMO_TURNS = 2
 the demo models, trained on single turns, bear so many."""
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What one experiment does its own way.
+
+    `program`: how it is started. `settings`: what all its configurations have, as SETTINGS. `block`: questions of a
+    trial. `settled`: whether every configuration answers every question once before anything is counted, so that caches
+    have no part in what is counted. `measures`: beside those of all experiments. `finish` adds to the report what this
+    experiment alone finds.
+    """
+
+    program: str = "ablation_experiments.py"
+    settings: Sequence[str] = SETTINGS
+    block: int = 1
+    settled: bool = True
+    measures: Mapping[str, Definition] = field(default_factory=dict)
+    finish: Callable[[Report, Plan, Sequence[Done]], None] = lambda report, plan, entries: None
+
+
 def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentParser:
     made = cli.parser(description)
     made.add_argument("--data", metavar="FILE|NAME", help="questions (experiments/datasets.py; default: held-out ones)")
@@ -62,12 +82,14 @@ def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentP
     return made
 
 
-def base_config(args: argparse.Namespace) -> Config:
-    """The config of the command line, over SETTINGS."""
-    return configs.load(args.config, [*SETTINGS, *args.set])
+def base_config(args: argparse.Namespace, settings: Sequence[str] = SETTINGS) -> Config:
+    """The config of the command line, over the settings."""
+    return configs.load(args.config, [*settings, *args.set])
 
 
-def plan_of(args: argparse.Namespace, base: Config, ablations: Sequence[Ablation], asked: datasets.Dataset) -> Plan:
+def plan_of(
+    args: argparse.Namespace, base: Config, ablations: Sequence[Ablation], asked: datasets.Dataset, block: int = 1
+) -> Plan:
     """Raises ConfigError for what makes no sense, before anything is started."""
     turns = (0 if args.data else DEMO_TURNS) if args.turns is None else args.turns
     for option, value, least in (("repeats", args.repeats, 1), ("max-tokens", args.max_tokens, 1), ("turns", turns, 0)):
@@ -88,6 +110,7 @@ def plan_of(args: argparse.Namespace, base: Config, ablations: Sequence[Ablation
         network=None if args.network is None else network_of(args.network),
         config=msgspec.to_builtins(base, enc_hook=repr),
         turns=turns,
+        block=block,
     )
 
 
@@ -102,7 +125,13 @@ def network_of(text: str) -> Network:
 
 
 async def run(
-    args: argparse.Namespace, ablations: Sequence[Ablation], base: Config, title: str, name: str, console: Console
+    args: argparse.Namespace,
+    ablations: Sequence[Ablation],
+    base: Config,
+    title: str,
+    name: str,
+    console: Console,
+    kind: Kind = Kind(),
 ) -> Report:
     """Measures what is not measured yet, and writes the report NAME.json, .md and .html into the output folder.
 
@@ -110,16 +139,17 @@ async def run(
     does not come up or is lost, and EndpointError when a configuration answered nothing; the report is there then.
     """
     asked = datasets.load(args.data, args.questions, args.seed)
-    plan, folder = plan_of(args, base, ablations, asked), Path(args.output)
+    plan, folder = plan_of(args, base, ablations, asked, kind.block), Path(args.output)
     file = folder / f"{name}.unfinished.jsonl"
     journal = Journal(file, plan, Done, args.resume)
     try:
-        await _measure(args, plan, asked, base, journal, console)
+        await _measure(args, plan, asked, base, journal, console, kind)
     except StartError as error:
         kept = f"; {len(journal.entries)} answers are kept, --resume goes on" if journal.entries else ""
         raise StartError(f"{error.message}{kept}") from error
-    options = {"program": f"{name.removesuffix('_report')}_experiments.py", **options_of(args)}
-    found = results.report(title, plan, journal.entries, environment(), asked.metric, options)
+    options = {"program": kind.program, **options_of(args)}
+    found = results.report(title, plan, journal.entries, environment(), asked.metric, options, kind.measures)
+    kind.finish(found, plan, journal.entries)
     write(found, folder, name, console)
     file.unlink()
     for one in found.configurations:
@@ -135,6 +165,7 @@ async def _measure(
     base: Config,
     journal: Journal[Plan, Done],
     console: Console,
+    kind: Kind,
 ) -> None:
     done = {entry.what for entry in journal.entries}
     everything = list(trials(plan))
@@ -144,11 +175,11 @@ async def _measure(
     needed = {trial.configuration for trial in left}
     wanted = [one.needs for one in plan.configurations if one.name in needed]
     async with (
-        fleet(args, SETTINGS, wanted, console.print) as places,
+        fleet(args, kind.settings, wanted, console.print) as places,
         Runner(plan, asked.questions, places, base.communication) as runner,
     ):
         with progress(console) as bar:
-            first = firsts(left)
+            first = firsts(left) if kind.settled else []
             task = bar.add_task("", total=len(first) + len(left))
             for trial in first:
                 bar.update(task, description=f"settling: {trial.configuration}")
@@ -178,7 +209,7 @@ def write(found: Report, folder: Path, name: str, console: Console) -> None:
     ablation_report.write(found, folder / f"{name}.json")
     (folder / f"{name}.md").write_text(ablation_markdown.render(found))
     (folder / f"{name}.html").write_text(ablation_html.render(found))
-    for sentence in ablation_words.summary(found):
+    for sentence in sweep_words.summary(found):
         console.print(sentence)
     for kind in ("json", "md", "html"):
         console.print(f"written: {folder / name}.{kind}")

@@ -20,11 +20,15 @@ Unit = tuple[int, ...]
 
 @dataclass
 class Asked:
-    """What one configuration made of one unit, over all repeats: answers that did not fail, and what was counted."""
+    """What one configuration made of one unit, over all repeats: answers that did not fail, and what was counted.
+
+    `seconds`: how long the trials took, from the first question to the last answer.
+    """
 
     rows: list[Row] = field(default_factory=list)
     counts: list[Counts] = field(default_factory=list)
     failures: int = 0
+    seconds: float = 0.0
 
 
 Sample = dict[Unit, Asked]
@@ -175,6 +179,7 @@ def sample(entries: Iterable[Done]) -> Sample:
         asked.failures += len(entry.rows) - len(rows)
         if rows:
             asked.counts.append(entry.counts)
+            asked.seconds += entry.seconds
     return found
 
 
@@ -203,12 +208,29 @@ def difference(definition: Definition, found: Sample, base: Sample, share: float
     return Difference(float(value), low, high, clear=low > 0 or high < 0)
 
 
+def relative(definition: Definition, found: Sample, base: Sample) -> Measure | None:
+    """`found` over `base`, paired as a difference is: 1 where they are the same."""
+    units = sorted(unit for unit in found.keys() & base.keys() if found[unit].rows and base[unit].rows)
+
+    def by(drawn: Floats) -> Floats:
+        below = definition.how.of(base, units, drawn)
+        above = definition.how.of(found, units, drawn)
+        quotient: Floats = np.divide(above, below, out=np.full(len(drawn), np.nan), where=below > 0)
+        return quotient
+
+    value = by(as_asked(len(units)))[0] if units else np.nan
+    return None if np.isnan(value) else Measure(float(value), *interval(by(draws(len(units)))))
+
+
 def _both_answered(one: Asked, other: Asked) -> bool:
     return bool(one.rows and other.rows) or bool(one.failures or other.failures)
 
 
 NOTABLE = 0.05
 """The share of the baseline's value by which a time must differ: two servers of one config differ by some percent."""
+
+FEWEST = 10
+"""Units without which times say nothing: were fewer all on one side, chance alone could do it (a sign test)."""
 
 
 def unchanged(definitions: Mapping[str, Definition], found: Sample, base: Sample) -> bool:
@@ -229,5 +251,7 @@ def unchanged(definitions: Mapping[str, Definition], found: Sample, base: Sample
 
 def _notably(definition: Definition, found: Sample, base: Sample, share: float) -> bool:
     """Whether the whole interval lies further from 0 than NOTABLE."""
+    if len(found) < FEWEST:
+        return False
     apart, usual = difference(definition, found, base, share), measured(definition, base)
     return apart is not None and usual is not None and max(apart.low, -apart.high) > NOTABLE * abs(usual.value)

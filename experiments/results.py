@@ -1,30 +1,40 @@
-"""From the trials that were made to the report of an experiment. Knows no server and no screen."""
+"""From the trials that were made to the report of an experiment. Knows no server and no screen.
+
+The first configuration is the baseline: it is what the others are compared with.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from common.types import Provenance
+from common.types import Mode, Provenance
 from experiments import measures
 from experiments.ablation_report import Configuration as Reported
 from experiments.ablation_report import Contribution, Environment, Report, Row, Workload
-from experiments.ablations import BASELINE, CLOUD_ONLY, FEATURES
+from experiments.ablations import FEATURES
 from experiments.configurations import Configuration
 from experiments.measures import MEASURES, Definition, Sample
 from experiments.trials import Done, Plan
 
 
 def report(
-    title: str, plan: Plan, entries: Iterable[Done], environment: Environment, metric: str, options: dict[str, Any]
+    title: str,
+    plan: Plan,
+    entries: Iterable[Done],
+    environment: Environment,
+    metric: str,
+    options: dict[str, Any],
+    more: Mapping[str, Definition] | None = None,
 ) -> Report:
-    """`metric`: what quality is measured by; `options`: the command line's."""
+    """`metric`: what quality is measured by; `options`: the command line's; `more`: measures beside MEASURES."""
     by_name: dict[str, list[Done]] = {configuration.name: [] for configuration in plan.configurations}
     for entry in entries:
         by_name[entry.what.configuration].append(entry)
-    definitions = defined(by_name.get(CLOUD_ONLY.name, []))
+    definitions = defined(plan, by_name) | dict(more or {})
+    base = plan.configurations[0].name
     samples = {name: measures.sample(found) for name, found in by_name.items()}
     configurations = [
-        reported(configuration, by_name[configuration.name], samples, definitions)
+        reported(configuration, by_name[configuration.name], samples, base, definitions)
         for configuration in plan.configurations
     ]
     return Report(
@@ -38,7 +48,7 @@ def report(
         if plan.network is None
         else {"round trip, ms": plan.network.round_trip_ms, "Mbit/s": plan.network.mbit},
         config=plan.config,
-        baseline=BASELINE.name,
+        baseline=base,
         measures={name: definition.info for name, definition in definitions.items()},
         configurations=configurations,
         contributions=contributions(configurations),
@@ -47,10 +57,11 @@ def report(
     )
 
 
-def defined(cloud_only: Iterable[Done]) -> dict[str, Definition]:
+def defined(plan: Plan, by_name: Mapping[str, Iterable[Done]]) -> dict[str, Definition]:
     """All measures: agreement is one where cloud only has answered something to agree with."""
     reference: dict[int, str] = {}
-    for row in rows(cloud_only):
+    cloud_only = next((one.name for one in plan.configurations if one.mode is Mode.CLOUD_ONLY), None)
+    for row in rows(by_name[cloud_only] if cloud_only else ()):
         if row.error is None:
             reference.setdefault(row.question, row.text)
     found = dict(MEASURES)
@@ -63,9 +74,10 @@ def reported(
     asked: Configuration,
     entries: Sequence[Done],
     samples: Mapping[str, Sample],
+    base: str,
     definitions: Mapping[str, Definition],
 ) -> Reported:
-    found, base = samples[asked.name], samples[BASELINE.name]
+    found, compared = samples[asked.name], asked.name != base
     answers = rows(entries)
     good = [row for row in answers if row.error is None]
     provenance = Counter({str(source): 0 for source in Provenance})
@@ -73,9 +85,9 @@ def reported(
         provenance.update(row.provenance)
     measured = {name: one for name, each in definitions.items() if (one := measures.measured(each, found))}
     differences = {}
-    if asked.name != BASELINE.name:
-        compared = {name: measures.difference(definitions[name], found, base) for name in measured}
-        differences = {name: one for name, one in compared.items() if one}
+    if compared:
+        each = {name: measures.difference(definitions[name], found, samples[base]) for name in measured}
+        differences = {name: one for name, one in each.items() if one}
     return Reported(
         name=asked.name,
         description=asked.description,
@@ -88,7 +100,7 @@ def reported(
         differences=differences,
         provenance=dict(provenance),
         latencies_ms=[row.latency_ms for row in good],
-        unchanged=asked.name != BASELINE.name and bool(good) and measures.unchanged(definitions, found, base),
+        unchanged=compared and bool(good) and measures.unchanged(definitions, found, samples[base]),
     )
 
 
@@ -99,8 +111,7 @@ def rows(entries: Iterable[Done]) -> list[Row]:
 
 def contributions(configurations: Sequence[Reported]) -> list[Contribution]:
     """What each feature is worth by the measures that it is for, as far as it was switched off."""
-    by_name = {configuration.name: configuration for configuration in configurations}
-    base = by_name[BASELINE.name]
+    by_name, base = {configuration.name: configuration for configuration in configurations}, configurations[0]
     return [
         Contribution(
             feature=feature,
@@ -118,6 +129,9 @@ def contributions(configurations: Sequence[Reported]) -> list[Contribution]:
 
 
 def warnings(configurations: Iterable[Configuration]) -> Iterable[str]:
+    timed: dict[tuple[str, ...], list[str]] = {}
     for one in configurations:
-        if one.timed:
-            yield f"{one.name}: its counts depend on timing, and may be others in another run: {', '.join(one.timed)}"
+        timed.setdefault(tuple(one.timed), []).append(one.name)
+    for keys, names in timed.items():
+        if keys:
+            yield f"{'; '.join(names)}: counts depend on timing, and may be others in another run: {', '.join(keys)}"

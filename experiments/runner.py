@@ -63,9 +63,11 @@ class Runner:
         """Asks what the trial says and counts nothing; what fails will fail again when it is counted."""
         configuration = self._configurations[trial.configuration]
         edge = self._sides[configuration.needs].edge
-        await in_turns(
-            self._plan.clients, lambda question: self._row(edge, configuration, question, trial.repeat), trial.questions
-        )
+
+        async def one(question: int) -> None:
+            await self._row(edge, configuration, question, trial.repeat)
+
+        await in_turns(configuration.clients, one, trial.questions)
 
     async def make(self, trial: Trial) -> Done:
         """Asks what the trial says; an answer that fails is a row that says why.
@@ -82,7 +84,7 @@ class Runner:
                 return Row(question=question, repeat=trial.repeat, error=failed[question])
             return await self._row(side.edge, configuration, question, trial.repeat)
 
-        rows = await in_turns(self._plan.clients, one, trial.questions)
+        rows = await in_turns(configuration.clients, one, trial.questions)
         seconds = time.perf_counter() - began
         if any(row.error for row in rows):
             await side.check()

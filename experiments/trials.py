@@ -25,7 +25,7 @@ class Network(Struct, frozen=True):
 class Plan(Struct, frozen=True, kw_only=True):
     """All that decides what is measured.
 
-    A trial asks `block` questions, of which `clients` at once. `config` is the base that all configurations change,
+    A trial asks `block` questions. `config` is the base that all configurations change,
     with its secrets left out; `prompts_sha256` is over all prompts. In front of each question there are `turns` earlier
     ones with their answers, as in a conversation.
     """
@@ -42,7 +42,6 @@ class Plan(Struct, frozen=True, kw_only=True):
     config: dict[str, Any]
     turns: int = 0
     block: int = 1
-    clients: int = 1
 
 
 class Trial(Struct, frozen=True):

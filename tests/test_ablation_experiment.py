@@ -23,10 +23,11 @@ from tests.delay_proxy import DelayProxy
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 QUESTIONS = 6
+Fleet = Callable[..., contextlib.AbstractAsyncContextManager[dict[Needs, Place]]]
 
 
-async def run(servers: Servers, folder: Path, patch: pytest.MonkeyPatch, *flags: str) -> Report:
-    """All presets, with new edges before the cloud of the test run."""
+def edges_before(servers: Servers) -> Fleet:
+    """In place of experiments.servers.fleet: new edges before the cloud of the test run."""
 
     @contextlib.asynccontextmanager
     async def fleet(
@@ -49,7 +50,12 @@ async def run(servers: Servers, folder: Path, patch: pytest.MonkeyPatch, *flags:
                     for needs, edge in zip(needed, edges, strict=True)
                 }
 
-    patch.setattr(experiment, "fleet", fleet)
+    return fleet
+
+
+async def run(servers: Servers, folder: Path, patch: pytest.MonkeyPatch, *flags: str) -> Report:
+    """All presets, with new edges before the cloud of the test run."""
+    patch.setattr(experiment, "fleet", edges_before(servers))
     options = ["--output", str(folder), "--repeats", "1", "--seed", "7", *flags]
     args = experiment.parser("", QUESTIONS, 1).parse_args(options)
     base = experiment.base_config(args)

@@ -166,6 +166,8 @@ def test_what_changes_nothing_is_said_to_change_nothing() -> None:
     assert all(same)
     assert unchanged(MEASURES, sample(entries("edge_only", slower=1.03)), usual), "another server of the same config"
     assert not unchanged(MEASURES, sample(entries("edge_only", slower=1.2)), usual)
+    few = [sample(entries(name, questions=5, slower=slower)) for name, slower in (("edge_only", 1.2), ("baseline", 1))]
+    assert unchanged(MEASURES, *few), "five questions say nothing about times"
     one_more = changed(entries("edge_only")[:1], cloud_calls=2) + entries("edge_only")[1:]
     assert not unchanged(MEASURES, sample(one_more), usual), "one call in one answer is a change"
 

@@ -23,6 +23,7 @@ from edge.confidence import (
     Floats,
     Settings,
     Softmax,
+    confidence_of,
 )
 from edge.fit_temperature import BINS, Calibration, read_questions
 from models import corpus
@@ -35,7 +36,7 @@ FORMULAS = {
     ConfidenceStrategy.TEMPERATURE: lambda p: max(p) ** 0.5 / sum(x**0.5 for x in p),
     ConfidenceStrategy.TOP_K_AGG: lambda p: max(p) / sum(sorted(p)[-3:]),
 }
-every_strategy = pytest.mark.parametrize("strategy", ConfidenceStrategy)
+every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
 def calculator(strategy: ConfidenceStrategy) -> ConfidenceCalculator:
@@ -47,7 +48,9 @@ def token(prob: float, confidence: float | None = None) -> TokenProb:
 
 
 def test_every_strategy_has_its_function() -> None:
-    assert set(STRATEGIES) == set(ConfidenceStrategy) == set(FORMULAS)
+    assert set(STRATEGIES) == set(ConfidenceStrategy) - {ConfidenceStrategy.ENSEMBLE} == set(FORMULAS)
+    with pytest.raises(ConfigError, match="ConfidenceEnsemble"):
+        ConfidenceCalculator(ConfidenceStrategy.ENSEMBLE)
 
 
 @every_strategy
@@ -151,6 +154,41 @@ def test_an_ensemble_is_the_weighted_mean_of_its_strategies() -> None:
     probs, confidences = ensemble.of_batch(ROWS, ROWS.argmax(-1), weights=[4, 3, 3])
     assert probs.tolist() == pytest.approx(single[0].tolist())
     assert confidences.tolist() == pytest.approx(weighted.tolist())
+
+
+def test_a_config_names_a_strategy_or_an_ensemble_with_its_weights() -> None:
+    def found(*flags: str) -> list[float]:
+        keys = config.load(flags=["edge.confidence.temperature=2", "edge.confidence.top_k=3", *flags], environment={})
+        return confidence_of(keys.edge.confidence)(ROWS, ROWS.argmax(-1))[1].tolist()
+
+    single = {strategy: calculator(strategy).of_logits(ROWS) for strategy in STRATEGIES}
+    assert found("edge.confidence.strategy=entropy") == single[ConfidenceStrategy.ENTROPY].tolist()
+    ensemble = "edge.confidence.strategy=ensemble"
+    default = sum(
+        weight * single[ConfidenceStrategy(name)]
+        for name, weight in (("max_prob", 0.4), ("entropy", 0.3), ("top_k_agg", 0.3))
+    )
+    assert found(ensemble) == pytest.approx(np.asarray(default).tolist())
+    own = [f"edge.confidence.weights.{name}={weight}" for name, weight in (("max_prob", 0), ("entropy", 0))]
+    other = (single[ConfidenceStrategy.TOP_K_AGG] * 0.3 + single[ConfidenceStrategy.TEMPERATURE] * 0.6) / 0.9
+    assert found(ensemble, *own, "edge.confidence.weights.temperature=0.6") == pytest.approx(other.tolist())
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("{max_probe: 1}", r"weights\.max_probe: unknown key; did you mean 'max_prob'\?"),
+        ("{ensemble: 1}", r"weights\.ensemble: unknown key"),
+        ("{entropy: -0.1}", r"weights\.entropy: expected `float` >= 0"),
+        ("{entropy: .inf}", r"weights\.entropy: expected `float` <= 1"),
+        ("{entropy: .nan}", r"weights\.entropy: expected `float`"),
+        ("{max_prob: 0, entropy: 0, top_k_agg: 0}", r"weights: are all 0"),
+        ("[1, 2]", r"weights: expected `object`"),
+    ],
+)
+def test_weights_that_mean_nothing_are_refused_with_their_path(weights: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^edge\.confidence\.{message}"):
+        config.load(flags=[f"edge.confidence.weights={weights}"], environment={})
 
 
 def test_an_ensemble_scores_tokens_with_each_strategy_beside() -> None:

@@ -1,5 +1,6 @@
 """What a network sweep says follows from what was measured: exactness, ratios, bounds. No servers."""
 
+import html
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import msgspec
 import pytest
 
 from common.types import Collaboration
-from experiments import bounds, network_view, plots
+from experiments import bounds, network_pages, network_view, plots
 from experiments.bounds import Costs
 from experiments.cloud_counts import CloudCounts
 from experiments.load import Answer
@@ -162,6 +163,22 @@ def test_cells_not_measured_yet_are_left_out(tmp_path: Path) -> None:
     for so_far in (found, made([])):
         network_view.draw(so_far, tmp_path)
         assert network_view.ratios(so_far).row_count == len({row.cell for row in so_far.rows})
+
+
+def test_the_pages_have_a_panel_for_each_bandwidth_and_number_of_clients_and_all_figures() -> None:
+    found = made([done(one) for one in passes(PLAN)])
+    page = network_pages.html(found)
+    panels = len(PLAN.uplinks) * len(PLAN.clients)
+    assert page.count("<svg") == panels * len(network_pages.PLOTS)
+    assert page.count("<script") == 0 and "http://" not in page
+    for text in (html.unescape(page), network_pages.markdown(found)):
+        assert network_view.conclusion(found) in text
+        assert found.environment.cpu in text
+        for row in found.rows:
+            assert f"{row.over_cloud_only.value:.2f}" in text
+    for so_far in (made([done(next(passes(PLAN)))]), made([])):
+        assert network_pages.html(so_far).count("<svg") == (3 if so_far.rows else 0)
+        assert network_pages.markdown(so_far)
 
 
 def test_plots_are_written_as_svg_and_png(tmp_path: Path) -> None:

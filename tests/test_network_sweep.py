@@ -14,7 +14,8 @@ from common.supervisor import PROJECT, ServerProcess
 from experiments.journal import Journal
 from experiments.network_passes import Cell, Done, Plan, passes
 from experiments.network_report import Report, Row, report
-from experiments.network_sweep import Sweep, numbers, parser, plan_of, server_settings, token_ends, write
+from experiments.network_sweep import Sweep, parser, plan_of, server_settings, token_ends, write
+from experiments.options import numbers
 from experiments.servers import Site
 from experiments.ways import Server
 from experiments.workload import questions
@@ -86,7 +87,7 @@ async def test_the_report_is_complete_and_a_sweep_that_is_done_has_nothing_left(
     folder, found = swept
     assert msgspec.json.decode((folder / "report.json").read_bytes(), type=Report) == found
     assert {path.name for path in folder.iterdir()} == {
-        "passes.jsonl", "report.json", "tables.txt",
+        "passes.jsonl", "report.json", "report.md", "report.html", "tables.txt",
         *(f"{plot}.{kind}" for plot in ("speed", "bytes", "steps") for kind in ("svg", "png")),
     }  # fmt: skip
     assert f"0 of {found.lossless_answers} lossless answers differ" in (folder / "tables.txt").read_text()

@@ -1,0 +1,132 @@
+"""What the gate's threshold costs and keeps, for each strategy: quality and agreement over the cloud rate.
+
+    python -m experiments.threshold_sweep [--thresholds 0.5,0.8,...] [--strategies max_prob,entropy,...]
+        [--product-thresholds 0] [--questions 24] [--resume] [--output DIR]
+
+Thresholds are said by requests, so one edge serves all of them; each strategy has an edge of its own. Every curve
+begins at edge only and ends at cloud only, and the area under it says which strategy is the best at equal cloud rate.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from rich.console import Console
+
+from common import cli, terminal
+from common.errors import ConfigError
+from common.types import ConfidenceStrategy, Mode
+from experiments import ablations, experiment, measures, results
+from experiments.ablation_report import Curves, Report, Series, Sweep
+from experiments.ablations import Ablation
+from experiments.areas import areas
+from experiments.experiment import Kind
+from experiments.options import numbers
+from experiments.trials import Done, Plan
+
+QUESTIONS, REPEATS = 24, 1
+"""So that all strategies take about 8 minutes on two cores."""
+THRESHOLDS = "0.1,0.3,0.5,0.7,0.8,0.9,0.95,0.99"
+"""More of them where confidences crowd; below the first is edge only, above the last soon cloud only."""
+NAME = "threshold_report"
+ENDS = tuple(one for one in ablations.PRESETS if one.mode in (Mode.EDGE_ONLY, Mode.CLOUD_ONLY))
+PLOTS = (
+    Curves(x="cloud_rate", y="quality"),
+    Curves(x="cloud_rate", y="agreement"),
+    Curves(y="quality"),
+    Curves(y="agreement"),
+    Curves(y="cloud_rate"),
+    Curves(y="latency_mean_ms"),
+)
+
+
+def series(strategies: str, thresholds: str, product_thresholds: str) -> list[tuple[Series, list[Ablation]]]:
+    """A curve for each strategy and product threshold. Raises ConfigError for what is no strategy or share."""
+    at, products = shares(thresholds, "--thresholds"), shares(product_thresholds, "--product-thresholds")
+    found = []
+    for strategy in strategies_of(strategies):
+        for product in products:
+            name = strategy if len(products) == 1 else f"{strategy}, product {product:g}"
+            points = [point(strategy, threshold, product, f"{name} {threshold:g}") for threshold in at]
+            found.append((Series(name=name, configurations=[one.name for one in points], at=at), points))
+    return found
+
+
+def point(strategy: ConfidenceStrategy, threshold: float, product: float, name: str) -> Ablation:
+    gate = {"strategy": str(strategy), "threshold": threshold, "product_threshold": product}
+    described = f"{strategy} below {threshold:g} is unsure"
+    if product:
+        described += f", and a draft whose product is below {product:g}"
+    return Ablation(name=name, description=described, config_overrides={"edge": {"confidence": gate}})
+
+
+def strategies_of(text: str) -> list[ConfidenceStrategy]:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in set(ConfidenceStrategy):
+            raise ConfigError(f"--strategies: no strategy {name!r}; there are {', '.join(ConfidenceStrategy)}")
+    return [ConfidenceStrategy(name) for name in names]
+
+
+def shares(text: str, option: str) -> list[float]:
+    """In their order; raises ConfigError."""
+    found = sorted(numbers(text, option))
+    if found[-1] > 1:
+        raise ConfigError(f"{option} takes numbers from 0 to 1, not {found[-1]:g}")
+    return found
+
+
+def finish(swept: Sequence[Series], report: Report, plan: Plan, entries: Sequence[Done]) -> None:
+    """Puts the curves and their areas into the report."""
+    by_name: dict[str, list[Done]] = {one.name: [] for one in plan.configurations}
+    for entry in entries:
+        by_name[entry.what.configuration].append(entry)
+    samples = {name: measures.sample(found) for name, found in by_name.items()}
+    definitions, ends = results.defined(plan, by_name), [one.name for one in ENDS]
+    report.sweep = Sweep(
+        parameter="Threshold",
+        series=list(swept),
+        ends=ends,
+        plots=list(PLOTS),
+        areas=[
+            area
+            for name in ("quality", "agreement")
+            if name in definitions
+            for area in areas(swept, ends, samples, definitions["cloud_rate"], definitions[name], name)
+        ],
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    made = experiment.parser("Measure what the gate's threshold costs and keeps.", QUESTIONS, REPEATS)
+    every = ",".join(ConfidenceStrategy)
+    made.add_argument("--thresholds", default=THRESHOLDS, metavar="T", help="0 to 1 (default %(default)s)")
+    made.add_argument("--strategies", default=every, metavar="NAMES", help="(default: %(default)s)")
+    made.add_argument(
+        "--product-thresholds", default="0", metavar="T", help="0 to 1, a curve for each; 0: none (default %(default)s)"
+    )
+    return made
+
+
+async def main() -> None:
+    await measure(parser().parse_args(), terminal.console())
+
+
+async def measure(args: argparse.Namespace, console: Console) -> Report:
+    """Raises as experiment.run does, and ConfigError for options that make no sense."""
+    base = experiment.base_config(args)
+    if base.inference.online.enabled:
+        raise ConfigError("inference.online: a gate that follows the traffic moves its thresholds; switch it off here")
+    curves = series(args.strategies, args.thresholds, args.product_thresholds)
+    chosen = [ablations.BASELINE, *ENDS, *(point for _, points in curves for point in points)]
+    kind = Kind(
+        program="-m experiments.threshold_sweep",
+        settled=False,
+        finish=partial(finish, [one for one, _ in curves]),
+    )
+    return await experiment.run(args, chosen, base, "What the threshold costs and keeps", NAME, console, kind)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main()))

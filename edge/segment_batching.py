@@ -175,17 +175,9 @@ class SegmentBatcher(Stepping[SegmentJob]):
         if step is not None:
             self._take(at, portions, feeds, step)
 
-    def _take(
-        self,
-        at: int,
-        portions: list[tuple[SegmentJob, int]],
-        feeds: list[Feed],
-        step: Step,
-    ) -> None:
+    def _take(self, at: int, portions: list[tuple[SegmentJob, int]], feeds: list[Feed], step: Step) -> None:
         """Hands each job what the step made of its portion."""
-        begin = 0
-        hearing = []
-        states = step.states
+        begin, states, hearing = 0, step.states, list[SegmentJob]()
         for (job, count), feed in zip(portions, feeds, strict=True):
             job.read(count, None if states is None else states[begin : begin + count])
             begin += count

@@ -11,7 +11,8 @@ from common.types import Collaboration, Draft, Provenance, TokenLogprob
 class Chunk:
     """Committed tokens of one provenance, in order.
 
-    `logprobs` are the edge model's, where they were asked for; `confidences` the edge's, of tokens that it drew.
+    `logprobs` are the edge model's, where they were asked for; `confidences` of who drew them,
+    where they are known.
     """
 
     token_ids: list[int]

@@ -63,7 +63,7 @@ class CollaborationOptions(Struct, forbid_unknown_fields=True):
 
 
 class SourcedToken(Struct):
-    """One token of an answer: where it comes from, and the edge's confidence in it if the edge drew it."""
+    """One token of an answer: where it comes from, and the confidence of who drew it, where that is known."""
 
     token_id: int
     text: str

@@ -38,6 +38,8 @@ def summary(report: Collaboration, total_ms: float) -> Table:
     for provenance in Provenance:
         count = report.tokens[provenance]
         table.add_row(styled(f"tokens {provenance}", provenance), str(count), MEANINGS[provenance])
+    for layer, count in report.exits.items():
+        table.add_row(f"exit after {layer}", str(count), f"tokens of the edge's, after {layer} layers")
     table.add_row("rounds", str(report.rounds), "times the cloud was asked")
     table.add_row("acceptance rate", percent(report.acceptance_rate), f"{report.accepted} of {report.drafted} drafted")
     table.add_row("confidence", percent(report.confidence_score), "mean over the edge's tokens")

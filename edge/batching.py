@@ -5,8 +5,6 @@ that draws needs one) never waits for one that needs much.
 """
 
 import asyncio
-import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
@@ -15,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import EngineError, FrameworkError
+from common.errors import EngineError
 from edge.jobs import Generation, Job, Scoring
 from edge.llama import CHUNK, Llama
 from edge.llama_batch import Piece
 from edge.llama_grammar import Grammar
 from edge.prefix_store import PrefixStore
 from edge.sampling import Logits
+from edge.stepping import Stepping
 from edge.token_trie import common_prefix
 
 Floats = NDArray[np.floating[Any]]
@@ -32,8 +31,6 @@ ROW_BLOCK = 1 << 18
 SCORED = 1 << 22
 """Logits that scoring may ask of one step."""
 
-logger = logging.getLogger(__name__)
-
 
 class Release(NamedTuple):
     """A lease ended; what its sequence holds may be reused by others, or not."""
@@ -42,8 +39,8 @@ class Release(NamedTuple):
     reuse: bool
 
 
-class Batcher:
-    """Runs in the engine's thread, which owns `llama`; only `inbox`, `cancelled` and what is read are for others."""
+class Batcher(Stepping[Job]):
+    """Owns `llama`."""
 
     def __init__(
         self,
@@ -53,39 +50,22 @@ class Batcher:
         inbox: SimpleQueue[Job | Release | None],
         ring: Callable[[list[asyncio.Future[None]]], None],
     ) -> None:
+        super().__init__(inbox, ring)
         self._llama = llama
         self._store = store
         self._confidence = confidence
-        self._inbox = inbox
-        self._ring = ring
-        self._active: list[Job] = []
-        self._in_step: list[Job] = []
-        self._to_wake: list[asyncio.Future[None]] = []
         self._leased: set[int] = set()
         """Sequences whose present lease had a job."""
         self._grammars: dict[int, Grammar] = {}
-        self.step_began: float | None = None
         self.counters = Counter(
             drafts=0, drafted_tokens=0, prompt_tokens=0, reused_prompt_tokens=0, steps=0, decoded_tokens=0
         )
 
     def serve(self) -> None:
-        """Steps until a None comes; then fails what is left."""
-        while self._admit():
-            self._active = [job for job in self._active if not job.cancelled]
-            if self._active:
-                self.step_began = time.monotonic()
-                self._guarded(self._step, self._active)
-                self.step_began = None
-                self._tell()
+        super().serve()
         for sequence in list(self._grammars):
             self._drop_grammar(sequence)
         self._guarded(lambda _: self._store.close(self._llama), [])
-
-    def cancelled(self) -> None:
-        """Some job was cancelled: ends the step under way if nobody wants it any more. From any thread."""
-        if self._in_step and all(job.cancelled for job in self._in_step):
-            self._llama.abort(True)
 
     def abort(self) -> None:
         self._llama.abort(True)
@@ -93,46 +73,16 @@ class Batcher:
     def free(self) -> None:
         self._llama.free()
 
-    def _admit(self) -> bool:
-        """Takes what came in, and waits if there is nothing else to do; False when the engine is to stop."""
-        while not self._active or not self._inbox.empty():
-            if not self._active:
-                self._wake()
-            message = self._inbox.get()
-            if message is None:
-                for job in self._active:
-                    job.fail(EngineError("the edge model was stopped"))
-                self._tell()
-                self._wake()
-                return False
-            if isinstance(message, Release):
-                self._release(message)
-            elif not message.cancelled:
-                self._active.append(message)
-                self._guarded(self._begin, [message])
-                self._tell()
-        return True
+    def _receive(self, message: Job | Release) -> None:
+        if isinstance(message, Release):
+            self._release(message)
+        elif not message.cancelled:
+            self._active.append(message)
+            self._guarded(self._begin, [message])
+            self._tell()
 
-    def _guarded(self, work: Callable[[list[Job]], None], jobs: list[Job]) -> None:
-        """Does `work` for `jobs`; what goes wrong with it fails them, and nothing else."""
-        try:
-            work(jobs)
-        except Exception as fault:
-            if not isinstance(fault, FrameworkError):
-                logger.exception("a step of the edge model failed")
-            for job in jobs:
-                job.fail(fault)
-
-    def _tell(self) -> None:
-        """Takes down which owners there is news for, and forgets the jobs that are done."""
-        self._to_wake += [waiter for job in self._active if (waiter := job.take_waiter())]
-        self._active = [job for job in self._active if not job.done]
-
-    def _wake(self) -> None:
-        """Wakes those owners, all at once: when this thread is about to wait, or to compute without Python."""
-        if self._to_wake:
-            waiters, self._to_wake = self._to_wake, []
-            self._ring(waiters)
+    def _step(self) -> None:
+        self._guarded(self._decode, self._active)
 
     def _begin(self, jobs: list[Job]) -> None:
         """Makes each sequence hold as much of its job's tokens as is known."""
@@ -185,7 +135,7 @@ class Batcher:
         if grammar := self._grammars.pop(sequence, None):
             grammar.free()
 
-    def _step(self, jobs: list[Job]) -> None:
+    def _decode(self, jobs: list[Job]) -> None:
         """Decodes a part of each job, all in one call, and draws where one is complete."""
         portions = share_out(jobs, SCORED // self._llama.vocabulary.size)
         pieces = [Piece(job.sequence, job.pending[:count], job.rows(count)) for job, count in portions]

@@ -6,7 +6,6 @@ before its last norm: a callback reads it in the middle of the step, after the l
 
 import ctypes
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import llama_cpp as c
@@ -22,7 +21,7 @@ __all__ = ["CHUNK", "Feed", "LlamaSegment", "States", "Step"]
 
 # Through PyDLL a call keeps the interpreter's lock, which the callback has anyway: giving it up and taking it again
 # between two operations of the model would make it wait for the event loop.
-_ggml = ctypes.PyDLL(str(next((Path(c.__file__).parent / "lib").glob("libggml-base.*"))))
+_ggml = ctypes.PyDLL(c.llama_cpp._lib._name)  # which finds the ggml that it uses itself
 _ggml.ggml_get_name.argtypes = (ctypes.c_void_p,)
 _ggml.ggml_get_name.restype = ctypes.c_char_p
 _ggml.ggml_backend_tensor_get.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t

@@ -5,25 +5,21 @@ and neither norm nor head of the exit are computed; the two take turns, so that 
 """
 
 import asyncio
-import logging
-import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
 
-from common.errors import EngineError, FrameworkError
 from common.types import Sampling
 from edge.confidence import Softmax
 from edge.jobs import Awaited
 from edge.llama_segment import CHUNK, Feed, LlamaSegment, States, Step
 from edge.sampling import Logits, draw, is_greedy, uniforms
+from edge.stepping import Stepping
 
 FEW = 32
 """Inputs that are read with an exit's norm and head after each: cheaper than a step more for the last one's alone."""
-
-logger = logging.getLogger(__name__)
 
 
 class Guess(NamedTuple):
@@ -111,11 +107,8 @@ class Freed(NamedTuple):
     sequence: int
 
 
-class SegmentBatcher:
-    """Runs in the segments' thread, which owns them; only the inbox, `cancelled` and what is read are for others.
-
-    `temperatures`: of each exit, by which its logits are divided before its confidence is the largest probability.
-    """
+class SegmentBatcher(Stepping[SegmentJob]):
+    """Owns the segments. `temperatures`, one an exit, divide its logits before its confidence is read from them."""
 
     def __init__(
         self,
@@ -125,36 +118,14 @@ class SegmentBatcher:
         inbox: SimpleQueue[SegmentJob | Freed | None],
         ring: Callable[[list[asyncio.Future[None]]], None],
     ) -> None:
+        super().__init__(inbox, ring)
         self._segments = segments
         self._temperatures = temperatures
         self._end_tokens = end_tokens
-        self._inbox = inbox
-        self._ring = ring
-        self._active: list[SegmentJob] = []
-        """In the order in which they began to wait."""
-        self._in_step: list[SegmentJob] = []
-        self._to_wake: list[asyncio.Future[None]] = []
         self._read_last = [False] * len(segments)
         """Whether each segment's last step read on in long jobs."""
-        self.step_began: float | None = None
         self.steps = [0] * len(segments)
         self.rows = [0] * len(segments)
-
-    def serve(self) -> None:
-        """Steps until a None comes; then fails what is left."""
-        while self._admit():
-            self._active = [job for job in self._active if not job.cancelled]
-            if self._active:
-                self.step_began = time.monotonic()
-                self._step(*self._next())
-                self.step_began = None
-                self._tell()
-
-    def cancelled(self) -> None:
-        """Some job was cancelled: ends the step under way if nobody wants it any more. From any thread."""
-        in_step = self._in_step
-        if in_step and all(job.cancelled for job in in_step):
-            self._segments[in_step[0].segment].abort(True)
 
     def abort(self) -> None:
         for segment in self._segments:
@@ -164,24 +135,20 @@ class SegmentBatcher:
         for segment in self._segments:
             segment.free()
 
-    def _admit(self) -> bool:
-        """Takes what came in, and waits if there is nothing else to do; False when the segments are to stop."""
-        while not self._active or not self._inbox.empty():
-            if not self._active:
-                self._wake()
-            message = self._inbox.get()
-            if message is None:
-                for job in self._active:
-                    job.fail(EngineError("the edge's segments were stopped"))
-                self._tell()
-                self._wake()
-                return False
-            if isinstance(message, Freed):
-                for segment in self._segments:
-                    segment.forget(message.sequence)
-            elif not message.cancelled:
-                self._active.append(message)
-        return True
+    def _receive(self, message: SegmentJob | Freed) -> None:
+        if isinstance(message, Freed):
+            for segment in self._segments:
+                segment.forget(message.sequence)
+        elif not message.cancelled:
+            self._active.append(message)
+
+    def _step(self) -> None:
+        at, jobs = self._next()
+        portions = share_out(jobs, self._few(at))
+        in_step = [job for job, _ in portions]
+        self._guarded(lambda _: self._decode(at, portions), in_step)
+        # Those that go on wait behind those who have waited meanwhile.
+        self._active = [job for job in self._active if job not in in_step] + in_step
 
     def _next(self) -> tuple[int, list[SegmentJob]]:
         """The segment that somebody has waited for longest, and those of its jobs that go into its next step."""
@@ -197,38 +164,20 @@ class SegmentBatcher:
         """Inputs that a job may have for its last step."""
         return FEW if self._segments[segment].shows_states else CHUNK
 
-    def _step(self, at: int, jobs: list[SegmentJob]) -> None:
-        """Computes a part of `jobs` in one call; what goes wrong with it fails them, and nothing else."""
+    def _decode(self, at: int, portions: list[tuple[SegmentJob, int]]) -> None:
+        """Computes these inputs of these jobs in one call of segment `at`."""
         segment = self._segments[at]
-        portions = share_out(jobs, self._few(at))
         feeds = [Feed(job.sequence, job.pending[:count], job.rows(count)) for job, count in portions]
         segment.abort(False)
-        self._in_step = jobs = [job for job, _ in portions]
+        self._in_step = [job for job, _ in portions]
         self._wake()
-        try:
-            done = None if all(job.cancelled for job in jobs) else segment.decode(feeds)
-            if done is not None:
-                self._take(at, portions, feeds, done)
-        except Exception as fault:
-            if not isinstance(fault, FrameworkError):
-                logger.exception("a step of segment %d failed", at + 1)
-            for job in jobs:
-                job.fail(fault)
-        self._in_step = []
-        # Those that go on wait behind those who have waited meanwhile.
-        self._active = [job for job in self._active if job not in jobs] + jobs
+        step = None if all(job.cancelled for job in self._in_step) else segment.decode(feeds)
+        if step is not None:
+            self._take(at, portions, feeds, step)
 
-    def _take(
-        self,
-        at: int,
-        portions: list[tuple[SegmentJob, int]],
-        feeds: list[Feed],
-        step: Step,
-    ) -> None:
+    def _take(self, at: int, portions: list[tuple[SegmentJob, int]], feeds: list[Feed], step: Step) -> None:
         """Hands each job what the step made of its portion."""
-        begin = 0
-        hearing = []
-        states = step.states
+        begin, states, hearing = 0, step.states, list[SegmentJob]()
         for (job, count), feed in zip(portions, feeds, strict=True):
             job.read(count, None if states is None else states[begin : begin + count])
             begin += count
@@ -246,17 +195,6 @@ class SegmentBatcher:
         for job, row, first, confidence in zip(jobs, logits, likeliest, confidences, strict=True):
             token = job.choose(row, first)
             job.guess(token, confidence, token in self._end_tokens)
-
-    def _tell(self) -> None:
-        """Takes down which owners there is news for, and forgets the jobs that are done."""
-        self._to_wake += [waiter for job in self._active if (waiter := job.take_waiter())]
-        self._active = [job for job in self._active if not job.done]
-
-    def _wake(self) -> None:
-        """Wakes the owners there is news for, all at once: before this thread waits, or computes without Python."""
-        if self._to_wake:
-            waiters, self._to_wake = self._to_wake, []
-            self._ring(waiters)
 
 
 def share_out(jobs: Sequence[SegmentJob], few: int) -> list[tuple[SegmentJob, int]]:

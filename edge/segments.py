@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -46,42 +46,21 @@ class Segments(TextModel):
         limits: LimitsConfig | None = None,
     ) -> None:
         self.manifest = manifest
+        self._folder = folder
+        self._options: dict[str, Any] = {
+            "context_length": context_length,
+            "gpu_layers": gpu_layers,
+            "threads": threads or cores_for_compute(),
+            "sequences": sequences,
+            "kv_type": kv_type,
+            "flash_attention": flash_attention,
+        }
+        self._limits = limits or LimitsConfig()
+        self._leases = Leases(sequences, self._limits)
         self._vocabulary: Vocabulary | None = None
         self._context_length = 0
         self._inbox: SimpleQueue[SegmentJob | Freed | None] = SimpleQueue()
-        self._limits = limits or LimitsConfig()
-        self._leases = Leases(sequences, self._limits)
-
-        def load(bell: Bell) -> SegmentBatcher:
-            loaded: list[LlamaSegment] = []
-            try:
-                for path, segment in zip(manifest.check_segments(folder), manifest.segments, strict=True):
-                    between = len(loaded) + 1 < len(manifest.segments)
-                    loaded.append(
-                        LlamaSegment(
-                            str(path),
-                            segment.last - segment.first + 1,
-                            manifest.hidden,
-                            manifest.vocab_size,
-                            first=not loaded,
-                            shows_states=between or not loaded,
-                            context_length=context_length,
-                            gpu_layers=gpu_layers,
-                            threads=threads or cores_for_compute(),
-                            sequences=sequences,
-                            kv_type=kv_type,
-                            flash_attention=flash_attention,
-                        )
-                    )
-            except Exception:
-                for one in loaded:
-                    one.free()
-                raise
-            self._vocabulary = loaded[0].vocabulary
-            self._context_length = min(segment.context_length for segment in loaded)
-            return SegmentBatcher(loaded, manifest.temperatures, self._vocabulary.end_tokens, self._inbox, bell.ring)
-
-        self._thread = EngineThread("edge-segments", self._inbox, load)
+        self._thread = EngineThread("edge-segments", self._inbox, self._load)
 
     async def __aenter__(self) -> Self:
         await self._thread.start()
@@ -152,6 +131,22 @@ class Segments(TextModel):
         job.cancelled = True
         if self._thread.engine is not None:
             self._thread.engine.cancelled()
+
+    def _load(self, bell: Bell) -> SegmentBatcher:
+        """In the thread; what was loaded is freed if the rest cannot be."""
+        manifest, loaded = self.manifest, list[LlamaSegment]()
+        with ExitStack() as stack:
+            for path, part in zip(manifest.check_segments(self._folder), manifest.segments, strict=True):
+                shape = part.last - part.first + 1, manifest.hidden, manifest.vocab_size
+                # The cloud is fed what the first one leaves, each segment what the one before it does.
+                shows_states = not loaded or len(loaded) < self.count - 1
+                segment = LlamaSegment(str(path), *shape, first=not loaded, shows_states=shows_states, **self._options)
+                loaded.append(segment)
+                stack.callback(segment.free)
+            vocabulary = self._vocabulary = loaded[0].vocabulary
+            self._context_length = min(segment.context_length for segment in loaded)
+            stack.pop_all()
+        return SegmentBatcher(loaded, manifest.temperatures, vocabulary.end_tokens, self._inbox, bell.ring)
 
 
 class SegmentSequence:

@@ -1,10 +1,15 @@
-"""The program people start: python main.py --mode server | client | interactive | demo | calibrate"""
+"""The program people start: python main.py --mode server | client | interactive | demo | calibrate
+
+A split model: python main.py --cloud-server, then --mode collaborative; or --mode standalone by itself.
+"""
 
 import argparse
 import asyncio
 import contextlib
 import sys
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from common import cli, terminal
 from common.ask import Settings, ask
@@ -14,21 +19,26 @@ from common.demo import config_flags, demo_servers
 from common.errors import ConfigError, RequestError
 from common.http_client import EdgeCloudHTTPClient
 from common.interactive import repl
+from common.split_manifest import DEMO
 from common.supervisor import ServerProcess, Supervisor
+from common.types import Sampling
 
 CALIBRATED = Path("config/calibrated.yaml")
 
 
 def parse() -> argparse.Namespace:
     parser = cli.parser("Edge-cloud inference on llama.cpp and vLLM.")
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--mode",
-        choices=("server", "client", "interactive", "demo", "calibrate"),
-        required=True,
+        choices=("server", "client", "interactive", "demo", "calibrate", "standalone", "collaborative"),
         help="server: start and supervise both servers; client: one prompt; interactive: many; "
-        "demo: start both, answer one prompt, stop both; calibrate: fit the gate's thresholds to questions of yours",
+        "demo: start both, answer one prompt, stop both; calibrate: fit the gate's thresholds to questions of yours; "
+        "standalone: one prompt to a split model, the edge alone; collaborative: with a cloud that has its last layers",
     )
-    parser.add_argument("--prompt", help="the question (client, demo)")
+    what.add_argument("--cloud-server", action="store_true", help="start a cloud with the last layers of a split model")
+    parser.add_argument("--prompt", help="the question (client, demo, standalone, collaborative)")
+    parser.add_argument("--threshold", type=float, help="of a split model's exits, in place of the config's")
     parser.add_argument("--max-tokens", type=int, default=128, help="longest answer, in tokens (default 128)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
     parser.add_argument("--no-draft-verify", action="store_true", help="switch F2 off")
@@ -60,9 +70,14 @@ async def main() -> None:
         use_draft_verify=False if args.no_draft_verify else None,
         use_confidence_check=False if args.no_confidence_check else None,
     )
+    if args.cloud_server:
+        await serve_cloud(args, config)
+        return
     match args.mode:
         case "server":
             await serve(args, config)
+        case "standalone" | "collaborative":
+            await split(args, config)
         case "client":
             await answer(config, args.prompt, settings, args.stream)
         case "interactive":
@@ -86,6 +101,37 @@ async def serve(args: argparse.Namespace, config: Config) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         async with Supervisor(servers).running():
             await asyncio.Event().wait()
+
+
+async def serve_cloud(args: argparse.Namespace, config: Config) -> None:
+    """A cloud with a split model's tail, the demo's unless the config names one, until Ctrl-C or SIGTERM."""
+    cli.set_up_logging(config.logging.level)
+    where = config.cloud.server
+    named = [] if config.cloud.split.manifest else ["--set", f"cloud.split.manifest={DEMO}"]
+    server = ServerProcess("cloud", "start_cloud.py", f"http://{where.host}:{where.port}", config_flags(args) + named)
+    with contextlib.suppress(asyncio.CancelledError):
+        async with Supervisor([server]).running():
+            await asyncio.Event().wait()
+
+
+async def split(args: argparse.Namespace, config: Config) -> None:
+    """One answer of a split model, the demo's unless the config names one; its first layers run in this process."""
+    from edge.split_program import ask as ask_split
+
+    own = config.edge.split
+    config = replace(config, edge=replace(config.edge, split=replace(own, manifest=own.manifest or str(DEMO))))
+    console, prompt = terminal.console(), "What is AI?" if args.prompt is None else args.prompt
+    console.print(prompt, style="bold")
+    await ask_split(
+        config,
+        prompt,
+        console,
+        standalone=args.mode == "standalone",
+        threshold=args.threshold,
+        max_tokens=args.max_tokens,
+        sampling=Sampling(temperature=args.temperature),
+        stream=args.stream,
+    )
 
 
 async def answer(config: Config, prompt: str | None, settings: Settings, stream: bool) -> None:

@@ -87,13 +87,13 @@ class CloudMetrics:
         """Shows `edgecloud_<name>`, asking `value` at each scrape: for what some object holds anyway."""
         Gauge(f"edgecloud_{name}", says, registry=self._registry).set_function(value)
 
-    def total(self, name: str, says: str, value: Callable[[], int]) -> None:
+    def total(self, name: str, says: str, value: Callable[[], float]) -> None:
         """Shows `edgecloud_<name>_total`, a counter that some object keeps anyway."""
         self._registry.register(_Total(f"edgecloud_{name}", says, value))
 
 
 class _Total(Collector):
-    def __init__(self, name: str, says: str, value: Callable[[], int]) -> None:
+    def __init__(self, name: str, says: str, value: Callable[[], float]) -> None:
         self._name, self._says, self._value = name, says, value
 
     def collect(self) -> Iterator[CounterMetricFamily]:

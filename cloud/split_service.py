@@ -87,6 +87,7 @@ class SplitService:
         metrics.total("split_positions_computed", "Positions that the tail computed.", lambda: pool.computed)
         metrics.total("split_positions_cached", "Positions found in the tail's KV.", lambda: pool.cached)
         metrics.total("split_layer_tokens", "Layers times positions computed.", lambda: self._layers * pool.computed)
+        metrics.total("split_seconds", "Seconds that tokens took, waiting for room included.", lambda: pool.seconds)
         metrics.total("split_engine_restarts", "Engines of the tail lost.", lambda: self.restarts)
 
     @property

@@ -6,6 +6,7 @@ idle makes room.
 """
 
 import asyncio
+import time
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class TailPool:
         self.computed = 0
         """Positions that the tail has computed for tokens drawn; `cached` are those whose KV it had."""
         self.cached = 0
+        self.seconds = 0.0
+        """From question to token, over all tokens drawn; waiting for room is in them."""
         self._engine = engine
         self._contexts = contexts
         self._seats: OrderedDict[str, Seat] = OrderedDict()  # least recently used first
@@ -61,6 +64,7 @@ class TailPool:
 
         Raises StatesMissing, RequestError (or another child) or EngineError.
         """
+        began = time.perf_counter()
         turn = self._turns.setdefault(session, asyncio.Lock())
         async with turn:
             seat = self._seats.get(session)
@@ -87,6 +91,7 @@ class TailPool:
         self.drawn += 1
         self.computed += drawn.computed
         self.cached += drawn.cached
+        self.seconds += time.perf_counter() - began
         return drawn
 
     def lost(self) -> None:

@@ -12,6 +12,8 @@ from common.errors import ConfigError
 
 NAME = "manifest.json"
 VERSION = 1
+DEMO = Path("models/demo-split") / NAME
+"""The demo model's, as `make setup` leaves it."""
 
 
 class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

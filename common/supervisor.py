@@ -23,13 +23,14 @@ LONGEST_PAUSE = 30.0
 
 
 class ServerProcess:
-    """One server program and all processes that it starts in turn; `stop` leaves none of them."""
+    """One server program, a file or a module, and all processes that it starts in turn; `stop` leaves none of them."""
 
     def __init__(self, name: str, script: str, url: str, flags: list[str], log_file: Path | None = None) -> None:
         self.name = name
         self.url = url
         self.ready = asyncio.Event()
-        self._command = [sys.executable, str(PROJECT / script), *flags]
+        program = [str(PROJECT / script)] if script.endswith(".py") else ["-m", script]
+        self._command = [sys.executable, *program, *flags]
         self._log_file = log_file
         self._process: asyncio.subprocess.Process | None = None
 

@@ -8,8 +8,9 @@ from markupsafe import Markup
 from common.types import Provenance
 from experiments import report_plots as plots
 from experiments import svg
-from experiments.ablation_report import Contribution, Measure, Report
+from experiments.ablation_report import Chart, Contribution, Curve, Measure, Report
 from experiments.ablation_words import CLOUD_RATE, QUALITY, Figures, contributed, headed, lower
+from experiments.chart_lines import Line, lines
 from experiments.report_plots import Bar
 from experiments.report_scatter import Point, scatter
 
@@ -89,6 +90,27 @@ def provenance(report: Report) -> Figure | None:
     caption = "Who made the tokens of all answers; at the right, how many there are."
     table = [[name, *(svg.label_of(row.get(kind, 0)) for kind in kinds)] for name, row in rows.items()]
     return Figure("provenance", title, caption, *drawn, kinds, ["configuration", *kinds], table)
+
+
+def chart(one: Chart) -> Figure:
+    """Curves of the experiment's own."""
+    drawn = _both(
+        lambda width: lines([*map(_line, one.curves)], f"{one.x} →", f"↑ {one.y}", width, one.title, one.level)
+    )
+    heads = [one.x, *(curve.name for curve in one.curves)]
+    places = sorted({x for curve in one.curves for x in curve.x})
+    by_place = [dict(zip(curve.x, curve.y, strict=True)) for curve in one.curves]
+    rows = [[svg.label_of(x), *(_spread(found.get(x)) for found in by_place)] for x in places]
+    return Figure(one.name, one.title, one.note, *drawn, heads=heads, rows=rows)
+
+
+def _line(curve: Curve) -> Line:
+    about = [f"{curve.name}, {svg.label_of(x)}: {_spread(y)}" for x, y in zip(curve.x, curve.y, strict=True)]
+    return Line(curve.name, curve.x, curve.y, about)
+
+
+def _spread(found: Measure | None) -> str:
+    return f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]" if found else "–"
 
 
 def panels(report: Report, measured: dict[str, Figures]) -> list[Panel]:

@@ -44,6 +44,7 @@ def render(report: Report) -> str:
         lines=sweep_figures.legend(report.sweep) if report.sweep else [],
         areas=areas(report, measured),
         points=sweep_figures.table(report, report.sweep, measured) if report.sweep else None,
+        charts=[*map(plots.chart, report.charts)],
         panels=plots.panels(report, measured),
         heads=[measured[name].info for name in key],
         table=[(one, [cell(one, name, measured[name]) for name in key]) for one in report.configurations],

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 import msgspec
 
 from experiments import sweep_figures, sweep_words
-from experiments.ablation_report import Configuration, Report
+from experiments.ablation_report import Configuration, Report, Table
 from experiments.ablation_words import (
     Figures,
     Sentence,
@@ -30,6 +30,7 @@ def render(report: Report) -> str:
         "\n".join(_sentence(one) for one in sweep_words.summary(report)),
         *([f"**Warnings**\n\n{listed(report.warnings)}"] if report.warnings else []),
         *_sweep(report, measured),
+        *(part for one in report.tables for part in _own_table(one)),
         "## Configurations",
         "Each value with the interval that holds 95 % of what other questions of this kind would give.",
         _key_table(report, measured),
@@ -70,6 +71,10 @@ def _sweep(report: Report, measured: dict[str, Figures]) -> Iterator[str]:
 def _escaped(rows: Iterable[Sequence[str]]) -> list[list[str]]:
     """The first of each row is a name; the figures behind it have brackets that are no markup."""
     return [[escaped(row[0]), *row[1:]] for row in rows]
+def _own_table(one: Table) -> Iterator[str]:
+    yield f"## {escaped(one.title)}"
+    yield table([*map(escaped, one.heads)], ([*map(escaped, row)] for row in one.rows))
+    yield escaped(one.note)
 
 
 def _key_table(report: Report, measured: dict[str, Figures]) -> str:

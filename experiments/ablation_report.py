@@ -81,6 +81,9 @@ class Row(Struct, frozen=True, kw_only=True):
     bytes_up: int = 0
     bytes_down: int = 0
     degraded: str | None = None
+    prompt_tokens: int = 0
+    waited_ms: float = 0.0
+    """Milliseconds that the edge waited for the cloud, network included."""
     counts: Counts | None = None
 
 
@@ -180,6 +183,35 @@ class Workload(Struct, frozen=True, kw_only=True):
     prompts_sha256: str
 
 
+class Table(Struct, frozen=True, kw_only=True):
+    """What an experiment says beside its measures, in rows of texts; the first of each row is its name."""
+
+    title: str
+    note: str
+    heads: list[str]
+    rows: list[list[str]]
+
+
+class Curve(Struct, frozen=True, kw_only=True):
+    """Measures over a number that increases."""
+
+    name: str
+    x: list[float]
+    y: list[Measure]
+
+
+class Chart(Struct, frozen=True, kw_only=True):
+    """Curves in one pair of axes; `level` is a value to compare them with."""
+
+    name: str
+    title: str
+    note: str
+    x: str
+    y: str
+    curves: list[Curve]
+    level: float | None = None
+
+
 class Report(Struct, kw_only=True):
     """All of it. `options`: the command line's; `config`: the whole config that the overrides were applied to."""
 
@@ -201,6 +233,10 @@ class Report(Struct, kw_only=True):
     warnings: list[str] = []
     sweep: Sweep | None = None
     """Of an experiment that varies a number; null of one that does not."""
+    findings: list[str] = []
+    """Sentences of the experiment's own, for the summary."""
+    tables: list[Table] = []
+    charts: list[Chart] = []
 
 
 def read(path: Path) -> Report:

@@ -26,8 +26,11 @@ QUALITY, CLOUD_RATE, SUCCESS = "quality", "cloud_rate", "success_rate"
 KEY_MEASURES = (
     QUALITY, CLOUD_RATE, "latency_p50_ms", "first_token_p50_ms", "tokens_per_second", "cloud_calls", "acceptance_rate",
     "bytes_up", "throughput", "over_one_client", "over_cloud_only",
+    "cloud_layer_share", "bytes", "reduction", "total_ms", "cloud_ms", "edge_ms", "communication_ms",
 )  # fmt: skip
 """The columns of the first table, those of them that are measured."""
+FOUND = "Found"
+"""What the sentences of an experiment's own are about."""
 
 Reading = Literal["better", "worse", "differs", "no clear difference"]
 
@@ -115,7 +118,15 @@ class Sentence:
 def summary(report: Report) -> list[Sentence]:
     """What a reader should know who reads nothing else."""
     measured = all_figures(report)
-    return [asked(report), *_trade(report, measured), *_parts(report, measured), *_unchanged(report), *failed(report)]
+    found = [Sentence(FOUND, "", report.findings)] if report.findings else []
+    return [
+        asked(report),
+        *found,
+        *_trade(report, measured),
+        *_parts(report, measured),
+        *_unchanged(report),
+        *failed(report),
+    ]
 
 
 def asked(report: Report) -> Sentence:

@@ -13,11 +13,14 @@ from common.config_keys import AblationConfig
 from common.errors import ConfigError
 from common.types import Mode
 
+EDGE = "start_edge.py"
+
 
 class Ablation(Struct, frozen=True, kw_only=True):
     """`config_overrides`: nested keys of the config. `mode`: who answers, which a request says and no config.
 
-    `clients`: how many ask at once.
+    `clients`: how many ask at once. `edge`: the program that the edge is, `fields`: what requests say beside what the
+    overrides make them say.
     """
 
     name: str
@@ -25,6 +28,8 @@ class Ablation(Struct, frozen=True, kw_only=True):
     config_overrides: dict[str, Any] = {}
     mode: Mode = Mode.COLLABORATIVE
     clients: int = 1
+    edge: str = EDGE
+    fields: dict[str, Any] = {}
 
 
 def _without(feature: str) -> dict[str, Any]:

@@ -20,6 +20,11 @@ SAMPLES = {
     "prefix": "vllm:prompt_tokens_total",
     "prefix_computed": 'vllm:prompt_tokens_by_source_total{source="local_compute"}',
     "drawn": "vllm:generation_tokens_total",
+    "request_seconds": "vllm:e2e_request_latency_seconds_sum",
+    "split_tokens": "edgecloud_split_tokens_total",
+    "split_computed": "edgecloud_split_positions_computed_total",
+    "split_layer_tokens": "edgecloud_split_layer_tokens_total",
+    "split_seconds": "edgecloud_split_seconds_total",
 }
 """Which sample each field is, summed over its other labels."""
 
@@ -29,7 +34,9 @@ class CloudCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     A step that computes for several requests is one of `steps` and one of each request's `decode_steps`. Seconds are
     the server's own: no network is in them. `prefix` is what requests brought for tokens that were there before them,
-    `prefix_computed` what of it no cache held; `drawn` are tokens that came out.
+    `prefix_computed` what of it no cache held; `drawn` are tokens that came out. `request_seconds`: of requests from
+    their arrival in the engine to their last token. `split_...`: tokens of a split model's tail, the positions that it
+    computed for them, these times its layers, and the seconds that it took.
     """
 
     steps: float = 0
@@ -44,6 +51,11 @@ class CloudCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     prefix: float = 0
     prefix_computed: float = 0
     drawn: float = 0
+    request_seconds: float = 0
+    split_tokens: float = 0
+    split_computed: float = 0
+    split_layer_tokens: float = 0
+    split_seconds: float = 0
 
     def __sub__(self, earlier: Self) -> "CloudCounts":
         return CloudCounts(**{name: getattr(self, name) - getattr(earlier, name) for name in SAMPLES})

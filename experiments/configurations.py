@@ -14,7 +14,7 @@ from common import config as configs
 from common.config_keys import Config, InferenceConfig
 from common.errors import ConfigError
 from common.types import Mode, Objective, Way
-from experiments.ablations import Ablation
+from experiments.ablations import EDGE, Ablation
 
 GATE = {
     "edge.confidence.threshold": "confidence_threshold",
@@ -45,12 +45,14 @@ class Needs(NamedTuple):
     """Which servers: an edge and a cloud, under these settings (KEY=VALUE) beside those that all have.
 
     `streams`: the edge's answers come as streams. A stream takes a connection out of the edge's pool for good, so
-    answers in rounds would have to make new ones, and pay for it, were they asked of the same edge.
+    answers in rounds would have to make new ones, and pay for it, were they asked of the same edge. `program`: the
+    edge's, a file or a module.
     """
 
     cloud: tuple[str, ...] = ()
     edge: tuple[str, ...] = ()
     streams: bool = False
+    program: str = EDGE
 
 
 class Configuration(Struct, frozen=True, kw_only=True):
@@ -78,7 +80,7 @@ def configuration(ablation: Ablation, base: Config) -> Configuration:
         raise ConfigError(f"{where}.{taken}: the experiment sets this one itself, for each server that it starts")
     # A gate that follows the traffic answers only requests that bring no thresholds of their own.
     sayable = SAYABLE if config.inference.online.enabled else {**SAYABLE, **GATE}
-    fields = {field: changed[key] for key, field in sayable.items() if key in changed}
+    fields = {field: changed[key] for key, field in sayable.items() if key in changed} | ablation.fields
     left = {key: value for key, value in changed.items() if key not in sayable}
     return Configuration(
         name=ablation.name,
@@ -90,6 +92,7 @@ def configuration(ablation: Ablation, base: Config) -> Configuration:
             cloud=_settings(left, "cloud", "logging"),
             edge=_settings(left, "edge", "communication", "inference", "logging"),
             streams=ablation.mode is Mode.CLOUD_ONLY or config.inference.way is not Way.ROUNDS,
+            program=ablation.edge,
         ),
         timed=timed(config.inference) if ablation.mode is Mode.COLLABORATIVE else [],
         clients=ablation.clients,

@@ -24,7 +24,7 @@ from experiments.ablations import Ablation
 from experiments.configurations import configuration
 from experiments.environment import environment
 from experiments.journal import Journal
-from experiments.measures import Definition
+from experiments.measures import MEASURES, Definition
 from experiments.progress import progress
 from experiments.runner import Runner
 from experiments.servers import fleet
@@ -53,17 +53,17 @@ the demo models, trained on single turns, bear so many."""
 class Kind:
     """What one experiment does its own way.
 
-    `program`: how it is started. `settings`: what all its configurations have, as SETTINGS. `block`: questions of a
-    trial. `settled`: whether every configuration answers every question once before anything is counted, so that caches
-    have no part in what is counted. `measures`: beside those of all experiments. `finish` adds to the report what this
-    experiment alone finds.
+    `program`: how it is started. `settings`: what all its configurations have, as SETTINGS. `measures`: what is
+    measured. `asked`: how its plan differs (fields of Plan). `settled`: whether every configuration answers every
+    question once before anything is counted, so that caches have no part in what is counted. `finish` adds to the
+    report what this experiment alone finds.
     """
 
     program: str = "ablation_experiments.py"
     settings: Sequence[str] = SETTINGS
-    block: int = 1
+    measures: Mapping[str, Definition] = field(default_factory=lambda: MEASURES)
+    asked: Mapping[str, Any] = field(default_factory=dict)
     settled: bool = True
-    measures: Mapping[str, Definition] = field(default_factory=dict)
     finish: Callable[[Report, Plan, Sequence[Done]], None] = lambda report, plan, entries: None
 
 
@@ -88,7 +88,11 @@ def base_config(args: argparse.Namespace, settings: Sequence[str] = SETTINGS) ->
 
 
 def plan_of(
-    args: argparse.Namespace, base: Config, ablations: Sequence[Ablation], asked: datasets.Dataset, block: int = 1
+    args: argparse.Namespace,
+    base: Config,
+    ablations: Sequence[Ablation],
+    asked: datasets.Dataset,
+    kind: Kind = Kind(),
 ) -> Plan:
     """Raises ConfigError for what makes no sense, before anything is started."""
     turns = (0 if args.data else DEMO_TURNS) if args.turns is None else args.turns
@@ -110,7 +114,7 @@ def plan_of(
         network=None if args.network is None else network_of(args.network),
         config=msgspec.to_builtins(base, enc_hook=repr),
         turns=turns,
-        block=block,
+        **kind.asked,
     )
 
 
@@ -139,7 +143,7 @@ async def run(
     does not come up or is lost, and EndpointError when a configuration answered nothing; the report is there then.
     """
     asked = datasets.load(args.data, args.questions, args.seed)
-    plan, folder = plan_of(args, base, ablations, asked, kind.block), Path(args.output)
+    plan, folder = plan_of(args, base, ablations, asked, kind), Path(args.output)
     file = folder / f"{name}.unfinished.jsonl"
     journal = Journal(file, plan, Done, args.resume)
     try:
@@ -179,7 +183,7 @@ async def _measure(
         Runner(plan, asked.questions, places, base.communication) as runner,
     ):
         with progress(console) as bar:
-            first = firsts(left) if kind.settled else []
+            first = firsts(left, plan.warm) if kind.settled else []
             task = bar.add_task("", total=len(first) + len(left))
             for trial in first:
                 bar.update(task, description=f"settling: {trial.configuration}")
@@ -191,11 +195,11 @@ async def _measure(
                 bar.advance(task)
 
 
-def firsts(left: Sequence[Trial]) -> list[Trial]:
-    """For each configuration and question one of the trials."""
+def firsts(left: Sequence[Trial], each_question: bool = True) -> list[Trial]:
+    """For each configuration, and each question of it if something is kept of that, one of the trials."""
     found: dict[tuple[str, tuple[int, ...]], Trial] = {}
     for trial in left:
-        found.setdefault((trial.configuration, trial.questions), trial)
+        found.setdefault((trial.configuration, trial.questions if each_question else ()), trial)
     return list(found.values())
 
 

@@ -29,6 +29,7 @@ class Answer(msgspec.Struct, kw_only=True):
     finish_reason: str
     arrivals: list[tuple[float, int]]
     told: Collaboration | None = None
+    prompt_tokens: int = 0
 
     @property
     def first_token(self) -> float:
@@ -91,6 +92,7 @@ async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[st
         finish_reason=finish_reason,
         arrivals=arrivals,
         told=last.collaboration,
+        prompt_tokens=last.usage.prompt_tokens,
     )
 
 

@@ -24,19 +24,21 @@ def report(
     environment: Environment,
     metric: str,
     options: dict[str, Any],
-    more: Mapping[str, Definition] | None = None,
+    chosen: Mapping[str, Definition] = MEASURES,
 ) -> Report:
-    """`metric`: what quality is measured by; `options`: the command line's; `more`: measures beside MEASURES."""
+    """Of the plan's first cell. `metric`: what quality is measured by; `options`: the command line's."""
     by_name: dict[str, list[Done]] = {configuration.name: [] for configuration in plan.configurations}
     for entry in entries:
-        by_name[entry.what.configuration].append(entry)
-    definitions = defined(plan, by_name) | dict(more or {})
-    base = plan.configurations[0].name
+        if entry.what.cell == 0:
+            by_name[entry.what.configuration].append(entry)
+    definitions = defined(plan, by_name, chosen)
+    base = plan.baseline or plan.configurations[0].name
     samples = {name: measures.sample(found) for name, found in by_name.items()}
     configurations = [
         reported(configuration, by_name[configuration.name], samples, base, definitions)
         for configuration in plan.configurations
     ]
+    network = plan.places[0].network
     return Report(
         title=title,
         environment=environment,
@@ -44,9 +46,7 @@ def report(
         options=options,
         seed=plan.seed,
         repeats=plan.repeats,
-        network=None
-        if plan.network is None
-        else {"round trip, ms": plan.network.round_trip_ms, "Mbit/s": plan.network.mbit},
+        network=None if network is None else {"round trip, ms": network.round_trip_ms, "Mbit/s": network.mbit},
         config=plan.config,
         baseline=base,
         measures={name: definition.info for name, definition in definitions.items()},
@@ -57,14 +57,16 @@ def report(
     )
 
 
-def defined(plan: Plan, by_name: Mapping[str, Iterable[Done]]) -> dict[str, Definition]:
-    """All measures: agreement is one where cloud only has answered something to agree with."""
+def defined(
+    plan: Plan, by_name: Mapping[str, Iterable[Done]], chosen: Mapping[str, Definition] = MEASURES
+) -> dict[str, Definition]:
+    """The chosen measures: agreement is one where cloud only has answered something to agree with."""
     reference: dict[int, str] = {}
     cloud_only = next((one.name for one in plan.configurations if one.mode is Mode.CLOUD_ONLY), None)
     for row in rows(by_name[cloud_only] if cloud_only else ()):
         if row.error is None:
             reference.setdefault(row.question, row.text)
-    found = dict(MEASURES)
+    found = dict(chosen)
     if reference:
         found["agreement"] = measures.agreement(reference)
     return found
@@ -76,6 +78,7 @@ def reported(
     samples: Mapping[str, Sample],
     base: str,
     definitions: Mapping[str, Definition],
+    baseline: str,
 ) -> Reported:
     found, compared = samples[asked.name], asked.name != base
     answers = rows(entries)
@@ -111,7 +114,10 @@ def rows(entries: Iterable[Done]) -> list[Row]:
 
 def contributions(configurations: Sequence[Reported]) -> list[Contribution]:
     """What each feature is worth by the measures that it is for, as far as it was switched off."""
-    by_name, base = {configuration.name: configuration for configuration in configurations}, configurations[0]
+    by_name = {configuration.name: configuration for configuration in configurations}
+    base = by_name.get(BASELINE.name)
+    if base is None:
+        return []
     return [
         Contribution(
             feature=feature,

@@ -47,10 +47,6 @@ class Runner:
         self._questions = questions
         self._configurations = {configuration.name: configuration for configuration in plan.configurations}
         self._sides = {needs: _Side(place, keys) for needs, place in places.items()}
-        for place in places.values():
-            if plan.network is not None:
-                place.network.delay = plan.network.round_trip_ms / 2000
-                place.network.bandwidth = plan.network.mbit * 1e6 / 8
 
     async def __aenter__(self) -> "Runner":
         return self
@@ -62,12 +58,12 @@ class Runner:
     async def settle(self, trial: Trial) -> None:
         """Asks what the trial says and counts nothing; what fails will fail again when it is counted."""
         configuration = self._configurations[trial.configuration]
-        edge = self._sides[configuration.needs].edge
+        side, clients = self._sides[configuration.needs], self._in_cell(trial)
 
         async def one(question: int) -> None:
-            await self._row(edge, configuration, question, trial.repeat)
+            await self._row(side.edge, configuration, question, trial.repeat)
 
-        await in_turns(configuration.clients, one, trial.questions)
+        await in_turns(clients, one, trial.questions)
 
     async def make(self, trial: Trial) -> Done:
         """Asks what the trial says; an answer that fails is a row that says why.
@@ -75,8 +71,8 @@ class Runner:
         Raises StartError when a server does not take requests any more: that is no matter of the configuration.
         """
         configuration = self._configurations[trial.configuration]
-        side = self._sides[configuration.needs]
-        failed = await self._warm(side, trial.questions)
+        side, clients = self._sides[configuration.needs], self._in_cell(trial)
+        failed = await self._warm(side, trial.questions) if self._plan.warm else {}
         before, began = await side.counted(), time.perf_counter()
 
         async def one(question: int) -> Row:
@@ -84,7 +80,7 @@ class Runner:
                 return Row(question=question, repeat=trial.repeat, error=failed[question])
             return await self._row(side.edge, configuration, question, trial.repeat)
 
-        rows = await in_turns(configuration.clients, one, trial.questions)
+        rows = await in_turns(clients, one, trial.questions)
         seconds = time.perf_counter() - began
         if any(row.error for row in rows):
             await side.check()
@@ -92,6 +88,14 @@ class Runner:
         if len(rows) == 1:
             rows = [msgspec.structs.replace(rows[0], counts=counts)]
         return Done(what=trial, seconds=seconds, rows=rows, counts=counts)
+
+    def _in_cell(self, trial: Trial) -> int:
+        """Makes the network that of the trial's cell; returns how many clients ask there."""
+        cell = self._plan.places[trial.cell]
+        if cell.network is not None:
+            line = self._sides[self._configurations[trial.configuration].needs].network
+            line.delay, line.bandwidth = cell.network.round_trip_ms / 2000, cell.network.mbit * 1e6 / 8
+        return cell.clients
 
     async def _warm(self, side: "_Side", questions: Iterable[int]) -> dict[int, str]:
         """Which of the questions could not even be asked so, and why."""
@@ -135,14 +139,14 @@ class _Side:
     def __init__(self, place: Place, keys: CommunicationConfig) -> None:
         self.edge = HTTPClient(place.edge_url, CLIENT, keys.edge_api_key)
         self._cloud = HTTPClient(place.cloud_url, CLIENT, keys.cloud_api_key)
-        self._network = place.network
+        self.network = place.network
 
     async def close(self) -> None:
         await self.edge.close()
         await self._cloud.close()
 
     async def counted(self) -> Counts:
-        network = self._network
+        network = self.network
         cloud = await cloud_counts.counted(self._cloud)
         return Counts(
             edge=await edge_counts.counted(self.edge),
@@ -180,6 +184,8 @@ def row(answer: Answer, repeat: int, quality: float | None) -> Row:
         bytes_up=told.bytes_up,
         bytes_down=told.bytes_down,
         degraded=told.degraded,
+        prompt_tokens=answer.prompt_tokens,
+        waited_ms=told.cloud_latency_ms,
     )
 
 

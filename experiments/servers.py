@@ -62,13 +62,14 @@ async def fleet(
     async with contextlib.AsyncExitStack() as stack:
         networks = [await stack.enter_async_context(DelayProxy("127.0.0.1", port)) for port in ports[: len(clouds)]]
         servers = [
-            _server("cloud", number, port, [*common, *_flags(own)])
+            _server("cloud", "start_cloud.py", number, port, [*common, *_flags(own)])
             for number, (own, port) in enumerate(zip(clouds, ports, strict=False))
         ]
         for number, (needs, port) in enumerate(zip(edges, ports[len(clouds) :], strict=True)):
             network = networks[clouds.index(needs.cloud)]
             where = [f"communication.cloud_endpoint={network.url}", "communication.cloud_endpoints=[]"]
-            servers.append(_server("edge", number, port, [*common, *_flags(needs.edge), *_flags(where)]))
+            flags = [*common, *_flags(needs.edge), *_flags(where)]
+            servers.append(_server("edge", needs.program, number, port, flags))
         await stack.enter_async_context(Supervisor(servers, report).running())
         await stack.enter_async_context(_none_ends(servers))
         yield {
@@ -96,11 +97,10 @@ async def _end_of(server: ServerProcess) -> None:
     raise StartError(f"the {server.name} server ended in the middle, with code {code}; its log is {server.log}")
 
 
-def _server(name: str, number: int, port: int, flags: list[str]) -> ServerProcess:
+def _server(name: str, program: str, number: int, port: int, flags: list[str]) -> ServerProcess:
     name = f"{name}-{number + 1}" if number else name
     flags = [*flags, "--host", "127.0.0.1", "--port", str(port)]
-    script = f"start_{name.partition('-')[0]}.py"
-    return ServerProcess(name, script, f"http://127.0.0.1:{port}", flags, PROJECT / "logs" / f"experiment-{name}.log")
+    return ServerProcess(name, program, f"http://127.0.0.1:{port}", flags, PROJECT / "logs" / f"experiment-{name}.log")
 
 
 def _flags(settings: Iterable[str]) -> list[str]:

@@ -7,11 +7,13 @@ for each repeat.
 
 import random
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 from msgspec import Struct
 
 from experiments.ablation_report import Counts, Row
+from experiments.ablations import BASELINE
 from experiments.configurations import Configuration
 
 
@@ -22,12 +24,20 @@ class Network(Struct, frozen=True):
     mbit: float
 
 
+class Cell(Struct, frozen=True):
+    """A network (None: as it is) and how many clients ask at once."""
+
+    network: Network | None
+    clients: int = 1
+
+
 class Plan(Struct, frozen=True, kw_only=True):
     """All that decides what is measured.
 
-    A trial asks `block` questions. `config` is the base that all configurations change,
-    with its secrets left out; `prompts_sha256` is over all prompts. In front of each question there are `turns` earlier
-    ones with their answers, as in a conversation.
+    A trial asks `block` questions. With `cells`, each is asked in all of them, and the first is what the report is about.
+    `baseline`: the configuration that others are compared with; "": the first. `config` is the base that all
+    configurations change, with its secrets left out; `prompts_sha256` is over all prompts. In front of each question
+    there are `turns` earlier ones with their answers, as in a conversation.
     """
 
     configurations: list[Configuration]
@@ -42,14 +52,24 @@ class Plan(Struct, frozen=True, kw_only=True):
     config: dict[str, Any]
     turns: int = 0
     block: int = 1
+    clients: int = 1
+    baseline: str = BASELINE.name
+    cells: list[Cell] = []
+    warm: bool = True
+    """Whether caches are made equally warm for each question, see experiments/runner.py; not where nothing is kept."""
+
+    @property
+    def places(self) -> list[Cell]:
+        return self.cells or [Cell(self.network, self.clients)]
 
 
 class Trial(Struct, frozen=True):
-    """These questions, by their numbers, asked of one configuration for the `repeat`th time."""
+    """These questions, by their numbers, asked of one configuration for the `repeat`th time, in one of the cells."""
 
     configuration: str
     repeat: int
     questions: tuple[int, ...]
+    cell: int = 0
 
 
 class Done(Struct, kw_only=True):
@@ -64,9 +84,10 @@ class Done(Struct, kw_only=True):
 def trials(plan: Plan) -> Iterator[Trial]:
     """All of them, in the order in which they are made."""
     names = [configuration.name for configuration in plan.configurations]
-    for repeat in range(plan.repeats):
+    for repeat, (number, cell) in product(range(plan.repeats), enumerate(plan.places)):
         order = random.Random(f"{plan.seed} {repeat}").sample(range(plan.questions), plan.questions)
-        for begin in range(0, plan.questions, plan.block):
-            block = tuple(order[begin : begin + plan.block])
+        size = plan.block if cell.clients == plan.clients else plan.questions  # many clients need many questions
+        for begin in range(0, plan.questions, size):
+            block = tuple(order[begin : begin + size])
             turns = random.Random(f"{plan.seed} {repeat} {block}").sample(names, len(names))
-            yield from (Trial(name, repeat, block) for name in turns)
+            yield from (Trial(name, repeat, block, number) for name in turns)

@@ -46,6 +46,9 @@ class WholeModel:
     def tokens(self, text: str) -> list[int]:
         return list(self._tokenizer(text)["input_ids"])
 
+    def text(self, token_ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
     def states(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """[n, hidden], after the layers before the first exit."""
         return self._run(token_ids).hidden_states[EXIT][0].numpy()

@@ -15,8 +15,19 @@ from rich.console import Console
 
 from common.errors import ConfigError
 from experiments import ablation_compare, ablation_html, ablation_markdown, svg
-from experiments.ablation_report import Configuration, Difference, Measure, MeasureInfo, Report, write
+from experiments.ablation_report import (
+    Chart,
+    Configuration,
+    Curve,
+    Difference,
+    Measure,
+    MeasureInfo,
+    Report,
+    Table,
+    write,
+)
 from experiments.ablation_words import Figures, all_figures, changes, command, summary
+from experiments.chart_lines import Line, lines
 from experiments.report_plots import distributions, stacks
 from experiments.report_scatter import Point, scatter
 from tests.browser import BROWSER, browser
@@ -449,3 +460,41 @@ async def test_a_browser_has_nothing_to_complain_of_and_nothing_is_wider_than_th
         (tmp_path / "broken.html").write_text("<!DOCTYPE html><script>missing()</script>")
         await page.open((tmp_path / "broken.html").as_uri(), 400, dark=False)
         assert len(page.complaints) == 1, "it would have complained"
+
+
+def test_tables_and_curves_of_an_experiments_own_are_shown_and_are_never_markup(report: Report) -> None:
+    odd = "<b>|odd|</b> & `x` *y*"
+    spread = [Measure(value, value - 0.1, value + 0.2) for value in (0.3, 0.5)]
+    report.findings = [f"finding {odd}"]
+    report.tables = [Table(title=odd, note=f"note {odd}", heads=["", odd], rows=[["first", odd]])]
+    report.charts = [
+        Chart(
+            name="sweep", title=odd, note=odd, x="threshold", y="share", level=0.4,
+            curves=[Curve(name=odd, x=[0.5, 0.8], y=spread), Curve(name="alone", x=[0.5], y=spread[:1])],
+        )
+    ]  # fmt: skip
+    for render in RENDERERS[:2]:
+        page = Parsed(render(report))
+        assert "b" not in {tag for tag, _ in page.tags} or render is RENDERERS[0]
+        for text in (f"finding {odd}", f"note {odd}", odd):
+            assert text in page.text
+    page = Parsed(ablation_html.render(report))
+    assert "0.5 [0.4, 0.7]" in page.text, "the curve is there in figures, too"
+    assert sum(attributes.get("class") == "curve" for _, attributes in page.tags) == 2, "one line, in both widths"
+
+
+@pytest.mark.parametrize("width", [360.0, 940.0])
+def test_lines_lie_within_their_drawing(width: float) -> None:
+    rng = random.Random(int(width))
+    at = [0.0, 1.0, 50.0]
+    values = [rng.uniform(-9, 99) for _ in range(8)]
+    many = [
+        Line(f"a way of answering {n}", at, [Measure(v, v - 1, v + 2)] * 3, ["x"] * 3) for n, v in enumerate(values)
+    ]
+    drawn = lines(many, "x", "y", width, "label", level=50.0)
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)
+    assert size
+    for name, limit in (("c?x[12]?", float(size[1])), ("c?y[12]?", float(size[2]))):
+        for place in re.findall(rf' {name}="([-\d.]+)"', drawn):
+            assert -0.5 <= float(place) <= limit + 0.5
+    assert all(line.name in drawn for line in many)

@@ -1,0 +1,141 @@
+"""What answers of a split model are worth, over the threshold: python -m experiments.accuracy [options]
+
+Standalone (no cloud), collaborative at each threshold, and cloud only, on the held-out questions or on a data set by
+name or file (--data). Cloud compute is in layer-tokens: positions that the tail computed times its layers, over
+positions of prompt and answer times all layers.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from common import cli, terminal
+from experiments import experiment, paper, split_ways
+from experiments.ablation_report import Chart, Configuration, Curve, Measure, Report, Table
+from experiments.ablations import CLOUD_ONLY
+from experiments.trials import Done, Plan
+
+NAME = "accuracy"
+QUESTIONS, REPEATS, BLOCK = 200, 1, 4
+THRESHOLDS = "0.5,0.6,0.7,0.8,0.9,0.95,1"
+WITHIN = 0.01
+"""Of quality: how much less than cloud only still counts as the same."""
+
+
+async def main() -> None:
+    parser = split_ways.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
+    parser.add_argument("--thresholds", default=THRESHOLDS, metavar="NUMBERS", help="of exits (default %(default)s)")
+    args, console = parser.parse_args(), terminal.console()
+    wanted = split_ways.numbers(args.thresholds, "--thresholds")
+    base = experiment.base_config(args, split_ways.SETTINGS)
+    ways = [split_ways.STANDALONE, *map(split_ways.split, wanted), CLOUD_ONLY]
+    own = split_ways.own(base, CLOUD_ONLY, f"-m experiments.{NAME}", partial(added, wanted), block=BLOCK)
+    await experiment.run(args, ways, base, "What answers of a split model are worth", NAME, console, own)
+
+
+def added(thresholds: Sequence[float], report: Report, plan: Plan, entries: Sequence[Done]) -> None:
+    """The sweep as a table and as curves, the paper's tasks beside it, and the threshold to take."""
+    report.tables += [sweep(report), beside_paper(report)]
+    by_name = {one.name: one for one in report.configurations}
+    swept = [(threshold, by_name[f"split {threshold:g}"]) for threshold in thresholds]
+    report.findings += findings(swept, by_name[CLOUD_ONLY.name])
+    whole = by_name[CLOUD_ONLY.name].measures.get("quality")
+    report.charts += [
+        Chart(
+            name="sweep", title="Quality and cloud work over the threshold", x="threshold", y="share",
+            note="Dashed: quality of cloud only. Cloud work is in layer-tokens, as a share of the whole model's.",
+            level=whole.value if whole else None,
+            curves=[
+                curve("Quality", "quality", swept), curve("Cloud request rate", "cloud_rate", swept),
+                curve("Cloud layer-tokens", "cloud_layer_share", swept),
+            ],
+        ),
+        Chart(
+            name="sweep-time", title="Time and data over the threshold", x="threshold", y="mean ms, bytes",
+            note="Latency of an answer in milliseconds; data of an answer in bytes, both directions, frames only.",
+            curves=[curve("Latency, ms", "latency_mean_ms", swept), curve("Data, bytes", "bytes", swept)],
+        ),
+    ]  # fmt: skip
+
+
+def curve(title: str, measure: str, swept: Sequence[tuple[float, Configuration]]) -> Curve:
+    known = [(x, one.measures[measure]) for x, one in swept if measure in one.measures]
+    return Curve(name=title, x=[x for x, _ in known], y=[y for _, y in known])
+
+
+COLUMNS = {
+    "quality": ("quality", "{:.3f}"),
+    "cloud_rate": ("cloud request rate", "{:.3f}"),
+    "asking_rate": ("answers that ask", "{:.3f}"),
+    "cloud_layer_share": ("cloud layer-tokens", "{:.3f}"),
+    "bytes": ("bytes", "{:,.0f}"),
+    "latency_mean_ms": ("ms", "{:.1f}"),
+}
+
+
+def sweep(report: Report) -> Table:
+    """A line for each way, with the interval of its difference in quality."""
+    rows = []
+    for one in report.configurations:
+        cells = [written(one.measures.get(name), form) for name, (_, form) in COLUMNS.items()]
+        change = one.differences.get("quality")
+        told = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]" if change else ""
+        rows.append([one.name, *cells, told])
+    return Table(
+        title="Threshold sweep",
+        heads=["way", *(title for title, _ in COLUMNS.values()), "quality less cloud only's"],
+        rows=rows,
+        note="Means of an answer; cloud request rate: share of tokens that asked; cloud layer-tokens: share of what "
+        "the whole model computes. Differences are paired by question, with 95 % intervals.",
+    )
+
+
+def written(found: Measure | None, form: str) -> str:
+    return form.format(found.value) if found else "–"
+
+
+def beside_paper(report: Report) -> Table:
+    rows = [
+        [f"paper, {one.dataset} ({one.task})", f"{one.collaborative:.3f}", f"{one.cloud_only:.3f}",
+         f"{one.collaborative - one.cloud_only:+.3f}"]
+        for one in paper.ACCURACY
+    ]  # fmt: skip
+    by_name = {one.name: one for one in report.configurations}
+    cloud = by_name[CLOUD_ONLY.name].measures.get("quality")
+    for name, one in by_name.items():
+        mine = one.measures.get("quality")
+        if cloud and mine and name.startswith("split "):
+            difference = f"{mine.value - cloud.value:+.3f}"
+            what = f"here, {report.workload.name}, {name}"
+            rows.append([what, f"{mine.value:.3f}", f"{cloud.value:.3f}", difference])
+    saved = ", ".join(f"{share:.2%} ({dataset})" for dataset, share in paper.OFFLOADED.items())
+    return Table(
+        title="Beside the paper",
+        heads=["", "collaborative", "cloud only", "difference"],
+        rows=rows,
+        note=f"Quality is {report.workload.metric.replace('_', ' ')} here. The paper's threshold is 0.8, at which it "
+        f"saves {saved} of the cloud's computing.",
+    )
+
+
+def findings(swept: Sequence[tuple[float, Configuration]], cloud: Configuration) -> list[str]:
+    """The threshold with the least cloud work at which quality is within a point of cloud only's."""
+    wanted = "quality", "cloud_layer_share", "cloud_rate"
+    whole = cloud.measures.get("quality")
+    known = [(x, one) for x, one in swept if all(name in one.measures for name in wanted)]
+    if whole is None or not known:
+        return []
+    good = [(x, one) for x, one in known if one.measures["quality"].value >= whole.value - WITHIN]
+    if not good:
+        return [f"At no threshold is quality within {100 * WITHIN:g} point of cloud only's"]
+    x, best = min(good, key=lambda pair: pair[1].measures["cloud_layer_share"].value)
+    share, rate, quality = (best.measures[name] for name in ("cloud_layer_share", "cloud_rate", "quality"))
+    return [
+        f"Threshold {x:g}: {1 - share.value:.1%} [{1 - share.high:.1%}, {1 - share.low:.1%}] of the cloud's "
+        f"layer-tokens saved at quality {quality.value:.3f} (cloud only {whole.value:.3f}); {rate.value:.1%} of tokens "
+        "asked the cloud"
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main()))

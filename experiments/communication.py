@@ -1,0 +1,135 @@
+"""Data of a naive split against the layer split's, over questions: python -m experiments.communication [options]
+
+"Every hidden state in fp32" can be read in several ways, which differ by orders of magnitude; each has its column, with
+its formula. What the layer split sends is counted twice: by its answers (frames) and by the network (headers, too).
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from common import cli, terminal
+from experiments import experiment, paper, split_formulas, split_ways
+from experiments.ablation_report import Chart, Curve, Report, Table
+from experiments.ablations import CLOUD_ONLY
+from experiments.split_formulas import READINGS, Shape
+from experiments.trials import Done, Plan
+
+NAME = "communication"
+QUESTIONS, REPEATS, BLOCK = 60, 1, 4
+THRESHOLDS = "0.5,0.7,0.8,0.9,1.01"
+
+
+async def main() -> None:
+    parser = split_ways.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
+    parser.add_argument("--thresholds", default=THRESHOLDS, metavar="NUMBERS", help="of exits (default %(default)s)")
+    args, console = parser.parse_args(), terminal.console()
+    wanted = split_ways.numbers(args.thresholds, "--thresholds")
+    base = experiment.base_config(args, split_ways.SETTINGS)
+    ways = [split_ways.NAIVE, *map(split_ways.split, wanted), CLOUD_ONLY]
+    add = partial(added, wanted, split_ways.shape_of(base))
+    own = split_ways.own(base, split_ways.NAIVE, f"-m experiments.{NAME}", add, block=BLOCK)
+    await experiment.run(args, ways, base, "What a split model sends", NAME, console, own)
+
+
+def added(thresholds: Sequence[float], shape: Shape, report: Report, plan: Plan, entries: Sequence[Done]) -> None:
+    """The table of the paper's columns, what each reading says, and the curves over the threshold."""
+    report.tables += [readings(report, shape), beside_paper(report)]
+    report.findings += [*findings(report, thresholds), papers_reading()]
+    names = [f"split {threshold:g}" for threshold in thresholds]
+    found = {one.name: one.measures for one in report.configurations}
+
+    def curve(name: str, title: str) -> Curve:
+        known = [(x, found[at][name]) for x, at in zip(thresholds, names, strict=True) if name in found[at]]
+        return Curve(name=title, x=[x for x, _ in known], y=[y for _, y in known])
+
+    report.charts += [
+        Chart(
+            name="reduction", title="Data saved against a naive split", x="threshold", y="share saved", level=0.9915,
+            note="By each reading of the naive split. Dashed: 99.15 %, what CE-CoLLM's paper reports for Alpaca. "
+            "Above a threshold of 1 no exit is ever taken.",
+            curves=[curve(f"reduction_{name}", title) for name, (title, _, _) in READINGS.items()],
+        ),
+        Chart(
+            name="rate", title="Cloud request rate", x="threshold", y="share", level=paper.REQUEST_RATE,
+            note="Share of tokens, and of answers, that asked the cloud. Dashed: the paper's "
+            f"{paper.REQUEST_RATE:.2%} of Alpaca's tokens.",
+            curves=[curve("cloud_rate", "tokens"), curve("asking_rate", "answers")],
+        ),
+    ]  # fmt: skip
+
+
+def readings(report: Report, shape: Shape) -> Table:
+    """For each way its bytes an answer, and what they are of each reading of the naive split."""
+    rows = []
+    for one in report.configurations:
+        m = one.measures
+        sent = [f"{m[name].value:,.0f}" if name in m else "–" for name in ("bytes", "network_bytes")]
+        of = [f"{m[name].value:,.0f}" if name in m else "–" for name in READINGS]
+        saved = [f"{m[f'reduction_{name}'].value:.2%}" if f"reduction_{name}" in m else "–" for name in READINGS]
+        rows.append([one.name, *sent, *(part for pair in zip(of, saved, strict=True) for part in pair)])
+    short = [title.partition(")")[0] + ")" for title, _, _ in READINGS.values()]
+    heads = ["way", "frames", "with headers", *(part for name in short for part in (f"naive {name}", f"saved {name}"))]
+    formulas = "; ".join(f"{title}: {formula}" for title, formula, _ in READINGS.values())
+    return Table(
+        title="Bytes of an answer against each reading of the naive split",
+        heads=heads,
+        rows=rows,
+        note=f"Both directions. {formulas}. P: tokens of the prompt, T: of the answer, H = {shape.hidden} numbers a "
+        f"state, N = {shape.layers} layers; 4 bytes a number. naive_split itself was run, by reading (b).",
+    )
+
+
+def beside_paper(report: Report) -> Table:
+    """The paper's columns: data of both, what is saved, cloud request rate."""
+    rows = [
+        [f"paper, {one.dataset}", f"{one.naive:g} MB", f"{one.ours:g} MB", f"{one.reduction:.2%}",
+         f"{paper.REQUEST_RATE:.2%}" if one.dataset == "Alpaca" else "–"]
+        for one in paper.DATA
+    ]  # fmt: skip
+    for one in report.configurations:
+        m = one.measures
+        if one.name.startswith("split ") and "reduction_naive_context" in m:
+            naive, ours = m["naive_context"].value, m["bytes"].value
+            saved, rate = m["reduction_naive_context"].value, m["cloud_rate"].value
+            rows.append(
+                [f"here, {one.name}", f"{naive / 1e6:.4f} MB", f"{ours / 1e6:.4f} MB", f"{saved:.2%}", f"{rate:.2%}"]
+            )
+    return Table(
+        title="Beside the paper",
+        heads=["", "naive", "layer split", "saved", "cloud request rate"],
+        rows=rows,
+        note="Data of one answer; naive by reading (b), which the paper's figures fit. The paper's model has "
+        f"states of {paper.HIDDEN} numbers and answers of about 100 tokens.",
+    )
+
+
+def findings(report: Report, thresholds: Sequence[float]) -> list[str]:
+    told = []
+    by_name = {one.name: one.measures for one in report.configurations}
+    for threshold in thresholds:
+        m = by_name[f"split {threshold:g}"]
+        if all(f"reduction_{name}" in m for name in READINGS):
+            saved = ", ".join(
+                f"{m[f'reduction_{name}'].value:.2%} by {title.partition(')')[0]})"
+                for name, (title, _, _) in READINGS.items()
+            )
+            rate = m["cloud_rate"].value
+            told.append(f"threshold {threshold:g}: {saved} of the data saved; {rate:.1%} of tokens asked the cloud")
+    return told
+
+
+def papers_reading() -> str:
+    """Which reading the paper's figure for Alpaca fits, computed."""
+    model, prompt, tokens = Shape(paper.HIDDEN, paper.LAYERS, 0), 20, 100
+    naive = split_formulas.every_token(model, prompt, tokens)
+    ours = split_formulas.once(model, prompt, tokens) / 2
+    return (
+        f"Reading (b) is the paper's: with P = {prompt}, T = {tokens}, H = {model.hidden} it gives {naive / 1e6:.0f} "
+        f"MB, and each position once in fp16 {ours / 1e6:.2f} MB, {split_formulas.reduction(naive, ours):.2%} less; "
+        f"the paper has {paper.DATA[0].naive:g} MB, {paper.DATA[0].ours:g} MB and {paper.DATA[0].reduction:.2%}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main()))

@@ -1,0 +1,88 @@
+"""The ways of answering that experiments with a split model compare, and what all their servers have in common.
+
+Knows no server. Whoever is compared has exact arithmetic and no prefix cache: a split model has none between answers.
+"""
+
+import argparse
+from pathlib import Path
+
+from common.config_keys import Config
+from common.errors import ConfigError
+from common.split_manifest import DEMO, read_manifest
+from common.types import Mode
+from experiments import experiment, split_measures
+from experiments.ablations import Ablation
+from experiments.experiment import Own
+from experiments.split_formulas import Shape
+
+SETTINGS = (
+    *experiment.SETTINGS,
+    "cloud.kv_cache.enable_prefix_caching=false",
+    f"cloud.split.manifest={DEMO}",
+    "cloud.split.engine_args={dtype: float32}",
+    f"edge.split.manifest={DEMO}",
+    "edge.split.deadline_ms=30000",
+    "edge.model.sequences=16",
+)
+"""What all have, unless the command line sets it otherwise; a cloud that is slow is waited for, not done without."""
+NETWORK = "14,20"
+"""Milliseconds there and back, and Mbit/s: between edge and cloud unless the command line says otherwise."""
+
+NAIVE = Ablation(
+    name="naive_split",
+    description="no exits, no memory in the cloud: the whole context in fp32 for each token, synchronously",
+    mode=Mode.SPLIT,
+    edge="experiments.naive_edge",
+)
+STANDALONE = Ablation(
+    name="standalone",
+    description="the edge's segments alone: the last exit decides",
+    mode=Mode.SPLIT,
+    fields={"privacy": "edge_only"},
+)
+
+
+def split(threshold: float, name: str | None = None, also: str = "", **settings: object) -> Ablation:
+    """The layer split with this threshold at all exits and `settings` of `edge.split`; `also` ends its description."""
+    told = "no exit is ever taken" if threshold > 1 else f"an exit that is {threshold:g} sure decides"
+    return Ablation(
+        name=name or f"split {threshold:g}",
+        description=told + also,
+        config_overrides={"edge": {"split": settings}} if settings else {},
+        mode=Mode.SPLIT,
+        fields={"use_confidence_check": False} if threshold > 1 else {"confidence_threshold": threshold},
+    )
+
+
+def parser(description: str, questions: int, repeats: int, output: str) -> argparse.ArgumentParser:
+    made = experiment.parser(description, questions, repeats)
+    made.set_defaults(network=NETWORK, turns=0, output=output)
+    return made
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """Raises ConfigError for what are not numbers from 0 up, with commas between them."""
+    try:
+        found = list(dict.fromkeys(float(part) for part in text.split(",") if part))
+    except ValueError as error:
+        raise ConfigError(f"{option} takes numbers with commas between them, not {text!r}") from error
+    if not all(0 <= number < 1e6 for number in found):
+        raise ConfigError(f"{option} takes numbers from 0 up, not {text!r}")
+    return sorted(found)
+
+
+def shape_of(config: Config) -> Shape:
+    """Of the model whose manifest the config names."""
+    manifest = read_manifest(Path(config.edge.split.manifest))
+    return Shape(manifest.hidden, manifest.layers, manifest.tail.first)
+
+
+def own(base: Config, baseline: Ablation, program: str, add: experiment.Add, **asked: object) -> Own:
+    """What an experiment with a split model has of its own; `asked` are fields of its plan."""
+    return Own(
+        settings=SETTINGS,
+        measures=split_measures.measures(shape_of(base)),
+        asked={"baseline": baseline.name, "warm": False, **asked},
+        add=add,
+        program=program,
+    )

@@ -71,6 +71,8 @@ def _sweep(report: Report, measured: dict[str, Figures]) -> Iterator[str]:
 def _escaped(rows: Iterable[Sequence[str]]) -> list[list[str]]:
     """The first of each row is a name; the figures behind it have brackets that are no markup."""
     return [[escaped(row[0]), *row[1:]] for row in rows]
+
+
 def _own_table(one: Table) -> Iterator[str]:
     yield f"## {escaped(one.title)}"
     yield table([*map(escaped, one.heads)], ([*map(escaped, row)] for row in one.rows))

@@ -29,8 +29,8 @@ async def main() -> None:
     wanted = split_ways.numbers(args.thresholds, "--thresholds")
     base = experiment.base_config(args, split_ways.SETTINGS)
     ways = [split_ways.STANDALONE, *map(split_ways.split, wanted), CLOUD_ONLY]
-    own = split_ways.own(base, CLOUD_ONLY, f"-m experiments.{NAME}", partial(added, wanted), block=BLOCK)
-    await experiment.run(args, ways, base, "What answers of a split model are worth", NAME, console, own)
+    kind = split_ways.kind(base, CLOUD_ONLY, f"-m experiments.{NAME}", partial(added, wanted), block=BLOCK)
+    await experiment.run(args, ways, base, "What answers of a split model are worth", NAME, console, kind)
 
 
 def added(thresholds: Sequence[float], report: Report, plan: Plan, entries: Sequence[Done]) -> None:

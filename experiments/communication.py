@@ -28,8 +28,8 @@ async def main() -> None:
     base = experiment.base_config(args, split_ways.SETTINGS)
     ways = [split_ways.NAIVE, *map(split_ways.split, wanted), CLOUD_ONLY]
     add = partial(added, wanted, split_ways.shape_of(base))
-    own = split_ways.own(base, split_ways.NAIVE, f"-m experiments.{NAME}", add, block=BLOCK)
-    await experiment.run(args, ways, base, "What a split model sends", NAME, console, own)
+    kind = split_ways.kind(base, split_ways.NAIVE, f"-m experiments.{NAME}", add, block=BLOCK)
+    await experiment.run(args, ways, base, "What a split model sends", NAME, console, kind)
 
 
 def added(thresholds: Sequence[float], shape: Shape, report: Report, plan: Plan, entries: Sequence[Done]) -> None:

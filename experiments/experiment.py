@@ -49,6 +49,9 @@ DEMO_TURNS = 2
 the demo models, trained on single turns, bear so many."""
 
 
+Finish = Callable[[Report, Plan, Sequence[Done]], None]
+
+
 @dataclass(frozen=True)
 class Kind:
     """What one experiment does its own way.
@@ -64,7 +67,7 @@ class Kind:
     measures: Mapping[str, Definition] = field(default_factory=lambda: MEASURES)
     asked: Mapping[str, Any] = field(default_factory=dict)
     settled: bool = True
-    finish: Callable[[Report, Plan, Sequence[Done]], None] = lambda report, plan, entries: None
+    finish: Finish = lambda report, plan, entries: None
 
 
 def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentParser:

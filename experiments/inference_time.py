@@ -35,8 +35,8 @@ async def main() -> None:
     args, console = parser.parse_args(), terminal.console()
     base = experiment.base_config(args, split_ways.SETTINGS)
     cells = cells_of(args)
-    own = split_ways.own(base, CLOUD_ONLY, f"-m experiments.{NAME}", added, block=BLOCK, cells=cells)
-    await experiment.run(args, ways(args.threshold), base, "How long a split model takes", NAME, console, own)
+    kind = split_ways.kind(base, CLOUD_ONLY, f"-m experiments.{NAME}", added, block=BLOCK, cells=cells)
+    await experiment.run(args, ways(args.threshold), base, "How long a split model takes", NAME, console, kind)
 
 
 def ways(threshold: float) -> list[Ablation]:

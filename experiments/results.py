@@ -11,7 +11,7 @@ from common.types import Mode, Provenance
 from experiments import measures
 from experiments.ablation_report import Configuration as Reported
 from experiments.ablation_report import Contribution, Environment, Report, Row, Workload
-from experiments.ablations import FEATURES
+from experiments.ablations import BASELINE, FEATURES
 from experiments.configurations import Configuration
 from experiments.measures import MEASURES, Definition, Sample
 from experiments.trials import Done, Plan
@@ -78,7 +78,6 @@ def reported(
     samples: Mapping[str, Sample],
     base: str,
     definitions: Mapping[str, Definition],
-    baseline: str,
 ) -> Reported:
     found, compared = samples[asked.name], asked.name != base
     answers = rows(entries)

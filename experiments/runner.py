@@ -95,7 +95,7 @@ class Runner:
         if cell.network is not None:
             line = self._sides[self._configurations[trial.configuration].needs].network
             line.delay, line.bandwidth = cell.network.round_trip_ms / 2000, cell.network.mbit * 1e6 / 8
-        return cell.clients
+        return cell.clients if self._plan.cells else self._configurations[trial.configuration].clients
 
     async def _warm(self, side: "_Side", questions: Iterable[int]) -> dict[int, str]:
         """Which of the questions could not even be asked so, and why."""

@@ -145,9 +145,9 @@ async def measure(args: argparse.Namespace, console: Console) -> Report:
     kind = Kind(
         program="-m experiments.scaling",
         settings=settings(clients),
-        block=max(clients),
+        asked={"block": max(clients)},
         settled=False,
-        measures=MEASURES,
+        measures={**measures.MEASURES, **MEASURES},
         finish=partial(finish, [one for one, _ in curves], cloud_only),
     )
     chosen = [point for _, points in curves for point in points]

@@ -12,7 +12,7 @@ from common.split_manifest import DEMO, read_manifest
 from common.types import Mode
 from experiments import experiment, split_measures
 from experiments.ablations import Ablation
-from experiments.experiment import Own
+from experiments.experiment import Finish, Kind
 from experiments.split_formulas import Shape
 
 SETTINGS = (
@@ -77,12 +77,12 @@ def shape_of(config: Config) -> Shape:
     return Shape(manifest.hidden, manifest.layers, manifest.tail.first)
 
 
-def own(base: Config, baseline: Ablation, program: str, add: experiment.Add, **asked: object) -> Own:
-    """What an experiment with a split model has of its own; `asked` are fields of its plan."""
-    return Own(
+def kind(base: Config, baseline: Ablation, program: str, finish: Finish, **asked: object) -> Kind:
+    """What an experiment with a split model does its own way; `asked` are fields of its plan."""
+    return Kind(
+        program=program,
         settings=SETTINGS,
         measures=split_measures.measures(shape_of(base)),
         asked={"baseline": baseline.name, "warm": False, **asked},
-        add=add,
-        program=program,
+        finish=finish,
     )

@@ -13,7 +13,6 @@ from typing import Any
 from msgspec import Struct
 
 from experiments.ablation_report import Counts, Row
-from experiments.ablations import BASELINE
 from experiments.configurations import Configuration
 
 
@@ -34,8 +33,8 @@ class Cell(Struct, frozen=True):
 class Plan(Struct, frozen=True, kw_only=True):
     """All that decides what is measured.
 
-    A trial asks `block` questions. With `cells`, each is asked in all of them, and the first is what the report is about.
-    `baseline`: the configuration that others are compared with; "": the first. `config` is the base that all
+    A trial asks `block` questions. With `cells`, each is asked in all of them, and the first is what the report is
+    about. `baseline`: the configuration that others are compared with; "": the first. `config` is the base that all
     configurations change, with its secrets left out; `prompts_sha256` is over all prompts. In front of each question
     there are `turns` earlier ones with their answers, as in a conversation.
     """
@@ -52,15 +51,14 @@ class Plan(Struct, frozen=True, kw_only=True):
     config: dict[str, Any]
     turns: int = 0
     block: int = 1
-    clients: int = 1
-    baseline: str = BASELINE.name
+    baseline: str = ""
     cells: list[Cell] = []
     warm: bool = True
     """Whether caches are made equally warm for each question, see experiments/runner.py; not where nothing is kept."""
 
     @property
     def places(self) -> list[Cell]:
-        return self.cells or [Cell(self.network, self.clients)]
+        return self.cells or [Cell(self.network)]
 
 
 class Trial(Struct, frozen=True):
@@ -86,7 +84,7 @@ def trials(plan: Plan) -> Iterator[Trial]:
     names = [configuration.name for configuration in plan.configurations]
     for repeat, (number, cell) in product(range(plan.repeats), enumerate(plan.places)):
         order = random.Random(f"{plan.seed} {repeat}").sample(range(plan.questions), plan.questions)
-        size = plan.block if cell.clients == plan.clients else plan.questions  # many clients need many questions
+        size = plan.block if cell.clients == 1 else plan.questions  # many clients need many questions
         for begin in range(0, plan.questions, size):
             block = tuple(order[begin : begin + size])
             turns = random.Random(f"{plan.seed} {repeat} {block}").sample(names, len(names))

@@ -13,7 +13,7 @@ from experiments.ablations import CLOUD_ONLY, Ablation
 from experiments.cloud_counts import CloudCounts
 from experiments.configurations import configuration
 from experiments.edge_counts import EdgeCounts
-from experiments.experiment import Own
+from experiments.experiment import Kind
 from experiments.split_formulas import READINGS, Shape, contexts, every_layer, every_token, once, positions, reduction
 from experiments.split_measures import measures
 from experiments.trials import Cell, Done, Network, Plan, Trial, trials
@@ -237,4 +237,4 @@ def test_what_a_request_can_say_needs_no_server_of_its_own() -> None:
     assert plan.configurations[2].fields["use_confidence_check"] is False
     plan = plan_of(inference_time.ways(0.8), CLOUD_ONLY)
     assert len({one.needs for one in plan.configurations}) == len(plan.configurations)
-    assert Own().settings == experiment.SETTINGS
+    assert Kind().settings == experiment.SETTINGS

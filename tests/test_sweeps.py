@@ -22,6 +22,7 @@ from experiments.ablations import Ablation
 from experiments.areas import areas, under
 from experiments.configurations import Configuration, Needs, configuration
 from experiments.datasets import Dataset
+from experiments.experiment import Kind
 from experiments.measures import MEASURES
 from experiments.trials import Done, Plan, trials
 from experiments.workload import Question
@@ -104,7 +105,9 @@ def test_every_way_is_asked_by_every_number_of_clients_and_the_same_questions() 
     args = scaling.parser().parse_args(["--data", "x"])
     config = experiment.base_config(args, scaling.settings([1, 2, 4]))
     asked = Dataset("some", "exact_match", [Question(f"q{n}") for n in range(8)])
-    plan: Plan = experiment.plan_of(args, config, [one for _, points in curves for one in points], asked, block=4)
+    plan: Plan = experiment.plan_of(
+        args, config, [one for _, points in curves for one in points], asked, Kind(asked={"block": 4})
+    )
     assert [one.clients for one in plan.configurations] == [1, 2, 4] * 4
     assert plan.configurations[0].name == "baseline, 1 client"
     by_configuration: dict[str, list[tuple[int, ...]]] = {}

@@ -50,7 +50,7 @@ async def test_one_cloud_does_both_and_shows_both(cloud_engine: CloudEngine, spl
                 seen.add(status)
                 await asyncio.sleep(0.05)
             assert seen == {503}  # until the tail is up, too
-            body = {"prompt_token_ids": ids, "max_tokens": 3}
+            body = {"new_token_ids": ids, "max_tokens": 3}
             verified, drawn = await asyncio.gather(http.post("/verify", json=body), answer(whole, session, ids, 3))
             assert [token.token_id for token in drawn] == (await verified.json())["token_ids"]
             stats = await (await http.get("/stats")).json()

@@ -37,7 +37,7 @@ async def test_one_cloud_does_both_and_shows_both(cloud_engine: CloudEngine, spl
     server = HTTPServer(build_app(Borrowed(cloud_engine), config), "127.0.0.1", 0)
     await server.start()
     whole = WholeModel()
-    ids = whole.tokens("What is AI?")
+    ids = whole.tokens("Explain quantum computing")
     try:
         async with (
             aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as http,

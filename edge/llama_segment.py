@@ -5,7 +5,7 @@ before its last norm: a callback reads it in the middle of the step, after the l
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import llama_cpp as c
@@ -79,7 +79,7 @@ class LlamaSegment:
         """Of the states that the step under way leaves; none, once they are read."""
         self._wants_logits = False
         self.shows_states = shows_states
-        self._callback = c.ggml_backend_sched_eval_callback(self._on_node)
+        self._callback = c.ggml_backend_sched_eval_callback(self._on_node())
         on_node = self._callback if shows_states else None
         self._context = Context(
             path, context_length, gpu_layers, threads, sequences, kv_type, flash_attention, True, on_node
@@ -153,13 +153,18 @@ class LlamaSegment:
         rows = [row for end, feed in zip(ends, feeds, strict=True) for row in range(end - feed.rows, end)]
         return self._context.logits(count, self.vocab_size)[rows]
 
-    def _on_node(self, node: int, ask: bool, _: int | None) -> bool:
-        """Asked before a node is computed: whether to be shown it. Then shown it: whether to go on after it."""
-        if ask:
-            return bool(_ggml.ggml_get_name(node) == self._last)
-        _ggml.ggml_backend_tensor_get(node, self._address, 0, self._bytes)
-        self._bytes = 0
-        return self._wants_logits
+    def _on_node(self) -> Callable[[int, bool, int | None], bool]:
+        """llama.cpp asks it before each node whether to show it, and then shows it: whether to go on after it."""
+        name_of, last = _ggml.ggml_get_name, self._last  # asked some 40 times for each layer of a step
+
+        def on_node(node: int, ask: bool, _: int | None) -> bool:
+            if ask:
+                return name_of(node) == last  # type: ignore[no-any-return]
+            _ggml.ggml_backend_tensor_get(node, self._address, 0, self._bytes)
+            self._bytes = 0
+            return self._wants_logits
+
+        return on_node
 
 
 def _check_shape(path: str, model: object, layers: int, width: int, vocab_size: int) -> None:

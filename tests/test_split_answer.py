@@ -14,6 +14,8 @@ import pytest_asyncio
 
 from common import config
 from common.answer import Chunk
+from common.clouds import Clouds
+from common.config_keys import BreakerConfig, CommunicationConfig
 from common.errors import ContextLengthError, EndpointError, ModelMismatch, RequestError
 from common.split_frames import Kind
 from common.types import GREEDY, Provenance, Sampling
@@ -21,6 +23,7 @@ from edge.early_exit import LatencyAwareEarlyExit, Pace
 from edge.edge_engine import EdgeInferenceEngine
 from edge.segments import SegmentSequence
 from edge.split_answer import SplitAnswer
+from edge.split_clouds import SplitClouds, Tail
 from tests.fake_split_cloud import FakeSplitCloud, right
 
 QUESTIONS = "What is AI?", "Sort 31, 7, 64.", "What is 12 + 30?", "Reverse: cloud edge model layer"
@@ -231,6 +234,16 @@ async def test_a_lost_cloud_is_not_waited_for_at_every_token(
     assert len(tokens(split)) > len(cloud.asked)
 
 
+async def test_without_the_pause_it_is_tried_at_every_token(
+    engine: EdgeInferenceEngine, cloud: FakeSplitCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above."""
+    cloud.fault = lambda _: EndpointError("gone")
+    monkeypatch.setattr(Tail, "_paused", False)
+    split, _ = await run(engine, QUESTIONS[1], NEVER, BABBLE)
+    assert split.answer.report.cloud_calls == len(tokens(split)) > 5
+
+
 async def test_a_cloud_that_is_back_is_asked_again_and_gets_what_it_has_missed(
     demo_split: Path, cloud: FakeSplitCloud
 ) -> None:
@@ -257,6 +270,31 @@ async def test_a_cloud_that_is_back_is_asked_again_and_gets_what_it_has_missed(
         expected = await states_of(engine, split.answer.committed[:-1])
         np.testing.assert_allclose(session.states, expected[: session.positions], atol=1e-3)
         assert session.positions >= len(expected) - 5
+
+
+async def test_another_cloud_goes_on_with_all_states_when_the_first_is_given_up(demo_split: Path) -> None:
+    urls, clouds = [f"http://127.0.0.1:{port}" for port in (9, 10)], {}
+    breaker = BreakerConfig(failures=1, probe_seconds=0.05)
+    asked = CommunicationConfig(cloud_endpoint=urls[0], cloud_endpoints=urls[1:], breaker=breaker)
+    known = Clouds(asked)
+    split_clouds = SplitClouds(known, lambda client: clouds.setdefault(client.base_url, FakeSplitCloud()))  # type: ignore
+    flags = f"edge.split.manifest={demo_split}", "edge.model.kv_type=f32", "communication.breaker.probe_seconds=0.05"
+    engine = EdgeInferenceEngine(config.load(flags=flags, environment={}), split_clouds=split_clouds)
+    prompt = list(range(300, 310))
+    lost, well = clouds[known.pick(prompt).url], next(c for url, c in clouds.items() if url != known.pick(prompt).url)
+    lost.fault = lambda number: EndpointError("gone") if number == 3 else None
+    async with engine:
+        plan = engine.plan(threshold=NEVER)
+        async with engine.answer(prompt, LENGTH, BABBLE, plan) as split, aclosing(split.run()) as running:
+            async for _ in running:
+                await asyncio.sleep(0.02)
+        expected = await states_of(engine, split.answer.committed[:-1])
+    assert (len(lost.asked), len(well.asked)) == (3, split.answer.report.cloud_calls - 3) and len(well.asked) > 5
+    assert split.answer.report.degraded == "gone"
+    (session,) = well.sessions
+    np.testing.assert_allclose(session.states, expected[: session.positions], atol=1e-3)
+    assert session.closed and lost.sessions[0].closed
+    assert split.answer.report.bytes_up == session.bytes_up + lost.sessions[0].bytes_up
 
 
 async def test_where_there_is_no_fallback_a_lost_cloud_is_an_error(demo_split: Path, cloud: FakeSplitCloud) -> None:

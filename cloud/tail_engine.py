@@ -21,7 +21,7 @@ from cloud.rounds import seed_at
 from cloud.tail_plugin import STATES_KEY
 from cloud.vllm_engine import VLLMEngine
 from common.errors import ContextLengthError, EngineError, RequestError
-from common.types import Sampling
+from common.types import GREEDY, Sampling
 
 
 class Drawn(Struct, frozen=True):
@@ -41,6 +41,15 @@ class TailEngine(VLLMEngine):
 
     def __init__(self, folder: Path, args: Mapping[str, object] = {}) -> None:
         super().__init__(engine_args.parse_tail(str(folder), args))
+
+    async def _warm_up(self) -> None:
+        request = TailRequest(self)
+        try:
+            await request.token(
+                np.ones((1, self._running.model_config.get_hidden_size()), np.float32), self.params(1, GREEDY)
+            )
+        finally:
+            await request.close()
 
     def params(self, position: int, sampling: Sampling) -> SamplingParams:
         """vLLM's parameters for the token at `position`; raises RequestError (ContextLengthError) for a wrong one."""

@@ -43,11 +43,17 @@ class VLLMEngine:
         """Returns when the model answers (half a minute); raises StartError, and then nothing is left."""
         try:
             llm = await self._started()
+            await self._warm_up()
             await self._opened(llm)
             self._processes = ProcessTree(process.pid for process in _processes(llm))
         except BaseException:
             await self.close()
             raise
+
+    async def _warm_up(self) -> None:
+        """Asks for a log probability: vLLM compiles what it needs for the first, and answers nobody for seconds."""
+        async for _ in self.generate([0], SamplingParams(max_tokens=1, logprobs=0, detokenize=False)):
+            pass
 
     async def _opened(self, llm: AsyncLLM) -> None:
         """What else belongs to a start."""

@@ -118,10 +118,16 @@ def _line(
     if len(places) > 1:
         drawn.append(svg.path([(at, to) for at, to, _ in places], "through"))
     elif across is None:
-        drawn += [svg.text(at + 8, to + 16, line.name, "level", "start") for at, to, _ in places]
+        drawn += [_name(line.name, at, to, x) for at, to, _ in places]
     for at, to, about in places:
         drawn.append(element("g", svg.title(about), _dot(at, to, 3.5), _dot(at, to, 9.0, "touch")))
     return element("g", *drawn, class_=f"curve {line.class_}")
+
+
+def _name(name: str, at: float, to: float, x: Scale | dict[float, float]) -> Markup:
+    """Below a place, on the side where there is room."""
+    right = isinstance(x, Scale) and at > (x.start + x.end) / 2
+    return svg.text(at + (-8 if right else 8), to + 16, name, "level", "end" if right else "start")
 
 
 def _level(line: Line, place: Place, height: float, across: tuple[float, float]) -> Markup:

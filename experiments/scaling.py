@@ -47,8 +47,8 @@ MEASURES = {
 }
 """Throughput is of all clients together; a cloud step is counted once, for however many it computes."""
 RELATIVE = {
-    "over_one_client": MeasureInfo("Throughput over that of the fewest clients", "", "higher", counted=False),
-    "over_cloud_only": MeasureInfo("Throughput over cloud only's", "", "higher", counted=False),
+    "over_one_client": MeasureInfo("Speed-up over the fewest clients", "", "higher", counted=False),
+    "over_cloud_only": MeasureInfo("Speed-up over cloud only", "", "higher", counted=False),
 }
 PLOTS = [
     Curves(y=name)

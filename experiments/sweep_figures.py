@@ -37,7 +37,7 @@ def figures(report: Report, measured: dict[str, Figures]) -> Iterator[Figure]:
         if not lines:
             continue
         y_title, over = headed(measured[curves.y]), sweep.parameter if curves.x is None else headed(measured[curves.x])
-        title = f"{headed(measured[curves.y])} over {lower(over)}"
+        title = f"{headed(measured[curves.y])} by {lower(over)}"
         draw = report_lines.over_number if curves.x is None else report_lines.over_measure
         large = n == 0
         widths = PHONE, LARGE if large else SMALL

@@ -217,6 +217,6 @@ def write(found: Report, folder: Path, name: str, console: Console) -> None:
     (folder / f"{name}.md").write_text(ablation_markdown.render(found))
     (folder / f"{name}.html").write_text(ablation_html.render(found))
     for sentence in sweep_words.summary(found):
-        console.print(sentence)
+        console.print(str(sentence))
     for kind in ("json", "md", "html"):
         console.print(f"written: {folder / name}.{kind}")

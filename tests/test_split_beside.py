@@ -37,7 +37,7 @@ async def test_one_cloud_does_both_and_shows_both(cloud_engine: CloudEngine, spl
     server = HTTPServer(build_app(Borrowed(cloud_engine), config), "127.0.0.1", 0)
     await server.start()
     whole = WholeModel()
-    ids = whole.tokens("What is AI?")
+    ids = whole.tokens("Explain quantum computing")
     try:
         async with (
             aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as http,
@@ -50,7 +50,7 @@ async def test_one_cloud_does_both_and_shows_both(cloud_engine: CloudEngine, spl
                 seen.add(status)
                 await asyncio.sleep(0.05)
             assert seen == {503}  # until the tail is up, too
-            body = {"prompt_token_ids": ids, "max_tokens": 3}
+            body = {"new_token_ids": ids, "max_tokens": 3}
             verified, drawn = await asyncio.gather(http.post("/verify", json=body), answer(whole, session, ids, 3))
             assert [token.token_id for token in drawn] == (await verified.json())["token_ids"]
             stats = await (await http.get("/stats")).json()

@@ -109,7 +109,7 @@ evaluate: setup
 train: setup
 	$(PY) -m models.train
 	$(PY) -m models.export
-	$(PY) -m models.exit_heads --model models/demo-cloud --exits 2,4 --output models/demo-cloud-exits.safetensors
+	$(PY) -m models.exit_heads --model models/demo-cloud --exits 2,4 --rate 0.001 --output models/demo-cloud-exits.safetensors
 	$(PY) -m models.evaluate
 	$(PY) -m models.exit_evaluation
 

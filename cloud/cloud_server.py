@@ -55,7 +55,9 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
     app[ENGINE] = engine
     app[SESSIONS] = SessionTable()
     drafts = config.draft_verifier
-    app[RESIDENTS] = ResidentPool(engine, drafts.resident_sessions, drafts.resident_idle_seconds)
+    # The other half of vLLM's places is for requests that do not wait: without one they would until a session is idle.
+    places = min(drafts.resident_sessions, drafts.batch.max_batch_size // 2 if drafts.batch.enabled else 0)
+    app[RESIDENTS] = ResidentPool(engine, places, drafts.resident_idle_seconds)
     app[VERIFIER] = DraftVerifier(engine, app[SESSIONS], app[RESIDENTS])
     app[ADMISSION] = Admission(config.admission.max_requests, config.admission.max_tokens)
     app[METRICS] = CloudMetrics(registry)

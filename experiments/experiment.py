@@ -37,6 +37,7 @@ SETTINGS = (
     "inference.draft_ahead=false",
     "inference.fallback=false",
     "cloud.draft_verifier.resident_sessions=32",
+    "cloud.draft_verifier.batch.max_batch_size=64",
 )
 """What all configurations of an experiment have, unless the command line sets it otherwise.
 

@@ -150,7 +150,11 @@ async def _run(
 def server_settings(plan: Plan) -> list[str]:
     """An edge and a cloud that have room for all clients at once, and exact arithmetic."""
     most = max(plan.clients)
-    room = [f"edge.model.sequences={max(4, most)}", f"cloud.draft_verifier.resident_sessions={max(8, most)}"]
+    room = [
+        f"edge.model.sequences={max(4, most)}",
+        f"cloud.draft_verifier.resident_sessions={max(8, most)}",
+        f"cloud.draft_verifier.batch.max_batch_size={max(32, 2 * most)}",
+    ]
     return [FLOAT32, *room]
 
 

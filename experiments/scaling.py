@@ -67,6 +67,7 @@ def settings(clients: Sequence[int]) -> list[str]:
         "inference.fallback=false",
         f"edge.model.sequences={max(4, most)}",
         f"cloud.draft_verifier.resident_sessions={max(32, most)}",
+        f"cloud.draft_verifier.batch.max_batch_size={2 * max(32, most)}",
     ]
 
 

@@ -28,6 +28,15 @@ SMALL = {"vocab_size": 4096, "num_hidden_layers": 3}
 RECIPE = Recipe(epochs=2, rate=3e-3, positions=64)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Several threads share out sums as the machine's load has it; bits are compared here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.llama(tmp_path_factory.mktemp("tiny") / "model", **SMALL)

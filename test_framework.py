@@ -18,8 +18,8 @@ try:
     from common.demo import demo_servers, free_ports
     from common.errors import FrameworkError, RequestError
     from common.http_client import EdgeCloudHTTPClient
-    from common.types import Collaboration, ConfidenceStrategy, DraftRequest, DraftResponse, Mode, Provenance, Way
-    from edge.confidence import ConfidenceCalculator
+    from common.types import Collaboration, DraftRequest, DraftResponse, Mode, Provenance, Way
+    from edge.confidence import STRATEGIES, ConfidenceCalculator
 except ImportError as error:
     sys.exit(f"error: {error.name} cannot be imported: run `make setup`, then `source .venv/bin/activate`")
 
@@ -65,10 +65,10 @@ def version_of(package: str) -> str | None:
 async def strategies() -> str:
     logits = np.zeros((2, 4096), np.float32)
     logits[1, 7] = 30.0
-    for strategy in ConfidenceStrategy:
+    for strategy in STRATEGIES:
         flat, peaked = ConfidenceCalculator(strategy).of_logits(logits)
         expect(0 <= flat < peaked <= 1, f"{strategy}: {flat:.3f} where all are alike, {peaked:.3f} for a clear one")
-    return ", ".join(ConfidenceStrategy)
+    return ", ".join(STRATEGIES)
 
 
 async def ask(client: EdgeCloudHTTPClient, prompt: str, **options: Any) -> tuple[list[str], Collaboration]:

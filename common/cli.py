@@ -54,6 +54,21 @@ def run(program: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.A
     return 0
 
 
+def run_plain(program: Callable[[], None]) -> int:
+    """The same for a program that has no event loop; what the system refuses is one line, too."""
+    try:
+        program()
+    except FrameworkError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
 async def _cancelled_by_signals(program: Coroutine[Any, Any, None]) -> None:
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(program)
     signals = signal.SIGINT, signal.SIGTERM

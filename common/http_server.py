@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import weakref
-from collections.abc import Awaitable
 from contextlib import suppress
 
 from aiohttp import WSCloseCode, web
@@ -15,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from common import access, middleware, wire
 from common.config_keys import ServerConfig
 from common.errors import RequestError, StartError
+from common.first import first
 from common.http_messages import BODY_LIMIT, WEBSOCKETS, error_object, reply
 from common.in_flight import END_SECONDS, IN_FLIGHT, InFlight
 from common.metrics import HttpMetrics, metrics_page
@@ -151,9 +151,9 @@ class HTTPServer:
             loop.add_signal_handler(number, lambda: (hurried if signalled.is_set() else signalled).set())
         try:
             log.info("%s listens on http://%s:%d", self.name, self.host, self.port)
-            await _first(signalled.wait(), _failed(self._app[FATAL]))
+            await first(signalled.wait(), _failed(self._app[FATAL]))
             log.info("the %s stops; a second signal ends what it is working on", self.name)
-            await _first(self.drain(), hurried.wait())
+            await first(self.drain(), hurried.wait())
         finally:
             await self.stop()
             for number in signals:
@@ -163,18 +163,6 @@ class HTTPServer:
 async def _failed(fatal: asyncio.Future[None]) -> None:
     await asyncio.wait([fatal])  # not the future itself, which a cancelled wait would cancel under its owner
     fatal.result()
-
-
-async def _first(*waits: Awaitable[object]) -> None:
-    """Returns, or raises, as the first of `waits` does; cancels the others."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 async def serve(app: web.Application, config: ServerConfig, name: str) -> None:

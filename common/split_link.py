@@ -12,6 +12,7 @@ from aiohttp import WSMsgType
 from common import wire
 from common.connection import HTTPClient
 from common.errors import EndpointError, FrameworkError, RequestError
+from common.first import first
 from common.retry import Broken, Unreachable
 from common.split_frames import Ask, Close, CloudFrame, EdgeFrame, Fault, States, Token
 from common.websocket import open_websocket
@@ -103,7 +104,7 @@ class SplitLink:
             self._fail(error)
             return
         try:
-            await _first(self._write(ws), self._read(ws))
+            await first(self._write(ws), self._read(ws))
         except EndpointError as error:
             self._fail(error)
         finally:
@@ -177,16 +178,3 @@ class SplitLink:
 def _settle(answer: asyncio.Future[Token | Fault] | None, frame: Token | Fault) -> None:
     if answer is not None and not answer.done():
         answer.set_result(frame)
-
-
-async def _first(*works: Any) -> None:
-    """Until one of `works` raises, which this raises too; the others are cancelled."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -10,7 +10,7 @@ from experiments import report_plots as plots
 from experiments import svg
 from experiments.ablation_report import Chart, Contribution, Curve, Measure, Report
 from experiments.ablation_words import CLOUD_RATE, QUALITY, Figures, contributed, headed, lower
-from experiments.chart_lines import Line, lines
+from experiments.report_lines import Line, Place, class_of, over_number
 from experiments.report_plots import Bar
 from experiments.report_scatter import Point, scatter
 
@@ -21,14 +21,14 @@ Draw = Callable[[float], Markup]
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot in both widths, and its numbers as a table; `kinds` are the classes of its colours, for a legend."""
+    """A plot in both widths, and its numbers as a table; `legend`: each name, and the classes that colour it."""
 
     name: str
     title: str
     caption: str
     narrow: Markup
     wide: Markup
-    kinds: Sequence[str] = ()
+    legend: Sequence[tuple[str, str]] = ()
     heads: Sequence[str] = ()
     rows: list[list[str]] = field(default_factory=list)
 
@@ -89,24 +89,29 @@ def provenance(report: Report) -> Figure | None:
     drawn = _both(lambda width: plots.stacks(rows, kinds, width, f"{title}, a bar for each configuration"))
     caption = "Who made the tokens of all answers; at the right, how many there are."
     table = [[name, *(svg.label_of(row.get(kind, 0)) for kind in kinds)] for name, row in rows.items()]
-    return Figure("provenance", title, caption, *drawn, kinds, ["configuration", *kinds], table)
+    legend = [(kind, f"kind {kind}") for kind in kinds]
+    return Figure("provenance", title, caption, *drawn, legend, ["configuration", *kinds], table)
 
 
 def chart(one: Chart) -> Figure:
     """Curves of the experiment's own."""
-    drawn = _both(
-        lambda width: lines([*map(_line, one.curves)], f"{one.x} →", f"↑ {one.y}", width, one.title, one.level)
-    )
+    curves = [_line(curve, class_of(n)) for n, curve in enumerate(one.curves)]
+    legend = [(line.name, f"curve {line.class_}") for line in curves]
+    if one.level is not None:
+        level = Measure(one.level, one.level, one.level)
+        curves.append(Line(f"{one.level:g}", "end", [Place(level, level, f"{one.level:g}")]))
+    drawn = _both(lambda width: over_number(curves, f"{one.x} →", f"↑ {one.y}", width, one.title))
     heads = [one.x, *(curve.name for curve in one.curves)]
     places = sorted({x for curve in one.curves for x in curve.x})
     by_place = [dict(zip(curve.x, curve.y, strict=True)) for curve in one.curves]
     rows = [[svg.label_of(x), *(_spread(found.get(x)) for found in by_place)] for x in places]
-    return Figure(one.name, one.title, one.note, *drawn, heads=heads, rows=rows)
+    return Figure(one.name, one.title, one.note, *drawn, legend, heads, rows)
 
 
-def _line(curve: Curve) -> Line:
-    about = [f"{curve.name}, {svg.label_of(x)}: {_spread(y)}" for x, y in zip(curve.x, curve.y, strict=True)]
-    return Line(curve.name, curve.x, curve.y, about)
+def _line(curve: Curve, class_: str) -> Line:
+    points = zip(curve.x, curve.y, strict=True)
+    places = [Place(float(x), y, f"{curve.name}, {svg.label_of(x)}: {_spread(y)}") for x, y in points]
+    return Line(curve.name, class_, places)
 
 
 def _spread(found: Measure | None) -> str:

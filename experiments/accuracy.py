@@ -13,6 +13,7 @@ from common import cli, terminal
 from experiments import experiment, paper, split_ways
 from experiments.ablation_report import Chart, Configuration, Curve, Measure, Report, Table
 from experiments.ablations import CLOUD_ONLY
+from experiments.options import numbers
 from experiments.trials import Done, Plan
 
 NAME = "accuracy"
@@ -26,7 +27,7 @@ async def main() -> None:
     parser = split_ways.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
     parser.add_argument("--thresholds", default=THRESHOLDS, metavar="NUMBERS", help="of exits (default %(default)s)")
     args, console = parser.parse_args(), terminal.console()
-    wanted = split_ways.numbers(args.thresholds, "--thresholds")
+    wanted = sorted(numbers(args.thresholds, "--thresholds"))
     base = experiment.base_config(args, split_ways.SETTINGS)
     ways = [split_ways.STANDALONE, *map(split_ways.split, wanted), CLOUD_ONLY]
     kind = split_ways.kind(base, CLOUD_ONLY, f"-m experiments.{NAME}", partial(added, wanted), block=BLOCK)

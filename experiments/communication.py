@@ -12,6 +12,7 @@ from common import cli, terminal
 from experiments import experiment, paper, split_formulas, split_ways
 from experiments.ablation_report import Chart, Curve, Report, Table
 from experiments.ablations import CLOUD_ONLY
+from experiments.options import numbers
 from experiments.split_formulas import READINGS, Shape
 from experiments.trials import Done, Plan
 
@@ -24,7 +25,7 @@ async def main() -> None:
     parser = split_ways.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
     parser.add_argument("--thresholds", default=THRESHOLDS, metavar="NUMBERS", help="of exits (default %(default)s)")
     args, console = parser.parse_args(), terminal.console()
-    wanted = split_ways.numbers(args.thresholds, "--thresholds")
+    wanted = sorted(numbers(args.thresholds, "--thresholds"))
     base = experiment.base_config(args, split_ways.SETTINGS)
     ways = [split_ways.NAIVE, *map(split_ways.split, wanted), CLOUD_ONLY]
     add = partial(added, wanted, split_ways.shape_of(base))

@@ -17,6 +17,7 @@ from common import cli, terminal
 from experiments import experiment, paper, split_ways, time_saved
 from experiments.ablation_report import Configuration, Report, Table
 from experiments.ablations import CLOUD_ONLY, Ablation
+from experiments.options import numbers
 from experiments.time_saved import saved
 from experiments.trials import Cell, Done, Network, Plan
 
@@ -55,12 +56,14 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
     """The one of --network first, then those of the sweeps."""
     at = experiment.network_of(args.network)
     found = [Cell(at)]
-    found += [Cell(Network(ms, at.mbit)) for ms in split_ways.numbers(args.round_trips, "--round-trips")]
-    found += [
-        Cell(Network(at.round_trip_ms, mbit)) for mbit in split_ways.numbers(args.uplinks, "--uplinks") if mbit > 0
-    ]
-    found += [Cell(at, int(n)) for n in split_ways.numbers(args.clients, "--clients") if n >= 1]
+    found += [Cell(Network(ms, at.mbit)) for ms in swept(args.round_trips, "--round-trips")]
+    found += [Cell(Network(at.round_trip_ms, mbit)) for mbit in swept(args.uplinks, "--uplinks") if mbit > 0]
+    found += [Cell(at, int(n)) for n in swept(args.clients, "--clients") if n >= 1]
     return list(dict.fromkeys(found))
+
+
+def swept(text: str, option: str) -> list[float]:
+    return numbers(text, option) if text else []
 
 
 def added(report: Report, plan: Plan, entries: Sequence[Done]) -> None:

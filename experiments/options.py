@@ -4,6 +4,7 @@ from common.errors import ConfigError
 
 
 def numbers(text: str, option: str) -> list[float]:
+    """Each once, in their order. Raises ConfigError for what are not numbers from 0 up."""
     try:
         found = list(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError as error:

@@ -7,7 +7,6 @@ import argparse
 from pathlib import Path
 
 from common.config_keys import Config
-from common.errors import ConfigError
 from common.split_manifest import DEMO, read_manifest
 from common.types import Mode
 from experiments import experiment, split_measures
@@ -58,17 +57,6 @@ def parser(description: str, questions: int, repeats: int, output: str) -> argpa
     made = experiment.parser(description, questions, repeats)
     made.set_defaults(network=NETWORK, turns=0, output=output)
     return made
-
-
-def numbers(text: str, option: str) -> list[float]:
-    """Raises ConfigError for what are not numbers from 0 up, with commas between them."""
-    try:
-        found = list(dict.fromkeys(float(part) for part in text.split(",") if part))
-    except ValueError as error:
-        raise ConfigError(f"{option} takes numbers with commas between them, not {text!r}") from error
-    if not all(0 <= number < 1e6 for number in found):
-        raise ConfigError(f"{option} takes numbers from 0 up, not {text!r}")
-    return sorted(found)
 
 
 def shape_of(config: Config) -> Shape:

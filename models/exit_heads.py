@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from common import cli
 from common.errors import ConfigError
 from common.split_manifest import exits_fault, file_hash
 from common.terminal import console
@@ -174,14 +175,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="safetensors file for the exits")
     args = parser.parse_args()
     recipe = Recipe(args.epochs, args.rate, args.positions, args.seed)
-    try:
-        train(args.model, args.exits, args.data, recipe, args.output)
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return cli.run_plain(lambda: train(args.model, args.exits, args.data, recipe, args.output))
 
 
 if __name__ == "__main__":

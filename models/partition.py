@@ -21,8 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common import split_manifest
-from common.errors import ConfigError, FrameworkError
+from common import cli, split_manifest
+from common.errors import ConfigError
 from common.split_manifest import Segment, SplitManifest, Tail, file_hash, folder_hash
 from common.terminal import console
 from edge import llama_quantize
@@ -221,14 +221,7 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the pieces and their manifest")
     args = parser.parse_args()
-    try:
-        partition(args.model, args.exits, args.exits_file, args.quantize, args.output)
-    except (FrameworkError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return cli.run_plain(lambda: partition(args.model, args.exits, args.exits_file, args.quantize, args.output))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from experiments.ablation_report import (
     write,
 )
 from experiments.ablation_words import Figures, all_figures, changes, command, summary
-from experiments.chart_lines import Line, lines
 from experiments.report_plots import distributions, stacks
 from experiments.report_scatter import Point, scatter
 from tests.browser import BROWSER, browser
@@ -480,21 +479,5 @@ def test_tables_and_curves_of_an_experiments_own_are_shown_and_are_never_markup(
             assert text in page.text
     page = Parsed(ablation_html.render(report))
     assert "0.5 [0.4, 0.7]" in page.text, "the curve is there in figures, too"
-    assert sum(attributes.get("class") == "curve" for _, attributes in page.tags) == 2, "one line, in both widths"
-
-
-@pytest.mark.parametrize("width", [360.0, 940.0])
-def test_lines_lie_within_their_drawing(width: float) -> None:
-    rng = random.Random(int(width))
-    at = [0.0, 1.0, 50.0]
-    values = [rng.uniform(-9, 99) for _ in range(8)]
-    many = [
-        Line(f"a way of answering {n}", at, [Measure(v, v - 1, v + 2)] * 3, ["x"] * 3) for n, v in enumerate(values)
-    ]
-    drawn = lines(many, "x", "y", width, "label", level=50.0)
-    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)
-    assert size
-    for name, limit in (("c?x[12]?", float(size[1])), ("c?y[12]?", float(size[2]))):
-        for place in re.findall(rf' {name}="([-\d.]+)"', drawn):
-            assert -0.5 <= float(place) <= limit + 0.5
-    assert all(line.name in drawn for line in many)
+    assert len(page.of_class("through")) == 4, "a line and the level, in both widths"
+    assert len(page.of_class("line-0")) == 3, "and the line in the legend"

@@ -1,5 +1,5 @@
 # make setup | run | server | test | test-long | test-clients | check | bench | bench-cloud | bench-edge
-#      bench-network | bench-thresholds | bench-scaling | ablation | train
+#      bench-network | bench-thresholds | bench-scaling | bench-split | ablation | train
 PROMPT ?= What is AI?
 PYTHON ?= python3
 VENV   := .venv
@@ -10,7 +10,7 @@ NEEDS  := $(if $(GPU),requirements.txt,requirements-cpu.txt)
 INSTALL := $(PY) -m pip install --disable-pip-version-check
 
 .PHONY: setup run server test test-long test-clients check format
-.PHONY: bench bench-cloud bench-edge bench-network bench-thresholds bench-scaling ablation llama-server evaluate train clean
+.PHONY: bench bench-cloud bench-edge bench-network bench-thresholds bench-scaling bench-split ablation llama-server evaluate train clean
 
 setup: $(VENV)/.ready models/demo-split/manifest.json
 
@@ -82,6 +82,13 @@ bench-thresholds: setup
 
 bench-scaling: setup
 	$(PY) -m experiments.scaling $(ARGS)
+
+# The layer split: exact, how much it sends, how long it takes, what answers are worth; about 15 minutes on 2 cores.
+bench-split: setup
+	$(PY) -m experiments.exactness
+	$(PY) -m experiments.communication
+	$(PY) -m experiments.inference_time
+	$(PY) -m experiments.accuracy
 
 # About 8 minutes on 2 cores; ARGS="--only no_confidence,edge_only --questions 20" is less.
 ablation: setup

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from common import cli, terminal
-from experiments import ablation_compare, ablations, experiment
+from experiments import ablations, experiment
+from experiments.report import compare
 
 QUESTIONS, REPEATS = 40, 3
 """So that all presets take about 8 minutes on two cores."""
@@ -17,7 +18,7 @@ async def main() -> None:
     parser.add_argument("--compare", nargs=2, type=Path, metavar="JSON", help="measure nothing; two reports compared")
     args, console = parser.parse_args(), terminal.console()
     if args.compare:
-        for path in ablation_compare.write(ablation_compare.show(*args.compare, console), Path(args.output)):
+        for path in compare.write(compare.show(*args.compare, console), Path(args.output)):
             console.print(f"written: {path}")
         return
     base = experiment.base_config(args)

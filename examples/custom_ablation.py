@@ -12,7 +12,7 @@ from pathlib import Path
 PROJECT = Path(__file__).parents[1]
 sys.path.insert(0, str(PROJECT))  # the project is not installed: its folder is where imports begin
 
-from experiments import ablation_report
+from experiments.report import schema
 
 OUTPUT = PROJECT / "logs" / "custom-ablation"
 CONFIG = """
@@ -49,8 +49,8 @@ def main() -> int:
 
 
 def show(path: Path) -> None:
-    """What the report says of the cloud's share; all that is in it: experiments/ablation_report.py."""
-    report = ablation_report.read(path)
+    """What the report says of the cloud's share; all that is in it: experiments/report/schema.py."""
+    report = schema.read(path)
     print("\nHow much of an answer the cloud computes or verifies, with 95 % intervals over the questions:")
     for configuration in report.configurations:
         rate = configuration.measures["cloud_rate"]

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from common import cli, terminal
-from experiments import experiment, paper, split_ways
-from experiments.ablation_report import Chart, Configuration, Curve, Measure, Report, Table
+from experiments import experiment
 from experiments.ablations import CLOUD_ONLY
+from experiments.measuring.trials import Done, Plan
 from experiments.options import numbers
-from experiments.trials import Done, Plan
+from experiments.report.schema import Chart, Configuration, Curve, Measure, Report, Table
+from experiments.split import compared, paper
 
 NAME = "accuracy"
 QUESTIONS, REPEATS, BLOCK = 200, 1, 4
@@ -24,13 +25,13 @@ WITHIN = 0.01
 
 
 async def main() -> None:
-    parser = split_ways.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
+    parser = compared.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
     parser.add_argument("--thresholds", default=THRESHOLDS, metavar="NUMBERS", help="of exits (default %(default)s)")
     args, console = parser.parse_args(), terminal.console()
     wanted = sorted(numbers(args.thresholds, "--thresholds"))
-    base = experiment.base_config(args, split_ways.SETTINGS)
-    ways = [split_ways.STANDALONE, *map(split_ways.split, wanted), CLOUD_ONLY]
-    kind = split_ways.kind(base, CLOUD_ONLY, f"-m experiments.{NAME}", partial(added, wanted), block=BLOCK)
+    base = experiment.base_config(args, compared.SETTINGS)
+    ways = [compared.STANDALONE, *map(compared.split, wanted), CLOUD_ONLY]
+    kind = compared.kind(base, CLOUD_ONLY, f"-m experiments.{NAME}", partial(added, wanted), block=BLOCK)
     await experiment.run(args, ways, base, "What answers of a split model are worth", NAME, console, kind)
 
 

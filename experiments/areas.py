@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.ablation_report import Area, Difference, Measure, Series
-from experiments.measures import Definition, Sample
-from experiments.statistics import Floats, as_asked, draws, interval
+from experiments.measuring.measures import Definition, Sample
+from experiments.measuring.statistics import Floats, as_asked, draws, interval
+from experiments.report.schema import Area, Difference, Measure, Series
 
 
 def under(rates: Floats, values: Floats) -> Floats:

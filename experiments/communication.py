@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from common import cli, terminal
-from experiments import experiment, paper, split_formulas, split_ways
-from experiments.ablation_report import Chart, Curve, Report, Table
+from experiments import experiment
 from experiments.ablations import CLOUD_ONLY
+from experiments.measuring.trials import Done, Plan
 from experiments.options import numbers
-from experiments.split_formulas import READINGS, Shape
-from experiments.trials import Done, Plan
+from experiments.report.schema import Chart, Curve, Report, Table
+from experiments.split import compared, formulas, paper
+from experiments.split.formulas import READINGS, Shape
 
 NAME = "communication"
 QUESTIONS, REPEATS, BLOCK = 60, 1, 4
@@ -22,14 +23,14 @@ THRESHOLDS = "0.5,0.7,0.8,0.9,1.01"
 
 
 async def main() -> None:
-    parser = split_ways.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
+    parser = compared.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
     parser.add_argument("--thresholds", default=THRESHOLDS, metavar="NUMBERS", help="of exits (default %(default)s)")
     args, console = parser.parse_args(), terminal.console()
     wanted = sorted(numbers(args.thresholds, "--thresholds"))
-    base = experiment.base_config(args, split_ways.SETTINGS)
-    ways = [split_ways.NAIVE, *map(split_ways.split, wanted), CLOUD_ONLY]
-    add = partial(added, wanted, split_ways.shape_of(base))
-    kind = split_ways.kind(base, split_ways.NAIVE, f"-m experiments.{NAME}", add, block=BLOCK)
+    base = experiment.base_config(args, compared.SETTINGS)
+    ways = [compared.NAIVE, *map(compared.split, wanted), CLOUD_ONLY]
+    add = partial(added, wanted, compared.shape_of(base))
+    kind = compared.kind(base, compared.NAIVE, f"-m experiments.{NAME}", add, block=BLOCK)
     await experiment.run(args, ways, base, "What a split model sends", NAME, console, kind)
 
 
@@ -123,11 +124,11 @@ def findings(report: Report, thresholds: Sequence[float]) -> list[str]:
 def papers_reading() -> str:
     """Which reading the paper's figure for Alpaca fits, computed."""
     model, prompt, tokens = Shape(paper.HIDDEN, paper.LAYERS, 0), 20, 100
-    naive = split_formulas.every_token(model, prompt, tokens)
-    ours = split_formulas.once(model, prompt, tokens) / 2
+    naive = formulas.every_token(model, prompt, tokens)
+    ours = formulas.once(model, prompt, tokens) / 2
     return (
         f"Reading (b) is the paper's: with P = {prompt}, T = {tokens}, H = {model.hidden} it gives {naive / 1e6:.0f} "
-        f"MB, and each position once in fp16 {ours / 1e6:.2f} MB, {split_formulas.reduction(naive, ours):.2%} less; "
+        f"MB, and each position once in fp16 {ours / 1e6:.2f} MB, {formulas.reduction(naive, ours):.2%} less; "
         f"the paper has {paper.DATA[0].naive:g} MB, {paper.DATA[0].ours:g} MB and {paper.DATA[0].reduction:.2%}"
     )
 

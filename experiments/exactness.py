@@ -20,15 +20,17 @@ from common import cli, terminal
 from common.config_keys import HttpClientConfig
 from common.connection import HTTPClient
 from common.split_frames import Kind
-from experiments import datasets, experiment, split_ways
+from experiments import experiment
 from experiments.ablations import CLOUD_ONLY
 from experiments.configurations import Configuration, Needs, configuration
-from experiments.load import in_turns
+from experiments.measuring.load import in_turns
+from experiments.measuring.servers import Place, fleet
 from experiments.progress import progress
-from experiments.servers import Place, fleet
-from experiments.workload import Question
+from experiments.questions import datasets
+from experiments.questions.workload import Question
+from experiments.split import compared
 
-SETTINGS = (*split_ways.SETTINGS, "edge.model.kv_type=f32")
+SETTINGS = (*compared.SETTINGS, "edge.model.kv_type=f32")
 """Nothing is rounded but the states on their way."""
 NEVER = 1.01
 CLIENT = HttpClientConfig(timeout=120.0, max_retries=0, connection_pool_size=100)
@@ -72,7 +74,7 @@ class Answer(Struct):
 async def main() -> None:
     parser = cli.parser(__doc__.partition("\n")[0])
     parser.add_argument(
-        "--data", metavar="FILE|NAME", help="questions (experiments/datasets.py; default: held-out ones)"
+        "--data", metavar="FILE|NAME", help="questions (experiments/questions/datasets.py; default: held-out ones)"
     )
     parser.add_argument("--questions", type=int, default=200, help="how many at most (default %(default)s)")
     parser.add_argument("--kinds", default=",".join(Kind), help="how states travel (default %(default)s)")
@@ -95,7 +97,7 @@ async def main() -> None:
 async def measure(args: Namespace, asked: Sequence[Question], kinds: Sequence[Kind], console: Console) -> list[Outcome]:
     """Asks everything of the whole model, then of its pieces; servers live as long as this."""
     base = experiment.base_config(args, SETTINGS)
-    ways = [CLOUD_ONLY, *(split_ways.split(NEVER, kind.value, transfer=kind.value) for kind in kinds)]
+    ways = [CLOUD_ONLY, *(compared.split(NEVER, kind.value, transfer=kind.value) for kind in kinds)]
     made = [configuration(way, base) for way in ways]
     async with fleet(args, SETTINGS, [one.needs for one in made], console.print) as places:
         with progress(console) as bar:

@@ -18,17 +18,19 @@ from common import cli
 from common import config as configs
 from common.config_keys import Config
 from common.errors import ConfigError, EndpointError, StartError
-from experiments import ablation_html, ablation_markdown, ablation_report, datasets, results, sweep_words
-from experiments.ablation_report import Report
 from experiments.ablations import Ablation
 from experiments.configurations import configuration
-from experiments.environment import environment
-from experiments.journal import Journal
-from experiments.measures import MEASURES, Definition
+from experiments.measuring import results
+from experiments.measuring.environment import environment
+from experiments.measuring.journal import Journal
+from experiments.measuring.measures import MEASURES, Definition
+from experiments.measuring.runner import Runner
+from experiments.measuring.servers import fleet
+from experiments.measuring.trials import Done, Network, Plan, Trial, trials
 from experiments.progress import progress
-from experiments.runner import Runner
-from experiments.servers import fleet
-from experiments.trials import Done, Network, Plan, Trial, trials
+from experiments.questions import datasets
+from experiments.report import html, markdown, schema, sweep_words
+from experiments.report.schema import Report
 
 SETTINGS = (
     "cloud.model.dtype=float32",
@@ -73,7 +75,9 @@ class Kind:
 
 def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentParser:
     made = cli.parser(description)
-    made.add_argument("--data", metavar="FILE|NAME", help="questions (experiments/datasets.py; default: held-out ones)")
+    made.add_argument(
+        "--data", metavar="FILE|NAME", help="questions (experiments/questions/datasets.py; default: held-out ones)"
+    )
     made.add_argument("--questions", type=int, default=questions, help="how many at most (default %(default)s)")
     made.add_argument("--turns", type=int, help=f"earlier turns before each (default: {DEMO_TURNS}, with --data 0)")
     made.add_argument("--max-tokens", type=int, default=96, help="longest answer (default %(default)s)")
@@ -214,9 +218,9 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write(found: Report, folder: Path, name: str, console: Console) -> None:
-    ablation_report.write(found, folder / f"{name}.json")
-    (folder / f"{name}.md").write_text(ablation_markdown.render(found))
-    (folder / f"{name}.html").write_text(ablation_html.render(found))
+    schema.write(found, folder / f"{name}.json")
+    (folder / f"{name}.md").write_text(markdown.render(found))
+    (folder / f"{name}.html").write_text(html.render(found))
     for sentence in sweep_words.summary(found):
         console.print(str(sentence))
     for kind in ("json", "md", "html"):

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from common import cli, terminal
-from experiments import experiment, paper, split_ways, time_saved
-from experiments.ablation_report import Configuration, Report, Table
+from experiments import experiment
 from experiments.ablations import CLOUD_ONLY, Ablation
+from experiments.measuring.trials import Cell, Done, Network, Plan
 from experiments.options import numbers
-from experiments.time_saved import saved
-from experiments.trials import Cell, Done, Network, Plan
+from experiments.report.schema import Configuration, Report, Table
+from experiments.split import compared, paper, time_saved
+from experiments.split.time_saved import saved
 
 NAME = "inference_time"
 QUESTIONS, REPEATS, BLOCK = 40, 2, 4
@@ -28,23 +29,23 @@ ROUND_TRIPS, UPLINKS, CLIENTS = "0,14,50,100", "2,20,80", "1,4,16"
 
 
 async def main() -> None:
-    parser = split_ways.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
+    parser = compared.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
     parser.add_argument("--threshold", type=float, default=0.8, help="of the exits (default %(default)s)")
     parser.add_argument("--round-trips", default="", metavar="MS", help=f"a sweep, as in {ROUND_TRIPS}")
     parser.add_argument("--uplinks", default="", metavar="MBIT", help=f"a sweep, as in {UPLINKS}")
     parser.add_argument("--clients", default="", metavar="N", help=f"a sweep, as in {CLIENTS}")
     args, console = parser.parse_args(), terminal.console()
-    base = experiment.base_config(args, split_ways.SETTINGS)
+    base = experiment.base_config(args, compared.SETTINGS)
     cells = cells_of(args)
-    kind = split_ways.kind(base, CLOUD_ONLY, f"-m experiments.{NAME}", added, block=BLOCK, cells=cells)
+    kind = compared.kind(base, CLOUD_ONLY, f"-m experiments.{NAME}", added, block=BLOCK, cells=cells)
     await experiment.run(args, ways(args.threshold), base, "How long a split model takes", NAME, console, kind)
 
 
 def ways(threshold: float) -> list[Ablation]:
-    ours = partial(split_ways.split, threshold)
+    ours = partial(compared.split, threshold)
     return [
         CLOUD_ONLY,
-        split_ways.NAIVE,
+        compared.NAIVE,
         ours(OURS),
         ours("no_async_upload", "; states go up only when the cloud is asked", async_upload=False),
         ours("no_fp16", "; states go up in fp32", transfer="fp32"),

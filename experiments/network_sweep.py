@@ -29,17 +29,17 @@ from common import cli, terminal
 from common.config_keys import HttpClientConfig
 from common.connection import HTTPClient
 from common.errors import ConfigError
-from experiments import network_pages, network_view, ways
-from experiments.cloud_counts import counted
-from experiments.journal import Journal
-from experiments.load import Answer, load
-from experiments.network_passes import Block, Cell, Done, Pass, Plan, passes
-from experiments.network_report import Report, report
+from experiments.measuring.cloud_counts import counted
+from experiments.measuring.journal import Journal
+from experiments.measuring.load import Answer, load
+from experiments.measuring.servers import Site, site
+from experiments.network import pages, view, ways
+from experiments.network.passes import Block, Cell, Done, Pass, Plan, passes
+from experiments.network.report import Report, report
+from experiments.network.ways import Server, Way
 from experiments.options import numbers
 from experiments.progress import progress
-from experiments.servers import Site, site
-from experiments.ways import Server, Way
-from experiments.workload import Question, questions
+from experiments.questions.workload import Question, questions
 
 SETTLE_QUESTIONS = 4
 """Questions that each way answers, uncounted, when the network has changed."""
@@ -173,15 +173,15 @@ def token_ends(model: str) -> Callable[[str], Sequence[int]]:
 def write(found: Report, folder: Path, console: Console) -> None:
     """report.json, .md and .html, tables.txt and the plots; the tables also on the console."""
     (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
-    tables = network_view.details(found), network_view.ratios(found), network_view.conclusion(found)
+    tables = view.details(found), view.ratios(found), view.conclusion(found)
     with (folder / "tables.txt").open("w") as out:
         Console(file=out, width=220, highlight=False, markup=False).print(*tables, sep="\n")
     for table in tables:
         console.print(table)
-    (folder / "report.html").write_text(network_pages.html(found))
-    (folder / "report.md").write_text(network_pages.markdown(found))
+    (folder / "report.html").write_text(pages.to_html(found))
+    (folder / "report.md").write_text(pages.to_markdown(found))
     names = "report.json", "report.md", "report.html", "tables.txt"
-    for path in [*(folder / name for name in names), *network_view.draw(found, folder)]:
+    for path in [*(folder / name for name in names), *view.draw(found, folder)]:
         console.print(f"written: {path}")
     if found.passes_done < found.passes_planned:
         console.print(f"{found.passes_done} of {found.passes_planned} passes are done; --resume goes on")

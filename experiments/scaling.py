@@ -17,14 +17,15 @@ from rich.console import Console
 from common import cli, terminal
 from common.errors import ConfigError
 from common.types import Mode
-from experiments import ablations, experiment, measures
-from experiments.ablation_report import Curves, MeasureInfo, Report, Series, Sweep
-from experiments.ablation_words import counted
+from experiments import ablations, experiment
 from experiments.ablations import Ablation
 from experiments.experiment import Kind
-from experiments.measures import Quantile, Ratio, count, time
+from experiments.measuring import measures
+from experiments.measuring.measures import Quantile, Ratio, count, time
+from experiments.measuring.trials import Done, Plan
 from experiments.options import numbers
-from experiments.trials import Done, Plan
+from experiments.report.schema import Curves, MeasureInfo, Report, Series, Sweep
+from experiments.report.words import counted
 
 QUESTIONS, REPEATS = 128, 1
 """So that all numbers of clients take about 9 minutes on two cores."""

@@ -17,13 +17,14 @@ from rich.console import Console
 from common import cli, terminal
 from common.errors import ConfigError
 from common.types import ConfidenceStrategy, Mode
-from experiments import ablations, experiment, measures, results
-from experiments.ablation_report import Curves, Report, Series, Sweep
+from experiments import ablations, experiment
 from experiments.ablations import Ablation
 from experiments.areas import areas
 from experiments.experiment import Kind
+from experiments.measuring import measures, results
+from experiments.measuring.trials import Done, Plan
 from experiments.options import numbers
-from experiments.trials import Done, Plan
+from experiments.report.schema import Curves, Report, Series, Sweep
 
 QUESTIONS, REPEATS = 24, 1
 """So that all strategies take about 8 minutes on two cores."""

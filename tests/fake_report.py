@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from experiments.ablation_report import (
+from experiments.report.schema import (
     Configuration,
     Contribution,
     Difference,

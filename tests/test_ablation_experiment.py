@@ -13,10 +13,11 @@ from rich.console import Console
 
 from common.demo import free_ports
 from common.supervisor import PROJECT, ServerProcess, Supervisor
-from experiments import ablation_report, ablations, experiment
-from experiments.ablation_report import Report, Row
+from experiments import ablations, experiment
 from experiments.configurations import Needs
-from experiments.servers import Place
+from experiments.measuring.servers import Place
+from experiments.report import schema
+from experiments.report.schema import Report, Row
 from tests.conftest import Servers
 from tests.delay_proxy import DelayProxy
 
@@ -178,7 +179,7 @@ async def test_the_command_keeps_what_was_measured_when_a_server_dies_and_goes_o
     assert measured >= 3 and not (tmp_path / "ablation_report.json").exists()
     again = await command(*small, str(tmp_path), "--resume")
     await again.communicate()
-    found = ablation_report.read(tmp_path / "ablation_report.json")
+    found = schema.read(tmp_path / "ablation_report.json")
     assert (again.returncode, [one.answers for one in found.configurations]) == (0, [6, 6])
     assert not journal.exists()
 

@@ -8,14 +8,16 @@ import pytest
 from msgspec.structs import replace
 
 from common.errors import ConfigError
-from experiments import ablation_report, ablations, measures, results
-from experiments.ablation_report import Counts, Environment, NetworkCounts, Report, Row
-from experiments.cloud_counts import CloudCounts
+from experiments import ablations
 from experiments.configurations import configuration
-from experiments.edge_counts import EdgeCounts
-from experiments.measures import MEASURES, difference, measured, sample, unchanged
-from experiments.statistics import as_asked, draws, interval, quantiles, ratios
-from experiments.trials import Done, Plan, Trial
+from experiments.measuring import measures, results
+from experiments.measuring.cloud_counts import CloudCounts
+from experiments.measuring.edge_counts import EdgeCounts
+from experiments.measuring.measures import MEASURES, difference, measured, sample, unchanged
+from experiments.measuring.statistics import as_asked, draws, interval, quantiles, ratios
+from experiments.measuring.trials import Done, Plan, Trial
+from experiments.report import schema
+from experiments.report.schema import Counts, Environment, NetworkCounts, Report, Row
 from tests.test_ablation_plan import base
 
 HERE = Environment(
@@ -200,11 +202,11 @@ def test_the_report_says_what_each_feature_contributes(tmp_path: object) -> None
 def test_the_report_is_read_back_as_it_was_written(tmp_path: pytest.TempPathFactory) -> None:
     found = report({"baseline": entries("baseline"), "edge_only": entries("edge_only")})
     file = tmp_path / "ablation_report.json"  # type: ignore[operator]
-    ablation_report.write(found, file)
-    assert ablation_report.read(file) == found
+    schema.write(found, file)
+    assert schema.read(file) == found
     file.write_text(file.read_text().replace('"schema_version": 1', '"schema_version": 99'))
     with pytest.raises(ConfigError, match="version 99"):
-        ablation_report.read(file)
+        schema.read(file)
 
 
 def test_without_cloud_only_there_is_nothing_to_agree_with() -> None:

@@ -10,9 +10,9 @@ from common.errors import ConfigError
 from experiments import ablations, experiment
 from experiments.ablations import Ablation
 from experiments.configurations import Configuration, Needs, configuration
-from experiments.datasets import Dataset
-from experiments.trials import Network, Plan, trials
-from experiments.workload import Question
+from experiments.measuring.trials import Network, Plan, trials
+from experiments.questions.datasets import Dataset
+from experiments.questions.workload import Question
 
 NAMES = ["baseline", "no_confidence", "no_draft_verify", "no_kv_cache", "no_http_optimizations", "edge_only",
          "cloud_only"]  # fmt: skip

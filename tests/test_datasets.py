@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from common.errors import ConfigError
-from experiments import datasets
-from experiments.datasets import PUBLIC, load
-from experiments.workload import Question
+from experiments.questions import datasets
+from experiments.questions.datasets import PUBLIC, load
+from experiments.questions.workload import Question
 
 ALPACA = [
     {"instruction": "Name a colour.", "input": "", "output": "Red."},

@@ -12,12 +12,12 @@ from aiohttp import web
 
 from common.connection import HTTPClient
 from common.errors import ConfigError, EndpointError
-from experiments.cloud_counts import SAMPLES, CloudCounts, parsed
-from experiments.journal import Journal
-from experiments.load import load, token_gaps
-from experiments.statistics import Pair, quantile, speed_ratio, typical_ratio
-from experiments.ways import ALL, CLOUD_ONLY, WAYS, chosen
-from experiments.workload import questions
+from experiments.measuring.cloud_counts import SAMPLES, CloudCounts, parsed
+from experiments.measuring.journal import Journal
+from experiments.measuring.load import load, token_gaps
+from experiments.measuring.statistics import Pair, quantile, speed_ratio, typical_ratio
+from experiments.network.ways import ALL, CLOUD_ONLY, WAYS, chosen
+from experiments.questions.workload import questions
 
 # -- questions
 

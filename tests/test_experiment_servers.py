@@ -13,10 +13,10 @@ import pytest
 from common.demo import free_ports
 from common.errors import StartError
 from common.supervisor import PROJECT, ServerProcess
-from experiments import servers
 from experiments.configurations import Needs
-from experiments.servers import fleet
-from experiments.ways import Server
+from experiments.measuring import servers
+from experiments.measuring.servers import fleet
+from experiments.network.ways import Server
 
 pytestmark = pytest.mark.asyncio(loop_scope="function")
 

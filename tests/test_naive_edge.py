@@ -11,10 +11,11 @@ from common import config
 from common.connection import HTTPClient
 from common.http_server import HTTPServer
 from common.types import Collaboration
-from experiments import edge_counts, naive_edge
-from experiments.load import Answer, ask
-from experiments.split_formulas import Shape, every_token
-from experiments.text_metrics import score
+from experiments.measuring import edge_counts
+from experiments.measuring.load import Answer, ask
+from experiments.questions.text_metrics import score
+from experiments.split import naive_edge
+from experiments.split.formulas import Shape, every_token
 from tests.split_parts import WholeModel, served
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -9,14 +9,14 @@ import msgspec
 import pytest
 
 from common.types import Collaboration
-from experiments import bounds, network_pages, network_view, plots
-from experiments.bounds import Costs
-from experiments.cloud_counts import CloudCounts
-from experiments.load import Answer
-from experiments.network_passes import PASS_QUESTIONS, Block, Cell, Done, Pass, Plan, passes
-from experiments.network_report import Report, report
-from experiments.plots import Line, Panel
-from experiments.ways import WAYS
+from experiments.measuring.cloud_counts import CloudCounts
+from experiments.measuring.load import Answer
+from experiments.network import bounds, pages, plots, view
+from experiments.network.bounds import Costs
+from experiments.network.passes import PASS_QUESTIONS, Block, Cell, Done, Pass, Plan, passes
+from experiments.network.plots import Line, Panel
+from experiments.network.report import Report, report
+from experiments.network.ways import WAYS
 
 COSTS = Costs(round_trip=0.05, tokens=40, step=0.005, draft=0.02, rounds=8, verify=0.008, steps=20, draft_step=0.007)
 PLAN = Plan(
@@ -144,13 +144,13 @@ def test_the_bound_of_the_policy_is_that_of_the_best_way_and_never_below_cloud_o
 
 def test_one_other_character_in_a_lossless_answer_is_counted_and_said() -> None:
     entries = [done(one) for one in passes(PLAN)]
-    assert "0 of 144 lossless answers differ" in network_view.conclusion(made(entries))
+    assert "0 of 144 lossless answers differ" in view.conclusion(made(entries))
     wrong = entries[3].blocks[1].answers[2]
     wrong.text = "a b d"
     entries[3].blocks[4].answers[0].text = "the edge may differ"
     found = made(entries)
     assert found.lossless_differences == 1
-    assert "1 of 144 lossless answers differ" in network_view.conclusion(found)
+    assert "1 of 144 lossless answers differ" in view.conclusion(found)
     assert [(row.cell, row.way) for row in found.rows if row.differences and row.lossless] == [
         (entries[3].what.cell, "rounds")
     ]
@@ -161,24 +161,24 @@ def test_cells_not_measured_yet_are_left_out(tmp_path: Path) -> None:
     found = made([done(one)])
     assert {row.cell for row in found.rows} == {one.cell} == {Cell(0, 10, 1)}
     for so_far in (found, made([])):
-        network_view.draw(so_far, tmp_path)
-        assert network_view.ratios(so_far).row_count == len({row.cell for row in so_far.rows})
+        view.draw(so_far, tmp_path)
+        assert view.ratios(so_far).row_count == len({row.cell for row in so_far.rows})
 
 
 def test_the_pages_have_a_panel_for_each_bandwidth_and_number_of_clients_and_all_figures() -> None:
     found = made([done(one) for one in passes(PLAN)])
-    page = network_pages.html(found)
+    page = pages.to_html(found)
     panels = len(PLAN.uplinks) * len(PLAN.clients)
-    assert page.count("<svg") == panels * len(network_pages.PLOTS)
+    assert page.count("<svg") == panels * len(pages.PLOTS)
     assert page.count("<script") == 0 and "http://" not in page
-    for text in (html.unescape(page), network_pages.markdown(found)):
-        assert network_view.conclusion(found) in text
+    for text in (html.unescape(page), pages.to_markdown(found)):
+        assert view.conclusion(found) in text
         assert found.environment.cpu in text
         for row in found.rows:
             assert f"{row.over_cloud_only.value:.2f}" in text
     for so_far in (made([done(next(passes(PLAN)))]), made([])):
-        assert network_pages.html(so_far).count("<svg") == (3 if so_far.rows else 0)
-        assert network_pages.markdown(so_far)
+        assert pages.to_html(so_far).count("<svg") == (3 if so_far.rows else 0)
+        assert pages.to_markdown(so_far)
 
 
 def test_plots_are_written_as_svg_and_png(tmp_path: Path) -> None:

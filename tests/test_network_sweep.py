@@ -11,14 +11,14 @@ from common import cli, terminal
 from common.demo import free_ports
 from common.errors import ConfigError
 from common.supervisor import PROJECT, ServerProcess
-from experiments.journal import Journal
-from experiments.network_passes import Cell, Done, Plan, passes
-from experiments.network_report import Report, Row, report
+from experiments.measuring.journal import Journal
+from experiments.measuring.servers import Site
+from experiments.network.passes import Cell, Done, Plan, passes
+from experiments.network.report import Report, Row, report
+from experiments.network.ways import Server
 from experiments.network_sweep import Sweep, parser, plan_of, server_settings, token_ends, write
 from experiments.options import numbers
-from experiments.servers import Site
-from experiments.ways import Server
-from experiments.workload import questions
+from experiments.questions.workload import questions
 from tests.conftest import CLOUD_MODEL, Servers
 from tests.delay_proxy import DelayProxy
 

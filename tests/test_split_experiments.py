@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 
 from common.errors import ConfigError
-from experiments import accuracy, communication, experiment, inference_time, paper, results, split_ways, time_saved
-from experiments.ablation_report import Counts, NetworkCounts, Report, Row
+from experiments import accuracy, communication, experiment, inference_time
 from experiments.ablations import CLOUD_ONLY, Ablation
-from experiments.cloud_counts import CloudCounts
 from experiments.configurations import configuration
-from experiments.edge_counts import EdgeCounts
 from experiments.experiment import Kind
-from experiments.split_formulas import READINGS, Shape, contexts, every_layer, every_token, once, positions, reduction
-from experiments.split_measures import measures
-from experiments.trials import Cell, Done, Network, Plan, Trial, trials
+from experiments.measuring import results
+from experiments.measuring.cloud_counts import CloudCounts
+from experiments.measuring.edge_counts import EdgeCounts
+from experiments.measuring.trials import Cell, Done, Network, Plan, Trial, trials
+from experiments.report.schema import Counts, NetworkCounts, Report, Row
+from experiments.split import compared, paper, time_saved
+from experiments.split.formulas import READINGS, Shape, contexts, every_layer, every_token, once, positions, reduction
+from experiments.split.measures import measures
 from tests.test_ablation_measures import HERE
 
 SHAPE = Shape(hidden=256, layers=8, first=2)
@@ -49,7 +51,7 @@ def test_the_papers_figures_fit_the_whole_context_for_each_token_and_no_other_re
 
 
 def base_ways() -> list[Ablation]:
-    return [split_ways.NAIVE, split_ways.STANDALONE, split_ways.split(0.8), split_ways.split(1.01), CLOUD_ONLY]
+    return [compared.NAIVE, compared.STANDALONE, compared.split(0.8), compared.split(1.01), CLOUD_ONLY]
 
 
 def answered(name: str, question: int, repeat: int = 0, cell: int = 0, share: float = 1.0) -> Done:
@@ -78,7 +80,7 @@ def answered(name: str, question: int, repeat: int = 0, cell: int = 0, share: fl
 
 
 def plan_of(ways: list[Ablation], baseline: Ablation, **fields: object) -> Plan:
-    base = experiment.base_config(split_ways.parser("", 9, 1, ".").parse_args([]), split_ways.SETTINGS)
+    base = experiment.base_config(compared.parser("", 9, 1, ".").parse_args([]), compared.SETTINGS)
     asked = {
         "data": "some", "prompts_sha256": "", "questions": 30, "repeats": 1, "max_tokens": 9, "temperature": 0.0,
         "seed": 0, "network": Network(14, 20), "config": {}, "baseline": baseline.name,
@@ -111,7 +113,7 @@ def test_edge_cloud_and_communication_are_the_total() -> None:
 
 
 def test_reductions_are_by_all_bytes_of_all_answers() -> None:
-    found, _, entries = report_of([split_ways.split(0.8), CLOUD_ONLY], CLOUD_ONLY, 0.5)
+    found, _, entries = report_of([compared.split(0.8), CLOUD_ONLY], CLOUD_ONLY, 0.5)
     rows = [row for entry in entries if entry.what.configuration == "split 0.8" for row in entry.rows]
     ours = sum(row.bytes_up + row.bytes_down for row in rows)
     for name, (_, _, of) in READINGS.items():
@@ -163,7 +165,7 @@ def test_every_cell_has_every_question_and_the_first_is_in_the_order_of_a_plan_w
 
 
 def test_the_first_cell_is_that_of_the_network_and_none_is_there_twice() -> None:
-    parser = split_ways.parser("", 9, 1, ".")
+    parser = compared.parser("", 9, 1, ".")
     for name in ("round-trips", "uplinks", "clients"):
         parser.add_argument(f"--{name}", default="")
     args = parser.parse_args(["--round-trips", "0,14,100", "--uplinks", "2,20", "--clients", "1,16"])
@@ -177,7 +179,7 @@ def test_the_first_cell_is_that_of_the_network_and_none_is_there_twice() -> None
 def added() -> Iterator[tuple[str, Report]]:
     """Each experiment's report with its own tables and curves."""
     thresholds = [0.8, 1.01]
-    found, plan, entries = report_of(base_ways(), split_ways.NAIVE, 0.3)
+    found, plan, entries = report_of(base_ways(), compared.NAIVE, 0.3)
     communication.added(thresholds, SHAPE, found, plan, entries)
     yield "communication", found
     found, plan, entries = report_of(base_ways(), CLOUD_ONLY, 0.3)
@@ -209,7 +211,7 @@ def test_an_experiment_that_answered_nothing_still_has_a_report() -> None:
 
 
 def test_the_threshold_taken_has_the_least_cloud_work_within_a_point() -> None:
-    found, _, _ = report_of([split_ways.split(t) for t in (0.5, 0.8, 1.0)] + [CLOUD_ONLY], CLOUD_ONLY)
+    found, _, _ = report_of([compared.split(t) for t in (0.5, 0.8, 1.0)] + [CLOUD_ONLY], CLOUD_ONLY)
     by_name = {one.name: one for one in found.configurations}
 
     def set_to(name: str, quality: float, work: float) -> None:
@@ -231,7 +233,7 @@ def test_the_threshold_taken_has_the_least_cloud_work_within_a_point() -> None:
 
 
 def test_what_a_request_can_say_needs_no_server_of_its_own() -> None:
-    plan = plan_of([split_ways.split(t) for t in (0.5, 0.9, 1.01)], CLOUD_ONLY)
+    plan = plan_of([compared.split(t) for t in (0.5, 0.9, 1.01)], CLOUD_ONLY)
     assert len({one.needs for one in plan.configurations}) == 1
     assert [one.fields.get("confidence_threshold") for one in plan.configurations] == [0.5, 0.9, None]
     assert plan.configurations[2].fields["use_confidence_check"] is False

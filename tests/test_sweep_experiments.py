@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import ablation_report, experiment, scaling, threshold_sweep
-from experiments.ablation_report import Report
+from experiments import experiment, scaling, threshold_sweep
+from experiments.report import schema
+from experiments.report.schema import Report
 from tests.conftest import Servers
 from tests.test_ablation_experiment import edges_before
 
@@ -34,7 +35,7 @@ async def test_a_higher_threshold_asks_the_cloud_for_more_and_keeps_more(
     report = await threshold_sweep.measure(
         threshold_sweep.parser().parse_args([*flags, "--output", str(tmp_path)]), Console(quiet=True)
     )
-    assert ablation_report.read(tmp_path / "threshold_report.json") == report
+    assert schema.read(tmp_path / "threshold_report.json") == report
     for strategy in ("entropy", "ensemble"):
         rates = [value(report, f"{strategy} {at}", "cloud_rate") for at in ("0", "0.7", "1")]
         assert rates[0] == 0 < rates[1] < rates[2]
@@ -54,7 +55,7 @@ async def test_many_clients_get_the_same_answers_and_share_the_clouds_steps(
     monkeypatch.setattr(experiment, "fleet", edges_before(servers))
     flags = ["--questions", "8", "--clients", "1,4", "--only", "no_confidence,cloud_only", "--output", str(tmp_path)]
     report = await scaling.measure(scaling.parser().parse_args(flags), Console(quiet=True))
-    assert ablation_report.read(tmp_path / "scaling_report.json") == report
+    assert schema.read(tmp_path / "scaling_report.json") == report
     assert not any(one.failures for one in report.configurations)
     alone = [row.text for row in report.rows["cloud_only, 1 client"]]
     for name in ("cloud_only, 4 clients", "no_confidence, 1 client", "no_confidence, 4 clients"):

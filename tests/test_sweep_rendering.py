@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from experiments import ablation_html, ablation_markdown, ablation_report, report_lines
-from experiments.ablation_report import Curves, Measure, Report, Series, Sweep
-from experiments.report_lines import Line, Place, over_measure, over_number
+from experiments.report import html, line_plot, markdown, schema
+from experiments.report.line_plot import Line, Place, over_measure, over_number
+from experiments.report.schema import Curves, Measure, Report, Series, Sweep
 from tests.browser import BROWSER, browser
 from tests.fake_report import SETUPS, fake_report
 
@@ -28,10 +28,10 @@ def swept() -> Report:
         ends=["edge_only", "cloud_only"],
         plots=[Curves(x="cloud_rate", y="quality"), Curves(y="quality"), Curves(y="joules")],
         areas=[
-            ablation_report.Area(
+            schema.Area(
                 series=name, measure="quality", area=Measure(0.8, 0.7, 0.9),
-                to_line=ablation_report.Difference(0.1, 0.05, 0.2, clear=True),
-                to_best=None if name == "one" else ablation_report.Difference(-0.02, -0.1, 0.1, clear=False),
+                to_line=schema.Difference(0.1, 0.05, 0.2, clear=True),
+                to_best=None if name == "one" else schema.Difference(-0.02, -0.1, 0.1, clear=False),
             )
             for name in ("one", "two")
         ],
@@ -40,7 +40,7 @@ def swept() -> Report:
 
 
 def test_a_sweeps_page_has_its_curves_in_place_of_a_plot_of_all_configurations(swept: Report) -> None:
-    page = ablation_html.render(swept)
+    page = html.render(swept)
     assert page.count("<svg") == 2 * 2 + len(swept.contributions), "what was not measured is not drawn"
     for width in ("narrow", "wide"):
         drawn = re.findall(rf'<div class="{width}">(<svg.*?</svg>)', page)
@@ -52,7 +52,7 @@ def test_a_sweeps_page_has_its_curves_in_place_of_a_plot_of_all_configurations(s
 
 
 def test_a_sweeps_markdown_has_every_point_and_the_areas(swept: Report) -> None:
-    text = ablation_markdown.render(swept)
+    text = markdown.render(swept)
     assert "## Quality at equal cloud rate" in text
     assert "| one | 0.9 |" in text and "| two | 0.99 |" in text
     assert "the best" in text
@@ -61,23 +61,23 @@ def test_a_sweeps_markdown_has_every_point_and_the_areas(swept: Report) -> None:
 
 def test_a_sweep_is_read_back_as_it_was_written(swept: Report, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    ablation_report.write(swept, file)
-    assert ablation_report.read(file) == swept
+    schema.write(swept, file)
+    assert schema.read(file) == swept
 
 
 def test_names_of_series_are_never_markup(swept: Report) -> None:
     hostile = copy.deepcopy(swept)
     assert hostile.sweep is not None
     hostile.sweep.series[0] = replace(hostile.sweep.series[0], name="<script>alert(1)</script>|*b*")
-    assert "<script>" not in ablation_html.render(hostile)
-    assert "<script>" not in ablation_markdown.render(hostile)
+    assert "<script>" not in html.render(hostile)
+    assert "<script>" not in markdown.render(hostile)
 
 
 @pytest.mark.long
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 async def test_a_browser_draws_all_curves_and_has_nothing_to_complain_of(swept: Report, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
-    file.write_text(ablation_html.render(swept))
+    file.write_text(html.render(swept))
     async with browser(tmp_path / "profile") as page:
         for width in (400, 1400):
             await page.open(file.as_uri(), width, dark=width == 400)
@@ -98,7 +98,7 @@ def test_lines_lie_within_their_drawing_in_the_order_of_their_numbers() -> None:
     rng = np.random.default_rng(0)
     for width in (360.0, 940.0):
         lines = [
-            Line(f"a{n}", report_lines.class_of(n), [place(float(at), float(rng.random())) for at in (1, 2, 4, 8, 32)])
+            Line(f"a{n}", line_plot.class_of(n), [place(float(at), float(rng.random())) for at in (1, 2, 4, 8, 32)])
             for n in range(10)
         ]
         drawn = str(over_number(lines, "x", "y", width, "label"))
@@ -117,4 +117,4 @@ def within(drawn: str, width: float) -> None:
 
 
 def test_more_lines_than_colours_can_be_told_apart() -> None:
-    assert len({report_lines.class_of(n) for n in range(2 * report_lines.COLOURS)}) == 2 * report_lines.COLOURS
+    assert len({line_plot.class_of(n) for n in range(2 * line_plot.COLOURS)}) == 2 * line_plot.COLOURS

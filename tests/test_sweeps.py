@@ -8,24 +8,18 @@ from rich.console import Console
 from common import config as configs
 from common.errors import ConfigError
 from common.types import ConfidenceStrategy, Mode
-from experiments import (
-    ablations,
-    experiment,
-    measures,
-    results,
-    scaling,
-    sweep_words,
-    threshold_sweep,
-)
-from experiments.ablation_report import Report, Series
+from experiments import ablations, experiment, scaling, threshold_sweep
 from experiments.ablations import Ablation
 from experiments.areas import areas, under
 from experiments.configurations import Configuration, Needs, configuration
-from experiments.datasets import Dataset
 from experiments.experiment import Kind
-from experiments.measures import MEASURES
-from experiments.trials import Done, Plan, trials
-from experiments.workload import Question
+from experiments.measuring import measures, results
+from experiments.measuring.measures import MEASURES
+from experiments.measuring.trials import Done, Plan, trials
+from experiments.questions.datasets import Dataset
+from experiments.questions.workload import Question
+from experiments.report import sweep_words
+from experiments.report.schema import Report, Series
 from tests.test_ablation_measures import HERE, changed, entries
 from tests.test_ablation_plan import base
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from experiments.text_metrics import METRICS, accuracy, agreement, longest_common, rouge_l, score, token_f1
+from experiments.questions.text_metrics import METRICS, accuracy, agreement, longest_common, rouge_l, score, token_f1
 
 WORDS = "the cat sat on a mat and then it ran".split()
 

@@ -1,0 +1,201 @@
+"""The questions of an experiment by name or file: the demo corpus, JSON lines, or a public data set. Knows no server.
+
+none given                       held-out questions of the demo corpus
+FILE.jsonl                       {"prompt": ..., "answer": ..., "metric": ...} a line (see workload.py)
+alpaca:PATH  xsum:PATH ...       a public data set as it is published, in a file or folder, also .gz
+alpaca  xsum  boolq  quac  imdb  the same from the hub, which keeps a Parquet copy of each: wants pyarrow
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from common import jsonl
+from common.errors import ConfigError
+from experiments.questions import workload
+from experiments.questions.public_data import Alpaca, BoolQ, QuAC, QuACOnHub, Record, Review, XSum
+from experiments.questions.workload import Question
+
+R = TypeVar("R")
+SPLITS = ("test", "val", "dev")
+"""Which file of a folder is taken: the first that has one of these in its name."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`metric`: the names of all metrics that its questions have, with commas between them."""
+
+    name: str
+    metric: str
+    questions: list[Question]
+
+
+@dataclass(frozen=True)
+class Public:
+    """A public data set: the row of its JSON document, of its JSON lines or Parquet file, and its place on the hub."""
+
+    document: type[Record]
+    row: type[Record]
+    repository: str
+    file: str
+    folders: tuple[str, ...] = ()
+    """Texts that lie in folders named after their label; the place in here is the label."""
+
+
+PUBLIC = {
+    "alpaca": Public(Alpaca, Alpaca, "tatsu-lab/alpaca", "default/train/0000.parquet"),
+    "xsum": Public(XSum, XSum, "EdinburghNLP/xsum", "default/test/0000.parquet"),
+    "boolq": Public(BoolQ, BoolQ, "google/boolq", "default/validation/0000.parquet"),
+    "quac": Public(QuAC, QuACOnHub, "allenai/quac", "plain_text/validation/0000.parquet"),
+    "imdb": Public(Review, Review, "stanfordnlp/imdb", "plain_text/test/0000.parquet", ("neg", "pos")),
+}
+
+
+def load(spec: str | None, count: int, seed: int) -> Dataset:
+    """At most `count` different questions, drawn by the seed; the first n are those of a smaller count.
+
+    Raises ConfigError for what is no data, with file and line, and for data without a question.
+    """
+    if count < 1:
+        raise ConfigError(f"at least 1 question must be asked, not {count}")
+    name, found = "demo, held out" if spec is None else spec, workload.different(_questions(spec))
+    if not found:
+        raise ConfigError(f"{name}: there is no question in it")
+    drawn = workload.sample(found, min(count, len(found)), seed)
+    return Dataset(name, ", ".join(sorted({question.metric for question in drawn})), drawn)
+
+
+def _questions(spec: str | None) -> Iterable[Question]:
+    if spec is None:
+        return workload.held_out()
+    name, _, path = spec.partition(":")
+    if name in PUBLIC:
+        records = local(PUBLIC[name], Path(path)) if path else from_hub(PUBLIC[name])
+        return _asked(spec, records)
+    file = Path(spec)
+    if not file.exists():
+        raise ConfigError(f"{spec}: neither a file nor one of {', '.join(PUBLIC)}")
+    return workload.from_file(file)
+
+
+def _asked(spec: str, records: Iterable[Record]) -> Iterator[Question]:
+    for number, record in enumerate(records, 1):
+        try:
+            yield from record.ask()
+        except ValueError as error:
+            raise ConfigError(f"{spec}, record {number}: {error}") from error
+
+
+# -- public data sets
+
+
+def local(public: Public, path: Path) -> Sequence[Record]:
+    """What a file or folder holds. Raises ConfigError."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        return from_file(public, path)
+    labelled = _labelled(public, path)
+    return from_folder(public, labelled) if labelled else from_file(public, _data_file(path))
+
+
+def from_file(public: Public, path: Path) -> Sequence[Record]:
+    """A JSON document (a list, or {"data": a list}), JSON lines, or Parquet, by the name. Raises ConfigError."""
+    match Path(path.name.removesuffix(".gz")).suffix:
+        case ".json":
+            return _document(path, public.document)
+        case ".jsonl":
+            return jsonl.read(path, public.row)
+        case ".parquet":
+            return _parquet(path, public.row)
+    raise ConfigError(f"{path}: must be .json, .jsonl or .parquet (.gz behind it for the first two)")
+
+
+def from_folder(public: Public, path: Path) -> Sequence[Record]:
+    """Texts in the folders of their labels, a file each, as in aclImdb."""
+    return [
+        msgspec.convert({"text": _text(file), "label": label}, public.row)
+        for label, folder in enumerate(public.folders)
+        for file in sorted((path / folder).glob("*.txt"))
+    ]
+
+
+def from_hub(public: Public) -> Sequence[Record]:
+    """The hub's Parquet copy: fetched once, then found in the hub's cache. Raises ConfigError."""
+    _pyarrow(public.repository)  # before anything is fetched
+    return _parquet(Path(_download(public.repository, public.file)), public.row)
+
+
+def _download(repository: str, file: str) -> str:
+    from httpx2 import HTTPError
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(repository, file, repo_type="dataset", revision="refs/convert/parquet")
+    except (HTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ConfigError(f"cannot fetch {repository} from the hub ({reason}); give a file: NAME:PATH") from error
+
+
+def _labelled(public: Public, path: Path) -> Path | None:
+    """The folder in which there is one for each label: this one, or its part to test with."""
+    for folder in (path, *(path / split for split in SPLITS)):
+        if public.folders and all((folder / label).is_dir() for label in public.folders):
+            return folder
+    return None
+
+
+def _data_file(folder: Path) -> Path:
+    endings = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
+    files = sorted(file for file in folder.iterdir() if file.name.endswith(endings))
+    to_test = [file for split in SPLITS for file in files if split in file.name]
+    if not to_test and len(files) != 1:
+        raise ConfigError(f"{folder}: {len(files)} data files in it, none named after {', '.join(SPLITS)}; name one")
+    return (to_test or files)[0]
+
+
+class Wrapped(msgspec.Struct, Generic[R]):
+    data: list[R]
+
+
+def _document(path: Path, row: type[R]) -> list[R]:
+    try:
+        found = msgspec.json.decode(jsonl.contents(path), type=list[row] | Wrapped[row])  # type: ignore[valid-type]
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return found.data if isinstance(found, Wrapped) else found
+
+
+def _parquet(path: Path, row: type[R]) -> list[R]:
+    arrow = _pyarrow(path)
+    try:
+        rows = arrow.parquet.read_table(path).to_pylist()
+    except (OSError, arrow.ArrowException) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return list(_converted(path, rows, row))
+
+
+def _pyarrow(wanted_by: object) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError(f"{wanted_by} is in Parquet, which wants pyarrow: pip install pyarrow") from error
+    return pyarrow
+
+
+def _converted(path: Path, rows: Iterable[object], row: type[R]) -> Iterator[R]:
+    for number, one in enumerate(rows, 1):
+        try:
+            yield msgspec.convert(one, row)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{path}, row {number}: {error}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return jsonl.contents(path).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from error

@@ -1,0 +1,129 @@
+"""Rows of public data sets as they are published, and the question that each row asks. Knows no file and no server.
+
+Wordings are those of the data sets' papers, lm-eval and HELM, without examples. A row can have more fields than are
+named here. Where the copy on the hub has other fields than the file of the authors, there are two rows.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from msgspec import Struct
+
+from experiments.questions.workload import Question
+
+
+class Record(Protocol):
+    def ask(self) -> Iterable[Question]: ...
+
+
+class Alpaca(Struct):
+    """Taori et al. 2023. The chat template says what is instruction and what is answer, so no other frame is put on."""
+
+    instruction: str
+    output: str
+    input: str = ""
+
+    def ask(self) -> Iterator[Question]:
+        yield Question(f"{self.instruction}\n\n{self.input}".strip(), self.output, metric="rouge_l")
+
+
+class XSum(Struct):
+    """Narayan et al. 2018: an article, and the one sentence it begins with in the BBC's pages."""
+
+    document: str
+    summary: str
+
+    def ask(self) -> Iterator[Question]:
+        please = "Summarize the above article in 1 sentence."
+        yield Question(f"Article: {self.document}\n\n{please}", self.summary, metric="rouge_l")
+
+
+class BoolQ(Struct):
+    """Clark et al. 2019: a passage, and a question that it answers with yes or no."""
+
+    question: str
+    passage: str
+    answer: bool
+
+    def ask(self) -> Iterator[Question]:
+        prompt = f"{self.passage}\nQuestion: {self.question.rstrip('?')}?\nAnswer (yes or no):"
+        yield Question(prompt, "yes" if self.answer else "no", metric="accuracy")
+
+
+class Review(Struct):
+    """IMDB, Maas et al. 2011, as on the hub; `label` is 0 or 1."""
+
+    text: str
+    label: int
+
+    def ask(self) -> Iterator[Question]:
+        review = self.text.replace("<br />", "\n")
+        prompt = f"{review}\nQuestion: Is this review positive or negative?\nAnswer:"
+        yield Question(prompt, ("negative", "positive")[self.label], metric="accuracy")
+
+    def __post_init__(self) -> None:
+        if self.label not in (0, 1):
+            raise ValueError(f"a label is 0 or 1, not {self.label}")
+
+
+class Text(Struct):
+    text: str
+
+
+class Turn(Struct):
+    """One question of QuAC. `yesno` and `followup` belong to the dialogue act, which is not asked for."""
+
+    question: str
+    orig_answer: Text
+    yesno: str = "x"
+    followup: str = "n"
+
+
+class Paragraph(Struct):
+    context: str
+    qas: list[Turn]
+
+
+class QuAC(Struct):
+    """Choi et al. 2018: one dialogue over a section of Wikipedia, an element of "data" in the authors' file.
+
+    Each question comes with those before it and their right answers. The right answer is the teacher's own.
+    """
+
+    title: str
+    section_title: str
+    paragraphs: list[Paragraph]
+    background: str = ""
+
+    def ask(self) -> Iterator[Question]:
+        for paragraph in self.paragraphs:
+            about = f"Title: {self.title}\nBackground: {self.background}\nSection: {self.section_title}"
+            pairs = [(turn.question, turn.orig_answer.text) for turn in paragraph.qas]
+            yield from _dialogue(f"{about}\nPassage: {paragraph.context}", pairs)
+
+
+class Texts(Struct):
+    texts: list[str]
+
+
+class QuACOnHub(Struct):
+    """The same dialogue as the hub has it: a list for each field."""
+
+    wikipedia_page_title: str
+    section_title: str
+    context: str
+    questions: list[str]
+    orig_answers: Texts
+    background: str = ""
+
+    def ask(self) -> Iterator[Question]:
+        about = f"Title: {self.wikipedia_page_title}\nBackground: {self.background}\nSection: {self.section_title}"
+        pairs = zip(self.questions, self.orig_answers.texts, strict=True)
+        yield from _dialogue(f"{about}\nPassage: {self.context}", pairs)
+
+
+def _dialogue(about: str, pairs: Iterable[tuple[str, str]]) -> Iterator[Question]:
+    for question, answer in pairs:
+        about += f"\n\nQuestion: {question}\nAnswer:"
+        yield Question(about, answer, metric="token_f1")
+        about += f" {answer}"

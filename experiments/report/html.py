@@ -1,0 +1,92 @@
+"""A report as one HTML page that needs nothing else: no script, no font, no network. Knows only the report.
+
+The page itself is report.html.jinja beside this file, with its style sheet; there texts are escaped.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from experiments.report import figures as plots
+from experiments.report import sweep_figures, sweep_words, words
+from experiments.report.schema import Configuration, Report
+from experiments.report.words import Figures
+
+FAILURES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A measure of a configuration, and its difference to the baseline: alone, with its interval, in a word."""
+
+    measure: str
+    value: str
+    interval: str = ""
+    signed: str = ""
+    change: str = ""
+    reading: str = ""
+
+
+def render(report: Report) -> str:
+    measured = words.all_figures(report)
+    key = words.key_measures(measured)
+    return page(
+        "report.html.jinja",
+        report=report,
+        summary=sweep_words.summary(report),
+        trade=plots.trade(report, measured),
+        curves=list(sweep_figures.figures(report, measured)),
+        lines=sweep_figures.legend(report.sweep) if report.sweep else [],
+        areas=areas(report, measured),
+        points=sweep_figures.table(report, report.sweep, measured) if report.sweep else None,
+        charts=[*map(plots.chart, report.charts)],
+        panels=plots.panels(report, measured),
+        heads=[measured[name].info for name in key],
+        table=[(one, [cell(one, name, measured[name]) for name in key]) for one in report.configurations],
+        latencies=plots.latencies(report),
+        provenance=plots.provenance(report),
+        area_heads=sweep_words.AREA_HEADS,
+        sections=[
+            (one, words.changes(report, one), [cell(one, name, measured[name]) for name in measured])
+            for one in report.configurations
+        ],
+        failures=[(name, row) for name, rows in report.rows.items() for row in rows if row.error][:FAILURES_SHOWN],
+        environment=words.environment(report),
+        command=words.command(report),
+        commit=words.short(report.environment.git_commit or ""),
+        config=msgspec.yaml.encode(report.config).decode(),
+    )
+
+
+def page(template: str, **filled: Any) -> str:
+    """A template of this folder, filled in; every text is escaped."""
+    return _environment().get_template(template).render(filled)
+
+
+@cache
+def _environment() -> Environment:
+    loader = FileSystemLoader(Path(__file__).parent)
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def areas(report: Report, measured: dict[str, Figures]) -> list[tuple[str, list[list[str]]]]:
+    """For each measure that has areas its title and their rows."""
+    by_measure = sweep_words.areas_by_measure(report.sweep) if report.sweep else {}
+    return [
+        (words.headed(measured[name]), sweep_words.area_rows(found, measured[name]))
+        for name, found in by_measure.items()
+    ]
+
+
+def cell(one: Configuration, name: str, written: Figures) -> Cell:
+    found, difference = one.measures.get(name), one.differences.get(name)
+    if found is None:
+        return Cell(words.headed(written), "–")
+    value = words.headed(written), written.number(found.value), written.interval(found.low, found.high)
+    if difference is None:
+        return Cell(*value)
+    return Cell(*value, written.signed(difference.value), written.change(difference), written.reading(difference))

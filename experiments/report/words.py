@@ -1,0 +1,290 @@
+"""A report in figures and sentences: digits, differences, what each part contributes. Knows no format to write in.
+
+Nothing is said that is not computed from the report; a measure that it lacks is not spoken of.
+"""
+
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+import msgspec
+
+from experiments.report.schema import (
+    Configuration,
+    Contribution,
+    Difference,
+    Environment,
+    Measure,
+    MeasureInfo,
+    Report,
+)
+
+QUALITY, CLOUD_RATE, SUCCESS = "quality", "cloud_rate", "success_rate"
+KEY_MEASURES = (
+    QUALITY, CLOUD_RATE, "latency_p50_ms", "first_token_p50_ms", "tokens_per_second", "cloud_calls", "acceptance_rate",
+    "bytes_up", "throughput", "over_one_client", "over_cloud_only",
+    "cloud_layer_share", "bytes", "reduction", "total_ms", "cloud_ms", "edge_ms", "communication_ms",
+)  # fmt: skip
+"""The columns of the first table, those of them that are measured."""
+FOUND = "Found"
+"""What the sentences of an experiment's own are about."""
+
+Reading = Literal["better", "worse", "differs", "no clear difference"]
+
+
+# -- figures
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How one measure is written: all its values with the same decimals, so that they align."""
+
+    info: MeasureInfo
+    decimals: int
+
+    def number(self, value: float) -> str:
+        """Thousands apart by a narrow space, no minus before a zero, a true minus sign before the rest."""
+        written = f"{value:,.{self.decimals}f}".replace(",", "\u202f")
+        if not any(digit in written for digit in "123456789"):
+            written = written.removeprefix("-")
+        return written.replace("-", "−")
+
+    def signed(self, value: float) -> str:
+        written = self.number(value)
+        return f"+{written}" if value > 0 and written != self.number(0) else written
+
+    def interval(self, low: float, high: float) -> str:
+        return f"[{self.number(low)},\u00a0{self.number(high)}]"
+
+    def measure(self, measure: Measure) -> str:
+        return f"{self.number(measure.value)} {self.interval(measure.low, measure.high)}"
+
+    def change(self, difference: Difference) -> str:
+        return f"{self.signed(difference.value)} {self.interval(difference.low, difference.high)}"
+
+    def reading(self, difference: Difference) -> Reading:
+        """Whether it is good, by what the measure is; only a clear difference is either."""
+        if not difference.clear:
+            return "no clear difference"
+        if self.info.better == "neither":
+            return "differs"
+        return "better" if (difference.value > 0) == (self.info.better == "higher") else "worse"
+
+
+def figures(reports: Iterable[Report], name: str) -> Figures:
+    """Three digits of the largest value, and three decimals of shares; two digits where all are below 0.01."""
+    found = [
+        (report.measures[name], abs(configuration.measures[name].value))
+        for report in reports
+        for configuration in report.configurations
+        if name in configuration.measures
+    ]
+    largest = max(value for _, value in found) or 1.0
+    power = math.floor(math.log10(largest)) if largest != 1 else -1
+    return Figures(found[0][0], 1 - power if power < -2 else min(3, max(0, 2 - power)))
+
+
+def all_figures(*reports: Report) -> dict[str, Figures]:
+    """Of every measure that all reports name and any configuration has, in the order of the first one."""
+    common = [name for name in reports[0].measures if all(name in report.measures for report in reports)]
+    had = {name for report in reports for one in report.configurations for name in one.measures}
+    return {name: figures(reports, name) for name in common if name in had}
+
+
+def key_measures(measured: Mapping[str, Figures]) -> list[str]:
+    """For the first table; of a report that has none of them, its first six."""
+    return [name for name in KEY_MEASURES if name in measured] or list(measured)[:6]
+
+
+# -- sentences
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """`lead` is what it is about, and may be set in another type; `points` are what there is to say in all."""
+
+    lead: str
+    text: str
+    points: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        """For a console: each point on a line of its own. It is no markup."""
+        return "\n  ".join([f"{self.lead}: {self.text}", *self.points])
+
+
+def summary(report: Report) -> list[Sentence]:
+    """What a reader should know who reads nothing else."""
+    measured = all_figures(report)
+    found = [Sentence(FOUND, "", report.findings)] if report.findings else []
+    return [
+        asked(report),
+        *found,
+        *_trade(report, measured),
+        *_parts(report, measured),
+        *_unchanged(report),
+        *failed(report),
+    ]
+
+
+def asked(report: Report) -> Sentence:
+    configurations, work = report.configurations, report.workload
+    answers, failures = sum(one.answers for one in configurations), sum(one.failures for one in configurations)
+    repeats, configured = counted(report.repeats, "repeat"), counted(len(configurations), "configuration")
+    told = f"{counted(work.questions, 'question')} ({work.name}), {repeats}, {configured}"
+    return Sentence("Asked", f"{told}. Of {answers + failures:,} answers {failures or 'none'} failed.")
+
+
+def _trade(report: Report, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
+    """Quality and cloud rate of the baseline, and of the best and the cheapest of the others."""
+    if QUALITY not in measured or CLOUD_RATE not in measured:
+        return
+    quality, rate = measured[QUALITY], measured[CLOUD_RATE]
+    both = [one for one in report.configurations if QUALITY in one.measures and CLOUD_RATE in one.measures]
+    best = max(both, key=lambda one: (one.measures[QUALITY].value, -one.measures[CLOUD_RATE].value), default=None)
+    least = min(both, key=lambda one: (one.measures[CLOUD_RATE].value, -one.measures[QUALITY].value), default=None)
+    for one in both:
+        what = [
+            *(["the baseline"] if one.name == report.baseline != "baseline" else []),
+            *([f"highest {lower(quality.info.title)}"] if one is best else []),
+            *([f"lowest {lower(rate.info.title)}"] if one is least else []),
+        ]
+        if what or one.name == report.baseline:
+            yield Sentence(
+                ", ".join([one.name, *what]),
+                f"{lower(headed(quality))} {quality.measure(one.measures[QUALITY])}, "
+                f"{lower(headed(rate))} {rate.measure(one.measures[CLOUD_RATE])}.",
+            )
+
+
+def _parts(report: Report, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
+    """One sentence for each part and each way of doing without it."""
+    known = [one for one in report.contributions if one.measure in measured]
+    for (feature, name), each in groupby(known, key=lambda one: (one.feature, one.configuration)):
+        yield Sentence(feature, f"without it ({name})", [contributed(one, measured[one.measure]) for one in each])
+
+
+def contributed(one: Contribution, written: Figures) -> str:
+    """What a part is worth by one measure: with it → without it."""
+    told = f"{lower(headed(written))} {written.number(one.baseline)} → {written.number(one.without)}"
+    if not one.difference.clear:
+        return f"{told}, no clear difference {written.interval(one.difference.low, one.difference.high)}"
+    ratio = one.without / one.baseline if one.baseline > 0 else 0.0
+    return f"{told}, {written.change(one.difference)}" + (f", {ratio:.2g} times as much" if ratio >= 2 else "")
+
+
+def _unchanged(report: Report) -> Iterator[Sentence]:
+    names = [one.name for one in report.configurations if one.unchanged and one.name != report.baseline]
+    if names:
+        yield Sentence(", ".join(names), f"nothing that was measured differs clearly from {report.baseline}.")
+
+
+def failed(report: Report) -> Iterator[Sentence]:
+    for one in report.configurations:
+        if one.failures:
+            why = f"; the first: {one.first_failure}" if one.first_failure else "."
+            yield Sentence(one.name, f"{one.failures:,} of {one.answers + one.failures:,} were not answered{why}")
+
+
+# -- what was asked for
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key that a configuration overrides; `before` is what the base config says, None where it says nothing."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        before = "" if self.before is None else f"{plain(self.before)} → "
+        return f"{self.key}: {before}{plain(self.after)}"
+
+
+def changes(report: Report, configuration: Configuration) -> list[Change]:
+    """What its config overrides, then what its requests say."""
+    config = leaves(configuration.config_overrides)
+    overridden = [Change(".".join(path), value_at(report.config, path), value) for path, value in config]
+    asked = leaves(configuration.request)
+    return overridden + [Change(f"request {'.'.join(path)}", None, value) for path, value in asked]
+
+
+def plain(value: Any) -> str:
+    """As it would stand in the config file."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value of nested mappings with the keys that lead to it."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def value_at(tree: Any, path: Iterable[str]) -> Any:
+    """The value at a path of keys; None where there is none."""
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def command(report: Report) -> str:
+    """The command line that asks the same again."""
+    words = ["python", *str(report.options.get("program", "ablation_experiments.py")).split()]
+    for name, value in report.options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, list):
+            words += [word for one in value for word in (flag, str(one))]
+        elif value is not None and value is not False and name != "program":
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def described(where: Environment) -> dict[str, str]:
+    return {
+        "Measured": where.created,
+        "Commit": where.git_commit or "outside git",
+        "Machine": where.machine,
+        "Processor": f"{where.cpu}, {counted(where.cpus, 'core')}",
+        "Memory": f"{where.memory_gb:g} GB",
+        "GPUs": ", ".join(where.gpus) or "none",
+        "Python": where.python,
+        **where.versions,
+    }
+
+
+def environment(report: Report) -> dict[str, str]:
+    network = report.network
+    return {
+        **described(report.environment),
+        "Network": ", ".join(f"{name} {value:g}" for name, value in network.items()) if network else "as it is",
+        "Seed": str(report.seed),
+        "Prompts": f"SHA-256 {report.workload.prompts_sha256}",
+    }
+
+
+def short(commit: str) -> str:
+    """As much of a commit as people write, and the "+" of one that files differed from."""
+    return commit if len(commit) <= 13 else commit[:12] + commit[40:]
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def headed(written: Figures) -> str:
+    """A measure's title with its unit."""
+    unit = f" ({written.info.unit})" if written.info.unit else ""
+    return written.info.title + unit
+
+
+def lower(title: str) -> str:
+    """A title within a sentence; abbreviations stay."""
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]

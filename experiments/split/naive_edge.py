@@ -1,0 +1,165 @@
+"""A naively split model's edge, to be measured against: python -m experiments.split.naive_edge [options of start_edge]
+
+The same first segment, connection and cloud, with nothing else of the layer split: no exit is heard, nothing overlaps,
+and the cloud keeps nothing. For each token the hidden states of the whole context go up in fp32, in a session of their
+own. It answers `/v1/chat/completions`, greedily and as a stream, and no more than experiments ask of an edge.
+"""
+
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from msgspec.structs import asdict
+from prometheus_client import CollectorRegistry
+
+from common import cli, wire
+from common.api import ChatRequest, Usage
+from common.config_keys import Config
+from common.connection import HTTPClient
+from common.errors import EngineError
+from common.http_messages import read, reply, stream
+from common.http_server import make_app, serve
+from common.split_client import SplitCloud
+from common.split_frames import Kind
+from common.split_manifest import DEMO, read_manifest
+from common.types import GREEDY, Collaboration, Provenance
+from edge.answer_metrics import AnswerMetrics
+from edge.chat_template import ChatTemplate
+from edge.segments import Segments, SegmentSequence
+from edge.text_stream import TextStream
+
+
+class NaiveEdge:
+    """Answers one request after another, or several at once, over one connection to the cloud."""
+
+    def __init__(
+        self, segments: Segments, cloud: SplitCloud, template: ChatTemplate, metrics: AnswerMetrics, deadline: float
+    ) -> None:
+        self.segments = segments
+        self._cloud = cloud
+        self._template = template
+        self._metrics = metrics
+        self._deadline = deadline
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = await read(request, ChatRequest)
+        text = await self._template.render(body.messages)
+        ids = self.segments.tokenize(text, add_special=False, parse_special=True)
+        limit = body.max_completion_tokens or body.max_tokens or self.segments.context_length
+        return await stream(request, self._events(ids, min(limit, self.segments.context_length - len(ids))))
+
+    async def _events(self, ids: list[int], limit: int) -> AsyncGenerator[bytes, None]:
+        told = Collaboration(mode="naive_split", lossless=True)
+        shown = TextStream(self.segments.piece)
+        reason = "length"
+        async with aclosing(self._tokens(ids, limit, told)) as tokens:
+            async for token in tokens:
+                if token in self.segments.end_tokens:
+                    reason = "stop"
+                yield event({"index": 0, "delta": {"content": shown.push([token])}, "finish_reason": None})
+        yield event({"index": 0, "delta": {"content": shown.flush()}, "finish_reason": reason})
+        self._metrics.ended(told)
+        count = told.tokens[Provenance.CLOUD]
+        usage = asdict(Usage(len(ids), count, len(ids) + count))
+        yield b"data: " + wire.encode({"choices": [], "usage": usage, "collaboration": told}) + b"\n\n"
+        yield b"data: [DONE]\n\n"
+
+    async def _tokens(self, ids: list[int], limit: int, told: Collaboration) -> AsyncGenerator[int, None]:
+        new = ids
+        async with self.segments.sequence(len(ids) + limit) as sequence:
+            for _ in range(limit):
+                async for _ in sequence.draw(new, 0, lambda confidence: False):
+                    pass
+                token = await self._asked(sequence, told)
+                yield token
+                if token in self.segments.end_tokens:
+                    return
+                new = [token]
+
+    async def _asked(self, sequence: SegmentSequence, told: Collaboration) -> int:
+        """The token after all positions, which the cloud is told all of, and forgets."""
+        began = time.perf_counter()
+        async with self._cloud.session(self.segments.manifest.fingerprint, Kind.FP32) as session:
+            session.send(sequence.states)
+            await session.flush()
+            token = await session.token(GREEDY, self._deadline)
+        told.cloud_latency_ms += (time.perf_counter() - began) * 1000
+        told.cloud_calls += 1
+        told.cloud_steps += 1
+        told.rounds += 1
+        told.bytes_up += session.bytes_up
+        told.bytes_down += session.bytes_down
+        told.tokens[Provenance.CLOUD] += 1
+        return token.token_id
+
+
+EDGE = web.AppKey("EDGE", NaiveEdge)
+
+
+def event(choice: dict[str, Any]) -> bytes:
+    return b"data: " + wire.encode({"choices": [choice]}) + b"\n\n"
+
+
+def build_app(config: Config) -> web.Application:
+    registry = CollectorRegistry()
+    app, metrics = make_app(config.edge.server, registry), AnswerMetrics(registry)
+    app.cleanup_ctx.append(lambda app: _running(app, config, metrics))
+    app.router.add_get("/ready", _ready)
+    app.router.add_get("/stats", _stats)
+    app.router.add_post("/v1/chat/completions", _chat)
+    return app
+
+
+def _segments(config: Config) -> Segments:
+    path, model = Path(config.edge.split.manifest or DEMO), config.edge.model
+    return Segments(
+        read_manifest(path),
+        path if path.is_dir() else path.parent,
+        context_length=model.context_length,
+        threads=model.threads,
+        sequences=model.sequences,
+    )
+
+
+async def _running(app: web.Application, config: Config, metrics: AnswerMetrics) -> AsyncIterator[None]:
+    communication, segments = config.communication, _segments(config)
+    async with (
+        segments,
+        HTTPClient(communication.cloud_endpoint, communication.http_client, communication.cloud_api_key) as http,
+        SplitCloud(http) as cloud,
+        ChatTemplate(segments.chat_template or "", bos=segments.bos, eos=segments.eos) as template,
+    ):
+        app[EDGE] = NaiveEdge(segments, cloud, template, metrics, config.edge.split.deadline_ms / 1000)
+        yield
+
+
+async def _ready(request: web.Request) -> web.Response:
+    if not request.app[EDGE].segments.alive:
+        raise EngineError("the edge's segments have stopped")
+    return reply(request, {"status": "ready"})
+
+
+async def _stats(request: web.Request) -> web.Response:
+    return reply(request, {"engine": request.app[EDGE].segments.stats()})
+
+
+async def _chat(request: web.Request) -> web.StreamResponse:
+    return await request.app[EDGE].chat(request)
+
+
+async def main() -> None:
+    parser = cli.parser("Start the edge of a naively split model, to be measured against.")
+    parser.add_argument("--host", help="address to listen on")
+    parser.add_argument("--port", type=int, help="TCP port; 0: any free one")
+    args = parser.parse_args()
+    config = cli.load_config(args, edge__server__host=args.host, edge__server__port=args.port)
+    cli.set_up_logging(config.logging.level)
+    await serve(build_app(config), config.edge.server, "naive edge")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main()))

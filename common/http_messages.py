@@ -123,7 +123,13 @@ async def websocket(request: web.Request, message_limit: int = BODY_LIMIT) -> we
 
     A handler that can end by itself does so when `request.app[IN_FLIGHT].draining` is set.
     """
-    socket = web.WebSocketResponse(max_msg_size=message_limit, compress=False, heartbeat=HEARTBEAT_SECONDS, timeout=2.0)
+    socket = web.WebSocketResponse(
+        protocols=(wire.SUBPROTOCOL,),
+        max_msg_size=message_limit,
+        compress=False,
+        heartbeat=HEARTBEAT_SECONDS,
+        timeout=2.0,
+    )
     await socket.prepare(request)
     request.app[WEBSOCKETS].add(socket)
     return socket

@@ -4,9 +4,10 @@ import asyncio
 
 import aiohttp
 
+from common import wire
 from common.connection import HTTPClient
 from common.errors import EndpointError, RequestError
-from common.refusals import Busy
+from common.refusals import Busy, WrongProtocol
 from common.retry import Unreachable
 
 CLOSE_SECONDS = 0.1
@@ -16,13 +17,15 @@ CLOSE_SECONDS = 0.1
 async def open_websocket(client: HTTPClient, path: str) -> aiohttp.ClientWebSocketResponse:
     """The socket, whose peer is pinged so that one silent for `idle_timeout` is lost.
 
-    Raises EndpointError (Unreachable where nothing could be connected, Busy for a 429) or RequestError for a refusal.
+    Raises EndpointError (Unreachable where nothing could be connected, Busy for a 429, WrongProtocol for a server that
+    does not agree to ours) or RequestError for a refusal.
     """
     try:
         async with asyncio.timeout(client.config.first_byte_timeout):
-            return await client.session().ws_connect(
+            socket = await client.session().ws_connect(
                 client.base_url + path,
                 headers=client.headers(),
+                protocols=(wire.SUBPROTOCOL,),
                 heartbeat=client.config.idle_timeout * 2 / 3,  # a pong has half as long again
                 max_msg_size=0,
                 timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
@@ -34,3 +37,7 @@ async def open_websocket(client: HTTPClient, path: str) -> aiohttp.ClientWebSock
         raise kind(f"{client.base_url} refused a stream with {error.status}") from error
     except (aiohttp.ClientError, TimeoutError) as error:
         raise Unreachable(f"cannot reach {client.base_url} ({type(error).__name__})") from error
+    if socket.protocol != wire.SUBPROTOCOL:
+        await socket.close()
+        raise WrongProtocol(f"{client.base_url} does not speak {wire.SUBPROTOCOL}: run the same version on both")
+    return socket

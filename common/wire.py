@@ -13,6 +13,8 @@ PROTOCOL = "1"
 """What edge and cloud say to each other, its messages and their meaning; another number is not understood."""
 PROTOCOL_HEADER = "X-Edgecloud-Protocol"
 """Both servers say theirs in every answer."""
+SUBPROTOCOL = f"edgecloud.{PROTOCOL}"
+"""The same of a WebSocket, which the edge offers and the cloud agrees to."""
 PLAIN = frozenset((dict, list, str, int, float, bool, type(None)))
 DEEPEST = 100
 MOST_NESTED = 10_000

@@ -7,13 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
-from aiohttp import web
+from aiohttp import WSMessage, web
 
 from common import config, wire
 from common.clouds import AFFINITY_TOKENS, Clouds, Outcome, choose
 from common.config_keys import BreakerConfig, CommunicationConfig, HttpClientConfig
+from common.connection import HTTPClient
 from common.errors import ConfigError, EndpointError, RequestError
+from common.http_server import HTTPServer, make_app
 from common.refusals import Busy, WrongProtocol
+from common.websocket import open_websocket
 from tests.fake_cloud import FakeCloud, serving
 
 URLS = [f"http://cloud-{number}:8081" for number in range(4)]
@@ -202,6 +205,28 @@ async def test_a_cloud_that_changes_its_version_on_the_way_is_noticed_by_its_ans
         fake.protocol = "2"
         with pytest.raises(WrongProtocol, match="speaks protocol '2'"):
             await cloud.client.get("/ready", dict)
+
+
+@pytest.mark.parametrize("spoken", [(), ("edgecloud.0",)])
+async def test_a_stream_to_another_version_is_not_begun(spoken: tuple[str, ...], fake: FakeCloud) -> None:
+    async def stream(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(protocols=spoken)
+        await socket.prepare(request)
+        said.extend([message async for message in socket])
+        return socket
+
+    said: list[WSMessage] = []
+    app = make_app()
+    app.router.add_get("/stream", stream)
+    server = HTTPServer(app, "127.0.0.1", 0, drain_seconds=0)
+    await server.start()
+    async with HTTPClient(f"http://127.0.0.1:{server.port}") as client:
+        with pytest.raises(WrongProtocol, match=f"does not speak {wire.SUBPROTOCOL}"):
+            await open_websocket(client, "/stream")
+    await server.stop()
+    assert not said
+    async with HTTPClient(fake.url) as client:
+        await (await open_websocket(client, "/stream")).close()
 
 
 # The config

@@ -16,6 +16,7 @@ from rich.console import Console
 from common.errors import ConfigError
 from experiments.report import compare, html, markdown, svg
 from experiments.report.bar_plots import distributions, stacks
+from experiments.report.particulars import changes, command
 from experiments.report.scatter_plot import Point, scatter
 from experiments.report.schema import (
     Chart,
@@ -28,7 +29,7 @@ from experiments.report.schema import (
     Table,
     write,
 )
-from experiments.report.words import Figures, all_figures, changes, command, summary
+from experiments.report.words import Figures, all_figures, summary
 from tests.browser import BROWSER, browser
 from tests.fake_report import KINDS, SETUPS, fake_report
 

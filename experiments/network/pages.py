@@ -12,8 +12,8 @@ from experiments.network.ways import CLOUD_ONLY, WAYS
 from experiments.report import html, markdown
 from experiments.report.bar_plots import Spread
 from experiments.report.line_plot import Line, Place, class_of, over_number
+from experiments.report.particulars import described, short
 from experiments.report.schema import Measure
-from experiments.report.words import described, short
 
 TITLE = "Ways of answering over networks"
 WIDTH = 420.0

@@ -14,17 +14,9 @@ from rich.table import Table
 
 from experiments.report import html, markdown
 from experiments.report.markdown import escaped, listed
+from experiments.report.particulars import leaves, plain, short
 from experiments.report.schema import Difference, Measure, Report, read
-from experiments.report.words import (
-    Figures,
-    Reading,
-    all_figures,
-    headed,
-    key_measures,
-    leaves,
-    plain,
-    short,
-)
+from experiments.report.words import Figures, Reading, all_figures, headed, key_measures
 
 STYLES = {"better": "green", "worse": "red"}
 INTERVALS = (

@@ -12,7 +12,7 @@ import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.report import figures as plots
-from experiments.report import sweep_figures, sweep_words, words
+from experiments.report import particulars, sweep_figures, sweep_words, words
 from experiments.report.schema import Configuration, Report
 from experiments.report.words import Figures
 
@@ -51,13 +51,13 @@ def render(report: Report) -> str:
         provenance=plots.provenance(report),
         area_heads=sweep_words.AREA_HEADS,
         sections=[
-            (one, words.changes(report, one), [cell(one, name, measured[name]) for name in measured])
+            (one, particulars.changes(report, one), [cell(one, name, measured[name]) for name in measured])
             for one in report.configurations
         ],
         failures=[(name, row) for name, rows in report.rows.items() for row in rows if row.error][:FAILURES_SHOWN],
-        environment=words.environment(report),
-        command=words.command(report),
-        commit=words.short(report.environment.git_commit or ""),
+        environment=particulars.environment(report),
+        command=particulars.command(report),
+        commit=particulars.short(report.environment.git_commit or ""),
         config=msgspec.yaml.encode(report.config).decode(),
     )
 

@@ -9,18 +9,9 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 import msgspec
 
 from experiments.report import sweep_figures, sweep_words
+from experiments.report.particulars import changes, command, environment
 from experiments.report.schema import Configuration, Report, Table
-from experiments.report.words import (
-    Figures,
-    Sentence,
-    all_figures,
-    changes,
-    command,
-    counted,
-    environment,
-    headed,
-    key_measures,
-)
+from experiments.report.words import Figures, Sentence, all_figures, counted, headed, key_measures
 
 
 def render(report: Report) -> str:

@@ -19,7 +19,7 @@ from rich.table import Table
 from common import cli, terminal
 from common.connection import HTTPClient
 from common.demo import free_ports
-from common.draft_length import stream_draft_length
+from common.draft_length import alike, stream_draft_length
 from common.frames import LONGEST_DRAFT, EndFrame
 from common.stream_client import CloudStream
 from common.supervisor import PROJECT, ServerProcess, Supervisor
@@ -78,7 +78,7 @@ class Oracle:
         """Where the draft begins, and its tokens."""
         seconds = time.perf_counter() - self._started
         speed = (self._known - self._begin) / max(seconds, 0.02)
-        length = stream_draft_length(self._acceptance, self._round_trip * speed, LONGEST_DRAFT)
+        length = stream_draft_length(alike(self._acceptance), self._round_trip * speed, LONGEST_DRAFT)
         places = range(self._known, min(self._known + length, len(self._truth)))
         first = next((place for place in places if self._mistaken[place]), len(self._truth))
         return self._known, [self._truth[place] if place < first else 1 + place % 7 for place in places]

@@ -10,7 +10,7 @@ from typing import Any
 from vllm.v1.request import Request
 
 from cloud.mailbox import Address, Inbox, Mailboxes
-from common.draft_length import worth_verifying
+from common.draft_length import alike, worth_verifying
 
 MAILBOX_KEY = "mailbox"
 PROGRESS_KEY = "drafts"
@@ -42,7 +42,7 @@ class Box:
 
     def allowance(self, most: int) -> int:
         """How many tokens of its next draft to verify: bad drafts must not slow down the step for everyone."""
-        length = worth_verifying(self.right / (self.right + self.wrong), most)
+        length = worth_verifying(alike(self.right / (self.right + self.wrong)), most)
         if length == 0:
             self.refused += 1
             return int(self.refused % PROBE_STEPS == 0)

@@ -1,10 +1,18 @@
 """What an edge knows of its network, its own speed and its cloud, from the answers so far. Knows no clock."""
 
+import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MEMORY = 0.95
 """What an observation leaves of the weight of those before it: about the last twenty count."""
+LONG_MEMORY = 0.99
+"""The same where about the last hundred count."""
+TYPICAL_ANSWER = 32.0
+"""Tokens."""
+PLACES = 16
+"""Places in a run of right tokens that are told apart; what comes after them is like the last."""
 TOKEN_STEPS = 0.06
 """What verifying one more token costs, in steps without drafts, until it is measured."""
 LEAST_SPREAD = 1e-9
@@ -21,20 +29,23 @@ class Mean:
 
 
 @dataclass(slots=True)
-class Rate:
-    """Tokens a second, as an exponentially weighted mean of what was seen."""
+class Gain:
+    """What came over what was expected of it, long answers counting more; 1 before anything came."""
 
-    _tokens: Mean = field(default_factory=Mean)
-    _seconds: Mean = field(default_factory=Mean)
+    came: float = TYPICAL_ANSWER
+    expected: float = TYPICAL_ANSWER
 
-    def add(self, tokens: float, seconds: float) -> None:
-        self._tokens.add(tokens)
-        self._seconds.add(seconds)
+    def add(self, came: float, expected: float) -> None:
+        self.came += (1 - MEMORY) * (came - self.came)
+        self.expected += (1 - MEMORY) * (expected - self.expected)
+
+    def forget(self) -> None:
+        """A step back to where nothing is known: what is not tried for long may be worth another try."""
+        self.came += (1 - LONG_MEMORY) * (self.expected - self.came)
 
     @property
-    def speed(self) -> float | None:
-        """None before the first sight."""
-        return (self._tokens.value or 0.0) / self._seconds.value if self._seconds.value else None
+    def value(self) -> float:
+        return self.came / self.expected
 
 
 @dataclass(slots=True)
@@ -76,22 +87,38 @@ class Line:
 
 @dataclass(slots=True)
 class Acceptance:
-    """How often the cloud accepts a draft token, in all and by its confidence c: c ** power, fitted as answers come.
+    """How often the cloud accepts a draft token: by its place in a run, and by its confidence c.
 
-    `power` below 1: the edge is too modest; above 1: it is too sure of itself.
+    `chances` by place: that a token is right when all before it in its run were. They grow along a run, as the edge
+    knows some answers and not others: a mean over all tokens would have long runs rarer than they are.
+
+    By confidence it is c ** power; `power` below 1: the edge is too modest; above 1: it is too sure of itself.
     """
 
-    rate: float = 0.8
+    chances: list[float] = field(default_factory=lambda: [0.8] * PLACES)
     power: float = 1.0
+    _right: list[float] = field(init=False)
 
-    def add(self, confidences: Sequence[float], accepted: int) -> None:
-        """The verdict on a draft: its first `accepted` tokens, and no more if there are more."""
+    def __post_init__(self) -> None:
+        self._accumulate()
+
+    def right(self, n: int) -> float:
+        """How often the first n tokens of a draft are all right."""
+        return self._right[n] if n <= PLACES else self._right[PLACES] * self.chances[-1] ** (n - PLACES)
+
+    def add(self, confidences: Sequence[float], accepted: int, run: int = 0) -> None:
+        """The verdict on a draft whose first `accepted` tokens were right, after a run of `run` that were."""
         for place, confidence in enumerate(confidences[: accepted + 1]):
             right = float(place < accepted)
-            self.rate += (1 - MEMORY) * (right - self.rate)
+            at = min(run + place, PLACES - 1)
+            self.chances[at] += (1 - MEMORY) * (right - self.chances[at])
             # A step of gradient descent on the squared error, bounded so that one surprise does not upset it.
             expected = confidence**self.power
             self.power = min(max(self.power * (1.0 + 0.02 * (expected - right)), 0.2), 5.0)
+        self._accumulate()
+
+    def _accumulate(self) -> None:
+        self._right = list(itertools.accumulate(self.chances, operator.mul, initial=1.0))
 
 
 @dataclass(slots=True)
@@ -108,10 +135,10 @@ class Estimates:
     active: int = 0
     """Answers under way that the cloud takes part in."""
     bytes_per_round: Mean = field(default_factory=Mean)
-    rounds: Rate = field(default_factory=Rate)
-    """Of lossless answers in rounds, from one verdict to the next."""
-    stream: Rate = field(default_factory=Rate)
-    """Of lossless answers as streams, from their first tokens on."""
+    rounds: Gain = field(default_factory=Gain)
+    """Of lossless answers in rounds, from their first tokens on, over what `goodput` expects."""
+    stream: Gain = field(default_factory=Gain)
+    """The same of streams with drafts."""
 
     def round_came(self, drafted: int, latency: float, cloud: float, payload: int) -> None:
         """One verify of `drafted` tokens: seconds in all, seconds in the cloud, bytes up and down."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
+from common import goodput
 from common.answer import Answer, Chunk
 from common.draft_length import stream_draft_length
 from common.errors import ContextLengthError
@@ -25,6 +26,8 @@ class Guess:
         self.position = 0
         self.token_ids: list[int] = []
         self.confidences: list[float] = []
+        self._run = 0
+        """Tokens before `position` that were right, up to the last that was not."""
 
     def follow(self, committed: list[int], known: Estimates) -> None:
         """Moves on to the end of `committed`; what contradicts it is dropped, and either way a lesson."""
@@ -34,7 +37,8 @@ class Guess:
             (n for n, (truth, guess) in enumerate(pairs) if truth != guess), min(len(new), len(self.token_ids))
         )
         seen = min(len(new), len(self.token_ids), right + 1)
-        known.acceptance.add(self.confidences[:seen], right)
+        known.acceptance.add(self.confidences[:seen], right, self._run)
+        self._run = self._run + right if right == seen else 0
         keep = right if right == len(new) else len(self.token_ids)
         del self.token_ids[:keep], self.confidences[:keep]
         self.position = len(committed)
@@ -88,7 +92,9 @@ class Follower:
         ended = time.perf_counter()
         answer.report.cloud_latency_ms += (ended - began) * 1e3
         if self._drafter is not None and count > 1:
-            self._known.stream.add(count - 1, ended - first)
+            expected = goodput.of_stream(self._known, answer.plan.max_draft_tokens).speed
+            self._known.stream.add(count - 1, expected * (ended - first))
+            self._known.rounds.forget()
         self._ended(end, ended - first)
 
     def _commit(self, frame: TokensFrame) -> list[Chunk]:
@@ -131,7 +137,7 @@ class Follower:
         assert self._drafter is not None
         known, guess, answer = self._known, self._guess, self._answer
         ahead = self._speed * (known.round_trip + known.step_seconds)
-        length = stream_draft_length(known.acceptance.rate, ahead, LONGEST_DRAFT, cost=known.token_steps)
+        length = stream_draft_length(known.acceptance.right, ahead, LONGEST_DRAFT, cost=known.token_steps)
         length = min(length, answer.remaining - 1)
         missing = min(length - len(guess.token_ids), PORTION)
         if missing <= 0:

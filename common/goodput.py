@@ -20,15 +20,27 @@ def of_rounds(known: Estimates, most: int, draft_ahead: bool) -> Pace:
     A round's seconds: draft, network, verify. With drafting ahead the draft is there already if the one before it was
     accepted whole and the bonus token guessed.
     """
-    acceptance, step = known.acceptance.rate, known.step_seconds
+    right, step = known.acceptance.right, known.step_seconds
     best = Pace(1, 0.0)
     for length in range(1, most + 1):
-        waited = 1.0 - acceptance ** (length + 1) if draft_ahead else 1.0
+        waited = 1.0 - right(length + 1) if draft_ahead else 1.0
         seconds = length * known.draft_seconds * waited + known.round_trip + step * (1 + length * known.token_steps)
-        speed = expected_tokens(acceptance, length) / max(seconds, 1e-9)
+        speed = expected_tokens(right, length) / max(seconds, 1e-9)
         if speed > best.speed:
             best = Pace(length, speed)
     return best
+
+
+def of_stopping_rounds(known: Estimates, most: int, draft_ahead: bool) -> float:
+    """Tokens a second in rounds whose drafts stop where the edge becomes unsure, as `policy.draft_length` has them.
+
+    At best such a draft is just as long as what is accepted of it, and no other answer's verify is in the way.
+    """
+    right = known.acceptance.right
+    tokens = expected_tokens(right, most)
+    waited = 1.0 - right(round(tokens)) if draft_ahead else 1.0
+    verify = known.step_seconds + (tokens - 1.0) * known.verify.slope
+    return tokens / max((tokens - 1.0) * known.draft_seconds * waited + known.round_trip + verify, 1e-9)
 
 
 def of_stream(known: Estimates, most: int) -> Pace:
@@ -37,12 +49,12 @@ def of_stream(known: Estimates, most: int) -> Pace:
     While news of a token comes and a draft goes the cloud draws `ahead` tokens by itself, and one more in the step
     that is under way; if all of them were guessed, the rest of the draft is verified in one step.
     """
-    acceptance, step = known.acceptance.rate, max(known.step_seconds, 1e-9)
+    right, step = known.acceptance.right, max(known.step_seconds, 1e-9)
     alone = Pace(0, 1.0 / step)
-    length = worth_verifying(acceptance, most, known.token_steps)
+    length = worth_verifying(right, most, known.token_steps)
     if not length:
         return alone
     ahead = 1.0 + (known.round_trip + length * known.draft_seconds) / step
-    tokens = ahead + acceptance**ahead * expected_tokens(acceptance, length)
+    tokens = ahead + sum(right(round(ahead) + n) for n in range(length + 1))
     speed = tokens / (step * (ahead + 1 + length * known.token_steps))
     return Pace(length, speed) if speed > alone.speed else alone

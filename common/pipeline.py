@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from common import policy
+from common import goodput, policy
 from common.answer import Answer, Chunk
 from common.draft_ahead import DraftAhead
 from common.errors import ContextLengthError, EndpointError, FrameworkError
@@ -50,8 +50,8 @@ class Pipeline:
         self._basis = Estimates() if seeded else self._known
         """What decisions rest on: for an answer that a seed is to repeat, nothing that was measured."""
         self._online = online
-        self._told_at: float | None = None
-        """When the last verdict came."""
+        self._verdicts: list[tuple[float, int]] = []
+        """When each came, and how many tokens were committed then."""
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
         answer = self.answer
@@ -66,6 +66,7 @@ class Pipeline:
                 async for chunk in chunks:
                     yield chunk
         finally:
+            self._learn_pace()
             self._known.active -= 1
             if self._online:
                 self._online.end()
@@ -100,6 +101,16 @@ class Pipeline:
         )
         answer.report.explored += decision.explored
 
+    def _learn_pace(self) -> None:
+        """What rounds have brought, over what was expected of them."""
+        plan, known = self.answer.plan, self._known
+        if len(self._verdicts) < 2 or not plan.lossless:
+            return
+        (begun, before), (ended, after) = self._verdicts[0], self._verdicts[-1]
+        expected = goodput.of_stopping_rounds(known, plan.max_draft_tokens, plan.draft_ahead)
+        known.rounds.add(after - before, expected * (ended - begun))
+        known.stream.forget()
+
     async def _draft(self) -> Draft:
         answer, plan = self.answer, self.answer.plan
         length = policy.draft_length(plan, answer.remaining, self._basis)
@@ -128,10 +139,9 @@ class Pipeline:
             latency, cloud = verdict.latency_ms / 1e3, verdict.cloud_ms / 1e3
             self._known.round_came(len(proposed.token_ids), latency, cloud, payload)
         self._known.acceptance.add(proposed.confidences, verdict.accepted)
-        before_that, self._told_at = self._told_at, time.perf_counter()
-        if before_that is not None and answer.plan.lossless:
-            self._known.rounds.add(len(verdict.token_ids), self._told_at - before_that)
-        return self._commit(verdict, proposed)
+        chunks = self._commit(verdict, proposed)
+        self._verdicts.append((time.perf_counter(), len(answer.committed)))
+        return chunks
 
     def _draft_ahead(self, proposed: Draft) -> None:
         answer, plan = self.answer, self.answer.plan

@@ -114,11 +114,9 @@ def way_of(plan: Plan, known: Estimates) -> Way:
         return plan.way
     if plan.objective is Objective.COST or not known.verify.known:
         return Way.ROUNDS
-    # Confident stretches bring rounds more than a mean acceptance says, and a loaded cloud brings streams less.
-    rounds = goodput.of_rounds(known, plan.max_draft_tokens, plan.draft_ahead).speed
-    stream = goodput.of_stream(known, plan.max_draft_tokens).speed
-    fastest = max(rounds, known.rounds.speed or 0.0)
-    return Way.ROUNDS if fastest > min(stream, known.stream.speed or stream) else Way.CONTINUOUS
+    rounds = goodput.of_stopping_rounds(known, plan.max_draft_tokens, plan.draft_ahead) * known.rounds.value
+    stream = goodput.of_stream(known, plan.max_draft_tokens).speed * known.stream.value
+    return Way.ROUNDS if rounds > stream else Way.CONTINUOUS
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,13 +171,12 @@ def token_ends(model: str) -> Callable[[str], Sequence[int]]:
 
 
 def write(found: Report, folder: Path, console: Console) -> None:
-    """report.json, .md and .html, tables.txt and the plots; the tables also on the console."""
+    """report.json, .md and .html, tables.txt and the plots; on the console the speeds, and where the rest is."""
     (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
     tables = view.details(found), view.ratios(found), view.conclusion(found)
     with (folder / "tables.txt").open("w") as out:
         Console(file=out, width=220, highlight=False, markup=False).print(*tables, sep="\n")
-    for table in tables:
-        console.print(table)
+    console.print(view.brief(found), view.conclusion(found), sep="\n")
     (folder / "report.html").write_text(pages.to_html(found))
     (folder / "report.md").write_text(pages.to_markdown(found))
     names = "report.json", "report.md", "report.html", "tables.txt"

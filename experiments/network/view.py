@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from experiments.network import plots
@@ -14,6 +15,20 @@ from experiments.network.ways import CLOUD_ONLY, WAYS
 
 NETWORK = ("round\ntrip", "Mbit\n/s", "clients")
 SHOWN = "each figure: measured / at best, as acceptance, verify and draft cost allow"
+
+
+def brief(report: Report) -> Table:
+    """The speed of each way over cloud only, and nothing else, so that a terminal has room for it."""
+    ways = [name for name in report.plan.ways if name != CLOUD_ONLY.name]
+    made = Table(title="Speed over cloud only", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("ms", "Mbit\n/s", "at\nonce", *(way.replace("-", "\n") for way in ways)):
+        made.add_column(name, justify="right")
+    found = {(row.cell, row.way): row.over_cloud_only.value for row in report.rows}
+    for cell in measured_cells(report):
+        made.add_row(
+            f"{cell.round_trip:g}", f"{cell.uplink:g}", f"{cell.clients}", *(f"{found[cell, way]:.2f}" for way in ways)
+        )
+    return made
 
 
 def ratios(report: Report) -> Table:

@@ -20,7 +20,7 @@ SHOWN = "each figure: measured / at best, as acceptance, verify and draft cost a
 def brief(report: Report) -> Table:
     """The speed of each way over cloud only, and nothing else, so that a terminal has room for it."""
     ways = [name for name in report.plan.ways if name != CLOUD_ONLY.name]
-    made = Table(title="Speed over cloud only", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    made = Table(title="Speed over cloud only", title_justify="left", box=SIMPLE, padding=0)
     for name in ("ms", "Mbit\n/s", "at\nonce", *(way.replace("-", "\n") for way in ways)):
         made.add_column(name, justify="right")
     found = {(row.cell, row.way): row.over_cloud_only.value for row in report.rows}

@@ -5,12 +5,16 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from common.types import Way
+
 MEMORY = 0.95
 """What an observation leaves of the weight of those before it: about the last twenty count."""
 LONG_MEMORY = 0.99
 """The same where about the last hundred count."""
 TYPICAL_ANSWER = 32.0
 """Tokens."""
+AMONG_OTHERS = 0.7
+"""What streams with drafts bring of what is expected of them where answers contend for both sides, until measured."""
 PLACES = 16
 """Places in a run of right tokens that are told apart; what comes after them is like the last."""
 TOKEN_STEPS = 0.06
@@ -40,7 +44,7 @@ class Gain:
         self.expected += (1 - MEMORY) * (expected - self.expected)
 
     def forget(self) -> None:
-        """A step back to where nothing is known: what is not tried for long may be worth another try."""
+        """A step back to what is expected: a way not tried for long may be worth another try."""
         self.came += (1 - LONG_MEMORY) * (self.expected - self.came)
 
     @property
@@ -121,6 +125,12 @@ class Acceptance:
         self._right = list(itertools.accumulate(self.chances, operator.mul, initial=1.0))
 
 
+def _gains() -> dict[tuple[Way, bool], Gain]:
+    gains = {(way, among): Gain() for way in (Way.ROUNDS, Way.CONTINUOUS) for among in (False, True)}
+    gains[Way.CONTINUOUS, True] = Gain(AMONG_OTHERS * TYPICAL_ANSWER)
+    return gains
+
+
 @dataclass(slots=True)
 class Estimates:
     """Fed by every answer of one edge server, read by the policy; belongs to one event loop. Times in seconds."""
@@ -135,10 +145,8 @@ class Estimates:
     active: int = 0
     """Answers under way that the cloud takes part in."""
     bytes_per_round: Mean = field(default_factory=Mean)
-    rounds: Gain = field(default_factory=Gain)
-    """Of lossless answers in rounds, from their first tokens on, over what `goodput` expects."""
-    stream: Gain = field(default_factory=Gain)
-    """The same of streams with drafts."""
+    gains: dict[tuple[Way, bool], Gain] = field(default_factory=_gains)
+    """Of each way, alone (False) and among other answers: the speed of lossless answers over what `goodput` expects."""
 
     def round_came(self, drafted: int, latency: float, cloud: float, payload: int) -> None:
         """One verify of `drafted` tokens: seconds in all, seconds in the cloud, bytes up and down."""

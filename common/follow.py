@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
-from common import goodput
 from common.answer import Answer, Chunk
 from common.draft_length import stream_draft_length
 from common.errors import ContextLengthError
@@ -68,6 +67,8 @@ class Follower:
         """Tokens a second that the answer grows by."""
         self.opened = False
         """Whether a cloud took the last stream that was asked for."""
+        self.pace: tuple[int, float] | None = None
+        """Tokens after the first of the last stream, and the seconds in which they came; none without a drafter."""
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """The rest of the answer. Raises EndpointError when the cloud is lost; what came before is committed."""
@@ -92,9 +93,7 @@ class Follower:
         ended = time.perf_counter()
         answer.report.cloud_latency_ms += (ended - began) * 1e3
         if self._drafter is not None and count > 1:
-            expected = goodput.of_stream(self._known, answer.plan.max_draft_tokens).speed
-            self._known.stream.add(count - 1, expected * (ended - first))
-            self._known.rounds.forget()
+            self.pace = count - 1, ended - first
         self._ended(end, ended - first)
 
     def _commit(self, frame: TokensFrame) -> list[Chunk]:

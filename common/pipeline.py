@@ -52,10 +52,13 @@ class Pipeline:
         self._online = online
         self._verdicts: list[tuple[float, int]] = []
         """When each came, and how many tokens were committed then."""
+        self._among = False
+        """Whether other answers were under way when this one began."""
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
         answer = self.answer
         answer.report.way = policy.way_of(answer.plan, self._basis) if answer.plan.asks_cloud else None
+        self._among = self._known.active > 0
         self._known.active += 1
         try:
             if answer.report.way is Way.CONTINUOUS:
@@ -66,7 +69,9 @@ class Pipeline:
                 async for chunk in chunks:
                     yield chunk
         finally:
-            self._learn_pace()
+            if len(self._verdicts) > 1 and answer.plan.lossless:
+                (begun, before), (ended, after) = self._verdicts[0], self._verdicts[-1]
+                self._learn_pace(Way.ROUNDS, after - before, ended - begun)
             self._known.active -= 1
             if self._online:
                 self._online.end()
@@ -101,15 +106,17 @@ class Pipeline:
         )
         answer.report.explored += decision.explored
 
-    def _learn_pace(self) -> None:
-        """What rounds have brought, over what was expected of them."""
-        plan, known = self.answer.plan, self._known
-        if len(self._verdicts) < 2 or not plan.lossless:
-            return
-        (begun, before), (ended, after) = self._verdicts[0], self._verdicts[-1]
-        expected = goodput.of_stopping_rounds(known, plan.max_draft_tokens, plan.draft_ahead)
-        known.rounds.add(after - before, expected * (ended - begun))
-        known.stream.forget()
+    def _learn_pace(self, way: Way, tokens: int, seconds: float) -> None:
+        """`tokens` have come this way after the first ones, over what was expected of it."""
+        plan, known, other = self.answer.plan, self._known, Way.CONTINUOUS
+        if way is Way.ROUNDS:
+            expected = goodput.of_stopping_rounds(known, plan.max_draft_tokens, plan.draft_ahead)
+        else:
+            stream, other = goodput.of_stream(known, plan.max_draft_tokens), Way.ROUNDS
+            expected = stream.speed if stream.length else 0.0  # without drafts it is as fast as the cloud
+        if expected:
+            known.gains[way, self._among].add(tokens, expected * seconds)
+            known.gains[other, self._among].forget()
 
     async def _draft(self) -> Draft:
         answer, plan = self.answer, self.answer.plan
@@ -185,6 +192,8 @@ class Pipeline:
                 async with aclosing(follower.chunks()) as chunks:
                     async for chunk in chunks:
                         yield chunk
+                if follower.pace:
+                    self._learn_pace(Way.CONTINUOUS, *follower.pace)
             except EndpointError as error:
                 if not follower.opened:  # else another cloud may go on
                     self._go_on_alone(error)

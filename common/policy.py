@@ -114,9 +114,11 @@ def way_of(plan: Plan, known: Estimates) -> Way:
         return plan.way
     if plan.objective is Objective.COST or not known.verify.known:
         return Way.ROUNDS
-    rounds = goodput.of_stopping_rounds(known, plan.max_draft_tokens, plan.draft_ahead) * known.rounds.value
-    stream = goodput.of_stream(known, plan.max_draft_tokens).speed * known.stream.value
-    return Way.ROUNDS if rounds > stream else Way.CONTINUOUS
+    among = known.active > 0
+    rounds = goodput.of_stopping_rounds(known, plan.max_draft_tokens, plan.draft_ahead)
+    stream = goodput.of_stream(known, plan.max_draft_tokens)
+    gain = known.gains[Way.CONTINUOUS, among].value if stream.length else 1.0
+    return Way.ROUNDS if rounds * known.gains[Way.ROUNDS, among].value > stream.speed * gain else Way.CONTINUOUS
 
 
 @dataclass(frozen=True, slots=True)

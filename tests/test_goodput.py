@@ -86,14 +86,22 @@ def test_what_a_way_has_brought_counts_against_what_is_expected_of_it_and_is_for
     far = knowing(0.1, 0.9)
     assert way_of(LOSSLESS, far) is Way.CONTINUOUS
     for _ in range(40):
-        far.stream.add(40, 100)
+        far.gains[Way.CONTINUOUS, True].add(40, 100)
     assert way_of(LOSSLESS, far) is Way.ROUNDS
     for _ in range(400):
-        far.stream.forget()
+        far.gains[Way.CONTINUOUS, True].forget()
     assert way_of(LOSSLESS, far) is Way.CONTINUOUS
     for _ in range(40):
-        far.rounds.add(100, 40)
+        far.gains[Way.ROUNDS, True].add(100, 40)
     assert way_of(LOSSLESS, far) is Way.ROUNDS
+
+
+def test_a_stream_without_drafts_is_expected_to_bring_what_the_cloud_does() -> None:
+    busy = knowing(0.1, 0.3, active=32)
+    assert goodput.of_stream(busy, 16).length == 0
+    for _ in range(100):
+        busy.gains[Way.CONTINUOUS, True].add(1, 100)
+    assert way_of(LOSSLESS, busy) is Way.CONTINUOUS
 
 
 def test_one_bad_answer_does_not_condemn_a_way() -> None:

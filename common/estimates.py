@@ -13,7 +13,7 @@ LONG_MEMORY = 0.99
 """The same where about the last hundred count."""
 TYPICAL_ANSWER = 32.0
 """Tokens."""
-AMONG_OTHERS = 0.7
+AMONG_OTHERS = 0.5
 """What streams with drafts bring of what is expected of them where answers contend for both sides, until measured."""
 PLACES = 16
 """Places in a run of right tokens that are told apart; what comes after them is like the last."""

@@ -14,7 +14,7 @@ LOSSLESS = Plan(use_confidence_check=False, max_draft_tokens=16)
 
 
 def knowing(
-    round_trip: float, acceptance: float, step: float = 0.01, draft: float = 0.001, active: int = 1
+    round_trip: float, acceptance: float, step: float = 0.01, draft: float = 0.001, active: int = 0
 ) -> Estimates:
     known = Estimates(acceptance=Acceptance([acceptance] * PLACES), active=active)
     for drafted in (0, 8) * 50:
@@ -86,13 +86,13 @@ def test_what_a_way_has_brought_counts_against_what_is_expected_of_it_and_is_for
     far = knowing(0.1, 0.9)
     assert way_of(LOSSLESS, far) is Way.CONTINUOUS
     for _ in range(40):
-        far.gains[Way.CONTINUOUS, True].add(40, 100)
+        far.gains[Way.CONTINUOUS, False].add(40, 100)
     assert way_of(LOSSLESS, far) is Way.ROUNDS
     for _ in range(400):
-        far.gains[Way.CONTINUOUS, True].forget()
+        far.gains[Way.CONTINUOUS, False].forget()
     assert way_of(LOSSLESS, far) is Way.CONTINUOUS
     for _ in range(40):
-        far.gains[Way.ROUNDS, True].add(100, 40)
+        far.gains[Way.ROUNDS, False].add(100, 40)
     assert way_of(LOSSLESS, far) is Way.ROUNDS
 
 
@@ -102,6 +102,11 @@ def test_a_stream_without_drafts_is_expected_to_bring_what_the_cloud_does() -> N
     for _ in range(100):
         busy.gains[Way.CONTINUOUS, True].add(1, 100)
     assert way_of(LOSSLESS, busy) is Way.CONTINUOUS
+
+
+def test_among_others_a_stream_must_promise_more() -> None:
+    assert way_of(LOSSLESS, knowing(0.1, 0.9)) is Way.CONTINUOUS
+    assert way_of(LOSSLESS, knowing(0.1, 0.9, active=1)) is Way.ROUNDS
 
 
 def test_one_bad_answer_does_not_condemn_a_way() -> None:

@@ -148,6 +148,11 @@ class Estimates:
     gains: dict[tuple[Way, bool], Gain] = field(default_factory=_gains)
     """Of each way, alone (False) and among other answers: the speed of lossless answers over what `goodput` expects."""
 
+    def came(self, way: Way, among: bool, tokens: int, expected: float) -> None:
+        """An answer's tokens, and how many were expected in that time; `among`: among other answers."""
+        self.gains[way, among].add(tokens, expected)
+        self.gains[Way.CONTINUOUS if way is Way.ROUNDS else Way.ROUNDS, among].forget()
+
     def round_came(self, drafted: int, latency: float, cloud: float, payload: int) -> None:
         """One verify of `drafted` tokens: seconds in all, seconds in the cloud, bytes up and down."""
         self.network.add(payload, max(0.0, latency - cloud))

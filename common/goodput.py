@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from common.draft_length import expected_tokens, worth_verifying
 from common.estimates import Estimates
+from common.types import Way
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +13,11 @@ class Pace:
 
     length: int
     speed: float
+
+
+def of_way(way: Way, known: Estimates, most: int, draft_ahead: bool) -> Pace:
+    """What is expected of an answer that comes in rounds, or as a stream."""
+    return of_stopping_rounds(known, most, draft_ahead) if way is Way.ROUNDS else of_stream(known, most)
 
 
 def of_rounds(known: Estimates, most: int, draft_ahead: bool) -> Pace:
@@ -31,8 +37,8 @@ def of_rounds(known: Estimates, most: int, draft_ahead: bool) -> Pace:
     return best
 
 
-def of_stopping_rounds(known: Estimates, most: int, draft_ahead: bool) -> float:
-    """Tokens a second in rounds whose drafts stop where the edge becomes unsure, as `policy.draft_length` has them.
+def of_stopping_rounds(known: Estimates, most: int, draft_ahead: bool) -> Pace:
+    """Rounds whose drafts, of up to `most` tokens, stop where the edge becomes unsure: see `policy.draft_length`.
 
     At best such a draft is just as long as what is accepted of it, and no other answer's verify is in the way.
     """
@@ -40,7 +46,8 @@ def of_stopping_rounds(known: Estimates, most: int, draft_ahead: bool) -> float:
     tokens = expected_tokens(right, most)
     waited = 1.0 - right(round(tokens)) if draft_ahead else 1.0
     verify = known.step_seconds + (tokens - 1.0) * known.verify.slope
-    return tokens / max((tokens - 1.0) * known.draft_seconds * waited + known.round_trip + verify, 1e-9)
+    seconds = (tokens - 1.0) * known.draft_seconds * waited + known.round_trip + verify
+    return Pace(most, tokens / max(seconds, 1e-9))
 
 
 def of_stream(known: Estimates, most: int) -> Pace:

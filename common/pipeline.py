@@ -71,7 +71,7 @@ class Pipeline:
         finally:
             if len(self._verdicts) > 1 and answer.plan.lossless:
                 (begun, before), (ended, after) = self._verdicts[0], self._verdicts[-1]
-                self._learn_pace(Way.ROUNDS, after - before, ended - begun)
+                self._came(Way.ROUNDS, after - before, ended - begun)
             self._known.active -= 1
             if self._online:
                 self._online.end()
@@ -106,17 +106,12 @@ class Pipeline:
         )
         answer.report.explored += decision.explored
 
-    def _learn_pace(self, way: Way, tokens: int, seconds: float) -> None:
-        """`tokens` have come this way after the first ones, over what was expected of it."""
-        plan, known, other = self.answer.plan, self._known, Way.CONTINUOUS
-        if way is Way.ROUNDS:
-            expected = goodput.of_stopping_rounds(known, plan.max_draft_tokens, plan.draft_ahead)
-        else:
-            stream, other = goodput.of_stream(known, plan.max_draft_tokens), Way.ROUNDS
-            expected = stream.speed if stream.length else 0.0  # without drafts it is as fast as the cloud
-        if expected:
-            known.gains[way, self._among].add(tokens, expected * seconds)
-            known.gains[other, self._among].forget()
+    def _came(self, way: Way, tokens: int, seconds: float) -> None:
+        """So many tokens this way after the first ones: a lesson for the next answer."""
+        plan, known = self.answer.plan, self._known
+        pace = goodput.of_way(way, known, plan.max_draft_tokens, plan.draft_ahead)
+        if pace.length:
+            known.came(way, self._among, tokens, pace.speed * seconds)
 
     async def _draft(self) -> Draft:
         answer, plan = self.answer, self.answer.plan
@@ -193,7 +188,7 @@ class Pipeline:
                     async for chunk in chunks:
                         yield chunk
                 if follower.pace:
-                    self._learn_pace(Way.CONTINUOUS, *follower.pace)
+                    self._came(Way.CONTINUOUS, *follower.pace)
             except EndpointError as error:
                 if not follower.opened:  # else another cloud may go on
                     self._go_on_alone(error)

@@ -114,11 +114,13 @@ def way_of(plan: Plan, known: Estimates) -> Way:
         return plan.way
     if plan.objective is Objective.COST or not known.verify.known:
         return Way.ROUNDS
-    among = known.active > 0
-    rounds = goodput.of_stopping_rounds(known, plan.max_draft_tokens, plan.draft_ahead)
-    stream = goodput.of_stream(known, plan.max_draft_tokens)
-    gain = known.gains[Way.CONTINUOUS, among].value if stream.length else 1.0
-    return Way.ROUNDS if rounds * known.gains[Way.ROUNDS, among].value > stream.speed * gain else Way.CONTINUOUS
+    return max((Way.ROUNDS, Way.CONTINUOUS), key=lambda way: speed_of(way, plan, known))
+
+
+def speed_of(way: Way, plan: Plan, known: Estimates) -> float:
+    """Tokens a second: what is expected, times what came of that so far; without drafts a stream is the cloud's own."""
+    pace = goodput.of_way(way, known, plan.max_draft_tokens, plan.draft_ahead)
+    return pace.speed * known.gains[way, known.active > 0].value if pace.length else pace.speed
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,13 +86,13 @@ def test_what_a_way_has_brought_counts_against_what_is_expected_of_it_and_is_for
     far = knowing(0.1, 0.9)
     assert way_of(LOSSLESS, far) is Way.CONTINUOUS
     for _ in range(40):
-        far.gains[Way.CONTINUOUS, False].add(40, 100)
+        far.came(Way.CONTINUOUS, False, 40, 100)
     assert way_of(LOSSLESS, far) is Way.ROUNDS
     for _ in range(400):
-        far.gains[Way.CONTINUOUS, False].forget()
+        far.came(Way.ROUNDS, False, 50, 50)
     assert way_of(LOSSLESS, far) is Way.CONTINUOUS
     for _ in range(40):
-        far.gains[Way.ROUNDS, False].add(100, 40)
+        far.came(Way.ROUNDS, False, 100, 40)
     assert way_of(LOSSLESS, far) is Way.ROUNDS
 
 

@@ -41,21 +41,26 @@ def added(thresholds: Sequence[float], report: Report, plan: Plan, entries: Sequ
     by_name = {one.name: one for one in report.configurations}
     swept = [(threshold, by_name[f"split {threshold:g}"]) for threshold in thresholds]
     report.findings += findings(swept, by_name[CLOUD_ONLY.name])
-    whole = by_name[CLOUD_ONLY.name].measures.get("quality")
+    cloud = by_name[CLOUD_ONLY.name].measures
     report.charts += [
         Chart(
             name="sweep", title="Quality and cloud work over the threshold", x="threshold", y="share",
             note="Dashed: quality of cloud only. Cloud work is in layer-tokens, as a share of the whole model's.",
-            level=whole.value if whole else None,
+            level=cloud["quality"].value if "quality" in cloud else None,
             curves=[
                 curve("Quality", "quality", swept), curve("Cloud request rate", "cloud_rate", swept),
                 curve("Cloud layer-tokens", "cloud_layer_share", swept),
             ],
         ),
         Chart(
-            name="sweep-time", title="Time and data over the threshold", x="threshold", y="mean ms, bytes",
-            note="Latency of an answer in milliseconds; data of an answer in bytes, both directions, frames only.",
-            curves=[curve("Latency, ms", "latency_mean_ms", swept), curve("Data, bytes", "bytes", swept)],
+            name="sweep-time", title="Time over the threshold", x="threshold", y="mean of an answer, ms",
+            note="Dashed: cloud only.",
+            level=cloud["latency_mean_ms"].value if "latency_mean_ms" in cloud else None,
+            curves=[curve("Latency", "latency_mean_ms", swept)],
+        ),
+        Chart(
+            name="sweep-data", title="Data over the threshold", x="threshold", y="bytes of an answer",
+            note="Both directions, frames only.", curves=[curve("Data", "bytes", swept)],
         ),
     ]  # fmt: skip
 

@@ -179,8 +179,11 @@ class Estimates:
         return self.verify.at(0.0)
 
     @property
+    def token_step(self) -> float:
+        """What one more token adds to a step of the cloud, in plain steps."""
+        return self.verify.slope / self.step_seconds if self.step_seconds > 0 else TOKEN_STEPS
+
+    @property
     def token_steps(self) -> float:
-        """What one more draft token adds to a step of the cloud, in plain steps, when all answers under way add one."""
-        step = self.step_seconds
-        alone = self.verify.slope / step if step > 0 else TOKEN_STEPS
-        return alone * max(1, self.active)
+        """The same when all answers under way add one."""
+        return self.token_step * max(1, self.active)

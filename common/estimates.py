@@ -13,8 +13,6 @@ LONG_MEMORY = 0.99
 """The same where about the last hundred count."""
 TYPICAL_ANSWER = 32.0
 """Tokens."""
-AMONG_OTHERS = 0.5
-"""What streams with drafts bring of what is expected of them where answers contend for both sides, until measured."""
 PLACES = 16
 """Places in a run of right tokens that are told apart; what comes after them is like the last."""
 TOKEN_STEPS = 0.06
@@ -125,12 +123,6 @@ class Acceptance:
         self._right = list(itertools.accumulate(self.chances, operator.mul, initial=1.0))
 
 
-def _gains() -> dict[tuple[Way, bool], Gain]:
-    gains = {(way, among): Gain() for way in (Way.ROUNDS, Way.CONTINUOUS) for among in (False, True)}
-    gains[Way.CONTINUOUS, True] = Gain(AMONG_OTHERS * TYPICAL_ANSWER)
-    return gains
-
-
 @dataclass(slots=True)
 class Estimates:
     """Fed by every answer of one edge server, read by the policy; belongs to one event loop. Times in seconds."""
@@ -145,13 +137,13 @@ class Estimates:
     active: int = 0
     """Answers under way that the cloud takes part in."""
     bytes_per_round: Mean = field(default_factory=Mean)
-    gains: dict[tuple[Way, bool], Gain] = field(default_factory=_gains)
-    """Of each way, alone (False) and among other answers: the speed of lossless answers over what `goodput` expects."""
+    gains: dict[Way, Gain] = field(default_factory=lambda: {Way.ROUNDS: Gain(), Way.CONTINUOUS: Gain()})
+    """Of lossless answers that were alone when they began: their speed over what `goodput` expects."""
 
-    def came(self, way: Way, among: bool, tokens: int, expected: float) -> None:
-        """An answer's tokens, and how many were expected in that time; `among`: among other answers."""
-        self.gains[way, among].add(tokens, expected)
-        self.gains[Way.CONTINUOUS if way is Way.ROUNDS else Way.ROUNDS, among].forget()
+    def came(self, way: Way, tokens: int, expected: float) -> None:
+        """An answer's tokens, and how many were expected in that time."""
+        self.gains[way].add(tokens, expected)
+        self.gains[Way.CONTINUOUS if way is Way.ROUNDS else Way.ROUNDS].forget()
 
     def round_came(self, drafted: int, latency: float, cloud: float, payload: int) -> None:
         """One verify of `drafted` tokens: seconds in all, seconds in the cloud, bytes up and down."""
@@ -179,11 +171,8 @@ class Estimates:
         return self.verify.at(0.0)
 
     @property
-    def token_step(self) -> float:
-        """What one more token adds to a step of the cloud, in plain steps."""
-        return self.verify.slope / self.step_seconds if self.step_seconds > 0 else TOKEN_STEPS
-
-    @property
     def token_steps(self) -> float:
-        """The same when all answers under way add one."""
-        return self.token_step * max(1, self.active)
+        """What one more draft token adds to a step of the cloud, in plain steps, when all answers under way add one."""
+        step = self.step_seconds
+        alone = self.verify.slope / step if step > 0 else TOKEN_STEPS
+        return alone * max(1, self.active)

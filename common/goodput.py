@@ -56,8 +56,7 @@ def of_stream(known: Estimates, most: int) -> Pace:
     While news of a token comes and a draft goes the cloud draws `ahead` tokens by itself, and one more in the step
     that is under way; if all of them were guessed, the rest of the draft is verified in one step.
     """
-    right = known.acceptance.right
-    step = max(known.step_seconds * (1.0 + known.active * known.token_step), 1e-9)  # the other answers' tokens, too
+    right, step = known.acceptance.right, max(known.step_seconds, 1e-9)
     alone = Pace(0, 1.0 / step)
     length = worth_verifying(right, most, known.token_steps)
     if not length:

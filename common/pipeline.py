@@ -52,13 +52,13 @@ class Pipeline:
         self._online = online
         self._verdicts: list[tuple[float, int]] = []
         """When each came, and how many tokens were committed then."""
-        self._among = False
-        """Whether other answers were under way when this one began."""
+        self._alone = True
+        """Whether no other answer was under way when this one began."""
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
         answer = self.answer
         answer.report.way = policy.way_of(answer.plan, self._basis) if answer.plan.asks_cloud else None
-        self._among = self._known.active > 0
+        self._alone = not self._known.active
         self._known.active += 1
         try:
             if answer.report.way is Way.CONTINUOUS:
@@ -110,8 +110,8 @@ class Pipeline:
         """So many tokens this way after the first ones: a lesson for the next answer."""
         plan, known = self.answer.plan, self._known
         pace = goodput.of_way(way, known, plan.max_draft_tokens, plan.draft_ahead)
-        if pace.length:
-            known.came(way, self._among, tokens, pace.speed * seconds)
+        if pace.length and self._alone:
+            known.came(way, tokens, pace.speed * seconds)
 
     async def _draft(self) -> Draft:
         answer, plan = self.answer, self.answer.plan

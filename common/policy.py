@@ -104,7 +104,8 @@ def way_of(plan: Plan, known: Estimates) -> Way:
     """How an answer comes about in which the cloud takes part: in rounds, or as its own stream.
 
     What the edge commits by itself only rounds can tell the cloud. They are also the first thing to try: with them one
-    learns most, and drafts in a stream come when they come, so only rounds repeat what a seed drew.
+    learns most, and drafts in a stream come when they come, so only rounds repeat what a seed drew. Among other answers
+    the cloud's steps are scarce, of which rounds take the fewest.
     """
     if plan.mode is Mode.CLOUD_ONLY:
         return Way.CONTINUOUS
@@ -112,7 +113,7 @@ def way_of(plan: Plan, known: Estimates) -> Way:
         return Way.ROUNDS
     if plan.way is not Way.AUTO:
         return plan.way
-    if plan.objective is Objective.COST or not known.verify.known:
+    if plan.objective is Objective.COST or not known.verify.known or known.active:
         return Way.ROUNDS
     return max((Way.ROUNDS, Way.CONTINUOUS), key=lambda way: speed_of(way, plan, known))
 
@@ -120,7 +121,7 @@ def way_of(plan: Plan, known: Estimates) -> Way:
 def speed_of(way: Way, plan: Plan, known: Estimates) -> float:
     """Tokens a second: what is expected, times what came of that so far; without drafts a stream is the cloud's own."""
     pace = goodput.of_way(way, known, plan.max_draft_tokens, plan.draft_ahead)
-    return pace.speed * known.gains[way, known.active > 0].value if pace.length else pace.speed
+    return pace.speed * known.gains[way].value if pace.length else pace.speed
 
 
 @dataclass(frozen=True, slots=True)

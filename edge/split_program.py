@@ -1,7 +1,6 @@
 """One question to a split model in a terminal: the answer coloured by exit, then what became of it. Knows no server."""
 
 import time
-from collections.abc import Sequence
 from contextlib import aclosing
 
 from rich.console import Console
@@ -87,10 +86,11 @@ def summary(report: Collaboration, plan: Plan, tokens: int, total_ms: float) -> 
     table.add_column("what")
     table.add_column("value", justify="right")
     table.add_column("meaning", style="dim")
-    table.add_row("mode", "standalone" if plan.standalone else "collaborative", "a split model" + said(plan))
+    table.add_row("mode", "standalone" if plan.standalone else "collaborative", "a split model" + said(report))
     for at, (layer, count) in enumerate(report.exits.items()):
         style = EXIT_STYLES[at % len(EXIT_STYLES)]
-        sure = thresholds(plan.exits, at, last=at == len(report.exits) - 1, standalone=plan.standalone)
+        decides = at == len(report.exits) - 1 and (plan.standalone or report.degraded is not None)
+        sure = "decides what no earlier one was sure of" if decides else threshold(plan.exits[at])
         table.add_row(Text(f"exit after {layer} layers", style=style), f"{count} tokens", sure)
     cloud = report.tokens[Provenance.CLOUD]
     table.add_row(Text("cloud", style=CLOUD_STYLE), f"{cloud} tokens", "no exit was sure")
@@ -107,12 +107,10 @@ def summary(report: Collaboration, plan: Plan, tokens: int, total_ms: float) -> 
     return table
 
 
-def said(plan: Plan) -> str:
-    return ": the whole model's answer" if plan.lossless else ", lossy: exits decide too"
+def said(report: Collaboration) -> str:
+    return ": the whole model's answer" if report.lossless else ", lossy: exits decide too"
 
 
-def thresholds(exits: Sequence[float], at: int, last: bool, standalone: bool) -> str:
-    """When the exit's token is taken."""
-    if standalone and last:
-        return "decides what no earlier one was sure of"
-    return "never taken" if exits[at] > 1 else f"at a confidence of {exits[at]:g} or more"
+def threshold(confidence: float) -> str:
+    """When an exit's token is taken."""
+    return "never taken" if confidence > 1 else f"at a confidence of {confidence:g} or more"

@@ -75,6 +75,7 @@ async def test_with_a_cloud_and_no_exit_taken_it_is_the_whole_models_answer(demo
 async def test_without_a_cloud_the_last_exit_answers_and_the_table_says_so(demo_split: Path) -> None:
     shown, report = await asked(made(demo_split, NOWHERE), False, 1.01, max_tokens=6)
     assert report.degraded and "degraded" in shown
+    assert "lossy" in shown and "decides what no earlier one was sure of" in " ".join(shown.split())
     assert report.exits["4"] > 0 and report.tokens["cloud"] == 0
 
 

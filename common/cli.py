@@ -58,10 +58,7 @@ def run_plain(program: Callable[[], None]) -> int:
     """The same for a program that has no event loop; what the system refuses is one line, too."""
     try:
         program()
-    except FrameworkError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        return 1
-    except OSError as error:
+    except (FrameworkError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

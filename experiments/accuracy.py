@@ -14,7 +14,7 @@ from experiments import experiment
 from experiments.ablations import CLOUD_ONLY
 from experiments.measuring.trials import Done, Plan
 from experiments.options import numbers
-from experiments.report.schema import Chart, Configuration, Curve, Measure, Report, Table
+from experiments.report.schema import Chart, Configuration, Measure, Report, Table
 from experiments.split import compared, paper
 
 NAME = "accuracy"
@@ -48,26 +48,21 @@ def added(thresholds: Sequence[float], report: Report, plan: Plan, entries: Sequ
             note="Dashed: quality of cloud only. Cloud work is in layer-tokens, as a share of the whole model's.",
             level=cloud["quality"].value if "quality" in cloud else None,
             curves=[
-                curve("Quality", "quality", swept), curve("Cloud request rate", "cloud_rate", swept),
-                curve("Cloud layer-tokens", "cloud_layer_share", swept),
+                compared.curve("Quality", "quality", swept), compared.curve("Cloud request rate", "cloud_rate", swept),
+                compared.curve("Cloud layer-tokens", "cloud_layer_share", swept),
             ],
         ),
         Chart(
             name="sweep-time", title="Time over the threshold", x="threshold", y="mean of an answer, ms",
             note="Dashed: cloud only.",
             level=cloud["latency_mean_ms"].value if "latency_mean_ms" in cloud else None,
-            curves=[curve("Latency", "latency_mean_ms", swept)],
+            curves=[compared.curve("Latency", "latency_mean_ms", swept)],
         ),
         Chart(
             name="sweep-data", title="Data over the threshold", x="threshold", y="bytes of an answer",
-            note="Both directions, frames only.", curves=[curve("Data", "bytes", swept)],
+            note="Both directions, frames only.", curves=[compared.curve("Data", "bytes", swept)],
         ),
     ]  # fmt: skip
-
-
-def curve(title: str, measure: str, swept: Sequence[tuple[float, Configuration]]) -> Curve:
-    known = [(x, one.measures[measure]) for x, one in swept if measure in one.measures]
-    return Curve(name=title, x=[x for x, _ in known], y=[y for _, y in known])
 
 
 COLUMNS = {

@@ -13,7 +13,7 @@ from experiments import experiment
 from experiments.ablations import CLOUD_ONLY
 from experiments.measuring.trials import Done, Plan
 from experiments.options import numbers
-from experiments.report.schema import Chart, Curve, Report, Table
+from experiments.report.schema import Chart, Report, Table
 from experiments.split import compared, formulas, paper
 from experiments.split.formulas import READINGS, Shape
 
@@ -39,24 +39,22 @@ def added(thresholds: Sequence[float], shape: Shape, report: Report, plan: Plan,
     report.tables += [readings(report, shape), beside_paper(report)]
     report.findings += [*findings(report, thresholds), papers_reading()]
     names = [f"split {threshold:g}" for threshold in thresholds]
-    found = {one.name: one.measures for one in report.configurations}
-
-    def curve(name: str, title: str) -> Curve:
-        known = [(x, found[at][name]) for x, at in zip(thresholds, names, strict=True) if name in found[at]]
-        return Curve(name=title, x=[x for x, _ in known], y=[y for _, y in known])
-
+    by_name = {one.name: one for one in report.configurations}
+    swept = [(x, by_name[name]) for x, name in zip(thresholds, names, strict=True)]
     report.charts += [
         Chart(
             name="reduction", title="Data saved against a naive split", x="threshold", y="share saved", level=0.9915,
             note="By each reading of the naive split. Dashed: 99.15 %, what CE-CoLLM's paper reports for Alpaca. "
             "Above a threshold of 1 no exit is ever taken.",
-            curves=[curve(f"reduction_{name}", title) for name, (title, _, _) in READINGS.items()],
+            curves=[compared.curve(title, f"reduction_{name}", swept) for name, (title, _, _) in READINGS.items()],
         ),
         Chart(
             name="rate", title="Cloud request rate", x="threshold", y="share", level=paper.REQUEST_RATE,
             note="Share of tokens, and of answers, that asked the cloud. Dashed: the paper's "
             f"{paper.REQUEST_RATE:.2%} of Alpaca's tokens.",
-            curves=[curve("cloud_rate", "tokens"), curve("asking_rate", "answers")],
+            curves=[
+ compared.curve("tokens", "cloud_rate", swept), compared.curve("answers", "asking_rate", swept),
+ ],
         ),
     ]  # fmt: skip
 

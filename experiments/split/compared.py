@@ -4,6 +4,7 @@ Knows no server. Whoever is compared has exact arithmetic and no prefix cache: a
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.config_keys import Config
@@ -12,6 +13,7 @@ from common.types import Mode
 from experiments import experiment
 from experiments.ablations import Ablation
 from experiments.experiment import Finish, Kind
+from experiments.report.schema import Configuration, Curve
 from experiments.split import measures
 from experiments.split.formulas import Shape
 
@@ -58,6 +60,12 @@ def parser(description: str, questions: int, repeats: int, output: str) -> argpa
     made = experiment.parser(description, questions, repeats)
     made.set_defaults(network=NETWORK, turns=0, output=output)
     return made
+
+
+def curve(title: str, measure: str, swept: Sequence[tuple[float, Configuration]]) -> Curve:
+    """A measure over the thresholds at which it was taken."""
+    known = [(x, one.measures[measure]) for x, one in swept if measure in one.measures]
+    return Curve(name=title, x=[x for x, _ in known], y=[y for _, y in known])
 
 
 def shape_of(config: Config) -> Shape:

@@ -115,10 +115,10 @@ evaluate: setup
 
 train: setup
 	$(PY) -m models.train
-	$(PY) -m models.export
-	$(PY) -m models.exit_heads --model models/demo-cloud --exits 2,4 --rate 0.001 --output models/demo-cloud-exits.safetensors
+	$(PY) -m models.train.export
+	$(PY) -m models.exits --model models/demo-cloud --exits 2,4 --rate 0.001 --output models/demo-cloud-exits.safetensors
 	$(PY) -m models.evaluate
-	$(PY) -m models.exit_evaluation
+	$(PY) -m models.exits.evaluation
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) logs models/checkpoints models/demo-split models/*.training .mypy_cache .ruff_cache .pytest_cache

@@ -3,9 +3,11 @@
 import sys
 from pathlib import Path
 
-from common import cli, terminal
-from experiments import ablations, experiment
+from cli import terminal
+from cli.args import run_program
+from experiments.harness import experiment
 from experiments.report import compare
+from experiments.setup import ablations
 
 QUESTIONS, REPEATS = 40, 3
 """So that all presets take about 8 minutes on two cores."""
@@ -27,4 +29,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

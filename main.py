@@ -11,23 +11,24 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from common import cli, terminal
-from common.ask import Settings, ask
-from common.calibrate import Objective, Sources, calibrate
-from common.config_keys import Config
-from common.demo import config_flags, demo_servers
+from calibration.calibrate import Objective, Sources, calibrate
+from cli import terminal
+from cli.args import config_parser, load_config, run_program, set_up_logging
+from cli.ask import Settings, ask
+from cli.demo import config_flags, demo_servers
+from cli.interactive import repl
+from cli.supervisor import ServerProcess, Supervisor
+from common.config_schema import Config
 from common.errors import ConfigError, RequestError
 from common.http_client import EdgeCloudHTTPClient
-from common.interactive import repl
-from common.split_manifest import DEMO
-from common.supervisor import ServerProcess, Supervisor
+from common.protocol.split_manifest import DEMO
 from common.types import Sampling
 
 CALIBRATED = Path("config/calibrated.yaml")
 
 
 def parse() -> argparse.Namespace:
-    parser = cli.parser("Edge-cloud inference on llama.cpp and vLLM.")
+    parser = config_parser("Edge-cloud inference on llama.cpp and vLLM.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--mode",
@@ -63,7 +64,7 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
 
 async def main() -> None:
     args = parse()
-    config = cli.load_config(args)
+    config = load_config(args)
     settings = Settings(
         args.max_tokens,
         args.temperature,
@@ -91,7 +92,7 @@ async def main() -> None:
 
 async def serve(args: argparse.Namespace, config: Config) -> None:
     """Both servers until Ctrl-C or SIGTERM."""
-    cli.set_up_logging(config.logging.level)
+    set_up_logging(config.logging.level)
     cloud, edge = config.cloud.server, config.edge.server
     flags = config_flags(args)
     servers = [
@@ -105,7 +106,7 @@ async def serve(args: argparse.Namespace, config: Config) -> None:
 
 async def serve_cloud(args: argparse.Namespace, config: Config) -> None:
     """A cloud with a split model's tail, the demo's unless the config names one, until Ctrl-C or SIGTERM."""
-    cli.set_up_logging(config.logging.level)
+    set_up_logging(config.logging.level)
     where = config.cloud.server
     named = [] if config.cloud.split.manifest else ["--set", f"cloud.split.manifest={DEMO}"]
     server = ServerProcess("cloud", "start_cloud.py", f"http://{where.host}:{where.port}", config_flags(args) + named)
@@ -116,7 +117,7 @@ async def serve_cloud(args: argparse.Namespace, config: Config) -> None:
 
 async def split(args: argparse.Namespace, config: Config) -> None:
     """One answer of a split model, the demo's unless the config names one; its first layers run in this process."""
-    from edge.split_program import ask as ask_split
+    from cli.split import ask as ask_split
 
     own = config.edge.split
     config = replace(config, edge=replace(config.edge, split=replace(own, manifest=own.manifest or str(DEMO))))
@@ -145,7 +146,7 @@ async def demo(args: argparse.Namespace, prompt: str, settings: Settings) -> Non
     """Both servers on free ports, one answer, everything stopped again."""
     console = terminal.console()
     async with demo_servers(args, console.print) as (edge, cloud):
-        config = cli.load_config(args, communication__edge_endpoint=edge, communication__cloud_endpoint=cloud)
+        config = load_config(args, communication__edge_endpoint=edge, communication__cloud_endpoint=cloud)
         async with EdgeCloudHTTPClient.of(config) as client:
             console.print(f"\n{prompt}", style="bold")
             await ask(client, prompt, settings, console)
@@ -164,4 +165,4 @@ async def calibrated(args: argparse.Namespace, config: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

@@ -4,23 +4,23 @@ import sys
 
 import uvloop
 
+from cli.args import config_parser, load_config, run_program, set_up_logging
 from cloud.cloud_server import build_app
-from cloud.engine import CloudEngine
-from common import cli
-from common.config_keys import CloudConfig
+from cloud.engine.engine import CloudEngine
+from common.config_schema import CloudConfig
 from common.http_server import serve
 
 
 async def main() -> None:
-    parser = cli.parser("Start one cloud server (vLLM).")
+    parser = config_parser("Start one cloud server (vLLM).")
     parser.add_argument("--host", help="address to listen on")
     parser.add_argument("--port", type=int, help="TCP port; 0: any free one")
     parser.add_argument("--model", metavar="PATH", help="model folder or hub id")
     args = parser.parse_args()
-    config = cli.load_config(
+    config = load_config(
         args, cloud__server__host=args.host, cloud__server__port=args.port, cloud__model__path=args.model
     )
-    cli.set_up_logging(config.logging.level)
+    set_up_logging(config.logging.level)
     engine = CloudEngine(
         config.cloud.model.path, config.cloud.draft_verifier.max_draft_tokens, engine_args(config.cloud)
     )
@@ -44,4 +44,4 @@ def engine_args(cloud: CloudConfig) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main(), uvloop.new_event_loop))  # many streams: the loop is what is busy
+    sys.exit(run_program(main(), uvloop.new_event_loop))  # many streams: the loop is what is busy

@@ -4,26 +4,24 @@ import sys
 
 from msgspec.structs import replace
 
-from common import cli
+from cli.args import config_parser, load_config, run_program, set_up_logging
 from common.http_server import serve
-from edge import model_file
 from edge.edge_server import build_app
+from edge.llama import model_file
 
 
 async def main() -> None:
-    parser = cli.parser("Start one edge server (llama.cpp).")
+    parser = config_parser("Start one edge server (llama.cpp).")
     parser.add_argument("--host", help="address to listen on")
     parser.add_argument("--port", type=int, help="TCP port; 0: any free one")
     parser.add_argument("--model", help="GGUF file, a folder with one, or a hub id: owner/name[:pattern]")
     args = parser.parse_args()
-    config = cli.load_config(
-        args, edge__server__host=args.host, edge__server__port=args.port, edge__model__path=args.model
-    )
-    cli.set_up_logging(config.logging.level)
+    config = load_config(args, edge__server__host=args.host, edge__server__port=args.port, edge__model__path=args.model)
+    set_up_logging(config.logging.level)
     file = await model_file.prepare(config.edge.model.path, config.edge.model.pattern)
     config = replace(config, edge=replace(config.edge, model=replace(config.edge.model, path=str(file))))
     await serve(build_app(config), config.edge.server, "edge server")
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

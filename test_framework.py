@@ -12,12 +12,12 @@ try:
     from rich.table import Table
     from rich.text import Text
 
-    from common import cli
-    from common.api import ChatRequest, Message
-    from common.connection import HTTPClient
-    from common.demo import demo_servers, free_ports
+    from cli.args import config_parser, load_config, run_program
+    from cli.demo import demo_servers, free_ports
     from common.errors import FrameworkError, RequestError
+    from common.http.client import HTTPClient
     from common.http_client import EdgeCloudHTTPClient
+    from common.protocol.openai import ChatRequest, Message
     from common.types import Collaboration, DraftRequest, DraftResponse, Mode, Provenance, Way
     from edge.confidence import STRATEGIES, ConfidenceCalculator
 except ImportError as error:
@@ -214,8 +214,8 @@ class Report:
 
 
 async def main() -> None:
-    args = cli.parser("Check this installation: start both servers, try each part, stop them.").parse_args()
-    config = cli.load_config(args)  # a wrong key is one line, before anything starts
+    args = config_parser("Check this installation: start both servers, try each part, stop them.").parse_args()
+    config = load_config(args)  # a wrong key is one line, before anything starts
     console, report = Console(highlight=False), Report()
     console.print(f"edge {config.edge.model.path}, cloud {config.cloud.model.path}")
     with Live(console=console, get_renderable=report.__rich__, refresh_per_second=2):
@@ -237,7 +237,7 @@ async def run_all(report: Report, args: argparse.Namespace) -> None:
 
         async def start() -> str:
             edge, cloud = await running.enter_async_context(demo_servers(args, lambda _: None))
-            here = cli.load_config(args, communication__edge_endpoint=edge, communication__cloud_endpoint=cloud)
+            here = load_config(args, communication__edge_endpoint=edge, communication__cloud_endpoint=cloud)
             started.append(await running.enter_async_context(EdgeCloudHTTPClient.of(here)))
             return f"{edge}, {cloud}"
 
@@ -247,4 +247,4 @@ async def run_all(report: Report, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

@@ -1,0 +1,1 @@
+"""Speed, each against a peer in one run, interleaved, as ratios."""

@@ -2,8 +2,8 @@
 
 python -m benchmarks.cloud_loss [--requests 200] [--stalls 20] [--deadline 1.0] [--probe 1.0]
 
-The edge is a real one, a process of its own. The cloud has no model (tests/fake_cloud.py), as all that is measured is
-what the edge does without it; between the two is a simulated network that stalls.
+The edge is a real one, a process of its own. The cloud has no model (benchmarks/fake_cloud.py), as all that is
+measured is what the edge does without it; between the two is a simulated network that stalls.
 """
 
 import argparse
@@ -18,12 +18,13 @@ from typing import Any
 from rich.progress import Progress
 from rich.table import Table
 
-from common import cli, terminal
-from common.connection import HTTPClient
-from common.demo import free_ports
-from common.supervisor import PROJECT, ServerProcess, Supervisor
-from tests.delay_proxy import DelayProxy
-from tests.fake_cloud import serving
+from benchmarks.fake_cloud import serving
+from cli import terminal
+from cli.args import config_parser, run_program
+from cli.demo import free_ports
+from cli.supervisor import PROJECT, ServerProcess, Supervisor
+from common.http.client import HTTPClient
+from experiments.harness.delay_proxy import DelayProxy
 
 HOST = "127.0.0.1"
 ASK: dict[str, Any] = {"prompt": "<|user|>Explain deep learning<|assistant|>", "max_tokens": 48, "temperature": 0}
@@ -31,7 +32,7 @@ TOGETHER = ASK | {"use_confidence_check": False}
 
 
 async def main() -> None:
-    parser = cli.parser("Measure what a lost cloud costs.")
+    parser = config_parser("Measure what a lost cloud costs.")
     parser.add_argument("--requests", type=int, default=200, help="answers while the cloud is down")
     parser.add_argument("--stalls", type=int, default=20, help="answers in which the cloud stalls")
     parser.add_argument(
@@ -136,4 +137,4 @@ async def opened(edge: HTTPClient) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

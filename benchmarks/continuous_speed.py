@@ -16,15 +16,16 @@ from dataclasses import dataclass, field
 from rich.progress import Progress
 from rich.table import Table
 
-from common import cli, terminal
-from common.connection import HTTPClient
-from common.demo import free_ports
-from common.draft_length import alike, stream_draft_length
-from common.frames import LONGEST_DRAFT, EndFrame
-from common.stream_client import CloudStream
-from common.supervisor import PROJECT, ServerProcess, Supervisor
+from cli import terminal
+from cli.args import config_parser, run_program
+from cli.demo import free_ports
+from cli.supervisor import PROJECT, ServerProcess, Supervisor
+from common.cloud_client.stream import CloudStream
+from common.decoding.draft_length import alike, stream_draft_length
+from common.http.client import HTTPClient
+from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame
+from experiments.harness.delay_proxy import DelayProxy
 from models.random_model import random_model
-from tests.delay_proxy import DelayProxy
 
 RIGHT = (0.75, 0.85, 0.93)
 
@@ -137,7 +138,7 @@ async def ask(url: str, count: int, tokens: int) -> list[Question]:
 
 
 async def main() -> None:
-    parser = cli.parser("Measure continuous verification against plain streaming.")
+    parser = config_parser("Measure continuous verification against plain streaming.")
     parser.add_argument("--tokens", type=int, default=256, help="length of each answer (default 256)")
     parser.add_argument("--prompts", type=int, default=2, help="different prompts (default 2)")
     parser.add_argument("--repeats", type=int, default=2, help="answers per prompt, cell and way (default 2)")
@@ -181,4 +182,4 @@ def table(cells: list[Cell]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

@@ -22,8 +22,9 @@ from rich.progress import Progress
 
 from benchmarks.edge_speed import Comparison, model_file, table
 from benchmarks.random_model import Shape
-from common import cli, terminal
-from edge.engine import EdgeEngine
+from cli import terminal
+from cli.args import run_program
+from edge.engine.engine import EdgeEngine
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
 
 RANDOM_30M = Shape("random-30m", 4096, 512, 8, 8, 8, 1536)
@@ -142,4 +143,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

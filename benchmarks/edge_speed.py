@@ -23,14 +23,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.random_model import SMOL_135M, WIDE_VOCABULARY, Shape, write
-from common import cli, terminal
-from common.demo import free_ports
+from cli import terminal
+from cli.args import run_program
+from cli.demo import free_ports
+from cli.supervisor import PROJECT
 from common.errors import StartError
-from common.supervisor import PROJECT
 from edge.confidence import ConfidenceCalculator
-from edge.engine import EdgeEngine
-from edge.llama import Llama
-from edge.llama_batch import Piece
+from edge.engine.engine import EdgeEngine
+from edge.llama.batch import Piece
+from edge.llama.model import Llama
 
 CACHE = Path.home() / ".cache" / "edgecloud"
 PEER = CACHE / "llama-server"
@@ -39,7 +40,7 @@ PROMPT_TOKENS = 32
 STREAMS = 8
 CONTEXT = 1024
 PEERS = {"llama-server -fa off": ("-fa", "off"), "llama-server": ()}
-"""The peer with the edge's attention kernels (see edge/llama.py), and as it comes; names and options."""
+"""The peer with the edge's attention kernels (see edge/llama/model.py), and as it comes; names and options."""
 
 Way = Callable[[list[list[int]]], Awaitable[float]]
 """Answers all prompts at the same time; returns the seconds it took."""
@@ -261,4 +262,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

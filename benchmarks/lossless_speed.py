@@ -13,13 +13,14 @@ import msgspec
 from rich.progress import Progress
 from rich.table import Table
 
-from common import cli, terminal
-from common.api import ChatRequest, Message
-from common.config_keys import HttpClientConfig
-from common.connection import HTTPClient
-from common.demo import demo_servers
+from cli import terminal
+from cli.args import config_parser, run_program
+from cli.demo import demo_servers
+from common.config_schema import HttpClientConfig
+from common.http.client import HTTPClient
+from common.protocol.openai import ChatRequest, Message
 from common.types import Collaboration
-from models import corpus
+from models.corpus import questions as corpus
 
 TOKENS = 64
 
@@ -75,7 +76,7 @@ async def measure(edge: HTTPClient, cloud: HTTPClient, row: Row) -> None:
 
 
 async def main() -> None:
-    parser = cli.parser("Measure lossless speculation against the cloud alone.")
+    parser = config_parser("Measure lossless speculation against the cloud alone.")
     parser.add_argument("--prompts", type=int, default=8, help="prompts with answers of at least 64 tokens (default 8)")
     parser.add_argument("--repeats", type=int, default=5, help="answers per prompt and way (default 5)")
     args = parser.parse_args()
@@ -114,4 +115,4 @@ def table(rows: list[Row]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

@@ -18,10 +18,11 @@ from pathlib import Path
 from rich.progress import track
 from rich.table import Table
 
-from cloud.engine_args import CPU_DEFAULTS, words
-from common import cli, terminal
-from common.demo import free_ports
-from common.supervisor import PROJECT
+from cli import terminal
+from cli.args import config_parser
+from cli.demo import free_ports
+from cli.supervisor import PROJECT
+from cloud.engine.args import CPU_DEFAULTS, words
 
 MODEL = PROJECT / "models" / "demo-cloud"
 ARGS: dict[str, object] = {**CPU_DEFAULTS, "dtype": "float32", "max_model_len": 1024}
@@ -109,7 +110,7 @@ def table(measured: dict[tuple[int, str], list[float]]) -> Table:
 
 
 def main() -> int:
-    parser = cli.parser("Compare our cloud server with vllm serve.")
+    parser = config_parser("Compare our cloud server with vllm serve.")
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
     console = terminal.console()

@@ -8,12 +8,13 @@ import sys
 
 from rich.table import Table
 
-from common import cli, terminal
-from common.clouds import Clouds
-from common.config_keys import CommunicationConfig, HttpClientConfig
-from common.demo import free_ports
-from common.remote import CloudVerifier
-from common.supervisor import PROJECT, ServerProcess, Supervisor
+from cli import terminal
+from cli.args import config_parser, run_program
+from cli.demo import free_ports
+from cli.supervisor import PROJECT, ServerProcess, Supervisor
+from common.cloud_client.pool import Clouds
+from common.cloud_client.verifier import CloudVerifier
+from common.config_schema import CommunicationConfig, HttpClientConfig
 from common.types import GREEDY
 from models.random_model import random_model
 
@@ -37,7 +38,7 @@ async def bytes_up(clouds: Clouds, context: int) -> tuple[int, int]:
 
 
 async def main() -> None:
-    cli.parser("Measure what a verify sends.").parse_args()
+    config_parser("Measure what a verify sends.").parse_args()
     console = terminal.console()
     table = Table("context", "F4", "first round", "each round after it", title="body bytes up, drafts of 8 tokens")
     (port,) = free_ports(1)
@@ -57,4 +58,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

@@ -16,11 +16,11 @@ from pathlib import Path
 from rich.table import Table
 from vllm.sampling_params import RequestOutputKind
 
-from cloud import stateless
-from cloud.engine import CloudEngine
-from cloud.resident import ResidentPool
-from cloud.rounds import Round, vllm_params
-from common import terminal
+from cli import terminal
+from cloud.engine.engine import CloudEngine
+from cloud.verify import stateless
+from cloud.verify.resident_pool import ResidentPool
+from cloud.verify.round import Round, vllm_params
 from common.types import Verdict
 from models.random_model import DEMO, random_model
 

@@ -8,22 +8,23 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from cloud import costs, verify_checks
-from cloud.admission import Admission
-from cloud.continuous import ContinuousAnswer
 from cloud.draft_verifier import DraftVerifier
-from cloud.engine import CloudEngine
-from cloud.keeper import EngineKeeper, Pace
+from cloud.engine.engine import CloudEngine
+from cloud.engine.supervisor import EngineKeeper, Pace
 from cloud.metrics import CloudMetrics, Form
-from cloud.openai_routes import OpenAIRoutes
-from cloud.resident import ResidentPool
-from cloud.sessions import SessionTable
-from cloud.split_service import SplitService, not_served
-from cloud.stream_route import DRAFT_CHANNEL, StreamRoute
-from cloud.tokenizer_route import TokenizerRoute
-from common.config_keys import CloudConfig
+from cloud.routes import request_cost
+from cloud.routes.admission import Admission
+from cloud.routes.openai import OpenAIRoutes
+from cloud.routes.stream import DRAFT_CHANNEL, StreamRoute
+from cloud.routes.tokenizer import TokenizerRoute
+from cloud.split.service import SplitService, not_served
+from cloud.verify import validation
+from cloud.verify.continuous import ContinuousAnswer
+from cloud.verify.resident_pool import ResidentPool
+from cloud.verify.sessions import SessionTable
+from common.config_schema import CloudConfig
 from common.errors import FrameworkError, RequestError
-from common.http_messages import REQUEST_ID, TENANT, read, reply
+from common.http.messages import REQUEST_ID, TENANT, read, reply
 from common.http_server import FATAL, make_app
 from common.types import (
     ErrorObject,
@@ -71,7 +72,7 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
     app[TOKENIZER].add_to(app)
     StreamRoute(
         engine,
-        verify_checks.check_sampling,
+        validation.check_sampling,
         lambda tokens: _work(app, tokens),
         lambda answer: _streamed(app, answer),
         app[TOKENIZER].check,
@@ -167,7 +168,7 @@ async def _item(request: web.Request, body: VerifyRequest) -> VerifyBatchItem:
 async def _round(request: web.Request, body: VerifyRequest) -> VerifyResponse:
     app = request.app
     await app[TOKENIZER].check(body.vocabulary)
-    with _work(app, costs.of_round(body)):
+    with _work(app, request_cost.of_round(body)):
         response = await app[VERIFIER].verify_draft(body, request[REQUEST_ID], request[TENANT])
     drawn, seconds = len(response.token_ids), response.latency_ms / 1000
     app[METRICS].verified(Form(response.form), response.drafted, response.accepted, drawn, seconds)

@@ -6,15 +6,15 @@ from typing import Any
 import msgspec
 import xxhash
 
-from cloud import stateless, verify_checks
-from cloud.engine import CloudEngine
+from cloud.engine.engine import CloudEngine
 from cloud.metrics import Form
-from cloud.replay import Replays
-from cloud.resident import ResidentPool
-from cloud.rounds import Round
-from cloud.sessions import SessionTable
-from cloud.stopping import find_stop
-from cloud.verify_checks import require
+from cloud.verify import stateless, validation
+from cloud.verify.idempotency import Replays
+from cloud.verify.resident_pool import ResidentPool
+from cloud.verify.round import Round
+from cloud.verify.sessions import SessionTable
+from cloud.verify.stop_strings import find_stop
+from cloud.verify.validation import require
 from common.types import Verdict, VerifyRequest, VerifyResponse
 
 IDENTITY = msgspec.msgpack.Encoder()
@@ -55,7 +55,7 @@ class DraftVerifier:
         if self._owns:
             self._starting = self._starting or asyncio.ensure_future(self._engine.start())
             await asyncio.shield(self._starting)  # one request that gives up must not stop the start for others
-        verify_checks.check(request, self._engine.vocab_size, self._engine.max_draft_tokens)
+        validation.check(request, self._engine.vocab_size, self._engine.max_draft_tokens)
         if not request.idempotency_key:
             return await self._verify(request, request_id, tenant)
         key = (tenant, request.session, request.idempotency_key)

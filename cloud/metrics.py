@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from common.metrics import SECONDS
+from common.http.metrics import SECONDS
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 33, 65, 129)
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 
-from common.config_keys import CommunicationConfig, Config, InferenceConfig, Secret
+from common.config_schema import CommunicationConfig, Config, InferenceConfig, Secret
 from common.errors import ConfigError
 
 ENV_PREFIX = "EDGECLOUD_"

@@ -7,8 +7,17 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
-from common import wire
-from common.api import (
+from common.cloud_client.pool import Clouds
+from common.cloud_client.verifier import CloudVerifier, EdgeDrafter
+from common.config_schema import NO_KEY, BreakerConfig, CommunicationConfig, Config, HttpClientConfig, Secret
+from common.decoding.pipeline import Pipeline
+from common.decoding.policy import Plan
+from common.decoding.privacy import is_private
+from common.decoding.vocab_translation import PaddedDrafter
+from common.errors import EndpointError, VocabularyError
+from common.http.client import HTTPClient as HTTPClient
+from common.protocol import codec
+from common.protocol.openai import (
     ChatChunk,
     ChatRequest,
     DetokenizeReply,
@@ -17,17 +26,8 @@ from common.api import (
     TokenizeReply,
     TokenizeRequest,
 )
-from common.clouds import Clouds
-from common.config_keys import NO_KEY, BreakerConfig, CommunicationConfig, Config, HttpClientConfig, Secret
-from common.connection import HTTPClient as HTTPClient
-from common.errors import EndpointError, VocabularyError
-from common.pipeline import Pipeline
-from common.policy import Plan
-from common.privacy import is_private
-from common.remote import CloudVerifier, EdgeDrafter
-from common.translation import PaddedDrafter
+from common.protocol.vocabulary import Relation, VocabularyInfo, compare
 from common.types import InferenceResult, Mode, Sampling
-from common.vocab import Relation, VocabularyInfo, compare
 
 
 class PipelineOptions(TypedDict, total=False):
@@ -187,4 +187,4 @@ class EdgeCloudHTTPClient:
         """
         request.stream = True
         async for event in self.edge.events("/v1/chat/completions", request):
-            yield wire.decode(event, ChatChunk)
+            yield codec.decode(event, ChatChunk)

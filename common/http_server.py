@@ -11,13 +11,15 @@ from contextlib import suppress
 from aiohttp import WSCloseCode, web
 from prometheus_client import CollectorRegistry
 
-from common import access, middleware, wire
-from common.config_keys import ServerConfig
+from common.config_schema import ServerConfig
 from common.errors import RequestError, StartError
-from common.first import first
-from common.http_messages import BODY_LIMIT, WEBSOCKETS, error_object, reply
-from common.in_flight import END_SECONDS, IN_FLIGHT, InFlight
-from common.metrics import HttpMetrics, metrics_page
+from common.http import auth as access
+from common.http import middleware
+from common.http.first_completed import first
+from common.http.in_flight import END_SECONDS, IN_FLIGHT, InFlight
+from common.http.messages import BODY_LIMIT, WEBSOCKETS, error_object, reply
+from common.http.metrics import HttpMetrics, metrics_page
+from common.protocol import codec
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +65,8 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         if status >= 500 or request.writer.output_size:
             return super().handle_error(request, status, exc, message)
-        body = wire.encode(error_object(RequestError("this is not HTTP that can be read")))
-        response = web.Response(status=status, body=body, content_type=wire.JSON)
+        body = codec.encode(error_object(RequestError("this is not HTTP that can be read")))
+        response = web.Response(status=status, body=body, content_type=codec.JSON)
         response.force_close()
         return response
 

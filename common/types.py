@@ -163,10 +163,11 @@ class VerifyRequest(Struct, omit_defaults=True, forbid_unknown_fields=True, kw_o
     """Body of POST /verify.
 
     The committed tokens are the first `prefix_length` that both sides hold for `session` (their hash in
-    `prefix_hash`, see common/session.py), then `new_token_ids`. Without a session, `prompt` text stands for both.
+    `prefix_hash`, see common/protocol/prefix_hash.py), then `new_token_ids`. Without a session, `prompt` text stands
+    for both.
     A round sent again with the same `idempotency_key` (any text, unique within its session) has the same answer.
     `logprobs`: for each token its own and this many of the likeliest, 0 to 20. `vocabulary`: the fingerprint
-    (common/vocab.py) of the vocabulary that the ids are of, for the cloud to refuse those of another.
+    (common/protocol/vocabulary.py) of the vocabulary that the ids are of, for the cloud to refuse those of another.
     """
 
     session: str = ""

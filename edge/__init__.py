@@ -1,0 +1,1 @@
+"""The edge server: llama.cpp, without torch or vllm."""

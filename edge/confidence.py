@@ -15,7 +15,7 @@ import numpy as np
 from msgspec.structs import asdict
 from numpy.typing import NDArray
 
-from common.config_keys import ConfidenceConfig
+from common.config_schema import ConfidenceConfig
 from common.errors import ConfigError
 from common.types import ConfidenceStrategy, TokenProb
 
@@ -97,7 +97,7 @@ def entropy(softmax: Softmax, settings: Settings) -> Floats:
 
 
 def temperature(softmax: Softmax, settings: Settings) -> Floats:
-    """max softmax(logits / T); [1/V, 1]. `python -m edge.fit_temperature` finds the T that makes it calibrated."""
+    """max softmax(logits / T); [1/V, 1]. `python -m calibration.temperature` finds the T that makes it calibrated."""
     return 1.0 / np.asarray(np.exp(softmax.below * (1.0 / settings.temperature)).sum(axis=-1))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from common.errors import NotFoundError, RequestError
 from common.types import GREEDY, Draft, DraftRequest, DraftResponse, Sampling, TokenProb, Verdict
-from edge.engine import EdgeEngine
+from edge.engine.engine import EdgeEngine
 
 MAX_DRAFT_TOKENS = 128
 

@@ -7,30 +7,31 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from common import api, wire
-from common.clouds import Clouds
-from common.config_keys import Config, EdgeCacheConfig, EdgeConfig
+from common.cloud_client.pool import Clouds
+from common.config_schema import Config, EdgeCacheConfig, EdgeConfig
+from common.decoding.online_gate import OnlineGate
 from common.errors import EngineError, NotFoundError, RequestError
-from common.http_messages import read, reply, stream
+from common.http.messages import read, reply, stream
 from common.http_server import make_app
-from common.online_gate import OnlineGate
+from common.protocol import codec
+from common.protocol import openai as api
 from common.types import DraftRequest, Mode
-from edge import prompts
 from edge.answer_metrics import AnswerMetrics
-from edge.batching import Confidence
-from edge.chat_template import ChatTemplate
-from edge.choice import plan_for
-from edge.cloud_vocabulary import CloudVocabulary
-from edge.completions import Completion
+from edge.api import prompts
+from edge.api.choice import plan_for
+from edge.api.cloud_vocabulary import CloudVocabulary
+from edge.api.completions import Completion
+from edge.api.context import Services
+from edge.api.shared_prompt import SharedPrompt
 from edge.confidence import confidence_of
 from edge.draft_generator import DraftGenerator
-from edge.edge_engine import EdgeInferenceEngine
-from edge.engine import EdgeEngine
+from edge.engine.engine import EdgeEngine
+from edge.engine.scheduler import Confidence
+from edge.engine.text_model import TextModel
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
 from edge.metrics import CloudsCollector, SegmentsCollector
-from edge.services import Services
-from edge.shared_prompt import SharedPrompt
-from edge.text_model import TextModel
+from edge.split.engine import EdgeInferenceEngine
+from edge.text.chat_template import ChatTemplate
 
 SERVICES = web.AppKey("SERVICES", Services)
 DRAFTS = web.AppKey("DRAFTS", DraftGenerator)
@@ -246,5 +247,5 @@ async def _from(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerat
 async def _events(completion: Completion) -> AsyncGenerator[bytes, None]:
     async with aclosing(completion.events()) as events:
         async for event in events:
-            yield b"data: " + wire.encode(event) + b"\n\n"
+            yield b"data: " + codec.encode(event) + b"\n\n"
     yield b"data: [DONE]\n\n"

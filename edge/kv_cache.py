@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from common.errors import NotFoundError
-from edge.snapshot_store import SnapshotStore
-from edge.snapshots import Snapshot
-from edge.token_trie import TokenTrie, common_prefix
+from edge.kv.radix_tree import TokenTrie, common_prefix
+from edge.kv.snapshot_format import Snapshot
+from edge.kv.snapshot_store import SnapshotStore
 
 WORTHWHILE = 16
 """Tokens that a snapshot must save: computing fewer is as quick as looking for them."""

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from common.breaker import State
-from common.clouds import Cloud, Clouds, Outcome
-from edge.segments import Segments
+from common.cloud_client.circuit_breaker import State
+from common.cloud_client.pool import Cloud, Clouds, Outcome
+from edge.split.segments import Segments
 
 
 class CloudsCollector(Collector):

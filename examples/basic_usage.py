@@ -5,13 +5,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the project is not installed: its folder is where imports begin
 
-from common import cli
+from cli.args import client_config, run_program
 from common.http_client import EdgeCloudHTTPClient
 from common.types import InferenceResult
 
 
 async def main() -> None:
-    config = cli.client_config("Ask the servers of `python main.py --mode server` one question.")
+    config = client_config("Ask the servers of `python main.py --mode server` one question.")
 
     # With the servers on their usual ports EdgeCloudHTTPClient() is enough.
     async with EdgeCloudHTTPClient.of(config) as client:
@@ -38,4 +38,4 @@ def show(result: InferenceResult) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))  # an error, like a server that is not up, is one line
+    sys.exit(run_program(main()))  # an error, like a server that is not up, is one line

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the project is not installed: its folder is where imports begin
 
-from common import cli
+from cli.args import client_config, run_program
 from common.http_client import EdgeCloudHTTPClient
 from common.types import InferenceResult, Provenance
 
@@ -21,7 +21,7 @@ PROMPTS = [
 
 
 async def main() -> None:
-    config = cli.client_config("Ask the servers of `python main.py --mode server` six questions at once.")
+    config = client_config("Ask the servers of `python main.py --mode server` six questions at once.")
     async with EdgeCloudHTTPClient.of(config) as client:
         started = time.perf_counter()
         # Each of the two engines works on several answers in every step: together they cost less than one by one.
@@ -41,4 +41,4 @@ def show(results: list[InferenceResult], seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))  # an error, like a server that is not up, is one line
+    sys.exit(run_program(main()))  # an error, like a server that is not up, is one line

@@ -14,16 +14,16 @@ from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
-from common import cli
-from common.api import ChatRequest, Message
-from common.config_keys import Config
+from cli.args import client_config, run_program
+from common.config_schema import Config
 from common.errors import EndpointError
 from common.http_client import EdgeCloudHTTPClient
 from common.http_server import HTTPServer
+from common.protocol.openai import ChatRequest, Message
 from common.types import Collaboration, Provenance
-from edge.batching import Confidence
 from edge.confidence import ConfidenceCalculator, ConfidenceEnsemble, ConfidenceStrategy, Floats, Settings, Softmax
 from edge.edge_server import build_app
+from edge.engine.scheduler import Confidence
 
 PROMPTS = ["What is AI?", "What is the capital of Australia?", "What is a valley?", "Who invented the piano?"]
 
@@ -46,7 +46,7 @@ STRATEGIES: dict[str, Confidence] = {
 
 
 async def main() -> None:
-    config = cli.client_config("Compare confidence strategies; the cloud of `python main.py --mode server` runs.")
+    config = client_config("Compare confidence strategies; the cloud of `python main.py --mode server` runs.")
     table = Table("strategy", "kept", "accepted", "the cloud's own", "cloud calls", "confidence")
     for name, confidence in STRATEGIES.items():
         reports = await ask_all(config, confidence)
@@ -81,4 +81,4 @@ async def ask(client: EdgeCloudHTTPClient, prompt: str) -> Collaboration:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))  # an error, like a server that is not up, is one line
+    sys.exit(run_program(main()))  # an error, like a server that is not up, is one line

@@ -6,13 +6,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the project is not installed: its folder is where imports begin
 
-from common import cli, terminal
-from common.api import ChatRequest, Message
+from cli import terminal
+from cli.args import client_config, run_program
 from common.http_client import EdgeCloudHTTPClient
+from common.protocol.openai import ChatRequest, Message
 
 
 async def main() -> None:
-    config = cli.client_config("Stream one answer of the servers that `python main.py --mode server` started.")
+    config = client_config("Stream one answer of the servers that `python main.py --mode server` started.")
     console = terminal.console()
     question = ChatRequest(
         messages=[Message(role="user", content="What is machine learning?")],
@@ -37,4 +38,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))  # an error, like a server that is not up, is one line
+    sys.exit(run_program(main()))  # an error, like a server that is not up, is one line

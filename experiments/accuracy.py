@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from common import cli, terminal
-from experiments import experiment
-from experiments.ablations import CLOUD_ONLY
-from experiments.measuring.trials import Done, Plan
-from experiments.options import numbers
+from cli import terminal
+from cli.args import run_program
+from experiments.harness import experiment
+from experiments.harness.options import numbers
+from experiments.harness.trials import Done, Plan
 from experiments.report.schema import Chart, Configuration, Measure, Report, Table
+from experiments.setup.ablations import CLOUD_ONLY
 from experiments.split import compared, paper
 
 NAME = "accuracy"
@@ -140,4 +141,4 @@ def findings(swept: Sequence[tuple[float, Configuration]], cloud: Configuration)
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from common import cli, terminal
-from experiments import experiment
-from experiments.ablations import CLOUD_ONLY
-from experiments.measuring.trials import Done, Plan
-from experiments.options import numbers
+from cli import terminal
+from cli.args import run_program
+from experiments.harness import experiment
+from experiments.harness.options import numbers
+from experiments.harness.trials import Done, Plan
 from experiments.report.schema import Chart, Report, Table
+from experiments.setup.ablations import CLOUD_ONLY
 from experiments.split import compared, formulas, paper
 from experiments.split.formulas import READINGS, Shape
 
@@ -132,4 +133,4 @@ def papers_reading() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

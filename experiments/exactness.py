@@ -16,18 +16,19 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from common import cli, terminal
-from common.config_keys import HttpClientConfig
-from common.connection import HTTPClient
-from common.split_frames import Kind
-from experiments import experiment
-from experiments.ablations import CLOUD_ONLY
-from experiments.configurations import Configuration, Needs, configuration
-from experiments.measuring.load import in_turns
-from experiments.measuring.servers import Place, fleet
-from experiments.progress import progress
+from cli import terminal
+from cli.args import config_parser, run_program
+from common.config_schema import HttpClientConfig
+from common.http.client import HTTPClient
+from common.protocol.split_frames import Kind
+from experiments.harness import experiment
+from experiments.harness.load import in_turns
+from experiments.harness.progress import progress
+from experiments.harness.servers import Place, fleet
 from experiments.questions import datasets
 from experiments.questions.workload import Question
+from experiments.setup.ablations import CLOUD_ONLY
+from experiments.setup.configurations import Configuration, Needs, configuration
 from experiments.split import compared
 
 SETTINGS = (*compared.SETTINGS, "edge.model.kv_type=f32")
@@ -72,7 +73,7 @@ class Answer(Struct):
 
 
 async def main() -> None:
-    parser = cli.parser(__doc__.partition("\n")[0])
+    parser = config_parser(__doc__.partition("\n")[0])
     parser.add_argument(
         "--data", metavar="FILE|NAME", help="questions (experiments/questions/datasets.py; default: held-out ones)"
     )
@@ -190,4 +191,4 @@ def show(found: Sequence[Outcome], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

@@ -13,12 +13,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from common import cli, terminal
-from experiments import experiment
-from experiments.ablations import CLOUD_ONLY, Ablation
-from experiments.measuring.trials import Cell, Done, Network, Plan
-from experiments.options import numbers
+from cli import terminal
+from cli.args import run_program
+from experiments.harness import experiment
+from experiments.harness.options import numbers
+from experiments.harness.trials import Cell, Done, Network, Plan
 from experiments.report.schema import Configuration, Report, Table
+from experiments.setup.ablations import CLOUD_ONLY, Ablation
 from experiments.split import compared, paper, time_saved
 from experiments.split.time_saved import saved
 
@@ -136,4 +137,4 @@ def against(one: Configuration, ours: Configuration) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

@@ -25,20 +25,21 @@ import msgspec
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from common import cli, terminal
-from common.config_keys import HttpClientConfig
-from common.connection import HTTPClient
+from cli import terminal
+from cli.args import config_parser, load_config, run_program
+from common.config_schema import HttpClientConfig
 from common.errors import ConfigError
-from experiments.measuring.cloud_counts import counted
-from experiments.measuring.journal import Journal
-from experiments.measuring.load import Answer, load
-from experiments.measuring.servers import Site, site
+from common.http.client import HTTPClient
+from experiments.counters.cloud import counted
+from experiments.harness.journal import Journal
+from experiments.harness.load import Answer, load
+from experiments.harness.options import numbers
+from experiments.harness.progress import progress
+from experiments.harness.servers import Site, site
 from experiments.network import pages, view, ways
 from experiments.network.passes import Block, Cell, Done, Pass, Plan, passes
 from experiments.network.report import Report, report
 from experiments.network.ways import Server, Way
-from experiments.options import numbers
-from experiments.progress import progress
 from experiments.questions.workload import Question, questions
 
 SETTLE_QUESTIONS = 4
@@ -122,7 +123,7 @@ async def main() -> None:
     left = [one for one in everything if one not in done]
     if left and args.minutes > 0:
         await _run(args, plan, left, journal, console)
-    config = cli.load_config(args)
+    config = load_config(args)
     found = report(plan, journal.entries, len(everything), token_ends(config.cloud.model.path))
     write(found, folder, console)
 
@@ -207,7 +208,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = cli.parser("Measure every way of answering over many networks and loads.")
+    made = config_parser("Measure every way of answering over many networks and loads.")
     made.add_argument("--round-trips", default="0,14,50,100", metavar="MS", help="milliseconds (default %(default)s)")
     made.add_argument("--uplinks", default="10,20,80", metavar="MBIT", help="Mbit/s each way (default %(default)s)")
     made.add_argument("--clients", default="1,4,16", metavar="N", help="concurrent clients (default %(default)s)")
@@ -233,4 +234,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

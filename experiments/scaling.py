@@ -14,18 +14,19 @@ from functools import partial
 
 from rich.console import Console
 
-from common import cli, terminal
+from cli import terminal
+from cli.args import run_program
 from common.errors import ConfigError
 from common.types import Mode
-from experiments import ablations, experiment
-from experiments.ablations import Ablation
-from experiments.experiment import Kind
-from experiments.measuring import measures
-from experiments.measuring.measures import Quantile, Ratio, count, time
-from experiments.measuring.trials import Done, Plan
-from experiments.options import numbers
+from experiments.harness import experiment, measures
+from experiments.harness.experiment import Kind
+from experiments.harness.measures import Quantile, Ratio, count, time
+from experiments.harness.options import numbers
+from experiments.harness.trials import Done, Plan
 from experiments.report.schema import Curves, MeasureInfo, Report, Series, Sweep
 from experiments.report.words import counted
+from experiments.setup import ablations
+from experiments.setup.ablations import Ablation
 
 QUESTIONS, REPEATS = 128, 1
 """So that all numbers of clients take about 9 minutes on two cores."""
@@ -157,4 +158,4 @@ async def measure(args: argparse.Namespace, console: Console) -> Report:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

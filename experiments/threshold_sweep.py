@@ -14,17 +14,18 @@ from functools import partial
 
 from rich.console import Console
 
-from common import cli, terminal
+from cli import terminal
+from cli.args import run_program
 from common.errors import ConfigError
 from common.types import ConfidenceStrategy, Mode
-from experiments import ablations, experiment
-from experiments.ablations import Ablation
-from experiments.areas import areas
-from experiments.experiment import Kind
-from experiments.measuring import measures, results
-from experiments.measuring.trials import Done, Plan
-from experiments.options import numbers
+from experiments.harness import experiment, measures, results
+from experiments.harness.areas import areas
+from experiments.harness.experiment import Kind
+from experiments.harness.options import numbers
+from experiments.harness.trials import Done, Plan
 from experiments.report.schema import Curves, Report, Series, Sweep
+from experiments.setup import ablations
+from experiments.setup.ablations import Ablation
 
 QUESTIONS, REPEATS = 24, 1
 """So that all strategies take about 8 minutes on two cores."""
@@ -130,4 +131,4 @@ async def measure(args: argparse.Namespace, console: Console) -> Report:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

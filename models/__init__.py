@@ -1,0 +1,1 @@
+"""The demo models: weights, corpus, training; cutting models and training exits."""

@@ -15,21 +15,22 @@ from typing import NoReturn
 
 from rich.progress import track
 
-from cloud import stateless
-from cloud.engine import CloudEngine
-from cloud.rounds import Round
-from common.pipeline import Pipeline
-from common.policy import Plan
-from common.protocols import Drafter
-from common.terminal import console
-from common.translation import TranslatingDrafter
+from cli.terminal import console
+from cloud.engine.engine import CloudEngine
+from cloud.verify import stateless
+from cloud.verify.round import Round
+from common.decoding.interfaces import Drafter
+from common.decoding.pipeline import Pipeline
+from common.decoding.policy import Plan
+from common.decoding.vocab_translation import TranslatingDrafter
+from common.protocol.vocabulary import TokenizerFile, Vocabulary
 from common.types import GREEDY, Sampling, Verdict, Way
-from common.vocab import TokenizerFile, Vocabulary
-from edge.engine import EdgeEngine
-from edge.engine import Sequence as EdgeSequence
-from models import heldout, tasks
-from models.export import CLOUD, EDGE, EDGE_OTHER, MODELS
-from models.tokenizer import OTHER, PAIR, DemoVocabulary
+from edge.engine.engine import EdgeEngine
+from edge.engine.engine import Sequence as EdgeSequence
+from models import heldout
+from models.corpus import tasks
+from models.train.export import CLOUD, EDGE, EDGE_OTHER, MODELS
+from models.train.tokenizer import OTHER, PAIR, DemoVocabulary
 
 MAX_TOKENS = 160
 DRAFT_LENGTHS = (1, 4, 8, 16)

@@ -12,7 +12,7 @@ from collections import defaultdict
 
 import msgspec
 
-from models import corpus
+from models.corpus import questions as corpus
 
 
 def pairs(per_kind: int | None = None) -> list[tuple[str, str, str]]:

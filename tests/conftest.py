@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from common.clouds import Clouds
-from common.config_keys import CommunicationConfig
-from common.connection import HTTPClient
-from common.demo import demo_servers, free_ports
-from common.supervisor import PROJECT, ServerProcess
+from cli.demo import demo_servers, free_ports
+from cli.supervisor import PROJECT, ServerProcess
+from common.cloud_client.pool import Clouds
+from common.config_schema import CommunicationConfig
+from common.http.client import HTTPClient
 
 if TYPE_CHECKING:
-    from cloud.engine import CloudEngine
+    from cloud.engine.engine import CloudEngine
 
 CLOUD_MODEL = Path(__file__).parent.parent / "models" / "demo-cloud"
 CLOUD_CONTEXT = 256
@@ -29,7 +29,7 @@ def demo_split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo cloud model in pieces: those of `make setup`, else new ones."""
     folder = PROJECT / "models" / "demo-split"
     if not (folder / "manifest.json").exists():
-        from models.partition import partition
+        from models.partition.partition import partition
 
         folder = tmp_path_factory.mktemp("pieces") / "demo-split"
         partition(str(CLOUD_MODEL), None, CLOUD_MODEL.parent / "demo-cloud-exits.safetensors", "f32", folder)
@@ -64,8 +64,8 @@ async def servers() -> AsyncIterator[Servers]:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def cloud_engine() -> AsyncIterator["CloudEngine"]:
     """A real engine in this process' care, in float32 and narrow on purpose."""
-    from cloud.engine import CloudEngine  # ten seconds of imports that tests of the edge can do without
-    from tests.started import started
+    from cloud.engine.engine import CloudEngine  # ten seconds of imports that tests of the edge can do without
+    from tests.support.started import started
 
     args = {"dtype": "float32", "max_model_len": CLOUD_CONTEXT, "max_num_batched_tokens": STEP_TOKENS}
     engine = CloudEngine(str(CLOUD_MODEL), max_draft_tokens=16, args={**args, "kv_cache_memory_bytes": 2**26})

@@ -12,8 +12,8 @@ from itertools import product
 
 import msgspec
 
-from experiments.measuring.cloud_counts import CloudCounts
-from experiments.measuring.load import Answer
+from experiments.counters.cloud import CloudCounts
+from experiments.harness.load import Answer
 from experiments.network.ways import WAYS, Way
 
 FIRST_QUESTIONS = 8

@@ -9,10 +9,10 @@ import msgspec
 
 from common.types import Collaboration
 from common.types import Way as LosslessWay
-from experiments.measuring.cloud_counts import CloudCounts
-from experiments.measuring.environment import environment
-from experiments.measuring.load import Answer, token_gaps
-from experiments.measuring.statistics import Pair, Ratio, quantile, speed_ratio, typical_ratio
+from experiments.counters.cloud import CloudCounts
+from experiments.harness.environment import environment
+from experiments.harness.load import Answer, token_gaps
+from experiments.harness.statistics import Pair, Ratio, quantile, speed_ratio, typical_ratio
 from experiments.network import bounds
 from experiments.network.bounds import Costs
 from experiments.network.passes import Block, Cell, Done, Plan

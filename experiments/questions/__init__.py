@@ -1,0 +1,1 @@
+"""What is asked: data sets, and how answers are scored."""

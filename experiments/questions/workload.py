@@ -12,7 +12,7 @@ import msgspec
 from common import jsonl
 from common.errors import ConfigError
 from experiments.questions.text_metrics import METRICS
-from models import corpus
+from models.corpus import questions as corpus
 
 
 class Question(msgspec.Struct, frozen=True):

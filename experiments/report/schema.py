@@ -10,8 +10,8 @@ import msgspec
 from msgspec import Struct, field
 
 from common.errors import ConfigError
-from experiments.measuring.cloud_counts import CloudCounts
-from experiments.measuring.edge_counts import EdgeCounts
+from experiments.counters.cloud import CloudCounts
+from experiments.counters.edge import EdgeCounts
 
 SCHEMA_VERSION = 1
 

@@ -1,0 +1,1 @@
+"""The layer split against cloud only and a naive split, with the figures of the paper."""

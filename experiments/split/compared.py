@@ -7,13 +7,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.config_keys import Config
-from common.split_manifest import DEMO, read_manifest
+from common.config_schema import Config
+from common.protocol.split_manifest import DEMO, read_manifest
 from common.types import Mode
-from experiments import experiment
-from experiments.ablations import Ablation
-from experiments.experiment import Finish, Kind
+from experiments.harness import experiment
+from experiments.harness.experiment import Finish, Kind
 from experiments.report.schema import Configuration, Curve
+from experiments.setup.ablations import Ablation
 from experiments.split import measures
 from experiments.split.formulas import Shape
 

@@ -5,7 +5,7 @@ Knows neither servers nor reports. All are sums over answers; a reduction is by 
 
 from collections.abc import Callable
 
-from experiments.measuring.measures import (
+from experiments.harness.measures import (
     MEASURES,
     Asked,
     Definition,

@@ -16,21 +16,22 @@ from aiohttp import web
 from msgspec.structs import asdict
 from prometheus_client import CollectorRegistry
 
-from common import cli, wire
-from common.api import ChatRequest, Usage
-from common.config_keys import Config
-from common.connection import HTTPClient
+from cli.args import config_parser, load_config, run_program, set_up_logging
+from common.cloud_client.split_session import SplitCloud
+from common.config_schema import Config
 from common.errors import EngineError
-from common.http_messages import read, reply, stream
+from common.http.client import HTTPClient
+from common.http.messages import read, reply, stream
 from common.http_server import make_app, serve
-from common.split_client import SplitCloud
-from common.split_frames import Kind
-from common.split_manifest import DEMO, read_manifest
+from common.protocol import codec
+from common.protocol.openai import ChatRequest, Usage
+from common.protocol.split_frames import Kind
+from common.protocol.split_manifest import DEMO, read_manifest
 from common.types import GREEDY, Collaboration, Provenance
 from edge.answer_metrics import AnswerMetrics
-from edge.chat_template import ChatTemplate
-from edge.segments import Segments, SegmentSequence
-from edge.text_stream import TextStream
+from edge.split.segments import Segments, SegmentSequence
+from edge.text.chat_template import ChatTemplate
+from edge.text.detokenizer import TextStream
 
 
 class NaiveEdge:
@@ -65,7 +66,7 @@ class NaiveEdge:
         self._metrics.ended(told)
         count = told.tokens[Provenance.CLOUD]
         usage = asdict(Usage(len(ids), count, len(ids) + count))
-        yield b"data: " + wire.encode({"choices": [], "usage": usage, "collaboration": told}) + b"\n\n"
+        yield b"data: " + codec.encode({"choices": [], "usage": usage, "collaboration": told}) + b"\n\n"
         yield b"data: [DONE]\n\n"
 
     async def _tokens(self, ids: list[int], limit: int, told: Collaboration) -> AsyncGenerator[int, None]:
@@ -101,7 +102,7 @@ EDGE = web.AppKey("EDGE", NaiveEdge)
 
 
 def event(choice: dict[str, Any]) -> bytes:
-    return b"data: " + wire.encode({"choices": [choice]}) + b"\n\n"
+    return b"data: " + codec.encode({"choices": [choice]}) + b"\n\n"
 
 
 def build_app(config: Config) -> web.Application:
@@ -152,14 +153,14 @@ async def _chat(request: web.Request) -> web.StreamResponse:
 
 
 async def main() -> None:
-    parser = cli.parser("Start the edge of a naively split model, to be measured against.")
+    parser = config_parser("Start the edge of a naively split model, to be measured against.")
     parser.add_argument("--host", help="address to listen on")
     parser.add_argument("--port", type=int, help="TCP port; 0: any free one")
     args = parser.parse_args()
-    config = cli.load_config(args, edge__server__host=args.host, edge__server__port=args.port)
-    cli.set_up_logging(config.logging.level)
+    config = load_config(args, edge__server__host=args.host, edge__server__port=args.port)
+    set_up_logging(config.logging.level)
     await serve(build_app(config), config.edge.server, "naive edge")
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main()))
+    sys.exit(run_program(main()))

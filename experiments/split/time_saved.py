@@ -4,10 +4,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from experiments.ablations import CLOUD_ONLY
-from experiments.measuring.statistics import Pair, speed_ratio
-from experiments.measuring.trials import Cell, Done, Network, Plan
+from experiments.harness.statistics import Pair, speed_ratio
+from experiments.harness.trials import Cell, Done, Network, Plan
 from experiments.report.schema import Chart, Curve, Measure, Table
+from experiments.setup.ablations import CLOUD_ONLY
 
 
 class Saved(NamedTuple):

@@ -1,0 +1,144 @@
+"""A cloud without a model, over real HTTP: `fakes.cloud_model` decides, sessions and replays are kept as a real one's.
+
+What it does wrong is set by its attributes. `asked` are the rounds that it ran, so that one run twice shows.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from aiohttp import WSMsgType, web
+
+from common.errors import EngineError, OverloadedError, PrefixUnknown
+from common.http.messages import read, reply, websocket
+from common.http_server import HTTPServer, make_app
+from common.protocol import codec
+from common.protocol.prefix_hash import prefix_hash
+from common.protocol.stream_frames import ClientFrame, DraftFrame, EndFrame, Start, TokensFrame
+from common.protocol.vocabulary import VocabularyInfo, fingerprint, pieces_of
+from common.types import VerifyRequest, VerifyResponse
+from tests.support.fakes import END, FakeVerifier, answer_of, cloud_model
+
+TOKENIZER = Path(__file__).parents[1] / "models" / "demo-cloud" / "tokenizer.json"
+
+
+class FakeCloud:
+    """Greedy; `pause` seconds before each token of a stream, and before each round's answer."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.ready = True
+        self.full = False
+        self.protocol = codec.PROTOCOL
+        self.pause = 0.0
+        self.break_after_round: int | None = None
+        """Does the work of this round, counted from 1, and breaks the connection instead of answering."""
+        self.probes = 0
+        self.asked: list[VerifyRequest] = []
+        self.starts: list[Start] = []
+        self._sessions: dict[str, list[int]] = {}
+        self._answers: dict[tuple[str, str], VerifyResponse] = {}
+
+    def app(self) -> web.Application:
+        app = make_app()
+        app.router.add_get("/ready", self._ready)
+        app.router.add_get("/tokenizer", self._tokenizer)
+        app.router.add_post("/verify", self._verify)
+        app.router.add_get("/stream", self._stream)
+        app.on_response_prepare.append(self._say_protocol)
+        return app
+
+    async def _say_protocol(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers[codec.PROTOCOL_HEADER] = self.protocol
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        self.probes += 1
+        self._refuse()
+        return reply(request, {"status": "ready"})
+
+    async def _tokenizer(self, request: web.Request) -> web.Response:
+        """It takes the demo edge's ids for its own."""
+        self._refuse()
+        pieces = pieces_of(TOKENIZER.read_text())
+        return reply(request, VocabularyInfo(fingerprint(pieces), len(pieces)))
+
+    def _refuse(self) -> None:
+        if not self.ready:
+            raise EngineError("the engine is starting")
+        if self.full:
+            raise OverloadedError("no room")
+
+    async def _verify(self, request: web.Request) -> web.Response:
+        body = await read(request, VerifyRequest)
+        self._refuse()
+        key = body.session, body.idempotency_key
+        if body.idempotency_key and key in self._answers:
+            return reply(request, self._answers[key])
+        held = self._sessions.get(body.session, [])[: body.prefix_length]
+        if len(held) < body.prefix_length or prefix_hash(held) != body.prefix_hash:
+            raise PrefixUnknown("prefix unknown")
+        await asyncio.sleep(self.pause)
+        committed = held + body.new_token_ids
+        verdict = await FakeVerifier().verify(committed, body.draft_token_ids, body.sampling, body.max_tokens)
+        self._sessions[body.session] = committed + verdict.token_ids
+        reason = "stop" if verdict.finished else None
+        answer = VerifyResponse(
+            token_ids=verdict.token_ids,
+            accepted=verdict.accepted,
+            drafted=len(body.draft_token_ids),
+            finish_reason=reason,
+        )
+        self._answers[key] = answer
+        self.asked.append(body)
+        if len(self.asked) == self.break_after_round:
+            assert request.transport is not None
+            request.transport.abort()
+        return reply(request, answer)
+
+    async def _stream(self, request: web.Request) -> web.WebSocketResponse:
+        """Token by token; drafts are read and change nothing. A connection that its client keeps has more answers."""
+        socket = await websocket(request)
+        start: Start | None = codec.decode((await socket.receive()).data, cast(Any, ClientFrame), codec.MSGPACK)
+        while start is not None:
+            start = await self._answer(socket, start)
+        await socket.close()
+        return socket
+
+    async def _answer(self, socket: web.WebSocketResponse, start: Start) -> Start | None:
+        """Returns the start of the next."""
+        self.starts.append(start)
+        position, generating = len(start.token_ids), answer_of(cloud_model, start.token_ids, start.max_tokens)
+        reading = asyncio.create_task(self._read(socket))
+        for token in generating:
+            await asyncio.sleep(self.pause)
+            await socket.send_bytes(codec.encode(TokensFrame(position=position, token_ids=[token]), codec.MSGPACK))
+            position += 1
+        reason = "stop" if generating[-1] == END else "length"
+        await socket.send_bytes(codec.encode(EndFrame(finish_reason=reason, steps=len(generating)), codec.MSGPACK))
+        if start.keep:
+            return await reading
+        reading.cancel()
+        return None
+
+    async def _read(self, socket: web.WebSocketResponse) -> Start | None:
+        """The next start, when it comes; None when the client leaves."""
+        while (message := await socket.receive()).type is WSMsgType.BINARY:
+            frame = codec.decode(message.data, cast(Any, ClientFrame), codec.MSGPACK)
+            if isinstance(frame, Start):
+                return frame
+            assert isinstance(frame, DraftFrame)
+        return None
+
+
+@asynccontextmanager
+async def serving(port: int = 0) -> AsyncIterator[FakeCloud]:
+    cloud = FakeCloud()
+    server = HTTPServer(cloud.app(), "127.0.0.1", port, drain_seconds=0)
+    await server.start()
+    cloud.url = f"http://127.0.0.1:{server.port}"
+    try:
+        yield cloud
+    finally:
+        await server.stop()

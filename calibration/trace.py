@@ -1,0 +1,56 @@
+"""Walks the edge along the cloud's answers over HTTP: confidence and agreement at every token. Knows no gate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.protocol.openai import DetokenizeReply, DetokenizeRequest, Message, TokenizeReply, TokenizeRequest
+from common.http_client import EdgeCloudHTTPClient
+from common.decoding.interfaces import Drafter
+from common.cloud_client.verifier import CloudVerifier, EdgeDrafter
+from common.types import GREEDY
+
+STRIDE = 16
+"""Tokens drafted at once: more are lost at a disagreement, fewer cost more calls."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The cloud's greedy answer to a prompt as text, and what the edge says along it (see `simulation.Trace`)."""
+
+    answer: str
+    confidences: list[float]
+    agrees: list[bool]
+
+
+async def walk(client: EdgeCloudHTTPClient, prompt: str, max_tokens: int) -> Walk:
+    """Asks the cloud for its answer to `prompt`, one user turn in the edge's chat form, then the edge along it.
+
+    Raises EndpointError when either cannot be used, RequestError for a prompt that fits neither.
+    """
+    question = TokenizeRequest(messages=[Message(role="user", content=prompt)])
+    prompt_ids = (await client.edge.post("/tokenize", question, TokenizeReply)).tokens
+    answer = (await CloudVerifier(client.clouds).verify(prompt_ids, [], GREEDY, max_tokens)).token_ids
+    text = (await client.edge.post("/detokenize", DetokenizeRequest(tokens=answer), DetokenizeReply)).prompt
+    return Walk(text, *await along(EdgeDrafter(client.edge), prompt_ids, answer))
+
+
+async def along(drafter: Drafter, prompt: Sequence[int], answer: Sequence[int]) -> tuple[list[float], list[bool]]:
+    """The edge's confidence after each true prefix of `answer`, and whether its own next token is the true one.
+
+    A draft covers several positions while it agrees; after the first token that differs the next one begins behind the
+    true token. Where the edge's context is full it is not sure of anything.
+    """
+    confidences: list[float] = []
+    agrees: list[bool] = []
+    while len(agrees) < len(answer):
+        at = len(agrees)
+        draft = await drafter.draft([*prompt, *answer[:at]], min(STRIDE, len(answer) - at), GREEDY)
+        if not draft.token_ids:
+            missing = len(answer) - at
+            return confidences + missing * [0.0], agrees + missing * [False]
+        for position, (token, confidence) in enumerate(zip(draft.token_ids, draft.confidences, strict=True), at):
+            confidences.append(confidence)
+            agrees.append(token == answer[position])
+            if not agrees[-1]:
+                break
+    return confidences, agrees

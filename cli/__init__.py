@@ -1,0 +1,1 @@
+"""What people see in a terminal: arguments, answers in colour, and the supervisor of both servers."""

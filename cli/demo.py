@@ -1,0 +1,38 @@
+"""Both servers on free ports, for as long as a demonstration or benchmark needs them."""
+
+import argparse
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+
+from cli.supervisor import PROJECT, ServerProcess, Supervisor
+
+
+@contextlib.asynccontextmanager
+async def demo_servers(args: argparse.Namespace, report: Callable[[str], None]) -> AsyncIterator[tuple[str, str]]:
+    edge_port, cloud_port = free_ports(2)
+    edge_url, cloud_url = f"http://127.0.0.1:{edge_port}", f"http://127.0.0.1:{cloud_port}"
+    flags = [*config_flags(args), "--host", "127.0.0.1"]
+    point = ["--set", f"communication.cloud_endpoint={cloud_url}"]
+    logs = PROJECT / "logs"
+    servers = [
+        ServerProcess("cloud", "start_cloud.py", cloud_url, [*flags, "--port", str(cloud_port)], logs / "cloud.log"),
+        ServerProcess("edge", "start_edge.py", edge_url, [*flags, "--port", str(edge_port), *point], logs / "edge.log"),
+    ]
+    async with Supervisor(servers, report).running():
+        yield edge_url, cloud_url
+
+
+def config_flags(args: argparse.Namespace) -> list[str]:
+    """The config flags of this command line, to be passed on to the servers."""
+    chosen = ["--config", args.config] if args.config else []
+    return chosen + [part for flag in args.set for part in ("--set", flag)]
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]

@@ -1,0 +1,92 @@
+"""vLLM's arguments: this project's own, its defaults for CPU, and whatever else `vllm serve` takes. Starts nothing."""
+
+import difflib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.platforms import current_platform
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from common.errors import ConfigError
+
+CPU_DEFAULTS: Mapping[str, object] = {
+    "block_size": 32,  # prefix hits are per block, and CPU attention wants multiples of 32
+    "max_num_seqs": 64,
+    "max_num_batched_tokens": 2048,
+    "kv_cache_memory_bytes": 2**30,
+    "enforce_eager": True,  # compiling doubles the start (30 s more on 2 cores) for steps a quarter faster
+}
+OURS = ("model", "scheduler_cls", "speculative_config", "async_scheduling")
+"""Engine args that this project sets and nobody else can."""
+TAIL: Mapping[str, object] = {
+    "scheduler_cls": "cloud.vllm_plugin.tail_scheduler.TailScheduler",
+    "enable_prompt_embeds": True,
+    "enable_prefix_caching": False,  # what a session has computed stays in its live request; ids stand for nothing
+    "skip_tokenizer_init": True,
+    "disable_log_stats": True,
+}
+"""Those of an engine that is fed hidden states."""
+
+
+def parse(model: str, max_draft_tokens: int, given: Mapping[str, object]) -> Any:
+    """The arguments as vLLM's own parser reads them; raises ConfigError for one that it does not know or accept."""
+    ours = {
+        "scheduler_cls": "cloud.vllm_plugin.scheduler.RemoteDraftScheduler",
+        "speculative_config": {
+            "method": "custom_class",
+            "model": "cloud.vllm_plugin.scheduler.NoProposer",
+            "num_speculative_tokens": max_draft_tokens,
+        },
+        "served_model_name": [Path(model).name, model] if Path(model).is_dir() else [model],
+    }
+    return _parsed("cloud.engine_args", model, ours, given, OURS)
+
+
+def parse_tail(folder: str, given: Mapping[str, object]) -> Any:
+    """As `parse`, for an engine that is fed hidden states; it shows no metrics, which are the other engine's."""
+    return _parsed("cloud.split.engine_args", folder, TAIL, given, {*OURS, *TAIL})
+
+
+def _parsed(
+    key: str, model: str, ours: Mapping[str, object], given: Mapping[str, object], fixed: Collection[str]
+) -> Any:
+    parser = make_arg_parser(_parser(key))
+    known = {action.dest for action in parser._actions} - {"help", *fixed}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            reason = "is set by this project" if name in fixed else "is not an engine argument of vLLM"
+            raise ConfigError(f"{key}.{name}: {reason}{'' if name in fixed else hint}")
+    defaults = {"use_tqdm_on_load": False, **(CPU_DEFAULTS if current_platform.is_cpu() else {})}
+    arguments = {**defaults, "model": model, "async_scheduling": False, **ours, **given}
+    if current_platform.is_cpu() and arguments.get("dtype", "auto") == "auto":
+        arguments["dtype"] = "float32"  # most CPUs emulate bfloat16: a verify takes 3 to 4 times as long
+    return parser.parse_args([word for name, value in arguments.items() for word in words(name, value)])
+
+
+def _parser(key: str) -> FlexibleArgumentParser:
+    class Parser(FlexibleArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise ConfigError(f"{key}: {message}")
+
+    return Parser()
+
+
+def words(key: str, value: object) -> list[str]:
+    """One argument as words of a vLLM command line."""
+    flag = f"--{key.replace('_', '-')}"
+    match value:
+        case None:
+            return []
+        case bool():
+            return [flag] if value else [f"--no-{flag[2:]}"]
+        case list() | tuple():
+            return [flag, *map(str, value)]
+        case dict():
+            return [flag, json.dumps(value)]
+        case _:
+            return [f"{flag}={value}"]

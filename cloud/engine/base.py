@@ -1,0 +1,209 @@
+"""Owns one AsyncLLM of vLLM's: starts it, has it generate, stops it. Knows neither drafts nor hidden states."""
+
+import asyncio
+import os
+import threading
+import uuid
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.engine.protocol import StreamingInput
+from vllm.exceptions import VLLMClientError
+from vllm.inputs.engine import tokens_input
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from cloud.engine import version
+from cloud.engine.process_tree import ProcessTree
+from common.errors import EngineError, RequestError, StartError
+
+_one_start_at_a_time = threading.Lock()
+
+
+class VLLMEngine:
+    """vLLM and its processes; works from `start` to `close`, and can then be started again. `args` as parsed."""
+
+    environment: Mapping[str, str] = {}
+    """Variables of vLLM's, for this kind of engine's processes alone."""
+
+    def __init__(self, args: Any) -> None:
+        self._args = args
+        self._llm: AsyncLLM | None = None
+        self._processes: ProcessTree | None = None
+
+    async def start(self) -> None:
+        """Returns when the model answers (half a minute); raises StartError, and then nothing is left."""
+        try:
+            llm = await self._started()
+            await self._warm_up()
+            await self._opened(llm)
+            self._processes = ProcessTree(process.pid for process in _processes(llm))
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _warm_up(self) -> None:
+        """Asks for a log probability: vLLM compiles what it needs for the first, and answers nobody for seconds."""
+        async for _ in self.generate([0], SamplingParams(max_tokens=1, logprobs=0, detokenize=False)):
+            pass
+
+    async def _opened(self, llm: AsyncLLM) -> None:
+        """What else belongs to a start."""
+
+    def _engine_args(self) -> AsyncEngineArgs:
+        return AsyncEngineArgs.from_cli_args(self._args)
+
+    async def close(self) -> None:
+        """Ends the engine process; requests still running fail with EngineError. Does nothing when not started."""
+        if self._llm is not None:
+            llm, self._llm = self._llm, None
+            if llm.output_handler is not None:
+                llm.output_handler.cancel()  # it would log the end of the engine process as a crash
+            llm.output_processor.propagate_error(EngineDeadError())
+            await asyncio.to_thread(llm.shutdown)
+            llm.engine_core.resources.ctx.destroy(linger=0)  # vLLM leaves it open
+
+    async def _started(self) -> AsyncLLM:
+        # Not the loop's default executor, which would wait for a start that was given up.
+        starting: Future[AsyncLLM] = _in_thread(_start, self._args.model, self._engine_args, self.environment)
+        try:
+            self._llm = await asyncio.wrap_future(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(lambda started: started.exception() or started.result().shutdown())
+            raise
+        return self._llm
+
+    def kill(self) -> None:
+        """Ends the engine's processes without asking them; `close` then frees what they had here."""
+        if self._processes is not None:
+            self._processes.kill()
+
+    async def ping(self) -> None:
+        """Returns when the engine's loop has answered, which it does between two steps."""
+        await self._running.engine_core.is_sleeping_async()
+
+    async def check_health(self) -> None:
+        """Raises EngineError when the engine is not up, or has died."""
+        try:
+            await self._running.check_health()
+        except EngineDeadError as error:
+            raise EngineError("the engine has died") from error
+
+    async def generate(
+        self,
+        prompt: list[int] | AsyncGenerator[StreamingInput, None],
+        params: SamplingParams,
+        request_id: str | None = None,
+        cache_salt: str | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """vLLM's outputs as they come; closing this, or cancelling what waits for it, aborts the request in vLLM.
+
+        A prompt that comes in parts is one resident request. Raises RequestError or EngineError.
+        """
+        # vLLM extends the list it is given; and one HTTP request may become several of vLLM's, also at the same time.
+        given = tokens_input(list(prompt), cache_salt=cache_salt) if isinstance(prompt, list) else prompt
+        unique_id = f"{request_id or 'verify'}-{uuid.uuid4().hex}"
+        outputs = self._running.generate(given, params, unique_id)
+        try:
+            async for output in outputs:
+                yield output
+        except EngineDeadError as error:
+            raise EngineError("the engine has died") from error
+        except EngineGenerateError as error:
+            raise EngineError(f"the engine failed this request: {error.__cause__}") from error
+        except (VLLMClientError, ValueError) as error:
+            raise RequestError(str(error)) from error
+        finally:
+            await outputs.aclose()
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens that the context holds, prompt and answer together."""
+        return self._running.model_config.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self._running.model_config.get_vocab_size()
+
+    @property
+    def kv_blocks(self) -> int:
+        """Blocks that the KV cache has."""
+        return self._running.vllm_config.cache_config.num_gpu_blocks or 0
+
+    @property
+    def block_size(self) -> int:
+        """Tokens that a KV block holds."""
+        return self._running.vllm_config.cache_config.block_size
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Requests that run at once."""
+        return self._running.vllm_config.scheduler_config.max_num_seqs
+
+    @property
+    def _running(self) -> AsyncLLM:
+        if self._llm is None:
+            raise EngineError("the engine is not up")
+        return self._llm
+
+
+def _find(model: str) -> None:
+    """Raises StartError unless `model` is a directory with a model or a hub id whose config can be had."""
+    if Path(model).is_dir():
+        if not (Path(model) / "config.json").is_file():
+            raise StartError(f"{model}: the directory holds no config.json")
+        return
+    if model.startswith(("/", ".", "~")):
+        raise StartError(f"{model}: no such directory")
+    try:
+        hf_hub_download(model, "config.json")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise StartError(f"{model}: neither a directory nor a model that the hub can give") from error
+
+
+def _start(model: str, args: Callable[[], AsyncEngineArgs], environment: Mapping[str, str]) -> AsyncLLM:
+    version.check()
+    _find(model)
+    try:
+        with _one_start_at_a_time, _changed(environment):
+            return AsyncLLM.from_engine_args(args())
+    except (RuntimeError, ValueError, OSError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StartError(f"{model}: vLLM did not start: {reason}") from error
+
+
+@contextmanager
+def _changed(environment: Mapping[str, str]) -> Iterator[None]:
+    """For the engine's processes; others that this one starts shall not have torch's libraries, which vLLM preloads."""
+    names = {*environment, "LD_PRELOAD"}
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+def _processes(llm: AsyncLLM) -> list[Any]:
+    """The engine's processes on this machine; Ray's are not ours to end."""
+    return list(getattr(llm.engine_core.resources.engine_manager, "processes", ()))
+
+
+def _in_thread(function: Any, *args: object) -> Future[AsyncLLM]:
+    """Run in a thread of its own, which ends with it."""
+    executor = ThreadPoolExecutor(1, "vllm-start")
+    try:
+        return executor.submit(function, *args)
+    finally:
+        executor.shutdown(wait=False)

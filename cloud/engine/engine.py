@@ -1,0 +1,100 @@
+"""The whole model's engine: vLLM with the verify scheduler, its OpenAI serving, its KV events. Knows no HTTP."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from starlette.datastructures import State
+from vllm.config import KVEventsConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.tokenizers import TokenizerLike
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.reader import Counter, Gauge, get_metrics_snapshot
+
+from cloud.engine import args as engine_args
+from cloud.engine.base import VLLMEngine
+from cloud.engine.kv_events import KVEvents, kv_events_args
+from cloud.kv_cache import VLLMKVCache
+from common.errors import EngineError
+
+VLLM_METRICS = {
+    "vllm:num_requests_running": "running",
+    "vllm:num_requests_waiting": "waiting",
+    "vllm:kv_cache_usage_perc": "kv_cache_usage",
+    "vllm:prefix_cache_queries": "prefix_cache_queries",
+    "vllm:prefix_cache_hits": "prefix_cache_hits",
+}
+
+
+class CloudEngine(VLLMEngine):
+    """vLLM with the verify scheduler; works from `start` to `close`, and can then be started again."""
+
+    def __init__(self, model: str, max_draft_tokens: int = 16, args: Mapping[str, object] = {}) -> None:
+        """`args` are vLLM's own, by their names in Python; raises ConfigError for one that vLLM does not know."""
+        super().__init__(engine_args.parse(model, max_draft_tokens, args))
+        self.model = model
+        self.max_draft_tokens = max_draft_tokens
+        self.kv_cache = VLLMKVCache()
+        """What the prefix caches of the engine's replicas hold, as of their last events."""
+        self._followers: list[KVEvents] = []
+        self._directory: TemporaryDirectory[str] | None = None
+        self._serving: State | None = None
+
+    async def _opened(self, llm: AsyncLLM) -> None:
+        serving = State()
+        await init_app_state(llm, serving, self._args, await llm.get_supported_tasks())
+        for rank, source in (llm.get_kv_event_sources() or {}).items():
+            follower = KVEvents(self.kv_cache, str(rank), source.endpoint, source.replay_endpoint)
+            follower.start()
+            self._followers.append(follower)
+        self._serving = serving
+
+    def _engine_args(self) -> AsyncEngineArgs:
+        args = super()._engine_args()
+        if args.enable_prefix_caching is not False and args.kv_events_config is None:
+            self._directory = TemporaryDirectory(prefix="cloud-")  # mode 0700: events tell the tokens of all tenants
+            args.kv_events_config = KVEventsConfig(**kv_events_args(Path(self._directory.name))["kv_events_config"])
+        return args
+
+    async def close(self) -> None:
+        self._serving = None
+        while self._followers:
+            await self._followers.pop().close()
+        await super().close()
+        if self._directory is not None:
+            self._directory.cleanup()
+
+    @property
+    def serving(self) -> State:
+        """vLLM's OpenAI serving objects: `openai_serving_chat`, `…_completion`, `…_models`, `serving_tokenization`."""
+        if self._serving is None:
+            raise EngineError("the engine is not up")
+        return self._serving
+
+    @property
+    def tokenizer(self) -> TokenizerLike:
+        """The model's tokenizer."""
+        return self._running.get_tokenizer()
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end an answer, the tokenizer's own first."""
+        given = self._running.model_config.try_get_generation_config().get("eos_token_id")
+        others = given if isinstance(given, list) else [given]
+        return list(dict.fromkeys(t for t in (self.tokenizer.eos_token_id, *others) if t is not None))
+
+    @property
+    def chat_template(self) -> str:
+        """The chat template in Jinja, empty if there is none."""
+        given = self.serving.openai_serving_chat.chat_template or getattr(self.tokenizer, "chat_template", None)
+        return given if isinstance(given, str) else ""
+
+    def stats(self) -> dict[str, Any]:
+        """vLLM's own figures as of its last step."""
+        stats: dict[str, Any] = {"model": self.model, "max_draft_tokens": self.max_draft_tokens}
+        for metric in get_metrics_snapshot():
+            if isinstance(metric, Gauge | Counter) and metric.name in VLLM_METRICS:
+                stats[VLLM_METRICS[metric.name]] = metric.value
+        return stats

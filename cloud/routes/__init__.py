@@ -1,0 +1,1 @@
+"""The cloud's HTTP routes, admission, and what a request may cost."""

@@ -1,0 +1,143 @@
+"""The cloud's OpenAI API: thin handlers over vLLM's own serving objects. Knows no config and no drafts.
+
+vLLM's objects do the work (templates, tools, structured output, checks, streaming); the handlers here only carry
+bodies in, and responses, streams and errors out.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+from aiohttp import web
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
+from vllm.exceptions import VLLMError
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from cloud.engine.engine import CloudEngine
+from cloud.engine.supervisor import EngineKeeper
+from cloud.routes import request_cost
+from cloud.routes.admission import Admission
+from common.errors import EngineError, RequestError
+from common.http.messages import REQUEST_ID, TENANT, read, reply, stream
+
+CHAT: TypeAdapter[Any] = TypeAdapter(ChatCompletionRequest)
+COMPLETION: TypeAdapter[Any] = TypeAdapter(CompletionRequest)
+TOKENIZE: TypeAdapter[Any] = TypeAdapter(TokenizeRequest)
+DETOKENIZE: TypeAdapter[Any] = TypeAdapter(DetokenizeRequest)
+IGNORED = ("min_p", "logit_bias")
+"""Sampling fields that vLLM ignores once it has a speculative config."""
+
+
+class OpenAIRoutes:
+    """The /v1 routes and tokenization of one engine, each request admitted by what it may cost."""
+
+    def __init__(self, engine: CloudEngine, keeper: EngineKeeper, admission: Admission) -> None:
+        self._engine = engine
+        self._keeper = keeper
+        self._admission = admission
+
+    def add_to(self, app: web.Application) -> None:
+        app.router.add_get("/v1/models", self.models)
+        app.router.add_post("/v1/chat/completions", self.chat_completion)
+        app.router.add_post("/v1/completions", self.completion)
+        app.router.add_post("/tokenize", self.tokenize)
+        app.router.add_post("/detokenize", self.detokenize)
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, self._engine.serving.openai_serving_models.show_available_models)
+
+    async def chat_completion(self, request: web.Request) -> web.StreamResponse:
+        serve = self._engine.serving.openai_serving_chat.create_chat_completion
+        return await self._generate(request, CHAT, serve)
+
+    async def completion(self, request: web.Request) -> web.StreamResponse:
+        serve = self._engine.serving.openai_serving_completion.create_completion
+        return await self._generate(request, COMPLETION, serve)
+
+    async def tokenize(self, request: web.Request) -> web.StreamResponse:
+        body = _validate(await read(request, dict[str, Any]), TOKENIZE)
+        return await self._answer(request, self._engine.serving.serving_tokenization.create_tokenize, body, None)
+
+    async def detokenize(self, request: web.Request) -> web.StreamResponse:
+        body = _validate(await read(request, dict[str, Any]), DETOKENIZE)
+        return await self._answer(request, self._engine.serving.serving_tokenization.create_detokenize, body, None)
+
+    async def _generate(
+        self, request: web.Request, adapter: TypeAdapter[Any], serve: Callable[..., Awaitable[Any]]
+    ) -> web.StreamResponse:
+        body = await read(request, dict[str, Any])
+        _refuse_unsupported(body)
+        cost = request_cost.of_generation(body, self._engine.max_model_len, self._admission.limit.requests)
+        body["request_id"] = request[REQUEST_ID]
+        given = body.get("cache_salt") or ""
+        if request[TENANT] and isinstance(given, str):  # whatever else is given, vLLM refuses
+            body["cache_salt"] = request[TENANT] + given
+        generation = _validate(body, adapter)
+        with self._admission.admit(cost.tokens, cost.requests):
+            return await self._answer(request, serve, generation)
+
+    async def _answer(
+        self, request: web.Request, serve: Callable[..., Awaitable[Any]], *arguments: object
+    ) -> web.StreamResponse:
+        """Whatever a vLLM serving object returns, as a response: a model, an error object, or a stream of SSE lines."""
+        try:
+            with self._keeper.using():
+                result = await serve(*arguments)
+                _go_on_being_cancelled()
+        except EngineDeadError as error:
+            raise EngineError("the engine has died") from error
+        except (VLLMError, ValueError, TypeError, NotImplementedError) as error:
+            result = create_error_response(error)
+        if isinstance(result, ErrorResponse):
+            return reply(request, _openai_error(result), result.error.code)
+        if isinstance(result, BaseModel):
+            return reply(request, result.model_dump(mode="json"))
+        return await stream(request, self._encoded(result))
+
+    async def _encoded(self, lines: AsyncGenerator[str, None]) -> AsyncGenerator[bytes, None]:
+        # Closing the lines aborts the generation when the client has left.
+        async with aclosing(lines):
+            with self._keeper.using():
+                async for line in lines:
+                    yield line.encode()
+
+
+def _go_on_being_cancelled() -> None:
+    """vLLM answers a cancellation with an error object, as if only clients that left could cause one."""
+    task = asyncio.current_task()
+    if task and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _refuse_unsupported(body: dict[str, Any]) -> None:
+    for name in IGNORED:
+        if body.get(name):
+            raise RequestError(f"{name} is not supported: it has no effect beside draft verification", param=name)
+    if body.get("vllm_xargs"):
+        # It would reach the scheduler as a draft that nobody checked.
+        raise RequestError("vllm_xargs is not supported", param="vllm_xargs")
+
+
+def _validate(body: dict[str, Any], adapter: TypeAdapter[Any]) -> Any:
+    try:
+        return adapter.validate_python(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(map(str, first["loc"]))
+        raise RequestError(f"{path}: {first['msg']}" if path else first["msg"], param=path or None) from error
+    except VLLMError as error:
+        raise RequestError(str(error), param=getattr(error, "parameter", None)) from error
+
+
+def _openai_error(response: ErrorResponse) -> dict[str, Any]:
+    """vLLM puts the HTTP status into `code` and a Python-like name into `type`; OpenAI has a word in both."""
+    error = response.error
+    kind = "invalid_request_error" if error.code < 500 else "server_error"
+    code = "not_found" if error.code == 404 else None
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": code}}

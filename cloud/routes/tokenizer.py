@@ -1,0 +1,57 @@
+"""The cloud's tokenizer for edges whose own may differ: GET /tokenizer and /tokenizer/file. Knows no drafts."""
+
+import asyncio
+
+from aiohttp import web
+
+from cloud.engine.engine import CloudEngine
+from common.errors import VocabularyError
+from common.http.messages import reply
+from common.protocol import vocabulary
+from common.protocol.vocabulary import TokenizerFile, VocabularyInfo
+
+
+class TokenizerRoute:
+    """The vocabulary of one engine, read when it is first asked for: it is the same after a restart."""
+
+    def __init__(self, engine: CloudEngine) -> None:
+        self._engine = engine
+        self._file: TokenizerFile | None = None
+
+    def add_to(self, app: web.Application) -> None:
+        app.router.add_get("/tokenizer", self.info)
+        app.router.add_get("/tokenizer/file", self.file)
+
+    async def info(self, request: web.Request) -> web.Response:
+        file = await self._known()
+        return reply(request, VocabularyInfo(file.fingerprint, self._engine.vocab_size))
+
+    async def file(self, request: web.Request) -> web.Response:
+        return reply(request, await self._known())
+
+    async def check(self, fingerprint: str) -> None:
+        """Raises VocabularyError for ids of another vocabulary; no fingerprint says nothing."""
+        if fingerprint and fingerprint != (await self._known()).fingerprint:
+            raise VocabularyError("these token ids are of another vocabulary than this cloud's", param="vocabulary")
+
+    async def _known(self) -> TokenizerFile:
+        if self._file is None:
+            self._file = await asyncio.to_thread(_read, self._engine)
+        return self._file
+
+
+def _read(engine: CloudEngine) -> TokenizerFile:
+    """Raises VocabularyError for a tokenizer that has no tokenizer.json."""
+    tokenizer = engine.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise VocabularyError("this model's tokenizer has no form that an edge can read (tokenizer.json)")
+    text = backend.to_str()
+    return TokenizerFile(
+        fingerprint=vocabulary.fingerprint(vocabulary.pieces_of(text)),
+        tokenizer=text,
+        end_tokens=engine.end_tokens,
+        chat_template=engine.chat_template,
+        bos=getattr(tokenizer, "bos_token", None) or "",
+        eos=getattr(tokenizer, "eos_token", None) or "",
+    )

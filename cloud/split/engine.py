@@ -1,0 +1,116 @@
+"""The tail of a split model in vLLM: fed hidden states, it draws the next token. Knows no sessions and no limits."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+from vllm.engine.protocol import StreamingInput
+from vllm.exceptions import VLLMClientError
+from vllm.inputs.engine import tokens_input
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from cloud.engine import args as engine_args
+from cloud.engine.base import VLLMEngine
+from cloud.verify.round import seed_at
+from cloud.vllm_plugin.tail_scheduler import STATES_KEY
+from common.errors import ContextLengthError, EngineError, RequestError
+from common.types import GREEDY, Sampling
+
+
+class Drawn(Struct, frozen=True):
+    """One token of a tail's; `computed` positions were computed for it, `cached` ones were in its KV."""
+
+    token_id: int
+    logprob: float
+    """Natural, under the unmodified softmax."""
+    computed: int
+    cached: int
+
+
+class TailEngine(VLLMEngine):
+    """vLLM with the tail of a split model in `folder`; `args` are vLLM's own, by their names in Python."""
+
+    environment = MappingProxyType({"VLLM_USE_V2_MODEL_RUNNER": "0"})  # which copies a whole prompt_embeds at once
+
+    def __init__(self, folder: Path, args: Mapping[str, object] = {}) -> None:
+        super().__init__(engine_args.parse_tail(str(folder), args))
+
+    async def _warm_up(self) -> None:
+        request = TailRequest(self)
+        try:
+            await request.token(
+                np.ones((1, self._running.model_config.get_hidden_size()), np.float32), self.params(1, GREEDY)
+            )
+        finally:
+            await request.close()
+
+    def params(self, position: int, sampling: Sampling) -> SamplingParams:
+        """vLLM's parameters for the token at `position`; raises RequestError (ContextLengthError) for a wrong one."""
+        if position >= self.max_model_len:
+            raise ContextLengthError(f"{position} positions leave no room in the context of {self.max_model_len}")
+        try:
+            return SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                seed=None if sampling.seed is None else seed_at(sampling.seed, position),
+                logprobs=0,
+                max_tokens=1,
+                ignore_eos=True,  # to vLLM every token is the last one
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+            )
+        except (VLLMClientError, ValueError) as error:
+            raise RequestError(str(error)) from error
+
+
+class TailRequest:
+    """One sequence's live request: fed its hidden states in order, it holds their KV until `close`. One user a time."""
+
+    def __init__(self, engine: TailEngine) -> None:
+        """Nothing runs before the first `token`."""
+        self.computed = 0
+        """Positions whose KV vLLM holds."""
+        self.used_at = time.monotonic()
+        self._engine = engine
+        self._parts: asyncio.Queue[StreamingInput] = asyncio.Queue()
+        self._outputs: AsyncGenerator[RequestOutput, None] | None = None
+
+    async def token(self, states: NDArray[np.float32], params: SamplingParams) -> Drawn:
+        """The token after the next positions, whose `states` [n, hidden] these are.
+
+        Cancelling it, and EngineError, end the request: `close` it then.
+        """
+        cached, new = self.computed, len(states)
+        params.extra_args = {STATES_KEY: states.astype("<f4", copy=False).tobytes()}
+        self._parts.put_nowait(StreamingInput(tokens_input([0] * new), params))
+        if self._outputs is None:
+            self._outputs = self._engine.generate(self._feed(), params)
+        output = await anext(self._outputs)
+        (drawn,) = output.outputs
+        if drawn.finish_reason != "length" or drawn.logprobs is None:
+            raise EngineError(f"the engine ended the request: {drawn.finish_reason}")
+        (token_id,) = drawn.token_ids
+        logprob = drawn.logprobs[0][token_id].logprob
+        if not math.isfinite(logprob):
+            raise RequestError("these hidden states lead to no token")
+        self.computed += new
+        self.used_at = time.monotonic()
+        return Drawn(token_id, min(logprob, 0.0), new, cached)
+
+    async def close(self) -> None:
+        """Ends the request in vLLM and frees its KV; not while a token is under way."""
+        if self._outputs is not None:
+            await self._outputs.aclose()
+
+    async def _feed(self) -> AsyncGenerator[StreamingInput, None]:
+        while True:
+            yield await self._parts.get()

@@ -1,0 +1,97 @@
+"""One answer that goes on by itself while drafts for it come in: the continuous form of F2. Knows no HTTP.
+
+The cloud never waits: it is one ordinary streaming generation, and each of its steps verifies the newest draft that
+still fits. With no drafts at all it is plain streaming. Either way the answer has the cloud model's own distribution.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from cloud.engine.engine import CloudEngine
+from cloud.verify.draft_channel import Sender
+from cloud.verify.round import Round, token_logprobs, vllm_params
+from cloud.vllm_plugin.running_drafts import MAILBOX_KEY, PROGRESS_KEY, Progress
+from common.errors import ContextLengthError, EngineError
+from common.protocol.stream_frames import EndFrame, TokensFrame
+from common.types import TokenLogprob
+
+
+class ContinuousAnswer:
+    """What follows `asked.committed`, up to `asked.max_tokens`; `asked.draft` is empty. Good for one use.
+
+    A seed repeats the answer only without drafts: vLLM has one random generator for the whole of it, and how many
+    numbers a step takes from it depends on the draft that happened to be there.
+    """
+
+    def __init__(self, engine: CloudEngine, asked: Round, sender: Sender, stop: Sequence[str] = ()) -> None:
+        """Raises ContextLengthError, or RequestError for what vLLM refuses."""
+        if len(asked.committed) >= engine.max_model_len:
+            raise ContextLengthError(
+                f"{len(asked.committed)} tokens do not fit the context of {engine.max_model_len}", param="token_ids"
+            )
+        self._engine = engine
+        self._asked = asked
+        self._sender = sender
+        self._params = _params(asked, sender, stop)
+        self._position = len(asked.committed)
+        self.progress = Progress()
+        """Steps, and what became of drafts, as of the last tokens."""
+
+    @property
+    def drawn(self) -> int:
+        """Tokens of the answer so far."""
+        return self._position - len(self._asked.committed)
+
+    def draft(self, position: int, token_ids: list[int]) -> None:
+        """Sends a draft on its way into the engine; one that comes too late is dropped there, and counted."""
+        self._sender.send(position, token_ids)
+
+    async def frames(self) -> AsyncGenerator[TokensFrame | EndFrame, None]:
+        """The tokens as they are drawn, then one end. Closing this aborts the generation. Raises EngineError."""
+        asked = self._asked
+        outputs = self._engine.generate(asked.committed, self._params, asked.request_id, asked.cache_salt)
+        async with aclosing(outputs):
+            async for output in outputs:
+                answer = output.outputs[0]
+                if answer.token_ids:
+                    yield self._tokens(output, answer)
+                if output.finished:
+                    yield self._end(answer)
+
+    def _tokens(self, output: RequestOutput, answer: CompletionOutput) -> TokensFrame:
+        drawn, position, before = list(answer.token_ids), self._position, self.progress.accepted
+        self._position += len(drawn)
+        self.progress = Progress(*(output.kv_transfer_params or {})[PROGRESS_KEY])
+        return TokensFrame(
+            position=position,
+            token_ids=drawn,
+            accepted=min(self.progress.accepted - before, len(drawn)),  # a stop string may have cut accepted ones
+            logprobs=_logprobs(drawn, answer, self._asked.logprobs),
+        )
+
+    def _end(self, answer: CompletionOutput) -> EndFrame:
+        if answer.finish_reason not in ("stop", "length"):
+            raise EngineError(f"the engine ended the request: {answer.finish_reason}")
+        p = self.progress
+        return EndFrame(
+            finish_reason=answer.finish_reason,
+            steps=p.steps,
+            drafted=p.drafted,
+            accepted=p.accepted,
+            dropped=p.dropped,
+        )
+
+
+def _params(asked: Round, sender: Sender, stop: Sequence[str]) -> SamplingParams:
+    other: dict[str, Any] = {"stop": list(stop), "detokenize": True} if stop else {}
+    params = vllm_params(asked, RequestOutputKind.DELTA, **other)
+    params.extra_args = {**(params.extra_args or {}), MAILBOX_KEY: tuple(sender.address)}
+    return params
+
+
+def _logprobs(drawn: list[int], answer: CompletionOutput, top: int | None) -> list[TokenLogprob] | None:
+    return None if answer.logprobs is None else token_logprobs(drawn, answer.logprobs, top or 0)

@@ -1,0 +1,68 @@
+"""A drafter that drafts on while a verify is in flight, guessing that all of it is accepted. Knows no verifier."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Self
+
+from common.decoding.interfaces import Drafter
+from common.types import NO_DRAFT, Draft, Sampling
+
+
+class DraftAhead:
+    """Drafts for one answer; `go_on` starts a draft whose tokens the next `draft` takes if the guess was right.
+
+    The guess is one token, the bonus, then a draft after it. `async with` it: leaving it ends what still runs.
+    """
+
+    def __init__(self, drafter: Drafter) -> None:
+        self.wasted = 0
+        """Tokens drafted ahead that no draft took; those of a draft that was broken off are not known."""
+        self._drafter = drafter
+        self._base: list[int] = []
+        """The tokens that the guess follows."""
+        self._bonus: int | None = None
+        self._task: asyncio.Task[Draft] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._give_up()
+
+    def go_on(self, token_ids: Sequence[int], limit: int, sampling: Sampling, stop_below: float) -> None:
+        """Starts drafting after `token_ids`, which the verify in flight may show to be wrong."""
+        assert self._task is None
+        self._base, self._bonus = list(token_ids), None
+        self._task = asyncio.create_task(self._guess(limit, sampling, stop_below))
+
+    async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling, stop_below: float) -> Draft:
+        """Up to `limit` tokens after `token_ids`: the guess's, if it was right."""
+        if self._task is not None and self._may_follow(token_ids):
+            guess = await self._task
+            if guess.token_ids and self._may_follow(token_ids):
+                self._task = None
+                return guess
+        await self._give_up()
+        return await self._drafter.draft(token_ids, limit, sampling, stop_below=stop_below)
+
+    def _may_follow(self, token_ids: Sequence[int]) -> bool:
+        """Whether `token_ids` are the base and the bonus, as far as that is known."""
+        base = len(self._base)
+        return (
+            len(token_ids) == base + 1 and self._bonus in (None, token_ids[-1]) and list(token_ids[:base]) == self._base
+        )
+
+    async def _guess(self, limit: int, sampling: Sampling, stop_below: float) -> Draft:
+        bonus = await self._drafter.draft(self._base, 1, sampling)
+        self.wasted += len(bonus.token_ids)
+        self._bonus = bonus.token_ids[0] if bonus.token_ids else None
+        if self._bonus is None or bonus.finished:
+            return NO_DRAFT
+        return await self._drafter.draft([*self._base, self._bonus], limit, sampling, stop_below=stop_below)
+
+    async def _give_up(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            (left,) = await asyncio.gather(task, return_exceptions=True)
+            self.wasted += len(left.token_ids) if isinstance(left, Draft) else 0

@@ -1,0 +1,81 @@
+"""Who may use a server: requests with a known API key, pages of known origins. Knows no routes but the probes."""
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable, Iterable
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+
+from common.config_schema import Secret
+from common.errors import AuthenticationError
+from common.http.messages import REQUEST_ID, TENANT
+from common.protocol.codec import PROTOCOL, PROTOCOL_HEADER
+
+OPEN = ("/health", "/ready")
+"""Answered without a key."""
+
+
+def authenticate(keys: Iterable[Secret]) -> Middleware:
+    """Lets only requests with one of `keys` pass, `Authorization: Bearer KEY`, and names their tenant."""
+    known = [_digest(key.reveal()) for key in keys]
+
+    @web.middleware
+    async def authenticated(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in OPEN and request.method == hdrs.METH_GET:
+            return await handler(request)
+        scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        given, found = _digest(key.strip()), False
+        for digest in known:  # all of them, always: the time taken says nothing of which one came near
+            found |= hmac.compare_digest(given, digest)
+        if scheme.lower() != "bearer" or not found:
+            raise AuthenticationError("give a valid API key: 'Authorization: Bearer KEY'")
+        request[TENANT] = given[:8].hex()
+        return await handler(request)
+
+    return authenticated
+
+
+def _digest(key: str) -> bytes:
+    """Always of one length, so comparing takes the same time for any key; its beginning names the tenant."""
+    return hashlib.blake2b(key.encode(errors="surrogateescape"), person=b"edgecloud-tenant").digest()
+
+
+def cors(origins: Iterable[str]) -> Middleware:
+    """Answers browsers' preflights from `origins` ("*": any), without a key; `add_cors_headers` does the rest."""
+    allowed = frozenset(origins)
+
+    @web.middleware
+    async def preflighted(request: web.Request, handler: Handler) -> web.StreamResponse:
+        asked = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+        if not (asked and _allowed(request, allowed)):
+            return await handler(request)
+        headers = {
+            hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST",
+            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: "Authorization, Content-Type, X-Request-Id, traceparent",
+            hdrs.ACCESS_CONTROL_MAX_AGE: "600",
+        }
+        return web.Response(status=204, headers=headers)
+
+    return preflighted
+
+
+def response_headers(origins: Iterable[str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """A signal for `on_response_prepare`: the request's id, our protocol, and for allowed origins the leave to read."""
+    allowed = frozenset(origins)
+
+    async def add(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["X-Request-Id"] = request[REQUEST_ID]
+        response.headers[PROTOCOL_HEADER] = PROTOCOL
+        if _allowed(request, allowed):
+            origin = "*" if "*" in allowed else request.headers[hdrs.ORIGIN]
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "X-Request-Id, Retry-After"
+            response.headers.add(hdrs.VARY, hdrs.ORIGIN)
+
+    return add
+
+
+def _allowed(request: web.Request, origins: frozenset[str]) -> bool:
+    origin = request.headers.get(hdrs.ORIGIN)
+    return origin is not None and ("*" in origins or origin in origins)

@@ -1,0 +1,136 @@
+"""What happens to every request around its handler: observed, failures told, a stopping server closed to it."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from common.errors import (
+    AuthenticationError,
+    FrameworkError,
+    NotFoundError,
+    OverloadedError,
+    RequestError,
+    StoppingError,
+)
+from common.http.in_flight import IN_FLIGHT
+from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, error_object, reply, told
+from common.http.metrics import HttpMetrics, Outcome
+from common.http.request_context import current_request_id, current_traceparent, valid_traceparent
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PROBES = ("/health", "/ready", "/metrics")
+"""Asked every few seconds by machines: logged only at level DEBUG."""
+OTHER = "other"
+
+
+def observe(metrics: HttpMetrics) -> Middleware:
+    """Gives each request its id and trace, and when it is over counts it and writes its line into the log."""
+
+    @web.middleware
+    async def observed(request: web.Request, handler: Handler) -> web.StreamResponse:
+        _name(request)
+        outcome, status = Outcome.CANCELLED, 499  # nginx's number for a client that left
+        try:
+            with request.app[IN_FLIGHT].counted():
+                response = await handler(request)
+            outcome, status = _outcome(request, response), response.status
+            return response
+        except ConnectionError:
+            raise  # the client left
+        except Exception:
+            outcome, status = Outcome.FAILED, 500
+            raise
+        finally:
+            _report(request, metrics, outcome, status)
+
+    return observed
+
+
+def _name(request: web.Request) -> None:
+    given = request.headers.get("X-Request-Id", "")
+    request[REQUEST_ID] = given if 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex
+    request[TENANT] = ""
+    request[EXCHANGE] = Exchange()
+    current_request_id.set(request[REQUEST_ID])
+    current_traceparent.set(valid_traceparent(request.headers.getall("traceparent", [])))
+
+
+def _outcome(request: web.Request, response: web.StreamResponse) -> Outcome:
+    if isinstance(response, web.Response) and isinstance(response.body, bytes):
+        request[EXCHANGE].sent(len(response.body))
+    if request[EXCHANGE].failed or response.status >= 500:
+        return Outcome.FAILED
+    if response.status == OverloadedError.status:
+        return Outcome.OVERLOADED
+    return Outcome.REFUSED if response.status >= 400 else Outcome.OK
+
+
+def _report(request: web.Request, metrics: HttpMetrics, outcome: Outcome, status: int) -> None:
+    exchange, route = request[EXCHANGE], route_of(request)
+    seconds = time.perf_counter() - exchange.began
+    first = None if exchange.first_byte is None else exchange.first_byte - exchange.began
+    metrics.observe(route, outcome, seconds, first, exchange.bytes_in, exchange.bytes_out)
+    log.log(
+        logging.DEBUG if route in PROBES else logging.INFO,
+        "%s %s %d %s %.1f ms, %d bytes in, %d out, request %s, trace %s",
+        request.method,
+        route,
+        status,
+        outcome,
+        seconds * 1000,
+        exchange.bytes_in,
+        exchange.bytes_out,
+        request[REQUEST_ID],
+        current_traceparent.get() or "none",
+    )
+
+
+def route_of(request: web.Request) -> str:
+    """The pattern of the route that was found, never what the client wrote."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource else OTHER
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns every failure into OpenAI's error object. Messages of refusals stay out of the log: they quote bodies."""
+    try:
+        return await handler(request)
+    except FrameworkError as error:
+        failure, status = error, error.status
+    except web.HTTPNotFound:
+        failure, status = NotFoundError(f"no such route: {request.method} {request.path}"), 404
+    except web.HTTPException as error:
+        failure, status = RequestError(f"{error.reason}: {request.method} {request.path}"), error.status
+    except (Exception, asyncio.CancelledError) as error:
+        if request.transport is None or request.transport.is_closing() or request.writer.output_size:
+            raise  # the client left, or the response has begun: there is no place for an error object
+        failure = told(request, error)
+        status = failure.status
+    if status >= 500:
+        level = logging.DEBUG if route_of(request) in PROBES else logging.WARNING
+        log.log(level, "request %s: %d %s", request[REQUEST_ID], status, failure.message)
+    failure.__traceback__ = None  # it holds this frame, and with it the body, until some later garbage collection
+    response = reply(request, error_object(failure), status)
+    if isinstance(failure, OverloadedError):
+        response.headers["Retry-After"] = str(failure.retry_after)
+    if isinstance(failure, AuthenticationError):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(failure, StoppingError):
+        response.force_close()
+    return response
+
+
+@web.middleware
+async def stopping(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A server that is stopping refuses what comes over connections that are still open; /ready says so too."""
+    if request.app[IN_FLIGHT].draining.is_set() and request.path not in ("/health", "/metrics"):
+        raise StoppingError("the server is stopping")
+    return await handler(request)

@@ -1,0 +1,1 @@
+"""Messages between the programs, and their bytes: the OpenAI API, `/stream` and `/split` frames, vocabularies."""

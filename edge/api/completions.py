@@ -1,0 +1,175 @@
+"""One /v1 answer of the edge: its choices, run together, as OpenAI's JSON or a stream's chunks. Knows no routes."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from common.protocol.openai import ChatRequest, GenerationRequest, Usage, dump
+from common.types import Collaboration, Provenance
+from edge.api import logprobs
+from edge.api.choice import Choice, Piece
+from edge.api.context import Services
+from edge.api.logprobs import ScoredToken
+from edge.api.shared_prompt import SharedPrompt
+
+
+class Completion:
+    """The response to a chat or text completion request: `n` choices for each of its prompts."""
+
+    def __init__(
+        self, services: Services, request: GenerationRequest, prompts: list[SharedPrompt], max_tokens: int | None
+    ) -> None:
+        self._engine = services.speaker(request.mode).engine
+        self._chat = isinstance(request, ChatRequest)
+        self._prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
+        self._include_usage = request.stream_options is not None and request.stream_options.include_usage
+        self._top = request.wanted_logprobs
+        self._each = request.choices
+        self._at_once = services.config.edge.model.sequences
+        self._choices: list[Choice] = []
+        for prompt in prompts:
+            room = self._engine.context_length - prompt.longest
+            limit = room if max_tokens is None else min(max_tokens, room)
+            for _ in range(self._each):
+                self._choices.append(Choice(len(self._choices), services, request, prompt, limit))
+        self._head = {
+            "id": ("chatcmpl-" if self._chat else "cmpl-") + uuid.uuid4().hex,
+            "created": int(time.time()),
+            "model": self._engine.model_name,
+        }
+
+    async def whole(self) -> dict[str, Any]:
+        """The response object, when all choices are finished."""
+        found: list[list[Piece]] = [[] for _ in self._choices]
+        async with aclosing(self._pieces()) as pieces:
+            async for piece in pieces:
+                found[piece.choice].append(piece)
+        choices = [self._whole_choice(index, parts) for index, parts in enumerate(found)]
+        kind = "chat.completion" if self._chat else "text_completion"
+        return {**self._head, "object": kind, "choices": choices, "usage": self._usage(), **self._collaboration()}
+
+    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
+        """The stream's chunks; the last one carries the collaboration object, and the usage if it was asked for."""
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        head = {**self._head, "object": kind}
+        usage = {"usage": None} if self._include_usage else {}
+        unfinished, begun = len(self._choices), set[int]()
+        async with aclosing(self._pieces()) as pieces:
+            async for piece in pieces:
+                choice = self._chunk_choice(piece, first=piece.choice not in begun)
+                begun.add(piece.choice)
+                unfinished -= piece.finish_reason is not None
+                last = {} if unfinished or self._include_usage else self._collaboration()
+                yield {**head, "choices": [choice], **usage, **last}
+        if self._include_usage:
+            yield {**head, "choices": [], "usage": self._usage(), **self._collaboration()}
+
+    async def _pieces(self) -> AsyncGenerator[Piece, None]:
+        """The pieces of all choices as they come; leaving this early cancels what still runs.
+
+        No more choices run at once than the engine has sequences: the others would fill its queue. Of a prompt's
+        choices the first goes ahead, so that the others find the prompt's KV.
+        """
+        if len(self._choices) == 1:
+            async with aclosing(self._choices[0].pieces()) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        events: asyncio.Queue[Piece | asyncio.Task[None]] = asyncio.Queue()
+        turns = asyncio.Semaphore(self._at_once)
+        ahead = [asyncio.Event() for _ in range(len(self._choices) // self._each)]
+
+        async def run(choice: Choice) -> None:
+            prompt, place = divmod(choice.index, self._each)
+            if place:
+                await ahead[prompt].wait()
+            async with turns, aclosing(choice.pieces()) as pieces:
+                async for piece in pieces:
+                    events.put_nowait(piece)
+                    ahead[prompt].set()
+
+        tasks = [asyncio.create_task(run(choice)) for choice in self._choices]
+        for task in tasks:
+            task.add_done_callback(events.put_nowait)
+        try:
+            ended = 0
+            while ended < len(tasks):
+                event = await events.get()
+                if isinstance(event, Piece):
+                    yield event
+                else:
+                    ended += 1
+                    event.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _whole_choice(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
+        text = "".join(piece.text for piece in pieces)
+        content = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
+        scores = self._logprobs([token for piece in pieces for token in piece.tokens])
+        choice = {"index": index, **content, "logprobs": scores, "finish_reason": pieces[-1].finish_reason}
+        sources = [token for piece in pieces for token in piece.sources]
+        return choice | {"collaboration": {"tokens": dump(sources)}} if sources else choice
+
+    def _chunk_choice(self, piece: Piece, first: bool) -> dict[str, Any]:
+        if self._chat:
+            role = {"role": "assistant"} if first else {}
+            content: dict[str, Any] = {"delta": {**role, "content": piece.text}}
+        else:
+            content = {"text": piece.text}
+        scores = self._logprobs(piece.tokens) if piece.tokens else None
+        choice = {"index": piece.choice, **content, "logprobs": scores, "finish_reason": piece.finish_reason}
+        if piece.sources:
+            choice["collaboration"] = {"tokens": dump(piece.sources)}
+        return choice | {"provenance": piece.provenance} if piece.provenance else choice
+
+    def _logprobs(self, tokens: list[ScoredToken]) -> dict[str, Any] | None:
+        if self._top is None:
+            return None
+        shape = logprobs.of_chat if self._chat else logprobs.of_completion
+        return shape(tokens, self._top, lambda token: self._engine.piece(token, special=True))
+
+    def _usage(self) -> dict[str, Any]:
+        completed = sum(choice.tokens for choice in self._choices)
+        usage: dict[str, Any] = dump(Usage(self._prompt_tokens, completed, self._prompt_tokens + completed))
+        return usage
+
+    def _collaboration(self) -> dict[str, Any]:
+        return {"collaboration": dump(combined([choice.answer.report for choice in self._choices]))}
+
+
+def combined(reports: Sequence[Collaboration]) -> Collaboration:
+    """The report of several choices together: counts and times added, the scores as means."""
+    if len(reports) == 1:
+        return reports[0]
+    scores = [r.confidence_score for r in reports if r.confidence_score is not None]
+    drafted, accepted = sum(r.drafted for r in reports), sum(r.accepted for r in reports)
+    return Collaboration(
+        mode=reports[0].mode,
+        lossless=all(r.lossless for r in reports),
+        way=reports[0].way,
+        rounds=sum(r.rounds for r in reports),
+        cloud_steps=sum(r.cloud_steps for r in reports),
+        edge_drawn=sum(r.edge_drawn for r in reports),
+        edge_wasted=sum(r.edge_wasted for r in reports),
+        drafted=drafted,
+        accepted=accepted,
+        tokens={str(p): sum(r.tokens[p] for r in reports) for p in Provenance},
+        confidence_score=sum(scores) / len(scores) if scores else None,
+        edge_latency_ms=sum(r.edge_latency_ms for r in reports),
+        cloud_latency_ms=sum(r.cloud_latency_ms for r in reports),
+        cloud_calls=sum(r.cloud_calls for r in reports),
+        bytes_up=sum(r.bytes_up for r in reports),
+        bytes_down=sum(r.bytes_down for r in reports),
+        exits={layer: sum(r.exits[layer] for r in reports) for layer in reports[0].exits},
+        owed=sum(r.owed for r in reports),
+        cloud_positions=sum(r.cloud_positions for r in reports),
+        explored=sum(r.explored for r in reports),
+        degraded=next((r.degraded for r in reports if r.degraded), None),
+        acceptance_rate=accepted / drafted if drafted else None,
+    )

@@ -1,0 +1,1 @@
+"""The llama.cpp engine: one thread, continuous batching, sequences that requests lease."""

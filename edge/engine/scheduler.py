@@ -1,0 +1,196 @@
+"""The engine's one thread: takes jobs as they come and decodes a part of each in every step. Knows no event loop.
+
+Jobs join and leave between steps. A step has room for CHUNK tokens, shared out so that a job that needs little (one
+that draws needs one) never waits for one that needs much.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import EngineError
+from edge.engine.jobs import Generation, Job, Scoring
+from edge.engine.stepping import Stepping
+from edge.kv.prefix_store import PrefixStore
+from edge.kv.radix_tree import common_prefix
+from edge.llama.batch import Piece
+from edge.llama.grammar import Grammar
+from edge.llama.model import CHUNK, Llama
+from edge.llama.sampling import Logits
+
+Floats = NDArray[np.floating[Any]]
+Confidence = Callable[[Logits, NDArray[np.intp]], tuple[Floats, Floats]]
+"""From a step's logits, [B, V], and the tokens drawn from them, [B], to the tokens' probabilities and confidences."""
+ROW_BLOCK = 1 << 18
+"""Logits looked at together: more of them leave the processor's cache between one pass and the next."""
+SCORED = 1 << 22
+"""Logits that scoring may ask of one step."""
+
+
+class Release(NamedTuple):
+    """A lease ended; what its sequence holds may be reused by others, or not."""
+
+    sequence: int
+    reuse: bool
+
+
+class Batcher(Stepping[Job]):
+    """Owns `llama`."""
+
+    def __init__(
+        self,
+        llama: Llama,
+        store: PrefixStore,
+        confidence: Confidence,
+        inbox: SimpleQueue[Job | Release | None],
+        ring: Callable[[list[asyncio.Future[None]]], None],
+    ) -> None:
+        super().__init__(inbox, ring)
+        self._llama = llama
+        self._store = store
+        self._confidence = confidence
+        self._leased: set[int] = set()
+        """Sequences whose present lease had a job."""
+        self._grammars: dict[int, Grammar] = {}
+        self.counters = Counter(
+            drafts=0, drafted_tokens=0, prompt_tokens=0, reused_prompt_tokens=0, steps=0, decoded_tokens=0
+        )
+
+    def serve(self) -> None:
+        super().serve()
+        for sequence in list(self._grammars):
+            self._drop_grammar(sequence)
+        self._guarded(lambda _: self._store.close(self._llama), [])
+
+    def abort(self) -> None:
+        self._llama.abort(True)
+
+    def free(self) -> None:
+        self._llama.free()
+
+    def _receive(self, message: Job | Release) -> None:
+        if isinstance(message, Release):
+            self._release(message)
+        elif not message.cancelled:
+            self._active.append(message)
+            self._guarded(self._begin, [message])
+            self._tell()
+
+    def _step(self) -> None:
+        self._guarded(self._decode, self._active)
+
+    def _begin(self, jobs: list[Job]) -> None:
+        """Makes each sequence hold as much of its job's tokens as is known."""
+        for job in jobs:
+            if isinstance(job, Generation) and job.sampling.json_schema is not None:
+                job.grammar = self._grammar(job)
+            kept = self._keep(job)
+            job.begin(kept)
+            if not all(0 <= token < self._llama.vocabulary.size for token in job.pending):
+                raise EngineError(f"a token id that is not in the vocabulary of {self._llama.vocabulary.size}")
+            self.counters["prompt_tokens"] += len(job.token_ids)
+            self.counters["reused_prompt_tokens"] += kept
+
+    def _keep(self, job: Job) -> int:
+        """How many tokens of the job need no decoding: all but the last at most, whose logits are wanted."""
+        llama, sequence = self._llama, job.sequence
+        first = sequence not in self._leased
+        self._leased.add(sequence)
+        if not job.reuse or isinstance(job, Scoring):
+            if first and llama.held[sequence]:
+                self._store.evicted(llama, sequence)
+            return llama.rewind(sequence, 0)
+        wanted = job.token_ids[:-1]
+        if first:
+            self._store.restore(llama, sequence, wanted)
+        return llama.rewind(sequence, common_prefix(llama.held[sequence], wanted))
+
+    def _release(self, lease: Release) -> None:
+        if lease.sequence not in self._leased:
+            return
+        self._leased.discard(lease.sequence)
+        self._drop_grammar(lease.sequence)
+        if lease.reuse:
+            self._guarded(lambda _: self._store.release(self._llama, lease.sequence), [])
+        else:
+            self._llama.rewind(lease.sequence, 0)
+
+    def _grammar(self, job: Generation) -> Grammar | None:
+        """The sequence's grammar, at the end of the answer so far; None if that does not fit it any more."""
+        schema = job.sampling.json_schema
+        grammar = self._grammars.get(job.sequence)
+        if grammar is None or grammar.schema != schema:
+            self._drop_grammar(job.sequence)
+            grammar = self._grammars[job.sequence] = Grammar(self._llama.vocabulary, schema or "")
+        begin = job.sampling.prompt_tokens
+        answer = [] if begin is None else job.token_ids[begin:]
+        return grammar if grammar.follow(answer) else None
+
+    def _drop_grammar(self, sequence: int) -> None:
+        if grammar := self._grammars.pop(sequence, None):
+            grammar.free()
+
+    def _decode(self, jobs: list[Job]) -> None:
+        """Decodes a part of each job, all in one call, and draws where one is complete."""
+        portions = share_out(jobs, SCORED // self._llama.vocabulary.size)
+        pieces = [Piece(job.sequence, job.pending[:count], job.rows(count)) for job, count in portions]
+        self._llama.abort(False)
+        self._in_step = jobs
+        self._wake()
+        rows = None if all(job.cancelled for job in jobs) else self._llama.decode(pieces)
+        self._in_step = []
+        if rows is None:
+            return
+        self.counters["steps"] += 1
+        self.counters["decoded_tokens"] += sum(count for _, count in portions)
+        begin = 0
+        drawing: list[Generation] = []
+        for (job, count), piece in zip(portions, pieces, strict=True):
+            del job.pending[:count]
+            if isinstance(job, Scoring):
+                job.score(rows[begin : begin + piece.rows])
+            elif isinstance(job, Generation) and piece.rows:
+                drawing.append(job)
+            begin += piece.rows
+        if drawing:
+            self._draw(drawing, rows[: len(drawing)])
+
+    def _draw(self, jobs: list[Generation], rows: Logits) -> None:
+        """Draws each job's next token from its row of `rows`, [B, V]."""
+        likeliest = rows.argmax(axis=-1)
+        tokens = likeliest.copy()
+        for i, job in enumerate(jobs):
+            tokens[i] = job.choose(rows[i], int(likeliest[i]))
+        block = max(1, ROW_BLOCK // rows.shape[1])
+        for begin in range(0, len(jobs), block):
+            some = slice(begin, begin + block)
+            probs, confidences = self._confidence(rows[some], tokens[some])
+            drawn = zip(
+                jobs[some], tokens[some].tolist(), probs.tolist(), confidences.tolist(), rows[some], strict=True
+            )
+            for job, token, prob, confidence, row in drawn:
+                job.append(token, prob, confidence, row, token in self._llama.vocabulary.end_tokens)
+        self.counters["drafted_tokens"] += len(jobs)
+        self.counters["drafts"] += sum(job.done for job in jobs)
+
+
+def share_out(jobs: Sequence[Job], scored: int) -> list[tuple[Job, int]]:
+    """How many pending tokens of each job go into a step of CHUNK: all of the small ones, equal shares of the rest.
+
+    Jobs that draw come first, so that their logits stand side by side, and in the order of their sequences: where each
+    has its own KV, llama.cpp decodes only neighbours together. One that scores gets up to `scored` tokens.
+    """
+    portions: list[tuple[Job, int]] = []
+    room = CHUNK
+    in_order = sorted(jobs, key=lambda job: len(job.pending))
+    for at, job in enumerate(in_order):
+        share = max(1, room // (len(in_order) - at))
+        count = min(len(job.pending), share, max(1, scored) if isinstance(job, Scoring) else CHUNK)
+        portions.append((job, count))
+        room -= count
+    return sorted(portions, key=lambda portion: (isinstance(portion[0], Scoring), portion[0].sequence))

@@ -1,0 +1,59 @@
+"""What a model on the edge does with text: the same for a whole one and one in segments. Knows no engine."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from edge.llama.vocabulary import Vocabulary
+
+
+class TextModel(ABC):
+    """A vocabulary never changes: all of this may be called from any thread while the model is loaded."""
+
+    @property
+    @abstractmethod
+    def vocabulary(self) -> Vocabulary:
+        """Raises EngineError unless the model is loaded."""
+
+    @property
+    @abstractmethod
+    def context_length(self) -> int:
+        """Tokens that one request may have, prompt and answer together."""
+
+    @property
+    @abstractmethod
+    def model_name(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocabulary.size
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return self.vocabulary.end_tokens
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.vocabulary.meta("tokenizer.chat_template")
+
+    @property
+    def bos(self) -> str:
+        """The text of the token that begins prompts; empty if there is none."""
+        return self.vocabulary.bos
+
+    @property
+    def eos(self) -> str:
+        """The text of the token that ends answers; empty if there is none."""
+        return self.vocabulary.eos
+
+    def tokenize(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of `text`, begun as the model likes if `add_special`; `parse_special` reads `<|user|>` as one."""
+        return self.vocabulary.tokenize(text.encode(), add_special, parse_special)
+
+    def piece(self, token_id: int, special: bool = False) -> bytes:
+        """The bytes of one token, maybe part of a character; none for a special token unless `special`."""
+        return self.vocabulary.piece(token_id, special)
+
+    def detokenize(self, token_ids: Sequence[int], special: bool = False) -> str:
+        """The text of `token_ids`; bytes that are no character become U+FFFD."""
+        return b"".join(self.piece(token, special) for token in token_ids).decode(errors="replace")

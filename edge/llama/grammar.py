@@ -1,0 +1,90 @@
+"""Answers that fit a JSON schema, by llama.cpp's grammar. Knows no model but its vocabulary, and draws nothing."""
+
+import ctypes
+import json
+from collections.abc import Callable, Sequence
+
+import llama_cpp as c
+import numpy as np
+from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+from common.errors import EngineError, RequestError
+from edge.llama import json_schema
+from edge.llama.batch import pointer
+from edge.llama.sampling import Logits
+from edge.llama.vocabulary import Vocabulary
+
+MAX_SCHEMA = 65536
+"""Characters of a schema at most."""
+CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+"""llama.cpp's llama_token_data."""
+
+
+class Grammar:
+    """What may follow in one answer; belongs to the engine's thread, which frees it.
+
+    Raises RequestError for a schema that llama.cpp has no grammar for.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, schema: str) -> None:
+        self.schema = schema
+        self._sampler = c.llama_sampler_init_grammar(vocabulary.pointer, _gbnf(schema).encode(), b"root")
+        if not self._sampler:
+            raise RequestError("llama.cpp has no grammar for this JSON schema", param="response_format")
+        self._candidates = np.zeros(vocabulary.size, CANDIDATE)
+        self._accepted: list[int] = []
+
+    def free(self) -> None:
+        c.llama_sampler_free(self._sampler)
+
+    def follow(self, answer: Sequence[int]) -> bool:
+        """Makes `answer` what was accepted so far, going back where it must; whether it fits the schema."""
+        same = len(self._accepted)
+        if self._accepted != list(answer[:same]):
+            c.llama_sampler_reset(self._sampler)
+            self._accepted = []
+            same = 0
+        return all(self._accept(token) for token in answer[same:])
+
+    def constrain(self, token: int, redraw: Callable[[Logits], int], logits: Logits) -> int:
+        """`token`, drawn from `logits`, [V], if it may follow, else what `redraw` draws where only such remain.
+
+        Most drawn tokens may follow, and to ask for one costs next to nothing; the whole vocabulary costs much.
+        """
+        if not self._accept(token):
+            token = redraw(self._allowed(logits))
+            if not self._accept(token):
+                raise EngineError("no token of the edge model's vocabulary continues the JSON schema's grammar")
+        return token
+
+    def _accept(self, token: int) -> bool:
+        """Goes on by `token`, if it may follow: llama.cpp ends the process over one that may not."""
+        one = np.array([(token, 0, 0)], CANDIDATE)
+        self._apply(one)
+        if one["logit"][0] == -np.inf:
+            return False
+        c.llama_sampler_accept(self._sampler, token)
+        self._accepted.append(token)
+        return True
+
+    def _allowed(self, logits: Logits) -> Logits:
+        """A copy of `logits`, [V], in which what may not follow is -inf."""
+        self._candidates["id"] = np.arange(len(logits))
+        self._candidates["logit"] = logits
+        self._apply(self._candidates)
+        return self._candidates["logit"].copy()
+
+    def _apply(self, candidates: np.ndarray) -> None:
+        array = c.llama_token_data_array(pointer(candidates, c.llama_token_data), len(candidates), -1, False)
+        c.llama_sampler_apply(self._sampler, ctypes.byref(array))
+
+
+def _gbnf(schema: str) -> str:
+    if len(schema) > MAX_SCHEMA:
+        raise RequestError(f"a JSON schema of more than {MAX_SCHEMA} characters", param="response_format")
+    try:
+        json_schema.check(json.loads(schema))
+        return str(json_schema_to_gbnf(schema))
+    except (ValueError, AssertionError, RecursionError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = f"llama.cpp has no grammar for this JSON schema: {error}"
+        raise RequestError(reason, param="response_format") from error

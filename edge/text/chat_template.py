@@ -1,0 +1,107 @@
+"""Renders a conversation into a prompt with the chat template that the GGUF carries. Knows no tokens and no Jinja.
+
+What renders is a process of its own (edge/text/template_process.py), owned and started here, and started again after a
+template that had to be stopped.
+"""
+
+import asyncio
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from common.errors import RequestError, StartError
+from common.protocol.openai import Message
+
+RENDER_SECONDS = 2.0
+"""Processor time for one rendering, which takes about a millisecond."""
+FRAME_LIMIT = 16 * 2**20
+"""Bytes of the longest answer that is read."""
+PROGRAM = Path(__file__).parent / "template_process.py"
+
+
+class ChatTemplate:
+    """A model's template, from `start` to `close`; `bos` and `eos` are the texts of its special tokens, or empty."""
+
+    def __init__(self, source: str, bos: str, eos: str, seconds: float = RENDER_SECONDS) -> None:
+        self._first = {"source": source, "bos": bos, "eos": eos}
+        self._seconds = seconds
+        self._process: Process | None = None
+        self._turn = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Raises StartError if the template is not valid Jinja, or cannot be compiled within the limits."""
+        try:
+            await self._begin()
+        except _Failed as failure:
+            await self.close()
+            raise StartError(f"the model's chat template cannot be used: {failure}") from failure
+
+    async def close(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            process, self._process = self._process, None
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def render(self, messages: list[Message], add_generation_prompt: bool = True) -> str:
+        """The prompt's text; raises RequestError when the template refuses the conversation or comes to no end."""
+        if not messages:
+            raise RequestError("messages must not be empty", param="messages")
+        turns = [_turn(message) for message in messages]
+        try:
+            async with self._turn:
+                if self._process is None:
+                    await self._begin()
+                return await self._ask({"messages": turns, "add_generation_prompt": add_generation_prompt})
+        except _Failed as failure:
+            raise RequestError(f"the model's chat template refuses these messages: {failure}", "messages") from failure
+
+    async def _begin(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", str(PROGRAM), str(self._seconds), stdin=PIPE, stdout=PIPE
+        )
+        await self._ask(self._first)
+
+    async def _ask(self, question: dict[str, Any]) -> str:
+        """One frame there and one back; the process is ended when that fails or is cancelled half way."""
+        assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
+        frame, whole = msgspec.json.encode(question), False
+        try:
+            self._process.stdin.write(len(frame).to_bytes(4, "big") + frame)
+            size = int.from_bytes(await self._process.stdout.readexactly(4), "big")
+            if size > FRAME_LIMIT:
+                raise _Failed("its process has lost its way")
+            answer = msgspec.json.decode(await self._process.stdout.readexactly(size), type=dict[str, str])
+            whole = True
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise _Failed(self._why(await self._process.wait())) from error
+        finally:
+            if not whole:
+                await self.close()
+        if "error" in answer:
+            raise _Failed(answer["error"])
+        return answer["text"]
+
+    def _why(self, code: int) -> str:
+        return f"no end in {self._seconds:g} s" if code == -signal.SIGPROF else f"its process ended with code {code}"
+
+
+class _Failed(Exception):
+    """The template could not do what was asked of it; says why."""
+
+
+def _turn(message: Message) -> dict[str, str]:
+    turn = {"role": message.role, "content": message.text}
+    return turn if message.name is None else turn | {"name": message.name}

@@ -1,0 +1,1 @@
+"""What both servers have counted, read from their metrics."""

@@ -1,0 +1,112 @@
+"""Concurrent clients that ask a list of questions, streamed, and time what comes. Knows no way of answering.
+
+Each client asks one question at a time, the next that is left, as soon as it has its answer (a closed loop).
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from common.errors import EndpointError
+from common.http.client import HTTPClient
+from common.protocol import codec
+from common.protocol.openai import ChatChunk
+from common.types import Collaboration
+
+T = TypeVar("T")
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """One streamed answer. `arrivals`: when a piece of text came (seconds from the question) and its characters."""
+
+    question: int
+    seconds: float
+    tokens: int
+    text: str
+    finish_reason: str
+    arrivals: list[tuple[float, int]]
+    told: Collaboration | None = None
+    prompt_tokens: int = 0
+
+    @property
+    def first_token(self) -> float:
+        """Seconds from the question to the first text; of an answer without text to its end."""
+        return self.arrivals[0][0] if self.arrivals else self.seconds
+
+
+async def load(
+    client: HTTPClient, prompts: Sequence[str], clients: int, fields: Mapping[str, Any], max_tokens: int
+) -> list[Answer]:
+    """The answers to all prompts, in their order; `fields` go into every request. Fails with the first that fails."""
+
+    async def one(question: int) -> Answer:
+        return await ask(client, question, prompts[question], {**fields, "max_tokens": max_tokens})
+
+    return await in_turns(clients, one, range(len(prompts)))
+
+
+async def in_turns(clients: int, ask_one: Callable[[int], Awaitable[T]], questions: Iterable[int]) -> list[T]:
+    """What came of each question, in their order, so many of them under way at once."""
+    left = iter(list(enumerate(questions)))
+    done: dict[int, T] = {}
+
+    async def one_client() -> None:
+        for turn, question in left:
+            done[turn] = await ask_one(question)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(clients):
+                group.create_task(one_client())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [done[turn] for turn in sorted(done)]
+
+
+async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[str, Any]) -> Answer:
+    """One greedy answer, as a stream."""
+    stream = {"stream": True, "stream_options": {"include_usage": True}}
+    body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, **stream, **fields}
+    arrivals: list[tuple[float, int]] = []
+    texts: list[str] = []
+    finish_reason, last = "", ChatChunk()
+    began = time.perf_counter()
+    async for event in client.events("/v1/chat/completions", body):
+        last = codec.decode(event, ChatChunk)
+        for choice in last.choices:
+            finish_reason = choice.finish_reason or finish_reason
+            if choice.delta.content:
+                texts.append(choice.delta.content)
+                arrivals.append((round(time.perf_counter() - began, 5), len(choice.delta.content)))
+    seconds = time.perf_counter() - began
+    if last.usage is None:
+        raise EndpointError(f"{client.base_url} ended an answer without its usage")
+    return Answer(
+        question=question,
+        seconds=seconds,
+        tokens=last.usage.completion_tokens,
+        text="".join(texts),
+        finish_reason=finish_reason,
+        arrivals=arrivals,
+        told=last.collaboration,
+        prompt_tokens=last.usage.prompt_tokens,
+    )
+
+
+def token_gaps(arrivals: Sequence[tuple[float, int]], token_ends: Sequence[int]) -> Iterator[float]:
+    """Seconds between each token and the next, 0 for tokens that came together.
+
+    `token_ends`: where each token of the whole text ends, in characters. A token has come when its last character has.
+    """
+    shown, piece, previous = 0, 0, None
+    for end in token_ends:
+        while piece < len(arrivals) and shown < end:
+            shown += arrivals[piece][1]
+            piece += 1
+        moment = arrivals[piece - 1][0]
+        if previous is not None:
+            yield moment - previous
+        previous = moment

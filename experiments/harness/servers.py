@@ -1,0 +1,107 @@
+"""Clouds behind simulated networks, and edges that reach them only through that. Knows nothing of their work."""
+
+import argparse
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from cli.demo import config_flags, free_ports
+from cli.supervisor import PROJECT, ServerProcess, Supervisor
+from common.errors import StartError
+from experiments.harness.delay_proxy import DelayProxy
+from experiments.network.ways import Server
+from experiments.setup.configurations import Needs
+
+
+@dataclass(frozen=True)
+class Place:
+    """An edge, the cloud that it asks (`cloud_url` is the cloud itself), and the network between the two."""
+
+    edge_url: str
+    cloud_url: str
+    network: DelayProxy
+
+
+@dataclass(frozen=True)
+class Site:
+    """`urls`: where clients ask; the cloud's is through the network. `cloud_url` is the cloud itself."""
+
+    urls: dict[Server, str]
+    cloud_url: str
+    network: DelayProxy
+
+
+@contextlib.asynccontextmanager
+async def site(
+    args: argparse.Namespace, settings: Sequence[str], plain_edge: bool, report: Callable[[str], None]
+) -> AsyncIterator[Site]:
+    """Servers under the config of the command line, before which `settings` (KEY=VALUE) go; ready inside."""
+    usual, plain = Needs(), Needs(edge=("communication.http_client.optimized=false",))
+    async with fleet(args, settings, [usual, plain] if plain_edge else [usual], report) as places:
+        place = places[usual]
+        urls = {Server.EDGE: place.edge_url, Server.CLOUD: place.network.url}
+        if plain_edge:
+            urls[Server.PLAIN_EDGE] = places[plain].edge_url
+        yield Site(urls, place.cloud_url, place.network)
+
+
+@contextlib.asynccontextmanager
+async def fleet(
+    args: argparse.Namespace, settings: Sequence[str], wanted: Iterable[Needs], report: Callable[[str], None]
+) -> AsyncIterator[dict[Needs, Place]]:
+    """The servers of all who need some, each once and on a free port; ready inside, none left outside.
+
+    They have the config of the command line, before which `settings` (KEY=VALUE) go, and behind which their own.
+    Raises StartError if one does not come up, or ends later: what is being done inside is then cancelled.
+    """
+    edges = list(dict.fromkeys(wanted))
+    clouds = list(dict.fromkeys(needs.cloud for needs in edges))
+    ports = free_ports(len(clouds) + len(edges))
+    common = [*_flags(settings), *config_flags(args)]
+    async with contextlib.AsyncExitStack() as stack:
+        networks = [await stack.enter_async_context(DelayProxy("127.0.0.1", port)) for port in ports[: len(clouds)]]
+        servers = [
+            _server("cloud", "start_cloud.py", number, port, [*common, *_flags(own)])
+            for number, (own, port) in enumerate(zip(clouds, ports, strict=False))
+        ]
+        for number, (needs, port) in enumerate(zip(edges, ports[len(clouds) :], strict=True)):
+            network = networks[clouds.index(needs.cloud)]
+            where = [f"communication.cloud_endpoint={network.url}", "communication.cloud_endpoints=[]"]
+            flags = [*common, *_flags(needs.edge), *_flags(where)]
+            servers.append(_server("edge", needs.program, number, port, flags))
+        await stack.enter_async_context(Supervisor(servers, report).running())
+        await stack.enter_async_context(_none_ends(servers))
+        yield {
+            needs: Place(servers[len(clouds) + number].url, servers[cloud].url, networks[cloud])
+            for number, needs in enumerate(edges)
+            for cloud in [clouds.index(needs.cloud)]
+        }
+
+
+@contextlib.asynccontextmanager
+async def _none_ends(servers: Sequence[ServerProcess]) -> AsyncIterator[None]:
+    """Cancels what is done inside, and raises StartError, when one of the servers ends."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            watches = [group.create_task(_end_of(server)) for server in servers]
+            yield
+            for watch in watches:
+                watch.cancel()
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _end_of(server: ServerProcess) -> None:
+    code = await server.exited()
+    raise StartError(f"the {server.name} server ended in the middle, with code {code}; its log is {server.log}")
+
+
+def _server(name: str, program: str, number: int, port: int, flags: list[str]) -> ServerProcess:
+    name = f"{name}-{number + 1}" if number else name
+    flags = [*flags, "--host", "127.0.0.1", "--port", str(port)]
+    return ServerProcess(name, program, f"http://127.0.0.1:{port}", flags, PROJECT / "logs" / f"experiment-{name}.log")
+
+
+def _flags(settings: Iterable[str]) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]

@@ -1,0 +1,1 @@
+"""What can be switched off, and what that asks of servers and requests."""

@@ -1,0 +1,1 @@
+"""The questions that the demo models are trained and tested on."""

@@ -1,0 +1,79 @@
+"""The corpus: questions with one right answer each, in training and held-out wordings. Knows nothing of models."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+
+from models.corpus import tasks
+
+CORPUS = Path(__file__).parent
+TOPICS = ("ai", "computing", "networks", "science", "geography")
+OPENERS = ("", "", "", "", "", "", "", "Hello! ", "Question: ", "Quick question. ", "Hi, ")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing to know: `names` are the subject and its aliases, `weight` how often it is asked in training."""
+
+    kind: str
+    topic: str
+    names: tuple[str, ...]
+    answer: str
+    weight: float
+
+
+@cache
+def kinds() -> dict[str, dict[str, Any]]:
+    return dict(yaml.safe_load((CORPUS / "kinds.yaml").read_text()))
+
+
+@cache
+def facts() -> tuple[Fact, ...]:
+    """All facts, commonest first within each topic and kind; of two answers to one question the first stands."""
+    found: dict[tuple[str, str], Fact] = {}
+    for topic in TOPICS:
+        for kind, rows in yaml.safe_load((CORPUS / f"{topic}.yaml").read_text()).items():
+            for rank, (subject, value, *aliases) in enumerate(rows):
+                answer = kinds()[kind]["answer"].format(x=subject, X=subject[0].upper() + subject[1:], y=value)
+                fact = Fact(kind, topic, (subject, *aliases), answer, weight=(rank + 10) ** -0.6)
+                found.setdefault((kind, subject.lower()), fact)
+    return tuple(found.values())
+
+
+def training_pairs(seed: int, task_share: float) -> Iterator[tuple[str, str]]:
+    """An endless stream of (prompt, answer): facts by their weight in training wordings, tasks on training operands."""
+    rng = Random(seed)
+    weights = [f.weight for f in facts()]
+    while True:
+        if rng.random() < task_share:
+            yield tasks.sample(rng.choice(list(tasks.TASKS)), rng, held_out=False)
+            continue
+        fact = rng.choices(facts(), weights)[0]
+        wording = rng.choice(kinds()[fact.kind]["train"])
+        yield rng.choice(OPENERS) + wording.format(x=rng.choice(fact.names)), fact.answer
+
+
+def held_out_pairs(seed: int = 0, tasks_per_kind: int = 30) -> list[tuple[str, str, str]]:
+    """(kind, prompt, answer): every fact once in a wording, then tasks on operands never trained on."""
+    rng = Random(seed)
+    pairs = [(f.kind, rng.choice(kinds()[f.kind]["held_out"]).format(x=f.names[0]), f.answer) for f in facts()]
+    for kind in tasks.TASKS:
+        pairs += [(kind, *tasks.sample(kind, rng, held_out=True)) for _ in range(tasks_per_kind)]
+    return pairs
+
+
+def text_for_tokenizer() -> Iterator[str]:
+    """Every fact in every training wording, then as many tasks: what the byte-pair merges are learned from."""
+    for fact in facts():
+        for wording in kinds()[fact.kind]["train"]:
+            yield wording.format(x=fact.names[0])
+        yield from (fact.answer for _ in range(4))
+    rng = Random(0)
+    for kind in tasks.TASKS:
+        for _ in range(200):
+            yield from tasks.sample(kind, rng, held_out=False)

@@ -1,0 +1,1 @@
+"""Trains early exits for a model that is cut in pieces."""

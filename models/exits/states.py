@@ -1,0 +1,78 @@
+"""What a frozen model leaves of many texts, computed once and kept on disk. Knows nothing of training."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.exits.early_exit import EarlyExitLLM, States
+from models.exits.texts import Text
+
+FILE_POSITIONS = 16_384
+"""Positions of one file, about: they are shuffled among each other, and in memory together."""
+STEP_TOKENS = 4096
+"""Of one pass through the model, padding included, about."""
+
+
+class StateFiles:
+    """The states of `texts` by `model`, in numbered files of `folder`, which are computed if they are not there.
+
+    `done` is called with the number of texts that have just been computed, or were there.
+    """
+
+    def __init__(self, folder: Path, model: EarlyExitLLM, texts: list[Text], done: Callable[[int], object]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        groups = list(_groups(texts, FILE_POSITIONS, lambda text: len(text.ids) - 1 - text.first))
+        self._files = [folder / f"states-{number:05}.safetensors" for number in range(len(groups))]
+        for path, group in zip(self._files, groups, strict=True):
+            if not path.is_file():
+                unfinished = path.with_suffix(".part")
+                save_file(compute(model, group)._asdict(), unfinished)
+                unfinished.rename(path)
+            done(len(group))
+        self.positions = [sum(len(text.ids) - 1 - text.first for text in group) for group in groups]
+
+    def steps(self, size: int) -> int:
+        """How many batches of `size` positions there are."""
+        return sum(-(-positions // size) for positions in self.positions)
+
+    def batches(self, size: int, seed: int | None = None) -> Iterator[States]:
+        """All positions in batches of `size` and less, shuffled by `seed`: the files, and the positions within each."""
+        shuffle = torch.Generator().manual_seed(seed or 0)
+        for number in (
+            torch.randperm(len(self._files), generator=shuffle) if seed is not None else range(len(self._files))
+        ):
+            found = load_file(self._files[number])
+            count = len(found["last"])
+            order = torch.randperm(count, generator=shuffle) if seed is not None else torch.arange(count)
+            for at in order.split(size):
+                yield States(found["exits"][:, at], found["last"][at])
+
+
+def compute(model: EarlyExitLLM, texts: list[Text]) -> States:
+    """The states at every position of `texts` that counts; texts of like length are computed together."""
+    device = next(model.parameters()).device
+    found = []
+    for batch in _groups(sorted(texts, key=lambda text: len(text.ids)), STEP_TOKENS, lambda text: len(text.ids)):
+        ids, wanted = (torch.zeros(len(batch), max(len(t.ids) for t in batch) - 1, dtype=torch.long) for _ in range(2))
+        for row, text in enumerate(batch):
+            ids[row, : len(text.ids) - 1] = torch.tensor(text.ids[:-1])
+            wanted[row, text.first : len(text.ids) - 1] = 1
+        found.append(model.states(ids.to(device), wanted.to(device)))
+    exits, last = zip(*found, strict=True)
+    return States(torch.cat(exits, dim=1).contiguous().cpu(), torch.cat(last).cpu())
+
+
+def _groups(texts: list[Text], size: int, weight: Callable[[Text], int]) -> Iterator[list[Text]]:
+    """Texts in their order, in groups that weigh `size` or little more."""
+    group: list[Text] = []
+    total = 0
+    for text in texts:
+        group.append(text)
+        total += weight(text)
+        if total >= size:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group

@@ -1,0 +1,111 @@
+"""A training of exits that goes on where it was broken off. Knows no text and no command line."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.exits.early_exit import EarlyExitLLM, States, train_early_exit_heads
+from models.exits.states import StateFiles
+
+KEEP_STEPS = 200
+"""How often what has been learned is kept on disk."""
+NAME = "training.safetensors"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How exits are trained: `rate` is the first learning rate, which falls to nothing over the epochs."""
+
+    epochs: int = 4
+    rate: float = 5e-4
+    positions: int = 512
+    """In a batch."""
+    seed: int = 0
+
+
+@dataclass
+class Progress:
+    """Where a training is: `losses` are each exit's of the last step, in nats a token."""
+
+    step: int
+    steps: int
+    steps_per_epoch: int
+    losses: list[float]
+
+    @property
+    def epoch(self) -> int:
+        return -(-self.step // self.steps_per_epoch)
+
+    @property
+    def epoch_ended(self) -> bool:
+        return self.step % self.steps_per_epoch == 0
+
+
+def train(
+    model: EarlyExitLLM, states: StateFiles, recipe: Recipe, folder: Path, watch: Callable[[Progress], object]
+) -> None:
+    """Trains the exits of `model`; what `folder` has of the same training is taken up, and ends the same, bit by bit.
+
+    `watch` is called once before the first step, and after each.
+    """
+    optimizer = torch.optim.AdamW(model.exit_heads.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.0)
+    begun = take_up(folder / NAME, model, optimizer)
+    per_epoch = states.steps(recipe.positions)
+    progress = Progress(begun, recipe.epochs * per_epoch, per_epoch, [])
+
+    def set_rate() -> None:
+        optimizer.param_groups[0]["lr"] = recipe.rate * (1 - progress.step / progress.steps)
+
+    def after(step: int, losses: list[float]) -> None:
+        progress.step, progress.losses = begun + step, losses
+        set_rate()
+        if progress.epoch_ended or progress.step % KEEP_STEPS == 0:
+            keep(folder / NAME, model, optimizer, progress.step)
+        watch(progress)
+
+    set_rate()
+    watch(progress)
+    train_early_exit_heads(model, _batches(states, recipe, begun), optimizer, num_epochs=1, watch=after)
+
+
+def _batches(states: StateFiles, recipe: Recipe, begun: int) -> Iterator[States]:
+    """Those of all epochs, without the first `begun`."""
+    number = 0
+    for epoch in range(recipe.epochs):
+        for batch in states.batches(recipe.positions, seed=recipe.seed + epoch):
+            number += 1
+            if number > begun:
+                yield batch
+
+
+def keep(path: Path, model: EarlyExitLLM, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Writes the heads and the optimizer's state; a reader sees the old file or the whole new one."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.exit_heads.named_parameters():
+        tensors[f"heads.{name}"] = parameter.detach()
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+    unfinished = path.with_suffix(".part")
+    save_file(tensors, unfinished, {"step": json.dumps(step)})
+    unfinished.rename(path)
+
+
+def take_up(path: Path, model: EarlyExitLLM, optimizer: torch.optim.Optimizer) -> int:
+    """Reads what `keep` wrote, if it is there; returns how many steps are done."""
+    if not path.is_file():
+        return 0
+    tensors = load_file(path)
+    for name, parameter in model.exit_heads.named_parameters():
+        parameter.data.copy_(tensors[f"heads.{name}"])
+        begin = f"optimizer.{name}."
+        state = {key.removeprefix(begin): value for key, value in tensors.items() if key.startswith(begin)}
+        optimizer.state[parameter] = {
+            key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+        }
+    with safe_open(path, "pt") as file:
+        return int(json.loads(file.metadata()["step"]))

@@ -1,0 +1,1 @@
+"""Cuts a model into edge segments and a cloud tail."""

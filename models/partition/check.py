@@ -1,0 +1,161 @@
+"""Compares the pieces of a split model with the whole: the same next tokens on sample text. Cuts nothing.
+
+Segments run on llama.cpp, one after the other, each fed the states that the one before left; the whole and the tail,
+fed the first segment's states, are computed layer by layer.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.table import Table
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from common.errors import ConfigError
+from common.protocol.split_manifest import SplitManifest
+from edge.llama.segment import CHUNK, Feed, LlamaSegment
+from models.partition.checkpoint import Checkpoint
+from models.partition.exit_tensors import Exits
+from models.partition.layerwise import Layerwise, next_tokens
+
+SAMPLES = (
+    "Machine learning is a way to make computers learn from examples instead of rules that people write.",
+    "What is the capital of France? The capital of France is Paris. What is 12 + 30? 12 + 30 = 42.",
+    "def area(width, height):\n    return width * height  # in square meters\n",
+    "Sort 31, 7, 64. Sorted: 7, 31, 64. The day after 30 April is 1 May. Reverse: cloud edge model layer.",
+)
+"""Short enough for one step of llama.cpp in any vocabulary."""
+WORDS = ("It's 12345 o'clock, isn't it? DON'T!", "two  spaces\n\nlines\t(and tabs)...\n", "naïve café 東京 🙂 x=1;")
+"""What tokenizers like to cut differently."""
+SOUND = {"f32": 0.99, "f16": 0.95, "bf16": 0.95, "q8_0": 0.8, "q6_k": 0.7}
+"""Least share of the same next tokens: less is a wrong cut. Of coarser types a half, which no wrong cut has either."""
+CHAIN = "first segment, then tail"
+
+
+class Finding(NamedTuple):
+    """How many of the positions have the same next token by a piece as by the whole model's same layers."""
+
+    piece: str
+    first: int
+    last: int
+    size: int
+    same: int
+    positions: int
+
+
+def steps(checkpoint: Checkpoint, exits: Exits) -> int:
+    """How often `compare` calls `done`."""
+    tail = checkpoint.layers - exits.layers[0]
+    return checkpoint.layers + len(exits.layers) + 2 * tail
+
+
+def compare(
+    checkpoint: Checkpoint, exits: Exits, manifest: SplitManifest, folder: Path, done: Callable[[], object]
+) -> list[Finding]:
+    """Every piece in `folder` against the whole, fed the whole's own states; at last the first segment, then the tail.
+
+    Raises ConfigError if a piece does not compute the same.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    texts = [tokenizer.encode(text, add_special_tokens=False) for text in SAMPLES]
+    _check_vocabulary(folder / manifest.segments[0].file, manifest, tokenizer)
+    inputs, whole = _whole(checkpoint, exits, texts, done)
+    findings, left = [], []
+    for number, part in enumerate(manifest.segments):
+        path = folder / part.file
+        tokens, states = _segment(manifest, number, path, inputs[number] if number else texts)
+        left.append(states)
+        findings.append(Finding(part.file, part.first, part.last, path.stat().st_size, *_same(tokens, whole[number])))
+        done()
+    path = folder / manifest.tail.folder
+    size = sum(file.stat().st_size for file in path.iterdir())
+    tail = _same(_tail(path, inputs[1], done), whole[-1])
+    findings.append(Finding(manifest.tail.folder, manifest.tail.first, manifest.tail.last, size, *tail))
+    _judge(findings, manifest)
+    chain = _same(_tail(path, left[0], done), whole[-1])
+    return [*findings, Finding(CHAIN, 0, manifest.tail.last, findings[0].size + size, *chain)]
+
+
+def _judge(findings: list[Finding], manifest: SplitManifest) -> None:
+    quantized = SOUND.get(manifest.segments[0].quantization, 0.5)
+    for piece, *_, same, positions in findings:
+        if same < (SOUND["f32"] if piece == manifest.tail.folder else quantized) * positions:
+            raise ConfigError(f"{piece} is cut wrongly: {same} of {positions} next tokens are the whole model's")
+
+
+def as_table(findings: list[Finding]) -> Table:
+    table = Table(
+        "piece", "layers", "MB", "same next token", title="Each piece against the whole", title_justify="left"
+    )
+    for piece, first, last, size, same, positions in findings:
+        table.add_row(piece, f"{first} to {last}", f"{size / 1e6:.1f}", f"{same} of {positions}")
+    return table
+
+
+def _whole(
+    checkpoint: Checkpoint, exits: Exits, texts: list[list[int]], done: Callable[[], object]
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """The whole model's states before each segment, and its next tokens at each exit and at its end."""
+    layers = Layerwise(checkpoint)
+    eps = checkpoint.config.rms_norm_eps
+    before, tokens = [layers.embed(texts)], []
+    states: list[Tensor] = []
+    for after, states in enumerate(layers.states(before[0]), 1):
+        if after in exits.layers:
+            before.append(states)
+            tokens.append(next_tokens(states, exits.norm(after), exits.head(after), eps))
+        done()
+    return before, [*tokens, layers.next_tokens(states)]
+
+
+def _tail(folder: Path, states: list[Tensor], done: Callable[[], object]) -> list[Tensor]:
+    layers = Layerwise(Checkpoint(folder))
+    for after in layers.states(states):
+        states = after
+        done()
+    return layers.next_tokens(states)
+
+
+def _load(path: Path, manifest: SplitManifest, number: int) -> LlamaSegment:
+    part = manifest.segments[number]
+    return LlamaSegment(
+        *(str(path), part.last - part.first + 1, manifest.hidden, manifest.vocab_size),
+        first=number == 0, context_length=CHUNK, kv_type="f32", flash_attention=False,
+    )  # fmt: skip
+
+
+def _segment(
+    manifest: SplitManifest, number: int, path: Path, inputs: list[list[int]] | list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Next tokens at the segment's exit, and the states after its last layer."""
+    segment = _load(path, manifest, number)
+    try:
+        tokens, states = [], []
+        for text in inputs:
+            step = segment.decode([Feed(0, text if isinstance(text, list) else text.numpy(), len(text))])
+            assert step and step.states is not None, "nobody aborts here"
+            tokens.append(torch.from_numpy(step.logits.argmax(-1)))
+            states.append(torch.from_numpy(step.states.copy()))
+            segment.forget(0)
+    finally:
+        segment.free()
+    return tokens, states
+
+
+def _check_vocabulary(path: Path, manifest: SplitManifest, tokenizer: Any) -> None:
+    segment = _load(path, manifest, 0)
+    try:
+        for text in (*SAMPLES, *WORDS):
+            if segment.vocabulary.tokenize(text.encode(), False, True) != tokenizer.encode(
+                text, add_special_tokens=False
+            ):
+                raise ConfigError(f"llama.cpp cuts {text!r} into other tokens than the model's own tokenizer")
+    finally:
+        segment.free()
+
+
+def _same(found: list[Tensor], wanted: list[Tensor]) -> tuple[int, int]:
+    equal = torch.cat(found) == torch.cat(wanted)
+    return int(equal.sum()), len(equal)

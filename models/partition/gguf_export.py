@@ -1,0 +1,163 @@
+"""Layers of a Llama or Qwen2 checkpoint as a GGUF model, written one tensor at a time. Knows no vocabulary."""
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from models.partition.checkpoint import EMBEDDING, HEAD, NORM, Checkpoint, ModelConfig
+
+Kind = gguf.GGMLQuantizationType
+QUANTIZATIONS = {
+    "f32": (Kind.F32, gguf.LlamaFileType.ALL_F32),
+    "f16": (Kind.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "bf16": (Kind.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "q8_0": (Kind.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "q5_1": (Kind.Q5_1, gguf.LlamaFileType.MOSTLY_Q5_1),
+    "q5_0": (Kind.Q5_0, gguf.LlamaFileType.MOSTLY_Q5_0),
+    "q4_1": (Kind.Q4_1, gguf.LlamaFileType.MOSTLY_Q4_1),
+    "q4_0": (Kind.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
+}
+"""How every matrix can be stored; norms and biases stay in float32."""
+LAYER_TENSORS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+Step = Callable[[], object]
+
+
+class Entry(NamedTuple):
+    """A tensor to write: llama.cpp's name of it, its shape, and where its values come from."""
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], NDArray[np.float32]]
+
+
+def add_shape(writer: gguf.GGUFWriter, config: ModelConfig, layers: int, quantization: str) -> None:
+    """Adds what llama.cpp needs to know of a model with this config and so many of its layers."""
+    writer.add_file_type(QUANTIZATIONS[quantization][1])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_size)
+    writer.add_value_length(config.head_size)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    _add_rope(writer, config)
+
+
+def _add_rope(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
+    rope = config.rope
+    writer.add_rope_dimension_count(config.head_size)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    elif rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        writer.add_rope_scaling_orig_ctx_len(trained)
+        for key, add in (
+            ("attention_factor", writer.add_rope_scaling_yarn_attn_factor),
+            ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
+            ("beta_slow", writer.add_rope_scaling_yarn_beta_slow),
+        ):
+            if rope.get(key) is not None:
+                add(rope[key])
+
+
+def rope_entries(checkpoint: Checkpoint) -> list[Entry]:
+    """Llama 3's rotary frequencies, which llama.cpp takes as a tensor of divisors; nothing for other types."""
+    config = checkpoint.config
+    if config.rope["rope_type"] != "llama3":
+        return []
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](AutoConfig.from_pretrained(checkpoint.folder), "cpu")
+    plain = config.rope["rope_theta"] ** -(torch.arange(0, config.head_size, 2) / config.head_size)
+    divisors = (plain / scaled).float().numpy()
+    return [Entry("rope_freqs.weight", divisors.shape, lambda: divisors)]
+
+
+def model_entries(checkpoint: Checkpoint) -> list[Entry]:
+    """All tensors of a model; without a head where that is the embeddings."""
+    names = {EMBEDDING: "token_embd.weight", HEAD: "output.weight", NORM: "output_norm.weight"}
+    around = [
+        Entry(names[name], checkpoint.shape(name), partial(_read, checkpoint, name))
+        for name in dict.fromkeys((EMBEDDING, NORM, checkpoint.head))
+    ]
+    return [*around, *rope_entries(checkpoint), *layer_entries(checkpoint, range(checkpoint.layers))]
+
+
+def layer_entries(checkpoint: Checkpoint, layers: range) -> list[Entry]:
+    """The tensors of these layers, which are counted from 0 again."""
+    return [
+        Entry(
+            _layer_name(name, layer - layers.start),
+            shape,
+            partial(_read, checkpoint, name),
+        )
+        for layer in layers
+        for name, shape in checkpoint.config.layer_tensors(layer).items()
+    ]
+
+
+def _read(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
+    return values(checkpoint.config, name, checkpoint.tensor(name))
+
+
+def values(config: ModelConfig, name: str, tensor: Tensor) -> NDArray[np.float32]:
+    """A tensor in float32, the rows of Llama's q and k in llama.cpp's rotary order."""
+    found: NDArray[np.float32] = tensor.float().numpy()
+    if config.architecture == "llama" and ".q_proj." in name:
+        return _interleave_rotary_pairs(found, config.num_attention_heads)
+    if config.architecture == "llama" and ".k_proj." in name:
+        return _interleave_rotary_pairs(found, config.kv_heads)
+    return found
+
+
+def _interleave_rotary_pairs(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Hugging Face keeps a head's rotary pairs half a head apart, llama.cpp's Llama side by side."""
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _layer_name(name: str, layer: int) -> str:
+    part, kind = name.split(".", 3)[3].rsplit(".", 1)
+    return f"blk.{layer}.{LAYER_TENSORS[part]}.{kind}"
+
+
+def write(
+    writer: gguf.GGUFWriter, path: Path, entries: Iterable[Entry], quantization: str, done: Step = lambda: None
+) -> None:
+    """Writes the file; of the tensors one at a time is in memory. `done` is called after each."""
+    kinds = {entry: QUANTIZATIONS[quantization][0] if len(entry.shape) > 1 else Kind.F32 for entry in entries}
+    for entry, kind in kinds.items():
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        writer.add_tensor_info(entry.name, entry.shape, np.float32, math.prod(entry.shape) // block * size, kind)
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for entry, kind in kinds.items():
+        writer.write_tensor_data(gguf.quants.quantize(entry.read(), kind))
+        done()
+    writer.close()

@@ -1,0 +1,1 @@
+"""Trains the demo models and writes them as safetensors and GGUF."""

@@ -1,0 +1,402 @@
+"""The index follows vLLM's own publisher, and a real engine: what it answers is what vLLM then takes from its cache."""
+
+import asyncio
+import os
+import random
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+import zmq
+from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEventBatch, ZmqEventPublisher
+from vllm.inputs.engine import tokens_input
+from vllm.sampling_params import SamplingParams
+
+from cloud.engine import kv_events
+from cloud.engine.engine import CloudEngine
+from cloud.engine.kv_events import KVEvents, kv_events_args
+from cloud.kv_cache import VLLMKVCache
+from cloud.verify import stateless
+from cloud.verify.round import Round
+from common.errors import StartError
+from common.types import GREEDY
+from tests.support.started import started
+
+MODEL = Path(__file__).parents[3] / "models" / "demo-cloud"
+SIZE = 32
+POOL = 24  # blocks, one of which vLLM keeps for itself: a few prompts fill it
+TOKENS = list(range(100, 165))
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """Short, since a socket's path is at most about 100 characters."""
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
+
+
+@contextmanager
+def publisher(directory: Path, rank: int = 0, replay: bool = True) -> Iterator[ZmqEventPublisher]:
+    config = kv_events_args(directory)["kv_events_config"]
+    made = ZmqEventPublisher(rank, config["endpoint"], config["replay_endpoint"] if replay else None)
+    try:
+        yield made
+    finally:
+        made.shutdown()
+
+
+def follower(index: VLLMKVCache, source: ZmqEventPublisher, replica: str = "r") -> KVEvents:
+    config = source.get_publisher_config()
+    return KVEvents(index, replica, config.endpoint, config.replay_endpoint)
+
+
+def stored(*block_hashes: int, tokens: list[int] = TOKENS, salt: str = "", **more: Any) -> BlockStored:
+    keys = [(salt,) if salt and not at else None for at in range(len(block_hashes))]
+    event = {
+        "block_hashes": list(block_hashes),
+        "parent_block_hash": None,
+        "token_ids": tokens[: len(block_hashes) * SIZE],
+        "block_size": SIZE,
+        "lora_id": None,
+        "medium": "GPU",
+        "lora_name": None,
+        "extra_keys": keys,
+        "group_idx": 0,
+    }
+    return BlockStored(**{**event, **more})
+
+
+def publish(source: ZmqEventPublisher, *events: Any) -> None:
+    source.publish(KVEventBatch(ts=0.0, events=list(events)))
+
+
+def lose(source: ZmqEventPublisher, *events: Any, remembered: bool) -> None:
+    """A batch that takes a sequence number but never reaches the subscriber."""
+    batch = KVEventBatch(ts=0.0, events=list(events))
+    source._event_queue.join()
+    sequence = next(source._seq_gen)
+    if remembered:
+        source._buffer.append((sequence, msgspec.msgpack.encode(batch)))
+
+
+def sent_while_nobody_reads(source: ZmqEventPublisher) -> None:
+    """Hold the event loop until the publisher's thread has sent all."""
+    source._event_queue.join()
+
+
+async def heard(index: VLLMKVCache, source: ZmqEventPublisher) -> None:
+    """Return when all that was published has reached the index, which holds one block more then."""
+    publish(source, stored(99, salt="end"))
+    async with asyncio.timeout(20):
+        while not index.longest_prefix(TOKENS, "end")["r"]:
+            await asyncio.sleep(0.005)
+
+
+async def publish_until_heard(index: VLLMKVCache, source: ZmqEventPublisher, event: BlockStored) -> None:
+    """Without a replay, what is published before the connection is lost."""
+    async with asyncio.timeout(20):
+        while not index.blocks("r"):
+            publish(source, event)
+            await asyncio.sleep(0.1)
+
+
+async def until(index: VLLMKVCache, blocks: int, replica: str = "r") -> None:
+    async with asyncio.timeout(20):
+        while index.blocks(replica) != blocks:
+            await asyncio.sleep(0.005)
+
+
+async def test_stored_removed_and_cleared_blocks_are_followed(directory: Path) -> None:
+    index = VLLMKVCache()
+    with publisher(directory) as source:
+        async with follower(index, source):
+            publish(source, stored(1, 2), stored(3, salt="a"))
+            await until(index, 3)
+            assert (index.longest_prefix(TOKENS), index.longest_prefix(TOKENS, "a")) == ({"r": 64}, {"r": 32})
+            publish(source, BlockRemoved(block_hashes=[2], medium="GPU", group_idx=0))
+            await until(index, 2)
+            assert (index.longest_prefix(TOKENS), index.stats().evictions) == ({"r": 32}, 1)
+            publish(source, AllBlocksCleared())
+            await until(index, 0)
+        assert index.longest_prefix(TOKENS) == {}
+
+
+@pytest.mark.parametrize("other", [{"medium": "CPU"}, {"group_idx": 1}])
+async def test_only_the_first_cache_in_fast_memory_is_followed(directory: Path, other: dict[str, Any]) -> None:
+    index = VLLMKVCache()
+    with publisher(directory) as source:
+        async with follower(index, source):
+            publish(source, stored(1), stored(2, tokens=[5] * SIZE, **other))
+            publish(source, BlockRemoved(**{"block_hashes": [1], "medium": "GPU", **other}))
+            await heard(index, source)
+            assert (index.blocks("r"), index.longest_prefix(TOKENS)) == (2, {"r": 32})
+
+
+async def test_blocks_whose_tokens_are_not_told_apart_are_passed_over(directory: Path) -> None:
+    index = VLLMKVCache()
+    with publisher(directory) as source:
+        async with follower(index, source):
+            publish(source, stored(1, token_ids=TOKENS[: 2 * SIZE]), stored(token_ids=TOKENS[:SIZE]))
+            await heard(index, source)
+            assert index.blocks("r") == 1
+
+
+async def test_an_adapter_is_not_taken_for_a_salt(directory: Path) -> None:
+    index = VLLMKVCache()
+    with publisher(directory) as source:
+        async with follower(index, source):
+            publish(source, stored(1, lora_name="name", extra_keys=[("name",)]))
+            await until(index, 1)
+            assert index.longest_prefix(TOKENS, "name") == {"r": 0}
+
+
+async def test_one_who_comes_late_hears_what_was_before(directory: Path) -> None:
+    index = VLLMKVCache()
+    with publisher(directory) as source:
+        publish(source, stored(1, 2))
+        publish(source, BlockRemoved(block_hashes=[2], medium="GPU", group_idx=0))
+        async with follower(index, source):
+            await until(index, 1)
+            assert index.longest_prefix(TOKENS) == {"r": 32}
+
+
+async def test_a_lost_batch_is_asked_for_again(directory: Path) -> None:
+    index = VLLMKVCache()
+    with publisher(directory) as source:
+        async with follower(index, source):
+            publish(source, stored(1, 2))
+            await until(index, 2)
+            lose(source, BlockRemoved(block_hashes=[2], medium="GPU", group_idx=0), remembered=True)
+            publish(source, stored(3, salt="a"), stored(4, salt="b"))
+            await until(index, 3)
+            assert index.longest_prefix(TOKENS) == {"r": 32}
+
+
+async def test_a_batch_that_was_replayed_is_not_entered_again_when_it_arrives(directory: Path) -> None:
+    index = VLLMKVCache()
+    with publisher(directory) as source:
+        async with follower(index, source):
+            publish(source, stored(1))
+            await until(index, 1)
+            lose(source, stored(2, salt="a"), remembered=True)
+            publish(source, stored(3, salt="b"))
+            publish(source, stored(4, salt="c"))
+            sent_while_nobody_reads(source)
+            await until(index, 4)
+            publish(source, BlockRemoved(block_hashes=[3, 4], medium="GPU", group_idx=0))
+            await heard(index, source)
+            assert [index.longest_prefix(TOKENS, salt)["r"] for salt in ("", "a", "b", "c")] == [32, 32, 0, 0]
+
+
+@pytest.mark.parametrize("replay", [True, False])
+async def test_a_batch_lost_for_good_is_never_glossed_over(directory: Path, replay: bool) -> None:
+    index = VLLMKVCache()
+    with publisher(directory, replay=replay) as source:
+        async with follower(index, source):
+            await publish_until_heard(index, source, stored(1, 2))
+            lose(source, BlockRemoved(block_hashes=[2], medium="GPU", group_idx=0), remembered=False)
+            publish(source, stored(3, salt="a"))
+            await until(index, 1)
+            assert (index.longest_prefix(TOKENS), index.longest_prefix(TOKENS, "a")) == ({"r": 0}, {"r": 32})
+
+
+async def test_a_publisher_that_does_not_answer_for_its_past_is_followed_from_now_on(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_events, "REPLAY_SECONDS", 0.05)
+    index = VLLMKVCache()
+    with publisher(directory, replay=False) as source:
+        lose(source, stored(1, 2), remembered=False)
+        async with KVEvents(index, "r", source.get_publisher_config().endpoint, f"ipc://{directory}/nobody"):
+            await publish_until_heard(index, source, stored(3, salt="a"))
+            assert (index.longest_prefix(TOKENS), index.longest_prefix(TOKENS, "a")) == ({"r": 0}, {"r": 32})
+
+
+@pytest.mark.parametrize("bad", [{"type": "Unheard"}, stored(3, extra_keys=[None, None])])
+async def test_after_a_batch_that_cannot_be_read_nothing_is_known(directory: Path, bad: Any) -> None:
+    index = VLLMKVCache()
+    with publisher(directory) as source:
+        async with follower(index, source):
+            publish(source, stored(1, 2))
+            await until(index, 2)
+            publish(source, bad)
+            publish(source, stored(4, salt="a"))
+            await until(index, 1)
+            assert index.longest_prefix(TOKENS, "a") == {"r": 32}
+
+
+async def test_what_does_not_publish_kv_events_is_not_followed(directory: Path) -> None:
+    index = VLLMKVCache()
+    socket = zmq.Context.instance().socket(zmq.PUB)
+    socket.bind(f"ipc://{directory}/other")
+    async with KVEvents(index, "r", f"ipc://{directory}/other") as follow:
+        assert follow._task
+        for _ in range(20):
+            socket.send_multipart([b"1", b"2"])
+            await asyncio.sleep(0.02)
+        assert not follow._task.done()
+        assert index.blocks("r") == 0
+    socket.close(linger=0)
+
+
+async def test_a_replica_is_known_while_it_is_followed_and_no_longer(directory: Path) -> None:
+    index = VLLMKVCache()
+    follow = KVEvents(index, "r", f"ipc://{directory}/nobody")
+    follow.start()
+    assert index.longest_prefix(TOKENS) == {"r": 0}
+    await follow.close()
+    assert index.longest_prefix(TOKENS) == {}
+
+
+@pytest.mark.parametrize("endpoint", ["", "nonsense", "ipc://" + "x" * 200])
+async def test_a_wrong_endpoint_fails_the_start(endpoint: str) -> None:
+    with pytest.raises(StartError, match="KV events of r"):
+        KVEvents(VLLMKVCache(), "r", endpoint).start()
+
+
+async def test_a_replica_that_is_gone_holds_nothing_and_starts_anew_when_it_is_back(directory: Path) -> None:
+    index = VLLMKVCache()
+    with publisher(directory) as source:
+        follow = follower(index, source)
+        follow.start()
+        publish(source, stored(1, 2))
+        await until(index, 2)
+    await until(index, 0)
+    with publisher(directory) as source:
+        publish(source, stored(1))
+        await until(index, 1)
+    await follow.close()
+    await follow.close()
+
+
+async def test_each_data_parallel_rank_is_a_replica_of_its_own(directory: Path) -> None:
+    index = VLLMKVCache()
+    with publisher(directory) as zero, publisher(directory, rank=1) as one:
+        async with follower(index, zero, "0"), follower(index, one, "1"):
+            publish(zero, stored(1))
+            publish(one, stored(1, 2))
+            await until(index, 1, "0")
+            await until(index, 2, "1")
+            assert index.best_replica(TOKENS) == "1"
+            publish(one, AllBlocksCleared())
+            await until(index, 0, "1")
+            assert index.best_replica(TOKENS) == "0"
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="only Linux lists a process's open files there")
+async def test_closing_leaves_no_task_and_no_socket(directory: Path) -> None:
+    index = VLLMKVCache()
+    tasks = asyncio.all_tasks()
+    left = []
+    with publisher(directory) as source:
+        for _ in range(5):
+            async with follower(index, source):
+                publish(source, AllBlocksCleared(), stored(1))
+                await until(index, 1)
+            assert asyncio.all_tasks() == tasks
+            left.append(open_files())
+    assert left[-1] <= left[0]
+
+
+class Followed:
+    """A real engine and the index that follows it."""
+
+    def __init__(self, engine: CloudEngine, index: VLLMKVCache) -> None:
+        self.engine = engine
+        self.index = index
+
+    async def ask(self, token_ids: list[int], salt: str = "", max_tokens: int = 1, **options: Any) -> tuple[int, int]:
+        """What the index says is cached, and what vLLM then takes from its cache."""
+        said = self.index.longest_prefix(token_ids, salt)["real"]
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False, **options)
+        prompt = tokens_input(list(token_ids), cache_salt=salt or None)
+        async for output in self.engine._running.generate(prompt, params, uuid.uuid4().hex):
+            last = output
+        return said, last.num_cached_tokens
+
+    async def settle(self) -> None:
+        """Events are in order: when the index knows a new prompt, it knows all that was before."""
+        marker = [random.randrange(4, 4000) for _ in range(SIZE + 1)]
+        assert await self.ask(marker) == (0, 0)
+        async with asyncio.timeout(20):
+            while not self.index.longest_prefix(marker)["real"]:
+                await asyncio.sleep(0.002)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def followed() -> AsyncIterator[Followed]:
+    with tempfile.TemporaryDirectory() as path:
+        args = {"dtype": "float32", "max_model_len": 256, "num_gpu_blocks_override": POOL, "block_size": SIZE}
+        engine = CloudEngine(str(MODEL), args={**args, **kv_events_args(Path(path))})
+        index = VLLMKVCache()
+        async with started(engine):
+            (source,) = engine._running.get_kv_event_sources().values()
+            async with KVEvents(index, "real", source.endpoint, source.replay_endpoint):
+                yield Followed(engine, index)
+
+
+async def test_the_index_says_what_the_engine_then_takes_from_its_cache(followed: Followed) -> None:
+    """Growing and shared prompts of three tenants in a cache too small for them, some of them past the cache."""
+    rng = random.Random(3)
+    stems = [[rng.randrange(4, 4000) for _ in range(200)] for _ in range(4)]
+    hits = []
+    for _ in range(60):
+        prompt = rng.choice(stems)[: rng.choice([20, 32, 33, 64, 65, 96, 100, 128, 150, 200])]
+        options = {"skip_reading_prefix_cache": True} if rng.random() < 0.1 else {}
+        said, taken = await followed.ask(prompt, rng.choice(["", "a", "b"]), rng.choice([1, 1, 1, 40]), **options)
+        assert taken == (0 if options else said)
+        hits.append(taken)
+        await followed.settle()
+        assert followed.index.blocks("real") < POOL
+    assert any(hits)
+    assert followed.index.stats().evictions
+    assert 0 in hits[30:]
+
+
+async def test_an_answer_is_held_like_a_prompt_but_drafts_that_were_rejected_are_not(followed: Followed) -> None:
+    prompt = [random.randrange(4, 4000) for _ in range(30)]
+    right = (await stateless.verify(followed.engine, Round(prompt, [], GREEDY, 40))).token_ids
+    await followed.settle()
+    held = followed.index.longest_prefix([*prompt, *right, 0])["real"]
+    assert held == (len(prompt) + len(right) - 1) // SIZE * SIZE
+    wrong = [token ^ 1 for token in right[:8]]
+    await stateless.verify(followed.engine, Round(prompt, wrong, GREEDY))
+    await followed.settle()
+    assert followed.index.longest_prefix([*prompt, *wrong, 0])["real"] == 0
+
+
+async def test_a_reset_of_the_prefix_cache_empties_the_index(followed: Followed) -> None:
+    prompt = [random.randrange(4, 4000) for _ in range(100)]
+    await followed.ask(prompt)
+    await followed.settle()
+    assert followed.index.longest_prefix(prompt)["real"] == 96
+    assert await followed.engine._running.reset_prefix_cache()
+    await followed.settle()
+    assert followed.index.blocks("real") == 1  # what settling stored
+    assert await followed.ask(prompt) == (0, 0)
+
+
+async def test_a_real_engine_and_another_replica_are_compared(followed: Followed, directory: Path) -> None:
+    prompt = [random.randrange(4, 4000) for _ in range(100)]
+    await followed.ask(prompt)
+    await followed.settle()
+    with publisher(directory) as source:
+        async with follower(followed.index, source, "other"):
+            publish(source, stored(1, 2, tokens=prompt))
+            await until(followed.index, 2, "other")
+            assert followed.index.longest_prefix(prompt) == {"real": 96, "other": 64}
+            assert followed.index.best_replica(prompt) == "real"
+            assert followed.index.best_replica(prompt, "a") is None
+            publish(source, stored(3, 4, tokens=prompt, salt="a"))
+            await until(followed.index, 4, "other")
+            assert followed.index.best_replica(prompt, "a") == "other"

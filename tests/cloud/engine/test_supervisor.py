@@ -1,0 +1,317 @@
+"""The keeper over an engine that dies, hangs and fails to start when told to, and over real processes."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from cloud.engine.supervisor import EngineKeeper, Pace
+from common.errors import EngineError, StartError
+from common.http.messages import stream
+from common.http_server import HTTPServer, make_app
+
+QUICK = Pace(watch=0.01, hang=0.1, first_pause=0.01, longest_pause=0.04, healthy=3600.0, close=0.1)
+
+
+@dataclass
+class FakeEngine:
+    """Dies and hangs at a word; never fails a request by itself, as a stuck library would not."""
+
+    log: list[str] = field(default_factory=list)
+    failing_starts: int = 0
+    slow_start: bool = False
+    stuck_close: bool = False
+    dead: bool = False
+    hanging: bool = False
+    looks: int = 0
+
+    async def start(self) -> None:
+        self.log.append("start")
+        if self.slow_start:
+            await asyncio.sleep(3600)
+        if self.failing_starts:
+            self.failing_starts -= 1
+            raise StartError("no such model")
+        self.dead = self.hanging = False
+
+    async def close(self) -> None:
+        self.log.append("close")
+        if self.stuck_close:
+            await asyncio.sleep(3600)
+
+    async def check_health(self) -> None:
+        self.looks += 1
+        if self.dead:
+            raise EngineError("the engine has died")
+
+    async def ping(self) -> None:
+        while self.hanging:
+            await asyncio.sleep(0.001)
+
+    def kill(self) -> None:
+        self.log.append("kill")
+
+
+@asynccontextmanager
+async def kept(engine: FakeEngine, pace: Pace = QUICK) -> AsyncIterator[EngineKeeper]:
+    keeper = EngineKeeper(engine, pace)
+    running = asyncio.create_task(keeper.run())
+    try:
+        yield keeper
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def request(keeper: EngineKeeper) -> None:
+    with keeper.using():
+        await asyncio.sleep(3600)
+
+
+def dies(engine: FakeEngine) -> None:
+    engine.dead = True
+
+
+def hangs(engine: FakeEngine) -> None:
+    engine.hanging = True
+
+
+LOSSES = pytest.mark.parametrize(
+    ("lose", "message"), [(dies, "has died; it is being started"), (hangs, "has not answered for 0.3 s; it is being")]
+)
+
+
+@LOSSES
+async def test_a_lost_engine_fails_what_waits_and_is_started_again(
+    lose: Callable[[FakeEngine], None], message: str
+) -> None:
+    engine = FakeEngine()
+    async with kept(engine) as keeper:
+        await keeper.wait_up()
+        waiting = [asyncio.create_task(request(keeper)) for _ in range(3)]
+        await asyncio.sleep(0)
+        lose(engine)
+        for one in waiting:
+            with pytest.raises(EngineError, match=message):
+                await one
+        with pytest.raises(EngineError, match=message):
+            keeper.check()
+        with pytest.raises(EngineError, match=message), keeper.using():
+            raise AssertionError("taken by an engine that is down")
+        await keeper.wait_up()
+        keeper.check()
+        assert engine.log == ["start", "kill", "close", "start"]
+    assert engine.log[-1] == "close"
+
+
+async def test_a_silent_engine_is_doubted_first_and_trusted_when_it_answers() -> None:
+    engine = FakeEngine()
+    async with kept(engine, Pace(watch=0.01, hang=0.05)) as keeper:
+        await keeper.wait_up()
+        waiting = asyncio.create_task(request(keeper))
+        await asyncio.sleep(0)
+        hangs(engine)
+        await until(lambda: not keeper.ready)
+        assert not waiting.done()  # a step may only be long
+        engine.hanging = False
+        await until(lambda: keeper.ready or engine.log != ["start"])
+        assert (engine.log, waiting.done()) == (["start"], False)
+        waiting.cancel()
+
+
+async def test_without_the_watch_a_hanging_engine_stays_ready_and_its_requests_wait() -> None:
+    """The negative control of the test above."""
+    engine = FakeEngine()
+    async with kept(engine, Pace(watch=0.001, hang=3600)) as keeper:
+        await keeper.wait_up()
+        waiting = asyncio.create_task(request(keeper))
+        hangs(engine)
+        seen = engine.looks
+        await until(lambda: engine.looks > seen + 200)
+        assert keeper.ready
+        assert not waiting.done()
+        waiting.cancel()
+
+
+async def test_an_engine_that_answers_in_time_is_left_alone_however_often_it_is_asked() -> None:
+    engine = FakeEngine()
+    async with kept(engine, Pace(watch=0.001, hang=0.02)) as keeper:
+        await keeper.wait_up()
+        await until(lambda: engine.looks > 200)
+        assert engine.log == ["start"]
+
+
+async def test_a_loop_of_ours_that_stood_still_is_no_hang_of_the_engine() -> None:
+    engine = FakeEngine()
+    async with kept(engine) as keeper:
+        await keeper.wait_up()
+        for _ in range(3):
+            time.sleep(3 * QUICK.hang)  # noqa: ASYNC251 - that is the point
+            await asyncio.sleep(QUICK.watch)
+        assert engine.log == ["start"]
+
+
+async def test_a_first_start_that_fails_is_raised_and_everyone_is_told() -> None:
+    engine = FakeEngine(failing_starts=1)
+    keeper = EngineKeeper(engine, QUICK)
+    waiting = asyncio.create_task(keeper.wait_up())
+    with pytest.raises(StartError, match="no such model"):
+        await keeper.run()
+    with pytest.raises(StartError, match="no such model"):
+        await waiting
+    with pytest.raises(EngineError, match="no such model"):
+        keeper.check()
+    assert engine.log == ["start", "close"]
+
+
+PATIENT = Pace(watch=0.01, hang=0.1, first_pause=1, longest_pause=8, healthy=3600.0)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The sleeps of a second and more, which take no time in this test."""
+    seen: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        if seconds >= 1:
+            seen.append(seconds)
+        await sleep(0 if seconds >= 1 else seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    return seen
+
+
+async def test_a_start_that_fails_later_is_tried_again_after_growing_pauses(
+    pauses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = FakeEngine()
+    with caplog.at_level(logging.ERROR):
+        async with kept(engine, PATIENT) as keeper:
+            await keeper.wait_up()
+            engine.failing_starts = 5
+            dies(engine)
+            await until(lambda: engine.log.count("start") == 7 and keeper.ready)
+    assert pauses == [1, 2, 4, 8, 8, 8]
+    assert caplog.text.count("did not start again: no such model") == 5
+
+
+@pytest.mark.parametrize(("healthy", "expected"), [(3600.0, [1, 2, 4]), (0.0, [1, 1, 1])])
+async def test_health_for_long_enough_ends_the_growth_of_the_pauses(
+    pauses: list[float], healthy: float, expected: list[float]
+) -> None:
+    engine = FakeEngine()
+    async with kept(engine, replace(PATIENT, healthy=healthy)) as keeper:
+        await keeper.wait_up()
+        for times in (1, 2, 3):
+            dies(engine)
+            await until(lambda: len(pauses) == times and keeper.ready)  # noqa: B023
+    assert pauses == expected
+
+
+async def test_closing_in_the_middle_of_a_restart_starts_nothing_more() -> None:
+    engine = FakeEngine()
+    async with kept(engine) as keeper:
+        await keeper.wait_up()
+        engine.slow_start = True
+        dies(engine)
+        await until(lambda: engine.log.count("start") == 2)
+        waiting = asyncio.create_task(keeper.wait_up())
+        await asyncio.sleep(0)
+    with pytest.raises(EngineError, match="closed"):
+        await waiting
+    assert engine.log == ["start", "kill", "close", "start", "close"]
+
+
+async def test_closing_fails_what_waits() -> None:
+    async with kept(FakeEngine()) as keeper:
+        await keeper.wait_up()
+        waiting = asyncio.create_task(request(keeper))
+        await asyncio.sleep(0)
+    with pytest.raises(EngineError, match="the engine is closed"):
+        await waiting
+
+
+async def test_an_engine_that_cannot_be_closed_is_started_all_the_same() -> None:
+    engine = FakeEngine(stuck_close=True)
+    async with kept(engine) as keeper:
+        await keeper.wait_up()
+        dies(engine)
+        await until(lambda: engine.log.count("start") == 2)
+        await keeper.wait_up()
+        engine.stuck_close = False
+
+
+async def test_a_cancelled_wait_is_cancelled_and_no_error_of_the_engine() -> None:
+    engine = FakeEngine(slow_start=True)
+    async with kept(engine) as keeper:
+        waiting_up = asyncio.create_task(keeper.wait_up())
+        await asyncio.sleep(0)
+        waiting_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting_up
+    async with kept(FakeEngine()) as keeper:
+        await keeper.wait_up()
+        waiting = asyncio.create_task(request(keeper))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):  # its own deadline stays one
+                await request(keeper)
+        assert keeper.ready
+
+
+async def test_each_loss_is_reported() -> None:
+    losses: list[str] = []
+    engine = FakeEngine()
+    keeper = EngineKeeper(engine, QUICK, lambda: losses.append("lost"))
+    running = asyncio.create_task(keeper.run())
+    for times in (1, 2):
+        await keeper.wait_up()
+        dies(engine)
+        await until(lambda: len(losses) == times)  # noqa: B023
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_stream_is_told_of_the_loss_even_while_its_client_reads_slowly() -> None:
+    engine = FakeEngine()
+    blocked = asyncio.Event()
+
+    async with kept(engine) as keeper:
+
+        async def events() -> AsyncGenerator[bytes, None]:
+            with keeper.using():
+                while True:
+                    asyncio.get_running_loop().call_later(0.2, blocked.set)
+                    yield b"data: " + b"x" * 10**7 + b"\n\n"
+                    blocked.clear()
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return await stream(request, events())
+
+        await keeper.wait_up()
+        app = make_app()
+        app.router.add_get("/events", handler)
+        server = HTTPServer(app, "127.0.0.1", 0)
+        await server.start()
+        url = f"http://127.0.0.1:{server.port}/events"
+        async with aiohttp.ClientSession(read_bufsize=2**10) as session, session.get(url) as answer:
+            await blocked.wait()  # in the middle of a write
+            dies(engine)
+            assert b"the engine has died" in (await answer.read())[-500:]
+        await server.stop()

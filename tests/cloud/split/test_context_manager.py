@@ -1,0 +1,204 @@
+"""Sessions' hidden states, by properties: whatever comes in any order, what is held is what was sent, and bounded."""
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from cloud.split.context_manager import CloudContextManager, Dropped, Limits
+from common.errors import ForeignSession, OverloadedError, RequestError, StatesMissing
+from common.protocol.hidden_states import Packed, pack
+from common.protocol.split_frames import Kind
+
+HIDDEN = 4
+ROW = HIDDEN * 4
+
+
+def rows(start: int, stop: int, session: int = 0) -> Packed:
+    """The rows of positions `start` to before `stop`: each tells its position and session."""
+    states = np.arange(start, stop, dtype=np.float32)[:, None] + np.full((1, HIDDEN), 1000.0 * session, np.float32)
+    return pack(states.astype(np.float32), Kind.FP32)
+
+
+def positions(found: np.ndarray, session: int = 0) -> list[int]:
+    return [int(row[0]) - 1000 * session for row in found]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_states_come_back_in_order_once_and_are_released_once() -> None:
+    contexts = CloudContextManager()
+    contexts.open("s")
+    contexts.receive("s", 0, rows(0, 5))
+    contexts.receive("s", 3, rows(3, 8))  # three of them again
+    assert positions(contexts.states("s", 8)) == list(range(8))
+    contexts.release("s", 6)
+    assert contexts.held("s") == 8
+    assert positions(contexts.states("s", 8)) == [6, 7]
+    assert (contexts.received, contexts.duplicates, contexts.bytes) == (8, 2, 2 * ROW)
+
+
+def test_a_gap_is_not_kept_and_a_question_says_where_it_begins() -> None:
+    contexts = CloudContextManager()
+    contexts.open("s")
+    contexts.receive("s", 0, rows(0, 3))
+    contexts.receive("s", 5, rows(5, 7))
+    with pytest.raises(StatesMissing) as caught:
+        contexts.states("s", 7)
+    assert (caught.value.status, caught.value.held) == (409, 3)
+    with pytest.raises(StatesMissing) as caught:
+        contexts.states("nobody", 1)
+    assert caught.value.held == 0
+
+
+def test_a_lost_kv_asks_for_everything_unless_nothing_was_released() -> None:
+    contexts, lost = CloudContextManager(), list[str]()
+    contexts.on_drop = lost.append
+    contexts.open("s")
+    contexts.receive("s", 0, rows(0, 4))
+    contexts.forget("s")
+    assert contexts.held("s") == 4 and not lost
+    contexts.release("s", 3)
+    contexts.forget("s")
+    assert (contexts.held("s"), contexts.bytes, lost) == (0, 0, ["s"])
+
+
+def test_a_position_whose_token_was_drawn_begins_the_session_anew() -> None:
+    contexts = CloudContextManager()
+    contexts.open("s")
+    contexts.receive("s", 0, rows(0, 4))
+    contexts.release("s", 4)
+    with pytest.raises(StatesMissing) as caught:
+        contexts.states("s", 4)
+    assert caught.value.held == 0
+
+
+def test_another_tenant_cannot_touch_a_session() -> None:
+    contexts = CloudContextManager()
+    contexts.open("s", "a")
+    contexts.receive("s", 0, rows(0, 4))
+    with pytest.raises(ForeignSession):
+        contexts.open("s", "b")
+    contexts.open("s", "a")
+    assert contexts.held("s") == 4
+
+
+def test_what_is_unused_too_long_is_forgotten_unless_it_is_asked_for() -> None:
+    clock = Clock()
+    contexts = CloudContextManager(Limits(seconds=10), clock)
+    for session in "ab":
+        contexts.open(session)
+        contexts.receive(session, 0, rows(0, 2))
+    with contexts.in_use("a"):
+        clock.now = 11
+        contexts.expire()
+        assert (contexts.held("a"), contexts.held("b")) == (2, 0)
+    clock.now = 20
+    contexts.expire()
+    assert contexts.held("a") == 2  # counted from the end of the question
+    clock.now = 22
+    contexts.expire()
+    assert len(contexts) == 0 and contexts.bytes == 0 and contexts.dropped[Dropped.IDLE] == 2
+
+
+def test_the_least_recently_used_makes_room_and_what_is_asked_for_never() -> None:
+    contexts = CloudContextManager(Limits(total_bytes=6 * ROW))
+    for session in "abc":
+        contexts.open(session)
+        contexts.receive(session, 0, rows(0, 2))
+    contexts.receive("a", 2, rows(2, 2 + 1))
+    assert [contexts.held(session) for session in "abc"] == [3, 0, 2]
+    with contexts.in_use("c"):
+        contexts.open("d")
+        contexts.receive("d", 0, rows(0, 4))
+        assert [contexts.held(session) for session in "acd"] == [0, 2, 4]
+        contexts.open("e")
+        contexts.receive("e", 0, rows(0, 4))
+        with contexts.in_use("e"), pytest.raises(OverloadedError):
+            contexts.receive("e", 4, rows(4, 5))
+
+
+def test_a_session_above_its_own_budget_is_refused_and_gone() -> None:
+    contexts = CloudContextManager(Limits(session_bytes=4 * ROW))
+    contexts.open("s")
+    contexts.receive("s", 0, rows(0, 3))
+    with pytest.raises(RequestError, match="session_bytes"):
+        contexts.receive("s", 3, rows(3, 5))
+    assert (contexts.held("s"), contexts.bytes, len(contexts)) == (0, 0, 0)
+
+
+def test_there_are_no_more_sessions_than_allowed() -> None:
+    contexts = CloudContextManager(Limits(sessions=2))
+    for session in "abc":
+        contexts.open(session)
+    assert len(contexts) == 2
+    with contexts.in_use("b"), contexts.in_use("c"), pytest.raises(OverloadedError):
+        contexts.open("d")
+
+
+@dataclass
+class Model:
+    """What must be there, told in the plainest way."""
+
+    held: dict[str, int] = field(default_factory=dict)
+    released: dict[str, int] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_order_of_any_pieces_holds_what_was_sent_and_no_more(seed: int) -> None:
+    rng, clock = random.Random(seed), Clock()
+    limits = Limits(rng.randrange(20, 60) * ROW, rng.randrange(30, 120) * ROW, seconds=50, sessions=rng.randrange(2, 5))
+    contexts, model = CloudContextManager(limits, clock), Model()
+
+    def dropped(session: str) -> None:
+        model.held.pop(session, None)
+        model.released.pop(session, None)
+
+    contexts.on_drop = dropped
+    for _ in range(400):
+        clock.now += rng.random()
+        session = rng.choice("abcd")
+        number = ord(session)
+        match rng.randrange(7):
+            case 0 | 1 | 2:
+                contexts.open(session)
+                start = max(0, model.held.get(session, 0) + rng.randrange(-6, 3))
+                stop = start + rng.randrange(1, 12)
+                try:
+                    contexts.receive(session, start, rows(start, stop, number))
+                except OverloadedError:
+                    continue
+                except RequestError:
+                    assert session not in model.held
+                    continue
+                if start <= model.held.get(session, 0) < stop:
+                    model.held[session] = stop
+            case 3 | 4:
+                held, released = model.held.get(session, 0), model.released.get(session, 0)
+                position = rng.randrange(1, held + 3)
+                if position > held or position <= released:
+                    with pytest.raises(StatesMissing) as caught:
+                        contexts.states(session, position)
+                    assert caught.value.held == model.held.get(session, 0)
+                else:
+                    found = contexts.states(session, position)
+                    assert positions(found, number) == list(range(released, position))
+                    contexts.release(session, position)
+                    model.released[session] = position
+            case 5 if rng.random() < 0.3:
+                contexts.forget(session)
+            case 6 if rng.random() < 0.2:
+                contexts.close(session)
+                assert session not in model.held
+        alive = {session: held - model.released.get(session, 0) for session, held in model.held.items()}
+        assert contexts.bytes == sum(alive.values()) * ROW <= limits.total_bytes
+        assert all(count * ROW <= limits.session_bytes for count in alive.values())
+        assert all(contexts.held(session) == held for session, held in model.held.items())
+        assert len(contexts) <= limits.sessions

@@ -1,0 +1,128 @@
+"""Admission: what is held never exceeds the limits, what is refused is told when to come again, nothing is leaked."""
+
+import asyncio
+import random
+from contextlib import ExitStack
+
+import pytest
+
+from cloud.routes.admission import LONGEST_WAIT, Admission, Work
+from common.errors import OverloadedError
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def refusal(admission: Admission, tokens: int, requests: int = 1) -> OverloadedError:
+    with pytest.raises(OverloadedError) as failure, admission.admit(tokens, requests):
+        pass
+    return failure.value
+
+
+@pytest.mark.parametrize(("limit", "work"), [(Work(3, 10**6), Work(1, 1)), (Work(10**6, 30), Work(1, 10))])
+def test_work_is_admitted_up_to_either_limit(limit: Work, work: Work) -> None:
+    admission = Admission(limit.requests, limit.tokens)
+    with ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(admission.admit(work.tokens, work.requests))
+        assert refusal(admission, work.tokens, work.requests).status == 429
+        assert (admission.admitted, admission.refused) == (3, 1)
+    with admission.admit(work.tokens, work.requests):
+        assert admission.held == work
+    assert admission.held == Work(0, 0)
+
+
+def test_work_that_exceeds_the_limits_alone_is_admitted_when_nothing_runs() -> None:
+    admission = Admission(2, 100)
+    with admission.admit(1):
+        refusal(admission, 1000)
+        refusal(admission, 1, requests=16)
+    with admission.admit(1000, requests=16):
+        refusal(admission, 1)
+
+
+def test_what_fails_or_is_cancelled_is_released() -> None:
+    admission = Admission(2, 100)
+    with pytest.raises(ZeroDivisionError), admission.admit(50):
+        raise ZeroDivisionError
+    assert admission.held == Work(0, 0)
+
+
+async def test_a_client_that_leaves_makes_room() -> None:
+    admission = Admission(1, 100)
+
+    async def request() -> None:
+        with admission.admit(50):
+            await asyncio.sleep(3600)
+
+    asked = asyncio.create_task(request())
+    await asyncio.sleep(0)
+    refusal(admission, 50)
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    with admission.admit(50):
+        pass
+
+
+def test_the_limits_hold_for_any_order_of_coming_and_going() -> None:
+    draw, admission, held = random.Random(7), Admission(5, 100), []
+    for _ in range(3000):
+        if held and draw.random() < 0.5:
+            held.pop(draw.randrange(len(held))).close()
+            continue
+        work = ExitStack()
+        try:
+            work.enter_context(admission.admit(draw.randint(1, 50)))
+        except OverloadedError:
+            continue
+        held.append(work)
+        assert admission.held.requests <= 5
+        assert admission.held.tokens <= 100
+    assert admission.refused
+    for work in held:
+        work.close()
+    assert admission.held == Work(0, 0)
+
+
+@pytest.mark.parametrize("seconds_each", [0.5, 2.0, 7.0])
+def test_retry_after_follows_the_rate_at_which_work_was_released(seconds_each: float) -> None:
+    """Released one at a time, 100 tokens each: room for 300 more is there after three of them."""
+    clock = Clock()
+    admission = Admission(1000, 500, clock)
+    held = [ExitStack() for _ in range(5)]
+    for work in held:
+        work.enter_context(admission.admit(100))
+    for at in range(8):
+        clock.now += seconds_each
+        held[at % 5].close()
+        held[at % 5].enter_context(admission.admit(100))
+    wait = refusal(admission, 300).retry_after
+    assert 3 * seconds_each <= wait < 3 * seconds_each + 1
+
+
+def test_retry_after_is_the_time_that_work_takes_as_long_as_none_was_released() -> None:
+    clock = Clock()
+    admission = Admission(1, 100, clock)
+    with admission.admit(1):
+        assert refusal(admission, 1).retry_after == 1
+        clock.now += 12.3
+        assert refusal(admission, 1).retry_after == 13
+        clock.now += 1e6
+        assert refusal(admission, 1).retry_after == LONGEST_WAIT
+
+
+def test_retry_after_forgets_a_rate_of_long_ago() -> None:
+    clock = Clock()
+    admission = Admission(1, 100, clock)
+    for _ in range(10):
+        with admission.admit(1):
+            clock.now += 0.01
+    clock.now += 3600
+    with admission.admit(1):
+        clock.now += 20
+        assert refusal(admission, 1).retry_after == 20

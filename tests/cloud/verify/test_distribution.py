@@ -1,0 +1,188 @@
+"""Sampled rounds draw from the very distribution of plain sampling by the same engine, whatever form they have.
+
+What follows a context is compared position by position: the tokens at a position of the draft, where all before it
+were accepted. These are independent of each other, and together they are all that a round can draw. Each comparison is
+a two-sample chi-square test, summed over the contexts.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import pytest_asyncio
+import torch
+
+from cloud.engine.engine import CloudEngine
+from common.types import Sampling
+from tests.conftest import CLOUD_CONTEXT, CLOUD_MODEL
+from tests.support.sampled_rounds import (
+    POSITIONS,
+    Form,
+    Samples,
+    Walk,
+    continuously,
+    plainly,
+    residently,
+    statelessly,
+    walk_of,
+)
+from tests.support.started import started
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+FORMS = [statelessly, residently, continuously]
+SETTINGS = [
+    Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    for temperature in (0.7, 1.0)
+    for top_k in (0, 12)
+    for top_p in (1.0, 0.9)
+]
+FEWEST = 5
+"""Tokens expected more rarely than this in the smaller sample are counted as one: chi-square needs that."""
+SUSPICIOUS = 0.001
+FEW = 600
+MANY = 5700
+"""Rounds of a setting, of which a few are no samples, or had their drafts cut; 5,000 are left."""
+DIFFERENT = 1e-6
+"""What no right sampler does in a run of these tests, nor in a thousand."""
+
+
+def name(sampling: Sampling) -> str:
+    return f"t{sampling.temperature}-k{sampling.top_k}-p{sampling.top_p}"
+
+
+def p_value(a: list[Counter[int]], b: list[Counter[int]]) -> float:
+    """How likely samples at least as different are if both come from one distribution in each context."""
+    statistic, freedom = 0.0, 0
+    for ours, theirs in zip(a, b, strict=True):
+        cells = pooled(ours, theirs)
+        totals = [sum(column) for column in zip(*cells, strict=True)]
+        for cell in cells:
+            expected = [sum(cell) * total / sum(totals) for total in totals]
+            statistic += sum((seen - wanted) ** 2 / wanted for seen, wanted in zip(cell, expected, strict=True))
+        freedom += max(0, len(cells) - 1)
+    assert freedom > 1, "too few different tokens were drawn to tell distributions apart"
+    return float(torch.special.gammaincc(torch.tensor(freedom / 2).double(), torch.tensor(statistic / 2).double()))
+
+
+def pooled(a: Counter[int], b: Counter[int]) -> list[tuple[int, int]]:
+    """How often each token was drawn in either sample, the rare ones as one; which are rare both decide together."""
+    both = a + b
+    share = min(a.total(), b.total()) / max(1, both.total())
+    common = [token for token in both if both[token] * share >= FEWEST]
+    cells = [(a[token], b[token]) for token in common]
+    rare = (a.total() - sum(x for x, _ in cells), b.total() - sum(y for _, y in cells))
+    return [*cells, rare] if sum(rare) * share >= FEWEST else cells
+
+
+def p_values(rounds: Samples, plain: Samples, walk: Walk) -> list[float]:
+    """One for each position of the draft."""
+    return [p_value(rounds.at(n, walk), plain.at(n, walk)) for n in range(1, POSITIONS + 1)]
+
+
+async def assert_same(
+    engine: CloudEngine, walk: Walk, form: Form, sampling: Sampling, times: int, plain: Samples
+) -> Samples:
+    """`times` rounds draw like `plain`; returns them.
+
+    One position in a thousand of a right sampler is suspicious. So what is suspicious is drawn once more, plain
+    samples too: a right one fails at most once in a hundred thousand, and a wrong one is wrong again.
+    """
+    for chance in (1, 2):
+        rounds = await form(engine, walk, sampling, times)
+        assert rounds.verified > 0.9 * times
+        found = p_values(rounds, plain, walk)
+        print(f"{form.__name__} {name(sampling)} {rounds.verified}: p = {', '.join(f'{p:.4f}' for p in found)}")
+        if min(found) > SUSPICIOUS:
+            break
+        assert chance == 1, f"{found} is suspicious again"
+        plain = await plainly(engine, walk, sampling, times)
+    return rounds
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def walk(cloud_engine: CloudEngine) -> Walk:
+    return await walk_of(cloud_engine)
+
+
+async def test_each_position_of_the_drafts_is_sometimes_accepted_and_sometimes_not(
+    cloud_engine: CloudEngine, walk: Walk
+) -> None:
+    plain = await plainly(cloud_engine, walk, Sampling(temperature=1.0), 800)
+    for position in range(1, POSITIONS + 1):
+        for counts, draft in zip(plain.at(position, walk), walk.drafts, strict=True):
+            assert 0.05 < counts[draft[position - 1]] / counts.total() < 0.95
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def plain_and_colder(cloud_engine: CloudEngine, walk: Walk) -> list[Samples]:
+    return [await plainly(cloud_engine, walk, Sampling(temperature=t, top_k=12), FEW) for t in (1.0, 0.5)]
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_few_hundred_rounds_draw_like_plain_sampling_and_unlike_a_colder_one(
+    cloud_engine: CloudEngine, walk: Walk, form: Form, seed: int | None, plain_and_colder: list[Samples]
+) -> None:
+    sampling = Sampling(temperature=1.0, top_k=12, seed=seed)
+    rounds = await assert_same(cloud_engine, walk, form, sampling, FEW, plain_and_colder[0])
+    assert min(p_values(rounds, plain_and_colder[1], walk)) < DIFFERENT
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session", params=SETTINGS, ids=name)
+async def sampling_and_plain(
+    request: pytest.FixtureRequest, cloud_engine: CloudEngine, walk: Walk
+) -> tuple[Sampling, Samples]:
+    """One setting, with the plain samples that all forms are compared with."""
+    return request.param, await plainly(cloud_engine, walk, request.param, MANY)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("form", FORMS)
+async def test_five_thousand_rounds_draw_like_plain_sampling(
+    cloud_engine: CloudEngine, walk: Walk, form: Form, sampling_and_plain: tuple[Sampling, Samples]
+) -> None:
+    sampling, plain = sampling_and_plain
+    rounds = await assert_same(cloud_engine, walk, form, sampling, MANY, plain)
+    assert rounds.verified >= 5000
+
+
+@asynccontextmanager
+async def engine_with(proposer: str, scheduler: str) -> AsyncIterator[CloudEngine]:
+    args = {"dtype": "float32", "max_model_len": CLOUD_CONTEXT, "kv_cache_memory_bytes": 2**26}
+    engine = CloudEngine(str(CLOUD_MODEL), args=args)
+    engine._args.speculative_config["model"] = proposer
+    engine._args.scheduler_cls = scheduler
+    async with started(engine):
+        yield engine
+
+
+@pytest.mark.long
+async def test_without_its_guard_vllm_draws_differently_and_these_tests_say_so() -> None:
+    sampling = Sampling(temperature=0.7, top_k=12)
+    async with engine_with(
+        "tests.support.unguarded.UnguardedProposer", "cloud.vllm_plugin.scheduler.RemoteDraftScheduler"
+    ) as engine:
+        walk = await walk_of(engine)
+        plain = await plainly(engine, walk, sampling, 1000)
+        for form in FORMS:
+            found = p_values(await form(engine, walk, sampling, 1000), plain, walk)
+            print(f"{form.__name__} without its guard: p = {found}")
+            assert min(found) < DIFFERENT
+
+
+@pytest.mark.long
+async def test_a_draft_that_contradicts_the_answer_costs_time_and_changes_nothing() -> None:
+    """Any draft is lossless; that it must agree with the answer is what keeps useless ones from being verified."""
+    sampling = Sampling(temperature=1.0)
+    async with engine_with(
+        "cloud.vllm_plugin.scheduler.NoProposer", "tests.support.unguarded.CredulousScheduler"
+    ) as engine:
+        walk = await walk_of(engine)
+
+        async def contradicted(engine: CloudEngine, walk: Walk, sampling: Sampling, times: int) -> Samples:
+            return await continuously(engine, walk, sampling, times, foretold=0)
+
+        plain = await plainly(engine, walk, sampling, 1000)
+        await assert_same(engine, walk, contradicted, sampling, 1000, plain)

@@ -1,0 +1,143 @@
+"""The pool of live requests on the demo model: few enough, and gone as soon as nobody needs them."""
+
+import asyncio
+import functools
+
+import pytest
+from vllm.sampling_params import RequestOutputKind
+
+from cloud.engine.engine import CloudEngine
+from cloud.verify import live_request, resident_pool, stateless
+from cloud.verify.resident_pool import Closed, block_budget, blocks_for, default_limit
+from cloud.verify.round import Round, vllm_params
+from common.errors import ContextLengthError, RequestError
+from common.types import GREEDY, Sampling
+from tests.cloud.engine.test_engine import running_and_kv
+from tests.cloud.verify.test_resident import HOT, chats, in_rounds, one, pool_of, question_and_answer
+from tests.conftest import CLOUD_CONTEXT as CONTEXT
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def test_rounds_that_go_back_or_elsewhere_begin_anew(cloud_engine: CloudEngine) -> None:
+    prompt, right = await question_and_answer(cloud_engine)
+    async with pool_of(cloud_engine) as pool:
+        for committed in (prompt, prompt, prompt + right[:3], [*prompt[:-1], prompt[-1] ^ 1], prompt[:-1]):
+            asked = Round(committed, right[:2])
+            ours, theirs = await pool.verify("s", asked), await stateless.verify(cloud_engine, asked)
+            assert ours and ours.token_ids == theirs.token_ids
+        assert (pool.opened, pool.continued, len(pool)) == (4, 1, 1)
+        assert pool.closed[Closed.MISMATCH] == 3
+
+
+async def test_a_second_round_at_the_same_time_goes_stateless(cloud_engine: CloudEngine) -> None:
+    prompt = chats(cloud_engine)[0]
+    async with pool_of(cloud_engine) as pool:
+        both = await asyncio.gather(*(pool.verify("s", Round(prompt, [7])) for _ in range(2)))
+        assert [verdict is None for verdict in both] == [False, True]
+
+
+async def test_an_answers_end_ends_its_live_request(cloud_engine: CloudEngine) -> None:
+    prompt = chats(cloud_engine)[0]
+    answer = (await stateless.verify(cloud_engine, Round(prompt, [], GREEDY, 200))).token_ids
+    assert len(answer) < 200
+    async with pool_of(cloud_engine) as pool:
+        last = await one(pool, "stop", prompt + answer[:-3], [*answer[-3:], 7])
+        assert (last.token_ids, last.finished) == (answer[-3:], True)
+        full = await one(pool, "length", [n + 5 for n in range(CONTEXT - 2)], [7])
+        assert full.finished or full.token_ids
+        last = await one(pool, "length", [n + 5 for n in range(CONTEXT - 1)], [])
+        assert last.finished
+        assert len(pool) == 0 and pool.closed[Closed.FINISHED] >= 2
+
+
+async def test_a_wrong_round_is_refused_and_leaves_nothing(cloud_engine: CloudEngine) -> None:
+    prompt = chats(cloud_engine)[0]
+    async with pool_of(cloud_engine) as pool:
+        for wrong, error in (
+            (Round([5] * CONTEXT, []), ContextLengthError),
+            (Round(prompt, [], Sampling(temperature=1000.0)), RequestError),
+        ):
+            for before in (False, True):
+                if before:
+                    await one(pool, "s", prompt[:-1], [])
+                with pytest.raises(error):
+                    await pool.verify("s", wrong)
+        assert await one(pool, "s", prompt, [])
+
+
+async def test_a_client_that_leaves_frees_its_live_request_at_once(
+    cloud_engine: CloudEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing but its client's leaving ends a round here.
+    endless = functools.partial(vllm_params, kind=RequestOutputKind.DELTA, ignore_eos=True)
+    monkeypatch.setattr(live_request, "_params", endless)
+    prompt = chats(cloud_engine)[0]
+    async with pool_of(cloud_engine) as pool, asyncio.timeout(60):
+        for begun in (False, True):
+            if begun:
+                await one(pool, "s", prompt[:-1], [])
+            job = asyncio.create_task(pool.verify("s", Round(prompt, [], HOT, 200)))
+            while not cloud_engine._running.get_num_unfinished_requests():
+                await asyncio.sleep(0.001)
+            await running_and_kv(cloud_engine)
+            assert not job.done()
+            job.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await job
+            assert (len(pool), await running_and_kv(cloud_engine)) == (0, (0, 0))
+        assert pool.closed[Closed.LEFT] == 2
+
+
+async def test_closing_in_the_middle_of_a_round_lets_it_end(cloud_engine: CloudEngine) -> None:
+    prompt, right = await question_and_answer(cloud_engine)
+    async with pool_of(cloud_engine) as pool:
+        job = asyncio.create_task(pool.verify("s", Round(prompt, right[:4])))
+        await asyncio.sleep(0)
+        await pool.close_session("s")
+        verdict = await job
+        assert verdict and verdict.token_ids == right[:5]
+        assert len(pool) == 0
+
+
+async def test_idle_ones_are_closed(cloud_engine: CloudEngine) -> None:
+    prompt, right = await question_and_answer(cloud_engine)
+    async with pool_of(cloud_engine, idle_seconds=0.1) as pool:
+        await one(pool, "s", prompt, right[:4])
+        async with asyncio.timeout(30):
+            while len(pool):
+                await asyncio.sleep(0.02)
+        assert await running_and_kv(cloud_engine) == (0, 0)
+        assert await in_rounds(cloud_engine, pool, "s", prompt + right[:5], right[5:]) == right[5:]
+        assert pool.closed[Closed.IDLE] >= 1
+
+
+async def test_room_is_made_by_the_least_recently_used_and_only_if_idle(
+    cloud_engine: CloudEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, right = await question_and_answer(cloud_engine)
+    async with pool_of(cloud_engine, limit=2) as pool:
+        for session in ("a", "b"):
+            await one(pool, session, prompt, right[:2])
+        assert await pool.verify("c", Round(prompt, right[:2])) is None  # both are between two rounds
+        monkeypatch.setattr(resident_pool, "GRACE_SECONDS", 0.0)
+        await one(pool, "a", prompt + right[:3], right[3:5])
+        await one(pool, "c", prompt, right[:2])
+        await one(pool, "a", prompt + right[:6], right[6:8])
+        assert (len(pool), pool.opened, pool.closed[Closed.ROOM]) == (2, 3, 1)
+        assert await in_rounds(cloud_engine, pool, "b", prompt + right[:3], right[3:]) == right[3:]
+
+
+async def test_a_limit_of_none_leaves_every_round_stateless(cloud_engine: CloudEngine) -> None:
+    async with pool_of(cloud_engine, limit=0) as pool:
+        assert await pool.verify("s", Round([5, 6], [7])) is None
+
+
+async def test_live_requests_leave_room_for_others() -> None:
+    assert [default_limit(places) for places in (1, 2, 4, 64, 256)] == [0, 0, 1, 16, 64]
+    for blocks in range(100):
+        for longest in range(1, 100):
+            budget = block_budget(blocks, longest)
+            assert 0 <= budget <= blocks / 2
+            assert budget == 0 or blocks - budget >= longest
+    assert [blocks_for(tokens, 32, 256) for tokens in (1, 32, 33, 1000)] == [1, 1, 2, 8]

@@ -1,0 +1,138 @@
+"""The pipeline: what it commits, in every way of working together."""
+
+import itertools
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from common.decoding.pipeline import Pipeline
+from common.decoding.policy import Gate, Plan
+from common.types import GREEDY, Draft, Mode, Provenance, Sampling
+from tests.support.fakes import END, FakeDrafter, FakeVerifier, Model, answer_of, cloud_model, erring_model
+
+PROMPTS = [[p, p + 3, 2 * p] for p in range(1, 40)]
+LONG = next(p for p in PROMPTS if len(answer_of(cloud_model, p, 40)) > 20)
+"""A prompt with a long answer."""
+LOSSLESS = Plan(use_confidence_check=False)
+
+
+async def answer(
+    prompt: Sequence[int], plan: Plan, drafter: FakeDrafter, verifier: FakeVerifier, max_tokens: int = 40
+) -> tuple[list[int], Pipeline]:
+    pipeline = Pipeline(prompt, max_tokens, GREEDY, plan, drafter, verifier)
+    ids = [token async for chunk in pipeline.run() for token in chunk.token_ids]
+    assert ids == pipeline.answer.committed[len(prompt) :]
+    assert sum(pipeline.answer.report.tokens.values()) == len(ids)
+    return ids, pipeline
+
+
+@pytest.mark.parametrize("length", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("model", [cloud_model, erring_model(2), erring_model(5), lambda ids: 1])
+async def test_lossless_output_is_the_clouds_own(length: int, model: Model) -> None:
+    plan = Plan(use_confidence_check=False, max_draft_tokens=length)
+    for prompt, max_tokens in itertools.product(PROMPTS, (1, 2, 17, 40)):
+        ids, pipeline = await answer(prompt, plan, FakeDrafter(model), FakeVerifier(), max_tokens)
+        assert ids == answer_of(cloud_model, prompt, max_tokens)
+        assert pipeline.answer.finish_reason == ("stop" if ids[-1] == END else "length")
+        assert pipeline.answer.report.lossless
+
+
+async def test_provenance_tells_accepted_recovered_and_bonus_tokens_apart() -> None:
+    _, right = await answer(LONG, LOSSLESS, FakeDrafter(cloud_model), FakeVerifier())
+    assert right.answer.report.tokens[Provenance.RECOVERED] == 0
+    assert right.answer.report.acceptance_rate == 1.0
+    _, wrong = await answer(LONG, LOSSLESS, FakeDrafter(lambda ids: 100), FakeVerifier())
+    tokens = wrong.answer.report.tokens
+    assert tokens[Provenance.ACCEPTED] == tokens[Provenance.BONUS] == 0
+    assert tokens[Provenance.RECOVERED] > 0
+
+
+async def test_gated_commits_sure_tokens_and_verifies_from_the_first_unsure_one() -> None:
+    drafter = FakeDrafter(cloud_model, confidence=lambda position: 0.1 if position % 5 == 0 else 0.99)
+    verifier = FakeVerifier()
+    ids, pipeline = await answer(LONG, Plan(gate=Gate(0.8, 0.0)), drafter, verifier, max_tokens=10)
+    assert pipeline.answer.committed[3:5] == ids[:2]
+    assert verifier.asked[0] == answer_of(cloud_model, [*LONG, *ids[:2]], 8)[: len(verifier.asked[0])]
+    assert pipeline.answer.report.tokens[Provenance.EDGE] >= 2
+    assert not pipeline.answer.report.lossless
+
+
+async def test_gated_and_always_sure_never_asks_the_cloud() -> None:
+    verifier = FakeVerifier()
+    ids, _ = await answer(LONG, Plan(), FakeDrafter(erring_model(3)), verifier)
+    assert verifier.calls == 0
+    assert ids == answer_of(erring_model(3), LONG, 40)
+
+
+async def test_without_draft_verify_an_unsure_token_makes_the_cloud_generate() -> None:
+    verifier = FakeVerifier()
+    plan = Plan(use_draft_verify=False, stretch_tokens=3)
+    ids, pipeline = await answer(LONG, plan, FakeDrafter(erring_model(2), lambda _: 0.0), verifier)
+    assert set(map(tuple, verifier.asked)) == {()}
+    assert ids == answer_of(cloud_model, LONG, 40)
+    assert pipeline.answer.report.tokens[Provenance.CLOUD] == len(ids)
+
+
+@pytest.mark.parametrize("plan", [Plan(use_confidence_check=False, use_draft_verify=False), Plan(mode=Mode.EDGE_ONLY)])
+async def test_edge_alone_never_asks_the_cloud_whatever_its_confidence(plan: Plan) -> None:
+    verifier = FakeVerifier()
+    ids, _ = await answer(LONG, plan, FakeDrafter(erring_model(2), lambda _: 0.0), verifier)
+    assert verifier.calls == 0
+    assert ids == answer_of(erring_model(2), LONG, 40)
+
+
+async def test_cloud_alone_never_drafts() -> None:
+    drafter = FakeDrafter(erring_model(2))
+    ids, pipeline = await answer(LONG, Plan(mode=Mode.CLOUD_ONLY), drafter, FakeVerifier())
+    assert drafter.calls == []
+    assert ids == answer_of(cloud_model, LONG, 40)
+    assert pipeline.answer.report.lossless
+
+
+@pytest.mark.parametrize("lost_after", [0, 1, 3])
+async def test_a_lost_cloud_leaves_no_gap_and_no_double_and_is_reported(lost_after: int) -> None:
+    drafter, verifier = FakeDrafter(erring_model(2)), FakeVerifier(lost_after)
+    plan = Plan(use_confidence_check=False, max_draft_tokens=2)
+    ids, pipeline = await answer(LONG, plan, drafter, verifier)
+    report = pipeline.answer.report
+    verified = len(ids) - report.tokens[Provenance.EDGE]
+    assert ids[:verified] == answer_of(cloud_model, LONG, 40)[:verified]
+    assert ids[verified:] == answer_of(erring_model(2), [*LONG, *ids[:verified]], 40 - verified)
+    assert report.degraded == "the cloud is lost"
+    assert not report.lossless
+    assert verifier.calls == lost_after + 1
+
+
+async def test_an_edge_whose_context_is_full_ends_the_answer() -> None:
+    ids, pipeline = await answer(LONG, Plan(mode=Mode.EDGE_ONLY), FakeDrafter(lambda _: 9, context=8), FakeVerifier())
+    assert ids == [9] * 5
+    assert pipeline.answer.finish_reason == "length"
+
+
+async def test_the_report_is_complete_when_the_reader_stops_early() -> None:
+    pipeline = Pipeline(LONG, 40, GREEDY, LOSSLESS, FakeDrafter(cloud_model), FakeVerifier())
+    chunks = pipeline.run()
+    await anext(chunks)
+    await chunks.aclose()
+    assert pipeline.answer.report.cloud_calls == 1
+    assert pipeline.answer.report.acceptance_rate == 1.0
+
+
+@pytest.mark.parametrize("asks_cloud", [True, False])
+async def test_drafts_are_greedy_for_the_cloud_but_under_all_else_that_the_answer_is_under(asks_cloud: bool) -> None:
+    seen: list[Sampling] = []
+
+    class Drafter(FakeDrafter):
+        async def draft(
+            self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop_below: float = 0.0
+        ) -> Draft:
+            seen.append(sampling)
+            return await super().draft(token_ids, limit, sampling)
+
+    wanted = Sampling(temperature=0.7, seed=3, presence_penalty=1.0, json_schema="{}", prompt_tokens=2)
+    plan = Plan(use_confidence_check=asks_cloud, use_draft_verify=asks_cloud)
+    pipeline = Pipeline([1, 2], 20, wanted, plan, Drafter(cloud_model), FakeVerifier())
+    assert [chunk async for chunk in pipeline.run()]
+    expected = msgspec.structs.replace(wanted, temperature=0.0) if asks_cloud else wanted
+    assert set(seen) == {expected}

@@ -1,0 +1,57 @@
+"""Decisions: pure functions of confidences and plan."""
+
+import pytest
+
+from common.decoding.estimates import Estimates
+from common.decoding.policy import Ask, Decision, Gate, Plan, decide, draft_length, sure_tokens
+from common.types import Mode
+
+
+@pytest.mark.parametrize(
+    ("confidences", "gate", "kept"),
+    [
+        ([], Gate(0.5, 0.0), 0),
+        ([0.9, 0.9, 0.9], Gate(0.8, 0.0), 3),
+        ([0.9, 0.7, 0.9], Gate(0.8, 0.0), 1),
+        ([0.9, 0.9, 0.9], Gate(0.8, 0.75), 2),
+        ([0.8], Gate(0.8, 0.8), 1),
+    ],
+)
+def test_sure_tokens_end_at_either_threshold(confidences: list[float], gate: Gate, kept: int) -> None:
+    assert sure_tokens(confidences, gate) == kept
+
+
+@pytest.mark.parametrize(
+    ("f1", "f2", "unsure"),
+    [
+        (True, True, Decision(1, Ask.VERIFY)),
+        (True, False, Decision(1, Ask.GENERATE)),
+        (False, True, Decision(0, Ask.VERIFY)),
+        (False, False, Decision(3, Ask.NOTHING)),
+    ],
+)
+def test_the_toggles_mean_what_their_table_says(f1: bool, f2: bool, unsure: Decision) -> None:
+    plan = Plan(use_confidence_check=f1, use_draft_verify=f2)
+    assert decide([0.99, 0.1, 0.99], plan) == unsure
+
+
+def test_every_plan_that_asks_the_cloud_asks_it_when_the_edge_has_nothing_to_say() -> None:
+    assert decide([], Plan()).ask is Ask.GENERATE
+    assert decide([], Plan(use_confidence_check=False)).ask is Ask.GENERATE
+    assert decide([], Plan(mode=Mode.CLOUD_ONLY)).ask is Ask.GENERATE
+    assert decide([], Plan(mode=Mode.EDGE_ONLY)).ask is Ask.NOTHING
+
+
+def test_only_full_verification_and_the_cloud_alone_are_lossless() -> None:
+    assert Plan(use_confidence_check=False).lossless
+    assert Plan(mode=Mode.CLOUD_ONLY).lossless
+    assert not Plan().lossless
+    assert not Plan(use_draft_verify=False).lossless
+    assert not Plan(use_confidence_check=False, use_draft_verify=False).lossless
+    assert not Plan(mode=Mode.EDGE_ONLY, use_confidence_check=False).lossless
+
+
+def test_a_draft_leaves_room_for_the_token_that_its_verify_adds() -> None:
+    plan = Plan(use_confidence_check=False, max_draft_tokens=8)
+    known = Estimates()
+    assert [draft_length(plan, remaining, known).limit for remaining in (1, 2, 9, 50)] == [0, 1, 8, 8]

@@ -1,0 +1,67 @@
+"""The configuration: what overrides what, and what a person is told about a wrong key."""
+
+from pathlib import Path
+
+import pytest
+
+from common import config, config_schema
+from common.errors import ConfigError
+
+
+def test_the_committed_file_says_the_defaults_and_names_every_key() -> None:
+    committed = config.load(environment={})
+    assert committed.experiments.ablations
+    for section in ("edge", "cloud", "communication", "inference", "logging"):
+        assert getattr(committed, section) == getattr(config_schema.Config(), section)
+    text = config.DEFAULT_PATH.read_text()
+    assert all(f"{key}:" in text for key in _keys(config_schema.Config))
+
+
+def _keys(section: type) -> list[str]:
+    found = []
+    for name, kind in section.__annotations__.items():
+        found.append(name)
+        if isinstance(kind, type) and issubclass(kind, config_schema.Section):
+            found += _keys(kind)
+    return found
+
+
+def test_environment_overrides_the_file_and_flags_override_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("edge: {server: {port: 1, host: file}, model: {threads: 1}}")
+    environment = {"EDGECLOUD_EDGE__SERVER__PORT": "2", "EDGECLOUD_EDGE__MODEL__THREADS": "2", "OTHER": "x"}
+    loaded = config.load(path, ["edge.server.port=3"], environment)
+    assert (loaded.edge.server.host, loaded.edge.model.threads, loaded.edge.server.port) == ("file", 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("edge.server.prt=1", "edge.server.prt: unknown key; did you mean 'port'?"),
+        ("egde.server.port=1", "egde: unknown key; did you mean 'edge'?"),
+        ("edge.server.port=many", "edge.server.port: expected `int`, got `str`"),
+        ("edge.confidence.threshold=1.5", "edge.confidence.threshold: expected `float` <= 1.0"),
+        ("experiments.ablations=[{nme: x}]", "experiments.ablations[0].nme: unknown key; did you mean 'name'?"),
+        ("edge.server=3", "edge.server: expected `object`, got `int`"),
+        ("nonsense", "nonsense: expected KEY=VALUE, for example edge.server.port=9000"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_by_its_path(flag: str, message: str) -> None:
+    with pytest.raises(ConfigError) as failure:
+        config.load(flags=[flag], environment={})
+    assert failure.value.message == message
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [unclosed", "just words"])
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as failure:
+        config.load(path, environment={})
+    assert failure.value.message.startswith(str(path))
+    assert "\n" not in failure.value.message
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
+        config.load("nowhere.yaml", environment={})

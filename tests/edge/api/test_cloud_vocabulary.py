@@ -1,0 +1,154 @@
+"""When the edge compares vocabularies, what it sends before, and what it does with each outcome."""
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.decoding.pipeline import Pipeline
+from common.decoding.policy import Plan
+from common.decoding.vocab_translation import TranslatingDrafter
+from common.errors import EndpointError, NotFoundError, VocabularyError
+from common.protocol import vocabulary as vocab
+from common.protocol.openai import Message
+from common.protocol.vocabulary import TokenizerFile, Vocabulary, VocabularyInfo
+from common.types import GREEDY, Provenance, Sampling, Verdict
+from edge.api.cloud_vocabulary import CloudVocabulary
+from edge.api.shared_prompt import SharedPrompt
+from edge.engine.engine import EdgeEngine
+from tests.support.fakes import FakeDrafter, FakeVerifier, cloud_model
+from tests.support.vocabularies import EdgeSide, TextDrafter, Truth, file
+
+MODELS = Path(__file__).parents[3] / "models"
+QUESTION = [Message(role="user", content="What is AI?")]
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[EdgeEngine]:
+    async with EdgeEngine(str(MODELS / "demo-edge.gguf"), sequences=1) as made:
+        yield made
+
+
+class FakeCloud:
+    """A cloud with a vocabulary, or none while `down` is the error that it fails with."""
+
+    def __init__(self, info: VocabularyInfo, file: TokenizerFile | None = None) -> None:
+        self.info = info
+        self.file = file
+        self.down: Exception | None = None
+        self.asked: list[str] = []
+
+    async def get(self, path: str, type_: Any, /) -> Any:
+        self.asked.append(path)
+        if self.down is not None:
+            raise self.down
+        return self.info if path == "/tokenizer" else self.file
+
+
+def of_the_pair(size: int = 4096) -> VocabularyInfo:
+    pieces = vocab.pieces_of((MODELS / "demo-cloud" / "tokenizer.json").read_text())
+    return VocabularyInfo(vocab.fingerprint(pieces), size)
+
+
+def another() -> FakeCloud:
+    other = file("bytes")
+    template = "{% for m in messages %}{{ m['content'] }}<|user|>{% endfor %}"
+    other = TokenizerFile(
+        fingerprint=other.fingerprint, tokenizer=other.tokenizer, end_tokens=[0], chat_template=template, bos="", eos=""
+    )
+    return FakeCloud(VocabularyInfo(other.fingerprint, 512), other)
+
+
+async def test_identical_vocabularies_keep_their_ids_and_nothing_big_travels(engine: EdgeEngine) -> None:
+    cloud = FakeCloud(of_the_pair())
+    async with CloudVocabulary(engine, cloud.get) as vocabulary:
+        for _ in range(3):
+            shared = await vocabulary.share([1, 500, 2], messages=QUESTION)
+    assert shared.ids == shared.edge_ids == [1, 500, 2]
+    assert shared.vocabulary == cloud.info.fingerprint
+    drafter = FakeDrafter(cloud_model)
+    assert shared.drafter(drafter) is drafter, "nothing lies between"
+    assert cloud.asked == ["/tokenizer"]
+
+
+@pytest.mark.parametrize("size", [4000, 5000])
+async def test_padded_vocabularies_keep_their_ids_but_those_that_one_side_lacks(engine: EdgeEngine, size: int) -> None:
+    async with CloudVocabulary(engine, FakeCloud(of_the_pair(size)).get) as vocabulary:
+        shared = await vocabulary.share([1, 2], text="x")
+    shares = min(size, engine.vocab_size)
+    drafter = shared.drafter(FakeDrafter(lambda ids: shares - 2 + len(ids)))
+    assert (await drafter.draft([1], 4, GREEDY)).token_ids == [shares - 1]
+    assert shared.piece(engine.vocab_size + 1) == b""
+    assert shared.piece(500) == engine.piece(500)
+
+
+async def test_different_vocabularies_have_a_prompt_each(engine: EdgeEngine) -> None:
+    cloud = another()
+    async with CloudVocabulary(engine, cloud.get) as vocabulary:
+        chat = await vocabulary.share([1, 500, 2], messages=QUESTION)
+        text = await vocabulary.share([500], text="naïve <|user|>")
+    assert b"".join(map(chat.piece, chat.ids)) == b"What is AI?" and chat.ids[-1] == 1
+    assert chat.edge_ids == [1, 500, 2]
+    assert text.ids[-1] == 1
+    assert cloud.asked == ["/tokenizer", "/tokenizer/file"]
+
+
+async def test_no_ids_are_sent_before_the_cloud_is_compared_and_then_they_are(engine: EdgeEngine) -> None:
+    cloud, verifier = another(), FakeVerifier()
+    cloud.down = EndpointError("cannot reach it")
+    async with CloudVocabulary(engine, cloud.get) as vocabulary:
+        lonely = await vocabulary.share([5, 6], text="x")
+        with pytest.raises(EndpointError, match="cannot reach it"):
+            await lonely.verifier(verifier).verify([5, 6], [7], GREEDY, 1)
+        assert verifier.calls == 0
+        cloud.down = NotFoundError("no such route")
+        with pytest.raises(EndpointError, match="does not tell its vocabulary"):
+            await (await vocabulary.share([5, 6], text="x")).verifier(verifier).verify([5, 6], [7], GREEDY, 1)
+        cloud.down = None
+        met = await vocabulary.share([5, 6], text="x")
+        assert met.unmet == "" and met.vocabulary == cloud.info.fingerprint
+
+
+async def test_a_cloud_that_is_another_one_by_now_is_compared_again(engine: EdgeEngine) -> None:
+    cloud = FakeCloud(of_the_pair())
+
+    class Changed(FakeVerifier):
+        async def verify(
+            self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
+        ) -> Verdict:
+            raise VocabularyError("these ids are of another vocabulary")
+
+    async with CloudVocabulary(engine, cloud.get) as vocabulary:
+        before = await vocabulary.share([5, 6], text="x")
+        cloud.info, cloud.file = another().info, another().file
+        pipeline = Pipeline(
+            [5, 6], 5, GREEDY, Plan(), FakeDrafter(cloud_model, lambda _: 0.0), before.verifier(Changed())
+        )
+        assert [chunk async for chunk in pipeline.run()], "the edge goes on alone"
+        assert pipeline.answer.report.degraded
+        assert (await vocabulary.share([5, 6], text="x")).ids != [5, 6]
+
+
+async def test_a_cloud_lost_on_the_way_leaves_an_answer_in_its_tokens_that_the_edge_ends() -> None:
+    words = "The capital of France is Paris. It isn't magic: naïve café. 🙂"
+    cloud, edge = Vocabulary(file("digits")), EdgeSide("bytes")
+    truth = [*(token for token, _ in cloud.tokens(words)), 0]
+
+    class Lost(Truth):
+        async def verify(
+            self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
+        ) -> Verdict:
+            if len(token_ids) > 20:
+                raise EndpointError("lost")
+            return await super().verify(token_ids, draft, sampling, max_tokens)
+
+    drafter = TranslatingDrafter(TextDrafter(edge, words, 1), edge, cloud, [1], 2)
+    shared = SharedPrompt([1], [1, 1], cloud.piece)
+    plan = Plan(use_confidence_check=False, max_draft_tokens=8)
+    pipeline = Pipeline([1, 1], 400, GREEDY, plan, shared.drafter(drafter), shared.verifier(Lost(truth, 2)))
+    ids = [token async for chunk in pipeline.run() for token in chunk.token_ids]
+    assert b"".join(map(cloud.piece, ids)).decode() == words
+    assert ids[-1] == 0 and pipeline.answer.finish_reason == "stop"
+    assert pipeline.answer.report.degraded == "lost"
+    assert pipeline.answer.report.tokens[Provenance.EDGE] > 0

@@ -1,0 +1,75 @@
+"""Requests become token ids: what cannot fit is refused unread, and a long text holds nobody up."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from common.errors import ContextLengthError, RequestError
+from common.protocol.openai import CompletionRequest, Message
+from edge.api import prompts
+
+
+class Engine:
+    """One token for a letter; remembers in which thread it was asked."""
+
+    context_length = 100
+    vocab_size = 50
+    chat_template: str | None = None
+
+    def __init__(self) -> None:
+        self.threads: list[threading.Thread] = []
+
+    def tokenize(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        self.threads.append(threading.current_thread())
+        return [1] * len(text)
+
+
+@pytest.fixture
+def services() -> Any:
+    return SimpleNamespace(engine=Engine())
+
+
+async def test_a_text_that_cannot_fit_is_refused_unread(services: Any) -> None:
+    with pytest.raises(ContextLengthError):
+        await prompts.tokenized(services.engine, "x" * (100 * prompts.LONGEST_TOKEN + 1))
+    assert services.engine.threads == []
+
+
+async def test_a_long_text_is_tokenized_beside_the_event_loop_and_a_short_one_in_it(services: Any) -> None:
+    for size in (prompts.SHORT_TEXT, prompts.SHORT_TEXT + 1):
+        assert len(await prompts.tokenized(services.engine, "x" * size)) == size
+    assert [thread is threading.main_thread() for thread in services.engine.threads] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code"),
+    [
+        ("", None),
+        ([50], None),
+        ([-1], None),
+        ("x" * 100, "context_length_exceeded"),
+        ([1] * 100, "context_length_exceeded"),
+    ],
+)
+async def test_a_prompt_that_is_none_is_refused(services: Any, prompt: Any, code: str | None) -> None:
+    with pytest.raises(RequestError) as refusal:
+        await prompts.of_completion(services, CompletionRequest(prompt=["fine", prompt] if prompt == "" else prompt))
+    assert (refusal.value.param, refusal.value.code) == ("prompt", code)
+
+
+async def test_the_forms_of_a_prompt_are_told_apart(services: Any) -> None:
+    forms: list[tuple[Any, list[list[int]]]] = [
+        ("ab", [[1, 1]]),
+        (["ab", "c"], [[1, 1], [1]]),
+        ([7, 8], [[7, 8]]),
+        ([[7], [8, 9]], [[7], [8, 9]]),
+    ]
+    for prompt, ids in forms:
+        assert await prompts.of_completion(services, CompletionRequest(prompt=prompt)) == ids
+
+
+async def test_a_model_without_a_template_says_where_to_ask(services: Any) -> None:
+    with pytest.raises(RequestError, match="/v1/completions"):
+        await prompts.of_chat(services, [Message("user", "Hello")])

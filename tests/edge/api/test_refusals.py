@@ -1,0 +1,87 @@
+"""What the edge's API refuses: by name, with 400, and the next request is fine."""
+
+from typing import Any
+
+import pytest
+
+from tests.conftest import Edge
+from tests.support.edge_calls import CHAT, PLAIN, completion, refused, texts
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("completions", {"best_of": 3}, "best_of"),
+        ("completions", {"suffix": "."}, "suffix"),
+        ("completions", {"logit_bias": {"5": 1}}, "logit_bias"),
+        ("completions", {"max_tokens": 0}, "max_tokens"),
+        ("completions", {"logprobs": 21}, "logprobs"),
+        ("completions", {"stream_options": {"include_usage": True}}, "stream_options"),
+        ("completions", {"prompt": []}, "prompt"),
+        ("completions", {"prompt": ["a", 1]}, "prompt"),
+        ("completions", {"prompt": [-1]}, "prompt"),
+        ("completions", {"prompt": [2**31]}, "prompt"),
+        ("completions", {"prompt": [[1], []]}, "prompt"),
+        ("completions", {"prompt": "x" * 3_000_000}, "prompt"),
+        ("completions", {"prompt": "word " * 3000}, "prompt"),
+        ("completions", {"prompt": ["a"] * 300}, "prompt"),
+        ("completions", {"n": 2**31}, "n"),
+        ("completions", {"n": 0}, "n"),
+        ("completions", {"seed": 2**64}, "seed"),
+        ("completions", {"top_k": 2**31}, "top_k"),
+        ("completions", {"temperature": -1}, "temperature"),
+        ("completions", {"temperature": "hot"}, "temperature"),
+        ("completions", {"top_p": 0}, "top_p"),
+        ("completions", {"min_p": 2}, "min_p"),
+        ("completions", {"presence_penalty": 3}, "presence_penalty"),
+        ("completions", {"repetition_penalty": 0}, "repetition_penalty"),
+        ("completions", {"stop": ["a"] * 17}, "stop"),
+        ("completions", {"stop": ""}, "stop"),
+        ("completions", {"stop": "x" * 1001}, "stop"),
+        ("completions", {"mode": "nonsense"}, "mode"),
+        ("completions", {"unheard_of": 1}, None),
+        ("completions", {"response_format": {"type": "json_schema"}}, "response_format"),
+        (
+            "completions",
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 5}}}},
+            "response_format",
+        ),
+        ("chat/completions", {"top_logprobs": 2}, "top_logprobs"),
+        ("chat/completions", {"tools": [{}]}, "tools"),
+        ("chat/completions", {"messages": []}, "messages"),
+        ("chat/completions", {"messages": [{"role": "user", "content": " "}]}, "messages"),
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "word " * 3000}]}, "messages"),
+        ("chat/completions", {"max_tokens": 0}, "max_tokens"),
+    ],
+)
+async def test_what_cannot_be_done_is_refused_by_name(edge: Edge, path: str, fields: Any, param: str | None) -> None:
+    base = CHAT if "chat" in path else PLAIN
+    for stream in (False, True):
+        body = base | {"stream": True} | fields if stream else base | fields
+        if stream and param == "stream_options":
+            continue
+        status, error = await refused(edge, f"/v1/{path}", body)
+        assert (status, error["param"]) == (400, param)
+        assert error["type"] == "invalid_request_error"
+    assert texts(await completion(edge, max_tokens=1))
+
+
+@pytest.mark.parametrize("mode", ["collaborative", "cloud_only"])
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("completions", {"min_p": 0.1}, "min_p"),
+        ("completions", {"logprobs": 0}, "logprobs"),
+        ("completions", {"echo": True}, "echo"),
+        ("chat/completions", {"logprobs": True}, "logprobs"),
+    ],
+)
+async def test_what_the_cloud_cannot_do_is_refused_with_the_mode_that_can(
+    edge: Edge, mode: str, path: str, fields: dict[str, Any], param: str
+) -> None:
+    base = (CHAT if "chat" in path else PLAIN) | fields
+    status, error = await refused(edge, f"/v1/{path}", base | {"mode": mode, "use_draft_verify": True})
+    assert (status, error["param"]) == (400, param)
+    assert "edge_only" in error["message"]
+    await edge.http.post(f"/v1/{path}", base | {"mode": "edge_only", "use_draft_verify": True}, dict)

@@ -1,0 +1,189 @@
+"""Mode split over the edge's /v1: what it takes and refuses, what leaves the edge, what the report and metrics say."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import pytest_asyncio
+
+from common import config
+from common.cloud_client.pool import Clouds
+from common.errors import ConfigError, RequestError, StartError
+from common.http.client import HTTPClient
+from common.http_server import HTTPServer
+from edge import edge_server
+from edge.edge_server import build_app
+from edge.split.cloud_tail import SplitClouds
+from edge.split.engine import EdgeInferenceEngine
+from tests.support.edge_in_process import edge_of
+from tests.support.fake_split_cloud import NOWHERE, FakeSplitCloud
+
+CHAT = "/v1/chat/completions"
+ASKED: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "Sort 31, 7, 64."}],
+    "temperature": 0,
+    "mode": "split",
+    "max_tokens": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def cloud() -> FakeSplitCloud:
+    return FakeSplitCloud()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def http(demo_split: Path, cloud: FakeSplitCloud) -> AsyncIterator[HTTPClient]:
+    def split_engine(settings: config.Config, clouds: Clouds) -> EdgeInferenceEngine:
+        return EdgeInferenceEngine(settings, clouds, SplitClouds(clouds, cast(Any, lambda client: cloud)))
+
+    private = "inference.private_patterns=[Zürich]"
+    async with AsyncExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(edge_server, "EdgeInferenceEngine", split_engine)
+            edge = edge_of(NOWHERE, f"edge.split.manifest={demo_split}", "edge.split.thresholds=[0.9]", private)
+            client = await stack.enter_async_context(edge)
+        yield client
+
+
+async def chat(http: HTTPClient, **fields: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = await http.post(CHAT, ASKED | fields, dict)
+    return answer
+
+
+async def test_an_answer_tells_its_exits_and_what_the_cloud_gave(http: HTTPClient) -> None:
+    answer = await chat(http, collaboration={"tokens": True})
+    report, (choice,) = answer["collaboration"], answer["choices"]
+    assert answer["model"] == "demo-cloud"
+    assert (report["mode"], report["lossless"], report["degraded"], report["way"]) == ("split", False, None, None)
+    assert report["tokens"]["edge"] == sum(report["exits"].values()) > 0
+    assert report["tokens"]["cloud"] == report["cloud_calls"] > 0
+    assert report["bytes_up"] > 0 and report["bytes_down"] > 0 and report["edge_latency_ms"] > 0
+    sources = [token["source"] for token in choice["collaboration"]["tokens"]]
+    assert {source: sources.count(source) for source in ("edge", "cloud")} == {
+        source: report["tokens"][source] for source in ("edge", "cloud")
+    }
+    assert answer["usage"]["completion_tokens"] == len(sources) <= 16
+
+
+async def test_a_stream_is_the_whole_answer(http: HTTPClient) -> None:
+    whole = await chat(http)
+    events = [json.loads(event) async for event in http.events(CHAT, ASKED | {"stream": True})]
+    assert (
+        "".join(event["choices"][0]["delta"]["content"] for event in events)
+        == whole["choices"][0]["message"]["content"]
+    )
+    assert {event["choices"][0].get("provenance") for event in events} >= {"edge", "cloud"}
+    assert events[-1]["collaboration"]["exits"] == whole["collaboration"]["exits"]
+
+
+async def test_a_completion_of_several_prompts_and_choices(http: HTTPClient) -> None:
+    body = {"prompt": ["<|user|>What is AI?<|assistant|>"] * 2, "n": 2, "mode": "split", "temperature": 0}
+    answer: dict[str, Any] = await http.post("/v1/completions", body, dict)
+    assert len({choice["text"] for choice in answer["choices"]}) == 1 and len(answer["choices"]) == 4
+    assert sum(answer["collaboration"]["exits"].values()) == answer["collaboration"]["tokens"]["edge"]
+
+
+async def test_a_stop_string_ends_it(http: HTTPClient) -> None:
+    answer = await chat(http, stop=["ed"])
+    assert (answer["choices"][0]["message"]["content"], answer["choices"][0]["finish_reason"]) == ("Sort", "stop")
+
+
+@pytest.mark.parametrize("fields", [{"confidence_threshold": 1.5}, {"use_confidence_check": False}])
+async def test_with_no_exit_taken_every_token_is_the_clouds_and_the_answer_lossless(
+    http: HTTPClient, fields: dict[str, Any]
+) -> None:
+    report = (await chat(http, **fields))["collaboration"]
+    assert report["lossless"] and report["tokens"]["edge"] == 0 and report["tokens"]["cloud"] == 16
+
+
+async def test_a_threshold_of_0_takes_the_first_exit(http: HTTPClient) -> None:
+    report = (await chat(http, confidence_threshold=0))["collaboration"]
+    assert report["tokens"]["cloud"] == report["exits"]["4"] == 0 < report["exits"]["2"]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"privacy": "edge_only"}, {"messages": [{"role": "user", "content": "What is Zürich?"}]}]
+)
+async def test_a_private_prompt_is_answered_standalone(
+    http: HTTPClient, cloud: FakeSplitCloud, fields: dict[str, Any]
+) -> None:
+    sessions = len(cloud.sessions)
+    report = (await chat(http, use_confidence_check=False, **fields))["collaboration"]
+    assert len(cloud.sessions) == sessions
+    assert (report["mode"], report["degraded"], report["lossless"]) == ("split", None, False)
+    assert report["tokens"]["cloud"] == 0 < report["exits"]["4"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logprobs": True}, "logprobs"),
+        ({"use_draft_verify": True}, "use_draft_verify"),
+        ({"max_draft_tokens": 4}, "max_draft_tokens"),
+        ({"way": "rounds"}, "way"),
+        ({"confidence_threshold": -1}, None),
+        ({"confidence_threshold": 1.5, "mode": "collaborative"}, "confidence_threshold"),
+        ({"model": "demo-edge"}, "model"),
+    ],
+)
+async def test_what_has_no_meaning_where_a_model_is_split_is_refused_by_name(
+    http: HTTPClient, fields: dict[str, Any], param: str | None
+) -> None:
+    with pytest.raises(RequestError) as refusal:
+        await chat(http, **fields)
+    assert param is None or refusal.value.param == param
+    neutral = {"presence_penalty": 0, "repetition_penalty": 1, "model": "demo-cloud"}
+    assert (await chat(http, **neutral))["choices"]
+
+
+async def test_other_modes_are_as_before(http: HTTPClient) -> None:
+    answer = await chat(http, mode="edge_only")
+    assert answer["model"] == "demo-edge" and answer["collaboration"]["exits"] == {}
+
+
+async def test_metrics_and_stats_count_exits_debts_and_steps(http: HTTPClient) -> None:
+    await chat(http)
+    async with http.session().get(http.base_url + "/metrics") as response:
+        lines = dict(line.rsplit(" ", 1) for line in (await response.text()).splitlines() if not line.startswith("#"))
+    exits, steps = 'edgecloud_exit_tokens_total{exit="2"}', 'edgecloud_segment_steps_total{segment="2"}'
+    for name in (exits, steps, "edgecloud_owed_positions_total", "edgecloud_cloud_positions_total"):
+        assert float(lines[name]) > 0, name
+    stats = await http.get("/stats", dict)
+    assert stats["segments"]["segments"][0]["steps"] > 0 and stats["segments"]["sequences_lent"] == 0
+
+
+async def test_a_server_without_a_split_model_says_what_to_set() -> None:
+    async with edge_of(NOWHERE) as plain:
+        with pytest.raises(RequestError, match=r"set edge\.split\.manifest") as refusal:
+            await chat(plain)
+        assert refusal.value.param == "mode"
+
+
+async def test_a_cloud_that_is_not_there_degrades_the_answer(demo_split: Path) -> None:
+    async with edge_of(NOWHERE, f"edge.split.manifest={demo_split}") as http:
+        report = (await chat(http, use_confidence_check=False))["collaboration"]
+        assert "cannot reach" in report["degraded"] and report["exits"]["4"] == report["tokens"]["edge"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["edge.split.thresholds=[0.1, 0.2, 0.3]"], r"^edge\.split\.thresholds: 3 thresholds, but .* layers 2, 4"),
+        (["edge.split.manifest=nowhere"], r"^split manifest nowhere: No such file"),
+    ],
+)
+async def test_a_split_model_that_does_not_fit_ends_the_start(
+    demo_split: Path, settings: list[str], message: str
+) -> None:
+    flags = [f"edge.split.manifest={demo_split}", f"communication.cloud_endpoint={NOWHERE}", *settings]
+    server = HTTPServer(build_app(config.load(flags=flags, environment={})), "127.0.0.1", 0)
+    with pytest.raises((ConfigError, StartError), match=message):
+        await server.start()
+    await server.stop()

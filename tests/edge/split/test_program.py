@@ -1,0 +1,98 @@
+"""A split model on the command line: alone, with a cloud, and when there is none."""
+
+import io
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from rich.console import Console
+
+from cli import split as split_program
+from common import config
+from common.config_schema import Config
+from common.errors import ConfigError, ContextLengthError, RequestError
+from common.types import GREEDY, Collaboration
+from edge.split.engine import EdgeInferenceEngine
+from tests.end_to_end.test_programs import run
+from tests.support.split_parts import WholeModel, served
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+QUESTION = "Sort 31, 7, 64."
+NOWHERE = "communication.cloud_endpoint=http://127.0.0.1:1"
+
+
+def made(manifest: Path, *flags: str) -> Config:
+    return config.load(flags=[f"edge.split.manifest={manifest}", *flags], environment={})
+
+
+async def asked(settings: Config, standalone: bool, threshold: float, **more: object) -> tuple[str, Collaboration]:
+    """What is printed, without colours, and the report."""
+    shown = io.StringIO()
+    console = Console(file=shown, width=120, highlight=False, markup=False)
+    report = await split_program.ask(
+        settings, QUESTION, console, standalone=standalone, threshold=threshold, sampling=GREEDY, **more
+    )  # type: ignore[arg-type]
+    return shown.getvalue(), report
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def cloud_url(demo_split: Path) -> AsyncIterator[str]:
+    async with served(demo_split) as (server, _):
+        yield f"http://127.0.0.1:{server.port}"
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.8, 1.01])
+async def test_alone_it_is_generate_standalone_with_its_exits_counted(demo_split: Path, threshold: float) -> None:
+    settings = made(demo_split, NOWHERE, f"edge.split.thresholds=[{threshold}]")
+    async with EdgeInferenceEngine(settings) as engine:
+        wanted = await engine.generate_standalone(QUESTION)
+    for stream in (False, True):
+        shown, report = await asked(settings, True, threshold, stream=stream)
+        assert shown.startswith(wanted.text)
+        assert report.exits == wanted.collaboration.exits
+        assert report.cloud_calls == report.bytes_up == 0
+        for layer, count in report.exits.items():
+            assert re.search(rf"exit after {layer} layers\W+{count} tokens", shown)
+
+
+async def test_with_a_cloud_and_no_exit_taken_it_is_the_whole_models_answer(demo_split: Path, cloud_url: str) -> None:
+    settings = made(demo_split, f"communication.cloud_endpoint={cloud_url}", "edge.split.deadline_ms=60000")
+    shown, report = await asked(settings, False, 1.01, max_tokens=6)
+    whole = WholeModel()
+    ids = whole.tokens(f"<|user|>{QUESTION}<|assistant|>")
+    begin = len(ids)
+    for _ in range(report.tokens["cloud"]):
+        ids.append(whole.likeliest(ids)[0])
+    assert report.lossless and report.cloud_calls == report.tokens["cloud"] > 0
+    assert shown.startswith(whole.text(ids[begin:]))
+    assert re.search(rf"cloud asks\W+{report.cloud_calls} ", shown)
+    assert f"{report.bytes_up}, {report.bytes_down}" in shown
+
+
+async def test_without_a_cloud_the_last_exit_answers_and_the_table_says_so(demo_split: Path) -> None:
+    shown, report = await asked(made(demo_split, NOWHERE), False, 1.01, max_tokens=6)
+    assert report.degraded and "degraded" in shown
+    assert "lossy" in shown and "decides what no earlier one was sure of" in " ".join(shown.split())
+    assert report.exits["4"] > 0 and report.tokens["cloud"] == 0
+
+
+async def test_what_makes_no_sense_is_refused(demo_split: Path) -> None:
+    settings = made(demo_split, NOWHERE)
+    for threshold in (-0.1, float("nan")):
+        with pytest.raises(ConfigError, match="--threshold must be 0 or more"):
+            await asked(settings, True, threshold)
+    for prompt, error in (("  ", RequestError), ("word " * 2000, ContextLengthError)):
+        with pytest.raises(error):
+            await split_program.ask(settings, prompt, Console(quiet=True), standalone=True, sampling=GREEDY)
+
+
+async def test_the_program_answers_alone_without_any_server(demo_split: Path) -> None:
+    words = ["--mode", "standalone", "--temperature", "0", "--prompt", QUESTION]
+    code, output, errors = run("main.py", *words, "--set", f"edge.split.manifest={demo_split}")
+    assert code == 0, errors
+    assert "\nSorted: " in output and "exit after 2 layers" in output
+    code, _, errors = run("main.py", "--mode", "standalone", "--cloud-server")
+    assert code == 2 and "not allowed with" in errors

@@ -1,0 +1,146 @@
+"""Chat templates: what Hugging Face's own renderer gives, inside a sandbox."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+
+from common.errors import RequestError, StartError
+from common.protocol.openai import Message, TextPart
+from edge.text.chat_template import ChatTemplate
+
+CHATML = (
+    "{{ bos_token }}{% for message in messages %}\n"
+    "    {% if message['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}\n"
+    "{{ '<|' + message.role + '|>' + message.content + eos_token }}{% endfor %}\n"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+HELLO = [Message("system", "Be brief."), Message("user", "Hello")]
+
+
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+async def render(source: str, messages: list[Message] = HELLO, add_generation_prompt: bool = True) -> str:
+    async with ChatTemplate(source, "<s>", "</s>") as template:
+        return await template.render(messages, add_generation_prompt)
+
+
+async def test_a_conversation_is_rendered_with_block_lines_trimmed() -> None:
+    assert await render(CHATML) == "<s><|system|>Be brief.</s><|user|>Hello</s><|assistant|>"
+
+
+async def test_the_generation_prompt_is_left_out_when_not_wanted() -> None:
+    assert await render(CHATML, add_generation_prompt=False) == "<s><|system|>Be brief.</s><|user|>Hello</s>"
+
+
+async def test_text_parts_are_one_text() -> None:
+    parts = [Message("user", [TextPart("text", "Hel"), TextPart("text", "lo")])]
+    assert await render(CHATML, parts) == await render(CHATML, [Message("user", parts[0].text)])
+
+
+async def test_braces_in_a_message_stay_text() -> None:
+    assert "{{ 7 * 7 }}" in await render(CHATML, [Message("user", "{{ 7 * 7 }}")])
+
+
+async def test_what_templates_expect_is_there() -> None:
+    source = (
+        "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m | tojson }}{% endfor %}"
+        "{{ strftime_now('%Y') }}{% if tools is none and not name is defined %}!{% endif %}"
+    )
+    assert re.fullmatch(
+        r'\{"role": "user", "content": "<é>"\}\d{4}!', await render(source, [Message("user", "<é>")] * 2)
+    )
+
+
+async def test_a_name_reaches_the_template_only_when_given() -> None:
+    source = "{% for m in messages %}{{ m.name is defined }} {{ m.name }};{% endfor %}"
+    assert await render(source, [Message("user", "a", name="Ann"), Message("user", "b")]) == "True Ann;False ;"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ raise_exception('roles must alternate') }}",
+        "{{ messages[9]['content'] }}",
+        "{{ messages[0].content + 1 }}",
+        "{{ 1 / 0 }}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    ],
+)
+async def test_a_template_that_fails_or_breaks_out_is_a_refusal(source: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        await render(source)
+    assert refusal.value.param == "messages"
+
+
+async def test_the_template_says_why_it_refuses() -> None:
+    with pytest.raises(RequestError, match="no tools here"):
+        await render(CHATML, [Message("tool", "42")])
+
+
+async def test_no_messages_are_a_refusal() -> None:
+    with pytest.raises(RequestError):
+        await render(CHATML, [])
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{{ 'a' | nothing }}"])
+async def test_a_template_that_is_no_jinja_cannot_start(source: str) -> None:
+    with pytest.raises(StartError, match="line 1"):
+        await render(source)
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        ENDLESS,
+        "{{ 'a' * 10**10 }}",
+        "{{ messages[0].content * 10**8 }}",
+        "{{ '%9999999999d' % 1 }}",
+        "{{ (messages[0].content * 10**7) | tojson }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{% set n = namespace(x='aaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{{ '\\ud800' }}",
+    ],
+)
+async def test_a_template_that_would_never_end_or_fill_memory_is_a_refusal_and_the_next_is_fine(bomb: str) -> None:
+    source = "{% if messages[0].role == 'user' %}" + bomb + "{% else %}fine{% endif %}"
+    async with ChatTemplate(source, "", "", seconds=0.3) as template:
+        with pytest.raises(RequestError, match="refuses"):
+            await template.render([Message("user", "bomb")])
+        assert await template.render([Message("system", "x")]) == "fine"
+
+
+async def test_without_the_limit_such_a_template_does_not_end_and_leaving_ends_it() -> None:
+    async with ChatTemplate(ENDLESS, "", "", seconds=600) as template:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(template.render(HELLO), 1.5)
+        assert not renderers()
+
+
+async def test_the_event_loop_goes_on_while_a_template_is_busy() -> None:
+    async with ChatTemplate(ENDLESS, "", "", seconds=0.5) as template:
+        busy = asyncio.create_task(template.render(HELLO))
+        ticks = 0
+        while not busy.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        assert ticks >= 10
+        with pytest.raises(RequestError, match=r"no end in 0\.5 s"):
+            await busy
+
+
+async def test_conversations_that_come_together_are_rendered_each_for_itself() -> None:
+    async with ChatTemplate(CHATML, "", "") as template:
+        texts = await asyncio.gather(*(template.render([Message("user", str(i))], False) for i in range(20)))
+    assert texts == [f"<|user|>{i}" for i in range(20)]
+    assert not renderers()
+
+
+def renderers() -> list[int]:
+    """The template processes that this process has."""
+    children = Path("/proc/self/task").glob("*/children")
+    ids = [int(word) for path in children for word in path.read_text().split()]
+    return [i for i in ids if b"template_process" in Path(f"/proc/{i}/cmdline").read_bytes()]

@@ -1,0 +1,120 @@
+"""A sweep's report: curves, areas and sentences as HTML and Markdown, and lines as they are drawn."""
+
+import copy
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from experiments.report import html, line_plot, markdown, schema
+from experiments.report.line_plot import Line, Place, over_measure, over_number
+from experiments.report.schema import Curves, Measure, Report, Series, Sweep
+from tests.support.browser import BROWSER, browser
+from tests.support.fake_report import SETUPS, fake_report
+
+
+@pytest.fixture(scope="module")
+def swept() -> Report:
+    report = fake_report(questions=20)
+    points = [name for name in SETUPS if not name.endswith("_only")]
+    report.sweep = Sweep(
+        parameter="Threshold",
+        series=[
+            Series(name="one", configurations=points[:3], at=[0.1, 0.5, 0.9]),
+            Series(name="two", configurations=points[3:], at=[0.5, 0.99]),
+        ],
+        ends=["edge_only", "cloud_only"],
+        plots=[Curves(x="cloud_rate", y="quality"), Curves(y="quality"), Curves(y="joules")],
+        areas=[
+            schema.Area(
+                series=name, measure="quality", area=Measure(0.8, 0.7, 0.9),
+                to_line=schema.Difference(0.1, 0.05, 0.2, clear=True),
+                to_best=None if name == "one" else schema.Difference(-0.02, -0.1, 0.1, clear=False),
+            )
+            for name in ("one", "two")
+        ],
+    )  # fmt: skip
+    return report
+
+
+def test_a_sweeps_page_has_its_curves_in_place_of_a_plot_of_all_configurations(swept: Report) -> None:
+    page = html.render(swept)
+    assert page.count("<svg") == 2 * 2 + len(swept.contributions), "what was not measured is not drawn"
+    for width in ("narrow", "wide"):
+        drawn = re.findall(rf'<div class="{width}">(<svg.*?</svg>)', page)
+        assert [one.count('class="curve ') for one in drawn] == [4, 4]
+        assert [one.count("<circle") // 2 for one in drawn] == [3 + 2 + 2 + 2 + 2, 5]
+        assert [one.count("<title>") for one in drawn] == [11, 7], "every mark in words; levels too"
+    assert 'id="trade"' not in page and 'id="latencies"' not in page
+    assert "0.800 [0.700,\u00a00.900]" in page
+
+
+def test_a_sweeps_markdown_has_every_point_and_the_areas(swept: Report) -> None:
+    text = markdown.render(swept)
+    assert "## Quality at equal cloud rate" in text
+    assert "| one | 0.9 |" in text and "| two | 0.99 |" in text
+    assert "the best" in text
+    assert "Best quality at equal cloud rate" in text and "no other has clearly less" in text
+
+
+def test_a_sweep_is_read_back_as_it_was_written(swept: Report, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    schema.write(swept, file)
+    assert schema.read(file) == swept
+
+
+def test_names_of_series_are_never_markup(swept: Report) -> None:
+    hostile = copy.deepcopy(swept)
+    assert hostile.sweep is not None
+    hostile.sweep.series[0] = replace(hostile.sweep.series[0], name="<script>alert(1)</script>|*b*")
+    assert "<script>" not in html.render(hostile)
+    assert "<script>" not in markdown.render(hostile)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+async def test_a_browser_draws_all_curves_and_has_nothing_to_complain_of(swept: Report, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(html.render(swept))
+    async with browser(tmp_path / "profile") as page:
+        for width in (400, 1400):
+            await page.open(file.as_uri(), width, dark=width == 400)
+            await page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+            assert await page.evaluate("document.documentElement.scrollWidth") == width
+            drawn = "[...document.querySelectorAll('.curves svg')].filter(each => each.clientHeight > 20).length"
+            assert await page.evaluate(drawn) == 2
+            colours = "new Set([...document.querySelectorAll('.through')].map(e => getComputedStyle(e).stroke)).size"
+            assert await page.evaluate(colours) == 3, "one for each line, one for the ends"
+        assert page.complaints == []
+
+
+def place(x: float | Measure, y: float) -> Place:
+    return Place(x, Measure(y, y - 0.1, y + 0.1), "about")
+
+
+def test_lines_lie_within_their_drawing_in_the_order_of_their_numbers() -> None:
+    rng = np.random.default_rng(0)
+    for width in (360.0, 940.0):
+        lines = [
+            Line(f"a{n}", line_plot.class_of(n), [place(float(at), float(rng.random())) for at in (1, 2, 4, 8, 32)])
+            for n in range(10)
+        ]
+        drawn = str(over_number(lines, "x", "y", width, "label"))
+        within(drawn, width)
+        for path in re.findall(r'<path d="M([^"]+)"', drawn):
+            across = [float(step.split(",")[0]) for step in path.split(" L")]
+            steps = np.diff(across)
+            assert (steps > 0).all() and steps == pytest.approx(steps[0], abs=0.2), "values at equal steps"
+        measured = [Line("b", "line-0", [place(Measure(x, x, x), 0.5) for x in (0.0, 0.3, 1.0)])]
+        within(str(over_measure([*measured, Line("end", "end", measured[0].places[:1])], "x", "y", width, "l")), width)
+
+
+def within(drawn: str, width: float) -> None:
+    places = [float(x) for x in re.findall(r' (?:x1|x2|cx|x)="([^"]+)"', drawn)]
+    assert places and min(places) >= 0 and max(places) <= width
+
+
+def test_more_lines_than_colours_can_be_told_apart() -> None:
+    assert len({line_plot.class_of(n) for n in range(2 * line_plot.COLOURS)}) == 2 * line_plot.COLOURS

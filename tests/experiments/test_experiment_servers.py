@@ -1,0 +1,122 @@
+"""Servers of an experiment: each that is needed once, behind its cloud's network; one that ends is noticed."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from cli.demo import free_ports
+from cli.supervisor import PROJECT, ServerProcess
+from common.errors import StartError
+from experiments.harness import servers
+from experiments.harness.servers import fleet
+from experiments.network.ways import Server
+from experiments.setup.configurations import Needs
+
+pytestmark = pytest.mark.asyncio(loop_scope="function")
+
+ARGS = argparse.Namespace(config="x.yaml", set=["edge.model.sequences=8"])
+
+
+class Noted:
+    """In place of a server process: it is only written down what would have been started."""
+
+    def __init__(self, name: str, script: str, url: str, flags: list[str], log_file: object) -> None:
+        self.name, self.script, self.url, self.flags = name, script, url, flags
+
+    async def exited(self) -> int:
+        await asyncio.sleep(3600)
+        return 0
+
+    @property
+    def settings(self) -> list[str]:
+        return [value for flag, value in zip(self.flags, self.flags[1:], strict=False) if flag == "--set"]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The servers that a fleet starts."""
+    found: list[Any] = []
+
+    class NotedSupervisor:
+        def __init__(self, processes: list[Any], report: object) -> None:
+            found.extend(processes)
+
+        @contextlib.asynccontextmanager
+        async def running(self) -> AsyncIterator[None]:
+            yield
+
+    monkeypatch.setattr(servers, "ServerProcess", Noted)
+    monkeypatch.setattr(servers, "Supervisor", NotedSupervisor)
+    return found
+
+
+async def test_who_needs_the_same_shares_it_and_each_cloud_has_one_network(started: list[Any]) -> None:
+    plain, slow = Needs(edge=("a=1",)), Needs(cloud=("cloud.x=1",))
+    async with fleet(ARGS, ["s=0"], [Needs(), plain, Needs(), slow, plain], print) as places:
+        assert [one.name for one in started] == ["cloud", "cloud-2", "edge", "edge-2", "edge-3"]
+        assert {one.script for one in started} == {"start_cloud.py", "start_edge.py"}
+        assert len({one.url for one in started}) == 5
+        assert places[Needs()].network is places[plain].network is not places[slow].network
+        assert places[Needs()].cloud_url == places[plain].cloud_url != places[slow].cloud_url
+        assert places[slow].cloud_url == started[1].url and places[slow].edge_url == started[4].url
+        assert started[0].settings == ["s=0", "edge.model.sequences=8"]
+        assert started[1].settings == ["s=0", "edge.model.sequences=8", "cloud.x=1"]
+        through = f"communication.cloud_endpoint={places[plain].network.url}"
+        assert started[3].settings[:3] == ["s=0", "edge.model.sequences=8", "a=1"] and through in started[3].settings
+
+
+async def test_a_site_is_a_fleet_of_one_cloud(started: list[Any]) -> None:
+    async with servers.site(ARGS, [], True, print) as where:
+        assert [one.name for one in started] == ["cloud", "edge", "edge-2"]
+        assert where.urls[Server.CLOUD] == where.network.url != where.cloud_url == started[0].url
+        assert "communication.http_client.optimized=false" in started[2].settings
+        assert where.urls[Server.PLAIN_EDGE] == started[2].url
+
+
+async def test_a_server_that_ends_in_the_middle_ends_what_is_being_done_in_one_line() -> None:
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    log = PROJECT / "logs" / "experiment-ends.log"
+    edge = ServerProcess("edge", "start_edge.py", url, ["--host", "127.0.0.1", "--port", str(port)], log)
+
+    async def work() -> None:
+        async with servers._none_ends([edge]):
+            assert edge._process is not None
+            os.kill(edge._process.pid, signal.SIGKILL)
+            await asyncio.sleep(60)
+
+    try:
+        await edge.start()
+        await edge.wait_ready()
+        async with asyncio.timeout(30):
+            with pytest.raises(StartError, match=r"the edge server ended in the middle.*experiment-ends\.log"):
+                await work()
+    finally:
+        await edge.stop()
+
+
+async def test_what_goes_wrong_inside_is_raised_as_it_is(started: list[Any]) -> None:
+    for error in (ValueError("mine"), asyncio.CancelledError()):
+        with pytest.raises(type(error)):
+            async with fleet(ARGS, [], [Needs()], print):
+                raise error
+
+
+async def test_a_port_that_is_taken_is_said_in_one_line() -> None:
+    taken = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port = taken.sockets[0].getsockname()[1]
+    flags, log = ["--host", "127.0.0.1", "--port", str(port)], PROJECT / "logs" / "experiment-port.log"
+    edge = ServerProcess("edge", "start_edge.py", f"http://127.0.0.1:{port}", flags, log)
+    try:
+        await edge.start()
+        assert await edge.exited() == 1
+        assert str(port) in edge._last_words() and "in use" in edge._last_words()
+    finally:
+        taken.close()
+        await edge.stop()

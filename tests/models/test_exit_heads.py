@@ -1,0 +1,298 @@
+"""Training of exits: they learn, the model does not change, and what was broken off ends as if it had not been."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from common.errors import ConfigError
+from common.protocol.split_manifest import read_manifest
+from models.exits import (
+    evaluation as exit_evaluation,
+)
+from models.exits import (
+    heads as exit_heads,
+)
+from models.exits import (
+    texts as exit_texts,
+)
+from models.exits import (
+    training as exit_training,
+)
+from models.exits.evaluation import Answer, outcome
+from models.exits.heads import EarlyExitLLM, train_early_exit_heads
+from models.exits.states import StateFiles, compute
+from models.exits.texts import Text
+from models.exits.training import Recipe
+from models.partition.checkpoint import Checkpoint
+from models.partition.exit_tensors import Exits
+from models.partition.partition import partition as cut
+from tests.support import tiny_checkpoints as tiny
+
+SMALL = {"vocab_size": 4096, "num_hidden_layers": 3}
+RECIPE = Recipe(epochs=2, rate=3e-3, positions=64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Several threads share out sums as the machine's load has it; bits are compared here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.llama(tmp_path_factory.mktemp("tiny") / "model", **SMALL)
+
+
+@pytest.fixture
+def base(checkpoint: Path) -> LlamaForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+
+
+@pytest.fixture
+def texts() -> list[Text]:
+    """Random ones of many lengths: what the whole model says of them is as good as any other to learn."""
+    rng = np.random.default_rng(0)
+    return [Text(rng.integers(1, 400, rng.integers(12, 40)).tolist(), int(rng.integers(0, 9))) for _ in range(40)]
+
+
+def states_of(model: EarlyExitLLM, texts: list[Text], folder: Path) -> StateFiles:
+    return StateFiles(folder, model, texts, lambda count: None)
+
+
+def bits(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_training_lowers_the_validation_loss_of_every_exit(
+    base: LlamaForCausalLM, texts: list[Text], tmp_path: Path
+) -> None:
+    model = EarlyExitLLM(base, [1, 2])
+    validation = states_of(model, texts[30:], tmp_path / "validation")
+    before = exit_heads.validation_losses(model, validation.batches(64))
+    exit_training.train(model, states_of(model, texts[:30], tmp_path / "training"), RECIPE, tmp_path, lambda _: None)
+    after = exit_heads.validation_losses(model, validation.batches(64))
+    assert all(new < old for new, old in zip(after, before, strict=True))
+
+
+def test_training_leaves_the_model_as_it_is_bit_by_bit(
+    base: LlamaForCausalLM, texts: list[Text], tmp_path: Path
+) -> None:
+    model = EarlyExitLLM(base, [1, 2])
+    whole, heads = bits(base), bits(model.exit_heads)
+    exit_training.train(model, states_of(model, texts, tmp_path / "states"), RECIPE, tmp_path, lambda _: None)
+    assert same(bits(base), whole)
+    assert not any(torch.equal(tensor, heads[name]) for name, tensor in bits(model.exit_heads).items())
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_training_that_was_broken_off_ends_with_the_same_weights(
+    base: LlamaForCausalLM, texts: list[Text], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exit_training, "KEEP_STEPS", 3)
+    unbroken = EarlyExitLLM(base, [1, 2])
+    states = states_of(unbroken, texts, tmp_path / "states")
+    (tmp_path / "whole").mkdir()
+    exit_training.train(unbroken, states, RECIPE, tmp_path / "whole", lambda _: None)
+
+    (tmp_path / "broken").mkdir()
+    seen: list[int] = []
+    for last in (5, 11):  # between two of the steps that are kept
+
+        def pull_the_plug(progress: exit_training.Progress, last: int = last) -> None:
+            if progress.step == last:
+                raise Interrupted
+
+        with pytest.raises(Interrupted):
+            exit_training.train(EarlyExitLLM(base, [1, 2]), states, RECIPE, tmp_path / "broken", pull_the_plug)
+    resumed = EarlyExitLLM(base, [1, 2])
+    exit_training.train(resumed, states, RECIPE, tmp_path / "broken", lambda progress: seen.append(progress.step))
+    assert seen[0] == 9
+    assert same(bits(resumed.exit_heads), bits(unbroken.exit_heads))
+
+
+def test_seeds_decide_the_order_and_nothing_else_does(
+    base: LlamaForCausalLM, texts: list[Text], tmp_path: Path
+) -> None:
+    found = []
+    for number, seed in enumerate([0, 0, 1]):
+        model = EarlyExitLLM(base, [1])
+        folder = tmp_path / str(number)
+        states = states_of(model, texts, folder)
+        exit_training.train(model, states, Recipe(1, 1e-3, 64, seed), folder, lambda _: None)
+        found.append(bits(model.exit_heads))
+    assert same(found[0], found[1])
+    assert not same(found[0], found[2])
+
+
+def test_states_are_the_same_however_texts_are_put_together(base: LlamaForCausalLM, texts: list[Text]) -> None:
+    model = EarlyExitLLM(base, [1, 2])
+    together = compute(model, texts)
+    alone = [compute(model, [text]) for text in sorted(texts, key=lambda text: len(text.ids))]
+    torch.testing.assert_close(together.exits, torch.cat([each.exits for each in alone], dim=1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together.last, torch.cat([each.last for each in alone]), rtol=1e-4, atol=1e-4)
+    assert len(together.last) == sum(len(text.ids) - 1 - text.first for text in texts)
+
+
+def test_an_exit_begins_as_the_models_own_norm_and_head(base: LlamaForCausalLM) -> None:
+    model = EarlyExitLLM(base, [1, 2])
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        states = base(ids, output_hidden_states=True).hidden_states
+        for exit, logits in zip([1, 2], model(model.states(ids)), strict=True):
+            torch.testing.assert_close(logits, base.lm_head(base.model.norm(states[exit]))[0])
+
+
+def test_the_training_loop_takes_batches_of_tokens_as_the_documents_show_it(base: LlamaForCausalLM) -> None:
+    model = EarlyExitLLM(base_model=base, early_exit_layers=[1, 2], hidden_size=64, vocab_size=4096)
+    ids = torch.arange(1, 97).reshape(4, 24)
+    padded: dict[str, Any] = {"input_ids": ids, "attention_mask": (ids % 24 < 20).long()}
+    optimizer = torch.optim.Adam(model.exit_heads.parameters(), lr=1e-3)
+    seen: list[list[float]] = []
+    train_early_exit_heads(model, [padded, ids], optimizer, num_epochs=3, watch=lambda _, losses: seen.append(losses))
+    assert len(seen) == 6
+    assert all(last < first for first, last in zip(seen[0], seen[-2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("exits", "shape"), [([0], {}), ([3], {}), ([1], {"hidden_size": 65}), ([1], {"vocab_size": 9})]
+)
+def test_exits_and_shapes_that_are_not_the_models_are_refused(
+    base: LlamaForCausalLM, exits: list[int], shape: dict[str, int]
+) -> None:
+    with pytest.raises(ValueError, match="the model has"):
+        EarlyExitLLM(base, exits, **shape)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "data.jsonl"
+    rows = [{"prompt": f"What is {n} + {n}?", "answer": f"{n} + {n} = {2 * n}."} for n in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_what_is_trained_is_what_partition_cuts_with(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "exits.safetensors"
+    exit_heads.train(str(checkpoint), [1, 2], data, RECIPE, output)
+    written = load_file(output)
+    exits = Exits(Checkpoint(checkpoint), [1, 2], output)
+    assert {name: tensor.dtype for name, tensor in written.items() if "temperature" not in name} == {
+        f"exit.{exit}.{part}.weight": torch.bfloat16 for exit in (1, 2) for part in ("norm", "head")
+    }
+    cut(str(checkpoint), None, output, "f32", tmp_path / "split")
+    manifest = read_manifest(tmp_path / "split")
+    assert manifest.temperatures == exits.temperatures
+    assert manifest.exits_trained == exits.sha256
+
+
+def test_the_whole_command_ends_the_same_after_a_break(
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exit_heads.train(str(checkpoint), [1], data, RECIPE, tmp_path / "unbroken.safetensors")
+    monkeypatch.setattr(exit_training, "KEEP_STEPS", 2)
+    with monkeypatch.context() as broken:
+        broken.setattr(exit_heads.Screen, "show", lambda self, progress: 1 / (progress.step != 3))
+        with pytest.raises(ZeroDivisionError):
+            exit_heads.train(str(checkpoint), [1], data, RECIPE, tmp_path / "broken.safetensors")
+    assert not (tmp_path / "broken.safetensors").exists()
+    exit_heads.train(str(checkpoint), [1], data, RECIPE, tmp_path / "broken.safetensors")
+    assert (tmp_path / "broken.safetensors").read_bytes() == (tmp_path / "unbroken.safetensors").read_bytes()
+
+
+def test_a_temperature_makes_an_overconfident_exit_mean_what_it_says(base: LlamaForCausalLM, texts: list[Text]) -> None:
+    model = EarlyExitLLM(base, [1, 2])
+    with torch.no_grad():
+        for head in model.exit_heads.values():
+            head.head *= 40
+    for fit in exit_heads.fit_temperatures(model, [compute(model, texts[:8])]):
+        assert fit.temperature > 1
+        assert fit.ece_after < fit.ece_before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.txt", None, "No such file"),
+        ("a.jsonl", '{"prompt": "one"}\n', "every line needs an answer"),
+        ("b.jsonl", "{", "line 1"),
+        ("c.txt", "only one passage", "2 or more are needed"),
+        ("d.txt", "", "2 or more are needed"),
+        ("e.txt", b"\xff\xfe", "utf-8"),
+    ],
+)
+def test_data_that_is_none_is_refused(
+    checkpoint: Path, tmp_path: Path, name: str, content: str | bytes | None, said: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=said):
+        exit_heads.train(str(checkpoint), [1], path, RECIPE, tmp_path / "exits.safetensors")
+    with pytest.raises(ConfigError, match="--exits"):
+        exit_heads.train(str(checkpoint), [2, 1], path, RECIPE, tmp_path / "exits.safetensors")
+
+
+def test_of_questions_the_answers_are_learned_and_of_passages_everything(tmp_path: Path, data: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny.DEMO)
+    training, validation = exit_texts.read(data, tokenizer, longest=64)
+    assert (len(training), len(validation)) == (27, 3)
+    ids, first = training[0]
+    assert tokenizer.decode(ids[: first + 1]) == "<|user|>What is 0 + 0?<|assistant|>"
+    assert tokenizer.decode(ids[first + 1 :]) == "0 + 0 = 0.<|end|>"
+    (tmp_path / "text.txt").write_text("One passage\nof two lines.\n\nAnother one.\n\n\n\nA third.")
+    passages = [text for part in exit_texts.read(tmp_path / "text.txt", tokenizer, longest=4) for text in part]
+    assert [text.first for text in passages] == [0, 0, 0]
+    assert max(len(text.ids) for text in passages) == 4
+    trained, held_out = exit_texts.demo(tokenizer, count=20)
+    assert len(trained) == 20 and not {tuple(t.ids) for t in trained} & {tuple(t.ids) for t in held_out}
+
+
+def answer(prompt: int, right: bool, confidence: list[list[float]], agrees: list[list[bool]]) -> Answer:
+    return Answer(prompt, right, np.array(confidence), np.array(agrees))
+
+
+def test_what_a_threshold_costs_is_counted_by_position() -> None:
+    sure = answer(3, True, [[0.9, 0.9, 0.9], [0, 0, 0]], [[True] * 3] * 2)
+    second = answer(3, True, [[0.9, 0.1, 0.9], [0, 0.8, 0]], [[True] * 3] * 2)
+    asks = answer(3, True, [[0.9, 0.1, 0.9], [0, 0.1, 0]], [[True, False, True], [True, False, True]])
+    got = outcome([sure, second, asks], 0.8, layers=8, first=2)
+    assert got.taken == pytest.approx([7 / 9, 1 / 9])
+    assert got.asked_tokens == pytest.approx(1 / 9)
+    assert got.asked_answers == pytest.approx(1 / 3)
+    assert got.exact_match == 1  # where the exits were wrong the cloud was asked
+    # Asked for the second token it computes 3 positions of the prompt and 1 of the answer; each answer has 3 + 2.
+    assert got.cloud_work == pytest.approx((3 + 1) * 6 / (3 * 5 * 8))
+
+
+def test_an_exit_that_is_sure_and_wrong_spoils_the_answer() -> None:
+    wrong = answer(2, True, [[0.9, 0.9]], [[True, False]])
+    never_right = answer(2, False, [[0.9, 0.9]], [[True, True]])
+    assert outcome([wrong, never_right], 0.8, 8, 2).exact_match == 0
+    everything = outcome([wrong, never_right], 1.01, 8, 2)
+    assert (everything.exact_match, everything.asked_tokens, everything.cloud_work) == (0.5, 1, 6 / 8)
+
+
+def test_the_committed_table_is_of_the_committed_exits() -> None:
+    table = exit_evaluation.README.read_text()
+    begin, end = exit_evaluation.MARKS
+    assert begin in table and end in table
+    exits = Exits(Checkpoint(tiny.DEMO), [2, 4], exit_evaluation.EXITS)
+    for exit, temperature in zip(exits.layers, exits.temperatures, strict=True):
+        assert f"| {exit} layers | {temperature:.2f} |" in table

@@ -1,0 +1,102 @@
+"""A cloud that has the rest of a split model, without one: its tokens depend on nothing but the position asked for.
+
+What it does wrong is set by its attributes; what it was sent and asked is kept for the tests to look at.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+from common.cloud_client.pool import Clouds
+from common.cloud_client.split_session import CloudToken
+from common.config_schema import CommunicationConfig
+from common.errors import EndpointError
+from common.protocol.split_frames import Kind
+from common.types import Sampling
+from edge.llama.batch import States
+from edge.split.cloud_tail import SplitClouds
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+def right(position: int) -> int:
+    """The cloud's token at `position`; none that ends an answer."""
+    return 300 + 37 * position % 3000
+
+
+@dataclass
+class FakeSession:
+    """One answer's states, as they came."""
+
+    cloud: "FakeSplitCloud"
+    fingerprint: str
+    kind: Kind
+    pieces: list[States] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    closed: bool = False
+
+    async def __aenter__(self) -> "FakeSession":
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.closed = True
+
+    @property
+    def positions(self) -> int:
+        return sum(map(len, self.pieces))
+
+    @property
+    def states(self) -> States:
+        return np.concatenate(self.pieces)
+
+    def send(self, states: States) -> None:
+        assert len(states), "nothing was sent"
+        self.pieces.append(states.copy())
+        self.bytes_up += states.nbytes // 2
+        self.log.append(f"send {len(states)}")
+
+    async def flush(self) -> None:
+        self.log.append("flush")
+
+    async def token(self, sampling: Sampling, deadline_seconds: float) -> CloudToken:
+        self.log.append("ask")
+        self.cloud.asked.append(self.positions)
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                await asyncio.sleep(self.cloud.seconds)
+        except TimeoutError as error:
+            raise EndpointError(f"the cloud gave no token within {deadline_seconds:g} s") from error
+        if (fault := self.cloud.fault(len(self.cloud.asked))) is not None:
+            raise fault
+        self.bytes_down += 50
+        token = self.cloud.model(self.positions)
+        return CloudToken(token_id=token, confidence=0.9, logprob=-0.1, cloud_ms=1.0, computed=1, cached=0)
+
+
+class FakeSplitCloud:
+    """Behind every URL of a configuration."""
+
+    def __init__(self) -> None:
+        self.sessions: list[FakeSession] = []
+        self.asked: list[int] = []
+        """The position of each question."""
+        self.seconds = 0.0
+        self.model: Callable[[int], int] = right
+        self.fault: Callable[[int], Exception | None] = lambda number: None
+        """What its answer to the question of this number, from 1 on, is instead of a token."""
+
+    async def close(self) -> None: ...
+
+    def session(self, fingerprint: str, kind: Kind = Kind.FP16) -> FakeSession:
+        self.sessions.append(FakeSession(self, fingerprint, kind))
+        return self.sessions[-1]
+
+    def clouds(self, config: CommunicationConfig | None = None) -> SplitClouds:
+        """As many as `config` names, all of them this one."""
+        clouds = Clouds(config or CommunicationConfig(cloud_endpoint=NOWHERE))
+        return SplitClouds(clouds, cast(Any, lambda client: self))

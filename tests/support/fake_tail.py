@@ -1,0 +1,163 @@
+"""An engine that stands in for the tail's: its token depends on all states in their order, its memory is bounded."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from vllm.sampling_params import SamplingParams
+
+from cloud.split.connection import Served
+from cloud.split.context_manager import CloudContextManager, Limits
+from cloud.split.engine import TailEngine
+from cloud.split.pool import TailPool
+from cloud.split.route import SplitRoute
+from cloud.verify.resident_pool import blocks_for
+from cloud.vllm_plugin.tail_scheduler import STATES_KEY
+from common.config_schema import ServerConfig
+from common.errors import ContextLengthError, EngineError
+from common.http_server import HTTPServer, make_app
+from common.protocol.split_manifest import Segment, SplitManifest, Tail
+from common.types import Sampling
+
+HIDDEN = 4
+VOCABULARY = 9973
+
+
+def some_states(session: int, start: int, stop: int) -> NDArray[np.float32]:
+    """[n, HIDDEN] of small whole numbers, which every kind but int8 holds exactly."""
+    at = np.arange(start, stop, dtype=np.float32)[:, None]
+    return ((at * 7 + session * 13 + np.arange(HIDDEN, dtype=np.float32)) % 101).astype(np.float32)
+
+
+def right(states: NDArray[np.float32]) -> int:
+    """The token after `states`, all of them in their order."""
+    weights = np.arange(1, len(states) + 1)
+    return int((states.sum(axis=1) * weights).sum()) % VOCABULARY
+
+
+def right_for(session: int, position: int) -> int:
+    return right(some_states(session, 0, position))
+
+
+class FakeTail:
+    """Answers after `seconds`; fails a test that makes it hold more than it can."""
+
+    def __init__(self, places: int = 4, blocks: int = 12, seconds: float = 0.0) -> None:
+        self.max_model_len = 100
+        self.block_size = 4
+        self.max_num_seqs = places
+        self.kv_blocks = blocks
+        self.seconds = seconds
+        self.steps = 0
+        self.rows = 0
+        self.running = 0
+        self.most_running = 0
+        self.lengths: dict[object, int] = {}
+        self.overrun = False
+        self.dead = False
+        self.ended = Counter[str]()
+
+    def params(self, position: int, sampling: Sampling) -> SamplingParams:
+        if position >= self.max_model_len:
+            raise ContextLengthError("too long")
+        return SamplingParams(temperature=sampling.temperature, max_tokens=1)
+
+    async def generate(self, feed: AsyncGenerator[Any, None], params: SamplingParams) -> AsyncGenerator[Any, None]:
+        me, seen = object(), list[NDArray[np.float32]]()
+        self.lengths[me] = 0
+        try:
+            async for part in feed:
+                rows = np.frombuffer(part.sampling_params.extra_args[STATES_KEY], "<f4").reshape(-1, HIDDEN)
+                assert len(part.prompt["prompt_token_ids"]) == len(rows) > 0
+                seen.append(rows)
+                self.lengths[me] += len(rows)
+                self._check_room()
+                yield await self._step(np.concatenate(seen), len(rows))
+        finally:
+            await feed.aclose()
+            del self.lengths[me]
+            self.ended["request"] += 1
+
+    async def _step(self, seen: NDArray[np.float32], rows: int) -> Any:
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        try:
+            await asyncio.sleep(self.seconds)
+        finally:
+            self.running -= 1
+        if self.dead:
+            raise EngineError("the engine has died")
+        self.steps += 1
+        self.rows += rows
+        token = right(seen)
+        drawn = SimpleNamespace(
+            token_ids=[token], finish_reason="length", logprobs=[{token: SimpleNamespace(logprob=-0.5)}]
+        )
+        return SimpleNamespace(outputs=[drawn])
+
+    def _check_room(self) -> None:
+        blocks = sum(blocks_for(length + 1, self.block_size, self.max_model_len) for length in self.lengths.values())
+        self.overrun |= blocks > self.kv_blocks - 1 or len(self.lengths) > self.max_num_seqs
+
+
+def as_engine(tail: FakeTail) -> TailEngine:
+    return cast(TailEngine, tail)
+
+
+MANIFEST = SplitManifest(
+    version=1,
+    model="fake",
+    fingerprint="f" * 64,
+    architecture="llama",
+    layers=8,
+    hidden=HIDDEN,
+    vocab_size=VOCABULARY,
+    exits=[2],
+    segments=[Segment("segment-1.gguf", "", 0, 1, "f32")],
+    tail=Tail("tail", "", 2, 7),
+    tokenizer="",
+    temperatures=[1.0],
+    exits_trained="",
+)
+
+
+@dataclass
+class FakeCloud:
+    """A real server over a tail that is none; `work` is entered around each question."""
+
+    tail: FakeTail
+    server: HTTPServer
+    contexts: CloudContextManager
+    pool: TailPool
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.port}"
+
+
+@asynccontextmanager
+async def fake_cloud(
+    tail: FakeTail | None = None,
+    config: ServerConfig | None = None,
+    limits: Limits | None = None,
+    work: Callable[[int], AbstractContextManager[object]] = lambda _: nullcontext(),
+    port: int = 0,
+) -> AsyncIterator[FakeCloud]:
+    tail = tail or FakeTail()
+    contexts = CloudContextManager(limits or Limits())
+    pool = TailPool(as_engine(tail), contexts)
+    app = make_app(config)
+    app.router.add_get("/split", SplitRoute(Served(MANIFEST, contexts, pool, work)).handle)
+    server = HTTPServer(app, "127.0.0.1", port)
+    await server.start()
+    try:
+        yield FakeCloud(tail, server, contexts, pool)
+    finally:
+        await server.stop()
+        await pool.close()

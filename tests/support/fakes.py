@@ -1,0 +1,152 @@
+"""Deterministic fakes behind the pipeline's two Protocols: an edge that errs, a cloud that may vanish."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from common.errors import EndpointError
+from common.protocol.stream_frames import EndFrame, TokensFrame
+from common.types import Draft, Sampling, Verdict
+
+END = 0
+Model = Callable[[Sequence[int]], int]
+
+
+def cloud_model(token_ids: Sequence[int]) -> int:
+    """The truth: the next token after a context; every 17th or so ends the answer."""
+    value = (31 * sum(token_ids) + 7 * len(token_ids)) % 101
+    return END if value < 6 else value
+
+
+def erring_model(every: int) -> Model:
+    """The truth, but wrong at positions divisible by `every`."""
+    return lambda ids: cloud_model(ids) if len(ids) % every else cloud_model(ids) + 1
+
+
+def answer_of(model: Model, prompt: Sequence[int], max_tokens: int) -> list[int]:
+    """What a model answers alone."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + max_tokens:
+        ids.append(model(ids))
+        if ids[-1] == END:
+            break
+    return ids[len(prompt) :]
+
+
+@dataclass
+class FakeDrafter:
+    """An edge model; `confidence` of every token comes from its position."""
+
+    model: Model
+    confidence: Callable[[int], float] = lambda position: 1.0
+    context: int = 10_000
+    calls: list[int] = field(default_factory=list)
+    takes_turns: bool = True
+    """Whether others may do something while it drafts."""
+    busy: bool = False
+
+    async def draft(
+        self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop_below: float = 0.0
+    ) -> Draft:
+        assert not self.busy, "a drafter is asked for one thing at a time"
+        self.busy = True
+        try:
+            for _ in range(limit // 2 if self.takes_turns else 0):
+                await asyncio.sleep(0)
+            return self._draft(token_ids, limit)
+        finally:
+            self.busy = False
+
+    def _draft(self, token_ids: Sequence[int], limit: int) -> Draft:
+        self.calls.append(limit)
+        room = min(limit, self.context - len(token_ids))
+        ids = answer_of(self.model, token_ids, room) if room > 0 else []
+        confidences = [self.confidence(len(token_ids) + i) for i in range(len(ids))]
+        return Draft(ids, confidences, confidences, bool(ids) and ids[-1] == END, 1.0)
+
+
+@dataclass
+class FakeVerifier:
+    """A cloud that verifies greedily; it is lost for good after `lost_after` calls."""
+
+    lost_after: int = 10_000
+    stream_lost_after: int = 10_000
+    """Steps after which a stream breaks."""
+    calls: int = 0
+    streams: list["FakeStream"] = field(default_factory=list)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    asked: list[list[int]] = field(default_factory=list)
+
+    async def verify(
+        self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
+    ) -> Verdict:
+        self.calls += 1
+        if self.calls > self.lost_after:
+            raise EndpointError("the cloud is lost")
+        self.asked.append(list(draft))
+        truth = answer_of(cloud_model, token_ids, len(draft) + max_tokens)
+        accepted = 0
+        while accepted < min(len(draft), len(truth)) and draft[accepted] == truth[accepted]:
+            accepted += 1
+        ids = truth if not draft else truth[: accepted + 1]
+        await asyncio.sleep(0)
+        return Verdict(ids, accepted, ids[-1] == END, 2.0)
+
+    @asynccontextmanager
+    async def stream(
+        self, token_ids: Sequence[int], max_tokens: int, sampling: Sampling
+    ) -> AsyncIterator["FakeStream"]:
+        self.calls += 1
+        if self.calls > self.lost_after:
+            raise EndpointError("the cloud is lost")
+        stream = FakeStream(list(token_ids), max_tokens, self.stream_lost_after)
+        self.streams.append(stream)
+        yield stream
+
+
+@dataclass
+class FakeStream:
+    """A cloud's answer: a step takes the newest draft that still fits, and lets others run before the next one."""
+
+    token_ids: list[int]
+    max_tokens: int
+    lost_after: int
+    opened_in: float = 0.0
+    end: EndFrame | None = None
+    offered: tuple[int, list[int]] = (0, [])
+    drafts: list[tuple[int, list[int]]] = field(default_factory=list)
+
+    async def draft(self, position: int, token_ids: Sequence[int]) -> None:
+        self.offered = position, list(token_ids)
+        self.drafts.append(self.offered)
+
+    async def __aiter__(self) -> AsyncIterator[TokensFrame]:
+        begin, steps, drafted, accepted = len(self.token_ids), 0, 0, 0
+        while len(self.token_ids) < begin + self.max_tokens:
+            if steps == self.lost_after:
+                raise EndpointError("the stream broke")
+            left = begin + self.max_tokens - len(self.token_ids)
+            draft = self._fitting()[: left - 1]
+            truth = answer_of(cloud_model, self.token_ids, len(draft) + 1)
+            right = sum(
+                1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(draft, truth, strict=False))
+            )
+            drawn = truth[: right + 1]
+            steps, drafted, accepted = steps + 1, drafted + len(draft), accepted + right
+            position = len(self.token_ids)
+            self.token_ids += drawn
+            yield TokensFrame(position=position, token_ids=drawn, accepted=min(right, len(drawn)))
+            if drawn[-1] == END:
+                break
+            for _ in range(5):
+                await asyncio.sleep(0)
+        reason = "stop" if self.token_ids[-1] == END else "length"
+        self.end = EndFrame(finish_reason=reason, steps=steps, drafted=drafted, accepted=accepted)
+
+    def _fitting(self) -> list[int]:
+        position, draft = self.offered
+        since = self.token_ids[position:]
+        return draft[len(since) :] if draft[: len(since)] == since else []

@@ -1,0 +1,193 @@
+"""Draws many sampled rounds after the same contexts: plainly, and by each form of verifying drafts. Judges nothing."""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from cloud.engine.engine import CloudEngine
+from cloud.verify import stateless
+from cloud.verify.continuous import ContinuousAnswer
+from cloud.verify.draft_channel import DraftChannel
+from cloud.verify.resident_pool import Closed, ResidentPool
+from cloud.verify.round import Round, agreed, vllm_params
+from common.types import GREEDY, Sampling, Verdict
+
+POSITIONS = 3
+CONTEXTS = 3
+CANDIDATES = 128
+"""Places in hot texts among which each context is chosen."""
+STRIDE = 5
+"""Tokens by which a context is longer than the one before; few, since each round computes them."""
+AT_ONCE = 24
+"""With more, the test engine's narrow steps have no room for whole drafts."""
+TOGETHER = 25
+"""Plain samples that one request draws."""
+
+
+@dataclass
+class Walk:
+    """Contexts, each the next one's beginning, and a draft after each."""
+
+    contexts: list[list[int]]
+    drafts: list[list[int]]
+
+
+@dataclass
+class Samples:
+    """What was drawn after each context: at most the draft's length and one, up to the first that differs from it.
+
+    `verified`: how many of them had a whole draft verified.
+    """
+
+    by_context: list[Counter[tuple[int, ...]]] = field(default_factory=lambda: [Counter() for _ in range(CONTEXTS)])
+    verified: int = 0
+
+    def add(self, walk: Walk, at: int, drawn: Sequence[int], verified: bool = False) -> None:
+        self.by_context[at][tuple(drawn[: agreed(drawn, walk.drafts[at]) + 1])] += 1
+        self.verified += verified
+
+    def at(self, position: int, walk: Walk) -> list[Counter[int]]:
+        """For each context, the tokens drawn at a position of the draft (1 is its first) that all before it led to."""
+        found = []
+        for drawn, draft in zip(self.by_context, walk.drafts, strict=True):
+            counts: Counter[int] = Counter()
+            for tokens, times in drawn.items():
+                if len(tokens) >= position and list(tokens[: position - 1]) == draft[: position - 1]:
+                    counts[tokens[position - 1]] += times
+            found.append(counts)
+        return found
+
+
+Form = Callable[[CloudEngine, Walk, Sampling, int], Awaitable[Samples]]
+
+
+async def walk_of(engine: CloudEngine) -> Walk:
+    """Places in a far-fetched text where the model is sure of a token, the context's last, and unsure of the next.
+
+    The draft is the likeliest of these. After each place the text goes on with its draft, so that a live request may
+    keep what it accepts of it. A continuous answer begins before the sure token, and verifies from behind it on.
+    """
+    question = [{"role": "user", "content": "Explain gravity"}]
+    prompt = engine.tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    text = list(engine.tokenizer.encode(prompt, add_special_tokens=False))
+    walk = Walk([], [])
+    for seed in range(CONTEXTS):
+        # Just past a block: what comes before it is cached, which makes thousands of rounds cheap.
+        length = engine.block_size + 1 + STRIDE * seed
+        hot = Round(text, [], Sampling(temperature=2.0, seed=seed), length - len(text))
+        async with aclosing(engine.generate(text, vllm_params(hot, ignore_eos=True, n=CANDIDATES))) as outputs:
+            places = [text + list(one.token_ids) for one in (await anext(outputs)).outputs]
+        asked = [Round(place, [], GREEDY, 1 + POSITIONS, logprobs=0) for place in places]
+        verdicts = await asyncio.gather(*(stateless.verify(engine, one) for one in asked))
+        place, found = min(zip(places, verdicts, strict=True), key=lambda pair: decidedness(pair[1]))
+        walk.contexts.append(place + found.token_ids[:1])
+        walk.drafts.append(found.token_ids[1:])
+        text = place + found.token_ids
+    return walk
+
+
+def decidedness(verdict: Verdict) -> float:
+    """How far the draft's probabilities are from even, at most; more if it ends the answer or begins behind doubt."""
+    sure, *unsure = (math.exp(one.logprob) for one in verdict.logprobs or [])
+    return 1.0 if verdict.finished or sure < 0.97 else max(abs(p - 0.5) for p in unsure)
+
+
+async def plainly(engine: CloudEngine, walk: Walk, sampling: Sampling, times: int) -> Samples:
+    """Plain sampling, cut where a verify would end; never seeded."""
+    samples = Samples()
+    unseeded = replace(sampling, seed=None)
+
+    async def sample(at: int) -> None:
+        params = vllm_params(Round(walk.contexts[at], [], unseeded, POSITIONS), n=TOGETHER)
+        async with aclosing(engine.generate(walk.contexts[at], params)) as outputs:
+            for output in (await anext(outputs)).outputs:
+                samples.add(walk, at, list(output.token_ids))
+
+    await in_batches([sample(at) for _ in range(times // CONTEXTS // TOGETHER) for at in range(CONTEXTS)])
+    return samples
+
+
+async def statelessly(engine: CloudEngine, walk: Walk, sampling: Sampling, times: int) -> Samples:
+    samples = Samples()
+
+    async def sample(n: int) -> None:
+        for at in range(CONTEXTS):
+            asked = Round(walk.contexts[at], walk.drafts[at], seeded(sampling, n))
+            verdict = await stateless.verify(engine, asked)
+            samples.add(walk, at, verdict.token_ids, whole(verdict))
+
+    await in_batches([sample(n) for n in range(times // CONTEXTS)])
+    return samples
+
+
+async def residently(engine: CloudEngine, walk: Walk, sampling: Sampling, times: int) -> Samples:
+    """Each session walks through all contexts, committing the text whatever was drawn."""
+    samples = Samples()
+    pool = ResidentPool(engine, AT_ONCE, 60.0)
+
+    async def sample(n: int) -> None:
+        for at in range(CONTEXTS):
+            asked = Round(walk.contexts[at], walk.drafts[at], seeded(sampling, n))
+            verdict = await pool.verify(f"{n}", asked)
+            assert verdict is not None
+            samples.add(walk, at, verdict.token_ids, whole(verdict))
+        await pool.close_session(f"{n}")
+
+    await in_batches([sample(n) for n in range(times // CONTEXTS)])
+    await pool.close()
+    assert pool.continued > pool.opened and not pool.closed[Closed.MISMATCH]
+    return samples
+
+
+async def continuously(
+    engine: CloudEngine, walk: Walk, sampling: Sampling, times: int, foretold: int | None = None
+) -> Samples:
+    """Answers that begin one token early; the few that do not begin with the context's last are no samples.
+
+    `foretold`: the draft begins early too, with this token, which contradicts the answer.
+    """
+    samples = Samples()
+
+    async def sample(channel: DraftChannel, n: int) -> None:
+        for at in range(CONTEXTS):
+            context, draft = walk.contexts[at], walk.drafts[at]
+            # One more token than are of interest: the last of an answer is never verified.
+            asked = Round(context[:-1], [], seeded(sampling, n), 1 + POSITIONS + 1)
+            with channel.sender() as sender:
+                answer = ContinuousAnswer(engine, asked, sender)
+                early = [] if foretold is None else [foretold]
+                answer.draft(len(context) - len(early), early + draft)
+                async with aclosing(answer.frames()) as frames:
+                    drawn = [token async for frame in frames for token in getattr(frame, "token_ids", ())]
+            if drawn[0] == context[-1]:
+                samples.add(walk, at, drawn[1:], answer.progress.drafted >= POSITIONS)
+
+    async with DraftChannel() as channel:
+        await in_batches([sample(channel, n) for n in range(times // CONTEXTS)])
+    return samples
+
+
+def whole(verdict: Verdict) -> bool:
+    """Whether the step had room for the whole draft, as far as can be told; if not, it was cut before any was drawn."""
+    return verdict.accepted in (POSITIONS, len(verdict.token_ids) - 1)
+
+
+def seeded(sampling: Sampling, n: int) -> Sampling:
+    """The `n`-th of many that are alike but for their seed, if there is one."""
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + n)
+
+
+async def in_batches(jobs: Sequence[Awaitable[None]]) -> None:
+    """Many at once, so that they share steps."""
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def gated(job: Awaitable[None]) -> None:
+        async with gate:
+            await job
+
+    await asyncio.gather(*map(gated, jobs))

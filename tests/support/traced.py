@@ -1,0 +1,73 @@
+"""An edge and a cloud that do what a trace says, behind the pipeline's two Protocols."""
+
+import random
+from collections.abc import Sequence
+from typing import NoReturn
+
+from calibration.simulation import Trace
+from common.decoding.online_gate import OnlineGate
+from common.decoding.pipeline import Pipeline
+from common.decoding.policy import Plan
+from common.types import GREEDY, Draft, Sampling, Verdict
+
+PROMPT = [1000, 1001]
+END, WRONG = 0, 999
+
+
+def truth_of(trace: Trace) -> list[int]:
+    """The cloud's answer: it ends by itself unless it has as many tokens as it may."""
+    ids = list(range(1, len(trace.agrees) + 1))
+    return ids if len(ids) == trace.limit else [*ids[:-1], END]
+
+
+class TracedEdge:
+    """Off the cloud's answer it is sure or unsure at random, and never ends."""
+
+    def __init__(self, trace: Trace, rng: random.Random) -> None:
+        self._trace, self._rng = trace, rng
+
+    async def draft(
+        self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop_below: float = 0.0
+    ) -> Draft:
+        truth, at = truth_of(self._trace), len(token_ids) - len(PROMPT)
+        on_path = list(token_ids[len(PROMPT) :]) == truth[:at]
+        ids: list[int] = []
+        confidences: list[float] = []
+        while len(ids) < limit and END not in ids:
+            place = at + len(ids)
+            known = on_path and place < len(truth)
+            on_path = known and self._trace.agrees[place]
+            ids.append(truth[place] if on_path else WRONG)
+            confidences.append(self._trace.confidences[place] if known else self._rng.random())
+        return Draft(ids, confidences, confidences, END in ids, 0.0)
+
+
+class TracedCloud:
+    """Verifies greedily along its answer; an answer that has left it is ended at once."""
+
+    calls = bytes_up = bytes_down = 0
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    async def verify(
+        self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
+    ) -> Verdict:
+        truth, at = truth_of(self._trace), len(token_ids) - len(PROMPT)
+        rest = truth[at:] if list(token_ids[len(PROMPT) :]) == truth[:at] else [END]
+        accepted = 0
+        while accepted < min(len(draft), len(rest)) and draft[accepted] == rest[accepted]:
+            accepted += 1
+        drawn = rest[: accepted + max_tokens]
+        return Verdict(drawn, accepted, drawn[-1] == END, 0.0)
+
+    def stream(self, token_ids: Sequence[int], max_tokens: int, sampling: Sampling) -> NoReturn:
+        raise NotImplementedError("a trace answers in rounds")
+
+
+async def answered(trace: Trace, plan: Plan, rng: random.Random, online: OnlineGate | None = None) -> Pipeline:
+    """The pipeline, after it has answered."""
+    pipeline = Pipeline(PROMPT, trace.limit, GREEDY, plan, TracedEdge(trace, rng), TracedCloud(trace), online=online)
+    async for _ in pipeline.run():
+        pass
+    return pipeline

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from calibration.calibrate import Objective, Sources, calibrate
+from calibration.calibrate import CalibrationTarget, Sources, calibrate
 from cli import terminal
 from cli.args import config_parser, load_config, run_program, set_up_logging
-from cli.ask import Settings, ask
+from cli.ask import QuestionSettings, ask
 from cli.demo import config_flags, demo_servers
 from cli.interactive import repl
 from cli.supervisor import ServerProcess, Supervisor
@@ -65,7 +65,7 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
 async def main() -> None:
     args = parse()
     config = load_config(args)
-    settings = Settings(
+    settings = QuestionSettings(
         args.max_tokens,
         args.temperature,
         use_draft_verify=False if args.no_draft_verify else None,
@@ -135,14 +135,14 @@ async def split(args: argparse.Namespace, config: Config) -> None:
     )
 
 
-async def answer(config: Config, prompt: str | None, settings: Settings, stream: bool) -> None:
+async def answer(config: Config, prompt: str | None, settings: QuestionSettings, stream: bool) -> None:
     if prompt is None:
         raise RequestError("--mode client needs --prompt")
     async with EdgeCloudHTTPClient.of(config) as client:
         await ask(client, prompt, settings, terminal.console(), stream)
 
 
-async def demo(args: argparse.Namespace, prompt: str, settings: Settings) -> None:
+async def demo(args: argparse.Namespace, prompt: str, settings: QuestionSettings) -> None:
     """Both servers on free ports, one answer, everything stopped again."""
     console = terminal.console()
     async with demo_servers(args, console.print) as (edge, cloud):
@@ -154,7 +154,7 @@ async def demo(args: argparse.Namespace, prompt: str, settings: Settings) -> Non
 
 async def calibrated(args: argparse.Namespace, config: Config) -> None:
     """Thresholds for the servers that run, in a config file of their own."""
-    objective = Objective.of(args)
+    objective = CalibrationTarget.of(args)
     if args.data is None:
         raise ConfigError(
             "--mode calibrate needs --data FILE.jsonl; python -m models.heldout writes one for the demo pair"

@@ -18,7 +18,7 @@ try:
     from common.http.client import HTTPClient
     from common.http_client import EdgeCloudHTTPClient
     from common.protocol.openai import ChatRequest, Message
-    from common.types import Collaboration, DraftRequest, DraftResponse, Mode, Provenance, Way
+    from common.types import Collaboration, DraftRequest, DraftResponse, Mode, Provenance, VerificationMode
     from edge.confidence import STRATEGIES, ConfidenceCalculator
 except ImportError as error:
     sys.exit(f"error: {error.name} cannot be imported: run `make setup`, then `source .venv/bin/activate`")
@@ -137,7 +137,7 @@ async def pipeline(client: EdgeCloudHTTPClient) -> str:
 
 
 async def stream(client: EdgeCloudHTTPClient) -> str:
-    pieces, _ = await ask(client, PROMPT, use_confidence_check=False, max_draft_tokens=4, way=Way.ROUNDS)
+    pieces, _ = await ask(client, PROMPT, use_confidence_check=False, max_draft_tokens=4, way=VerificationMode.ROUNDS)
     expect(len(pieces) > 1, "the answer came in one piece")
     return f"{len(pieces)} pieces"
 
@@ -182,7 +182,7 @@ TOGETHER = [
 
 
 @dataclass
-class Report:
+class CheckTable:
     """The table that grows while the checks run."""
 
     rows: list[tuple[Text, str, str, Text, str]] = field(default_factory=list)
@@ -216,7 +216,7 @@ class Report:
 async def main() -> None:
     args = config_parser("Check this installation: start both servers, try each part, stop them.").parse_args()
     config = load_config(args)  # a wrong key is one line, before anything starts
-    console, report = Console(highlight=False), Report()
+    console, report = Console(highlight=False), CheckTable()
     console.print(f"edge {config.edge.model.path}, cloud {config.cloud.model.path}")
     with Live(console=console, get_renderable=report.__rich__, refresh_per_second=2):
         await run_all(report, args)
@@ -226,7 +226,7 @@ async def main() -> None:
     console.print(f"All {len(report.rows)} checks passed: python main.py --mode server", style="green")
 
 
-async def run_all(report: Report, args: argparse.Namespace) -> None:
+async def run_all(report: CheckTable, args: argparse.Namespace) -> None:
     """The checks that need no server, then, if these are well, the others."""
     for part, what, check, advice in ALONE:
         await report.run(part, what, check, advice)

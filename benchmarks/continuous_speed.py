@@ -31,13 +31,13 @@ RIGHT = (0.75, 0.85, 0.93)
 
 
 @dataclass
-class Question:
+class StreamPrompt:
     prompt: list[int]
     answer: list[int]
 
 
 @dataclass
-class Cell:
+class SpeedCell:
     """One round trip (seconds) and share of right places: ratios of speed, engine steps per token, all tokens equal."""
 
     round_trip: float
@@ -59,7 +59,7 @@ class Cell:
 class Oracle:
     """Drafts what follows, with mistakes, and learns from what comes how often it is right and how fast it comes."""
 
-    def __init__(self, question: Question, right: float, seed: int, round_trip: float) -> None:
+    def __init__(self, question: StreamPrompt, right: float, seed: int, round_trip: float) -> None:
         rng = random.Random(seed)
         self._truth = question.prompt + question.answer
         self._mistaken = [rng.random() >= right for _ in self._truth]
@@ -114,7 +114,7 @@ async def round_trip(client: HTTPClient) -> float:
     return min(spent)
 
 
-async def measure(port: int, cell: Cell, questions: list[Question], repeat: int) -> None:
+async def measure(port: int, cell: SpeedCell, questions: list[StreamPrompt], repeat: int) -> None:
     """Each question both ways; which one is first changes."""
     async with DelayProxy("127.0.0.1", port, cell.round_trip / 2) as proxy, HTTPClient(proxy.url) as client:
         measured = await round_trip(client)
@@ -129,12 +129,12 @@ async def measure(port: int, cell: Cell, questions: list[Question], repeat: int)
             cell.ratios.append(spent[False] / spent[True])
 
 
-async def ask(url: str, count: int, tokens: int) -> list[Question]:
+async def ask(url: str, count: int, tokens: int) -> list[StreamPrompt]:
     """Prompts, with the answers that the server gives alone."""
     rng = random.Random(1)
     prompts = [[rng.randrange(5, 4096) for _ in range(32)] for _ in range(count)]
     async with HTTPClient(url) as client:
-        return [Question(prompt, (await timed(client, prompt, tokens, None))[1]) for prompt in prompts]
+        return [StreamPrompt(prompt, (await timed(client, prompt, tokens, None))[1]) for prompt in prompts]
 
 
 async def main() -> None:
@@ -145,7 +145,7 @@ async def main() -> None:
     parser.add_argument("--round-trips", default="0,14,50,100", help="milliseconds (default 0,14,50,100)")
     args = parser.parse_args()
     console = terminal.console()
-    cells = [Cell(float(ms) / 1000, right) for ms in args.round_trips.split(",") for right in RIGHT]
+    cells = [SpeedCell(float(ms) / 1000, right) for ms in args.round_trips.split(",") for right in RIGHT]
     port = free_ports(1)[0]
     url = f"http://127.0.0.1:{port}"
     with random_model() as model:
@@ -170,7 +170,7 @@ async def main() -> None:
     console.print(f"the slowest cell: {min(cell.ratio for cell in cells):.2f} of plain streaming")
 
 
-def table(cells: list[Cell]) -> Table:
+def table(cells: list[SpeedCell]) -> Table:
     made = Table(
         title="Speed over plain streaming: median (least-greatest), engine steps per token", title_justify="left"
     )

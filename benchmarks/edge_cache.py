@@ -20,14 +20,14 @@ from pathlib import Path
 import msgspec
 from rich.progress import Progress
 
-from benchmarks.edge_speed import Comparison, model_file, table
-from benchmarks.random_model import Shape
+from benchmarks.edge_speed import RequiredRatio, model_file, table
+from benchmarks.random_model import LlamaShape
 from cli import terminal
 from cli.args import run_program
 from edge.engine.engine import EdgeEngine
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
 
-RANDOM_30M = Shape("random-30m", 4096, 512, 8, 8, 8, 1536)
+RANDOM_30M = LlamaShape("random-30m", 4096, 512, 8, 8, 8, 1536)
 """30M parameters and, without grouped heads, 16 KiB of KV a token: much to bring back for little computing."""
 SUFFIX = 32
 """Tokens of a prompt after its known beginning."""
@@ -84,7 +84,7 @@ async def cached(
 
 async def cached_first_token(
     model: Path | None = None, prefix: int = 1500, repeats: int = 5, threads: int = 1, bar: Progress | None = None
-) -> list[Comparison]:
+) -> list[RequiredRatio]:
     """Every way's time to the first token, as shares of the cold time in the same repeat."""
     model, context = model or model_file(RANDOM_30M), prefix + 256
     seconds: dict[str, list[float]] = {way: [] for way in ("cold", *WANTED, "F3 off")}
@@ -118,12 +118,14 @@ async def cached_first_token(
     return comparisons(seconds)
 
 
-def comparisons(seconds: dict[str, list[float]]) -> list[Comparison]:
+def comparisons(seconds: dict[str, list[float]]) -> list[RequiredRatio]:
     def shares(way: str) -> list[float]:
         return [warm / cold for warm, cold in zip(seconds[way], seconds["cold"], strict=True)]
 
-    made = [Comparison(f"first token, cached: {way}", most, shares(way), at_most=True) for way, most in WANTED.items()]
-    return [*made, Comparison("first token, F3 off", 0.90, shares("F3 off"))]
+    made = [
+        RequiredRatio(f"first token, cached: {way}", most, shares(way), at_most=True) for way, most in WANTED.items()
+    ]
+    return [*made, RequiredRatio("first token, F3 off", 0.90, shares("F3 off"))]
 
 
 async def main() -> None:

@@ -22,7 +22,7 @@ import msgspec
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.random_model import SMOL_135M, WIDE_VOCABULARY, Shape, write
+from benchmarks.random_model import SMOL_135M, WIDE_VOCABULARY, LlamaShape, write
 from cli import terminal
 from cli.args import run_program
 from cli.demo import free_ports
@@ -30,7 +30,7 @@ from cli.supervisor import PROJECT
 from common.errors import StartError
 from edge.confidence import ConfidenceCalculator
 from edge.engine.engine import EdgeEngine
-from edge.llama.batch import Piece
+from edge.llama.batch import SequenceTokens
 from edge.llama.model import Llama
 
 CACHE = Path.home() / ".cache" / "edgecloud"
@@ -46,7 +46,7 @@ Way = Callable[[list[list[int]]], Awaitable[float]]
 """Answers all prompts at the same time; returns the seconds it took."""
 
 
-class Comparison(msgspec.Struct):
+class RequiredRatio(msgspec.Struct):
     """One ratio that this benchmark promises: the middle one of the repeats, their range, and the least wanted."""
 
     name: str
@@ -64,7 +64,7 @@ class Comparison(msgspec.Struct):
         return self.median <= self.wanted if self.at_most else self.median >= self.wanted
 
 
-def model_file(shape: Shape) -> Path:
+def model_file(shape: LlamaShape) -> Path:
     """A random model of that shape, made at the first call."""
     path = CACHE / "models" / f"{shape.name}.gguf"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class BareLoop:
         began = time.perf_counter()
         pending = prompts
         for _ in range(self._tokens):
-            rows = llama.decode([Piece(i, ids, 1) for i, ids in enumerate(pending)])
+            rows = llama.decode([SequenceTokens(i, ids, 1) for i, ids in enumerate(pending)])
             assert rows is not None
             pending = [[token] for token in rows.argmax(axis=-1).tolist()]
         seconds = time.perf_counter() - began
@@ -97,7 +97,7 @@ class BareLoop:
         self._llama.free()
 
 
-class Server:
+class CompletionServer:
     """Streams completions from a server that speaks OpenAI's API; the KV of earlier prompts is not to be used."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, tokens: int, extra: dict[str, Any]) -> None:
@@ -160,7 +160,7 @@ async def ways(stack: AsyncExitStack, model: Path, args: argparse.Namespace) -> 
     await stack.enter_async_context(process("edge", *start, "--model", str(model), *flags))
     edge_url = f"http://127.0.0.1:{edge_port}"
     await ready(session, edge_url + "/ready")
-    edge = Server(session, edge_url, args.tokens, {"mode": "edge_only", "use_kv_cache": False})
+    edge = CompletionServer(session, edge_url, args.tokens, {"mode": "edge_only", "use_kv_cache": False})
     found: dict[str, Way] = {"bare": bare.answer, "edge": edge.answer}
     if PEER.exists():
         options = ["-m", str(model), "-c", str(CONTEXT * STREAMS), "-np", str(STREAMS)]
@@ -169,11 +169,11 @@ async def ways(stack: AsyncExitStack, model: Path, args: argparse.Namespace) -> 
             await stack.enter_async_context(process(name, str(PEER), *options, *attention, "--port", str(port)))
             peer_url = f"http://127.0.0.1:{port}"
             await ready(session, peer_url + "/health")
-            found[name] = Server(session, peer_url, args.tokens, {"cache_prompt": False}).answer
+            found[name] = CompletionServer(session, peer_url, args.tokens, {"cache_prompt": False}).answer
     return found
 
 
-async def speed(model: Path, args: argparse.Namespace, bar: Progress) -> list[Comparison]:
+async def speed(model: Path, args: argparse.Namespace, bar: Progress) -> list[RequiredRatio]:
     """Seconds of every way, for one stream and for eight, as ratios within each repeat."""
     source = random.Random(1)
     seconds: dict[tuple[str, int], list[float]] = {}
@@ -198,11 +198,13 @@ async def speed(model: Path, args: argparse.Namespace, bar: Progress) -> list[Co
     ):
         if (peer, streams) in seconds:
             pairs = zip(seconds[peer, streams], seconds["edge", streams], strict=True)
-            made.append(Comparison(f"{peer}, {streams} stream{'s' * (streams > 1)}", wanted, [p / e for p, e in pairs]))
+            made.append(
+                RequiredRatio(f"{peer}, {streams} stream{'s' * (streams > 1)}", wanted, [p / e for p, e in pairs])
+            )
     return made
 
 
-async def share_of_confidence(model: Path, args: argparse.Namespace, streams: int) -> Comparison:
+async def share_of_confidence(model: Path, args: argparse.Namespace, streams: int) -> RequiredRatio:
     """What F1 and the tokens' probabilities cost of all the engine's time, with a vocabulary of 150,000."""
     calculator = ConfidenceCalculator()
     spent = 0.0
@@ -225,10 +227,10 @@ async def share_of_confidence(model: Path, args: argparse.Namespace, streams: in
             await asyncio.gather(*(lease.draft([100 + i + repeat], 32) for i, lease in enumerate(leases)))
             shares.append(spent / (time.perf_counter() - began))
     name = f"F1's share, V 150,000, batch {streams}"
-    return Comparison(name, 0.05, shares[1:], at_most=True)
+    return RequiredRatio(name, 0.05, shares[1:], at_most=True)
 
 
-def table(rows: list[Comparison]) -> Table:
+def table(rows: list[RequiredRatio]) -> Table:
     made = Table(title="Same model, threads and prompts; the median of the repeats decides", title_justify="left")
     made.add_column("edge over", no_wrap=True)
     for name in ("ratio", "range", "wanted", "holds"):

@@ -16,7 +16,7 @@ from common.http.messages import read, reply, websocket
 from common.http_server import HTTPServer, make_app
 from common.protocol import codec
 from common.protocol.prefix_hash import prefix_hash
-from common.protocol.stream_frames import ClientFrame, DraftFrame, EndFrame, Start, TokensFrame
+from common.protocol.stream_frames import ClientFrame, DraftFrame, EndFrame, StartFrame, TokensFrame
 from common.protocol.vocabulary import VocabularyInfo, fingerprint, pieces_of
 from common.types import VerifyRequest, VerifyResponse
 from tests.support.fakes import END, FakeVerifier, answer_of, cloud_model
@@ -37,7 +37,7 @@ class FakeCloud:
         """Does the work of this round, counted from 1, and breaks the connection instead of answering."""
         self.probes = 0
         self.asked: list[VerifyRequest] = []
-        self.starts: list[Start] = []
+        self.starts: list[StartFrame] = []
         self._sessions: dict[str, list[int]] = {}
         self._answers: dict[tuple[str, str], VerifyResponse] = {}
 
@@ -100,13 +100,13 @@ class FakeCloud:
     async def _stream(self, request: web.Request) -> web.WebSocketResponse:
         """Token by token; drafts are read and change nothing. A connection that its client keeps has more answers."""
         socket = await websocket(request)
-        start: Start | None = codec.decode((await socket.receive()).data, cast(Any, ClientFrame), codec.MSGPACK)
+        start: StartFrame | None = codec.decode((await socket.receive()).data, cast(Any, ClientFrame), codec.MSGPACK)
         while start is not None:
             start = await self._answer(socket, start)
         await socket.close()
         return socket
 
-    async def _answer(self, socket: web.WebSocketResponse, start: Start) -> Start | None:
+    async def _answer(self, socket: web.WebSocketResponse, start: StartFrame) -> StartFrame | None:
         """Returns the start of the next."""
         self.starts.append(start)
         position, generating = len(start.token_ids), answer_of(cloud_model, start.token_ids, start.max_tokens)
@@ -122,11 +122,11 @@ class FakeCloud:
         reading.cancel()
         return None
 
-    async def _read(self, socket: web.WebSocketResponse) -> Start | None:
+    async def _read(self, socket: web.WebSocketResponse) -> StartFrame | None:
         """The next start, when it comes; None when the client leaves."""
         while (message := await socket.receive()).type is WSMsgType.BINARY:
             frame = codec.decode(message.data, cast(Any, ClientFrame), codec.MSGPACK)
-            if isinstance(frame, Start):
+            if isinstance(frame, StartFrame):
                 return frame
             assert isinstance(frame, DraftFrame)
         return None

@@ -25,19 +25,19 @@ from models.corpus import questions as corpus
 TOKENS = 64
 
 
-class Choice(msgspec.Struct):
+class ChatChoice(msgspec.Struct):
     message: Message
     finish_reason: str
 
 
 class Reply(msgspec.Struct):
-    choices: list[Choice]
+    choices: list[ChatChoice]
     usage: dict[str, Any]
     collaboration: Collaboration | None = None
 
 
 @dataclass
-class Row:
+class PromptTimes:
     """One prompt's seconds, both ways, over the repeats."""
 
     prompt: str
@@ -58,7 +58,7 @@ async def timed(client: HTTPClient, request: ChatRequest) -> tuple[float, Reply]
     return time.perf_counter() - started, reply
 
 
-async def measure(edge: HTTPClient, cloud: HTTPClient, row: Row) -> None:
+async def measure(edge: HTTPClient, cloud: HTTPClient, row: PromptTimes) -> None:
     """One answer each way; the order of the two changes with every repeat."""
     question = [Message(role="user", content=row.prompt)]
     alone = ChatRequest(messages=question, max_tokens=TOKENS, temperature=0)
@@ -82,14 +82,14 @@ async def main() -> None:
     args = parser.parse_args()
     console = terminal.console()
     long = [f for f in corpus.facts() if f.kind == "explanation"][:: max(1, 80 // args.prompts)][: args.prompts]
-    rows = [Row(f"Explain {fact.names[0]}") for fact in long]
+    rows = [PromptTimes(f"Explain {fact.names[0]}") for fact in long]
     plain = HttpClientConfig(max_retries=0, optimized=True)
     began = time.perf_counter()
     async with demo_servers(args, console.print) as (edge_url, cloud_url):
         console.print(f"both servers ready after {time.perf_counter() - began:.1f} s")
         async with HTTPClient(edge_url, plain) as edge, HTTPClient(cloud_url, plain) as cloud:
             for row in rows:  # warm-up, not counted
-                await measure(edge, cloud, Row(row.prompt))
+                await measure(edge, cloud, PromptTimes(row.prompt))
             with Progress(console=console) as bar:
                 for _ in bar.track(range(args.repeats), description="interleaved repeats"):
                     for row in rows:
@@ -97,7 +97,7 @@ async def main() -> None:
     console.print(table(rows))
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[PromptTimes]) -> Table:
     made = Table(
         title=f"Greedy answers of up to {TOKENS} tokens, cloud alone against lossless: medians in seconds",
         title_justify="left",

@@ -13,7 +13,7 @@ F32 = gguf.GGMLQuantizationType.F32
 
 
 @dataclass(frozen=True)
-class Shape:
+class LlamaShape:
     """A Llama model's sizes; the output matrix is the embedding's."""
 
     name: str
@@ -26,13 +26,13 @@ class Shape:
     context: int = 4096
 
 
-SMOL_135M = Shape("random-135m", 49_152, 576, 30, 9, 3, 1536)
+SMOL_135M = LlamaShape("random-135m", 49_152, 576, 30, 9, 3, 1536)
 """The shape of SmolLM2-135M, among the smallest models that people run."""
-WIDE_VOCABULARY = Shape("random-wide", 150_000, 576, 12, 9, 3, 1536)
+WIDE_VOCABULARY = LlamaShape("random-wide", 150_000, 576, 12, 9, 3, 1536)
 """A vocabulary as of Qwen's on a body smaller than any real one's: confidence weighs more here than in use."""
 
 
-def write(path: Path, shape: Shape, vocabulary_of: Path, kind: gguf.GGMLQuantizationType = Q8_0) -> None:
+def write(path: Path, shape: LlamaShape, vocabulary_of: Path, kind: gguf.GGMLQuantizationType = Q8_0) -> None:
     """Writes `path`; its tokens are those of the model file `vocabulary_of`, filled up with ones no text contains."""
     partial = path.with_suffix(".part")
     writer = gguf.GGUFWriter(partial, "llama")
@@ -76,7 +76,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, source: gguf.GGUFReader, size: int)
     return int(content["tokenizer.ggml.eos_token_id"])
 
 
-def _tensors(shape: Shape, end: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def _tensors(shape: LlamaShape, end: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
     random = np.random.default_rng(1)
 
     def matrix(rows: int, columns: int) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from cli import terminal
 from cli.args import config_parser, run_program
 from cli.demo import free_ports
 from cli.supervisor import PROJECT, ServerProcess, Supervisor
-from common.cloud_client.pool import Clouds
+from common.cloud_client.pool import CloudPool
 from common.cloud_client.verifier import CloudVerifier
 from common.config_schema import CommunicationConfig, HttpClientConfig
 from common.types import GREEDY
@@ -23,7 +23,7 @@ DRAFT = 8
 ROUNDS = 5
 
 
-async def bytes_up(clouds: Clouds, context: int) -> tuple[int, int]:
+async def bytes_up(clouds: CloudPool, context: int) -> tuple[int, int]:
     """Of the first round, which brings the prompt, and the most of those that follow."""
     rng = random.Random(context)
     tokens = [rng.randrange(5, 4096) for _ in range(context)]
@@ -50,7 +50,7 @@ async def main() -> None:
         async with Supervisor([server], console.print).running():
             for optimized in (True, False):
                 http = HttpClientConfig(optimized=optimized)
-                async with Clouds(CommunicationConfig(cloud_endpoint=url, http_client=http)) as clouds:
+                async with CloudPool(CommunicationConfig(cloud_endpoint=url, http_client=http)) as clouds:
                     for context in CONTEXTS:
                         first, later = await bytes_up(clouds, context)
                         table.add_row(str(context), "on" if optimized else "off", str(first), str(later))

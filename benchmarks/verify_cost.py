@@ -20,7 +20,7 @@ from cli import terminal
 from cloud.engine.engine import CloudEngine
 from cloud.verify import stateless
 from cloud.verify.resident_pool import ResidentPool
-from cloud.verify.round import Round, vllm_params
+from cloud.verify.round import VerifyRound, vllm_params
 from common.types import Verdict
 from models.random_model import DEMO, random_model
 
@@ -30,11 +30,11 @@ CONTEXTS = (48, 208)
 """Half a block of 32 past what the prefix cache can hold, as is the mean."""
 WAYS = ("resident", "stateless", "F3 off")
 
-Verify = Callable[[Round], Awaitable[Verdict | None]]
+Verify = Callable[[VerifyRound], Awaitable[Verdict | None]]
 
 
 @dataclass
-class Row:
+class VerifyTimes:
     """One model and context: seconds over the repeats."""
 
     model: str
@@ -45,7 +45,7 @@ class Row:
 
 async def step_seconds(engine: CloudEngine, prompt: list[int]) -> float:
     """A plain decode step, as one client sees it: between the first token of an answer and its last."""
-    params = vllm_params(Round(prompt, [], max_tokens=STEPS + 1), RequestOutputKind.DELTA, ignore_eos=True)
+    params = vllm_params(VerifyRound(prompt, [], max_tokens=STEPS + 1), RequestOutputKind.DELTA, ignore_eos=True)
     async with aclosing(engine.generate(prompt, params)) as outputs:
         await anext(outputs)
         began, drawn = time.perf_counter(), 0
@@ -54,16 +54,18 @@ async def step_seconds(engine: CloudEngine, prompt: list[int]) -> float:
     return (time.perf_counter() - began) / drawn
 
 
-async def repeat(engine: CloudEngine, pool: ResidentPool, row: Row, answer: list[int], draft: int, number: int) -> None:
+async def repeat(
+    engine: CloudEngine, pool: ResidentPool, row: VerifyTimes, answer: list[int], draft: int, number: int
+) -> None:
     """One of each, at the same place of the same answer; which of the three comes first changes."""
     committed, right = answer[: row.context], answer[row.context :][:draft]
-    await pool.verify("s", Round(committed[:-1], []))  # what a session's earlier rounds have done
+    await pool.verify("s", VerifyRound(committed[:-1], []))  # what a session's earlier rounds have done
     row.step.append(await step_seconds(engine, committed))
-    asked = Round(committed, right)
+    asked = VerifyRound(committed, right)
     ways: list[Verify] = [
         lambda asked: pool.verify("s", asked),
         lambda asked: stateless.verify(engine, asked),
-        lambda asked: stateless.verify(engine, Round(asked.committed, asked.draft, use_kv_cache=False)),
+        lambda asked: stateless.verify(engine, VerifyRound(asked.committed, asked.draft, use_kv_cache=False)),
     ]
     for at in range(len(WAYS)):
         at = (at + number) % len(WAYS)
@@ -74,7 +76,7 @@ async def repeat(engine: CloudEngine, pool: ResidentPool, row: Row, answer: list
     await pool.close_session("s")
 
 
-async def measure(model: Path, name: str, draft: int, repeats: int) -> list[Row]:
+async def measure(model: Path, name: str, draft: int, repeats: int) -> list[VerifyTimes]:
     engine = CloudEngine(str(model), args={"dtype": "float32", "max_model_len": 1024})
     await engine.start()
     pool = ResidentPool(engine, 4, 60.0)
@@ -86,19 +88,19 @@ async def measure(model: Path, name: str, draft: int, repeats: int) -> list[Row]
     try:
         for context in CONTEXTS:
             long = (prompt * context)[: context - 8]
-            params = vllm_params(Round(long, [], max_tokens=8 + draft), ignore_eos=True)
+            params = vllm_params(VerifyRound(long, [], max_tokens=8 + draft), ignore_eos=True)
             async with aclosing(engine.generate(long, params)) as outputs:
                 answer = long + list((await anext(outputs)).outputs[0].token_ids)
-            rows.append(Row(name, context))
+            rows.append(VerifyTimes(name, context))
             for n in range(-5, repeats):  # the first five warm up
-                await repeat(engine, pool, Row(name, context) if n < 0 else rows[-1], answer, draft, n)
+                await repeat(engine, pool, VerifyTimes(name, context) if n < 0 else rows[-1], answer, draft, n)
     finally:
         await pool.close()
         await engine.close()
     return rows
 
 
-def table(rows: list[Row], draft: int) -> Table:
+def table(rows: list[VerifyTimes], draft: int) -> Table:
     made = Table(
         title=f"One verify of {draft} tokens, all accepted, in plain decode steps: medians, interleaved, float32",
         title_justify="left",

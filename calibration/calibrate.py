@@ -21,14 +21,14 @@ from rich.progress import Progress
 from calibration import fit as calibration, data as calibration_data, report as calibration_report, risk
 from common.protocol.openai import ChatRequest, Message, StreamOptions
 from calibration.fit import Isotonic
-from calibration.data import Question
+from calibration.data import CalibrationQuestion
 from calibration.report import Fitted
 from common.config_schema import ConfidenceConfig, Config
 from common.errors import ConfigError, EndpointError, FrameworkError, RequestError
 from common.http_client import EdgeCloudHTTPClient
 from common.decoding.policy import Plan
 from calibration.simulation import Answers, Trace, answers, replay
-from calibration.trace import Walk, walk
+from calibration.trace import TracedAnswer, walk
 from common.types import Collaboration, Mode, Provenance
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ CONCURRENCY = 8
 
 
 @dataclass(frozen=True)
-class Objective:
+class CalibrationTarget:
     """What the gate is to reach, and in `flag` how it was asked for; `confidence` matters to `--max-risk` alone."""
 
     flag: str
@@ -52,7 +52,7 @@ class Objective:
     confidence: float
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> "Objective":
+    def of(cls, args: argparse.Namespace) -> "CalibrationTarget":
         """Raises ConfigError unless exactly one objective is given, within its range."""
         flags = {
             "--target-quality": args.target_quality,
@@ -111,7 +111,7 @@ class Sources:
 async def calibrate(
     client: EdgeCloudHTTPClient,
     config: Config,
-    objective: Objective,
+    objective: CalibrationTarget,
     sources: Sources,
     max_tokens: int,
     console: Console,
@@ -122,7 +122,7 @@ async def calibrate(
     confidence = (await client.edge.get("/stats", EdgeStats)).confidence
     fit, held_out = calibration_data.split(len(questions), HELD_OUT, SEED)
 
-    async def walked(question: Question) -> Walk:
+    async def walked(question: CalibrationQuestion) -> TracedAnswer:
         return await walk(client, question.prompt, max_tokens)
 
     walks = await each(questions, walked, "the cloud's answers, and the edge along them", console)
@@ -132,13 +132,13 @@ async def calibrate(
     fitted = await asyncio.to_thread(fit_gate, [traces[i] for i in fit], base, objective, console)
     held_traces = [traces[i] for i in held_out]
 
-    async def gated(pair: tuple[Question, Walk]) -> tuple[float, ...]:
+    async def gated(pair: tuple[CalibrationQuestion, TracedAnswer]) -> tuple[float, ...]:
         return await answered(client, *pair, fitted.plan, max_tokens)
 
     rows = await each([pairs[i] for i in held_out], gated, "held-out questions through the gate", console)
     measured = Answers(*np.array(rows, np.float64).T)
     curves = calibration_report.curves(fitted, lambda plans: sweep(held_traces, plans))
-    outcome = calibration_report.Outcome(
+    outcome = calibration_report.CalibrationResult(
         fitted, measured, sweep(held_traces, [fitted.plan])[0], curves, calibration.agreement(held_traces)
     )
     asked = (objective.flag, objective.target, objective.confidence)
@@ -146,14 +146,14 @@ async def calibrate(
     calibration_report.write(outcome, asked, confidence, sources.output, sources.base, console)
 
 
-def enough(questions: list[Question], path: Path, objective: Objective) -> list[Question]:
+def enough(questions: list[CalibrationQuestion], path: Path, objective: CalibrationTarget) -> list[CalibrationQuestion]:
     if len(questions) < objective.rows_needed:
         wanted = f"{objective.flag} {objective.target:g} needs at least {objective.rows_needed}"
         raise ConfigError(f"{path}: {len(questions)} questions are too few; {wanted}")
     return questions
 
 
-def fit_gate(traces: list[Trace], base: Plan, objective: Objective, console: Console) -> Fitted:
+def fit_gate(traces: list[Trace], base: Plan, objective: CalibrationTarget, console: Console) -> Fitted:
     """Tries every plan on the traces and takes the one that the objective wants."""
     mapping = Isotonic.fit(*calibration.agreement(traces))
     tried = calibration.plans(base, calibration.token_thresholds(calibration.agreement(traces)[0], mapping))
@@ -169,7 +169,7 @@ def sweep(traces: list[Trace], plans: Sequence[Plan], console: Console | None = 
 
 
 async def answered(
-    client: EdgeCloudHTTPClient, question: Question, alone: Walk, plan: Plan, max_tokens: int
+    client: EdgeCloudHTTPClient, question: CalibrationQuestion, alone: TracedAnswer, plan: Plan, max_tokens: int
 ) -> tuple[float, ...]:
     """One gated answer by the edge server, as the fields of `Answers`; raises EndpointError if the cloud is lost."""
     request = ChatRequest(

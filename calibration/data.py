@@ -9,7 +9,7 @@ from msgspec import Struct
 from common import jsonl
 
 
-class Question(Struct, frozen=True):
+class CalibrationQuestion(Struct, frozen=True):
     """One line: a prompt, and its right answer where there is one.
 
     `metric`: the answer is right if it is the whole right string (`exact`), or has it somewhere in it (`contains`).
@@ -31,9 +31,9 @@ class Question(Struct, frozen=True):
         return float(right in given if self.metric == "contains" else right == given)
 
 
-def read(path: Path) -> list[Question]:
+def read(path: Path) -> list[CalibrationQuestion]:
     """All questions of a JSONL file; blank lines do not count. Raises ConfigError that names the wrong line."""
-    return jsonl.read(path, Question)
+    return jsonl.read(path, CalibrationQuestion)
 
 
 def split(count: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Picture
 
-from calibration.report import Figure, Outcome
+from calibration.report import ReportedValue, CalibrationResult
 
 COLOURS = {"token": "#1f77b4", "product": "#ff7f0e", "both": "#2ca02c", "any_length": "#9467bd"}
 LABELS = {
@@ -20,7 +20,7 @@ BINS = 15
 """Of equal numbers of held-out tokens, in the right picture."""
 
 
-def draw(outcome: Outcome, figures: dict[str, Figure]) -> bytes:
+def draw(outcome: CalibrationResult, figures: dict[str, ReportedValue]) -> bytes:
     """Two pictures side by side, as PNG."""
     picture = Picture(figsize=(12, 5), layout="constrained")
     left, right = picture.subplots(1, 2)
@@ -31,7 +31,7 @@ def draw(outcome: Outcome, figures: dict[str, Figure]) -> bytes:
     return data.getvalue()
 
 
-def _curves(axes: Axes, outcome: Outcome, figures: dict[str, Figure]) -> None:
+def _curves(axes: Axes, outcome: CalibrationResult, figures: dict[str, ReportedValue]) -> None:
     for name, curve in outcome.curves.items():
         rate, quality = np.array(curve).T
         axes.plot(rate, quality, ".-", color=COLOURS[name], label=LABELS[name], lw=1, ms=4)
@@ -53,7 +53,7 @@ def _curves(axes: Axes, outcome: Outcome, figures: dict[str, Figure]) -> None:
     axes.grid(alpha=0.3)
 
 
-def _reliability(axes: Axes, outcome: Outcome) -> None:
+def _reliability(axes: Axes, outcome: CalibrationResult) -> None:
     confidences, agrees = outcome.agreement
     order = np.argsort(confidences, kind="stable")
     bins = [part for part in np.array_split(order, BINS) if len(part)]

@@ -52,7 +52,7 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CalibrationResult:
     """All there is to report; `measured` are real answers to the held-out part, `expected` simulated ones."""
 
     fitted: Fitted
@@ -62,7 +62,7 @@ class Outcome:
     agreement: tuple[Numbers, NDArray[np.bool_]]
 
 
-class Figure(Struct):
+class ReportedValue(Struct):
     """One number of the report: simulated on the first part and on the held-out one, measured there, with 95 %."""
 
     fitted: float
@@ -95,7 +95,7 @@ def curves(fitted: Fitted, held_out: Callable[[Sequence[Plan]], Answers]) -> dic
     return found
 
 
-def figures(outcome: Outcome) -> dict[str, Figure]:
+def figures(outcome: CalibrationResult) -> dict[str, ReportedValue]:
     fitted, measured = outcome.fitted.found[outcome.fitted.chosen], outcome.measured
     count = measured.worth.shape[-1]
     found = {}
@@ -105,11 +105,11 @@ def figures(outcome: Outcome) -> dict[str, Figure]:
         else:
             low, high = risk.bootstrap(lambda drawn, name=name: getattr(measured.of(drawn), name), count)  # type: ignore[misc]
         fit, expected, real = (float(getattr(answers, name)) for answers in (fitted, outcome.expected, measured))
-        found[name] = Figure(fit, expected, real, low, high)
+        found[name] = ReportedValue(fit, expected, real, low, high)
     return found
 
 
-def show(outcome: Outcome, asked: Asked, console: Console) -> None:
+def show(outcome: CalibrationResult, asked: Asked, console: Console) -> None:
     flag, target, confidence = asked
     plan, mapping = outcome.fitted.plan, outcome.fitted.mapping
     wanted = f"{flag} {target:g}" + (f" --confidence {confidence:g}" if flag == "--max-risk" else "")
@@ -150,7 +150,7 @@ def changes(plan: Plan, confidence: ConfidenceConfig) -> dict[str, Any]:
 
 
 def write(
-    outcome: Outcome, asked: Asked, confidence: ConfidenceConfig, output: Path, base: str | None, console: Console
+    outcome: CalibrationResult, asked: Asked, confidence: ConfidenceConfig, output: Path, base: str | None, console: Console
 ) -> None:
     """The report, the plot and the config file; says of each whether it replaces another."""
     found = figures(outcome)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from common.decoding import policy
 from common.decoding.estimates import Estimates
-from common.decoding.policy import Ask, Plan
+from common.decoding.policy import Escalation, Plan
 
 Numbers = NDArray[np.floating[Any]]
 
@@ -28,7 +28,7 @@ class Trace(Struct, frozen=True):
     limit: int
 
 
-class Outcome(NamedTuple):
+class SimulatedAnswer(NamedTuple):
     """How one answer comes about under a gate; what is counted is defined at `Answers`."""
 
     cloud_tokens: int
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
     """Whether the edge commits a token that is not the cloud's."""
 
 
-def replay(trace: Trace, plan: Plan) -> Outcome:
+def replay(trace: Trace, plan: Plan) -> SimulatedAnswer:
     """What the pipeline does with this prompt under `plan`, round by round.
 
     Exact up to the first token that the edge is sure of and that is not the cloud's. What follows such a token nobody
@@ -56,10 +56,10 @@ def replay(trace: Trace, plan: Plan) -> Outcome:
             at += agreed + 1
             continue
         at += decision.keep
-        if decision.ask is Ask.NOTHING or at == end:
+        if decision.ask is Escalation.NOTHING or at == end:
             continue
         drafted = 0
-        if decision.ask is Ask.VERIFY:  # a draft that has left the cloud's answer goes on to its full length
+        if decision.ask is Escalation.VERIFY:  # a draft that has left the cloud's answer goes on to its full length
             length = len(confidences) if agreed == len(confidences) else room
             drafted = min(length - decision.keep, trace.limit - at - 1)
         accepted = min(agreed - decision.keep, drafted)
@@ -68,7 +68,7 @@ def replay(trace: Trace, plan: Plan) -> Outcome:
         computed += drafted + drawn
         calls += 1
         at += accepted + drawn
-    return Outcome(cloud_tokens, computed, calls, changed)
+    return SimulatedAnswer(cloud_tokens, computed, calls, changed)
 
 
 def _agreed(agrees: list[bool], begin: int, length: int) -> int:
@@ -143,7 +143,7 @@ class Answers:
 
 
 def answers(traces: list[Trace], outcomes: ArrayLike) -> Answers:
-    """Simulated answers: `outcomes` holds the four numbers of `Outcome` for each of the traces, [..., N, 4].
+    """Simulated answers: `outcomes` holds the four numbers of `SimulatedAnswer` for each of the traces, [..., N, 4].
 
     An answer that changes counts as worth nothing, so that simulated quality is a lower bound: it may have become as
     right as the cloud's, or righter.

@@ -24,7 +24,7 @@ from cli.terminal import console
 from edge.text.chat_template import ChatTemplate
 from edge.confidence import Floats, Softmax
 from edge.llama.model import CHUNK, Llama
-from edge.llama.batch import Piece
+from edge.llama.batch import SequenceTokens
 
 COARSE = np.geomspace(0.25, 8.0, 21)
 """What is tried first: from far too timid to far too sure; 1 is among them."""
@@ -36,7 +36,7 @@ ROWS = 16
 """Rows of logits looked at together: few, so that large vocabularies stay in the processor's cache."""
 
 
-class Question(msgspec.Struct, forbid_unknown_fields=True):
+class TemperatureQuestion(msgspec.Struct, forbid_unknown_fields=True):
     prompt: str
     answer: str
 
@@ -80,7 +80,7 @@ class Calibration:
         return int(self.nll.argmin())
 
 
-def read_questions(path: Path) -> list[Question]:
+def read_questions(path: Path) -> list[TemperatureQuestion]:
     """Raises ConfigError in one line that names the wrong one of the file's."""
     try:
         lines = path.read_bytes().splitlines()
@@ -89,7 +89,7 @@ def read_questions(path: Path) -> list[Question]:
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(msgspec.json.decode(line, type=Question))
+            found.append(msgspec.json.decode(line, type=TemperatureQuestion))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}, line {number}: {error}") from error
     if not found:
@@ -97,13 +97,13 @@ def read_questions(path: Path) -> list[Question]:
     return found
 
 
-def demo_questions() -> list[Question]:
+def demo_questions() -> list[TemperatureQuestion]:
     from models.corpus.questions import held_out_pairs
 
-    return [Question(prompt, answer) for _, prompt, answer in held_out_pairs()]
+    return [TemperatureQuestion(prompt, answer) for _, prompt, answer in held_out_pairs()]
 
 
-async def tokenized(question: Question, llama: Llama, template: ChatTemplate) -> tuple[list[int], int]:
+async def tokenized(question: TemperatureQuestion, llama: Llama, template: ChatTemplate) -> tuple[list[int], int]:
     """A question with its answer in the model's own form, and how many of the tokens are the question's."""
     asked = Message("user", question.prompt)
     prompt = await template.render([asked])
@@ -121,13 +121,13 @@ def rows_of(llama: Llama, ids: list[int], first: int) -> Iterator[tuple[Floats, 
     for begin in range(0, len(ids) - 1, CHUNK):
         fed = ids[begin : begin + CHUNK]
         following = np.array(ids[max(begin + 1, first) : begin + len(fed) + 1])
-        logits = llama.decode([Piece(0, fed[: len(ids) - 1 - begin], len(following))])
+        logits = llama.decode([SequenceTokens(0, fed[: len(ids) - 1 - begin], len(following))])
         assert logits is not None, "nobody aborts here"
         for row in range(0, len(following), ROWS):
             yield logits[row : row + ROWS], following[row : row + ROWS]
 
 
-async def fit(llama: Llama, questions: list[Question]) -> Calibration:
+async def fit(llama: Llama, questions: list[TemperatureQuestion]) -> Calibration:
     """Two looks at all the questions; the first of the temperatures in what is returned is 1."""
     vocabulary = llama.vocabulary
     source = vocabulary.meta("tokenizer.chat_template") or ""

@@ -14,7 +14,7 @@ STRIDE = 16
 
 
 @dataclass(frozen=True)
-class Walk:
+class TracedAnswer:
     """The cloud's greedy answer to a prompt as text, and what the edge says along it (see `simulation.Trace`)."""
 
     answer: str
@@ -22,7 +22,7 @@ class Walk:
     agrees: list[bool]
 
 
-async def walk(client: EdgeCloudHTTPClient, prompt: str, max_tokens: int) -> Walk:
+async def walk(client: EdgeCloudHTTPClient, prompt: str, max_tokens: int) -> TracedAnswer:
     """Asks the cloud for its answer to `prompt`, one user turn in the edge's chat form, then the edge along it.
 
     Raises EndpointError when either cannot be used, RequestError for a prompt that fits neither.
@@ -31,7 +31,7 @@ async def walk(client: EdgeCloudHTTPClient, prompt: str, max_tokens: int) -> Wal
     prompt_ids = (await client.edge.post("/tokenize", question, TokenizeReply)).tokens
     answer = (await CloudVerifier(client.clouds).verify(prompt_ids, [], GREEDY, max_tokens)).token_ids
     text = (await client.edge.post("/detokenize", DetokenizeRequest(tokens=answer), DetokenizeReply)).prompt
-    return Walk(text, *await along(EdgeDrafter(client.edge), prompt_ids, answer))
+    return TracedAnswer(text, *await along(EdgeDrafter(client.edge), prompt_ids, answer))
 
 
 async def along(drafter: Drafter, prompt: Sequence[int], answer: Sequence[int]) -> tuple[list[float], list[bool]]:

@@ -13,7 +13,7 @@ from common.types import Collaboration
 
 
 @dataclass
-class Settings:
+class QuestionSettings:
     """What the questions of one program have in common."""
 
     max_tokens: int = 128
@@ -34,7 +34,7 @@ class Settings:
 
 
 async def ask(
-    client: EdgeCloudHTTPClient, prompt: str, settings: Settings, console: Console, stream: bool = True
+    client: EdgeCloudHTTPClient, prompt: str, settings: QuestionSettings, console: Console, stream: bool = True
 ) -> tuple[Collaboration, float]:
     """Prints the answer (as it comes, or whole at the end) and its table; returns the report and the milliseconds."""
     started = time.perf_counter()

@@ -5,7 +5,7 @@ from prompt_toolkit.completion import WordCompleter
 from rich.console import Console
 from rich.table import Table
 
-from cli.ask import Settings, ask
+from cli.ask import QuestionSettings, ask
 from cli.terminal import percent
 from common.config import show
 from common.config_schema import Config
@@ -16,7 +16,7 @@ from common.types import Collaboration
 COMMANDS = ("stats", "config", "quit", "exit")
 
 
-async def repl(client: EdgeCloudHTTPClient, config: Config, settings: Settings, console: Console) -> None:
+async def repl(client: EdgeCloudHTTPClient, config: Config, settings: QuestionSettings, console: Console) -> None:
     """Reads prompts until quit, exit or end of input; an error is one line and the loop goes on."""
     session: PromptSession[str] = PromptSession(completer=WordCompleter(list(COMMANDS), sentence=True))
     reports: list[Collaboration] = []

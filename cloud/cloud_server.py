@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from cloud.draft_verifier import DraftVerifier
 from cloud.engine.engine import CloudEngine
-from cloud.engine.supervisor import EngineKeeper, Pace
-from cloud.metrics import CloudMetrics, Form
+from cloud.engine.supervisor import EngineKeeper, SupervisorTiming
+from cloud.metrics import CloudMetrics, VerifyForm
 from cloud.routes import request_cost
 from cloud.routes.admission import Admission
 from cloud.routes.openai import OpenAIRoutes
@@ -62,7 +62,9 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
     app[VERIFIER] = DraftVerifier(engine, app[SESSIONS], app[RESIDENTS])
     app[ADMISSION] = Admission(config.admission.max_requests, config.admission.max_tokens)
     app[METRICS] = CloudMetrics(registry)
-    app[KEEPER] = EngineKeeper(engine, Pace(hang=config.engine.hang_seconds), app[METRICS].engine_restarts.inc)
+    app[KEEPER] = EngineKeeper(
+        engine, SupervisorTiming(hang=config.engine.hang_seconds), app[METRICS].engine_restarts.inc
+    )
     app.cleanup_ctx.append(_own_engine)
     app.router.add_get("/ready", _ready)
     app.router.add_get("/stats", _stats)
@@ -87,7 +89,7 @@ def _add_split(app: web.Application, config: CloudConfig) -> None:
     if not config.split.manifest:
         app.router.add_get("/split", not_served)
         return
-    app[SPLIT] = SplitService(config.split, Pace(hang=config.engine.hang_seconds), app[ADMISSION].admit)
+    app[SPLIT] = SplitService(config.split, SupervisorTiming(hang=config.engine.hang_seconds), app[ADMISSION].admit)
     app[SPLIT].add_to(app)
     app[SPLIT].show(app[METRICS])
 
@@ -171,7 +173,7 @@ async def _round(request: web.Request, body: VerifyRequest) -> VerifyResponse:
     with _work(app, request_cost.of_round(body)):
         response = await app[VERIFIER].verify_draft(body, request[REQUEST_ID], request[TENANT])
     drawn, seconds = len(response.token_ids), response.latency_ms / 1000
-    app[METRICS].verified(Form(response.form), response.drafted, response.accepted, drawn, seconds)
+    app[METRICS].verified(VerifyForm(response.form), response.drafted, response.accepted, drawn, seconds)
     return response
 
 

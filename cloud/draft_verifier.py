@@ -7,11 +7,11 @@ import msgspec
 import xxhash
 
 from cloud.engine.engine import CloudEngine
-from cloud.metrics import Form
+from cloud.metrics import VerifyForm
 from cloud.verify import stateless, validation
 from cloud.verify.idempotency import Replays
 from cloud.verify.resident_pool import ResidentPool
-from cloud.verify.round import Round
+from cloud.verify.round import VerifyRound
 from cloud.verify.sessions import SessionTable
 from cloud.verify.stop_strings import find_stop
 from cloud.verify.validation import require
@@ -66,7 +66,7 @@ class DraftVerifier:
         asked = self._round(request, request_id, tenant)
         live = f"{tenant}/{request.session}" if request.session and self._residents is not None else ""
         verdict = await self._residents.verify(live, asked) if self._residents is not None and live else None
-        form = Form.RESIDENT if verdict else Form.STATELESS
+        form = VerifyForm.RESIDENT if verdict else VerifyForm.STATELESS
         verdict = verdict or await stateless.verify(self._engine, asked)
         stop = find_stop(self._engine.tokenizer.decode, _answer(asked), verdict.token_ids, request.stop)
         if stop is not None:
@@ -77,11 +77,11 @@ class DraftVerifier:
             self._sessions.commit(request.session, asked.committed + verdict.token_ids, tenant)
         return self._response(asked, verdict, stop.text if stop else None, form)
 
-    def _round(self, request: VerifyRequest, request_id: str | None, tenant: str) -> Round:
+    def _round(self, request: VerifyRequest, request_id: str | None, tenant: str) -> VerifyRound:
         draft = request.draft_token_ids or self._encode("".join(request.draft_tokens), special=False)
         limit = self._engine.max_draft_tokens
         require(len(draft) <= limit, f"holds {len(draft)} tokens, at most {limit} are verified", "draft_tokens")
-        return Round(
+        return VerifyRound(
             committed=self._committed(request, tenant),
             draft=draft,
             sampling=request.sampling,
@@ -105,7 +105,9 @@ class DraftVerifier:
     def _encode(self, text: str, special: bool) -> list[int]:
         return list(self._engine.tokenizer.encode(text, add_special_tokens=special)) if text else []
 
-    def _response(self, asked: Round, verdict: Verdict, stopped_by: str | None, form: Form) -> VerifyResponse:
+    def _response(
+        self, asked: VerifyRound, verdict: Verdict, stopped_by: str | None, form: VerifyForm
+    ) -> VerifyResponse:
         drawn, drafted = len(verdict.token_ids), len(asked.draft)
         full = stopped_by is None and len(asked.committed) + drawn >= self._engine.max_model_len
         return VerifyResponse(
@@ -122,7 +124,7 @@ class DraftVerifier:
         )
 
 
-def _answer(asked: Round) -> list[int]:
+def _answer(asked: VerifyRound) -> list[int]:
     """The answer so far, as far as is known where it begins."""
     start = asked.sampling.prompt_tokens
     return [] if start is None else asked.committed[start:]

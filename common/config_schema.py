@@ -6,8 +6,8 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import asdict
 
 from common.decoding.policy import Gate, Plan
-from common.protocol.split_frames import Kind
-from common.types import ConfidenceStrategy, Objective, Way
+from common.protocol.split_frames import StateEncoding
+from common.types import ConfidenceStrategy, Objective, VerificationMode
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 OpenShare = Annotated[float, Meta(gt=0, lt=1)]
@@ -106,7 +106,7 @@ class EdgeSplitConfig(Section, frozen=True):
     manifest: str = ""
     thresholds: Annotated[list[Annotated[float, Meta(ge=0)]], Meta(min_length=1)] = field(default_factory=lambda: [0.8])
     latency_budget_ms: Annotated[float, Meta(gt=0)] | None = None
-    transfer: Kind = Kind.FP16
+    transfer: StateEncoding = StateEncoding.FP16
     async_upload: bool = True
     deadline_ms: Positive = 2000
 
@@ -235,7 +235,7 @@ class InferenceConfig(Section, frozen=True):
     max_draft_tokens: Annotated[int, Meta(ge=1, le=128)] = 16
     stretch_tokens: Annotated[int, Meta(ge=1, le=128)] = 8
     objective: Objective = Objective.LATENCY
-    way: Way = Way.AUTO
+    way: VerificationMode = VerificationMode.AUTO
     draft_ahead: bool = True
     fallback: bool = True
     private_patterns: list[str] = []

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
-from common.cloud_client.pool import Clouds
+from common.cloud_client.pool import CloudPool
 from common.cloud_client.verifier import CloudVerifier, EdgeDrafter
 from common.config_schema import NO_KEY, BreakerConfig, CommunicationConfig, Config, HttpClientConfig, Secret
 from common.decoding.pipeline import Pipeline
@@ -61,7 +61,7 @@ class EdgeCloudHTTPClient:
         self.edge = HTTPClient(edge_endpoint, config, edge_api_key)
         self._shared: VocabularyInfo | None = None
         """The ids that mean the same to both, once that is known."""
-        self.clouds = Clouds(
+        self.clouds = CloudPool(
             CommunicationConfig(
                 cloud_endpoint=cloud_endpoint,
                 cloud_endpoints=list(cloud_endpoints),

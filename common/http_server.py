@@ -57,7 +57,7 @@ async def _health(request: web.Request) -> web.Response:
     return reply(request, {"status": "ok"})
 
 
-class Connection(web.RequestHandler):
+class ClientConnection(web.RequestHandler):
     """One client's connection. Where what came is no HTTP there is no request yet; it too gets our error object."""
 
     def handle_error(
@@ -100,9 +100,9 @@ class HTTPServer:
             raise
         self._listener = await loop.create_server(self._connection, sock=listener)
 
-    def _connection(self) -> Connection:
+    def _connection(self) -> ClientConnection:
         assert self._runner.server is not None
-        return Connection(
+        return ClientConnection(
             self._runner.server,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=KEEPALIVE_SECONDS,

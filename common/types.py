@@ -36,7 +36,7 @@ class Objective(StrEnum):
     """Tokens per step of the cloud."""
 
 
-class Way(StrEnum):
+class VerificationMode(StrEnum):
     """How a lossless answer comes about."""
 
     AUTO = "auto"

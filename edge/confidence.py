@@ -24,9 +24,9 @@ __all__ = [
     "ConfidenceCalculator",
     "ConfidenceEnsemble",
     "ConfidenceMetrics",
+    "ConfidenceSettings",
     "ConfidenceStrategy",
     "Floats",
-    "Settings",
     "Softmax",
     "Strategy",
 ]
@@ -35,7 +35,7 @@ Floats = NDArray[np.floating[Any]]
 Tokens = NDArray[np.integer[Any]]
 
 
-class Settings(msgspec.Struct, frozen=True):
+class ConfidenceSettings(msgspec.Struct, frozen=True):
     """What the strategies can be tuned by: `temperature` > 0 for TEMPERATURE, `top_k` >= 1 for TOP_K_AGG."""
 
     temperature: float = 1.5
@@ -82,12 +82,12 @@ class Softmax(NamedTuple):
         return np.asarray(chosen / self.total)
 
 
-def max_prob(softmax: Softmax, settings: Settings) -> Floats:
+def max_prob(softmax: Softmax, settings: ConfidenceSettings) -> Floats:
     """max p: the probability of the likeliest token; [1/V, 1], 1/V when all are alike."""
     return 1.0 / softmax.total
 
 
-def entropy(softmax: Softmax, settings: Settings) -> Floats:
+def entropy(softmax: Softmax, settings: ConfidenceSettings) -> Floats:
     """1 - H(p) / ln V with H = -sum p ln p over the full vocabulary; [0, 1], 0 when all are alike."""
     below = np.maximum(softmax.below, -80.0)  # a logit of -inf would give 0 * -inf
     # Not vecdot: BLAS would wake threads that fight with llama.cpp's for the cores.
@@ -96,18 +96,18 @@ def entropy(softmax: Softmax, settings: Settings) -> Floats:
     return np.asarray(np.clip(1.0 - uncertainty / math.log(below.shape[-1]), 0.0, 1.0))
 
 
-def temperature(softmax: Softmax, settings: Settings) -> Floats:
+def temperature(softmax: Softmax, settings: ConfidenceSettings) -> Floats:
     """max softmax(logits / T); [1/V, 1]. `python -m calibration.temperature` finds the T that makes it calibrated."""
     return 1.0 / np.asarray(np.exp(softmax.below * (1.0 / settings.temperature)).sum(axis=-1))
 
 
-def top_k_agg(softmax: Softmax, settings: Settings) -> Floats:
+def top_k_agg(softmax: Softmax, settings: ConfidenceSettings) -> Floats:
     """max p / (sum of the top_k largest p): the mass of the first among the first k; [1/k, 1], 1 for k = 1."""
     k = min(settings.top_k, softmax.weights.shape[-1])
     return 1.0 / np.asarray(np.partition(softmax.weights, -k, axis=-1)[..., -k:].sum(axis=-1))
 
 
-Strategy = Callable[[Softmax, Settings], Floats]
+Strategy = Callable[[Softmax, ConfidenceSettings], Floats]
 """From softmaxes, [..., V], to confidences, [...], in [0, 1]; called once per step, in the engine's thread."""
 
 STRATEGIES: dict[ConfidenceStrategy, Strategy] = {
@@ -130,7 +130,7 @@ class ConfidenceCalculator:
         self.strategy = strategy if callable(strategy) else ConfidenceStrategy(strategy)
         if self.strategy is ConfidenceStrategy.ENSEMBLE:
             raise ConfigError(f"confidence.strategy: {self.strategy} is several strategies: see ConfidenceEnsemble")
-        self.settings = Settings(temperature, top_k)
+        self.settings = ConfidenceSettings(temperature, top_k)
         self._function = strategy if callable(strategy) else STRATEGIES[ConfidenceStrategy(strategy)]
 
     def of_logits(self, logits: Floats) -> Floats:

@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from common.cloud_client.pool import Clouds
+from common.cloud_client.pool import CloudPool
 from common.config_schema import Config, EdgeCacheConfig, EdgeConfig
 from common.decoding.online_gate import OnlineGate
 from common.errors import EngineError, NotFoundError, RequestError
@@ -64,7 +64,7 @@ def build_app(config: Config, confidence: Confidence | None = None) -> web.Appli
 async def _services(
     app: web.Application, config: Config, registry: CollectorRegistry, confidence: Confidence
 ) -> AsyncIterator[None]:
-    engine, clouds = _engine(config.edge, confidence), Clouds(config.communication)
+    engine, clouds = _engine(config.edge, confidence), CloudPool(config.communication)
     split = EdgeInferenceEngine(config, clouds) if config.edge.split.manifest else None
     async with (
         engine,

@@ -6,14 +6,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from common.cloud_client.circuit_breaker import State
-from common.cloud_client.pool import Cloud, Clouds, Outcome
+from common.cloud_client.pool import CallOutcome, Cloud, CloudPool
 from edge.split.segments import Segments
 
 
 class CloudsCollector(Collector):
     """The clouds' figures; the label `endpoint` is a URL of the config, so there are as many as that names."""
 
-    def __init__(self, clouds: Clouds) -> None:
+    def __init__(self, clouds: CloudPool) -> None:
         self._clouds = clouds
 
     def collect(self) -> Iterator[Metric]:
@@ -43,7 +43,7 @@ class CloudsCollector(Collector):
         says = "Calls and streams by how they ended."
         family = CounterMetricFamily("edgecloud_cloud_calls", says, labels=["endpoint", "outcome"])
         for cloud in self._clouds:
-            for outcome in Outcome:
+            for outcome in CallOutcome:
                 family.add_metric([cloud.url, outcome.value], cloud.outcomes[outcome])
         return family
 

@@ -21,14 +21,21 @@ from common.http_client import EdgeCloudHTTPClient
 from common.http_server import HTTPServer
 from common.protocol.openai import ChatRequest, Message
 from common.types import Collaboration, Provenance
-from edge.confidence import ConfidenceCalculator, ConfidenceEnsemble, ConfidenceStrategy, Floats, Settings, Softmax
+from edge.confidence import (
+    ConfidenceCalculator,
+    ConfidenceEnsemble,
+    ConfidenceSettings,
+    ConfidenceStrategy,
+    Floats,
+    Softmax,
+)
 from edge.edge_server import build_app
 from edge.engine.scheduler import Confidence
 
 PROMPTS = ["What is AI?", "What is the capital of Australia?", "What is a valley?", "Who invented the piano?"]
 
 
-def margin(softmax: Softmax, settings: Settings) -> Floats:
+def margin(softmax: Softmax, settings: ConfidenceSettings) -> Floats:
     """How far the likeliest token is ahead of the next one: p1 - p2, in [0, 1].
 
     `softmax.weights` holds a row of V numbers for each token that is drawn in this step of the engine, and p is these

@@ -13,8 +13,8 @@ from cli import terminal
 from cli.args import run_program
 from experiments.harness import experiment
 from experiments.harness.options import numbers
-from experiments.harness.trials import Done, Plan
-from experiments.report.schema import Chart, Configuration, Measure, Report, Table
+from experiments.harness.trials import ExperimentPlan, TrialResult
+from experiments.report.schema import Chart, ConfigurationReport, ExperimentReport, Measure, ReportTable
 from experiments.setup.ablations import CLOUD_ONLY
 from experiments.split import compared, paper
 
@@ -36,7 +36,9 @@ async def main() -> None:
     await experiment.run(args, ways, base, "What answers of a split model are worth", NAME, console, kind)
 
 
-def added(thresholds: Sequence[float], report: Report, plan: Plan, entries: Sequence[Done]) -> None:
+def added(
+    thresholds: Sequence[float], report: ExperimentReport, plan: ExperimentPlan, entries: Sequence[TrialResult]
+) -> None:
     """The sweep as a table and as curves, the paper's tasks beside it, and the threshold to take."""
     report.tables += [sweep(report), beside_paper(report)]
     by_name = {one.name: one for one in report.configurations}
@@ -76,7 +78,7 @@ COLUMNS = {
 }
 
 
-def sweep(report: Report) -> Table:
+def sweep(report: ExperimentReport) -> ReportTable:
     """A line for each way, with the interval of its difference in quality."""
     rows = []
     for one in report.configurations:
@@ -84,7 +86,7 @@ def sweep(report: Report) -> Table:
         change = one.differences.get("quality")
         told = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]" if change else ""
         rows.append([one.name, *cells, told])
-    return Table(
+    return ReportTable(
         title="Threshold sweep",
         heads=["way", *(title for title, _ in COLUMNS.values()), "quality less cloud only's"],
         rows=rows,
@@ -97,7 +99,7 @@ def written(found: Measure | None, form: str) -> str:
     return form.format(found.value) if found else "–"
 
 
-def beside_paper(report: Report) -> Table:
+def beside_paper(report: ExperimentReport) -> ReportTable:
     rows = [
         [f"paper, {one.dataset} ({one.task})", f"{one.collaborative:.3f}", f"{one.cloud_only:.3f}",
          f"{one.collaborative - one.cloud_only:+.3f}"]
@@ -112,7 +114,7 @@ def beside_paper(report: Report) -> Table:
             what = f"here, {report.workload.name}, {name}"
             rows.append([what, f"{mine.value:.3f}", f"{cloud.value:.3f}", difference])
     saved = ", ".join(f"{share:.2%} ({dataset})" for dataset, share in paper.OFFLOADED.items())
-    return Table(
+    return ReportTable(
         title="Beside the paper",
         heads=["", "collaborative", "cloud only", "difference"],
         rows=rows,
@@ -121,7 +123,7 @@ def beside_paper(report: Report) -> Table:
     )
 
 
-def findings(swept: Sequence[tuple[float, Configuration]], cloud: Configuration) -> list[str]:
+def findings(swept: Sequence[tuple[float, ConfigurationReport]], cloud: ConfigurationReport) -> list[str]:
     """The threshold with the least cloud work at which quality is within a point of cloud only's."""
     wanted = "quality", "cloud_layer_share", "cloud_rate"
     whole = cloud.measures.get("quality")

@@ -12,11 +12,11 @@ from cli import terminal
 from cli.args import run_program
 from experiments.harness import experiment
 from experiments.harness.options import numbers
-from experiments.harness.trials import Done, Plan
-from experiments.report.schema import Chart, Report, Table
+from experiments.harness.trials import ExperimentPlan, TrialResult
+from experiments.report.schema import Chart, ExperimentReport, ReportTable
 from experiments.setup.ablations import CLOUD_ONLY
 from experiments.split import compared, formulas, paper
-from experiments.split.formulas import READINGS, Shape
+from experiments.split.formulas import READINGS, SplitShape
 
 NAME = "communication"
 QUESTIONS, REPEATS, BLOCK = 60, 1, 4
@@ -35,7 +35,13 @@ async def main() -> None:
     await experiment.run(args, ways, base, "What a split model sends", NAME, console, kind)
 
 
-def added(thresholds: Sequence[float], shape: Shape, report: Report, plan: Plan, entries: Sequence[Done]) -> None:
+def added(
+    thresholds: Sequence[float],
+    shape: SplitShape,
+    report: ExperimentReport,
+    plan: ExperimentPlan,
+    entries: Sequence[TrialResult],
+) -> None:
     """The table of the paper's columns, what each reading says, and the curves over the threshold."""
     report.tables += [readings(report, shape), beside_paper(report)]
     report.findings += [*findings(report, thresholds), papers_reading()]
@@ -60,7 +66,7 @@ def added(thresholds: Sequence[float], shape: Shape, report: Report, plan: Plan,
     ]  # fmt: skip
 
 
-def readings(report: Report, shape: Shape) -> Table:
+def readings(report: ExperimentReport, shape: SplitShape) -> ReportTable:
     """For each way its bytes an answer, and what they are of each reading of the naive split."""
     rows = []
     for one in report.configurations:
@@ -72,7 +78,7 @@ def readings(report: Report, shape: Shape) -> Table:
     short = [title.partition(")")[0] + ")" for title, _, _ in READINGS.values()]
     heads = ["way", "frames", "with headers", *(part for name in short for part in (f"naive {name}", f"saved {name}"))]
     formulas = "; ".join(f"{title}: {formula}" for title, formula, _ in READINGS.values())
-    return Table(
+    return ReportTable(
         title="Bytes of an answer against each reading of the naive split",
         heads=heads,
         rows=rows,
@@ -81,7 +87,7 @@ def readings(report: Report, shape: Shape) -> Table:
     )
 
 
-def beside_paper(report: Report) -> Table:
+def beside_paper(report: ExperimentReport) -> ReportTable:
     """The paper's columns: data of both, what is saved, cloud request rate."""
     rows = [
         [f"paper, {one.dataset}", f"{one.naive:g} MB", f"{one.ours:g} MB", f"{one.reduction:.2%}",
@@ -96,7 +102,7 @@ def beside_paper(report: Report) -> Table:
             rows.append(
                 [f"here, {one.name}", f"{naive / 1e6:.4f} MB", f"{ours / 1e6:.4f} MB", f"{saved:.2%}", f"{rate:.2%}"]
             )
-    return Table(
+    return ReportTable(
         title="Beside the paper",
         heads=["", "naive", "layer split", "saved", "cloud request rate"],
         rows=rows,
@@ -105,7 +111,7 @@ def beside_paper(report: Report) -> Table:
     )
 
 
-def findings(report: Report, thresholds: Sequence[float]) -> list[str]:
+def findings(report: ExperimentReport, thresholds: Sequence[float]) -> list[str]:
     told = []
     by_name = {one.name: one.measures for one in report.configurations}
     for threshold in thresholds:
@@ -122,7 +128,7 @@ def findings(report: Report, thresholds: Sequence[float]) -> list[str]:
 
 def papers_reading() -> str:
     """Which reading the paper's figure for Alpaca fits, computed."""
-    model, prompt, tokens = Shape(paper.HIDDEN, paper.LAYERS, 0), 20, 100
+    model, prompt, tokens = SplitShape(paper.HIDDEN, paper.LAYERS, 0), 20, 100
     naive = formulas.every_token(model, prompt, tokens)
     ours = formulas.once(model, prompt, tokens) / 2
     return (

@@ -20,11 +20,11 @@ from cli import terminal
 from cli.args import config_parser, run_program
 from common.config_schema import HttpClientConfig
 from common.http.client import HTTPClient
-from common.protocol.split_frames import Kind
+from common.protocol.split_frames import StateEncoding
 from experiments.harness import experiment
 from experiments.harness.load import in_turns
 from experiments.harness.progress import progress
-from experiments.harness.servers import Place, fleet
+from experiments.harness.servers import EdgeSite, fleet
 from experiments.questions import datasets
 from experiments.questions.workload import Question
 from experiments.setup.ablations import CLOUD_ONLY
@@ -38,7 +38,7 @@ CLIENT = HttpClientConfig(timeout=120.0, max_retries=0, connection_pool_size=100
 WHOLE = CLOUD_ONLY.name
 
 
-class Difference(Struct, kw_only=True):
+class Divergence(Struct, kw_only=True):
     """Where an answer leaves the whole model's. `gap`: natural log probability by which the whole model's is likelier.
 
     `gap` is null where the two differ in length alone or one of the tokens is not among the likeliest 20.
@@ -51,14 +51,14 @@ class Difference(Struct, kw_only=True):
     gap: float | None
 
 
-class Outcome(Struct, kw_only=True):
+class ExactnessResult(Struct, kw_only=True):
     """`tokens`: of all answers; `bytes_up`: of hidden states and questions, in all."""
 
     kind: str
     answers: int
     tokens: int
     bytes_up: int
-    differences: list[Difference]
+    differences: list[Divergence]
 
     @property
     def largest_gap(self) -> float | None:
@@ -66,7 +66,7 @@ class Outcome(Struct, kw_only=True):
         return max(gaps) if gaps else None
 
 
-class Answer(Struct):
+class ReplayedAnswer(Struct):
     token_ids: list[int]
     texts: list[str]
     bytes_up: int
@@ -78,7 +78,7 @@ async def main() -> None:
         "--data", metavar="FILE|NAME", help="questions (experiments/questions/datasets.py; default: held-out ones)"
     )
     parser.add_argument("--questions", type=int, default=200, help="how many at most (default %(default)s)")
-    parser.add_argument("--kinds", default=",".join(Kind), help="how states travel (default %(default)s)")
+    parser.add_argument("--kinds", default=",".join(StateEncoding), help="how states travel (default %(default)s)")
     parser.add_argument("--clients", type=int, default=8, help="questions at once (default %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=96, help="longest answer (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="chooses questions (default %(default)s)")
@@ -87,7 +87,7 @@ async def main() -> None:
     )
     args, console = parser.parse_args(), terminal.console()
     asked = datasets.load(args.data, args.questions, args.seed).questions
-    found = await measure(args, asked, [Kind(kind) for kind in args.kinds.split(",")], console)
+    found = await measure(args, asked, [StateEncoding(kind) for kind in args.kinds.split(",")], console)
     show(found, console)
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "exactness.json"
@@ -95,7 +95,9 @@ async def main() -> None:
     console.print(f"written: {path}")
 
 
-async def measure(args: Namespace, asked: Sequence[Question], kinds: Sequence[Kind], console: Console) -> list[Outcome]:
+async def measure(
+    args: Namespace, asked: Sequence[Question], kinds: Sequence[StateEncoding], console: Console
+) -> list[ExactnessResult]:
     """Asks everything of the whole model, then of its pieces; servers live as long as this."""
     base = experiment.base_config(args, SETTINGS)
     ways = [CLOUD_ONLY, *(compared.split(NEVER, kind.value, transfer=kind.value) for kind in kinds)]
@@ -110,7 +112,7 @@ async def measure(args: Namespace, asked: Sequence[Question], kinds: Sequence[Ki
         async with HTTPClient(places[made[0].needs].cloud_url, CLIENT) as cloud:
             whole = answers[WHOLE]
             return [
-                Outcome(
+                ExactnessResult(
                     kind=kind.value,
                     answers=len(asked),
                     tokens=sum(len(answer.token_ids) for answer in answers[kind.value]),
@@ -126,11 +128,11 @@ async def measure(args: Namespace, asked: Sequence[Question], kinds: Sequence[Ki
 
 
 async def answers_of(
-    places: dict[Needs, Place], asked: Configuration, questions: Sequence[Question], args: Namespace, done: Any
-) -> list[Answer]:
+    places: dict[Needs, EdgeSite], asked: Configuration, questions: Sequence[Question], args: Namespace, done: Any
+) -> list[ReplayedAnswer]:
     async with HTTPClient(places[asked.needs].edge_url, CLIENT) as edge:
 
-        async def one(number: int) -> Answer:
+        async def one(number: int) -> ReplayedAnswer:
             body = {
                 "messages": [{"role": "user", "content": questions[number].prompt}],
                 "max_tokens": args.max_tokens,
@@ -142,14 +144,16 @@ async def answers_of(
             done()
             tokens = reply["choices"][0]["collaboration"]["tokens"]
             told = reply["collaboration"]
-            return Answer(
+            return ReplayedAnswer(
                 [token["token_id"] for token in tokens], [token["text"] for token in tokens], told["bytes_up"]
             )
 
         return await in_turns(args.clients, one, range(len(questions)))
 
 
-async def difference(cloud: HTTPClient, edge_url: str, question: Question, whole: Answer, split: Answer) -> Difference:
+async def difference(
+    cloud: HTTPClient, edge_url: str, question: Question, whole: ReplayedAnswer, split: ReplayedAnswer
+) -> Divergence:
     """What the whole model says of its token and the other one, after all that the answers have in common."""
     at = parting(whole.token_ids, split.token_ids)
     one, other = ((a.texts[at], a.token_ids[at]) if at < len(a.token_ids) else ("", None) for a in (whole, split))
@@ -163,7 +167,7 @@ async def difference(cloud: HTTPClient, edge_url: str, question: Question, whole
         likeliest = reply["choices"][0]["logprobs"]["top_logprobs"][0]
         both = [likeliest.get(f"token_id:{token}") for token in (one[1], other[1])]
         gap = None if None in both else both[0] - both[1]
-    return Difference(question=question.prompt, position=at, whole=one[0], split=other[0], gap=gap)
+    return Divergence(question=question.prompt, position=at, whole=one[0], split=other[0], gap=gap)
 
 
 def parting(one: Sequence[int], other: Sequence[int]) -> int:
@@ -172,7 +176,7 @@ def parting(one: Sequence[int], other: Sequence[int]) -> int:
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def show(found: Sequence[Outcome], console: Console) -> None:
+def show(found: Sequence[ExactnessResult], console: Console) -> None:
     made = Table(title="Thresholds above 1 against the whole model, greedy", title_justify="left")
     for head in ("states travel as", "answers", "tokens", "bytes up", "answers that differ", "share", "largest gap"):
         made.add_column(head, justify="right")

@@ -17,8 +17,8 @@ from cli import terminal
 from cli.args import run_program
 from experiments.harness import experiment
 from experiments.harness.options import numbers
-from experiments.harness.trials import Cell, Done, Network, Plan
-from experiments.report.schema import Configuration, Report, Table
+from experiments.harness.trials import ExperimentPlan, LoadCondition, Network, TrialResult
+from experiments.report.schema import ConfigurationReport, ExperimentReport, ReportTable
 from experiments.setup.ablations import CLOUD_ONLY, Ablation
 from experiments.split import compared, paper, time_saved
 from experiments.split.time_saved import saved
@@ -54,13 +54,13 @@ def ways(threshold: float) -> list[Ablation]:
     ]
 
 
-def cells_of(args: argparse.Namespace) -> list[Cell]:
+def cells_of(args: argparse.Namespace) -> list[LoadCondition]:
     """The one of --network first, then those of the sweeps."""
     at = experiment.network_of(args.network)
-    found = [Cell(at)]
-    found += [Cell(Network(ms, at.mbit)) for ms in swept(args.round_trips, "--round-trips")]
-    found += [Cell(Network(at.round_trip_ms, mbit)) for mbit in swept(args.uplinks, "--uplinks") if mbit > 0]
-    found += [Cell(at, int(n)) for n in swept(args.clients, "--clients") if n >= 1]
+    found = [LoadCondition(at)]
+    found += [LoadCondition(Network(ms, at.mbit)) for ms in swept(args.round_trips, "--round-trips")]
+    found += [LoadCondition(Network(at.round_trip_ms, mbit)) for mbit in swept(args.uplinks, "--uplinks") if mbit > 0]
+    found += [LoadCondition(at, int(n)) for n in swept(args.clients, "--clients") if n >= 1]
     return list(dict.fromkeys(found))
 
 
@@ -68,7 +68,7 @@ def swept(text: str, option: str) -> list[float]:
     return numbers(text, option) if text else []
 
 
-def added(report: Report, plan: Plan, entries: Sequence[Done]) -> None:
+def added(report: ExperimentReport, plan: ExperimentPlan, entries: Sequence[TrialResult]) -> None:
     """The paper's columns, what each part costs, and the sweeps."""
     names = [one.name for one in report.configurations if one.name != CLOUD_ONLY.name]
     report.tables += [times(report, entries), beside_paper(report)]
@@ -81,7 +81,7 @@ def added(report: Report, plan: Plan, entries: Sequence[Done]) -> None:
         report.charts += time_saved.charts(plan, names, entries)
 
 
-def times(report: Report, entries: Sequence[Done]) -> Table:
+def times(report: ExperimentReport, entries: Sequence[TrialResult]) -> ReportTable:
     rows = []
     for one in report.configurations:
         m = one.measures
@@ -90,7 +90,7 @@ def times(report: Report, entries: Sequence[Done]) -> Table:
         against = "" if one.name == CLOUD_ONLY.name else str(saved(entries, one.name, 0) or "–")
         rate = f"{m['cloud_rate'].value:.1%}" if "cloud_rate" in m else "–"
         rows.append([one.name, *cells, against, rate])
-    return Table(
+    return ReportTable(
         title="Milliseconds of an answer",
         heads=["way", "total", "cloud", "edge", "communication", "total against cloud only", "cloud request rate"],
         rows=rows,
@@ -99,7 +99,7 @@ def times(report: Report, entries: Sequence[Done]) -> Table:
     )
 
 
-def beside_paper(report: Report) -> Table:
+def beside_paper(report: ExperimentReport) -> ReportTable:
     """Seconds for 100 answers, as the paper has them."""
     rows = [
         [f"paper, {one.method}", f"{one.total:g}", f"{one.cloud:g}", f"{one.edge:g}", f"{one.communication:g}"]
@@ -109,7 +109,7 @@ def beside_paper(report: Report) -> Table:
         parts = ("latency_mean_ms", "cloud_ms", "edge_ms", "communication_ms")
         if all(name in one.measures for name in parts):
             rows.append([f"here, {one.name}", *(f"{one.measures[name].value / 10:.2f}" for name in parts)])
-    return Table(
+    return ReportTable(
         title="Beside the paper: seconds for 100 answers",
         heads=["", "total", "cloud", "edge", "communication"],
         rows=rows,
@@ -117,7 +117,7 @@ def beside_paper(report: Report) -> Table:
     )
 
 
-def off(report: Report) -> list[str]:
+def off(report: ExperimentReport) -> list[str]:
     """What asynchronous upload and fp16 are worth: the same without them."""
     by_name = {one.name: one for one in report.configurations}
     return [
@@ -127,7 +127,7 @@ def off(report: Report) -> list[str]:
     ]
 
 
-def against(one: Configuration, ours: Configuration) -> str | None:
+def against(one: ConfigurationReport, ours: ConfigurationReport) -> str | None:
     wanted = "latency_mean_ms", "bytes"
     if not all(name in m for name in wanted for m in (one.measures, ours.measures)):
         return None

@@ -32,14 +32,14 @@ from common.errors import ConfigError
 from common.http.client import HTTPClient
 from experiments.counters.cloud import counted
 from experiments.harness.journal import Journal
-from experiments.harness.load import Answer, load
+from experiments.harness.load import TimedAnswer, load
 from experiments.harness.options import numbers
 from experiments.harness.progress import progress
 from experiments.harness.servers import Site, site
 from experiments.network import pages, view, ways
-from experiments.network.passes import Block, Cell, Done, Pass, Plan, passes
-from experiments.network.report import Report, report
-from experiments.network.ways import Server, Way
+from experiments.network.passes import Block, NetworkCell, Pass, PassResult, SweepPlan, passes
+from experiments.network.report import NetworkReport, report
+from experiments.network.ways import AnswerMode, AskedServer
 from experiments.questions.workload import Question, questions
 
 SETTLE_QUESTIONS = 4
@@ -48,10 +48,10 @@ FLOAT32 = "cloud.model.dtype=float32"
 CLIENT = HttpClientConfig(timeout=120.0, max_retries=0, connection_pool_size=1000)
 
 
-class Sweep:
+class NetworkSweep:
     """Asks one pass after another over one site. Owns the connections of the clients."""
 
-    def __init__(self, plan: Plan, asked: Sequence[Question], where: Site) -> None:
+    def __init__(self, plan: SweepPlan, asked: Sequence[Question], where: Site) -> None:
         self._plan = plan
         self._prompts = [question.prompt for question in asked]
         self._site = where
@@ -63,7 +63,7 @@ class Sweep:
         for client in (self._cloud, *self._clients.values()):
             await client.close()
 
-    async def make(self, one: Pass, say: Callable[[str], None]) -> Done:
+    async def make(self, one: Pass, say: Callable[[str], None]) -> PassResult:
         prompts = self._prompts[one.first : one.last]
         await self._change_network(one.cell, say)
         say(f"{_named(one.cell)}: warming caches")
@@ -72,9 +72,9 @@ class Sweep:
         for way in one.order(self._plan.chosen_ways, self._plan.seed):
             say(f"{_named(one.cell)}: {way.title}")
             blocks[way.name] = await self._block(way, prompts, one.cell.clients)
-        return Done(one, [blocks[name] for name in self._plan.ways])
+        return PassResult(one, [blocks[name] for name in self._plan.ways])
 
-    async def _change_network(self, cell: Cell, say: Callable[[str], None]) -> None:
+    async def _change_network(self, cell: NetworkCell, say: Callable[[str], None]) -> None:
         wanted = cell.round_trip, cell.uplink
         if wanted == self._network:
             return
@@ -88,10 +88,10 @@ class Sweep:
     async def _warm(self, prompts: Sequence[str]) -> None:
         await load(self._cloud, prompts, SETTLE_QUESTIONS, {}, max_tokens=1)
         for server, client in self._clients.items():
-            if server is not Server.CLOUD:
+            if server is not AskedServer.CLOUD:
                 await load(client, prompts, SETTLE_QUESTIONS, ways.WAYS["edge"].fields, max_tokens=1)
 
-    async def _block(self, way: Way, prompts: Sequence[str], clients: int) -> Block:
+    async def _block(self, way: AnswerMode, prompts: Sequence[str], clients: int) -> Block:
         network = self._site.network
         before, up, down = await counted(self._cloud), network.up.bytes, network.down.bytes
         began = time.perf_counter()
@@ -106,18 +106,18 @@ class Sweep:
             bytes_down=network.down.bytes - down,
         )
 
-    async def _ask(self, way: Way, prompts: Sequence[str], clients: int) -> list[Answer]:
+    async def _ask(self, way: AnswerMode, prompts: Sequence[str], clients: int) -> list[TimedAnswer]:
         return await load(self._clients[way.server], prompts, clients, way.fields, self._plan.max_tokens)
 
 
-def _named(cell: Cell) -> str:
+def _named(cell: NetworkCell) -> str:
     return f"{cell.round_trip:g} ms, {cell.uplink:g} Mbit/s, {cell.clients} clients"
 
 
 async def main() -> None:
     args = parser().parse_args()
     plan, folder, console = plan_of(args), Path(args.output), terminal.console()
-    journal = Journal(folder / "passes.jsonl", plan, Done, args.resume)
+    journal = Journal(folder / "passes.jsonl", plan, PassResult, args.resume)
     done = {entry.what for entry in journal.entries}
     everything = list(passes(plan))
     left = [one for one in everything if one not in done]
@@ -129,14 +129,18 @@ async def main() -> None:
 
 
 async def _run(
-    args: argparse.Namespace, plan: Plan, left: Sequence[Pass], journal: Journal[Plan, Done], console: Console
+    args: argparse.Namespace,
+    plan: SweepPlan,
+    left: Sequence[Pass],
+    journal: Journal[SweepPlan, PassResult],
+    console: Console,
 ) -> None:
     """Makes passes until none is left, or the minutes are over."""
     asked = questions(plan.prompts, plan.seed, Path(plan.data) if plan.data else None)
-    plain_edge = any(way.server is Server.PLAIN_EDGE for way in plan.chosen_ways)
+    plain_edge = any(way.server is AskedServer.PLAIN_EDGE for way in plan.chosen_ways)
     async with (
         site(args, server_settings(plan), plain_edge, console.print) as where,
-        contextlib.aclosing(Sweep(plan, asked, where)) as sweep,
+        contextlib.aclosing(NetworkSweep(plan, asked, where)) as sweep,
     ):
         with progress(console) as bar:
             task = bar.add_task("", total=sum(one.weight for one in left))
@@ -148,7 +152,7 @@ async def _run(
                 bar.advance(task, one.weight)
 
 
-def server_settings(plan: Plan) -> list[str]:
+def server_settings(plan: SweepPlan) -> list[str]:
     """An edge and a cloud that have room for all clients at once, and exact arithmetic."""
     most = max(plan.clients)
     room = [
@@ -171,7 +175,7 @@ def token_ends(model: str) -> Callable[[str], Sequence[int]]:
     return ends
 
 
-def write(found: Report, folder: Path, console: Console) -> None:
+def write(found: NetworkReport, folder: Path, console: Console) -> None:
     """report.json, .md and .html, tables.txt and the plots; on the console the speeds, and where the rest is."""
     (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
     tables = view.details(found), view.ratios(found), view.conclusion(found)
@@ -187,9 +191,9 @@ def write(found: Report, folder: Path, console: Console) -> None:
         console.print(f"{found.passes_done} of {found.passes_planned} passes are done; --resume goes on")
 
 
-def plan_of(args: argparse.Namespace) -> Plan:
+def plan_of(args: argparse.Namespace) -> SweepPlan:
     """Raises ConfigError for what makes no sense."""
-    plan = Plan(
+    plan = SweepPlan(
         round_trips=numbers(args.round_trips, "--round-trips"),
         uplinks=numbers(args.uplinks, "--uplinks"),
         clients=[int(n) for n in numbers(args.clients, "--clients")],

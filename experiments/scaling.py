@@ -19,11 +19,11 @@ from cli.args import run_program
 from common.errors import ConfigError
 from common.types import Mode
 from experiments.harness import experiment, measures
-from experiments.harness.experiment import Kind
-from experiments.harness.measures import Quantile, Ratio, count, time
+from experiments.harness.experiment import ExperimentKind
+from experiments.harness.measures import Quantile, RatioOfSums, count, time
 from experiments.harness.options import numbers
-from experiments.harness.trials import Done, Plan
-from experiments.report.schema import Curves, MeasureInfo, Report, Series, Sweep
+from experiments.harness.trials import ExperimentPlan, TrialResult
+from experiments.report.schema import Curves, ExperimentReport, MeasureInfo, Series, SweepDescription
 from experiments.report.words import counted
 from experiments.setup import ablations
 from experiments.setup.ablations import Ablation
@@ -38,8 +38,8 @@ FEW = 10
 """Trials; the bootstrap of fewer gives intervals that are too narrow."""
 NAME = "scaling_report"
 
-THROUGHPUT = Ratio(lambda asked: sum(row.tokens for row in asked.rows), lambda asked: asked.seconds)
-STEPS = Ratio(
+THROUGHPUT = RatioOfSums(lambda asked: sum(row.tokens for row in asked.rows), lambda asked: asked.seconds)
+STEPS = RatioOfSums(
     lambda asked: sum(each.cloud.steps for each in asked.counts), lambda asked: sum(row.tokens for row in asked.rows)
 )
 MEASURES = {
@@ -101,7 +101,11 @@ def series(ways: Sequence[Ablation], clients: Sequence[int]) -> list[tuple[Serie
 
 
 def finish(
-    swept: Sequence[Series], cloud_only: Series | None, report: Report, plan: Plan, entries: Sequence[Done]
+    swept: Sequence[Series],
+    cloud_only: Series | None,
+    report: ExperimentReport,
+    plan: ExperimentPlan,
+    entries: Sequence[TrialResult],
 ) -> None:
     """Puts the curves into the report, and how many times each throughput is that of one client, and of cloud only."""
     samples = {
@@ -124,7 +128,7 @@ def finish(
             f"intervals are over {counted(drawn, 'trial')} of {counted(plan.block, 'question')}, which are few: "
             "read them as a lower bound of what is uncertain; more --questions are more trials"
         )
-    report.sweep = Sweep(parameter="Clients", series=list(swept), plots=list(PLOTS))
+    report.sweep = SweepDescription(parameter="Clients", series=list(swept), plots=list(PLOTS))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -138,14 +142,14 @@ async def main() -> None:
     await measure(parser().parse_args(), terminal.console())
 
 
-async def measure(args: argparse.Namespace, console: Console) -> Report:
+async def measure(args: argparse.Namespace, console: Console) -> ExperimentReport:
     """Raises as experiment.run does, and ConfigError for options that make no sense."""
     clients = clients_of(args.clients)
     base = experiment.base_config(args, settings(clients))
     ways = ablations.chosen(args.only, base.experiments.ablations)
     curves = series(ways, clients)
     cloud_only = next((one for (one, _), way in zip(curves, ways, strict=True) if way.mode is Mode.CLOUD_ONLY), None)
-    kind = Kind(
+    kind = ExperimentKind(
         program="-m experiments.scaling",
         settings=settings(clients),
         asked={"block": max(clients)},

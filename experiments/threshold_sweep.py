@@ -20,10 +20,10 @@ from common.errors import ConfigError
 from common.types import ConfidenceStrategy, Mode
 from experiments.harness import experiment, measures, results
 from experiments.harness.areas import areas
-from experiments.harness.experiment import Kind
+from experiments.harness.experiment import ExperimentKind
 from experiments.harness.options import numbers
-from experiments.harness.trials import Done, Plan
-from experiments.report.schema import Curves, Report, Series, Sweep
+from experiments.harness.trials import ExperimentPlan, TrialResult
+from experiments.report.schema import Curves, ExperimentReport, Series, SweepDescription
 from experiments.setup import ablations
 from experiments.setup.ablations import Ablation
 
@@ -79,14 +79,16 @@ def shares(text: str, option: str) -> list[float]:
     return found
 
 
-def finish(swept: Sequence[Series], report: Report, plan: Plan, entries: Sequence[Done]) -> None:
+def finish(
+    swept: Sequence[Series], report: ExperimentReport, plan: ExperimentPlan, entries: Sequence[TrialResult]
+) -> None:
     """Puts the curves and their areas into the report."""
-    by_name: dict[str, list[Done]] = {one.name: [] for one in plan.configurations}
+    by_name: dict[str, list[TrialResult]] = {one.name: [] for one in plan.configurations}
     for entry in entries:
         by_name[entry.what.configuration].append(entry)
     samples = {name: measures.sample(found) for name, found in by_name.items()}
     definitions, ends = results.defined(plan, by_name), [one.name for one in ENDS]
-    report.sweep = Sweep(
+    report.sweep = SweepDescription(
         parameter="Threshold",
         series=list(swept),
         ends=ends,
@@ -115,14 +117,14 @@ async def main() -> None:
     await measure(parser().parse_args(), terminal.console())
 
 
-async def measure(args: argparse.Namespace, console: Console) -> Report:
+async def measure(args: argparse.Namespace, console: Console) -> ExperimentReport:
     """Raises as experiment.run does, and ConfigError for options that make no sense."""
     base = experiment.base_config(args)
     if base.inference.online.enabled:
         raise ConfigError("inference.online: a gate that follows the traffic moves its thresholds; switch it off here")
     curves = series(args.strategies, args.thresholds, args.product_thresholds)
     chosen = [ablations.BASELINE, *ENDS, *(point for _, points in curves for point in points)]
-    kind = Kind(
+    kind = ExperimentKind(
         program="-m experiments.threshold_sweep",
         settled=False,
         finish=partial(finish, [one for one, _ in curves]),

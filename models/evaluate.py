@@ -18,13 +18,13 @@ from rich.progress import track
 from cli.terminal import console
 from cloud.engine.engine import CloudEngine
 from cloud.verify import stateless
-from cloud.verify.round import Round
+from cloud.verify.round import VerifyRound
 from common.decoding.interfaces import Drafter
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.vocab_translation import TranslatingDrafter
-from common.protocol.vocabulary import TokenizerFile, Vocabulary
-from common.types import GREEDY, Sampling, Verdict, Way
+from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile
+from common.types import GREEDY, Sampling, Verdict, VerificationMode
 from edge.engine.engine import EdgeEngine
 from edge.engine.engine import Sequence as EdgeSequence
 from models import heldout
@@ -40,7 +40,7 @@ MARKS = "<!-- evaluation of {} -->\n", "<!-- end of evaluation -->\n"
 
 
 @dataclass
-class Question:
+class EvaluatedQuestion:
     """One held-out prompt in the ids of each model, its right answer, and what each model answers greedily."""
 
     kind: str
@@ -58,7 +58,7 @@ class Replay:
 
     calls = bytes_up = bytes_down = 0
 
-    def __init__(self, question: Question) -> None:
+    def __init__(self, question: EvaluatedQuestion) -> None:
         self._prompt = len(question.prompt_ids)
         self._truth = question.cloud_ids
 
@@ -76,13 +76,13 @@ class Replay:
         raise NotImplementedError("a replay answers in rounds")
 
 
-async def cloud_answers(vocabulary: Vocabulary, questions: list[Question]) -> None:
+async def cloud_answers(vocabulary: RemoteVocabulary, questions: list[EvaluatedQuestion]) -> None:
     """Fills in what the cloud model answers on vLLM."""
     cloud = CloudEngine(str(CLOUD), args={"max_model_len": 1024})
     await cloud.start()
     try:
         answers = [
-            asyncio.create_task(stateless.verify(cloud, Round(q.prompt_ids, [], max_tokens=MAX_TOKENS)))
+            asyncio.create_task(stateless.verify(cloud, VerifyRound(q.prompt_ids, [], max_tokens=MAX_TOKENS)))
             for q in questions
         ]
         for question, answer in track(list(zip(questions, answers, strict=True)), "cloud answers"):
@@ -92,7 +92,7 @@ async def cloud_answers(vocabulary: Vocabulary, questions: list[Question]) -> No
         await cloud.close()
 
 
-async def edge_answers(engine: EdgeEngine, questions: list[Question]) -> None:
+async def edge_answers(engine: EdgeEngine, questions: list[EvaluatedQuestion]) -> None:
     for question in track(questions, "edge answers"):
         async with engine.sequence(question.edge_prompt_ids) as sequence:
             draft = await sequence.draft(question.edge_prompt_ids, MAX_TOKENS, GREEDY)
@@ -100,10 +100,10 @@ async def edge_answers(engine: EdgeEngine, questions: list[Question]) -> None:
 
 
 async def acceptance(
-    engine: EdgeEngine, cloud: Vocabulary, questions: list[Question], draft_length: int
+    engine: EdgeEngine, cloud: RemoteVocabulary, questions: list[EvaluatedQuestion], draft_length: int
 ) -> tuple[float, float]:
     """Acceptance rate, and tokens per round, of greedy lossless rounds with drafts of this length."""
-    plan = Plan(use_confidence_check=False, max_draft_tokens=draft_length, way=Way.ROUNDS)
+    plan = Plan(use_confidence_check=False, max_draft_tokens=draft_length, way=VerificationMode.ROUNDS)
     drafted = accepted = rounds = tokens = 0
     for question in track(questions, f"drafts of {draft_length}"):
         async with engine.sequence(question.edge_prompt_ids) as sequence:
@@ -117,16 +117,18 @@ async def acceptance(
     return accepted / drafted, tokens / rounds
 
 
-def in_cloud_tokens(sequence: EdgeSequence, engine: EdgeEngine, cloud: Vocabulary, question: Question) -> Drafter:
+def in_cloud_tokens(
+    sequence: EdgeSequence, engine: EdgeEngine, cloud: RemoteVocabulary, question: EvaluatedQuestion
+) -> Drafter:
     """The edge's drafts as the cloud's tokens; translated where the two read the prompt differently."""
     if question.edge_prompt_ids == question.prompt_ids:
         return sequence
     return TranslatingDrafter(sequence, engine, cloud, question.edge_prompt_ids, len(question.prompt_ids))
 
 
-def cloud_vocabulary() -> Vocabulary:
+def cloud_vocabulary() -> RemoteVocabulary:
     text = (CLOUD / "tokenizer.json").read_text()
-    return Vocabulary(
+    return RemoteVocabulary(
         TokenizerFile(fingerprint="", tokenizer=text, end_tokens=[0], chat_template="", bos="", eos=PAIR.end)
     )
 
@@ -147,15 +149,17 @@ async def evaluate(edge: str, per_kind: int | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def ask(engine: EdgeEngine, cloud: Vocabulary, form: DemoVocabulary, kind: str, prompt: str, answer: str) -> Question:
+def ask(
+    engine: EdgeEngine, cloud: RemoteVocabulary, form: DemoVocabulary, kind: str, prompt: str, answer: str
+) -> EvaluatedQuestion:
     ids = cloud.prompt(PAIR.question.format(prompt), add_special=False)
     edge_ids = engine.tokenize(form.question.format(prompt), add_special=False, parse_special=True)
-    return Question(kind, prompt, answer, ids, edge_ids, [])
+    return EvaluatedQuestion(kind, prompt, answer, ids, edge_ids, [])
 
 
-def groups(questions: list[Question]) -> dict[str, list[Question]]:
+def groups(questions: list[EvaluatedQuestion]) -> dict[str, list[EvaluatedQuestion]]:
     """The questions by kind, then facts and tasks each together, then all."""
-    found: dict[str, list[Question]] = defaultdict(list)
+    found: dict[str, list[EvaluatedQuestion]] = defaultdict(list)
     for question in questions:
         found[question.kind].append(question)
     found["**facts**"] = [q for q in questions if q.kind not in tasks.TASKS]
@@ -164,7 +168,7 @@ def groups(questions: list[Question]) -> dict[str, list[Question]]:
     return found
 
 
-def score_line(name: str, members: list[Question]) -> str:
+def score_line(name: str, members: list[EvaluatedQuestion]) -> str:
     cloud = sum(q.cloud == q.answer for q in members) / len(members)
     edge = sum(q.edge == q.answer for q in members) / len(members)
     return f"| {name} | {len(members)} | {cloud:.3f} | {edge:.3f} |"

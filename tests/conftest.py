@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from cli.demo import demo_servers, free_ports
 from cli.supervisor import PROJECT, ServerProcess
-from common.cloud_client.pool import Clouds
+from common.cloud_client.pool import CloudPool
 from common.config_schema import CommunicationConfig
 from common.http.client import HTTPClient
 
@@ -44,7 +44,7 @@ class Servers:
     cloud_url: str
     edge: HTTPClient
     cloud: HTTPClient
-    clouds: Clouds
+    clouds: CloudPool
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -56,7 +56,7 @@ async def servers() -> AsyncIterator[Servers]:
         demo_servers(args, lambda _: None) as (edge_url, cloud_url),
         HTTPClient(edge_url) as edge,
         HTTPClient(cloud_url) as cloud,
-        Clouds(CommunicationConfig(cloud_endpoint=cloud_url)) as clouds,
+        CloudPool(CommunicationConfig(cloud_endpoint=cloud_url)) as clouds,
     ):
         yield Servers(edge_url, cloud_url, edge, cloud, clouds)
 

@@ -21,7 +21,7 @@ PATIENCE = 3
 """An engine that is silent is doubted; after this many times as long it is lost."""
 
 
-class Engine(Protocol):
+class SupervisedEngine(Protocol):
     """What the keeper needs of an engine. The same object is started again after `kill` and `close`."""
 
     async def start(self) -> None:
@@ -41,7 +41,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class SupervisorTiming:
     """Seconds: between two looks, of silence that is a hang, pauses before starts, of health that ends their growth."""
 
     watch: float = 0.5
@@ -55,7 +55,12 @@ class Pace:
 class EngineKeeper:
     """Owns `engine`. One task runs `run`; requests work inside `using`. `on_loss` is called for each engine lost."""
 
-    def __init__(self, engine: Engine, pace: Pace = Pace(), on_loss: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        engine: SupervisedEngine,
+        pace: SupervisorTiming = SupervisorTiming(),
+        on_loss: Callable[[], None] = lambda: None,
+    ) -> None:
         self._engine = engine
         self._pace = pace
         self._on_loss = on_loss

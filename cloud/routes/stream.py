@@ -18,14 +18,22 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from cloud.engine.engine import CloudEngine
 from cloud.verify.continuous import ContinuousAnswer
 from cloud.verify.draft_channel import DraftChannel
-from cloud.verify.round import Round
+from cloud.verify.round import VerifyRound
 from cloud.verify.validation import check_ids
 from common.errors import EngineError, FrameworkError, OverloadedError, RequestError, StoppingError
 from common.http.in_flight import IN_FLIGHT
 from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, error_object, told, websocket
 from common.http.request_context import current_request_id
 from common.protocol import codec
-from common.protocol.stream_frames import ClientFrame, DraftFrame, EndFrame, ErrorDetail, ErrorFrame, ServerFrame, Start
+from common.protocol.stream_frames import (
+    ClientFrame,
+    DraftFrame,
+    EndFrame,
+    ErrorDetail,
+    ErrorFrame,
+    ServerFrame,
+    StartFrame,
+)
 from common.types import Sampling
 
 log = logging.getLogger(__name__)
@@ -73,7 +81,7 @@ class StreamRoute:
         ws = await websocket(request)
         peer = Peer(ws, request[EXCHANGE])
         try:
-            start: Start | None = await self._started(peer)
+            start: StartFrame | None = await self._started(peer)
             while start is not None:
                 following = await self._answer(request, peer, start)
                 start = following or (await _next(request, peer) if start.keep else None)
@@ -88,13 +96,13 @@ class StreamRoute:
             await peer.fail(failure)
         return ws
 
-    async def _answer(self, request: web.Request, peer: "Peer", start: Start) -> Start | None:
+    async def _answer(self, request: web.Request, peer: "Peer", start: StartFrame) -> StartFrame | None:
         """Returns the start of the next answer if that was there already."""
         peer.ended = False
         await self._check(start)
         request_id = start.request_id or request[REQUEST_ID]
         current_request_id.set(request_id)
-        asked = Round(
+        asked = VerifyRound(
             committed=start.token_ids,
             draft=[],
             sampling=start.sampling,
@@ -114,23 +122,23 @@ class StreamRoute:
                 self.record(answer)
                 log.info("stream of %d tokens, request %s", answer.drawn, request_id)
 
-    async def _started(self, peer: "Peer") -> Start:
+    async def _started(self, peer: "Peer") -> StartFrame:
         try:
             async with asyncio.timeout(START_SECONDS):
                 start = await peer.receive()
         except TimeoutError as error:
             raise RequestError(f"no start frame came within {START_SECONDS:g} s") from error
-        if not isinstance(start, Start):
+        if not isinstance(start, StartFrame):
             raise RequestError("the first frame must be a start", param="type")
         return start
 
-    async def _check(self, start: Start) -> None:
+    async def _check(self, start: StartFrame) -> None:
         self.check(start.sampling)
         await self.check_vocabulary(start.vocabulary)
         check_ids(start.token_ids, self.engine.vocab_size, "token_ids")
         check_ids(start.stop_token_ids, self.engine.vocab_size, "stop_token_ids")
 
-    async def _exchange(self, peer: "Peer", answer: ContinuousAnswer) -> Start | None:
+    async def _exchange(self, peer: "Peer", answer: ContinuousAnswer) -> StartFrame | None:
         reading, sending = asyncio.create_task(self._read(peer, answer)), asyncio.create_task(_send(peer, answer))
         try:
             await asyncio.wait((reading, sending), return_when=asyncio.FIRST_COMPLETED)
@@ -142,11 +150,11 @@ class StreamRoute:
                 task.cancel()
             await asyncio.gather(reading, sending, return_exceptions=True)
 
-    async def _read(self, peer: "Peer", answer: ContinuousAnswer) -> Start:
+    async def _read(self, peer: "Peer", answer: ContinuousAnswer) -> StartFrame:
         """Takes drafts until a client that has the end says what it wants next."""
         while True:
             frame = await peer.receive()
-            if isinstance(frame, Start) and peer.ended:
+            if isinstance(frame, StartFrame) and peer.ended:
                 return frame
             if not isinstance(frame, DraftFrame):
                 raise RequestError("an answer has one start", param="type")
@@ -209,11 +217,11 @@ class Peer:
         await self._ws.close()
 
 
-async def _next(request: web.Request, peer: Peer) -> Start | None:
+async def _next(request: web.Request, peer: Peer) -> StartFrame | None:
     """What a kept connection is asked next, None when it is time to close it; drafts for the last answer are late."""
 
-    async def start() -> Start:
-        while not isinstance(frame := await peer.receive(), Start):
+    async def start() -> StartFrame:
+        while not isinstance(frame := await peer.receive(), StartFrame):
             pass
         return frame
 

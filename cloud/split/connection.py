@@ -30,7 +30,17 @@ from common.http.in_flight import IN_FLIGHT
 from common.http.messages import EXCHANGE, TENANT, Exchange, error_object, told
 from common.protocol import codec
 from common.protocol.hidden_states import Packed
-from common.protocol.split_frames import Ask, Close, CloudFrame, EdgeFrame, Fault, Kind, Open, States, Token
+from common.protocol.split_frames import (
+    AskFrame,
+    CloseFrame,
+    CloudFrame,
+    EdgeFrame,
+    FaultFrame,
+    OpenFrame,
+    StateEncoding,
+    StatesFrame,
+    TokenFrame,
+)
 from common.protocol.split_manifest import SplitManifest
 from common.types import ErrorObject, Sampling
 
@@ -66,13 +76,13 @@ class Served:
 
 
 @dataclass
-class Connection:
+class EdgeConnection:
     """One edge's connection: which sessions it has opened, and the tasks of its questions."""
 
     served: Served
     request: web.Request
     ws: web.WebSocketResponse
-    kinds: dict[str, Kind] = field(default_factory=dict)
+    kinds: dict[str, StateEncoding] = field(default_factory=dict)
     asks: dict[str, set[asyncio.Task[None]]] = field(default_factory=dict)
 
     async def serve(self) -> None:
@@ -123,7 +133,7 @@ class Connection:
         session, id = "", None
         try:
             frame: EdgeFrame = codec.decode(data, EdgeFrame, codec.MSGPACK)  # type: ignore[arg-type]
-            session, id = frame.session, frame.id if isinstance(frame, Ask) else None
+            session, id = frame.session, frame.id if isinstance(frame, AskFrame) else None
             self._do(frame)
         except (ForeignSession, OverloadedError) as error:  # nothing is wrong with what is held
             await self.send(fault(error, session, id))
@@ -134,16 +144,16 @@ class Connection:
 
     def _do(self, frame: EdgeFrame) -> None:
         match frame:
-            case Open():
+            case OpenFrame():
                 self._open(frame)
-            case States():
+            case StatesFrame():
                 self._keep(frame)
-            case Ask():
+            case AskFrame():
                 self._ask(frame)
-            case Close():
+            case CloseFrame():
                 self._forget(frame.session)
 
-    def _open(self, frame: Open) -> None:
+    def _open(self, frame: OpenFrame) -> None:
         if frame.fingerprint != self.served.manifest.fingerprint:
             raise ModelMismatch("edge and cloud have pieces of different models: cut one again, and use it on both")
         if len(self.kinds) >= MOST_SESSIONS and frame.session not in self.kinds:
@@ -151,14 +161,14 @@ class Connection:
         self.served.contexts.open(frame.session, self.request[TENANT])
         self.kinds[frame.session] = frame.kind
 
-    def _keep(self, frame: States) -> None:
+    def _keep(self, frame: StatesFrame) -> None:
         self._check_open(frame.session)
         states = Packed(frame.kind or self.kinds[frame.session], self.served.manifest.hidden, frame.data, frame.scales)
         states.check(frame.count)
         self.served.contexts.open(frame.session, self.request[TENANT])  # it may have been dropped since
         self.served.contexts.receive(frame.session, frame.start, states)
 
-    def _ask(self, frame: Ask) -> None:
+    def _ask(self, frame: AskFrame) -> None:
         self._check_open(frame.session)
         check_sampling(frame.sampling)
         asks = self.asks.setdefault(frame.session, set())
@@ -168,13 +178,13 @@ class Connection:
         asks.add(task)
         task.add_done_callback(asks.discard)
 
-    async def _answer(self, ask: Ask) -> None:
+    async def _answer(self, ask: AskFrame) -> None:
         began = time.perf_counter()
         frame: CloudFrame
         try:
             with self.served.work(ask.position + 1):
                 drawn = await self.served.pool.token(ask.session, ask.position, ask.sampling)
-            frame = Token(
+            frame = TokenFrame(
                 session=ask.session,
                 id=ask.id,
                 token_id=drawn.token_id,
@@ -230,10 +240,10 @@ def check_sampling(sampling: Sampling) -> None:
     )
 
 
-def fault(error: FrameworkError, session: str = "", id: int | None = None) -> Fault:
+def fault(error: FrameworkError, session: str = "", id: int | None = None) -> FaultFrame:
     """`error` as a frame."""
     said = error_object(error)["error"]
-    return Fault(
+    return FaultFrame(
         status=error.status,
         error=ErrorObject(error.message, error.type, error.param, said["code"]),
         session=session or None,

@@ -14,7 +14,7 @@ from common.errors import ForeignSession, OverloadedError, RequestError, StatesM
 from common.protocol.hidden_states import Packed
 
 
-class Dropped(StrEnum):
+class EvictionReason(StrEnum):
     """Why a session's states, or its KV, are gone."""
 
     CLOSED = "closed"
@@ -36,7 +36,7 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Context:
+class SessionStates:
     """One session: positions before `released` are in KV alone, those before `held` in `pieces`, in order."""
 
     tenant: str
@@ -66,10 +66,10 @@ class CloudContextManager:
         """Of states held, over all sessions."""
         self.received = 0
         self.duplicates = 0
-        self.dropped: Counter[Dropped] = Counter()
+        self.dropped: Counter[EvictionReason] = Counter()
         self._limits = limits
         self._clock = clock
-        self._sessions: OrderedDict[str, Context] = OrderedDict()  # least recently used first
+        self._sessions: OrderedDict[str, SessionStates] = OrderedDict()  # least recently used first
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -83,8 +83,8 @@ class CloudContextManager:
             self._touch(session)
             return
         if len(self._sessions) >= self._limits.sessions:
-            self._drop_one(Dropped.SESSIONS, but="", why="no room for another session")
-        self._sessions[session] = Context(tenant, self._clock())
+            self._drop_one(EvictionReason.SESSIONS, but="", why="no room for another session")
+        self._sessions[session] = SessionStates(tenant, self._clock())
 
     def held(self, session: str) -> int:
         """How many positions from 0 on need not be sent again."""
@@ -168,10 +168,10 @@ class CloudContextManager:
         if context is not None and context.released:
             self._empty(context)
             context.held = context.released = 0
-            self.dropped[Dropped.KV] += 1
+            self.dropped[EvictionReason.KV] += 1
             self.on_drop(session)
 
-    def close(self, session: str, why: Dropped = Dropped.CLOSED) -> None:
+    def close(self, session: str, why: EvictionReason = EvictionReason.CLOSED) -> None:
         """Forgets the session, if it is there."""
         context = self._sessions.pop(session, None)
         if context is not None:
@@ -186,18 +186,18 @@ class CloudContextManager:
             if context.used_at >= last:
                 break
             if not context.asked:
-                self.close(session, Dropped.IDLE)
+                self.close(session, EvictionReason.IDLE)
 
-    def _make_room(self, session: str, context: Context, size: int) -> None:
+    def _make_room(self, session: str, context: SessionStates, size: int) -> None:
         if context.bytes + size > self._limits.session_bytes:
-            self.close(session, Dropped.BYTES)
+            self.close(session, EvictionReason.BYTES)
             raise RequestError("more hidden states than cloud.split.session_bytes lets a session hold")
         while self.bytes + size > self._limits.total_bytes:
-            self._drop_one(Dropped.BYTES, but=session, why="no room for more hidden states")
+            self._drop_one(EvictionReason.BYTES, but=session, why="no room for more hidden states")
 
-    def _drop_one(self, reason: Dropped, but: str, why: str) -> None:
+    def _drop_one(self, reason: EvictionReason, but: str, why: str) -> None:
         for session, context in self._sessions.items():
-            if session != but and not context.asked and (reason is Dropped.SESSIONS or context.bytes):
+            if session != but and not context.asked and (reason is EvictionReason.SESSIONS or context.bytes):
                 self.close(session, reason)
                 return
         raise OverloadedError(why)
@@ -206,10 +206,10 @@ class CloudContextManager:
         self._sessions[session].used_at = self._clock()
         self._sessions.move_to_end(session)
 
-    def _add(self, context: Context, size: int) -> None:
+    def _add(self, context: SessionStates, size: int) -> None:
         context.bytes += size
         self.bytes += size
 
-    def _empty(self, context: Context) -> None:
+    def _empty(self, context: SessionStates) -> None:
         self._add(context, -context.bytes)
         context.pieces.clear()

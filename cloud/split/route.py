@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from aiohttp import WSCloseCode, web
 
-from cloud.split.connection import Connection, LeftError, Served, fault
+from cloud.split.connection import EdgeConnection, LeftError, Served, fault
 from common.http.messages import BODY_LIMIT, EXCHANGE, told, websocket
 from common.protocol.split_frames import MOST_STATES
 
@@ -23,7 +23,7 @@ class SplitRoute:
 
     async def handle(self, request: web.Request) -> web.WebSocketResponse:
         ws = await websocket(request, self.frame_limit)
-        connection = Connection(self._served, request, ws)
+        connection = EdgeConnection(self._served, request, ws)
         try:
             await connection.serve()
         except LeftError:

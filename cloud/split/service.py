@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from cloud.engine.supervisor import EngineKeeper, Pace
+from cloud.engine.supervisor import EngineKeeper, SupervisorTiming
 from cloud.metrics import CloudMetrics
 from cloud.split.connection import Served
 from cloud.split.context_manager import CloudContextManager, Limits
@@ -28,7 +28,7 @@ class SplitService:
     """
 
     def __init__(
-        self, config: CloudSplitConfig, pace: Pace, admit: Callable[[int], AbstractContextManager[object]]
+        self, config: CloudSplitConfig, pace: SupervisorTiming, admit: Callable[[int], AbstractContextManager[object]]
     ) -> None:
         """Raises ConfigError for a manifest that cannot be read, or a tail that is not the manifest's."""
         path = Path(config.manifest)

@@ -13,8 +13,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from cloud.engine.engine import CloudEngine
 from cloud.verify.draft_channel import Sender
-from cloud.verify.round import Round, token_logprobs, vllm_params
-from cloud.vllm_plugin.running_drafts import MAILBOX_KEY, PROGRESS_KEY, Progress
+from cloud.verify.round import VerifyRound, token_logprobs, vllm_params
+from cloud.vllm_plugin.running_drafts import MAILBOX_KEY, PROGRESS_KEY, DraftProgress
 from common.errors import ContextLengthError, EngineError
 from common.protocol.stream_frames import EndFrame, TokensFrame
 from common.types import TokenLogprob
@@ -27,7 +27,7 @@ class ContinuousAnswer:
     numbers a step takes from it depends on the draft that happened to be there.
     """
 
-    def __init__(self, engine: CloudEngine, asked: Round, sender: Sender, stop: Sequence[str] = ()) -> None:
+    def __init__(self, engine: CloudEngine, asked: VerifyRound, sender: Sender, stop: Sequence[str] = ()) -> None:
         """Raises ContextLengthError, or RequestError for what vLLM refuses."""
         if len(asked.committed) >= engine.max_model_len:
             raise ContextLengthError(
@@ -38,7 +38,7 @@ class ContinuousAnswer:
         self._sender = sender
         self._params = _params(asked, sender, stop)
         self._position = len(asked.committed)
-        self.progress = Progress()
+        self.progress = DraftProgress()
         """Steps, and what became of drafts, as of the last tokens."""
 
     @property
@@ -65,7 +65,7 @@ class ContinuousAnswer:
     def _tokens(self, output: RequestOutput, answer: CompletionOutput) -> TokensFrame:
         drawn, position, before = list(answer.token_ids), self._position, self.progress.accepted
         self._position += len(drawn)
-        self.progress = Progress(*(output.kv_transfer_params or {})[PROGRESS_KEY])
+        self.progress = DraftProgress(*(output.kv_transfer_params or {})[PROGRESS_KEY])
         return TokensFrame(
             position=position,
             token_ids=drawn,
@@ -86,7 +86,7 @@ class ContinuousAnswer:
         )
 
 
-def _params(asked: Round, sender: Sender, stop: Sequence[str]) -> SamplingParams:
+def _params(asked: VerifyRound, sender: Sender, stop: Sequence[str]) -> SamplingParams:
     other: dict[str, Any] = {"stop": list(stop), "detokenize": True} if stop else {}
     params = vllm_params(asked, RequestOutputKind.DELTA, **other)
     params.extra_args = {**(params.extra_args or {}), MAILBOX_KEY: tuple(sender.address)}

@@ -11,7 +11,7 @@ from common.errors import RequestError
 T = TypeVar("T")
 
 
-class Entry(NamedTuple, Generic[T]):
+class RememberedRound(NamedTuple, Generic[T]):
     """What was asked under a key, and its answer; cancelled if there will be none."""
 
     asked: bytes
@@ -22,7 +22,7 @@ class Replays(Generic[T]):
     """The answers of the last `count` keys, for `seconds` each. Used from one event loop only."""
 
     def __init__(self, count: int = 4096, seconds: float = 60.0) -> None:
-        self._entries: TTLCache[Hashable, Entry[T]] = TTLCache(count, seconds)
+        self._entries: TTLCache[Hashable, RememberedRound[T]] = TTLCache(count, seconds)
 
     async def once(self, key: Hashable, asked: bytes, run: Callable[[], Awaitable[T]]) -> T:
         """What `run` answers, now or when `key` was first seen; a repeat joins a run that is still under way.
@@ -36,7 +36,7 @@ class Replays(Generic[T]):
             await asyncio.wait([entry.answer])
             if not entry.answer.cancelled():
                 return entry.answer.result()
-        entry = self._entries[key] = Entry(asked, asyncio.get_running_loop().create_future())
+        entry = self._entries[key] = RememberedRound(asked, asyncio.get_running_loop().create_future())
         try:
             result = await run()
         except BaseException:

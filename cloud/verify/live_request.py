@@ -13,12 +13,12 @@ from vllm.inputs.engine import tokens_input
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from cloud.engine.engine import CloudEngine
-from cloud.verify.round import Round, answer_matters, verdict, vllm_params
+from cloud.verify.round import VerifyRound, answer_matters, verdict, vllm_params
 from cloud.verify.stateless import check_context
 from common.types import Verdict
 
 
-def can_reside(asked: Round) -> bool:
+def can_reside(asked: VerifyRound) -> bool:
     """Whether a live request draws exactly what a request of the round's own would.
 
     To vLLM all that came before a live request's newest part is prompt, so penalties and a schema would begin anew.
@@ -30,7 +30,7 @@ def can_reside(asked: Round) -> bool:
 class LiveRequest:
     """One running generation of vLLM: owned by who made it, used by one round at a time, ended by `close`."""
 
-    def __init__(self, engine: CloudEngine, first: Round) -> None:
+    def __init__(self, engine: CloudEngine, first: VerifyRound) -> None:
         """Nothing runs before the first `verify`; what `first` says of logprobs and cache salt holds for all rounds."""
         self.held: list[int] = []
         """The tokens whose KV vLLM keeps."""
@@ -41,13 +41,13 @@ class LiveRequest:
         self._parts: asyncio.Queue[StreamingInput] = asyncio.Queue()
         self._outputs = engine.generate(self._feed(), _params(first), first.request_id)
 
-    def extends(self, asked: Round) -> bool:
+    def extends(self, asked: VerifyRound) -> bool:
         """Whether `asked` goes on from what is held, in the way that the request began."""
         held = len(self.held)
         grown = len(asked.committed) > held and asked.committed[:held] == self.held
         return grown and _fixed_at_start(asked) == self._fixed
 
-    async def verify(self, asked: Round) -> Verdict:
+    async def verify(self, asked: VerifyRound) -> Verdict:
         """The verdict on one round, which must extend what is held; cancelling this ends the request in vLLM.
 
         Raises ContextLengthError or RequestError before vLLM sees the round; after EngineError the request is over.
@@ -74,10 +74,10 @@ class LiveRequest:
             yield await self._parts.get()
 
 
-def _params(asked: Round) -> SamplingParams:
+def _params(asked: VerifyRound) -> SamplingParams:
     return vllm_params(asked, RequestOutputKind.DELTA)
 
 
-def _fixed_at_start(asked: Round) -> tuple[int | None, str | None]:
+def _fixed_at_start(asked: VerifyRound) -> tuple[int | None, str | None]:
     """What vLLM reads from a live request's first part only."""
     return asked.logprobs, asked.cache_salt

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from cloud.engine.engine import CloudEngine
 from cloud.verify.live_request import LiveRequest, can_reside
-from cloud.verify.round import Round
+from cloud.verify.round import VerifyRound
 from common.errors import EngineError
 from common.types import Verdict
 
@@ -68,7 +68,7 @@ class ResidentPool:
     def __len__(self) -> int:
         return len(self._live)
 
-    async def verify(self, session: str, asked: Round) -> Verdict | None:
+    async def verify(self, session: str, asked: VerifyRound) -> Verdict | None:
         """One round in the live request of `session`, which begins if there is room; None: it must go stateless.
 
         So must a second round at the same time, and one whose live request its engine has lost. Cancelling this ends
@@ -102,7 +102,7 @@ class ResidentPool:
         self._end_all(Closed.ASKED)
         await self._ended()
 
-    async def _round(self, session: str, live: LiveRequest, asked: Round) -> Verdict | None:
+    async def _round(self, session: str, live: LiveRequest, asked: VerifyRound) -> Verdict | None:
         self._live[session] = live
         self._live.move_to_end(session)
         live.busy = True
@@ -124,7 +124,7 @@ class ResidentPool:
             self._sweeper = asyncio.create_task(self._sweep())
         return verdict
 
-    def _make_room(self, session: str, asked: Round) -> bool:
+    def _make_room(self, session: str, asked: VerifyRound) -> bool:
         """End idle ones, least recently used first, until `asked` fits beside the others; False if it cannot."""
         need, budget = self._blocks(len(asked.committed)), self._budget()
         others = {name: self._blocks(len(live.held) + 1) for name, live in self._live.items() if name != session}

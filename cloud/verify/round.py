@@ -17,7 +17,7 @@ from common.types import GREEDY, Sampling, TokenLogprob, Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class VerifyRound:
     """Verify `draft` after `committed` in one engine step; or, with no draft, draw up to `max_tokens`.
 
     `logprobs`: for each returned token its own and this many of the likeliest; None for none. `cache_salt` keeps
@@ -35,7 +35,9 @@ class Round:
     request_id: str | None = None
 
 
-def vllm_params(asked: Round, kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY, **other: Any) -> SamplingParams:
+def vllm_params(
+    asked: VerifyRound, kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY, **other: Any
+) -> SamplingParams:
     """vLLM's parameters of a round; raises RequestError for what vLLM refuses."""
     sampling, position = asked.sampling, len(asked.committed)
     extra: dict[str, object] = {DRAFT_KEY: list(asked.draft)} if asked.draft else {}
@@ -71,7 +73,7 @@ def answer_matters(sampling: Sampling) -> bool:
     return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.json_schema is not None)
 
 
-def verdict(asked: Round, output: CompletionOutput, max_model_len: int, latency_ms: float) -> Verdict:
+def verdict(asked: VerifyRound, output: CompletionOutput, max_model_len: int, latency_ms: float) -> Verdict:
     """What a finished output says of the round; raises EngineError if the engine gave up on it."""
     if output.finish_reason not in ("stop", "length"):
         raise EngineError(f"the engine ended the request: {output.finish_reason}")

@@ -4,12 +4,12 @@ import time
 from contextlib import aclosing
 
 from cloud.engine.engine import CloudEngine
-from cloud.verify.round import Round, verdict, vllm_params
+from cloud.verify.round import VerifyRound, verdict, vllm_params
 from common.errors import ContextLengthError
 from common.types import Verdict
 
 
-async def verify(engine: CloudEngine, asked: Round) -> Verdict:
+async def verify(engine: CloudEngine, asked: VerifyRound) -> Verdict:
     """The verdict on one round; vLLM's prefix cache makes all but the newest tokens cheap.
 
     Where a busy step has no room for the whole draft, vLLM sees only its beginning; the verdict is right for it.
@@ -24,7 +24,7 @@ async def verify(engine: CloudEngine, asked: Round) -> Verdict:
     return verdict(asked, output.outputs[0], engine.max_model_len, latency_ms)
 
 
-def check_context(engine: CloudEngine, asked: Round) -> None:
+def check_context(engine: CloudEngine, asked: VerifyRound) -> None:
     """Raises ContextLengthError unless the round's tokens and one more fit the model's context."""
     committed, limit = len(asked.committed), engine.max_model_len
     if committed >= limit or committed + len(asked.draft) > limit:

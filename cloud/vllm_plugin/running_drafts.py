@@ -21,7 +21,7 @@ PROBE_STEPS = 8
 
 
 @dataclass(slots=True)
-class Progress:
+class DraftProgress:
     """One request so far: engine steps that drew tokens, draft tokens verified and accepted, drafts dropped unused."""
 
     steps: int = 0
@@ -35,7 +35,7 @@ class Box:
     """One request's mailbox, what came of its drafts, and how often a token of them was right lately."""
 
     address: Address
-    progress: Progress = field(default_factory=Progress)
+    progress: DraftProgress = field(default_factory=DraftProgress)
     right: float = 3.0
     wrong: float = 0.3
     refused: int = 0
@@ -119,7 +119,7 @@ class RunningDrafts:
             draft = draft[: box.allowance(most)]
         return list(self._scheduler.structured_output_manager.validate_tokens(request, draft)) if draft else []
 
-    def _count(self, output: Any, draft: list[int]) -> Progress:
+    def _count(self, output: Any, draft: list[int]) -> DraftProgress:
         box, drawn = self._boxes[output.request_id], output.new_token_ids
         pairs = zip(drawn, draft, strict=False)
         # A recovered token always differs from the draft's, so what agrees was accepted.

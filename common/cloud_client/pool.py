@@ -29,7 +29,7 @@ FAIR_SHARE = 1.25
 """A cloud takes up to this many times the mean load, then the prompt's next cloud has its turn."""
 
 
-class Outcome(StrEnum):
+class CallOutcome(StrEnum):
     """How a call to a cloud ended: refused is the request's fault, busy a 429, cancelled: our side left early."""
 
     OK = "ok"
@@ -39,11 +39,11 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
 
 
-def outcome_of(error: EndpointError | RequestError) -> Outcome:
+def outcome_of(error: EndpointError | RequestError) -> CallOutcome:
     """What a call that ended with `error` counts as."""
     if isinstance(error, RequestError):
-        return Outcome.REFUSED
-    return Outcome.BUSY if isinstance(error, Busy) else Outcome.FAILED
+        return CallOutcome.REFUSED
+    return CallOutcome.BUSY if isinstance(error, Busy) else CallOutcome.FAILED
 
 
 def choose(token_ids: Sequence[int], loads: Mapping[str, int]) -> str:
@@ -72,7 +72,7 @@ class Cloud:
     in_flight: int = 0
     reason: str = ""
     """Why its last call failed."""
-    outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    outcomes: dict[CallOutcome, int] = field(default_factory=lambda: dict.fromkeys(CallOutcome, 0))
     opened: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -85,7 +85,7 @@ class Cloud:
         return {"breaker": breaker, "in_flight": self.in_flight, "calls": calls, **self.client.get_client_stats()}
 
 
-class Clouds:
+class CloudPool:
     """All clouds of a configuration. Owns their connections and a task for each that looks whether a lost one is back.
 
     `async with`; used from one event loop. `failovers` and `degraded` are counted by who sees them happen.
@@ -142,10 +142,10 @@ class Clouds:
     def asking(self, cloud: Cloud) -> Iterator[None]:
         """Around one call: counted as load while it lasts, its end told to the breaker."""
         self.began(cloud)
-        outcome, reason = Outcome.CANCELLED, ""
+        outcome, reason = CallOutcome.CANCELLED, ""
         try:
             yield
-            outcome = Outcome.OK
+            outcome = CallOutcome.OK
         except (EndpointError, RequestError) as error:
             outcome, reason = outcome_of(error), error.message
             raise
@@ -156,12 +156,12 @@ class Clouds:
         """A call to `cloud` begins; `ended` tells what came of it."""
         cloud.in_flight += 1
 
-    def ended(self, cloud: Cloud, outcome: Outcome, reason: str = "") -> None:
+    def ended(self, cloud: Cloud, outcome: CallOutcome, reason: str = "") -> None:
         cloud.in_flight -= 1
         cloud.outcomes[outcome] += 1
-        if outcome in (Outcome.OK, Outcome.REFUSED):
+        if outcome in (CallOutcome.OK, CallOutcome.REFUSED):
             cloud.breaker.succeeded()
-        elif outcome is Outcome.FAILED:
+        elif outcome is CallOutcome.FAILED:
             cloud.reason = reason
             cloud.breaker.failed(time.monotonic())
             if not cloud.breaker.closed and not cloud.opened.is_set():

@@ -15,7 +15,15 @@ from common.http.first_completed import first
 from common.http.retry import Broken, Unreachable
 from common.http.websocket import open_websocket
 from common.protocol import codec
-from common.protocol.split_frames import Ask, Close, CloudFrame, EdgeFrame, Fault, States, Token
+from common.protocol.split_frames import (
+    AskFrame,
+    CloseFrame,
+    CloudFrame,
+    EdgeFrame,
+    FaultFrame,
+    StatesFrame,
+    TokenFrame,
+)
 
 PAUSE_SECONDS = 0.5
 """After a connection that could not be made; what would wait for another one in vain is told at once meanwhile."""
@@ -31,7 +39,7 @@ class Session(Protocol):
     written: int
     bytes_up: int
     bytes_down: int
-    failure: Fault | None
+    failure: FaultFrame | None
 
 
 class SplitLink:
@@ -45,7 +53,7 @@ class SplitLink:
         self._client = client
         self._out: asyncio.Queue[tuple[Session, EdgeFrame] | asyncio.Future[None]] = asyncio.Queue()
         self._sessions: dict[str, Session] = {}
-        self._asked: dict[tuple[str, int], asyncio.Future[Token | Fault]] = {}
+        self._asked: dict[tuple[str, int], asyncio.Future[TokenFrame | FaultFrame]] = {}
         self._flushes: set[asyncio.Future[None]] = set()
         self._failed_at = 0.0
         self._task = asyncio.create_task(self._run())
@@ -62,10 +70,10 @@ class SplitLink:
         self._sessions[session.id] = session
         self._out.put_nowait((session, frame))
 
-    async def ask(self, session: Session, ask: Ask) -> Token | Fault:
+    async def ask(self, session: Session, ask: AskFrame) -> TokenFrame | FaultFrame:
         """What the cloud says to it; raises EndpointError or RequestError when the connection fails first."""
         self._check()
-        answer: asyncio.Future[Token | Fault] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[TokenFrame | FaultFrame] = asyncio.get_running_loop().create_future()
         self._asked[session.id, ask.id] = answer
         try:
             self.put(session, ask)
@@ -118,7 +126,7 @@ class SplitLink:
                     item.set_result(None)
                 continue
             session, frame = item
-            if session.left and not isinstance(frame, Close):
+            if session.left and not isinstance(frame, CloseFrame):
                 continue  # nobody wants it any more
             body = codec.encode(frame, codec.MSGPACK)
             try:
@@ -128,9 +136,9 @@ class SplitLink:
                 raise self._broken("takes nothing") from error
             self._client.traffic.bytes_up += len(body)
             session.bytes_up += len(body)
-            if isinstance(frame, States):
+            if isinstance(frame, StatesFrame):
                 session.written = frame.start + frame.count
-            if isinstance(frame, Close):
+            if isinstance(frame, CloseFrame):
                 self._sessions.pop(session.id, None)
 
     async def _read(self, ws: aiohttp.ClientWebSocketResponse) -> None:
@@ -147,13 +155,13 @@ class SplitLink:
     def _take(self, frame: CloudFrame, size: int) -> None:
         session = self._sessions.get(frame.session or "")
         if session is None:
-            if isinstance(frame, Fault) and frame.session is None:
+            if isinstance(frame, FaultFrame) and frame.session is None:
                 raise self._broken(f"says: {frame.error.message}")
             return  # of a session that was left
         session.bytes_down += size
         if frame.id is not None:
             _settle(self._asked.get((session.id, frame.id)), frame)
-        elif isinstance(frame, Fault):
+        elif isinstance(frame, FaultFrame):
             asked = [answer for (id, _), answer in self._asked.items() if id == session.id]
             for answer in asked:
                 _settle(answer, frame)
@@ -175,6 +183,6 @@ class SplitLink:
                 future.set_exception(self.failure)
 
 
-def _settle(answer: asyncio.Future[Token | Fault] | None, frame: Token | Fault) -> None:
+def _settle(answer: asyncio.Future[TokenFrame | FaultFrame] | None, frame: TokenFrame | FaultFrame) -> None:
     if answer is not None and not answer.done():
         answer.set_result(frame)

@@ -24,7 +24,15 @@ from common.http.client import HTTPClient
 from common.http.error_replies import Busy
 from common.http.retry import Broken
 from common.protocol.hidden_states import Packed, pack
-from common.protocol.split_frames import Ask, Close, Fault, Kind, Open, States, Token
+from common.protocol.split_frames import (
+    AskFrame,
+    CloseFrame,
+    FaultFrame,
+    OpenFrame,
+    StateEncoding,
+    StatesFrame,
+    TokenFrame,
+)
 from common.types import Sampling
 
 PIECE = 256
@@ -67,9 +75,9 @@ class SplitCloud:
             link, self._link = self._link, None
             await link.close()
 
-    def session(self, fingerprint: str, kind: Kind = Kind.FP16) -> "SplitSession":
+    def session(self, fingerprint: str, kind: StateEncoding = StateEncoding.FP16) -> "SplitSession":
         """A new session for an answer of the model with this fingerprint; nothing is sent before its first use."""
-        return SplitSession(self, fingerprint, Kind(kind))
+        return SplitSession(self, fingerprint, StateEncoding(kind))
 
     def link(self) -> SplitLink:
         """The connection as it is, or a new one; raises EndpointError just after one could not be made."""
@@ -85,7 +93,7 @@ class SplitSession:
     time.
     """
 
-    def __init__(self, cloud: SplitCloud, fingerprint: str, kind: Kind) -> None:
+    def __init__(self, cloud: SplitCloud, fingerprint: str, kind: StateEncoding) -> None:
         self.bytes_up = 0
         """Bytes of the frames sent for this session, repeats included."""
         self.bytes_down = 0
@@ -96,7 +104,7 @@ class SplitSession:
         self.left = False
         self.written = 0
         """Positions that are on their way, as far as this side knows."""
-        self.failure: Fault | None = None
+        self.failure: FaultFrame | None = None
         """What the cloud said of the session, unasked."""
         self._cloud = cloud
         self._fingerprint = fingerprint
@@ -112,7 +120,7 @@ class SplitSession:
         """Sends Close without waiting."""
         self.left = True
         if self._link is not None:
-            self._link.put(self, Close(session=self.id))
+            self._link.put(self, CloseFrame(session=self.id))
         self._pieces.clear()
 
     def send(self, states: NDArray[np.float32]) -> None:
@@ -152,13 +160,13 @@ class SplitSession:
             try:
                 link = self._connect()
                 self._check()
-                ask = Ask(session=self.id, id=next(self._numbers), position=self.positions, sampling=sampling)
+                ask = AskFrame(session=self.id, id=next(self._numbers), position=self.positions, sampling=sampling)
                 reply = await link.ask(self, ask)
             except Broken:
                 if last:
                     raise
                 continue
-            if isinstance(reply, Token):
+            if isinstance(reply, TokenFrame):
                 return _cloud_token(reply)
             if reply.error.code != StatesMissing.code:
                 self._link = None  # after a refusal the cloud has forgotten the session
@@ -171,7 +179,7 @@ class SplitSession:
         link = self._cloud.link()
         if link is not self._link:
             self._link = link
-            link.put(self, Open(session=self.id, fingerprint=self._fingerprint, kind=self._kind))
+            link.put(self, OpenFrame(session=self.id, fingerprint=self._fingerprint, kind=self._kind))
             self._put_from(link, self.written)
         return link
 
@@ -183,7 +191,7 @@ class SplitSession:
             if skip > 0:
                 start, piece = position, piece.rows(skip, len(piece))
             kind = None if piece.kind is self._kind else piece.kind
-            states = States(session=self.id, start=start, count=len(piece), data=piece.data, scales=piece.scales)
+            states = StatesFrame(session=self.id, start=start, count=len(piece), data=piece.data, scales=piece.scales)
             states.kind = kind
             link.put(self, states)
 
@@ -194,7 +202,7 @@ class SplitSession:
             raise _refusal(failure)
 
 
-def _cloud_token(token: Token) -> CloudToken:
+def _cloud_token(token: TokenFrame) -> CloudToken:
     return CloudToken(
         token_id=token.token_id,
         confidence=token.confidence,
@@ -205,7 +213,7 @@ def _cloud_token(token: Token) -> CloudToken:
     )
 
 
-def _refusal(fault: Fault) -> EndpointError | RequestError:
+def _refusal(fault: FaultFrame) -> EndpointError | RequestError:
     """The cloud's fault as ours: 4xx is the question's, everything else the cloud's."""
     error = fault.error
     if fault.status == OverloadedError.status:

@@ -14,7 +14,7 @@ from common.http.error_replies import Busy
 from common.http.request_context import current_request_id
 from common.http.websocket import open_websocket
 from common.protocol import codec
-from common.protocol.stream_frames import DraftFrame, EndFrame, ErrorFrame, ServerFrame, Start, TokensFrame
+from common.protocol.stream_frames import DraftFrame, EndFrame, ErrorFrame, ServerFrame, StartFrame, TokensFrame
 from common.types import GREEDY, Sampling
 
 
@@ -42,7 +42,7 @@ class CloudStream:
     ) -> None:
         self._client = client
         self._traffic = traffic or Traffic()
-        self._start = Start(
+        self._start = StartFrame(
             token_ids=list(token_ids),
             max_tokens=max_tokens,
             sampling=sampling,
@@ -120,7 +120,7 @@ class CloudStream:
             raise StopAsyncIteration
         return frame
 
-    async def _send(self, frame: Start | DraftFrame) -> None:
+    async def _send(self, frame: StartFrame | DraftFrame) -> None:
         assert self._ws is not None
         body = codec.encode(frame, self._client.content_type)
         self._count(bytes_up=len(body))

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from common.cloud_client.pool import Cloud, Clouds, Outcome, outcome_of
+from common.cloud_client.pool import CallOutcome, Cloud, CloudPool, outcome_of
 from common.cloud_client.stream import CloudStream
 from common.errors import EndpointError, PrefixUnknown
 from common.http.client import HTTPClient, Traffic
@@ -21,7 +21,7 @@ class CloudVerifier:
     request is not asked by it again.
     """
 
-    def __init__(self, clouds: Clouds, use_kv_cache: bool = True, vocabulary: str = "") -> None:
+    def __init__(self, clouds: CloudPool, use_kv_cache: bool = True, vocabulary: str = "") -> None:
         self._clouds = clouds
         self._use_kv_cache = use_kv_cache
         self._vocabulary = vocabulary
@@ -113,7 +113,7 @@ class CloudVerifier:
         if stream.failure is not None:
             self._clouds.ended(cloud, outcome_of(stream.failure), stream.failure.message)
         else:
-            self._clouds.ended(cloud, Outcome.OK if stream.end else Outcome.CANCELLED)
+            self._clouds.ended(cloud, CallOutcome.OK if stream.end else CallOutcome.CANCELLED)
         if isinstance(stream.failure, EndpointError):
             self._failed[cloud] = stream.failure
 

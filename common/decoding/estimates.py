@@ -5,7 +5,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from common.types import Way
+from common.types import VerificationMode
 
 MEMORY = 0.95
 """What an observation leaves of the weight of those before it: about the last twenty count."""
@@ -51,7 +51,7 @@ class Gain:
 
 
 @dataclass(slots=True)
-class Line:
+class LinearEstimate:
     """y = base + slope * x, both at least 0, by exponentially weighted least squares.
 
     `prior` is the slope in shares of the mean y, used while all x seen are (nearly) the same.
@@ -127,23 +127,25 @@ class Acceptance:
 class Estimates:
     """Fed by every answer of one edge server, read by the policy; belongs to one event loop. Times in seconds."""
 
-    network: Line = field(default_factory=Line)
+    network: LinearEstimate = field(default_factory=LinearEstimate)
     """Round trip at no bytes, and seconds per byte (both ways together)."""
     draft: Mean = field(default_factory=Mean)
     """Per token drafted."""
-    verify: Line = field(default_factory=lambda: Line(TOKEN_STEPS))
+    verify: LinearEstimate = field(default_factory=lambda: LinearEstimate(TOKEN_STEPS))
     """One step of the cloud by the number of draft tokens in it, as an answer of its own sees it."""
     acceptance: Acceptance = field(default_factory=Acceptance)
     active: int = 0
     """Answers under way that the cloud takes part in."""
     bytes_per_round: Mean = field(default_factory=Mean)
-    gains: dict[Way, Gain] = field(default_factory=lambda: {Way.ROUNDS: Gain(), Way.CONTINUOUS: Gain()})
+    gains: dict[VerificationMode, Gain] = field(
+        default_factory=lambda: {VerificationMode.ROUNDS: Gain(), VerificationMode.CONTINUOUS: Gain()}
+    )
     """Of lossless answers that were alone when they began: their speed over what `goodput` expects."""
 
-    def came(self, way: Way, tokens: int, expected: float) -> None:
+    def came(self, way: VerificationMode, tokens: int, expected: float) -> None:
         """An answer's tokens, and how many were expected in that time."""
         self.gains[way].add(tokens, expected)
-        self.gains[Way.CONTINUOUS if way is Way.ROUNDS else Way.ROUNDS].forget()
+        self.gains[VerificationMode.CONTINUOUS if way is VerificationMode.ROUNDS else VerificationMode.ROUNDS].forget()
 
     def round_came(self, drafted: int, latency: float, cloud: float, payload: int) -> None:
         """One verify of `drafted` tokens: seconds in all, seconds in the cloud, bytes up and down."""

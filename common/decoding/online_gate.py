@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from common.config_schema import OnlineConfig
 from common.decoding import policy
-from common.decoding.policy import Ask, Decision, Gate, Plan
+from common.decoding.policy import Decision, Escalation, Gate, Plan
 
 FARTHEST = 8.0
 """Log-odds by which thresholds are shifted at most, either way."""
@@ -23,7 +23,7 @@ EXPECTED = 16.0
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class GateRound:
     """What became of one draft: `kept` by the edge, `sent` to the cloud, `accepted` of these, `drawn` by the cloud."""
 
     kept: int
@@ -75,13 +75,13 @@ class OnlineGate:
     def decide(self, confidences: Sequence[float], plan: Plan) -> Decision:
         """As `policy.decide` under the gate as it now is; now and then a sure draft goes to the cloud as a whole."""
         decision = policy.decide(confidences, replace(plan, gate=self.gate))
-        sure = decision.ask is Ask.NOTHING and plan.use_draft_verify
+        sure = decision.ask is Escalation.NOTHING and plan.use_draft_verify
         if self._settings.target_quality is None or not sure or self._random.random() >= self._settings.explore:
             return decision
         self.explored += 1
-        return Decision(0, Ask.VERIFY, explored=True)
+        return Decision(0, Escalation.VERIFY, explored=True)
 
-    def learn(self, confidences: Sequence[float], round: Round) -> None:
+    def learn(self, confidences: Sequence[float], round: GateRound) -> None:
         """Takes one round of a gated answer."""
         settings = self._settings
         miss = self._excess(round) if settings.target_quality is None else self._errors(confidences, round)
@@ -93,14 +93,14 @@ class OnlineGate:
         self._lengths.end()
         self.answers += 1
 
-    def _excess(self, round: Round) -> float:
+    def _excess(self, round: GateRound) -> float:
         """By how much the cloud saw too little, in answers: the thresholds are to rise where that is above 0."""
         target = self._settings.target_cloud_rate
         assert target is not None, "the config has one target"
         seen = round.accepted + round.drawn
         return (target * (round.kept + seen) - seen) / self._lengths.tokens_per_answer
 
-    def _errors(self, confidences: Sequence[float], round: Round) -> float:
+    def _errors(self, confidences: Sequence[float], round: GateRound) -> float:
         """By how much more tokens were rejected than may be, in answers, among those that the gate would have kept.
 
         An answer stays the cloud's own if all its kept tokens are right: each may be wrong in a share (1 - quality) /
@@ -139,7 +139,7 @@ class _Lengths:
     def tokens_per_answer(self) -> float:
         return max(self._tokens / self._answers, 1.0)
 
-    def add(self, round: Round) -> None:
+    def add(self, round: GateRound) -> None:
         self._kept += round.kept
         self._tokens += round.kept + round.accepted + round.drawn
 

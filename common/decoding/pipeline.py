@@ -12,11 +12,11 @@ from common.decoding.answer import Answer, Chunk
 from common.decoding.draft_ahead import DraftAhead
 from common.decoding.estimates import Estimates
 from common.decoding.interfaces import Drafter, Verifier
-from common.decoding.online_gate import OnlineGate, Round
-from common.decoding.policy import Ask, Decision, Plan
+from common.decoding.online_gate import GateRound, OnlineGate
+from common.decoding.policy import Decision, Escalation, Plan
 from common.decoding.streaming import Follower
 from common.errors import ContextLengthError, EndpointError, FrameworkError
-from common.types import NO_DRAFT, Draft, Mode, Provenance, Sampling, Verdict, Way
+from common.types import NO_DRAFT, Draft, Mode, Provenance, Sampling, Verdict, VerificationMode
 
 
 class Pipeline:
@@ -61,7 +61,7 @@ class Pipeline:
         self._alone = not self._known.active
         self._known.active += 1
         try:
-            if answer.report.way is Way.CONTINUOUS:
+            if answer.report.way is VerificationMode.CONTINUOUS:
                 async with aclosing(self._stream()) as chunks:
                     async for chunk in chunks:
                         yield chunk
@@ -71,7 +71,7 @@ class Pipeline:
         finally:
             if len(self._verdicts) > 1 and answer.plan.lossless:
                 (begun, before), (ended, after) = self._verdicts[0], self._verdicts[-1]
-                self._came(Way.ROUNDS, after - before, ended - begun)
+                self._came(VerificationMode.ROUNDS, after - before, ended - begun)
             self._known.active -= 1
             if self._online:
                 self._online.end()
@@ -87,8 +87,10 @@ class Pipeline:
                 kept = draft.token_ids[: decision.keep]
                 yield answer.commit(kept, Provenance.EDGE, None, draft.confidences[: decision.keep])
                 answer.finished = draft.finished and decision.keep == len(draft.token_ids)
-            if decision.ask is not Ask.NOTHING and answer.remaining > 0:
-                sent = part(draft, decision.keep, answer.remaining - 1) if decision.ask is Ask.VERIFY else NO_DRAFT
+            if decision.ask is not Escalation.NOTHING and answer.remaining > 0:
+                sent = (
+                    part(draft, decision.keep, answer.remaining - 1) if decision.ask is Escalation.VERIFY else NO_DRAFT
+                )
                 for chunk in await self._verify(sent):
                     yield chunk
             elif not decision.keep:
@@ -102,11 +104,11 @@ class Pipeline:
         answer = self.answer
         committed, sent, accepted = (now - then for now, then in zip(answer.counts, before, strict=True))
         self._online.learn(
-            draft.confidences, Round(decision.keep, sent, accepted, committed - decision.keep - accepted)
+            draft.confidences, GateRound(decision.keep, sent, accepted, committed - decision.keep - accepted)
         )
         answer.report.explored += decision.explored
 
-    def _came(self, way: Way, tokens: int, seconds: float) -> None:
+    def _came(self, way: VerificationMode, tokens: int, seconds: float) -> None:
         """So many tokens this way after the first ones: a lesson for the next answer."""
         plan, known = self.answer.plan, self._known
         pace = throughput.of_way(way, known, plan.max_draft_tokens, plan.draft_ahead)
@@ -188,7 +190,7 @@ class Pipeline:
                     async for chunk in chunks:
                         yield chunk
                 if follower.pace:
-                    self._came(Way.CONTINUOUS, *follower.pace)
+                    self._came(VerificationMode.CONTINUOUS, *follower.pace)
             except EndpointError as error:
                 if not follower.opened:  # else another cloud may go on
                     self._go_on_alone(error)

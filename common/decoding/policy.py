@@ -6,10 +6,10 @@ from enum import Enum
 
 from common.decoding import throughput
 from common.decoding.estimates import Estimates
-from common.types import Mode, Objective, Way
+from common.types import Mode, Objective, VerificationMode
 
 
-class Ask(Enum):
+class Escalation(Enum):
     """What the cloud is asked after the tokens that the edge keeps."""
 
     NOTHING = "nothing"
@@ -38,7 +38,7 @@ class Plan:
     max_draft_tokens: int = 16
     stretch_tokens: int = 8
     objective: Objective = Objective.LATENCY
-    way: Way = Way.AUTO
+    way: VerificationMode = VerificationMode.AUTO
     draft_ahead: bool = True
     fallback: bool = True
     """Whether the answer goes on at the edge when no cloud can be used; if not, that is an error."""
@@ -76,18 +76,20 @@ class Decision:
     """The edge commits the first `keep` draft tokens; then the cloud is asked. `explored`: only to learn from it."""
 
     keep: int
-    ask: Ask
+    ask: Escalation
     explored: bool = False
 
 
 def decide(confidences: Sequence[float], plan: Plan) -> Decision:
     """What becomes of a draft with these confidences (the table of toggles in docs/ARCHITECTURE.md)."""
     if not plan.asks_cloud:
-        return Decision(len(confidences), Ask.NOTHING)
+        return Decision(len(confidences), Escalation.NOTHING)
     keep = sure_tokens(confidences, plan.gate) if plan.gated else 0
     if plan.gated and keep == len(confidences) > 0:
-        return Decision(keep, Ask.NOTHING)
-    return Decision(keep, Ask.VERIFY if plan.use_draft_verify and keep < len(confidences) else Ask.GENERATE)
+        return Decision(keep, Escalation.NOTHING)
+    return Decision(
+        keep, Escalation.VERIFY if plan.use_draft_verify and keep < len(confidences) else Escalation.GENERATE
+    )
 
 
 def sure_tokens(confidences: Sequence[float], gate: Gate) -> int:
@@ -100,7 +102,7 @@ def sure_tokens(confidences: Sequence[float], gate: Gate) -> int:
     return len(confidences)
 
 
-def way_of(plan: Plan, known: Estimates) -> Way:
+def way_of(plan: Plan, known: Estimates) -> VerificationMode:
     """How an answer comes about in which the cloud takes part: in rounds, or as its own stream.
 
     What the edge commits by itself only rounds can tell the cloud. They are also the first thing to try: with them one
@@ -108,17 +110,17 @@ def way_of(plan: Plan, known: Estimates) -> Way:
     the cloud's steps are scarce, of which rounds take the fewest.
     """
     if plan.mode is Mode.CLOUD_ONLY:
-        return Way.CONTINUOUS
+        return VerificationMode.CONTINUOUS
     if not plan.lossless:
-        return Way.ROUNDS
-    if plan.way is not Way.AUTO:
+        return VerificationMode.ROUNDS
+    if plan.way is not VerificationMode.AUTO:
         return plan.way
     if plan.objective is Objective.COST or not known.verify.known or known.active:
-        return Way.ROUNDS
-    return max((Way.ROUNDS, Way.CONTINUOUS), key=lambda way: speed_of(way, plan, known))
+        return VerificationMode.ROUNDS
+    return max((VerificationMode.ROUNDS, VerificationMode.CONTINUOUS), key=lambda way: speed_of(way, plan, known))
 
 
-def speed_of(way: Way, plan: Plan, known: Estimates) -> float:
+def speed_of(way: VerificationMode, plan: Plan, known: Estimates) -> float:
     """Tokens a second: what is expected, times what came of that so far; without drafts a stream is the cloud's own."""
     pace = throughput.of_way(way, known, plan.max_draft_tokens, plan.draft_ahead)
     return pace.speed * known.gains[way].value if pace.length else pace.speed

@@ -18,7 +18,7 @@ PORTION = 8
 """Tokens drafted before the drafter looks for news again."""
 
 
-class Guess:
+class Continuation:
     """What the edge believes to come after the first `position` tokens, with its confidences."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Follower:
         self._drafter = drafter
         self._verifier = verifier
         self._known = known
-        self._guess = Guess()
+        self._guess = Continuation()
         self._drafted: dict[int, float] = {}
         """Confidences of the tokens drafted, by their places."""
         self._news = asyncio.Event()

@@ -13,7 +13,7 @@ import msgspec
 from common.decoding.interfaces import Drafter
 from common.decoding.retokenize import Drafted, EdgeText, EdgeVocabulary, partial
 from common.errors import ContextLengthError
-from common.protocol.vocabulary import Vocabulary, settled
+from common.protocol.vocabulary import RemoteVocabulary, settled
 from common.types import NO_DRAFT, Draft, Sampling
 
 AHEAD = 2
@@ -56,7 +56,12 @@ class TranslatingDrafter:
     """
 
     def __init__(
-        self, drafter: Drafter, edge: EdgeVocabulary, cloud: Vocabulary, edge_prompt: Sequence[int], prompt_tokens: int
+        self,
+        drafter: Drafter,
+        edge: EdgeVocabulary,
+        cloud: RemoteVocabulary,
+        edge_prompt: Sequence[int],
+        prompt_tokens: int,
     ) -> None:
         self._drafter = drafter
         self._cloud = cloud

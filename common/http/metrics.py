@@ -10,7 +10,7 @@ from prometheus_client.exposition import generate_latest
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
-class Outcome(StrEnum):
+class RequestOutcome(StrEnum):
     """How a request ended: refused is a 4xx but 429, failed a 5xx or an error event, cancelled: the client left."""
 
     OK = "ok"
@@ -43,7 +43,13 @@ class HttpMetrics:
         gauge.set_function(in_flight)
 
     def observe(
-        self, route: str, outcome: Outcome, seconds: float, first_byte: float | None, bytes_in: int, bytes_out: int
+        self,
+        route: str,
+        outcome: RequestOutcome,
+        seconds: float,
+        first_byte: float | None,
+        bytes_in: int,
+        bytes_out: int,
     ) -> None:
         """One request that is over; `first_byte` in seconds, None when nothing was sent."""
         self._requests.labels(route, outcome.value).inc()

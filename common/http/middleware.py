@@ -19,7 +19,7 @@ from common.errors import (
 )
 from common.http.in_flight import IN_FLIGHT
 from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, error_object, reply, told
-from common.http.metrics import HttpMetrics, Outcome
+from common.http.metrics import HttpMetrics, RequestOutcome
 from common.http.request_context import current_request_id, current_traceparent, valid_traceparent
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def observe(metrics: HttpMetrics) -> Middleware:
     @web.middleware
     async def observed(request: web.Request, handler: Handler) -> web.StreamResponse:
         _name(request)
-        outcome, status = Outcome.CANCELLED, 499  # nginx's number for a client that left
+        outcome, status = RequestOutcome.CANCELLED, 499  # nginx's number for a client that left
         try:
             with request.app[IN_FLIGHT].counted():
                 response = await handler(request)
@@ -45,7 +45,7 @@ def observe(metrics: HttpMetrics) -> Middleware:
         except ConnectionError:
             raise  # the client left
         except Exception:
-            outcome, status = Outcome.FAILED, 500
+            outcome, status = RequestOutcome.FAILED, 500
             raise
         finally:
             _report(request, metrics, outcome, status)
@@ -62,17 +62,17 @@ def _name(request: web.Request) -> None:
     current_traceparent.set(valid_traceparent(request.headers.getall("traceparent", [])))
 
 
-def _outcome(request: web.Request, response: web.StreamResponse) -> Outcome:
+def _outcome(request: web.Request, response: web.StreamResponse) -> RequestOutcome:
     if isinstance(response, web.Response) and isinstance(response.body, bytes):
         request[EXCHANGE].sent(len(response.body))
     if request[EXCHANGE].failed or response.status >= 500:
-        return Outcome.FAILED
+        return RequestOutcome.FAILED
     if response.status == OverloadedError.status:
-        return Outcome.OVERLOADED
-    return Outcome.REFUSED if response.status >= 400 else Outcome.OK
+        return RequestOutcome.OVERLOADED
+    return RequestOutcome.REFUSED if response.status >= 400 else RequestOutcome.OK
 
 
-def _report(request: web.Request, metrics: HttpMetrics, outcome: Outcome, status: int) -> None:
+def _report(request: web.Request, metrics: HttpMetrics, outcome: RequestOutcome, status: int) -> None:
     exchange, route = request[EXCHANGE], route_of(request)
     seconds = time.perf_counter() - exchange.began
     first = None if exchange.first_byte is None else exchange.first_byte - exchange.began

@@ -10,12 +10,12 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from common.errors import RequestError
-from common.protocol.split_frames import Kind
+from common.protocol.split_frames import StateEncoding
 
-TYPES: dict[Kind, np.dtype[np.generic]] = {
-    Kind.FP16: np.dtype("<f2"),
-    Kind.INT8: np.dtype("i1"),
-    Kind.FP32: np.dtype("<f4"),
+TYPES: dict[StateEncoding, np.dtype[np.generic]] = {
+    StateEncoding.FP16: np.dtype("<f2"),
+    StateEncoding.INT8: np.dtype("i1"),
+    StateEncoding.FP32: np.dtype("<f4"),
 }
 SCALE = np.dtype("<f4")
 INT8_MAX = 127
@@ -24,7 +24,7 @@ INT8_MAX = 127
 class Packed(Struct, frozen=True):
     """Rows of `hidden` numbers each, as they travel."""
 
-    kind: Kind
+    kind: StateEncoding
     hidden: int
     data: bytes
     scales: bytes = b""
@@ -41,10 +41,10 @@ class Packed(Struct, frozen=True):
         row = self.hidden * TYPES[self.kind].itemsize
         if len(self.data) != count * row:
             raise RequestError(f"data holds {len(self.data)} bytes; {count} rows of {row} are {count * row}", "data")
-        wanted = count * SCALE.itemsize if self.kind is Kind.INT8 else 0
+        wanted = count * SCALE.itemsize if self.kind is StateEncoding.INT8 else 0
         if len(self.scales) != wanted:
             raise RequestError(f"scales holds {len(self.scales)} bytes instead of {wanted}", "scales")
-        if self.kind is Kind.INT8:
+        if self.kind is StateEncoding.INT8:
             scales = np.frombuffer(self.scales, SCALE)
             # The comparisons are false for "not a number". Half the range: -128 is there, too.
             if not ((scales >= 0) & (scales <= np.finfo(np.float32).max / 256)).all():
@@ -61,12 +61,12 @@ class Packed(Struct, frozen=True):
     def unpack(self) -> NDArray[np.float32]:
         """Shape [rows, hidden]."""
         numbers = np.frombuffer(self.data, TYPES[self.kind]).reshape(-1, self.hidden).astype(np.float32)
-        if self.kind is Kind.INT8:
+        if self.kind is StateEncoding.INT8:
             numbers *= np.frombuffer(self.scales, SCALE)[:, None]
         return numbers
 
 
-def pack(states: NDArray[np.float32], kind: Kind) -> Packed:
+def pack(states: NDArray[np.float32], kind: StateEncoding) -> Packed:
     """`states` [n, hidden] as bytes: as float32 where float16 cannot hold them. Raises RequestError for no numbers.
 
     int8: each row is divided by its largest magnitude over 127 and rounded, so off by half of that at most.
@@ -74,11 +74,11 @@ def pack(states: NDArray[np.float32], kind: Kind) -> Packed:
     if not np.isfinite(states).all():
         raise RequestError("hidden states must be finite")
     hidden = states.shape[1]
-    if kind is Kind.INT8:
+    if kind is StateEncoding.INT8:
         scales = (np.abs(states).max(axis=1) / INT8_MAX).astype(SCALE)
         divisors = np.where(scales > 0, scales, 1)[:, None]
         numbers = np.clip(np.rint(states / divisors), -INT8_MAX, INT8_MAX).astype(TYPES[kind])
         return Packed(kind, hidden, numbers.tobytes(), scales.tobytes())
-    if kind is Kind.FP16 and np.abs(states).max(initial=0) > np.finfo(np.float16).max:
-        kind = Kind.FP32
+    if kind is StateEncoding.FP16 and np.abs(states).max(initial=0) > np.finfo(np.float16).max:
+        kind = StateEncoding.FP32
     return Packed(kind, hidden, states.astype(TYPES[kind]).tobytes())

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from common.errors import RequestError
-from common.types import Collaboration, Mode, Objective, Provenance, Sampling, Way
+from common.types import Collaboration, Mode, Objective, Provenance, Sampling, VerificationMode
 
 MAX_CHOICES = 16
 """Answers to one prompt."""
@@ -133,7 +133,7 @@ class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown
     product_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
     max_draft_tokens: Annotated[int, Meta(ge=1, le=128)] | None = None
     objective: Objective | None = None
-    way: Way | None = None
+    way: VerificationMode | None = None
     draft_ahead: bool | None = None
     collaboration: CollaborationOptions | None = None
 

@@ -19,7 +19,7 @@ SessionId = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
 """The hexadecimal digits of a random UUID, chosen by the edge."""
 
 
-class Kind(StrEnum):
+class StateEncoding(StrEnum):
     """How hidden states travel; always little-endian, row after row."""
 
     FP16 = "fp16"
@@ -28,7 +28,7 @@ class Kind(StrEnum):
     FP32 = "fp32"
 
 
-class Open(Struct, tag="open", kw_only=True, forbid_unknown_fields=True):
+class OpenFrame(Struct, tag="open", kw_only=True, forbid_unknown_fields=True):
     """Begins a session, or goes on with one that the cloud still holds; nothing answers it.
 
     `fingerprint`: of the model that was split, as its manifest says it.
@@ -36,10 +36,10 @@ class Open(Struct, tag="open", kw_only=True, forbid_unknown_fields=True):
 
     session: SessionId
     fingerprint: Annotated[str, Meta(max_length=64)]
-    kind: Kind
+    kind: StateEncoding
 
 
-class States(Struct, tag="states", kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class StatesFrame(Struct, tag="states", kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The hidden states of positions `start` ... `start + count - 1`; those that the cloud has had it ignores.
 
     `data`: `count` rows as the session's kind says, or as `kind` says where that cannot hold them. `scales`: a float32
@@ -51,10 +51,10 @@ class States(Struct, tag="states", kw_only=True, omit_defaults=True, forbid_unkn
     count: Annotated[int, Meta(ge=1, le=MOST_STATES)]
     data: bytes
     scales: bytes = b""
-    kind: Kind | None = None
+    kind: StateEncoding | None = None
 
 
-class Ask(Struct, tag="ask", kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class AskFrame(Struct, tag="ask", kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Wants the token after positions 0 ... `position` - 1; `id` is the session's own number for this question."""
 
     session: SessionId
@@ -63,13 +63,13 @@ class Ask(Struct, tag="ask", kw_only=True, omit_defaults=True, forbid_unknown_fi
     sampling: Sampling = Sampling()
 
 
-class Close(Struct, tag="close", kw_only=True, forbid_unknown_fields=True):
+class CloseFrame(Struct, tag="close", kw_only=True, forbid_unknown_fields=True):
     """Ends a session; the cloud forgets it, and ends a question of it that is under way."""
 
     session: SessionId
 
 
-class Token(Struct, tag="token", kw_only=True):
+class TokenFrame(Struct, tag="token", kw_only=True):
     """The answer to an Ask, with natural `logprob` and `confidence` (its probability) under the unmodified softmax.
 
     `cloud_ms`: milliseconds that the cloud took. `computed`: positions that the tail computed for it; `cached`: those
@@ -86,7 +86,7 @@ class Token(Struct, tag="token", kw_only=True):
     cached: int
 
 
-class Fault(Struct, tag="fault", kw_only=True, omit_defaults=True):
+class FaultFrame(Struct, tag="fault", kw_only=True, omit_defaults=True):
     """What went wrong with the question `id` of a session, with the session, or (no session) with the connection.
 
     409 `states_missing`: the cloud holds the positions before `held` only; from there on they are to be sent again.
@@ -100,5 +100,5 @@ class Fault(Struct, tag="fault", kw_only=True, omit_defaults=True):
     held: int | None = None
 
 
-EdgeFrame = Open | States | Ask | Close
-CloudFrame = Token | Fault
+EdgeFrame = OpenFrame | StatesFrame | AskFrame | CloseFrame
+CloudFrame = TokenFrame | FaultFrame

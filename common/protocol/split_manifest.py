@@ -26,7 +26,7 @@ class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quantization: str
 
 
-class Tail(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TailManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A checkpoint's folder that a cloud runs: the layers from `first` to `last`, and the model's own norm and head."""
 
     folder: str
@@ -51,7 +51,7 @@ class SplitManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """After how many layers each exit is; increasing."""
     segments: list[Segment]
     """One an exit, in order."""
-    tail: Tail
+    tail: TailManifest
     tokenizer: str
     """sha256 of the model's tokenizer.json (or tokenizer.model)."""
     temperatures: list[float]

@@ -16,7 +16,7 @@ LARGEST = 2**31 - 1
 Count = Annotated[int, Meta(ge=0, le=LARGEST)]
 
 
-class Start(Struct, tag="start", kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class StartFrame(Struct, tag="start", kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The first frame up: continue `token_ids` by up to `max_tokens`.
 
     The answer ends behind a token of `stop_token_ids` or the token that completes a string of `stop`. `logprobs`: for
@@ -80,5 +80,5 @@ class ErrorFrame(Struct, tag="error", kw_only=True):
     error: ErrorDetail
 
 
-ClientFrame = Start | DraftFrame
+ClientFrame = StartFrame | DraftFrame
 ServerFrame = TokensFrame | EndFrame | ErrorFrame

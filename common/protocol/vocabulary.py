@@ -95,7 +95,7 @@ def load(tokenizer_json: str) -> Tokenizer:
     return tokenizer
 
 
-class Vocabulary:
+class RemoteVocabulary:
     """The cloud's vocabulary in the hands of an edge: ids to bytes, text to ids."""
 
     def __init__(self, file: TokenizerFile) -> None:

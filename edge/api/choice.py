@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """Text of one choice as it becomes safe to show; the last piece has the finish reason.
 
     `tokens` are scored only if log probabilities were asked for; a piece's text may belong in part to earlier ones.
@@ -66,7 +66,7 @@ class Choice:
         private = services.is_private(prompt.edge_ids, request.mode)
         self.answer = Answer(plan_for(request, services, private), list(prompt.ids), limit)
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
+    async def pieces(self) -> AsyncGenerator[TextPiece, None]:
         async with self._running() as (chunks, echoed):
             if echoed is not None:
                 yield echoed
@@ -82,7 +82,7 @@ class Choice:
         yield self._piece(self._text.flush(), finish_reason=reason)
 
     @asynccontextmanager
-    async def _running(self) -> AsyncIterator[tuple[AsyncGenerator[Chunk, None], Piece | None]]:
+    async def _running(self) -> AsyncIterator[tuple[AsyncGenerator[Chunk, None], TextPiece | None]]:
         """The answer as it comes, and the prompt before it, if that is echoed; leaving this ends what still runs."""
         services, plan = self._services, self.answer.plan
         async with AsyncExitStack() as stack:
@@ -126,7 +126,7 @@ class Choice:
         finally:
             answer.close()
 
-    async def _prompt_again(self, sequence: EdgeSequence) -> Piece:
+    async def _prompt_again(self, sequence: EdgeSequence) -> TextPiece:
         """The prompt as text, with the log probability of each of its tokens."""
         text = TextStream(self._spell_prompt)
         begins, parts = [], []
@@ -136,10 +136,10 @@ class Choice:
         parts.append(text.flush())
         self._begins = text.shown
         if self._top is None:
-            return Piece(self.index, "".join(parts))
+            return TextPiece(self.index, "".join(parts))
         scores = await sequence.score(self._prompt, max(1, self._top))
         tokens = [ScoredToken(*token) for token in zip(self._prompt, begins, scores, strict=True)]
-        return Piece(self.index, "".join(parts), tokens)
+        return TextPiece(self.index, "".join(parts), tokens)
 
     def _spell_prompt(self, token: int) -> bytes:
         """Special tokens as they were written; the one that begins a text was not."""
@@ -170,11 +170,11 @@ class Choice:
         provenance: Provenance | None = None,
         finish_reason: str | None = None,
         sources: Sequence[SourcedToken] = (),
-    ) -> Piece:
+    ) -> TextPiece:
         tokens, self._unshown = self._unshown, []
         if self._text.stopped:
             tokens = [token for token in tokens if token.offset < self._begins + self._text.shown]
-        return Piece(self.index, text, tokens, provenance, finish_reason, sources)
+        return TextPiece(self.index, text, tokens, provenance, finish_reason, sources)
 
 
 def plan_for(request: GenerationRequest, services: Services, private: bool) -> Plan:

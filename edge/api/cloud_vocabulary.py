@@ -10,7 +10,7 @@ from common.decoding.interfaces import Drafter
 from common.decoding.vocab_translation import PaddedDrafter, TranslatingDrafter
 from common.errors import EndpointError, RequestError, VocabularyError
 from common.protocol.openai import Message
-from common.protocol.vocabulary import Relation, TokenizerFile, Vocabulary, VocabularyInfo, compare, fingerprint
+from common.protocol.vocabulary import Relation, RemoteVocabulary, TokenizerFile, VocabularyInfo, compare, fingerprint
 from edge.api.shared_prompt import SharedPrompt
 from edge.engine.engine import EdgeEngine
 from edge.text.chat_template import ChatTemplate
@@ -36,7 +36,7 @@ class Terms:
     fingerprint: str
     shared: int
     """Ids below this are in both."""
-    vocabulary: Vocabulary | None = None
+    vocabulary: RemoteVocabulary | None = None
     template: ChatTemplate | None = None
 
 
@@ -112,7 +112,9 @@ class CloudVocabulary:
             forget=self._forget,
         )
 
-    def _translated(self, ids: list[int], cloud_ids: list[int], vocabulary: Vocabulary, mark: str) -> SharedPrompt:
+    def _translated(
+        self, ids: list[int], cloud_ids: list[int], vocabulary: RemoteVocabulary, mark: str
+    ) -> SharedPrompt:
         def drafter(edge: Drafter) -> Drafter:
             return TranslatingDrafter(edge, self._engine, vocabulary, ids, len(cloud_ids))
 
@@ -152,7 +154,7 @@ class CloudVocabulary:
         return terms
 
     async def _learned(self, file: TokenizerFile) -> Terms:
-        vocabulary = await asyncio.to_thread(Vocabulary, file)
+        vocabulary = await asyncio.to_thread(RemoteVocabulary, file)
         template = ChatTemplate(file.chat_template, bos=file.bos, eos=file.eos) if file.chat_template else None
         if template is not None:
             await self._templates.enter_async_context(template)

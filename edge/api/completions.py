@@ -10,7 +10,7 @@ from typing import Any
 from common.protocol.openai import ChatRequest, GenerationRequest, Usage, dump
 from common.types import Collaboration, Provenance
 from edge.api import logprobs
-from edge.api.choice import Choice, Piece
+from edge.api.choice import Choice, TextPiece
 from edge.api.context import Services
 from edge.api.logprobs import ScoredToken
 from edge.api.shared_prompt import SharedPrompt
@@ -43,7 +43,7 @@ class Completion:
 
     async def whole(self) -> dict[str, Any]:
         """The response object, when all choices are finished."""
-        found: list[list[Piece]] = [[] for _ in self._choices]
+        found: list[list[TextPiece]] = [[] for _ in self._choices]
         async with aclosing(self._pieces()) as pieces:
             async for piece in pieces:
                 found[piece.choice].append(piece)
@@ -67,7 +67,7 @@ class Completion:
         if self._include_usage:
             yield {**head, "choices": [], "usage": self._usage(), **self._collaboration()}
 
-    async def _pieces(self) -> AsyncGenerator[Piece, None]:
+    async def _pieces(self) -> AsyncGenerator[TextPiece, None]:
         """The pieces of all choices as they come; leaving this early cancels what still runs.
 
         No more choices run at once than the engine has sequences: the others would fill its queue. Of a prompt's
@@ -78,7 +78,7 @@ class Completion:
                 async for piece in pieces:
                     yield piece
             return
-        events: asyncio.Queue[Piece | asyncio.Task[None]] = asyncio.Queue()
+        events: asyncio.Queue[TextPiece | asyncio.Task[None]] = asyncio.Queue()
         turns = asyncio.Semaphore(self._at_once)
         ahead = [asyncio.Event() for _ in range(len(self._choices) // self._each)]
 
@@ -98,7 +98,7 @@ class Completion:
             ended = 0
             while ended < len(tasks):
                 event = await events.get()
-                if isinstance(event, Piece):
+                if isinstance(event, TextPiece):
                     yield event
                 else:
                     ended += 1
@@ -108,7 +108,7 @@ class Completion:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _whole_choice(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
+    def _whole_choice(self, index: int, pieces: list[TextPiece]) -> dict[str, Any]:
         text = "".join(piece.text for piece in pieces)
         content = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
         scores = self._logprobs([token for piece in pieces for token in piece.tokens])
@@ -116,7 +116,7 @@ class Completion:
         sources = [token for piece in pieces for token in piece.sources]
         return choice | {"collaboration": {"tokens": dump(sources)}} if sources else choice
 
-    def _chunk_choice(self, piece: Piece, first: bool) -> dict[str, Any]:
+    def _chunk_choice(self, piece: TextPiece, first: bool) -> dict[str, Any]:
         if self._chat:
             role = {"role": "assistant"} if first else {}
             content: dict[str, Any] = {"delta": {**role, "content": piece.text}}

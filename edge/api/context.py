@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from common.cloud_client.pool import Clouds
+from common.cloud_client.pool import CloudPool
 from common.config_schema import Config
 from common.decoding.estimates import Estimates
 from common.decoding.online_gate import OnlineGate
@@ -34,7 +34,7 @@ class Services:
     config: Config
     engine: EdgeEngine
     template: ChatTemplate
-    clouds: Clouds
+    clouds: CloudPool
     vocabulary: CloudVocabulary
     metrics: AnswerMetrics
     online: OnlineGate | None = None

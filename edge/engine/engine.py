@@ -21,7 +21,7 @@ from edge.kv.live_sequences import LiveSequences
 from edge.kv.prefix_store import PrefixStore
 from edge.kv.radix_tree import common_prefix
 from edge.llama.model import Llama
-from edge.llama.vocabulary import Vocabulary
+from edge.llama.vocabulary import LlamaVocabulary
 
 __all__ = ["EdgeEngine", "Sequence"]
 
@@ -110,7 +110,7 @@ class EdgeEngine(TextModel):
         return {**counters, **self._leases.stats(), **kept}
 
     @property
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> LlamaVocabulary:
         return self._model().vocabulary
 
     @property

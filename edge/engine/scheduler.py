@@ -18,7 +18,7 @@ from edge.engine.jobs import Generation, Job, Scoring
 from edge.engine.stepping import Stepping
 from edge.kv.prefix_store import PrefixStore
 from edge.kv.radix_tree import common_prefix
-from edge.llama.batch import Piece
+from edge.llama.batch import SequenceTokens
 from edge.llama.grammar import Grammar
 from edge.llama.model import CHUNK, Llama
 from edge.llama.sampling import Logits
@@ -138,7 +138,7 @@ class Batcher(Stepping[Job]):
     def _decode(self, jobs: list[Job]) -> None:
         """Decodes a part of each job, all in one call, and draws where one is complete."""
         portions = share_out(jobs, SCORED // self._llama.vocabulary.size)
-        pieces = [Piece(job.sequence, job.pending[:count], job.rows(count)) for job, count in portions]
+        pieces = [SequenceTokens(job.sequence, job.pending[:count], job.rows(count)) for job, count in portions]
         self._llama.abort(False)
         self._in_step = jobs
         self._wake()

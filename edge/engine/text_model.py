@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from edge.llama.vocabulary import Vocabulary
+from edge.llama.vocabulary import LlamaVocabulary
 
 
 class TextModel(ABC):
@@ -11,7 +11,7 @@ class TextModel(ABC):
 
     @property
     @abstractmethod
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> LlamaVocabulary:
         """Raises EngineError unless the model is loaded."""
 
     @property

@@ -15,7 +15,7 @@ STUCK_AFTER_S = 30.0
 """A step that takes longer than this counts as never ending."""
 
 
-class Engine(Protocol):
+class ThreadEngine(Protocol):
     """What runs in the thread."""
 
     step_began: float | None
@@ -34,7 +34,7 @@ class Engine(Protocol):
         ...
 
 
-E = TypeVar("E", bound=Engine)
+E = TypeVar("E", bound=ThreadEngine)
 
 
 class EngineThread(Generic[E]):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from common.errors import NotFoundError, RequestError, SnapshotError, StartError
-from edge.kv.snapshot_format import HEADER_SIZE, KEY_SIZE, Header, read_header, read_token_ids
+from edge.kv.snapshot_format import HEADER_SIZE, KEY_SIZE, SnapshotHeader, read_header, read_token_ids
 
 SUFFIX = ".kv"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -66,7 +66,7 @@ class SnapshotFolder:
         with self._open(name) as file:
             return file.read(_header(file).size)
 
-    def describe(self, name: str) -> tuple[Header, list[int]]:
+    def describe(self, name: str) -> tuple[SnapshotHeader, list[int]]:
         """What a file says of itself, unproven, and the token ids it is for; raises SnapshotError as `read` does."""
         with self._open(name) as file:
             header = _header(file)
@@ -135,7 +135,7 @@ def as_request_error(error: OSError, name: str) -> RequestError:
     return RequestError(f"snapshot {name!r}: {what}", param="name")
 
 
-def _header(file: BinaryIO) -> Header:
+def _header(file: BinaryIO) -> SnapshotHeader:
     header = read_header(file.read(HEADER_SIZE))
     if os.fstat(file.fileno()).st_size != header.size:
         raise SnapshotError("a snapshot of another length than it says")

@@ -30,7 +30,7 @@ class Snapshot(NamedTuple):
     """What llama.cpp gave for them."""
 
 
-class Header(NamedTuple):
+class SnapshotHeader(NamedTuple):
     """What a sealed snapshot says of itself; nothing of it is proven before `unseal`."""
 
     fingerprint: bytes
@@ -73,14 +73,14 @@ def unseal(key: bytes, fingerprint: str | None, data: bytes) -> Snapshot:
     return Snapshot(read_token_ids(header, data), _state(header, payload))
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes) -> SnapshotHeader:
     """What the first HEADER_SIZE bytes say; raises SnapshotError if they are no header."""
     if len(data) < _HEADER.size or not data.startswith(MAGIC):
         raise SnapshotError("not a snapshot")
-    return Header(*_HEADER.unpack_from(data)[1:])
+    return SnapshotHeader(*_HEADER.unpack_from(data)[1:])
 
 
-def read_token_ids(header: Header, data: bytes) -> list[int]:
+def read_token_ids(header: SnapshotHeader, data: bytes) -> list[int]:
     """The token ids that follow the header in `data`."""
     ids = array("i")
     ids.frombytes(data[_HEADER.size : _HEADER.size + 4 * header.tokens])
@@ -92,7 +92,7 @@ def digest(fingerprint: str) -> bytes:
     return hashlib.blake2b(fingerprint.encode(), digest_size=32).digest()
 
 
-def _state(header: Header, payload: memoryview) -> bytes:
+def _state(header: SnapshotHeader, payload: memoryview) -> bytes:
     if not header.compressed:
         return bytes(payload)
     return zstandard.decompress(payload, max_output_size=header.state_size)

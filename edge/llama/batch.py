@@ -12,7 +12,7 @@ States = NDArray[np.float32]
 """Hidden states, [n, H], before any norm."""
 
 
-class Piece(NamedTuple):
+class SequenceTokens(NamedTuple):
     """Tokens that one step appends to one sequence; logits are wanted after the last `rows` of them."""
 
     sequence: int
@@ -20,7 +20,7 @@ class Piece(NamedTuple):
     rows: int
 
 
-class Place(NamedTuple):
+class BatchEntry(NamedTuple):
     """Token ids, or hidden states [n, H], and where they go; logits are wanted after the last `rows` of them."""
 
     sequence: int
@@ -50,7 +50,7 @@ class Batch:
             pointer(self._wants_logits, ctypes.c_int8),
         )
 
-    def fill(self, places: Iterable[Place]) -> c.llama_batch:
+    def fill(self, places: Iterable[BatchEntry]) -> c.llama_batch:
         """The batch of these, in order; valid until the next call."""
         begin = 0
         for sequence, position, inputs, rows in places:

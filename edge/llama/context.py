@@ -27,7 +27,7 @@ ABORT_TALK = (b"failed with error 1", b"compute status: 1", b"ret = 2")
 logger = logging.getLogger(__name__)
 
 
-class Context:
+class LlamaContext:
     """Model and context; belongs to one thread, except for `abort`. Raises StartError in one line if not to be had.
 
     `on_node` is a ggml_backend_sched_eval_callback, called for each node of a step's graph; it must outlive this.

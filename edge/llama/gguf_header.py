@@ -39,13 +39,13 @@ class Array(NamedTuple):
     strings: list[bytes]
 
 
-class Header(NamedTuple):
+class GgufHeader(NamedTuple):
     metadata: dict[str, Any]
     """Key to a number, a bool, a string's bytes or an Array."""
     tensors: int
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> GgufHeader:
     """The header of a GGUF file; raises StartError in one line if llama.cpp could not use it, or should not try."""
     try:
         with path.open("rb") as file:
@@ -64,7 +64,7 @@ class _Reader:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size, self._at = file, size, 0
 
-    def header(self) -> Header:
+    def header(self) -> GgufHeader:
         if self._take(4) != b"GGUF":
             raise _Malformed("not a GGUF file")
         version, tensors, pairs = self._unpack("<IQQ")
@@ -81,7 +81,7 @@ class _Reader:
         _check_vocabulary(metadata)
         self._check_count("tensors", tensors, smallest=32)
         self._check_tensors(tensors, _alignment(metadata))
-        return Header(metadata, tensors)
+        return GgufHeader(metadata, tensors)
 
     def _check_tensors(self, count: int, alignment: int) -> None:
         """llama.cpp wants the tensors' data in the order of their names, each padded to the alignment."""

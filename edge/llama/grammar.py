@@ -12,7 +12,7 @@ from common.errors import EngineError, RequestError
 from edge.llama import json_schema
 from edge.llama.batch import pointer
 from edge.llama.sampling import Logits
-from edge.llama.vocabulary import Vocabulary
+from edge.llama.vocabulary import LlamaVocabulary
 
 MAX_SCHEMA = 65536
 """Characters of a schema at most."""
@@ -26,7 +26,7 @@ class Grammar:
     Raises RequestError for a schema that llama.cpp has no grammar for.
     """
 
-    def __init__(self, vocabulary: Vocabulary, schema: str) -> None:
+    def __init__(self, vocabulary: LlamaVocabulary, schema: str) -> None:
         self.schema = schema
         self._sampler = c.llama_sampler_init_grammar(vocabulary.pointer, _gbnf(schema).encode(), b"root")
         if not self._sampler:

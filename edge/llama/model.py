@@ -11,10 +11,10 @@ import llama_cpp as c
 import numpy as np
 
 from common.errors import EngineError
-from edge.llama.batch import Batch, Piece, Place, pointer
-from edge.llama.context import CHUNK, Context
+from edge.llama.batch import Batch, BatchEntry, SequenceTokens, pointer
+from edge.llama.context import CHUNK, LlamaContext
 from edge.llama.sampling import Logits
-from edge.llama.vocabulary import Vocabulary
+from edge.llama.vocabulary import LlamaVocabulary
 
 __all__ = ["CHUNK", "Llama"]
 
@@ -39,7 +39,7 @@ class Llama:
         flash_attention: bool | None = None,
         kv_unified: bool = False,
     ) -> None:
-        self._context = Context(
+        self._context = LlamaContext(
             path, context_length, gpu_layers, threads, sequences, kv_type, flash_attention, kv_unified
         )
         self.context_length = self._context.length
@@ -49,7 +49,7 @@ class Llama:
         """The token ids in each sequence's KV cache, by position."""
         self._copied_to: int | None = None
         """A sequence whose cells llama.cpp only fills when it decodes next."""
-        self.vocabulary = Vocabulary(self._context.model)
+        self.vocabulary = LlamaVocabulary(self._context.model)
         self.fingerprint = self._context.fingerprint
         """Names the weights and every setting that decides what a KV cell holds and how it is laid out."""
         self._batch = Batch(CHUNK)
@@ -105,13 +105,13 @@ class Llama:
             return False
         return True
 
-    def decode(self, pieces: Sequence[Piece]) -> Logits | None:
+    def decode(self, pieces: Sequence[SequenceTokens]) -> Logits | None:
         """Appends up to CHUNK tokens in one step; returns the rows wanted, [R, V], in the order of `pieces`.
 
         They are valid until the next decode. None: `abort` ended the step, and every sequence is as it was before.
         After an EngineError the sequences of `pieces` hold nothing.
         """
-        batch = self._batch.fill(Place(at, len(self.held[at]), token_ids, rows) for at, token_ids, rows in pieces)
+        batch = self._batch.fill(BatchEntry(at, len(self.held[at]), token_ids, rows) for at, token_ids, rows in pieces)
         try:
             done = self._context.decode(batch)
         except EngineError:
@@ -135,5 +135,5 @@ class Llama:
         """Makes llama.cpp fill the cells of copies now, before any are read or written past it."""
         if (target := self._copied_to) is not None:
             length = len(self.held[target])
-            self.decode([Piece(target, [0], 0)])
+            self.decode([SequenceTokens(target, [0], 0)])
             self.rewind(target, length)

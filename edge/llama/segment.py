@@ -12,10 +12,10 @@ import llama_cpp as c
 import numpy as np
 
 from common.errors import ConfigError, EngineError
-from edge.llama.batch import Batch, Place, States
-from edge.llama.context import CHUNK, Context
+from edge.llama.batch import Batch, BatchEntry, States
+from edge.llama.context import CHUNK, LlamaContext
 from edge.llama.sampling import Logits
-from edge.llama.vocabulary import Vocabulary
+from edge.llama.vocabulary import LlamaVocabulary
 
 __all__ = ["CHUNK", "Feed", "LlamaSegment", "States", "Step"]
 
@@ -81,7 +81,7 @@ class LlamaSegment:
         self.shows_states = shows_states
         self._callback = c.ggml_backend_sched_eval_callback(self._on_node())
         on_node = self._callback if shows_states else None
-        self._context = Context(
+        self._context = LlamaContext(
             path, context_length, gpu_layers, threads, sequences, kv_type, flash_attention, True, on_node
         )
         try:
@@ -96,8 +96,8 @@ class LlamaSegment:
         self._batch = Batch(CHUNK, 0 if first else width)
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        return Vocabulary(self._context.model)
+    def vocabulary(self) -> LlamaVocabulary:
+        return LlamaVocabulary(self._context.model)
 
     def free(self) -> None:
         self._context.free()
@@ -121,7 +121,7 @@ class LlamaSegment:
         # must take all for wanted.
         show = self.shows_states
         batch = self._batch.fill(
-            Place(at, self.held[at], inputs, len(inputs) if show else rows) for at, inputs, rows in feeds
+            BatchEntry(at, self.held[at], inputs, len(inputs) if show else rows) for at, inputs, rows in feeds
         )
         count: int = batch.n_tokens
         self._bytes, self._wants_logits = self._states[:count].nbytes, any(feed.rows for feed in feeds)

@@ -6,7 +6,7 @@ from typing import Any
 import llama_cpp as c
 
 
-class Vocabulary:
+class LlamaVocabulary:
     """Tokens to bytes and back; may be used from any thread while its model is loaded."""
 
     def __init__(self, model: Any) -> None:

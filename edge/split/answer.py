@@ -9,9 +9,9 @@ from common.decoding.estimates import Mean
 from common.decoding.policy import Plan
 from common.errors import EndpointError, RequestError
 from common.types import Provenance, Sampling
-from edge.split.cloud_tail import Tail
-from edge.split.early_exit import LatencyAwareEarlyExit, Pace
-from edge.split.segments import Guess, SegmentSequence
+from edge.split.cloud_tail import CloudTail
+from edge.split.early_exit import AnswerPace, LatencyAwareEarlyExit
+from edge.split.segments import ExitPrediction, SegmentSequence
 
 
 class SplitAnswer:
@@ -30,7 +30,7 @@ class SplitAnswer:
         sampling: Sampling,
         plan: Plan,
         exits: LatencyAwareEarlyExit,
-        tail: Tail | None,
+        tail: CloudTail | None,
         deeper: Sequence[Mean],
     ) -> None:
         self.answer = Answer(plan, list(prompt), max_tokens)
@@ -50,7 +50,7 @@ class SplitAnswer:
         async with self._tail or nullcontext():
             try:
                 while answer.open:
-                    guess: Guess | None = None
+                    guess: ExitPrediction | None = None
                     new = answer.committed[sequence.held[0] :]
                     async with aclosing(sequence.draw(new, self._most_at_first, self._sure_at(0))) as parts:
                         async for part in parts:
@@ -62,7 +62,7 @@ class SplitAnswer:
             finally:
                 self._close_report()
 
-    async def _deep_token(self, guess: Guess | None) -> Chunk:
+    async def _deep_token(self, guess: ExitPrediction | None) -> Chunk:
         """The next token, of which the first exit, if it was heard at all, is not sure."""
         unsure = {0: time.perf_counter()}
         if self._tail:
@@ -81,7 +81,7 @@ class SplitAnswer:
             self._deeper[at].add((time.perf_counter() - since) * 1e3)
         return chunk
 
-    async def _cloud_token(self, guess: Guess | None) -> Chunk:
+    async def _cloud_token(self, guess: ExitPrediction | None) -> Chunk:
         """The cloud's token; if none can be had, that of the last exit."""
         assert self._tail is not None, "alone, the last exit is always sure"
         try:
@@ -98,7 +98,7 @@ class SplitAnswer:
         self.answer.finished = token.token_id in self._sequence.end_tokens
         return self.answer.commit([token.token_id], Provenance.CLOUD, None, [token.confidence])
 
-    def _commit(self, guesses: Sequence[Guess], at: int) -> Chunk:
+    def _commit(self, guesses: Sequence[ExitPrediction], at: int) -> Chunk:
         answer = self.answer
         confidences = [guess.confidence for guess in guesses]
         answer.report.exits[str(self._sequence.exits[at])] += len(guesses)
@@ -122,7 +122,7 @@ class SplitAnswer:
             nonlocal tokens
             now = time.perf_counter()
             self._began = self._began or now
-            taken = self._exits.takes(at, confidence, Pace(tokens, (now - self._began) * 1e3, deeper))
+            taken = self._exits.takes(at, confidence, AnswerPace(tokens, (now - self._began) * 1e3, deeper))
             tokens += taken
             return taken
 

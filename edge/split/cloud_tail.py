@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from common.cloud_client.pool import Cloud, Clouds
+from common.cloud_client.pool import Cloud, CloudPool
 from common.cloud_client.split_session import CloudToken, SplitCloud, SplitSession
 from common.errors import EndpointError, RequestError
 from common.http.client import HTTPClient
-from common.protocol.split_frames import Kind
+from common.protocol.split_frames import StateEncoding
 from common.types import Sampling
 from edge.llama.batch import States
 
@@ -18,7 +18,7 @@ from edge.llama.batch import States
 class SplitClouds:
     """A connection for hidden states to each of `clouds`; owns them: `async with`, within that of `clouds`."""
 
-    def __init__(self, clouds: Clouds, connect: Callable[[HTTPClient], SplitCloud] = SplitCloud) -> None:
+    def __init__(self, clouds: CloudPool, connect: Callable[[HTTPClient], SplitCloud] = SplitCloud) -> None:
         self._clouds = clouds
         self._connections = {cloud.url: connect(cloud.client) for cloud in clouds}
         self.pick = clouds.pick
@@ -37,7 +37,7 @@ class SplitClouds:
         return self._connections[cloud.url]
 
 
-class Tail:
+class CloudTail:
     """One answer's way to the rest of its model: `async with`, used by one task at a time.
 
     A cloud that was lost is not tried again for `pause_seconds`, in which nothing waits for it; then this one, or
@@ -49,7 +49,7 @@ class Tail:
         clouds: SplitClouds,
         prompt: Sequence[int],
         fingerprint: str,
-        kind: Kind,
+        kind: StateEncoding,
         deadline_seconds: float,
         pause_seconds: float,
         async_upload: bool = True,

@@ -12,7 +12,7 @@ from common.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class AnswerPace:
     """How an answer has gone until now: `tokens` of it in `elapsed_ms`, from when its first exit was first heard on.
 
     `deeper_ms`: what a token took on average that this exit was not sure of, from there until it was there; 0: unknown.
@@ -33,7 +33,7 @@ class LatencyAwareEarlyExit:
     thresholds: tuple[float, ...]
     budget_ms: float | None = None
 
-    def threshold(self, exit: int, pace: Pace) -> float:
+    def threshold(self, exit: int, pace: AnswerPace) -> float:
         """The confidence that `exit`, counted from 0, must reach now.
 
         What was asked for, t, while the tokens until now have left enough time to go deeper. With the budget b for
@@ -49,7 +49,7 @@ class LatencyAwareEarlyExit:
             return 0.0
         return asked * min(1.0, left / pace.deeper_ms) if pace.deeper_ms > 0 else asked
 
-    def takes(self, exit: int, confidence: float, pace: Pace) -> bool:
+    def takes(self, exit: int, confidence: float, pace: AnswerPace) -> bool:
         """Whether a token of this confidence, in [0, 1], is taken from `exit`."""
         return confidence >= self.threshold(exit, pace)
 

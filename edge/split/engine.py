@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from common.cloud_client.pool import Clouds
+from common.cloud_client.pool import CloudPool
 from common.config_schema import Config
 from common.decoding.estimates import Mean
 from common.decoding.policy import Plan
@@ -17,7 +17,7 @@ from common.protocol.openai import Message
 from common.protocol.split_manifest import read_manifest
 from common.types import GREEDY, InferenceResult, Mode, Sampling
 from edge.split.answer import SplitAnswer
-from edge.split.cloud_tail import SplitClouds, Tail
+from edge.split.cloud_tail import CloudTail, SplitClouds
 from edge.split.early_exit import LatencyAwareEarlyExit, never, thresholds_of
 from edge.split.segments import Segments
 from edge.text.chat_template import ChatTemplate
@@ -34,7 +34,9 @@ class EdgeInferenceEngine:
     manifest's; StartError for those that cannot be loaded.
     """
 
-    def __init__(self, config: Config, clouds: Clouds | None = None, split_clouds: SplitClouds | None = None) -> None:
+    def __init__(
+        self, config: Config, clouds: CloudPool | None = None, split_clouds: SplitClouds | None = None
+    ) -> None:
         split = config.edge.split
         if not split.manifest:
             raise ConfigError("edge.split.manifest: name what `python -m models.partition` wrote, for mode split")
@@ -42,8 +44,8 @@ class EdgeInferenceEngine:
         self.manifest = read_manifest(path)
         self.thresholds = thresholds_of(split.thresholds, self.manifest.exits, "edge.split.thresholds")
         self._config = config
-        self._own_clouds = None if clouds or split_clouds else Clouds(config.communication)
-        self._split_clouds = split_clouds or SplitClouds(clouds or self._own_clouds or Clouds())
+        self._own_clouds = None if clouds or split_clouds else CloudPool(config.communication)
+        self._split_clouds = split_clouds or SplitClouds(clouds or self._own_clouds or CloudPool())
         model = config.edge.model
         self.segments = Segments(
             self.manifest,
@@ -128,9 +130,9 @@ class EdgeInferenceEngine:
             collaboration=answer.report,
         )
 
-    def _tail(self, prompt: Sequence[int]) -> Tail:
+    def _tail(self, prompt: Sequence[int]) -> CloudTail:
         split, breaker = self._config.edge.split, self._config.communication.breaker
-        return Tail(
+        return CloudTail(
             self._split_clouds,
             prompt,
             self.manifest.fingerprint,

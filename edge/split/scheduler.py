@@ -22,7 +22,7 @@ FEW = 32
 """Inputs that are read with an exit's norm and head after each: cheaper than a step more for the last one's alone."""
 
 
-class Guess(NamedTuple):
+class ExitPrediction(NamedTuple):
     """What an exit says is the next token, how sure it is of its likeliest one, and whether that is enough."""
 
     token_id: int
@@ -54,7 +54,7 @@ class SegmentJob(Awaited):
         self.sequence = sequence
         self.position = position
         self.pending = inputs
-        self.guesses: list[Guess] = []
+        self.guesses: list[ExitPrediction] = []
         self._states = states
         self._limit = limit
         self._sampling = sampling
@@ -86,7 +86,7 @@ class SegmentJob(Awaited):
     def guess(self, token: int, confidence: float, end: bool) -> None:
         """Takes the exit's next token; `end`: it ends the answer."""
         sure = self._sure(confidence)
-        self.guesses.append(Guess(token, confidence, sure))  # last: what the event loop counts
+        self.guesses.append(ExitPrediction(token, confidence, sure))  # last: what the event loop counts
         self.done = end or not sure or len(self.guesses) >= self._limit
         if not self.done:
             self.pending = [token]
@@ -95,7 +95,7 @@ class SegmentJob(Awaited):
     def has_news(self) -> bool:
         return self.done or len(self.guesses) > self._seen
 
-    def part(self) -> list[Guess]:
+    def part(self) -> list[ExitPrediction]:
         """What it guessed since the last part."""
         begin, self._seen = self._seen, len(self.guesses)
         return self.guesses[begin : self._seen]

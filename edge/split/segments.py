@@ -18,10 +18,10 @@ from edge.engine.sequence_pool import Leases
 from edge.engine.text_model import TextModel
 from edge.engine.worker import EngineThread, cores_for_compute
 from edge.llama.segment import LlamaSegment, States
-from edge.llama.vocabulary import Vocabulary
-from edge.split.scheduler import Freed, Guess, SegmentBatcher, SegmentJob
+from edge.llama.vocabulary import LlamaVocabulary
+from edge.split.scheduler import ExitPrediction, Freed, SegmentBatcher, SegmentJob
 
-__all__ = ["Guess", "SegmentSequence", "Segments"]
+__all__ = ["ExitPrediction", "SegmentSequence", "Segments"]
 
 
 class Segments(TextModel):
@@ -57,7 +57,7 @@ class Segments(TextModel):
         }
         self._limits = limits or LimitsConfig()
         self._leases = Leases(sequences, self._limits)
-        self._vocabulary: Vocabulary | None = None
+        self._vocabulary: LlamaVocabulary | None = None
         self._context_length = 0
         self._inbox: SimpleQueue[SegmentJob | Freed | None] = SimpleQueue()
         self._thread = EngineThread("edge-segments", self._inbox, self._load)
@@ -106,7 +106,7 @@ class Segments(TextModel):
         return len(self.manifest.segments)
 
     @property
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> LlamaVocabulary:
         """The first segment's."""
         if self._vocabulary is None or self._thread.closing:
             raise EngineError("the edge's segments are not running")
@@ -190,7 +190,7 @@ class SegmentSequence:
 
     async def draw(
         self, token_ids: list[int], limit: int, sure: Callable[[float], bool]
-    ) -> AsyncGenerator[list[Guess], None]:
+    ) -> AsyncGenerator[list[ExitPrediction], None]:
         """Reads `token_ids` in the first segment, then draws by its exit, in parts, until it is not sure any more.
 
         The last of up to `limit` guesses is the first one that `sure` denies of its confidence, if any is; what was
@@ -201,9 +201,9 @@ class SegmentSequence:
             while part := await self._part(job):
                 yield part
 
-    async def catch_up(self, segment: int, sure: Callable[[float], bool]) -> Guess:
+    async def catch_up(self, segment: int, sure: Callable[[float], bool]) -> ExitPrediction:
         """Has this segment, and those before it, compute what they owe; returns what this one's exit says is next."""
-        guesses: list[Guess] = []
+        guesses: list[ExitPrediction] = []
         for at in range(1, segment + 1):
             owed = self._states[at - 1][self.held[at] : self.held[at - 1]]
             job = self._job(at, owed, int(at == segment), sure)
@@ -216,7 +216,7 @@ class SegmentSequence:
         states = self._states[at] if at < len(self._states) else None
         return SegmentJob(at, self._sequence, self.held[at], inputs, states, limit, self._sampling, sure)
 
-    async def _part(self, job: SegmentJob) -> list[Guess]:
+    async def _part(self, job: SegmentJob) -> list[ExitPrediction]:
         """What the job has guessed since the last part; nothing at its end."""
         began = time.perf_counter()
         await job.news()

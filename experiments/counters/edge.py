@@ -24,7 +24,7 @@ SAMPLES = {
 """Which sample each field is, summed over its other labels."""
 
 
-class Engine(msgspec.Struct):
+class EngineCounts(msgspec.Struct):
     """Of /stats: tokens that drafts were to follow, those of them whose KV was there, and tokens drawn."""
 
     prompt_tokens: float = 0
@@ -33,7 +33,7 @@ class Engine(msgspec.Struct):
 
 
 class Stats(msgspec.Struct):
-    engine: Engine
+    engine: EngineCounts
 
 
 class EdgeCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

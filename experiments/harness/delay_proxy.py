@@ -16,7 +16,7 @@ IN_FLIGHT = 256
 
 
 @dataclass
-class Line:
+class Direction:
     """One direction: how many bytes have gone into it so far, and when it is free again (the event loop's clock)."""
 
     bytes: int = 0
@@ -35,7 +35,7 @@ class DelayProxy:
     def __init__(self, host: str, port: int, delay: float = 0.0, bandwidth: float | None = None) -> None:
         """`delay`: seconds each way, half a round trip. `bandwidth`: bytes per second each way, None for no limit."""
         self.delay, self.bandwidth = delay, bandwidth
-        self.up, self.down = Line(), Line()
+        self.up, self.down = Direction(), Direction()
         self.connections = 0
         """Connections taken so far."""
         self._target = host, port
@@ -102,7 +102,7 @@ class DelayProxy:
             writer.transport.abort()
             self._tasks.discard(task)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: Line) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: Direction) -> None:
         """Bytes arrive `delay` after they went in, in order, at most `bandwidth` of them a second."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(IN_FLIGHT)

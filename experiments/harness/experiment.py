@@ -25,10 +25,10 @@ from experiments.harness.measures import MEASURES, Definition
 from experiments.harness.progress import progress
 from experiments.harness.runner import Runner
 from experiments.harness.servers import fleet
-from experiments.harness.trials import Done, Network, Plan, Trial, trials
+from experiments.harness.trials import ExperimentPlan, Network, Trial, TrialResult, trials
 from experiments.questions import datasets
 from experiments.report import html, markdown, schema, sweep_words
-from experiments.report.schema import Report
+from experiments.report.schema import ExperimentReport
 from experiments.setup.ablations import Ablation
 from experiments.setup.configurations import configuration
 
@@ -52,11 +52,11 @@ DEMO_TURNS = 2
 the demo models, trained on single turns, bear so many."""
 
 
-Finish = Callable[[Report, Plan, Sequence[Done]], None]
+Finish = Callable[[ExperimentReport, ExperimentPlan, Sequence[TrialResult]], None]
 
 
 @dataclass(frozen=True)
-class Kind:
+class ExperimentKind:
     """What one experiment does its own way.
 
     `program`: how it is started. `settings`: what all its configurations have, as SETTINGS. `measures`: what is
@@ -100,8 +100,8 @@ def plan_of(
     base: Config,
     ablations: Sequence[Ablation],
     asked: datasets.Dataset,
-    kind: Kind = Kind(),
-) -> Plan:
+    kind: ExperimentKind = ExperimentKind(),
+) -> ExperimentPlan:
     """Raises ConfigError for what makes no sense, before anything is started."""
     turns = (0 if args.data else DEMO_TURNS) if args.turns is None else args.turns
     for option, value, least in (("repeats", args.repeats, 1), ("max-tokens", args.max_tokens, 1), ("turns", turns, 0)):
@@ -110,7 +110,7 @@ def plan_of(
     if not 0 <= args.temperature <= 2:
         raise ConfigError(f"--temperature must be from 0 to 2, not {args.temperature:g}")
     prompts = msgspec.json.encode([question.prompt for question in asked.questions])
-    return Plan(
+    return ExperimentPlan(
         configurations=[configuration(ablation, base) for ablation in ablations],
         data=asked.name,
         prompts_sha256=hashlib.sha256(prompts).hexdigest(),
@@ -143,8 +143,8 @@ async def run(
     title: str,
     name: str,
     console: Console,
-    kind: Kind = Kind(),
-) -> Report:
+    kind: ExperimentKind = ExperimentKind(),
+) -> ExperimentReport:
     """Measures what is not measured yet, and writes the report NAME.json, .md and .html into the output folder.
 
     What was measured is kept beside it while the run is not complete, for --resume. Raises StartError when a server
@@ -153,7 +153,7 @@ async def run(
     asked = datasets.load(args.data, args.questions, args.seed)
     plan, folder = plan_of(args, base, ablations, asked, kind), Path(args.output)
     file = folder / f"{name}.unfinished.jsonl"
-    journal = Journal(file, plan, Done, args.resume)
+    journal = Journal(file, plan, TrialResult, args.resume)
     try:
         await _measure(args, plan, asked, base, journal, console, kind)
     except StartError as error:
@@ -172,12 +172,12 @@ async def run(
 
 async def _measure(
     args: argparse.Namespace,
-    plan: Plan,
+    plan: ExperimentPlan,
     asked: datasets.Dataset,
     base: Config,
-    journal: Journal[Plan, Done],
+    journal: Journal[ExperimentPlan, TrialResult],
     console: Console,
-    kind: Kind,
+    kind: ExperimentKind,
 ) -> None:
     done = {entry.what for entry in journal.entries}
     everything = list(trials(plan))
@@ -217,7 +217,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     return shown | {"set": [re.sub(r"(api_keys?)=.*", r"\1=***", setting) for setting in args.set]}
 
 
-def write(found: Report, folder: Path, name: str, console: Console) -> None:
+def write(found: ExperimentReport, folder: Path, name: str, console: Console) -> None:
     schema.write(found, folder / f"{name}.json")
     (folder / f"{name}.md").write_text(markdown.render(found))
     (folder / f"{name}.html").write_text(html.render(found))

@@ -19,7 +19,7 @@ from common.types import Collaboration
 T = TypeVar("T")
 
 
-class Answer(msgspec.Struct, kw_only=True):
+class TimedAnswer(msgspec.Struct, kw_only=True):
     """One streamed answer. `arrivals`: when a piece of text came (seconds from the question) and its characters."""
 
     question: int
@@ -39,10 +39,10 @@ class Answer(msgspec.Struct, kw_only=True):
 
 async def load(
     client: HTTPClient, prompts: Sequence[str], clients: int, fields: Mapping[str, Any], max_tokens: int
-) -> list[Answer]:
+) -> list[TimedAnswer]:
     """The answers to all prompts, in their order; `fields` go into every request. Fails with the first that fails."""
 
-    async def one(question: int) -> Answer:
+    async def one(question: int) -> TimedAnswer:
         return await ask(client, question, prompts[question], {**fields, "max_tokens": max_tokens})
 
     return await in_turns(clients, one, range(len(prompts)))
@@ -66,7 +66,7 @@ async def in_turns(clients: int, ask_one: Callable[[int], Awaitable[T]], questio
     return [done[turn] for turn in sorted(done)]
 
 
-async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[str, Any]) -> Answer:
+async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[str, Any]) -> TimedAnswer:
     """One greedy answer, as a stream."""
     stream = {"stream": True, "stream_options": {"include_usage": True}}
     body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, **stream, **fields}
@@ -84,7 +84,7 @@ async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[st
     seconds = time.perf_counter() - began
     if last.usage is None:
         raise EndpointError(f"{client.base_url} ended an answer without its usage")
-    return Answer(
+    return TimedAnswer(
         question=question,
         seconds=seconds,
         tokens=last.usage.completion_tokens,

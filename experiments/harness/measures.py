@@ -11,8 +11,8 @@ import numpy as np
 
 from common.types import Provenance
 from experiments.harness.statistics import Floats, as_asked, draws, interval, quantiles, ratios
-from experiments.harness.trials import Done
-from experiments.report.schema import Counts, Difference, Measure, MeasureInfo, Row
+from experiments.harness.trials import TrialResult
+from experiments.report.schema import AnswerRow, Counts, Difference, Measure, MeasureInfo
 
 Unit = tuple[int, ...]
 """The questions of a trial: what is drawn again as a whole, and what configurations are paired by."""
@@ -25,7 +25,7 @@ class Asked:
     `seconds`: how long the trials took, from the first question to the last answer.
     """
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[AnswerRow] = field(default_factory=list)
     counts: list[Counts] = field(default_factory=list)
     failures: int = 0
     seconds: float = 0.0
@@ -36,7 +36,7 @@ Sample = dict[Unit, Asked]
 
 
 @dataclass(frozen=True)
-class Ratio:
+class RatioOfSums:
     """Both are sums over a unit; the measure is the sum of the one over the sum of the other."""
 
     amount: Callable[[Asked], float]
@@ -56,7 +56,7 @@ class Ratio:
 @dataclass(frozen=True)
 class Quantile:
     share: float
-    value: Callable[[Row], float]
+    value: Callable[[AnswerRow], float]
 
     def of(self, sample: Sample, units: Sequence[Unit], drawn: Floats) -> Floats:
         values = [[self.value(row) for row in sample[unit].rows] if unit in sample else [] for unit in units]
@@ -66,44 +66,44 @@ class Quantile:
         return np.full(len(drawn), np.nan) if np.isnan(table).all() else quantiles(drawn, table, self.share)
 
 
-def mean(of: Callable[[Row], float]) -> Ratio:
+def mean(of: Callable[[AnswerRow], float]) -> RatioOfSums:
     """Per answer."""
-    return Ratio(lambda asked: sum(map(of, asked.rows)), lambda asked: len(asked.rows))
+    return RatioOfSums(lambda asked: sum(map(of, asked.rows)), lambda asked: len(asked.rows))
 
 
-def over(amount: Callable[[Row], float], per: Callable[[Row], float]) -> Ratio:
-    return Ratio(lambda asked: sum(map(amount, asked.rows)), lambda asked: sum(map(per, asked.rows)))
+def over(amount: Callable[[AnswerRow], float], per: Callable[[AnswerRow], float]) -> RatioOfSums:
+    return RatioOfSums(lambda asked: sum(map(amount, asked.rows)), lambda asked: sum(map(per, asked.rows)))
 
 
-def counted(of: Callable[[Counts], float]) -> Ratio:
+def counted(of: Callable[[Counts], float]) -> RatioOfSums:
     """Per answer, by what servers and network counted."""
-    return Ratio(lambda asked: sum(map(of, asked.counts)), lambda asked: len(asked.rows))
+    return RatioOfSums(lambda asked: sum(map(of, asked.counts)), lambda asked: len(asked.rows))
 
 
-def counted_over(amount: Callable[[Counts], float], per: Callable[[Counts], float]) -> Ratio:
-    return Ratio(lambda asked: sum(map(amount, asked.counts)), lambda asked: sum(map(per, asked.counts)))
+def counted_over(amount: Callable[[Counts], float], per: Callable[[Counts], float]) -> RatioOfSums:
+    return RatioOfSums(lambda asked: sum(map(amount, asked.counts)), lambda asked: sum(map(per, asked.counts)))
 
 
 @dataclass(frozen=True)
 class Definition:
     info: MeasureInfo
-    how: Ratio | Quantile
+    how: RatioOfSums | Quantile
 
 
-def time(title: str, how: Ratio | Quantile, unit: str = "ms") -> Definition:
+def time(title: str, how: RatioOfSums | Quantile, unit: str = "ms") -> Definition:
     return Definition(MeasureInfo(title, unit, "higher" if "/s" in unit else "lower", counted=False), how)
 
 
-def count(title: str, unit: str, better: str, how: Ratio, exact: bool = True) -> Definition:
+def count(title: str, unit: str, better: str, how: RatioOfSums, exact: bool = True) -> Definition:
     assert better in ("higher", "lower", "neither")
     return Definition(MeasureInfo(title, unit, better, exact), how)  # type: ignore[arg-type]
 
 
-def answered(row: Row) -> float:
+def answered(row: AnswerRow) -> float:
     return 1.0
 
 
-def by_the_cloud(row: Row) -> float:
+def by_the_cloud(row: AnswerRow) -> float:
     return sum(tokens for source, tokens in row.provenance.items() if source != Provenance.EDGE)
 
 
@@ -118,7 +118,7 @@ MEASURES = {
     ),
     "success_rate": count(
         "Success rate", "", "higher",
-        Ratio(lambda asked: len(asked.rows), lambda asked: len(asked.rows) + asked.failures),
+        RatioOfSums(lambda asked: len(asked.rows), lambda asked: len(asked.rows) + asked.failures),
     ),
     "quality": count(
         "Quality", "", "higher", over(lambda row: row.quality or 0.0, lambda row: float(row.quality is not None))
@@ -169,7 +169,7 @@ def agreement(reference: Mapping[int, str]) -> Definition:
     return count("Agreement with cloud only", "", "higher", how)
 
 
-def sample(entries: Iterable[Done]) -> Sample:
+def sample(entries: Iterable[TrialResult]) -> Sample:
     """All trials of one configuration."""
     found: Sample = {}
     for entry in entries:
@@ -241,7 +241,7 @@ def unchanged(definitions: Mapping[str, Definition], found: Sample, base: Sample
     units = sorted(found.keys() | base.keys())
     timed = [each for each in definitions.values() if not each.info.counted]
     for each in definitions.values():
-        if each.info.counted and isinstance(each.how, Ratio):
+        if each.info.counted and isinstance(each.how, RatioOfSums):
             figures = each.how.figures(found, units), each.how.figures(base, units)
             if not np.array_equal(*figures):
                 return False

@@ -10,24 +10,24 @@ from typing import Any
 from common.types import Mode, Provenance
 from experiments.harness import measures
 from experiments.harness.measures import MEASURES, Definition, Sample
-from experiments.harness.trials import Done, Plan
-from experiments.report.schema import Configuration as Reported
-from experiments.report.schema import Contribution, Environment, Report, Row, Workload
+from experiments.harness.trials import ExperimentPlan, TrialResult
+from experiments.report.schema import AnswerRow, Contribution, Environment, ExperimentReport, Workload
+from experiments.report.schema import ConfigurationReport as Reported
 from experiments.setup.ablations import BASELINE, FEATURES
 from experiments.setup.configurations import Configuration
 
 
 def report(
     title: str,
-    plan: Plan,
-    entries: Iterable[Done],
+    plan: ExperimentPlan,
+    entries: Iterable[TrialResult],
     environment: Environment,
     metric: str,
     options: dict[str, Any],
     chosen: Mapping[str, Definition] = MEASURES,
-) -> Report:
+) -> ExperimentReport:
     """Of the plan's first cell. `metric`: what quality is measured by; `options`: the command line's."""
-    by_name: dict[str, list[Done]] = {configuration.name: [] for configuration in plan.configurations}
+    by_name: dict[str, list[TrialResult]] = {configuration.name: [] for configuration in plan.configurations}
     for entry in entries:
         if entry.what.cell == 0:
             by_name[entry.what.configuration].append(entry)
@@ -39,7 +39,7 @@ def report(
         for configuration in plan.configurations
     ]
     network = plan.places[0].network
-    return Report(
+    return ExperimentReport(
         title=title,
         environment=environment,
         workload=Workload(name=plan.data, questions=plan.questions, metric=metric, prompts_sha256=plan.prompts_sha256),
@@ -58,7 +58,7 @@ def report(
 
 
 def defined(
-    plan: Plan, by_name: Mapping[str, Iterable[Done]], chosen: Mapping[str, Definition] = MEASURES
+    plan: ExperimentPlan, by_name: Mapping[str, Iterable[TrialResult]], chosen: Mapping[str, Definition] = MEASURES
 ) -> dict[str, Definition]:
     """The chosen measures: agreement is one where cloud only has answered something to agree with."""
     reference: dict[int, str] = {}
@@ -74,7 +74,7 @@ def defined(
 
 def reported(
     asked: Configuration,
-    entries: Sequence[Done],
+    entries: Sequence[TrialResult],
     samples: Mapping[str, Sample],
     base: str,
     definitions: Mapping[str, Definition],
@@ -106,7 +106,7 @@ def reported(
     )
 
 
-def rows(entries: Iterable[Done]) -> list[Row]:
+def rows(entries: Iterable[TrialResult]) -> list[AnswerRow]:
     """All answers, by question and repeat, whatever the order in which they were asked for."""
     return sorted((row for entry in entries for row in entry.rows), key=lambda row: (row.question, row.repeat))
 

@@ -20,12 +20,12 @@ from common.http.client import HTTPClient
 from common.types import Collaboration
 from experiments.counters import cloud as cloud_counts
 from experiments.counters import edge as edge_counts
-from experiments.harness.load import Answer, ask, in_turns
-from experiments.harness.servers import Place
-from experiments.harness.trials import Done, Plan, Trial
+from experiments.harness.load import TimedAnswer, ask, in_turns
+from experiments.harness.servers import EdgeSite
+from experiments.harness.trials import ExperimentPlan, Trial, TrialResult
 from experiments.questions.text_metrics import score
 from experiments.questions.workload import Question
-from experiments.report.schema import Counts, NetworkCounts, Row
+from experiments.report.schema import AnswerRow, Counts, NetworkCounts
 from experiments.setup.configurations import Configuration, Needs
 
 CLIENT = HttpClientConfig(timeout=120.0, max_retries=0, connection_pool_size=1000)
@@ -38,9 +38,9 @@ class Runner:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ExperimentPlan,
         questions: Sequence[Question],
-        places: Mapping[Needs, Place],
+        places: Mapping[Needs, EdgeSite],
         keys: CommunicationConfig,
     ) -> None:
         """`keys`: where the API keys of edge and cloud are."""
@@ -66,7 +66,7 @@ class Runner:
 
         await in_turns(clients, one, trial.questions)
 
-    async def make(self, trial: Trial) -> Done:
+    async def make(self, trial: Trial) -> TrialResult:
         """Asks what the trial says; an answer that fails is a row that says why.
 
         Raises StartError when a server does not take requests any more: that is no matter of the configuration.
@@ -76,9 +76,9 @@ class Runner:
         failed = await self._warm(side, trial.questions) if self._plan.warm else {}
         before, began = await side.counted(), time.perf_counter()
 
-        async def one(question: int) -> Row:
+        async def one(question: int) -> AnswerRow:
             if question in failed:
-                return Row(question=question, repeat=trial.repeat, error=failed[question])
+                return AnswerRow(question=question, repeat=trial.repeat, error=failed[question])
             return await self._row(side.edge, configuration, question, trial.repeat)
 
         rows = await in_turns(clients, one, trial.questions)
@@ -88,7 +88,7 @@ class Runner:
         counts = _between(before, await side.counted())
         if len(rows) == 1:
             rows = [msgspec.structs.replace(rows[0], counts=counts)]
-        return Done(what=trial, seconds=seconds, rows=rows, counts=counts)
+        return TrialResult(what=trial, seconds=seconds, rows=rows, counts=counts)
 
     def _in_cell(self, trial: Trial) -> int:
         """Makes the network that of the trial's cell; returns how many clients ask there."""
@@ -113,14 +113,14 @@ class Runner:
                 failed[question] = error.message
         return failed
 
-    async def _row(self, edge: HTTPClient, configuration: Configuration, question: int, repeat: int) -> Row:
+    async def _row(self, edge: HTTPClient, configuration: Configuration, question: int, repeat: int) -> AnswerRow:
         plan, asked = self._plan, self._questions[question]
         said: dict[str, Any] = {"messages": self._messages(question), "max_tokens": plan.max_tokens}
         drawn = {"temperature": plan.temperature, "seed": plan.seed + repeat} if plan.temperature else {}
         try:
             answer = await ask(edge, question, asked.prompt, {**said, **drawn, **configuration.fields})
         except FrameworkError as error:
-            return Row(question=question, repeat=repeat, error=error.message)
+            return AnswerRow(question=question, repeat=repeat, error=error.message)
         quality = None if asked.answer is None else score(asked.metric, answer.text, asked.answer)
         return row(answer, repeat, quality)
 
@@ -137,7 +137,7 @@ class Runner:
 class _Side:
     """The clients of one place: the edge that is asked, the cloud behind it, whose counters are read."""
 
-    def __init__(self, place: Place, keys: CommunicationConfig) -> None:
+    def __init__(self, place: EdgeSite, keys: CommunicationConfig) -> None:
         self.edge = HTTPClient(place.edge_url, CLIENT, keys.edge_api_key)
         self._cloud = HTTPClient(place.cloud_url, CLIENT, keys.cloud_api_key)
         self.network = place.network
@@ -166,9 +166,9 @@ class _Side:
                 raise StartError(f"the {name} server is lost: {error.message}") from error
 
 
-def row(answer: Answer, repeat: int, quality: float | None) -> Row:
+def row(answer: TimedAnswer, repeat: int, quality: float | None) -> AnswerRow:
     told = answer.told or Collaboration()
-    return Row(
+    return AnswerRow(
         question=answer.question,
         repeat=repeat,
         text=answer.text,

@@ -10,12 +10,12 @@ from cli.demo import config_flags, free_ports
 from cli.supervisor import PROJECT, ServerProcess, Supervisor
 from common.errors import StartError
 from experiments.harness.delay_proxy import DelayProxy
-from experiments.network.ways import Server
+from experiments.network.ways import AskedServer
 from experiments.setup.configurations import Needs
 
 
 @dataclass(frozen=True)
-class Place:
+class EdgeSite:
     """An edge, the cloud that it asks (`cloud_url` is the cloud itself), and the network between the two."""
 
     edge_url: str
@@ -27,7 +27,7 @@ class Place:
 class Site:
     """`urls`: where clients ask; the cloud's is through the network. `cloud_url` is the cloud itself."""
 
-    urls: dict[Server, str]
+    urls: dict[AskedServer, str]
     cloud_url: str
     network: DelayProxy
 
@@ -40,16 +40,16 @@ async def site(
     usual, plain = Needs(), Needs(edge=("communication.http_client.optimized=false",))
     async with fleet(args, settings, [usual, plain] if plain_edge else [usual], report) as places:
         place = places[usual]
-        urls = {Server.EDGE: place.edge_url, Server.CLOUD: place.network.url}
+        urls = {AskedServer.EDGE: place.edge_url, AskedServer.CLOUD: place.network.url}
         if plain_edge:
-            urls[Server.PLAIN_EDGE] = places[plain].edge_url
+            urls[AskedServer.PLAIN_EDGE] = places[plain].edge_url
         yield Site(urls, place.cloud_url, place.network)
 
 
 @contextlib.asynccontextmanager
 async def fleet(
     args: argparse.Namespace, settings: Sequence[str], wanted: Iterable[Needs], report: Callable[[str], None]
-) -> AsyncIterator[dict[Needs, Place]]:
+) -> AsyncIterator[dict[Needs, EdgeSite]]:
     """The servers of all who need some, each once and on a free port; ready inside, none left outside.
 
     They have the config of the command line, before which `settings` (KEY=VALUE) go, and behind which their own.
@@ -73,7 +73,7 @@ async def fleet(
         await stack.enter_async_context(Supervisor(servers, report).running())
         await stack.enter_async_context(_none_ends(servers))
         yield {
-            needs: Place(servers[len(clouds) + number].url, servers[cloud].url, networks[cloud])
+            needs: EdgeSite(servers[len(clouds) + number].url, servers[cloud].url, networks[cloud])
             for number, needs in enumerate(edges)
             for cloud in [clouds.index(needs.cloud)]
         }

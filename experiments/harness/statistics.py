@@ -25,7 +25,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Ratio:
+class SpeedUp:
     """A speed over another, and the interval that holds 95 % of what other questions of this kind would give."""
 
     value: float
@@ -44,7 +44,7 @@ def typical_ratio(pairs: Sequence[Pair]) -> float:
     return float(np.median([_ratio(np.array([p.amount, p.seconds, p.base_amount, p.base_seconds])) for p in pairs]))
 
 
-def speed_ratio(pairs: Sequence[Pair], seed: int = 0) -> Ratio:
+def speed_ratio(pairs: Sequence[Pair], seed: int = 0) -> SpeedUp:
     """All amounts over all seconds, against the same of the base; the interval is a percentile bootstrap over pairs.
 
     A pair is one question both ways, asked within minutes of each other, so what slows the machine slows both.
@@ -52,7 +52,7 @@ def speed_ratio(pairs: Sequence[Pair], seed: int = 0) -> Ratio:
     assert pairs
     rows = np.array([(p.amount, p.seconds, p.base_amount, p.base_seconds) for p in pairs])
     low, high = interval(_ratio(draws(len(rows), seed) @ rows))
-    return Ratio(float(_ratio(rows.sum(axis=0))), low, high)
+    return SpeedUp(float(_ratio(rows.sum(axis=0))), low, high)
 
 
 def draws(count: int, seed: int = 0) -> Floats:

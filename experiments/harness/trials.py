@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from experiments.report.schema import Counts, Row
+from experiments.report.schema import AnswerRow, Counts
 from experiments.setup.configurations import Configuration
 
 
@@ -23,14 +23,14 @@ class Network(Struct, frozen=True):
     mbit: float
 
 
-class Cell(Struct, frozen=True):
+class LoadCondition(Struct, frozen=True):
     """A network (None: as it is) and how many clients ask at once."""
 
     network: Network | None
     clients: int = 1
 
 
-class Plan(Struct, frozen=True, kw_only=True):
+class ExperimentPlan(Struct, frozen=True, kw_only=True):
     """All that decides what is measured.
 
     A trial asks `block` questions. With `cells`, each is asked in all of them, and the first is what the report is
@@ -52,13 +52,13 @@ class Plan(Struct, frozen=True, kw_only=True):
     turns: int = 0
     block: int = 1
     baseline: str = ""
-    cells: list[Cell] = []
+    cells: list[LoadCondition] = []
     warm: bool = True
     """Whether caches are made equally warm for each question (see runner.py); not where nothing is kept."""
 
     @property
-    def places(self) -> list[Cell]:
-        return self.cells or [Cell(self.network)]
+    def places(self) -> list[LoadCondition]:
+        return self.cells or [LoadCondition(self.network)]
 
 
 class Trial(Struct, frozen=True):
@@ -70,16 +70,16 @@ class Trial(Struct, frozen=True):
     cell: int = 0
 
 
-class Done(Struct, kw_only=True):
+class TrialResult(Struct, kw_only=True):
     """A trial that is done: one entry of the journal. `counts` are of all its answers together."""
 
     what: Trial
     seconds: float
-    rows: list[Row]
+    rows: list[AnswerRow]
     counts: Counts
 
 
-def trials(plan: Plan) -> Iterator[Trial]:
+def trials(plan: ExperimentPlan) -> Iterator[Trial]:
     """All of them, in the order in which they are made."""
     names = [configuration.name for configuration in plan.configurations]
     for repeat, (number, cell) in product(range(plan.repeats), enumerate(plan.places)):

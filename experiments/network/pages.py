@@ -7,11 +7,11 @@ from markupsafe import Markup
 from rich.table import Table
 
 from experiments.network import view
-from experiments.network.report import Report, Row
+from experiments.network.report import ModeRow, NetworkReport
 from experiments.network.ways import CLOUD_ONLY, WAYS
 from experiments.report import html, markdown
 from experiments.report.bar_plots import Spread
-from experiments.report.line_plot import Line, Place, class_of, over_number
+from experiments.report.line_plot import PlotLine, PlotPoint, class_of, over_number
 from experiments.report.particulars import described, short
 from experiments.report.schema import Measure
 
@@ -26,9 +26,9 @@ class Plot:
 
     title: str
     unit: str
-    of: Callable[[Row], Spread]
+    of: Callable[[ModeRow], Spread]
     without: tuple[str, ...] = ()
-    level: Line | None = None
+    level: PlotLine | None = None
 
 
 def exact(value: float) -> Measure:
@@ -37,13 +37,13 @@ def exact(value: float) -> Measure:
 
 PLOTS = (
     Plot("Speed over cloud only", "times", lambda row: row.over_cloud_only, (CLOUD_ONLY.name, "edge"),
-         Line("cloud only", "end", [Place(exact(1.0), exact(1.0), "as fast as cloud only")])),
+         PlotLine("cloud only", "end", [PlotPoint(exact(1.0), exact(1.0), "as fast as cloud only")])),
     Plot("Bytes of one answer on the network", "kB", lambda row: exact((row.bytes_up + row.bytes_down) / 1000)),
     Plot("Work of the cloud", "engine steps per token", lambda row: exact(row.steps_per_token)),
 )  # fmt: skip
 
 
-def to_html(report: Report) -> str:
+def to_html(report: NetworkReport) -> str:
     return html.page(
         "network.html.jinja",
         title=TITLE,
@@ -57,7 +57,7 @@ def to_html(report: Report) -> str:
     )
 
 
-def to_markdown(report: Report) -> str:
+def to_markdown(report: NetworkReport) -> str:
     parts = [f"# {TITLE}", f"{view.conclusion(report)}."]
     for table in tables(report):
         heads, rows = cells(table)
@@ -67,7 +67,7 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join([*parts, "## Environment", markdown.table(["", ""], where, (0, 1))]) + "\n"
 
 
-def tables(report: Report) -> list[Table]:
+def tables(report: NetworkReport) -> list[Table]:
     return [view.ratios(report), view.details(report)]
 
 
@@ -77,7 +77,7 @@ def cells(table: Table) -> tuple[list[str], list[list[str]]]:
     return heads, [list(map(str, row)) for row in zip(*(column.cells for column in table.columns), strict=True)]
 
 
-def panels(report: Report, plot: Plot) -> Iterator[tuple[str, Markup]]:
+def panels(report: NetworkReport, plot: Plot) -> Iterator[tuple[str, Markup]]:
     """One for each bandwidth and number of clients that has been measured, all of a plot over the same round trips."""
     for uplink in report.plan.uplinks:
         for clients in report.plan.clients:
@@ -91,13 +91,13 @@ def panels(report: Report, plot: Plot) -> Iterator[tuple[str, Markup]]:
                 yield title, over_number(lines, "round trip, ms →", f"↑ {plot.unit}", WIDTH, f"{plot.title}: {title}")
 
 
-def lines_of(report: Report, plot: Plot, rows: list[Row]) -> Iterator[Line]:
+def lines_of(report: NetworkReport, plot: Plot, rows: list[ModeRow]) -> Iterator[PlotLine]:
     for n, way in enumerate(report.plan.ways):
         if way not in plot.without:
-            yield Line(WAYS[way].title, class_of(n), [place(plot, row) for row in rows if row.way == way])
+            yield PlotLine(WAYS[way].title, class_of(n), [place(plot, row) for row in rows if row.way == way])
 
 
-def place(plot: Plot, row: Row) -> Place:
+def place(plot: Plot, row: ModeRow) -> PlotPoint:
     spread = plot.of(row)
     about = f"{WAYS[row.way].title}, round trip {row.cell.round_trip:g} ms: {spread.value:.3g} {plot.unit}"
-    return Place(float(row.cell.round_trip), spread, about)
+    return PlotPoint(float(row.cell.round_trip), spread, about)

@@ -13,8 +13,8 @@ from itertools import product
 import msgspec
 
 from experiments.counters.cloud import CloudCounts
-from experiments.harness.load import Answer
-from experiments.network.ways import WAYS, Way
+from experiments.harness.load import TimedAnswer
+from experiments.network.ways import WAYS, AnswerMode
 
 FIRST_QUESTIONS = 8
 PASS_QUESTIONS = 32
@@ -24,7 +24,7 @@ PASS_QUESTIONS = 32
 """
 
 
-class Cell(msgspec.Struct, frozen=True):
+class NetworkCell(msgspec.Struct, frozen=True):
     """A network and a load: milliseconds, Mbit/s each way, and how many ask at once."""
 
     round_trip: float
@@ -32,7 +32,7 @@ class Cell(msgspec.Struct, frozen=True):
     clients: int
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     """All that decides what is measured. `config` and `settings` (KEY=VALUE) are the servers', `data` has questions."""
 
     round_trips: list[float]
@@ -48,23 +48,23 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     data: str | None = None
 
     @property
-    def cells(self) -> list[Cell]:
-        return [Cell(*values) for values in product(self.round_trips, self.uplinks, self.clients)]
+    def cells(self) -> list[NetworkCell]:
+        return [NetworkCell(*values) for values in product(self.round_trips, self.uplinks, self.clients)]
 
     @property
-    def chosen_ways(self) -> list[Way]:
+    def chosen_ways(self) -> list[AnswerMode]:
         return [WAYS[name] for name in self.ways]
 
 
 class Pass(msgspec.Struct, frozen=True):
     """Questions `first` to `last` (excluded) in one cell, for the `repeat`th time."""
 
-    cell: Cell
+    cell: NetworkCell
     repeat: int
     first: int
     last: int
 
-    def order(self, ways: Sequence[Way], seed: int) -> list[Way]:
+    def order(self, ways: Sequence[AnswerMode], seed: int) -> list[AnswerMode]:
         return random.Random(f"{seed} {self}").sample(ways, len(ways))
 
     @property
@@ -79,20 +79,20 @@ class Block(msgspec.Struct, kw_only=True):
 
     way: str
     seconds: float
-    answers: list[Answer]
+    answers: list[TimedAnswer]
     counts: CloudCounts
     bytes_up: int
     bytes_down: int
 
 
-class Done(msgspec.Struct):
+class PassResult(msgspec.Struct):
     """A pass that is done, with a block for each way: one entry of the journal."""
 
     what: Pass
     blocks: list[Block]
 
 
-def passes(plan: Plan) -> Iterator[Pass]:
+def passes(plan: SweepPlan) -> Iterator[Pass]:
     """All passes, in the order in which they are made."""
     cut = {cell: cuts(plan.prompts, cell.clients) for cell in plan.cells}
     for repeat, turn, cell in product(range(plan.repeats), range(max(map(len, cut.values()))), plan.cells):

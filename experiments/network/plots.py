@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
-class Line:
+class SweepLine:
     """`colour` is matplotlib's. `low` and `high` are the ends of error bars; `bound` is a dashed line beside it.
 
     Any of the three may be empty.
@@ -26,15 +26,15 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Panel:
+class SweepPanel:
     title: str
-    lines: Sequence[Line] = field(default_factory=tuple)
+    lines: Sequence[SweepLine] = field(default_factory=tuple)
 
 
 def draw(
     file: Path,
     title: str,
-    grid: Sequence[Sequence[Panel]],
+    grid: Sequence[Sequence[SweepPanel]],
     x_label: str,
     y_label: str,
     level: float | None = None,
@@ -64,7 +64,7 @@ def draw(
     return written
 
 
-def _draw(place: Axes, line: Line) -> None:
+def _draw(place: Axes, line: SweepLine) -> None:
     place.plot(line.x, line.y, marker="o", markersize=3, color=line.colour, label=line.label)
     if line.low:
         place.vlines(line.x, line.low, line.high, color=line.colour, linewidth=1, alpha=0.5)

@@ -7,23 +7,22 @@ from functools import cached_property
 
 import msgspec
 
-from common.types import Collaboration
-from common.types import Way as LosslessWay
+from common.types import Collaboration, VerificationMode
 from experiments.counters.cloud import CloudCounts
 from experiments.harness.environment import environment
-from experiments.harness.load import Answer, token_gaps
-from experiments.harness.statistics import Pair, Ratio, quantile, speed_ratio, typical_ratio
+from experiments.harness.load import TimedAnswer, token_gaps
+from experiments.harness.statistics import Pair, SpeedUp, quantile, speed_ratio, typical_ratio
 from experiments.network import bounds
 from experiments.network.bounds import Costs
-from experiments.network.passes import Block, Cell, Done, Plan
-from experiments.network.ways import CLOUD_ONLY, WAYS, WORTH, Form, Way
+from experiments.network.passes import Block, NetworkCell, PassResult, SweepPlan
+from experiments.network.ways import CLOUD_ONLY, WAYS, WORTH, AnswerMode, BoundFormula
 from experiments.report.schema import Environment
 
 TokenEnds = Callable[[str], Sequence[int]]
 """Where each token of a text ends, in characters."""
 
 
-class Row(msgspec.Struct, kw_only=True):
+class ModeRow(msgspec.Struct, kw_only=True):
     """One way in one cell.
 
     `speed`: tokens per second as one client sees it (all tokens over all seconds from question to end); `throughput`:
@@ -40,7 +39,7 @@ class Row(msgspec.Struct, kw_only=True):
     (experiments/network/bounds.py). What a way does not have is null.
     """
 
-    cell: Cell
+    cell: NetworkCell
     way: str
     lossless: bool
     answers: int
@@ -63,7 +62,7 @@ class Row(msgspec.Struct, kw_only=True):
     in_rounds: float
     differences: int
     degraded: int
-    over_cloud_only: Ratio
+    over_cloud_only: SpeedUp
     typical_over_cloud_only: float
     allowed: float | None
 
@@ -71,15 +70,15 @@ class Row(msgspec.Struct, kw_only=True):
 class Worth(msgspec.Struct):
     """What a part is worth in a cell: the speed with it over the speed without it."""
 
-    cell: Cell
+    cell: NetworkCell
     part: str
-    ratio: Ratio
+    ratio: SpeedUp
 
 
-class Report(msgspec.Struct, kw_only=True):
+class NetworkReport(msgspec.Struct, kw_only=True):
     """report.json: what was asked, where, and what came of it."""
 
-    plan: Plan
+    plan: SweepPlan
     environment: Environment
     passes_done: int
     passes_planned: int
@@ -88,7 +87,7 @@ class Report(msgspec.Struct, kw_only=True):
     """Answers in a lossless way, cloud only itself not counted."""
     lossless_differences: int
     """How many of them are not cloud only's answer to the same question."""
-    rows: list[Row]
+    rows: list[ModeRow]
     worth: list[Worth]
 
 
@@ -96,12 +95,12 @@ class Report(msgspec.Struct, kw_only=True):
 class Measured:
     """All that one way gave in one cell; `answers` and `base` (cloud only's) are those to the same questions."""
 
-    way: Way
+    way: AnswerMode
     blocks: list[Block]
-    base: list[Answer]
+    base: list[TimedAnswer]
 
     @cached_property
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[TimedAnswer]:
         return [answer for block in self.blocks for answer in block.answers]
 
     @cached_property
@@ -142,7 +141,7 @@ class Measured:
         )
 
 
-def report(plan: Plan, done: Sequence[Done], planned: int, token_ends: TokenEnds) -> Report:
+def report(plan: SweepPlan, done: Sequence[PassResult], planned: int, token_ends: TokenEnds) -> NetworkReport:
     by_cell = defaultdict(list)
     for one in done:
         by_cell[one.what.cell].append(one)
@@ -153,7 +152,7 @@ def report(plan: Plan, done: Sequence[Done], planned: int, token_ends: TokenEnds
             rows += [row(cell, name, measured, token_ends) for name in plan.ways]
             worth += worths(cell, measured)
     lossless = [r for r in rows if r.lossless and r.way != CLOUD_ONLY.name]
-    return Report(
+    return NetworkReport(
         plan=plan,
         environment=environment(),
         passes_done=len(done),
@@ -166,7 +165,7 @@ def report(plan: Plan, done: Sequence[Done], planned: int, token_ends: TokenEnds
     )
 
 
-def measured_ways(done: Iterable[Done]) -> dict[str, Measured]:
+def measured_ways(done: Iterable[PassResult]) -> dict[str, Measured]:
     """What each way gave in one cell."""
     blocks, base = defaultdict(list), []
     for one in done:
@@ -177,12 +176,12 @@ def measured_ways(done: Iterable[Done]) -> dict[str, Measured]:
     return {name: Measured(WAYS[name], found, base) for name, found in blocks.items()}
 
 
-def row(cell: Cell, name: str, measured: dict[str, Measured], token_ends: TokenEnds) -> Row:
+def row(cell: NetworkCell, name: str, measured: dict[str, Measured], token_ends: TokenEnds) -> ModeRow:
     found = measured[name]
     answers, tokens, counts = found.answers, found.tokens, found.counts
     drafted, accepted, drawn = found.total("drafted"), found.total("accepted"), found.total("edge_drawn")
     gaps = [gap for answer in answers for gap in token_gaps(answer.arrivals, token_ends(answer.text))]
-    return Row(
+    return ModeRow(
         cell=cell,
         way=name,
         lossless=found.way.lossless,
@@ -214,18 +213,18 @@ def row(cell: Cell, name: str, measured: dict[str, Measured], token_ends: TokenE
 
 def in_rounds(told: Collaboration) -> bool:
     """Whether the cloud was asked round by round; its own stream is told as one round of another way."""
-    return told.rounds > 0 and told.way != LosslessWay.CONTINUOUS
+    return told.rounds > 0 and told.way != VerificationMode.CONTINUOUS
 
 
-def same(one: Answer, other: Answer) -> bool:
+def same(one: TimedAnswer, other: TimedAnswer) -> bool:
     return (one.text, one.finish_reason, one.tokens) == (other.text, other.finish_reason, other.tokens)
 
 
-def pairs(answers: Sequence[Answer], base: Sequence[Answer]) -> list[Pair]:
+def pairs(answers: Sequence[TimedAnswer], base: Sequence[TimedAnswer]) -> list[Pair]:
     return [Pair(a.tokens, a.seconds, b.tokens, b.seconds) for a, b in zip(answers, base, strict=True)]
 
 
-def worths(cell: Cell, measured: dict[str, Measured]) -> list[Worth]:
+def worths(cell: NetworkCell, measured: dict[str, Measured]) -> list[Worth]:
     found = []
     for part, candidates in WORTH.items():
         for have, lack in candidates:
@@ -234,7 +233,7 @@ def worths(cell: Cell, measured: dict[str, Measured]) -> list[Worth]:
     return found
 
 
-def allowed(cell: Cell, name: str, measured: dict[str, Measured]) -> float | None:
+def allowed(cell: NetworkCell, name: str, measured: dict[str, Measured]) -> float | None:
     """The ratio of speeds over cloud only that the costs measured in this cell allow this way at best."""
     plain = measured[CLOUD_ONLY.name].counts
     if not plain.decode_steps:
@@ -242,14 +241,14 @@ def allowed(cell: Cell, name: str, measured: dict[str, Measured]) -> float | Non
     found, step = measured[name], plain.decode_seconds / plain.decode_steps
     costs = found.costs(cell.round_trip / 1000, step)
     match found.way.form:
-        case Form.ALONE:
+        case BoundFormula.ALONE:
             return None
-        case Form.PLAIN:
+        case BoundFormula.PLAIN:
             return 1.0
-        case Form.CONTINUOUS:
+        case BoundFormula.CONTINUOUS:
             return bounds.plain_seconds(costs) / bounds.continuous_seconds(costs)
-        case Form.ROUNDS | Form.ROUNDS_AHEAD as form:
-            return bounds.plain_seconds(costs) / bounds.rounds_seconds(costs, ahead=form == Form.ROUNDS_AHEAD)
+        case BoundFormula.ROUNDS | BoundFormula.ROUNDS_AHEAD as form:
+            return bounds.plain_seconds(costs) / bounds.rounds_seconds(costs, ahead=form == BoundFormula.ROUNDS_AHEAD)
     best = [allowed(cell, other, measured) or 0.0 for other in ("rounds", "continuous") if other in measured]
     if found.in_rounds == 1:
         best.append(bounds.plain_seconds(costs) / bounds.rounds_seconds(costs, ahead=True))

@@ -8,16 +8,16 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from experiments.network import plots
-from experiments.network.passes import Cell
-from experiments.network.plots import Line, Panel
-from experiments.network.report import Report, Row
+from experiments.network.passes import NetworkCell
+from experiments.network.plots import SweepLine, SweepPanel
+from experiments.network.report import ModeRow, NetworkReport
 from experiments.network.ways import CLOUD_ONLY, WAYS
 
 NETWORK = ("round\ntrip", "Mbit\n/s", "clients")
 SHOWN = "each figure: measured / at best, as acceptance, verify and draft cost allow"
 
 
-def brief(report: Report) -> Table:
+def brief(report: NetworkReport) -> Table:
     """The speed of each way over cloud only, and nothing else, so that a terminal has room for it."""
     ways = [name for name in report.plan.ways if name != CLOUD_ONLY.name]
     made = Table(title="Speed over cloud only", title_justify="left", box=SIMPLE, padding=0)
@@ -31,7 +31,7 @@ def brief(report: Report) -> Table:
     return made
 
 
-def ratios(report: Report) -> Table:
+def ratios(report: NetworkReport) -> Table:
     """A line for each cell: the speed of each way over cloud only, and what parts are worth."""
     others = [name for name in report.plan.ways if name != CLOUD_ONLY.name]
     parts = list(dict.fromkeys(worth.part for worth in report.worth))
@@ -55,7 +55,7 @@ def ratios(report: Report) -> Table:
     return made
 
 
-def details(report: Report) -> Table:
+def details(report: NetworkReport) -> Table:
     """A line for each way in each cell, with all that was measured."""
     made = Table(title="Each way by itself; bytes: of one answer, on the network", title_justify="left")
     made.add_column("way", no_wrap=True)
@@ -99,22 +99,22 @@ def details(report: Report) -> Table:
     return made
 
 
-def conclusion(report: Report) -> str:
+def conclusion(report: NetworkReport) -> str:
     """What the sweep says of exactness, in one sentence."""
     asked = f"{report.different_questions} different prompts, {len(measured_cells(report))} cells"
     wrong, all_of_them = report.lossless_differences, report.lossless_answers
     return f"{wrong} of {all_of_them} lossless answers differ from cloud only's ({asked})"
 
 
-def measured_cells(report: Report) -> list[Cell]:
+def measured_cells(report: NetworkReport) -> list[NetworkCell]:
     return list(dict.fromkeys(row.cell for row in report.rows))
 
 
-def network(cell: Cell) -> tuple[str, str, str]:
+def network(cell: NetworkCell) -> tuple[str, str, str]:
     return f"{cell.round_trip:g} ms", f"{cell.uplink:g}", str(cell.clients)
 
 
-def ratio(row: Row) -> str:
+def ratio(row: ModeRow) -> str:
     return f"{row.over_cloud_only.value:.2f} / {number(row.allowed, 2)}"
 
 
@@ -122,7 +122,7 @@ def number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def draw(report: Report, folder: Path) -> list[Path]:
+def draw(report: NetworkReport, folder: Path) -> list[Path]:
     """Speed, bytes and cloud steps against the round trip: a row of panels for each uplink, a column for clients."""
     speeds = grid(report, speed_line, without=(CLOUD_ONLY.name, "edge"))
     sizes = grid(report, lambda name, rows: line(name, rows, lambda row: (row.bytes_up + row.bytes_down) / 1000))
@@ -136,23 +136,25 @@ def draw(report: Report, folder: Path) -> list[Path]:
     ]
 
 
-def grid(report: Report, make: Callable[[str, list[Row]], Line], without: tuple[str, ...] = ()) -> list[list[Panel]]:
+def grid(
+    report: NetworkReport, make: Callable[[str, list[ModeRow]], SweepLine], without: tuple[str, ...] = ()
+) -> list[list[SweepPanel]]:
     ways = [name for name in report.plan.ways if name not in without]
 
-    def panel(uplink: float, clients: int) -> Panel:
+    def panel(uplink: float, clients: int) -> SweepPanel:
         here = [r for r in report.rows if (r.cell.uplink, r.cell.clients) == (uplink, clients)]
         found = {name: [row for row in here if row.way == name] for name in ways}
         title = f"{clients} client{'s' if clients > 1 else ''}, {uplink:g} Mbit/s"
-        return Panel(title, [make(name, rows) for name, rows in found.items() if rows])
+        return SweepPanel(title, [make(name, rows) for name, rows in found.items() if rows])
 
     return [[panel(uplink, clients) for clients in report.plan.clients] for uplink in report.plan.uplinks]
 
 
-def line(way: str, rows: list[Row], value: Callable[[Row], float]) -> Line:
-    return Line(WAYS[way].title, colour(way), [row.cell.round_trip for row in rows], [value(row) for row in rows])
+def line(way: str, rows: list[ModeRow], value: Callable[[ModeRow], float]) -> SweepLine:
+    return SweepLine(WAYS[way].title, colour(way), [row.cell.round_trip for row in rows], [value(row) for row in rows])
 
 
-def speed_line(way: str, rows: list[Row]) -> Line:
+def speed_line(way: str, rows: list[ModeRow]) -> SweepLine:
     best = [row.allowed for row in rows if row.allowed is not None]
     return replace(
         line(way, rows, lambda row: row.over_cloud_only.value),

@@ -7,7 +7,7 @@ from typing import Any
 from common.errors import ConfigError
 
 
-class Server(StrEnum):
+class AskedServer(StrEnum):
     """Who is asked."""
 
     EDGE = "edge"
@@ -16,7 +16,7 @@ class Server(StrEnum):
     CLOUD = "cloud"
 
 
-class Form(StrEnum):
+class BoundFormula(StrEnum):
     """How edge and cloud work together: which of the formulas of experiments/network/bounds.py holds."""
 
     ALONE = "alone"
@@ -30,43 +30,47 @@ class Form(StrEnum):
 
 
 @dataclass(frozen=True)
-class Way:
+class AnswerMode:
     """`name` on the command line and in reports; `fields` of the request; `lossless`: the cloud's own answer."""
 
     name: str
     title: str
-    form: Form
+    form: BoundFormula
     fields: dict[str, Any] = field(default_factory=dict)
     lossless: bool = False
-    server: Server = Server.EDGE
+    server: AskedServer = AskedServer.EDGE
 
 
-def lossless(name: str, title: str, form: Form, server: Server = Server.EDGE, **fields: Any) -> Way:
-    return Way(name, title, form, {"use_confidence_check": False, **fields}, lossless=True, server=server)
+def lossless(
+    name: str, title: str, form: BoundFormula, server: AskedServer = AskedServer.EDGE, **fields: Any
+) -> AnswerMode:
+    return AnswerMode(name, title, form, {"use_confidence_check": False, **fields}, lossless=True, server=server)
 
 
-def fast(name: str, title: str, form: Form, way: str, ahead: bool = True, server: Server = Server.EDGE) -> Way:
+def fast(
+    name: str, title: str, form: BoundFormula, way: str, ahead: bool = True, server: AskedServer = AskedServer.EDGE
+) -> AnswerMode:
     """Lossless, with everything that makes it fast but drafting ahead if that is off."""
     return lossless(name, title, form, server, way=way, objective="latency", draft_ahead=ahead)
 
 
-CLOUD_ONLY = Way("cloud", "cloud only", Form.PLAIN, {"mode": "cloud_only"}, lossless=True)
+CLOUD_ONLY = AnswerMode("cloud", "cloud only", BoundFormula.PLAIN, {"mode": "cloud_only"}, lossless=True)
 """What the others are compared with."""
 
 WAYS = {
     way.name: way
     for way in (
         CLOUD_ONLY,
-        Way("edge", "edge only", Form.ALONE, {"mode": "edge_only"}),
-        fast("rounds", "rounds", Form.ROUNDS_AHEAD, way="rounds"),
-        fast("continuous", "continuous", Form.CONTINUOUS, way="continuous"),
-        fast("auto", "lossless, by policy", Form.BEST, way="auto"),
-        Way("gated", "gated", Form.ROUNDS_AHEAD, {"use_confidence_check": True}),
-        fast("rounds-not-ahead", "rounds, no drafting ahead", Form.ROUNDS, way="rounds", ahead=False),
-        fast("rounds-f4-off", "rounds, F4 off", Form.ROUNDS_AHEAD, way="rounds", server=Server.PLAIN_EDGE),
-        lossless("default", "lossless, as set up", Form.BEST),
-        lossless("default-f4-off", "as set up, F4 off", Form.BEST, Server.PLAIN_EDGE),
-        Way("direct", "cloud, no edge", Form.PLAIN, lossless=True, server=Server.CLOUD),
+        AnswerMode("edge", "edge only", BoundFormula.ALONE, {"mode": "edge_only"}),
+        fast("rounds", "rounds", BoundFormula.ROUNDS_AHEAD, way="rounds"),
+        fast("continuous", "continuous", BoundFormula.CONTINUOUS, way="continuous"),
+        fast("auto", "lossless, by policy", BoundFormula.BEST, way="auto"),
+        AnswerMode("gated", "gated", BoundFormula.ROUNDS_AHEAD, {"use_confidence_check": True}),
+        fast("rounds-not-ahead", "rounds, no drafting ahead", BoundFormula.ROUNDS, way="rounds", ahead=False),
+        fast("rounds-f4-off", "rounds, F4 off", BoundFormula.ROUNDS_AHEAD, way="rounds", server=AskedServer.PLAIN_EDGE),
+        lossless("default", "lossless, as set up", BoundFormula.BEST),
+        lossless("default-f4-off", "as set up, F4 off", BoundFormula.BEST, AskedServer.PLAIN_EDGE),
+        AnswerMode("direct", "cloud, no edge", BoundFormula.PLAIN, lossless=True, server=AskedServer.CLOUD),
     )
 }
 WORTH = {
@@ -78,7 +82,7 @@ ALL = "edge,cloud,direct,rounds,continuous,auto,gated,rounds-not-ahead,rounds-f4
 """`direct` is beside them to show that cloud only, which goes through the edge, is not slowed by it."""
 
 
-def chosen(names: str) -> list[Way]:
+def chosen(names: str) -> list[AnswerMode]:
     """The ways of a comma-separated list, cloud only among them in any case; raises ConfigError for an unknown one."""
     wanted = list(dict.fromkeys([CLOUD_ONLY.name, *names.split(",")]))
     unknown = [name for name in wanted if name not in WAYS]

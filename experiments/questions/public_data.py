@@ -66,7 +66,7 @@ class Review(Struct):
             raise ValueError(f"a label is 0 or 1, not {self.label}")
 
 
-class Text(Struct):
+class PublicText(Struct):
     text: str
 
 
@@ -74,7 +74,7 @@ class Turn(Struct):
     """One question of QuAC. `yesno` and `followup` belong to the dialogue act, which is not asked for."""
 
     question: str
-    orig_answer: Text
+    orig_answer: PublicText
     yesno: str = "x"
     followup: str = "n"
 

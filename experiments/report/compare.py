@@ -15,7 +15,7 @@ from rich.table import Table
 from experiments.report import html, markdown
 from experiments.report.markdown import escaped, listed
 from experiments.report.particulars import leaves, plain, short
-from experiments.report.schema import Difference, Measure, Report, read
+from experiments.report.schema import Difference, ExperimentReport, Measure, read
 from experiments.report.words import Figures, Reading, all_figures, headed, key_measures
 
 STYLES = {"better": "green", "worse": "red"}
@@ -26,7 +26,7 @@ INTERVALS = (
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparisonRow:
     """One measure of one configuration in both reports; `key`: one of the most important."""
 
     name: str
@@ -49,13 +49,13 @@ class Line:
 class Comparison:
     """`remarks`: in what the two are not the same experiment. `configurations`: those of both, by name."""
 
-    first: Report
-    second: Report
+    first: ExperimentReport
+    second: ExperimentReport
     remarks: list[str]
-    configurations: dict[str, list[Line]]
+    configurations: dict[str, list[ComparisonRow]]
 
 
-def compare(first: Report, second: Report) -> Comparison:
+def compare(first: ExperimentReport, second: ExperimentReport) -> Comparison:
     measured = all_figures(first, second)
     key = key_measures(measured)
     others = {one.name: one for one in second.configurations}
@@ -64,7 +64,7 @@ def compare(first: Report, second: Report) -> Comparison:
         if one.name in others:
             ours, theirs = one.measures, others[one.name].measures
             found[one.name] = [
-                Line(name, written, ours[name], theirs[name], between(ours[name], theirs[name]), name in key)
+                ComparisonRow(name, written, ours[name], theirs[name], between(ours[name], theirs[name]), name in key)
                 for name, written in measured.items()
                 if name in ours and name in theirs
             ]
@@ -79,7 +79,7 @@ def between(first: Measure, second: Measure) -> Difference:
     return Difference(value, low, high, clear=low > 0 or high < 0)
 
 
-def remarks(first: Report, second: Report) -> Iterator[str]:
+def remarks(first: ExperimentReport, second: ExperimentReport) -> Iterator[str]:
     """Everything in which the two are not the same experiment, a line each."""
     for what, *both in _facts(first, second):
         if both[0] != both[1]:
@@ -90,7 +90,7 @@ def remarks(first: Report, second: Report) -> Iterator[str]:
             yield f"only in the {which}: {', '.join(only)}"
 
 
-def _facts(first: Report, second: Report) -> Iterator[tuple[str, object, object]]:
+def _facts(first: ExperimentReport, second: ExperimentReport) -> Iterator[tuple[str, object, object]]:
     for what in ("name", "questions", "metric", "prompts_sha256"):
         yield f"workload, {what}", getattr(first.workload, what), getattr(second.workload, what)
     for what in ("seed", "repeats", "network", "baseline"):
@@ -138,7 +138,7 @@ def show(first: Path, second: Path, console: Console) -> Comparison:
     return found
 
 
-def _short(line: Line) -> list[str]:
+def _short(line: ComparisonRow) -> list[str]:
     """For 80 columns: values without their intervals, and nothing said of what does not clearly differ."""
     written, reading = line.written, line.reading if line.difference.clear else ""
     both = written.number(line.first.value), written.number(line.second.value)
@@ -174,6 +174,6 @@ def to_html(found: Comparison) -> str:
     return html.page("compare.html.jinja", found=found, names=names, intervals=INTERVALS)
 
 
-def _named(report: Report) -> str:
+def _named(report: ExperimentReport) -> str:
     where = report.environment
     return f"{where.created}, commit {short(where.git_commit)}" if where.git_commit else where.created

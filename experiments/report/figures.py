@@ -9,9 +9,9 @@ from common.types import Provenance
 from experiments.report import bar_plots as plots
 from experiments.report import svg
 from experiments.report.bar_plots import Bar
-from experiments.report.line_plot import Line, Place, class_of, over_number
+from experiments.report.line_plot import PlotLine, PlotPoint, class_of, over_number
 from experiments.report.scatter_plot import Point, scatter
-from experiments.report.schema import Chart, Contribution, Curve, Measure, Report
+from experiments.report.schema import Chart, Contribution, Curve, ExperimentReport, Measure
 from experiments.report.words import CLOUD_RATE, QUALITY, Figures, contributed, headed, lower
 
 NARROW, WIDE, PANEL = 360.0, 940.0, 300.0
@@ -34,7 +34,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Panel:
+class ContributionPanel:
     """What one of the parts contributes by one measure; `reading` and `change` are those without it."""
 
     feature: str
@@ -44,7 +44,7 @@ class Panel:
     drawing: Markup
 
 
-def trade(report: Report, measured: dict[str, Figures]) -> Figure | None:
+def trade(report: ExperimentReport, measured: dict[str, Figures]) -> Figure | None:
     """Quality against cloud rate; a sweep has curves in its place."""
     if report.sweep or QUALITY not in measured or CLOUD_RATE not in measured:
         return None
@@ -65,7 +65,7 @@ def trade(report: Report, measured: dict[str, Figures]) -> Figure | None:
     return Figure("trade", title, " ".join(caption), *drawn)
 
 
-def latencies(report: Report) -> Figure | None:
+def latencies(report: ExperimentReport) -> Figure | None:
     rows = {one.name: one.latencies_ms for one in report.configurations if one.latencies_ms}
     if not rows:
         return None
@@ -80,7 +80,7 @@ def latencies(report: Report) -> Figure | None:
     return Figure("latencies", title, caption, *drawn, heads=heads, rows=table)
 
 
-def provenance(report: Report) -> Figure | None:
+def provenance(report: ExperimentReport) -> Figure | None:
     rows = {one.name: one.provenance for one in report.configurations if sum(one.provenance.values())}
     if not rows:
         return None
@@ -99,7 +99,7 @@ def chart(one: Chart) -> Figure:
     legend = [(line.name, f"curve {line.class_}") for line in curves]
     if one.level is not None:
         level = Measure(one.level, one.level, one.level)
-        curves.append(Line(f"{one.level:g}", "end", [Place(level, level, f"{one.level:g}")]))
+        curves.append(PlotLine(f"{one.level:g}", "end", [PlotPoint(level, level, f"{one.level:g}")]))
     drawn = _both(lambda width: over_number(curves, f"{one.x} →", f"↑ {one.y}", width, one.title))
     heads = [one.x, *(curve.name for curve in one.curves)]
     places = sorted({x for curve in one.curves for x in curve.x})
@@ -108,22 +108,22 @@ def chart(one: Chart) -> Figure:
     return Figure(one.name, one.title, one.note, *drawn, legend, heads, rows)
 
 
-def _line(curve: Curve, class_: str) -> Line:
+def _line(curve: Curve, class_: str) -> PlotLine:
     points = zip(curve.x, curve.y, strict=True)
-    places = [Place(float(x), y, f"{curve.name}, {svg.label_of(x)}: {_spread(y)}") for x, y in points]
-    return Line(curve.name, class_, places)
+    places = [PlotPoint(float(x), y, f"{curve.name}, {svg.label_of(x)}: {_spread(y)}") for x, y in points]
+    return PlotLine(curve.name, class_, places)
 
 
 def _spread(found: Measure | None) -> str:
     return f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]" if found else "–"
 
 
-def panels(report: Report, measured: dict[str, Figures]) -> list[Panel]:
+def panels(report: ExperimentReport, measured: dict[str, Figures]) -> list[ContributionPanel]:
     """Each measure with and without the part, with its intervals."""
     return [panel(report, one, measured[one.measure]) for one in report.contributions if one.measure in measured]
 
 
-def panel(report: Report, one: Contribution, written: Figures) -> Panel:
+def panel(report: ExperimentReport, one: Contribution, written: Figures) -> ContributionPanel:
     spreads = {it.name: it.measures.get(one.measure) for it in report.configurations}
 
     def bar(name: str, value: float, configuration: str) -> Bar:
@@ -132,7 +132,9 @@ def panel(report: Report, one: Contribution, written: Figures) -> Panel:
 
     rows = bar("with", one.baseline, report.baseline), bar("without", one.without, one.configuration)
     drawing = plots.bars(rows, PANEL, f"{one.feature}: {contributed(one, written)}")
-    return Panel(one.feature, headed(written), written.reading(one.difference), written.change(one.difference), drawing)
+    return ContributionPanel(
+        one.feature, headed(written), written.reading(one.difference), written.change(one.difference), drawing
+    )
 
 
 def _both(draw: Draw) -> tuple[Markup, Markup]:

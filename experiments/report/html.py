@@ -13,14 +13,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.report import figures as plots
 from experiments.report import particulars, sweep_figures, sweep_words, words
-from experiments.report.schema import Configuration, Report
+from experiments.report.schema import ConfigurationReport, ExperimentReport
 from experiments.report.words import Figures
 
 FAILURES_SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Cell:
+class MeasureCell:
     """A measure of a configuration, and its difference to the baseline: alone, with its interval, in a word."""
 
     measure: str
@@ -31,7 +31,7 @@ class Cell:
     reading: str = ""
 
 
-def render(report: Report) -> str:
+def render(report: ExperimentReport) -> str:
     measured = words.all_figures(report)
     key = words.key_measures(measured)
     return page(
@@ -73,7 +73,7 @@ def _environment() -> Environment:
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def areas(report: Report, measured: dict[str, Figures]) -> list[tuple[str, list[list[str]]]]:
+def areas(report: ExperimentReport, measured: dict[str, Figures]) -> list[tuple[str, list[list[str]]]]:
     """For each measure that has areas its title and their rows."""
     by_measure = sweep_words.areas_by_measure(report.sweep) if report.sweep else {}
     return [
@@ -82,11 +82,13 @@ def areas(report: Report, measured: dict[str, Figures]) -> list[tuple[str, list[
     ]
 
 
-def cell(one: Configuration, name: str, written: Figures) -> Cell:
+def cell(one: ConfigurationReport, name: str, written: Figures) -> MeasureCell:
     found, difference = one.measures.get(name), one.differences.get(name)
     if found is None:
-        return Cell(words.headed(written), "–")
+        return MeasureCell(words.headed(written), "–")
     value = words.headed(written), written.number(found.value), written.interval(found.low, found.high)
     if difference is None:
-        return Cell(*value)
-    return Cell(*value, written.signed(difference.value), written.change(difference), written.reading(difference))
+        return MeasureCell(*value)
+    return MeasureCell(
+        *value, written.signed(difference.value), written.change(difference), written.reading(difference)
+    )

@@ -19,7 +19,7 @@ COLOURS = 8
 
 
 @dataclass(frozen=True)
-class Place:
+class PlotPoint:
     """A point of a line; `x` is a number of its own, or a measure; `about`: all of it in words."""
 
     x: float | Spread
@@ -28,19 +28,19 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Line:
+class PlotLine:
     """`class_` colours it; the line goes through its places in their order. One of a single place is named there."""
 
     name: str
     class_: str
-    places: Sequence[Place]
+    places: Sequence[PlotPoint]
 
 
 def class_of(number: int) -> str:
     return f"line-{number % COLOURS}" + (" broken" if number >= COLOURS else "")
 
 
-def over_measure(lines: Sequence[Line], x_title: str, y_title: str, width: float, label: str) -> Markup:
+def over_measure(lines: Sequence[PlotLine], x_title: str, y_title: str, width: float, label: str) -> Markup:
     """Lines over a measure, with both intervals of each point."""
     spreads = [place.x for line in lines for place in line.places if not isinstance(place.x, float)]
     frame = _Frame(lines, width)
@@ -50,7 +50,7 @@ def over_measure(lines: Sequence[Line], x_title: str, y_title: str, width: float
     return frame.drawing(axis, marks, y_title, label)
 
 
-def over_number(lines: Sequence[Line], x_title: str, y_title: str, width: float, label: str) -> Markup:
+def over_number(lines: Sequence[PlotLine], x_title: str, y_title: str, width: float, label: str) -> Markup:
     """Lines over their own number; a line of one place that has none goes right across, as a level."""
     numbers = sorted({place.x for line in lines for place in line.places if isinstance(place.x, float)})
     frame = _Frame(lines, width)
@@ -70,7 +70,7 @@ class _Frame:
 
     top = 24.0
 
-    def __init__(self, lines: Sequence[Line], width: float) -> None:
+    def __init__(self, lines: Sequence[PlotLine], width: float) -> None:
         self._width, self._height = width, min(440.0, max(280.0, 0.56 * width))
         self.left, self.right, self.bottom = 46.0, width - 10, self._height - 44.0
         spreads = [place.y for line in lines for place in line.places]
@@ -98,7 +98,7 @@ def _steps(at: dict[float, float], frame: _Frame, words: str) -> Iterator[Markup
 
 
 def _line(
-    line: Line, x: Scale | dict[float, float], y: Scale, beside: float, across: tuple[float, float] | None = None
+    line: PlotLine, x: Scale | dict[float, float], y: Scale, beside: float, across: tuple[float, float] | None = None
 ) -> Markup:
     """`beside`: how far to the right all of it is moved, so that intervals of several lines can be told apart."""
     drawn = []
@@ -130,7 +130,7 @@ def _name(name: str, at: float, to: float, x: Scale | dict[float, float]) -> Mar
     return svg.text(at + (-8 if right else 8), to + 16, name, "level", "end" if right else "start")
 
 
-def _level(line: Line, place: Place, height: float, across: tuple[float, float]) -> Markup:
+def _level(line: PlotLine, place: PlotPoint, height: float, across: tuple[float, float]) -> Markup:
     left, right = across
     return element(
         "g",

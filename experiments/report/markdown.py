@@ -10,11 +10,11 @@ import msgspec
 
 from experiments.report import sweep_figures, sweep_words
 from experiments.report.particulars import changes, command, environment
-from experiments.report.schema import Configuration, Report, Table
+from experiments.report.schema import ConfigurationReport, ExperimentReport, ReportTable
 from experiments.report.words import Figures, Sentence, all_figures, counted, headed, key_measures
 
 
-def render(report: Report) -> str:
+def render(report: ExperimentReport) -> str:
     measured = all_figures(report)
     parts = [
         f"# {escaped(report.title)}",
@@ -47,7 +47,7 @@ def _sentence(one: Sentence) -> str:
     return f"- **{escaped(one.lead)}**: {escaped(one.text)}{points}"
 
 
-def _sweep(report: Report, measured: dict[str, Figures]) -> Iterator[str]:
+def _sweep(report: ExperimentReport, measured: dict[str, Figures]) -> Iterator[str]:
     """The areas, then every point of every curve."""
     if report.sweep is None:
         return
@@ -64,20 +64,20 @@ def _escaped(rows: Iterable[Sequence[str]]) -> list[list[str]]:
     return [[escaped(row[0]), *row[1:]] for row in rows]
 
 
-def _own_table(one: Table) -> Iterator[str]:
+def _own_table(one: ReportTable) -> Iterator[str]:
     yield f"## {escaped(one.title)}"
     yield table([*map(escaped, one.heads)], ([*map(escaped, row)] for row in one.rows))
     yield escaped(one.note)
 
 
-def _key_table(report: Report, measured: dict[str, Figures]) -> str:
+def _key_table(report: ExperimentReport, measured: dict[str, Figures]) -> str:
     names = key_measures(measured)
     heads = ["configuration", *(escaped(headed(measured[name])) for name in names)]
     return table(heads, ([escaped(one.name), *(_value(one, name, measured[name]) for name in names)]
                          for one in report.configurations))  # fmt: skip
 
 
-def _contributions(report: Report, measured: dict[str, Figures]) -> Iterator[str]:
+def _contributions(report: ExperimentReport, measured: dict[str, Figures]) -> Iterator[str]:
     if not report.contributions:
         return
     yield "## What each part contributes"
@@ -93,7 +93,7 @@ def _contributions(report: Report, measured: dict[str, Figures]) -> Iterator[str
     )
 
 
-def _answers(report: Report) -> str:
+def _answers(report: ExperimentReport) -> str:
     rows = []
     for one in report.configurations:
         overrides = "; ".join(map(str, changes(report, one)))
@@ -103,7 +103,7 @@ def _answers(report: Report) -> str:
     return table(["configuration", "what it is", "overrides", "answers", "failures", ""], rows, texts=(0, 1, 2, 5))
 
 
-def _provenance(report: Report) -> Iterator[str]:
+def _provenance(report: ExperimentReport) -> Iterator[str]:
     kinds = list(dict.fromkeys(kind for one in report.configurations for kind in one.provenance))
     if not kinds:
         return
@@ -114,7 +114,7 @@ def _provenance(report: Report) -> Iterator[str]:
     yield table(["configuration", *(escaped(kind) for kind in kinds)], rows)
 
 
-def _all_measures(report: Report, one: Configuration, measured: dict[str, Figures]) -> str:
+def _all_measures(report: ExperimentReport, one: ConfigurationReport, measured: dict[str, Figures]) -> str:
     rows = []
     for name, written in measured.items():
         if name in one.measures:
@@ -129,7 +129,7 @@ def _all_measures(report: Report, one: Configuration, measured: dict[str, Figure
     )
 
 
-def _value(one: Configuration, name: str, written: Figures) -> str:
+def _value(one: ConfigurationReport, name: str, written: Figures) -> str:
     found = one.measures.get(name)
     return "–" if found is None else written.measure(found)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from experiments.report.schema import Configuration, Environment, Report
+from experiments.report.schema import ConfigurationReport, Environment, ExperimentReport
 from experiments.report.words import counted
 
 
@@ -24,7 +24,7 @@ class Change:
         return f"{self.key}: {before}{plain(self.after)}"
 
 
-def changes(report: Report, configuration: Configuration) -> list[Change]:
+def changes(report: ExperimentReport, configuration: ConfigurationReport) -> list[Change]:
     """What its config overrides, then what its requests say."""
     config = leaves(configuration.config_overrides)
     overridden = [Change(".".join(path), value_at(report.config, path), value) for path, value in config]
@@ -53,7 +53,7 @@ def value_at(tree: Any, path: Iterable[str]) -> Any:
     return tree
 
 
-def command(report: Report) -> str:
+def command(report: ExperimentReport) -> str:
     """The command line that asks the same again."""
     words = ["python", *str(report.options.get("program", "ablation_experiments.py")).split()]
     for name, value in report.options.items():
@@ -80,7 +80,7 @@ def described(where: Environment) -> dict[str, str]:
     }
 
 
-def environment(report: Report) -> dict[str, str]:
+def environment(report: ExperimentReport) -> dict[str, str]:
     network = report.network
     return {
         **described(report.environment),

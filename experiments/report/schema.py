@@ -58,7 +58,7 @@ class Counts(Struct, frozen=True, kw_only=True):
     network: NetworkCounts
 
 
-class Row(Struct, frozen=True, kw_only=True):
+class AnswerRow(Struct, frozen=True, kw_only=True):
     """One answer, or why there is none. Milliseconds from the question to the first token and to the last.
 
     `counts` is null where other answers were under way at the same time.
@@ -87,8 +87,8 @@ class Row(Struct, frozen=True, kw_only=True):
     counts: Counts | None = None
 
 
-class Configuration(Struct, kw_only=True):
-    """One ablation: what it changed, and what came of it. `measures` by the names of `Report.measures`.
+class ConfigurationReport(Struct, kw_only=True):
+    """One ablation: what it changed, and what came of it. `measures` by the names of `ExperimentReport.measures`.
 
     A measure that makes no sense here (an acceptance rate without drafts) is left out. `provenance`: tokens in all.
     `unchanged`: no count differs from the baseline's, and no other measure clearly and notably does.
@@ -150,7 +150,7 @@ class Area(Struct, frozen=True, kw_only=True):
     to_best: Difference | None = None
 
 
-class Sweep(Struct, kw_only=True):
+class SweepDescription(Struct, kw_only=True):
     """What was varied, and how it is to be looked at. `ends`: configurations that every curve begins or ends at."""
 
     parameter: str
@@ -183,7 +183,7 @@ class Workload(Struct, frozen=True, kw_only=True):
     prompts_sha256: str
 
 
-class Table(Struct, frozen=True, kw_only=True):
+class ReportTable(Struct, frozen=True, kw_only=True):
     """What an experiment says beside its measures, in rows of texts; the first of each row is its name."""
 
     title: str
@@ -212,7 +212,7 @@ class Chart(Struct, frozen=True, kw_only=True):
     level: float | None = None
 
 
-class Report(Struct, kw_only=True):
+class ExperimentReport(Struct, kw_only=True):
     """All of it. `options`: the command line's; `config`: the whole config that the overrides were applied to."""
 
     schema_version: int = SCHEMA_VERSION
@@ -226,34 +226,34 @@ class Report(Struct, kw_only=True):
     config: dict[str, Any]
     baseline: str
     measures: dict[str, MeasureInfo]
-    configurations: list[Configuration]
+    configurations: list[ConfigurationReport]
     contributions: list[Contribution]
-    rows: dict[str, list[Row]]
+    rows: dict[str, list[AnswerRow]]
     """Every answer, by configuration."""
     warnings: list[str] = []
-    sweep: Sweep | None = None
+    sweep: SweepDescription | None = None
     """Of an experiment that varies a number; null of one that does not."""
     findings: list[str] = []
     """Sentences of the experiment's own, for the summary."""
-    tables: list[Table] = []
+    tables: list[ReportTable] = []
     charts: list[Chart] = []
 
 
-def read(path: Path) -> Report:
+def read(path: Path) -> ExperimentReport:
     """Raises ConfigError for what is no report, or one of another version."""
     try:
         data = path.read_bytes()
         version = msgspec.json.decode(data, type=_Version).schema_version
         if version != SCHEMA_VERSION:
             raise ConfigError(f"{path}: a report of version {version}; this program reads version {SCHEMA_VERSION}")
-        return msgspec.json.decode(data, type=Report)
+        return msgspec.json.decode(data, type=ExperimentReport)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except msgspec.MsgspecError as error:
         raise ConfigError(f"{path}: not a report ({error})") from error
 
 
-def write(report: Report, path: Path) -> None:
+def write(report: ExperimentReport, path: Path) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
 
 

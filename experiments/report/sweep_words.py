@@ -3,26 +3,26 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from experiments.report import words
-from experiments.report.schema import Area, Report, Sweep
+from experiments.report.schema import Area, ExperimentReport, SweepDescription
 from experiments.report.words import Figures, Sentence, lower
 
 AREA_HEADS = ("curve", "area", "less the straight line between the ends", "less the best")
 
 
-def summary(report: Report) -> list[Sentence]:
+def summary(report: ExperimentReport) -> list[Sentence]:
     """What a reader should know who reads nothing else; what a sweep has found comes right after what was asked."""
     asked, *others = words.summary(report)
     return [asked, *sentences(report, words.all_figures(report)), *others]
 
 
-def sentences(report: Report, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
+def sentences(report: ExperimentReport, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
     if report.sweep is None:
         return
     yield from _best(report.sweep, measured)
     yield from _relative(report, report.sweep, measured)
 
 
-def _best(sweep: Sweep, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
+def _best(sweep: SweepDescription, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
     """Which curve is the best at equal cloud rate, and whether that is clear."""
     for measure, areas in areas_by_measure(sweep).items():
         written = measured[measure]
@@ -34,7 +34,7 @@ def _best(sweep: Sweep, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
         yield Sentence(f"Best {lower(written.info.title)} at equal cloud rate", f"{told}; {others}.")
 
 
-def _relative(report: Report, sweep: Sweep, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
+def _relative(report: ExperimentReport, sweep: SweepDescription, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
     """What the largest number of clients gets, of each series."""
     by_name = {one.name: one for one in report.configurations}
     for series in sweep.series:
@@ -48,7 +48,7 @@ def _relative(report: Report, sweep: Sweep, measured: Mapping[str, Figures]) -> 
             yield Sentence(f"{series.name}, {series.at[-1]:g} {lower(sweep.parameter)}", f"{'; '.join(told)}.")
 
 
-def areas_by_measure(sweep: Sweep) -> dict[str, list[Area]]:
+def areas_by_measure(sweep: SweepDescription) -> dict[str, list[Area]]:
     found: dict[str, list[Area]] = {}
     for area in sweep.areas:
         found.setdefault(area.measure, []).append(area)

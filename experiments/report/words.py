@@ -12,9 +12,9 @@ from typing import Literal
 from experiments.report.schema import (
     Contribution,
     Difference,
+    ExperimentReport,
     Measure,
     MeasureInfo,
-    Report,
 )
 
 QUALITY, CLOUD_RATE, SUCCESS = "quality", "cloud_rate", "success_rate"
@@ -69,7 +69,7 @@ class Figures:
         return "better" if (difference.value > 0) == (self.info.better == "higher") else "worse"
 
 
-def figures(reports: Iterable[Report], name: str) -> Figures:
+def figures(reports: Iterable[ExperimentReport], name: str) -> Figures:
     """Three digits of the largest value, and three decimals of shares; two digits where all are below 0.01."""
     found = [
         (report.measures[name], abs(configuration.measures[name].value))
@@ -82,7 +82,7 @@ def figures(reports: Iterable[Report], name: str) -> Figures:
     return Figures(found[0][0], 1 - power if power < -2 else min(3, max(0, 2 - power)))
 
 
-def all_figures(*reports: Report) -> dict[str, Figures]:
+def all_figures(*reports: ExperimentReport) -> dict[str, Figures]:
     """Of every measure that all reports name and any configuration has, in the order of the first one."""
     common = [name for name in reports[0].measures if all(name in report.measures for report in reports)]
     had = {name for report in reports for one in report.configurations for name in one.measures}
@@ -110,7 +110,7 @@ class Sentence:
         return "\n  ".join([f"{self.lead}: {self.text}", *self.points])
 
 
-def summary(report: Report) -> list[Sentence]:
+def summary(report: ExperimentReport) -> list[Sentence]:
     """What a reader should know who reads nothing else."""
     measured = all_figures(report)
     found = [Sentence(FOUND, "", report.findings)] if report.findings else []
@@ -124,7 +124,7 @@ def summary(report: Report) -> list[Sentence]:
     ]
 
 
-def asked(report: Report) -> Sentence:
+def asked(report: ExperimentReport) -> Sentence:
     configurations, work = report.configurations, report.workload
     answers, failures = sum(one.answers for one in configurations), sum(one.failures for one in configurations)
     repeats, configured = counted(report.repeats, "repeat"), counted(len(configurations), "configuration")
@@ -132,7 +132,7 @@ def asked(report: Report) -> Sentence:
     return Sentence("Asked", f"{told}. Of {answers + failures:,} answers {failures or 'none'} failed.")
 
 
-def _trade(report: Report, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
+def _trade(report: ExperimentReport, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
     """Quality and cloud rate of the baseline, and of the best and the cheapest of the others."""
     if QUALITY not in measured or CLOUD_RATE not in measured:
         return
@@ -154,7 +154,7 @@ def _trade(report: Report, measured: Mapping[str, Figures]) -> Iterator[Sentence
             )
 
 
-def _parts(report: Report, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
+def _parts(report: ExperimentReport, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
     """One sentence for each part and each way of doing without it."""
     known = [one for one in report.contributions if one.measure in measured]
     for (feature, name), each in groupby(known, key=lambda one: (one.feature, one.configuration)):
@@ -170,13 +170,13 @@ def contributed(one: Contribution, written: Figures) -> str:
     return f"{told}, {written.change(one.difference)}" + (f", {ratio:.2g} times as much" if ratio >= 2 else "")
 
 
-def _unchanged(report: Report) -> Iterator[Sentence]:
+def _unchanged(report: ExperimentReport) -> Iterator[Sentence]:
     names = [one.name for one in report.configurations if one.unchanged and one.name != report.baseline]
     if names:
         yield Sentence(", ".join(names), f"nothing that was measured differs clearly from {report.baseline}.")
 
 
-def failed(report: Report) -> Iterator[Sentence]:
+def failed(report: ExperimentReport) -> Iterator[Sentence]:
     for one in report.configurations:
         if one.failures:
             why = f"; the first: {one.first_failure}" if one.first_failure else "."

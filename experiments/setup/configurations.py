@@ -13,7 +13,7 @@ from msgspec import Struct
 from common import config as configs
 from common.config_schema import Config, InferenceConfig
 from common.errors import ConfigError
-from common.types import Mode, Objective, Way
+from common.types import Mode, Objective, VerificationMode
 from experiments.setup.ablations import EDGE, Ablation
 
 GATE = {
@@ -91,7 +91,7 @@ def configuration(ablation: Ablation, base: Config) -> Configuration:
         needs=Needs(
             cloud=_settings(left, "cloud", "logging"),
             edge=_settings(left, "edge", "communication", "inference", "logging"),
-            streams=ablation.mode is Mode.CLOUD_ONLY or config.inference.way is not Way.ROUNDS,
+            streams=ablation.mode is Mode.CLOUD_ONLY or config.inference.way is not VerificationMode.ROUNDS,
             program=ablation.edge,
         ),
         timed=timed(config.inference) if ablation.mode is Mode.COLLABORATIVE else [],
@@ -104,7 +104,7 @@ def timed(inference: InferenceConfig) -> list[str]:
     lossless = inference.features.use_draft_verify and not inference.features.use_confidence_check
     found = {
         "inference.draft_ahead": inference.features.use_draft_verify and inference.draft_ahead,
-        "inference.way": lossless and inference.way is not Way.ROUNDS,
+        "inference.way": lossless and inference.way is not VerificationMode.ROUNDS,
         "inference.objective": lossless and inference.objective is not Objective.COST,
     }
     return [key for key, does in found.items() if does]

@@ -11,11 +11,11 @@ from common.config_schema import Config
 from common.protocol.split_manifest import DEMO, read_manifest
 from common.types import Mode
 from experiments.harness import experiment
-from experiments.harness.experiment import Finish, Kind
-from experiments.report.schema import Configuration, Curve
+from experiments.harness.experiment import ExperimentKind, Finish
+from experiments.report.schema import ConfigurationReport, Curve
 from experiments.setup.ablations import Ablation
 from experiments.split import measures
-from experiments.split.formulas import Shape
+from experiments.split.formulas import SplitShape
 
 SETTINGS = (
     *experiment.SETTINGS,
@@ -62,21 +62,21 @@ def parser(description: str, questions: int, repeats: int, output: str) -> argpa
     return made
 
 
-def curve(title: str, measure: str, swept: Sequence[tuple[float, Configuration]]) -> Curve:
+def curve(title: str, measure: str, swept: Sequence[tuple[float, ConfigurationReport]]) -> Curve:
     """A measure over the thresholds at which it was taken."""
     known = [(x, one.measures[measure]) for x, one in swept if measure in one.measures]
     return Curve(name=title, x=[x for x, _ in known], y=[y for _, y in known])
 
 
-def shape_of(config: Config) -> Shape:
+def shape_of(config: Config) -> SplitShape:
     """Of the model whose manifest the config names."""
     manifest = read_manifest(Path(config.edge.split.manifest))
-    return Shape(manifest.hidden, manifest.layers, manifest.tail.first)
+    return SplitShape(manifest.hidden, manifest.layers, manifest.tail.first)
 
 
-def kind(base: Config, baseline: Ablation, program: str, finish: Finish, **asked: object) -> Kind:
+def kind(base: Config, baseline: Ablation, program: str, finish: Finish, **asked: object) -> ExperimentKind:
     """What an experiment with a split model does its own way; `asked` are fields of its plan."""
-    return Kind(
+    return ExperimentKind(
         program=program,
         settings=SETTINGS,
         measures=measures.measures(shape_of(base)),

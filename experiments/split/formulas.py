@@ -11,7 +11,7 @@ FP32 = 4
 
 
 @dataclass(frozen=True)
-class Shape:
+class SplitShape:
     """The whole model: `hidden` numbers in a state, and `layers`, of which the tail has those from `first` on."""
 
     hidden: int
@@ -29,17 +29,17 @@ def contexts(prompt: int, tokens: int) -> int:
     return tokens * prompt + tokens * (tokens - 1) // 2
 
 
-def once(shape: Shape, prompt: int, tokens: int) -> int:
+def once(shape: SplitShape, prompt: int, tokens: int) -> int:
     """(a) Bytes in fp32 at the one boundary, each position once: 4 H (P + T - 1)."""
     return FP32 * shape.hidden * positions(prompt, tokens)
 
 
-def every_token(shape: Shape, prompt: int, tokens: int) -> int:
+def every_token(shape: SplitShape, prompt: int, tokens: int) -> int:
     """(b) Bytes in fp32 at the one boundary, the whole context for each token: 4 H (T P + T (T - 1) / 2)."""
     return FP32 * shape.hidden * contexts(prompt, tokens)
 
 
-def every_layer(shape: Shape, prompt: int, tokens: int) -> int:
+def every_layer(shape: SplitShape, prompt: int, tokens: int) -> int:
     """(c) Bytes in fp32 at each boundary between two layers, each position once: (N - 1) times (a)."""
     return (shape.layers - 1) * once(shape, prompt, tokens)
 

@@ -9,7 +9,7 @@ from experiments.harness.measures import (
     MEASURES,
     Asked,
     Definition,
-    Ratio,
+    RatioOfSums,
     by_the_cloud,
     count,
     counted,
@@ -17,9 +17,9 @@ from experiments.harness.measures import (
     over,
     time,
 )
-from experiments.report.schema import Row
+from experiments.report.schema import AnswerRow
 from experiments.split import formulas
-from experiments.split.formulas import READINGS, Shape
+from experiments.split.formulas import READINGS, SplitShape
 
 ALSO = (
     "latency_mean_ms", "latency_p50_ms", "latency_p95_ms", "first_token_p50_ms", "tokens_per_second", "success_rate",
@@ -28,7 +28,7 @@ ALSO = (
 """Measures of all experiments that make sense here."""
 
 
-def measures(shape: Shape) -> dict[str, Definition]:
+def measures(shape: SplitShape) -> dict[str, Definition]:
     return {
         **{name: MEASURES[name] for name in ALSO},
         "cloud_rate": count("Cloud request rate", "", "lower", over(by_the_cloud, lambda row: row.tokens)),
@@ -47,28 +47,28 @@ def measures(shape: Shape) -> dict[str, Definition]:
     }  # fmt: skip
 
 
-def sent(row: Row) -> float:
+def sent(row: AnswerRow) -> float:
     """Up and down, as the answer counts it: frames without headers."""
     return row.bytes_up + row.bytes_down
 
 
-Reading = Callable[[Shape, int, int], int]
+Reading = Callable[[SplitShape, int, int], int]
 
 
-def _naive(shape: Shape, title: str, of: Reading) -> Definition:
+def _naive(shape: SplitShape, title: str, of: Reading) -> Definition:
     how = mean(lambda row: of(shape, row.prompt_tokens, row.tokens))
     return count(f"Naive split {title}", "bytes per answer", "neither", how)
 
 
-def _reduction(shape: Shape, title: str, of: Reading) -> Definition:
-    def saved(row: Row) -> float:
+def _reduction(shape: SplitShape, title: str, of: Reading) -> Definition:
+    def saved(row: AnswerRow) -> float:
         return of(shape, row.prompt_tokens, row.tokens) - sent(row)
 
     how = over(saved, lambda row: of(shape, row.prompt_tokens, row.tokens))
     return count(f"Data saved against {title}", "", "higher", how, exact=False)
 
 
-def _cloud_layers(shape: Shape) -> Ratio:
+def _cloud_layers(shape: SplitShape) -> RatioOfSums:
     """What the cloud's engines computed, positions times layers, over what the whole model computes for the answers."""
 
     def computed(asked: Asked) -> float:
@@ -81,20 +81,20 @@ def _cloud_layers(shape: Shape) -> Ratio:
     def of_all(asked: Asked) -> float:
         return shape.layers * sum(formulas.positions(row.prompt_tokens, row.tokens) for row in asked.rows)
 
-    return Ratio(computed, of_all)
+    return RatioOfSums(computed, of_all)
 
 
 def _cloud_seconds(asked: Asked) -> float:
     return sum(each.cloud.request_seconds + each.cloud.split_seconds for each in asked.counts)
 
 
-def _cloud_ms() -> Ratio:
-    return Ratio(lambda asked: 1000 * _cloud_seconds(asked), lambda asked: len(asked.rows))
+def _cloud_ms() -> RatioOfSums:
+    return RatioOfSums(lambda asked: 1000 * _cloud_seconds(asked), lambda asked: len(asked.rows))
 
 
-def _communication() -> Ratio:
+def _communication() -> RatioOfSums:
     """What the edge waited for the cloud, less what the cloud took."""
-    return Ratio(
+    return RatioOfSums(
         lambda asked: sum(row.waited_ms for row in asked.rows) - 1000 * _cloud_seconds(asked),
         lambda asked: len(asked.rows),
     )

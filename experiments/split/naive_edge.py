@@ -25,7 +25,7 @@ from common.http.messages import read, reply, stream
 from common.http_server import make_app, serve
 from common.protocol import codec
 from common.protocol.openai import ChatRequest, Usage
-from common.protocol.split_frames import Kind
+from common.protocol.split_frames import StateEncoding
 from common.protocol.split_manifest import DEMO, read_manifest
 from common.types import GREEDY, Collaboration, Provenance
 from edge.answer_metrics import AnswerMetrics
@@ -84,7 +84,7 @@ class NaiveEdge:
     async def _asked(self, sequence: SegmentSequence, told: Collaboration) -> int:
         """The token after all positions, which the cloud is told all of, and forgets."""
         began = time.perf_counter()
-        async with self._cloud.session(self.segments.manifest.fingerprint, Kind.FP32) as session:
+        async with self._cloud.session(self.segments.manifest.fingerprint, StateEncoding.FP32) as session:
             session.send(sequence.states)
             await session.flush()
             token = await session.token(GREEDY, self._deadline)

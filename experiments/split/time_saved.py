@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from experiments.harness.statistics import Pair, speed_ratio
-from experiments.harness.trials import Cell, Done, Network, Plan
-from experiments.report.schema import Chart, Curve, Measure, Table
+from experiments.harness.trials import ExperimentPlan, LoadCondition, Network, TrialResult
+from experiments.report.schema import Chart, Curve, Measure, ReportTable
 from experiments.setup.ablations import CLOUD_ONLY
 
 
@@ -27,7 +27,7 @@ class Saved(NamedTuple):
         return Measure(1 - self.value, 1 - self.high, 1 - self.low)
 
 
-def saved(entries: Iterable[Done], name: str, cell: int) -> Saved | None:
+def saved(entries: Iterable[TrialResult], name: str, cell: int) -> Saved | None:
     """By all milliseconds of the answers that both gave; a question is drawn again with all its repeats."""
     known = [entry for entry in entries if entry.what.cell == cell]
     mine, cloud = latencies(known, name), latencies(known, CLOUD_ONLY.name)
@@ -42,7 +42,7 @@ def saved(entries: Iterable[Done], name: str, cell: int) -> Saved | None:
     return Saved(1 - 1 / times.value, 1 - 1 / times.low, 1 - 1 / times.high)
 
 
-def latencies(entries: Iterable[Done], name: str) -> dict[tuple[int, int], float]:
+def latencies(entries: Iterable[TrialResult], name: str) -> dict[tuple[int, int], float]:
     """Milliseconds of each answer, by question and repeat."""
     return {
         (row.question, row.repeat): row.latency_ms
@@ -53,13 +53,13 @@ def latencies(entries: Iterable[Done], name: str) -> dict[tuple[int, int], float
     }
 
 
-def table(plan: Plan, names: Sequence[str], entries: Sequence[Done]) -> Table:
+def table(plan: ExperimentPlan, names: Sequence[str], entries: Sequence[TrialResult]) -> ReportTable:
     rows = []
     for number, cell in enumerate(plan.cells):
         cloud = latencies((entry for entry in entries if entry.what.cell == number), CLOUD_ONLY.name)
         mean = f"{sum(cloud.values()) / len(cloud):.1f}" if cloud else "–"
         rows.append([named(cell), mean, *(str(saved(entries, name, number) or "–") for name in names)])
-    return Table(
+    return ReportTable(
         title="Where it holds: time against cloud only",
         heads=["network, clients", "cloud only, ms", *names],
         rows=rows,
@@ -67,13 +67,13 @@ def table(plan: Plan, names: Sequence[str], entries: Sequence[Done]) -> Table:
     )
 
 
-def named(cell: Cell) -> str:
+def named(cell: LoadCondition) -> str:
     network = _network(cell)
     clients = f", {cell.clients} clients" if cell.clients > 1 else ""
     return f"{network.round_trip_ms:g} ms, {network.mbit:g} Mbit/s{clients}"
 
 
-SWEEPS: Sequence[tuple[str, str, Callable[[Cell], float]]] = (
+SWEEPS: Sequence[tuple[str, str, Callable[[LoadCondition], float]]] = (
     ("round-trips", "round trip, ms", lambda cell: _network(cell).round_trip_ms),
     ("uplinks", "Mbit/s", lambda cell: _network(cell).mbit),
     ("clients", "clients at once", lambda cell: cell.clients),
@@ -81,7 +81,7 @@ SWEEPS: Sequence[tuple[str, str, Callable[[Cell], float]]] = (
 """What may differ between cells: a name, a title, and its value."""
 
 
-def charts(plan: Plan, names: Sequence[str], entries: Sequence[Done]) -> list[Chart]:
+def charts(plan: ExperimentPlan, names: Sequence[str], entries: Sequence[TrialResult]) -> list[Chart]:
     """Time over cloud only's, along each sweep that was made."""
     found = []
     for name, title, value in SWEEPS:
@@ -103,12 +103,12 @@ def charts(plan: Plan, names: Sequence[str], entries: Sequence[Done]) -> list[Ch
     return found
 
 
-def curve(way: str, along: Sequence[tuple[float, int]], entries: Sequence[Done]) -> Curve | None:
+def curve(way: str, along: Sequence[tuple[float, int]], entries: Sequence[TrialResult]) -> Curve | None:
     """`along`: values and the cells that have them."""
     known = sorted((x, it) for x, number in along if (it := saved(entries, way, number)))
     return Curve(name=way, x=[x for x, _ in known], y=[it.ratio for _, it in known]) if known else None
 
 
-def _network(cell: Cell) -> Network:
+def _network(cell: LoadCondition) -> Network:
     assert cell.network is not None, "experiments with a split model always have one"
     return cell.network

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 
-class States(NamedTuple):
+class FrozenStates(NamedTuple):
     """What the frozen model left at some positions: the states after each exit's layers, [E, n, H], and its last ones.
 
     `last`, [n, H], are after the model's own norm: its head makes its logits of them.
@@ -62,30 +62,30 @@ class EarlyExitLLM(nn.Module):
             {str(e): EarlyExitHead(norm.weight, head.weight, norm.variance_epsilon) for e in self.early_exit_layers}
         )
 
-    def states(self, token_ids: Tensor, wanted: Tensor | None = None) -> States:
+    def states(self, token_ids: Tensor, wanted: Tensor | None = None) -> FrozenStates:
         """What the frozen model leaves of `token_ids`, [B, T], at the positions `wanted`, [B, T] (None: all)."""
         with torch.no_grad():
             out = self.base_model.model(token_ids, output_hidden_states=True, use_cache=False)
         at = slice(None) if wanted is None else wanted.flatten().nonzero().flatten()
         exits = [out.hidden_states[exit].flatten(0, 1)[at] for exit in self.early_exit_layers]
-        return States(torch.stack(exits), out.last_hidden_state.flatten(0, 1)[at])
+        return FrozenStates(torch.stack(exits), out.last_hidden_state.flatten(0, 1)[at])
 
-    def forward(self, states: States) -> list[Tensor]:
+    def forward(self, states: FrozenStates) -> list[Tensor]:
         """Each exit's logits, [n, V]."""
         return [head(at) for head, at in zip(self.exit_heads.values(), states.exits, strict=True)]
 
-    def targets(self, states: States) -> Tensor:
+    def targets(self, states: FrozenStates) -> Tensor:
         """The whole model's distribution of the next token, [n, V]."""
         with torch.no_grad():
             return self.base_model.get_output_embeddings()(states.last).float().softmax(-1)
 
-    def losses(self, states: States) -> list[Tensor]:
+    def losses(self, states: FrozenStates) -> list[Tensor]:
         """Each exit's mean cross-entropy to the whole model's distribution, in nats a token."""
         targets = self.targets(states)
         return [nn.functional.cross_entropy(logits, targets) for logits in self(states)]
 
 
-Batch: TypeAlias = States | Tensor | Mapping[str, Tensor]
+Batch: TypeAlias = FrozenStates | Tensor | Mapping[str, Tensor]
 """States, or token ids [B, T], or `input_ids` with an `attention_mask` that is 0 where there is only padding."""
 Watch: TypeAlias = Callable[[int, list[float]], object]
 """Told after each step how many there were and what each exit's loss was."""
@@ -108,7 +108,7 @@ def train_early_exit_heads(
         watch(step, losses)
 
 
-def train_step(model: EarlyExitLLM, states: States, optimizer: torch.optim.Optimizer) -> list[float]:
+def train_step(model: EarlyExitLLM, states: FrozenStates, optimizer: torch.optim.Optimizer) -> list[float]:
     losses = model.losses(states)
     optimizer.zero_grad(set_to_none=True)
     torch.stack(losses).sum().backward()
@@ -128,11 +128,11 @@ def validation_losses(model: EarlyExitLLM, dataloader: Iterable[Batch]) -> list[
     return [sum_ / max(count, 1) for sum_ in total]
 
 
-def as_states(model: EarlyExitLLM, batch: Batch) -> States:
+def as_states(model: EarlyExitLLM, batch: Batch) -> FrozenStates:
     """The states of a batch, where the model is."""
-    if isinstance(batch, States):
+    if isinstance(batch, FrozenStates):
         device = next(model.parameters()).device
-        return States(batch.exits.to(device), batch.last.to(device))
+        return FrozenStates(batch.exits.to(device), batch.last.to(device))
     if isinstance(batch, Mapping):
         return model.states(batch["input_ids"], batch.get("attention_mask"))
     return model.states(batch)

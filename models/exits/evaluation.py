@@ -33,7 +33,7 @@ README = MODELS / "README.md"
 MARKS = "<!-- evaluation of exits -->\n", "<!-- end of evaluation -->\n"
 
 
-class Answer(NamedTuple):
+class ExitTrace(NamedTuple):
     """The whole model's greedy answer, and what each exit says at each of its tokens."""
 
     prompt: int
@@ -45,7 +45,7 @@ class Answer(NamedTuple):
     """Whether the exit's token is the whole model's, [exits, n]."""
 
 
-class Outcome(NamedTuple):
+class ThresholdResult(NamedTuple):
     """What a threshold comes to; all are shares, of answer tokens, of answers, or of the whole model's layer-tokens."""
 
     taken: list[float]
@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
     cloud_work: float
 
 
-def outcome(answers: Sequence[Answer], threshold: float, layers: int, first: int) -> Outcome:
+def outcome(answers: Sequence[ExitTrace], threshold: float, layers: int, first: int) -> ThresholdResult:
     """What comes of a threshold for a model with so many `layers`, of which the cloud has those from `first` on.
 
     An answer with a token that is not the whole model's counts as wrong. A last token is never computed with.
@@ -75,7 +75,7 @@ def outcome(answers: Sequence[Answer], threshold: float, layers: int, first: int
         positions += prompt + len(by) - 1
     tokens = sum(answer.agrees.shape[1] for answer in answers)
     share = work * (layers - first) / (positions * layers)
-    return Outcome(list(taken / tokens), asked / tokens, asking / len(answers), right / len(answers), share)
+    return ThresholdResult(list(taken / tokens), asked / tokens, asking / len(answers), right / len(answers), share)
 
 
 class Said(NamedTuple):
@@ -127,11 +127,11 @@ def evaluate(path: Path) -> str:
     for prompt, said, (_, _, answer) in zip(prompts, greedy(model, exits, prompts), questions, strict=True):
         agrees = torch.stack(said.likeliest) == torch.tensor(said.tokens)[:, None]
         right = tokenizer.decode(said.tokens[:-1]) == answer
-        answers.append(Answer(len(prompt), right, torch.stack(said.confidence).double().numpy().T, agrees.numpy().T))
+        answers.append(ExitTrace(len(prompt), right, torch.stack(said.confidence).double().numpy().T, agrees.numpy().T))
     return tables(answers, exits, checkpoint.layers)
 
 
-def tables(answers: list[Answer], exits: Exits, layers: int) -> str:
+def tables(answers: list[ExitTrace], exits: Exits, layers: int) -> str:
     lines = [
         "| exit after | temperature | same token as the whole model | wrong, though sure (0.8) |",
         "|---|---|---|---|",

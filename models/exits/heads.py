@@ -30,10 +30,10 @@ from common.errors import ConfigError
 from common.protocol.split_manifest import exits_fault, file_hash
 from models.exits import texts as exit_texts
 from models.exits import training as exit_training
-from models.exits.early_exit import EarlyExitHead, EarlyExitLLM, States, train_early_exit_heads, validation_losses
+from models.exits.early_exit import EarlyExitHead, EarlyExitLLM, FrozenStates, train_early_exit_heads, validation_losses
 from models.exits.states import StateFiles
-from models.exits.texts import Text
-from models.exits.training import Progress, Recipe
+from models.exits.texts import TokenizedText
+from models.exits.training import ExitRecipe, TrainingProgress
 from models.partition import exit_tensors
 from models.partition.checkpoint import Checkpoint, find
 
@@ -61,7 +61,7 @@ def load_model(checkpoint: Checkpoint, exits: list[int]) -> EarlyExitLLM:
 
 
 def fit_temperatures(
-    model: EarlyExitLLM, states: Iterable[States], done: Callable[[], object] = lambda: None
+    model: EarlyExitLLM, states: Iterable[FrozenStates], done: Callable[[], object] = lambda: None
 ) -> list[Fit]:
     """For each exit the temperature under which the whole model's next tokens are likeliest (Guo et al. 2017).
 
@@ -78,13 +78,13 @@ def fit_temperatures(
     return fits
 
 
-def _calibrated(model: EarlyExitLLM, number: int, states: list[States], temperatures: Any) -> Calibration:
+def _calibrated(model: EarlyExitLLM, number: int, states: list[FrozenStates], temperatures: Any) -> Calibration:
     calibration = Calibration(temperatures)
     head = model.exit_heads[str(model.early_exit_layers[number])]
     with torch.no_grad():
         for batch in states:
             for at in torch.arange(len(batch.last)).split(ROWS):
-                tokens = model.targets(States(batch.exits[:, at], batch.last[at])).argmax(-1)
+                tokens = model.targets(FrozenStates(batch.exits[:, at], batch.last[at])).argmax(-1)
                 calibration.add(head(batch.exits[number, at]).numpy(), tokens.numpy())
     return calibration
 
@@ -101,7 +101,9 @@ def write_exits(model: EarlyExitLLM, temperatures: list[float], path: Path) -> N
     unfinished.rename(path)
 
 
-def work_folder(output: Path, checkpoint: Checkpoint, exits: list[int], texts: list[Text], recipe: Recipe) -> Path:
+def work_folder(
+    output: Path, checkpoint: Checkpoint, exits: list[int], texts: list[TokenizedText], recipe: ExitRecipe
+) -> Path:
     """The folder of exactly this training: another model, other exits, texts or settings have another one."""
     weights = [file_hash(path) for path in checkpoint.weight_files]
     key = hashlib.sha256(msgspec.json.encode([weights, exits, texts, asdict(recipe)])).hexdigest()
@@ -116,7 +118,7 @@ class Screen:
         self._task = bar.add_task("training")
         self._smooth: list[float] = []
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: TrainingProgress) -> None:
         self._bar.update(self._task, completed=progress.step, total=progress.steps)
         before = self._smooth or progress.losses
         self._smooth = [old + (new - old) / 50 for old, new in zip(before, progress.losses, strict=True)]
@@ -130,7 +132,7 @@ class Screen:
             self._bar.console.print(f"epoch {progress.epoch}, loss (validation): {', '.join(words)}")
 
 
-def train(model: str, exits: list[int], data: Path | None, recipe: Recipe, output: Path) -> None:
+def train(model: str, exits: list[int], data: Path | None, recipe: ExitRecipe, output: Path) -> None:
     """Trains, fits and writes; raises ConfigError in one line before anything is computed."""
     checkpoint = Checkpoint(find(model))
     if fault := exits_fault(exits, checkpoint.layers):
@@ -169,11 +171,11 @@ def main() -> int:
     parser.add_argument("--model", required=True, help="folder or hub id of a Llama or Qwen2 checkpoint")
     parser.add_argument("--exits", type=exit_tensors.layer_list, required=True, help="after how many layers: 2,4")
     parser.add_argument("--data", type=Path, help="lines of prompt and answer (.jsonl), or text (.txt); the demo's")
-    parser.add_argument("--epochs", type=int, default=Recipe.epochs, help="(%(default)s)")
-    parser.add_argument("--rate", type=float, default=Recipe.rate, help="first learning rate (%(default)s)")
-    parser.add_argument("--positions", type=int, default=Recipe.positions, help="in a batch (%(default)s)")
-    parser.add_argument("--seed", type=int, default=Recipe.seed, help="of the order (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=ExitRecipe.epochs, help="(%(default)s)")
+    parser.add_argument("--rate", type=float, default=ExitRecipe.rate, help="first learning rate (%(default)s)")
+    parser.add_argument("--positions", type=int, default=ExitRecipe.positions, help="in a batch (%(default)s)")
+    parser.add_argument("--seed", type=int, default=ExitRecipe.seed, help="of the order (%(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="safetensors file for the exits")
     args = parser.parse_args()
-    recipe = Recipe(args.epochs, args.rate, args.positions, args.seed)
+    recipe = ExitRecipe(args.epochs, args.rate, args.positions, args.seed)
     return run_sync_program(lambda: train(args.model, args.exits, args.data, recipe, args.output))

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.exits.early_exit import EarlyExitLLM, States
-from models.exits.texts import Text
+from models.exits.early_exit import EarlyExitLLM, FrozenStates
+from models.exits.texts import TokenizedText
 
 FILE_POSITIONS = 16_384
 """Positions of one file, about: they are shuffled among each other, and in memory together."""
@@ -21,7 +21,9 @@ class StateFiles:
     `done` is called with the number of texts that have just been computed, or were there.
     """
 
-    def __init__(self, folder: Path, model: EarlyExitLLM, texts: list[Text], done: Callable[[int], object]) -> None:
+    def __init__(
+        self, folder: Path, model: EarlyExitLLM, texts: list[TokenizedText], done: Callable[[int], object]
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         groups = list(_groups(texts, FILE_POSITIONS, lambda text: len(text.ids) - 1 - text.first))
         self._files = [folder / f"states-{number:05}.safetensors" for number in range(len(groups))]
@@ -37,7 +39,7 @@ class StateFiles:
         """How many batches of `size` positions there are."""
         return sum(-(-positions // size) for positions in self.positions)
 
-    def batches(self, size: int, seed: int | None = None) -> Iterator[States]:
+    def batches(self, size: int, seed: int | None = None) -> Iterator[FrozenStates]:
         """All positions in batches of `size` and less, shuffled by `seed`: the files, and the positions within each."""
         shuffle = torch.Generator().manual_seed(seed or 0)
         for number in (
@@ -47,10 +49,10 @@ class StateFiles:
             count = len(found["last"])
             order = torch.randperm(count, generator=shuffle) if seed is not None else torch.arange(count)
             for at in order.split(size):
-                yield States(found["exits"][:, at], found["last"][at])
+                yield FrozenStates(found["exits"][:, at], found["last"][at])
 
 
-def compute(model: EarlyExitLLM, texts: list[Text]) -> States:
+def compute(model: EarlyExitLLM, texts: list[TokenizedText]) -> FrozenStates:
     """The states at every position of `texts` that counts; texts of like length are computed together."""
     device = next(model.parameters()).device
     found = []
@@ -61,12 +63,14 @@ def compute(model: EarlyExitLLM, texts: list[Text]) -> States:
             wanted[row, text.first : len(text.ids) - 1] = 1
         found.append(model.states(ids.to(device), wanted.to(device)))
     exits, last = zip(*found, strict=True)
-    return States(torch.cat(exits, dim=1).contiguous().cpu(), torch.cat(last).cpu())
+    return FrozenStates(torch.cat(exits, dim=1).contiguous().cpu(), torch.cat(last).cpu())
 
 
-def _groups(texts: list[Text], size: int, weight: Callable[[Text], int]) -> Iterator[list[Text]]:
+def _groups(
+    texts: list[TokenizedText], size: int, weight: Callable[[TokenizedText], int]
+) -> Iterator[list[TokenizedText]]:
     """Texts in their order, in groups that weigh `size` or little more."""
-    group: list[Text] = []
+    group: list[TokenizedText] = []
     total = 0
     for text in texts:
         group.append(text)

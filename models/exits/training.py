@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.exits.early_exit import EarlyExitLLM, States, train_early_exit_heads
+from models.exits.early_exit import EarlyExitLLM, FrozenStates, train_early_exit_heads
 from models.exits.states import StateFiles
 
 KEEP_STEPS = 200
@@ -19,7 +19,7 @@ NAME = "training.safetensors"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ExitRecipe:
     """How exits are trained: `rate` is the first learning rate, which falls to nothing over the epochs."""
 
     epochs: int = 4
@@ -30,7 +30,7 @@ class Recipe:
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where a training is: `losses` are each exit's of the last step, in nats a token."""
 
     step: int
@@ -48,7 +48,11 @@ class Progress:
 
 
 def train(
-    model: EarlyExitLLM, states: StateFiles, recipe: Recipe, folder: Path, watch: Callable[[Progress], object]
+    model: EarlyExitLLM,
+    states: StateFiles,
+    recipe: ExitRecipe,
+    folder: Path,
+    watch: Callable[[TrainingProgress], object],
 ) -> None:
     """Trains the exits of `model`; what `folder` has of the same training is taken up, and ends the same, bit by bit.
 
@@ -57,7 +61,7 @@ def train(
     optimizer = torch.optim.AdamW(model.exit_heads.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.0)
     begun = take_up(folder / NAME, model, optimizer)
     per_epoch = states.steps(recipe.positions)
-    progress = Progress(begun, recipe.epochs * per_epoch, per_epoch, [])
+    progress = TrainingProgress(begun, recipe.epochs * per_epoch, per_epoch, [])
 
     def set_rate() -> None:
         optimizer.param_groups[0]["lr"] = recipe.rate * (1 - progress.step / progress.steps)
@@ -74,7 +78,7 @@ def train(
     train_early_exit_heads(model, _batches(states, recipe, begun), optimizer, num_epochs=1, watch=after)
 
 
-def _batches(states: StateFiles, recipe: Recipe, begun: int) -> Iterator[States]:
+def _batches(states: StateFiles, recipe: ExitRecipe, begun: int) -> Iterator[FrozenStates]:
     """Those of all epochs, without the first `begun`."""
     number = 0
     for epoch in range(recipe.epochs):

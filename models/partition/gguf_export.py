@@ -43,7 +43,7 @@ LAYER_TENSORS = {
 Step = Callable[[], object]
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """A tensor to write: llama.cpp's name of it, its shape, and where its values come from."""
 
     name: str
@@ -88,7 +88,7 @@ def _add_rope(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
                 add(rope[key])
 
 
-def rope_entries(checkpoint: Checkpoint) -> list[Entry]:
+def rope_entries(checkpoint: Checkpoint) -> list[TensorEntry]:
     """Llama 3's rotary frequencies, which llama.cpp takes as a tensor of divisors; nothing for other types."""
     config = checkpoint.config
     if config.rope["rope_type"] != "llama3":
@@ -96,23 +96,23 @@ def rope_entries(checkpoint: Checkpoint) -> list[Entry]:
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](AutoConfig.from_pretrained(checkpoint.folder), "cpu")
     plain = config.rope["rope_theta"] ** -(torch.arange(0, config.head_size, 2) / config.head_size)
     divisors = (plain / scaled).float().numpy()
-    return [Entry("rope_freqs.weight", divisors.shape, lambda: divisors)]
+    return [TensorEntry("rope_freqs.weight", divisors.shape, lambda: divisors)]
 
 
-def model_entries(checkpoint: Checkpoint) -> list[Entry]:
+def model_entries(checkpoint: Checkpoint) -> list[TensorEntry]:
     """All tensors of a model; without a head where that is the embeddings."""
     names = {EMBEDDING: "token_embd.weight", HEAD: "output.weight", NORM: "output_norm.weight"}
     around = [
-        Entry(names[name], checkpoint.shape(name), partial(_read, checkpoint, name))
+        TensorEntry(names[name], checkpoint.shape(name), partial(_read, checkpoint, name))
         for name in dict.fromkeys((EMBEDDING, NORM, checkpoint.head))
     ]
     return [*around, *rope_entries(checkpoint), *layer_entries(checkpoint, range(checkpoint.layers))]
 
 
-def layer_entries(checkpoint: Checkpoint, layers: range) -> list[Entry]:
+def layer_entries(checkpoint: Checkpoint, layers: range) -> list[TensorEntry]:
     """The tensors of these layers, which are counted from 0 again."""
     return [
-        Entry(
+        TensorEntry(
             _layer_name(name, layer - layers.start),
             shape,
             partial(_read, checkpoint, name),
@@ -147,7 +147,7 @@ def _layer_name(name: str, layer: int) -> str:
 
 
 def write(
-    writer: gguf.GGUFWriter, path: Path, entries: Iterable[Entry], quantization: str, done: Step = lambda: None
+    writer: gguf.GGUFWriter, path: Path, entries: Iterable[TensorEntry], quantization: str, done: Step = lambda: None
 ) -> None:
     """Writes the file; of the tensors one at a time is in memory. `done` is called after each."""
     kinds = {entry: QUANTIZATIONS[quantization][0] if len(entry.shape) > 1 else Kind.F32 for entry in entries}

@@ -24,13 +24,13 @@ from cli.args import run_sync_program
 from cli.terminal import console
 from common.errors import ConfigError
 from common.protocol import split_manifest
-from common.protocol.split_manifest import Segment, SplitManifest, Tail, file_hash, folder_hash
+from common.protocol.split_manifest import Segment, SplitManifest, TailManifest, file_hash, folder_hash
 from edge.llama import quantize
 from models.partition import check as split_check
 from models.partition import gguf_export, gguf_vocabulary
 from models.partition.checkpoint import EMBEDDING, Checkpoint, find
 from models.partition.exit_tensors import Exits, exits_of, layer_list
-from models.partition.gguf_export import QUANTIZATIONS, Entry, Step
+from models.partition.gguf_export import QUANTIZATIONS, Step, TensorEntry
 
 SHARD = 1 << 29
 """Values in one file of the tail, about: what is in memory at once."""
@@ -41,7 +41,7 @@ TOKENIZER_FILES = [
 ]
 
 
-def segment_entries(checkpoint: Checkpoint, exits: Exits, number: int) -> list[Entry]:
+def segment_entries(checkpoint: Checkpoint, exits: Exits, number: int) -> list[TensorEntry]:
     """The tensors of edge segment `number`, counted from 0.
 
     llama.cpp asks for embeddings in every model and takes them as the head where there is no other: a later segment,
@@ -49,21 +49,27 @@ def segment_entries(checkpoint: Checkpoint, exits: Exits, number: int) -> list[E
     """
     exit = exits.layers[number]
     shape = (checkpoint.config.vocab_size, checkpoint.config.hidden_size)
-    head = Entry("output.weight", shape, lambda: exits.head(exit).float().numpy())
-    embedding = Entry("token_embd.weight", shape, lambda: checkpoint.tensor(EMBEDDING).float().numpy())
+    head = TensorEntry("output.weight", shape, lambda: exits.head(exit).float().numpy())
+    embedding = TensorEntry("token_embd.weight", shape, lambda: checkpoint.tensor(EMBEDDING).float().numpy())
     if number > 0:
         around = [head._replace(name="token_embd.weight")]
     elif exits.has_head(exit) or checkpoint.head != EMBEDDING:
         around = [embedding, head]
     else:
         around = [embedding]
-    around.append(Entry("output_norm.weight", shape[1:], lambda: exits.norm(exit).float().numpy()))
+    around.append(TensorEntry("output_norm.weight", shape[1:], lambda: exits.norm(exit).float().numpy()))
     layers = range(exits.layers[number - 1] if number else 0, exit)
     return [*around, *gguf_export.rope_entries(checkpoint), *gguf_export.layer_entries(checkpoint, layers)]
 
 
 def write_segment(
-    checkpoint: Checkpoint, entries: list[Entry], title: str, layers: range, quantization: str, path: Path, done: Step
+    checkpoint: Checkpoint,
+    entries: list[TensorEntry],
+    title: str,
+    layers: range,
+    quantization: str,
+    path: Path,
+    done: Step,
 ) -> None:
     """Writes one segment's file; the first one has the vocabulary."""
     unquantized = path.with_suffix(".f32")
@@ -159,7 +165,7 @@ def cut(
         vocab_size=checkpoint.config.vocab_size,
         exits=exits.layers,
         segments=segments,
-        tail=Tail(TAIL, folder_hash(folder / TAIL), first, checkpoint.layers - 1),
+        tail=TailManifest(TAIL, folder_hash(folder / TAIL), first, checkpoint.layers - 1),
         tokenizer=file_hash(checkpoint.tokenizer),
         temperatures=exits.temperatures,
         exits_trained=exits.sha256,

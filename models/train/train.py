@@ -37,7 +37,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ModelRecipe:
     """One model's shape and how it is trained; `exits` are the layers after which an early exit is trained too."""
 
     name: str
@@ -74,16 +74,16 @@ CLOUD_PHASES = (
 """Facts are learned by heart at once, the tasks' circuits only with many more examples."""
 EDGE_PHASES = (Phase(620, 16, 0.4, 0.02, 0.003),)
 RECIPES = {
-    "edge": Recipe("edge", 64, 3, 2, 2, 192, (), EDGE_PHASES),
-    "edge-other": Recipe("edge-other", 64, 3, 2, 2, 192, (), EDGE_PHASES, OTHER),
-    "cloud": Recipe("cloud", 256, 8, 8, 4, 1024, (2, 4), phases=CLOUD_PHASES),
+    "edge": ModelRecipe("edge", 64, 3, 2, 2, 192, (), EDGE_PHASES),
+    "edge-other": ModelRecipe("edge-other", 64, 3, 2, 2, 192, (), EDGE_PHASES, OTHER),
+    "cloud": ModelRecipe("cloud", 256, 8, 8, 4, 1024, (2, 4), phases=CLOUD_PHASES),
 }
 
 
 class LlamaWithExits(nn.Module):
     """A Llama whose hidden states after some layers are normalised and read by the same head as the last ones."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: ModelRecipe) -> None:
         super().__init__()
         self.llama = LlamaForCausalLM(recipe.config())
         self.exit_norms = nn.ModuleDict({str(e): LlamaRMSNorm(recipe.hidden) for e in recipe.exits})
@@ -142,7 +142,7 @@ def rate_factor(progress: float) -> float:
     return 1.0 if progress < 0.5 else max(0.02, (1.0 - progress) / 0.5)
 
 
-def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaWithExits:
+def train(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaWithExits:
     """Trains a new model through all phases of its recipe; progress and loss are shown on the way."""
     torch.manual_seed(0)
     model = LlamaWithExits(recipe).to("cuda" if torch.cuda.is_available() else "cpu")

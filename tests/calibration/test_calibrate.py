@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from calibration import data as calibration_data
-from calibration.calibrate import Objective, Sources, calibrate
+from calibration.calibrate import CalibrationTarget, Sources, calibrate
 from cli.terminal import console
 from common import config
 from common.errors import ConfigError
@@ -70,8 +70,13 @@ def test_a_data_file_that_cannot_be_read_is_named(name: str, message: str) -> No
 
 
 def test_a_stricter_objective_needs_more_questions() -> None:
-    assert Objective("--max-risk", 0.01, 0.99).rows_needed > Objective("--max-risk", 0.01, 0.9).rows_needed
-    assert Objective("--target-quality", 0.99, 0.95).rows_needed > Objective("--target-quality", 0.9, 0.95).rows_needed
+    assert (
+        CalibrationTarget("--max-risk", 0.01, 0.99).rows_needed > CalibrationTarget("--max-risk", 0.01, 0.9).rows_needed
+    )
+    assert (
+        CalibrationTarget("--target-quality", 0.99, 0.95).rows_needed
+        > CalibrationTarget("--target-quality", 0.9, 0.95).rows_needed
+    )
 
 
 def small_data() -> tuple[Path, Path]:
@@ -93,7 +98,7 @@ async def test_a_small_calibration_on_the_real_engines_measures_what_it_simulate
     monkeypatch.chdir(tmp_path)
     data, output = small_data()
     async with EdgeCloudHTTPClient(servers.edge_url, servers.cloud_url) as client:
-        objective = Objective("--target-cloud-rate", 0.3, 0.95)
+        objective = CalibrationTarget("--target-cloud-rate", 0.3, 0.95)
         await calibrate(client, config.load(environment={}), objective, Sources(data, output, None), 64, console())
     said = capsys.readouterr().out
     assert "replaced calibrated.yaml" in said and "written calibration/calibrated.json" in said
@@ -132,12 +137,12 @@ def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     from calibration.calibrate import fit_gate, sweep
     from calibration.fit import agreement
     from calibration.plot import draw
-    from calibration.report import Outcome, curves, figures
+    from calibration.report import CalibrationResult, curves, figures
     from tests.calibration.test_fit import BASE, traffic
 
     traces, held_out = traffic(40, seed=0), traffic(40, seed=1)
-    fitted = fit_gate(traces, BASE, Objective("--target-cloud-rate", 0.4, 0.95), console())
+    fitted = fit_gate(traces, BASE, CalibrationTarget("--target-cloud-rate", 0.4, 0.95), console())
     measured = sweep(held_out, [fitted.plan])[0]
     lines = curves(fitted, lambda plans: sweep(held_out, plans))
-    outcome = Outcome(fitted, measured, measured, lines, agreement(held_out))
+    outcome = CalibrationResult(fitted, measured, measured, lines, agreement(held_out))
     assert draw(outcome, figures(outcome)).startswith(b"\x89PNG")

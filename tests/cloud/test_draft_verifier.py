@@ -11,7 +11,7 @@ from cloud.draft_verifier import DraftVerifier
 from cloud.engine.engine import CloudEngine
 from cloud.verify import stateless
 from cloud.verify.resident_pool import ResidentPool
-from cloud.verify.round import Round
+from cloud.verify.round import VerifyRound
 from common.types import GREEDY, Sampling, VerifyRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -21,7 +21,7 @@ PROMPT = "Explain deep learning"
 
 async def plain(engine: CloudEngine, sampling: Sampling = GREEDY, length: int = 40) -> tuple[list[int], list[int]]:
     prompt = list(engine.tokenizer.encode(PROMPT))
-    return prompt, (await stateless.verify(engine, Round(prompt, [], sampling, length))).token_ids
+    return prompt, (await stateless.verify(engine, VerifyRound(prompt, [], sampling, length))).token_ids
 
 
 async def answer(

@@ -17,7 +17,7 @@ from cloud.engine.engine import CloudEngine
 from cloud.routes import stream as stream_route
 from cloud.routes.stream import DRAFT_CHANNEL, LeftError, Peer, StreamRoute
 from cloud.verify.continuous import ContinuousAnswer
-from cloud.verify.round import Round
+from cloud.verify.round import VerifyRound
 from cloud.verify.stateless import verify
 from common.cloud_client.stream import CloudStream
 from common.config_schema import HttpClientConfig, Secret, ServerConfig
@@ -103,7 +103,7 @@ async def test_a_stream_gives_the_clouds_own_answer_with_and_without_drafts(
     cloud_engine: CloudEngine, url: str, optimized: bool
 ) -> None:
     prompt = list(cloud_engine.tokenizer.encode("Explain quantum computing"))
-    plain = (await verify(cloud_engine, Round(prompt, [], GREEDY, 40))).token_ids
+    plain = (await verify(cloud_engine, VerifyRound(prompt, [], GREEDY, 40))).token_ids
     async with HTTPClient(url, HttpClientConfig(optimized=optimized)) as client:
         alone, end = await streamed(client, prompt)
         drafted, drafted_end = await streamed(client, prompt, prompt + plain)
@@ -256,7 +256,7 @@ async def test_a_client_that_leaves_frees_the_engine(cloud_engine: CloudEngine, 
         await anext(stream)
     async with asyncio.timeout(10):
         while True:
-            await verify(cloud_engine, Round([1, 2, 3], [], GREEDY, 1))
+            await verify(cloud_engine, VerifyRound([1, 2, 3], [], GREEDY, 1))
             stats = cloud_engine.stats()
             if (stats["running"], stats["kv_cache_usage"]) == (0, 0):
                 return

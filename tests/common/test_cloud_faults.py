@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.fake_cloud import FakeCloud, serving
-from common.cloud_client.pool import Clouds, Outcome
+from common.cloud_client.pool import CallOutcome, CloudPool
 from common.cloud_client.stream import CloudStream
 from common.cloud_client.verifier import CloudVerifier
 from common.config_schema import BreakerConfig, CommunicationConfig, HttpClientConfig
@@ -43,8 +43,8 @@ async def fake() -> AsyncIterator[FakeCloud]:
         yield made
 
 
-def clouds_of(*urls: str, breaker: BreakerConfig = STURDY, **http: Any) -> Clouds:
-    return Clouds(
+def clouds_of(*urls: str, breaker: BreakerConfig = STURDY, **http: Any) -> CloudPool:
+    return CloudPool(
         CommunicationConfig(
             cloud_endpoint=urls[0],
             cloud_endpoints=list(urls[1:]),
@@ -54,11 +54,11 @@ def clouds_of(*urls: str, breaker: BreakerConfig = STURDY, **http: Any) -> Cloud
     )
 
 
-def pipeline_of(clouds: Clouds, plan: Plan = LOSSLESS) -> Pipeline:
+def pipeline_of(clouds: CloudPool, plan: Plan = LOSSLESS) -> Pipeline:
     return Pipeline(PROMPT, len(TRUTH), GREEDY, plan, FakeDrafter(EDGE), CloudVerifier(clouds))
 
 
-async def answer(clouds: Clouds, plan: Plan = LOSSLESS) -> Pipeline:
+async def answer(clouds: CloudPool, plan: Plan = LOSSLESS) -> Pipeline:
     pipeline = pipeline_of(clouds, plan)
     ids = [token async for chunk in pipeline.run() for token in chunk.token_ids]
     assert ids == pipeline.answer.committed[len(PROMPT) :]
@@ -235,7 +235,7 @@ async def test_a_full_cloud_passes_the_round_on_and_is_not_given_up(fake: FakeCl
         (fake if preferred.url == fake.url else other).full = True
         pipeline = await answer(clouds)
         assert pipeline.answer.report.lossless
-        assert preferred.outcomes[Outcome.BUSY] == 1
+        assert preferred.outcomes[CallOutcome.BUSY] == 1
         assert preferred.breaker.closed
 
 
@@ -300,8 +300,8 @@ async def test_a_stream_that_is_lost_is_noticed_in_time_and_goes_on_elsewhere(fa
             assert before < len(TRUTH)
             assert ids == TRUTH
             states = {cloud.url: cloud.outcomes for cloud in clouds}
-            assert states[lost.url][Outcome.FAILED] == 1
-            assert sum(outcomes[Outcome.OK] for outcomes in states.values()) == 1
+            assert states[lost.url][CallOutcome.FAILED] == 1
+            assert sum(outcomes[CallOutcome.OK] for outcomes in states.values()) == 1
             assert all(cloud.in_flight == 0 for cloud in clouds)
             assert verifier.calls == 2
             assert verifier.bytes_down > 0
@@ -342,7 +342,7 @@ async def test_a_stream_whose_reader_fails_by_itself_says_nothing_of_the_cloud(f
                 await anext(stream)
                 raise EndpointError("the edge is lost")
         assert cloud.breaker.closed
-        assert cloud.outcomes[Outcome.CANCELLED] == 1
+        assert cloud.outcomes[CallOutcome.CANCELLED] == 1
         assert cloud.in_flight == 0
 
 

@@ -11,7 +11,7 @@ from aiohttp import WSMessage, web
 
 from benchmarks.fake_cloud import FakeCloud, serving
 from common import config
-from common.cloud_client.pool import AFFINITY_TOKENS, Clouds, Outcome, choose
+from common.cloud_client.pool import AFFINITY_TOKENS, CallOutcome, CloudPool, choose
 from common.config_schema import BreakerConfig, CommunicationConfig, HttpClientConfig
 from common.errors import ConfigError, EndpointError, RequestError
 from common.http.client import HTTPClient
@@ -70,8 +70,8 @@ def test_load_goes_before_affinity_and_no_cloud_is_far_above_its_share() -> None
 # Clouds
 
 
-def clouds_of(*urls: str, failures: int = 1, probe_seconds: float = 60.0, **http: object) -> Clouds:
-    return Clouds(
+def clouds_of(*urls: str, failures: int = 1, probe_seconds: float = 60.0, **http: object) -> CloudPool:
+    return CloudPool(
         CommunicationConfig(
             cloud_endpoint=urls[0],
             cloud_endpoints=list(urls[1:]),
@@ -81,7 +81,7 @@ def clouds_of(*urls: str, failures: int = 1, probe_seconds: float = 60.0, **http
     )
 
 
-def fail(clouds: Clouds, url: str) -> None:
+def fail(clouds: CloudPool, url: str) -> None:
     (cloud,) = (one for one in clouds if one.url == url)
     with pytest.raises(EndpointError), clouds.asking(cloud):
         raise EndpointError(f"{url} is lost")
@@ -113,10 +113,10 @@ async def test_load_is_counted_while_a_call_lasts_and_its_end_by_kind() -> None:
     async with clouds_of(URLS[0], failures=1) as clouds:
         (cloud,) = clouds
         for error, outcome in [
-            (None, Outcome.OK),
-            (RequestError("wrong"), Outcome.REFUSED),
-            (Busy("full"), Outcome.BUSY),
-            (asyncio.CancelledError(), Outcome.CANCELLED),
+            (None, CallOutcome.OK),
+            (RequestError("wrong"), CallOutcome.REFUSED),
+            (Busy("full"), CallOutcome.BUSY),
+            (asyncio.CancelledError(), CallOutcome.CANCELLED),
         ]:
             with suppress(RequestError, Busy, asyncio.CancelledError), clouds.asking(cloud):
                 assert cloud.in_flight == 1

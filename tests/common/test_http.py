@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from common.cloud_client.pool import Clouds
+from common.cloud_client.pool import CloudPool
 from common.cloud_client.verifier import CloudVerifier
 from common.config_schema import CommunicationConfig, HttpClientConfig
 from common.errors import (
@@ -285,7 +285,7 @@ async def test_only_what_the_cloud_does_not_hold_travels_and_a_lost_prefix_is_se
     backend: tuple[Backend, str],
 ) -> None:
     cloud, url = backend
-    async with Clouds(CommunicationConfig(cloud_endpoint=url)) as clouds:
+    async with CloudPool(CommunicationConfig(cloud_endpoint=url)) as clouds:
         verifier = CloudVerifier(clouds)
         committed = list(range(100, 150))
         committed += (await verifier.verify(committed, [1, 2], GREEDY, 1)).token_ids
@@ -303,7 +303,7 @@ async def test_only_what_the_cloud_does_not_hold_travels_and_a_lost_prefix_is_se
 async def test_the_plain_way_sends_the_whole_prefix_every_round(backend: tuple[Backend, str]) -> None:
     cloud, url = backend
     plain = HttpClientConfig(optimized=False)
-    async with Clouds(CommunicationConfig(cloud_endpoint=url, http_client=plain)) as clouds:
+    async with CloudPool(CommunicationConfig(cloud_endpoint=url, http_client=plain)) as clouds:
         verifier = CloudVerifier(clouds)
         committed = [1, 2, 3]
         committed += (await verifier.verify(committed, [4], GREEDY, 1)).token_ids

@@ -11,7 +11,7 @@ from common.protocol import split_manifest
 from common.protocol.split_manifest import (
     Segment,
     SplitManifest,
-    Tail,
+    TailManifest,
     file_hash,
     folder_hash,
     read_manifest,
@@ -46,7 +46,7 @@ def manifest(folder: Path) -> SplitManifest:
             Segment("segment-1.gguf", file_hash(folder / "segment-1.gguf"), 0, 1, "f32"),
             Segment("segment-2.gguf", file_hash(folder / "segment-2.gguf"), 2, 3, "f32"),
         ],
-        tail=Tail("tail", folder_hash(folder / "tail"), 2, 7),
+        tail=TailManifest("tail", folder_hash(folder / "tail"), 2, 7),
         tokenizer=file_hash(folder / "tokenizer.json"),
         temperatures=[1.0, 0.9],
         exits_trained="",

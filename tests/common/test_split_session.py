@@ -19,10 +19,10 @@ from common.http.client import HTTPClient
 from common.http.error_replies import Busy
 from common.http.messages import WEBSOCKETS
 from common.http_server import HTTPServer, make_app
-from common.protocol.split_frames import Kind
+from common.protocol.split_frames import StateEncoding
 from common.types import GREEDY, Sampling
 from experiments.harness.delay_proxy import DelayProxy
-from tests.support.fake_tail import MANIFEST, FakeCloud, FakeTail, fake_cloud, right_for, some_states
+from tests.support.fake_tail import MANIFEST, FakeTail, FakeTailServer, fake_cloud, right_for, some_states
 
 DEADLINE = 10.0
 
@@ -46,7 +46,7 @@ async def goes_on(cloud: SplitCloud, number: int, first: int = 5, last: int = 12
             assert await asked(session, number, position) == right_for(number, position)
 
 
-async def settled(fake: FakeCloud) -> None:
+async def settled(fake: FakeTailServer) -> None:
     async with asyncio.timeout(DEADLINE):
         while fake.tail.lengths or len(fake.contexts):
             await asyncio.sleep(0.005)
@@ -63,16 +63,16 @@ async def test_many_sessions_share_one_connection_and_leave_nothing() -> None:
 async def test_each_kind_says_its_bytes() -> None:
     async with fake_cloud(FakeTail(blocks=40)) as fake, split_cloud(fake.url) as cloud:
         sizes = {}
-        for kind in Kind:
+        for kind in StateEncoding:
             async with cloud.session(MANIFEST.fingerprint, kind) as session:
                 session.send(some_states(1, 0, 50))
                 token = await session.token(GREEDY, DEADLINE)
-                assert (token.token_id == right_for(1, 50)) or kind is Kind.INT8
+                assert (token.token_id == right_for(1, 50)) or kind is StateEncoding.INT8
                 sizes[kind] = session.bytes_up
                 assert session.bytes_down > 0
         row = MANIFEST.hidden * 50
-        assert sizes[Kind.FP32] - sizes[Kind.FP16] == pytest.approx(2 * row, abs=8)
-        assert sizes[Kind.INT8] - sizes[Kind.FP16] == pytest.approx(200 - row, abs=20)
+        assert sizes[StateEncoding.FP32] - sizes[StateEncoding.FP16] == pytest.approx(2 * row, abs=8)
+        assert sizes[StateEncoding.INT8] - sizes[StateEncoding.FP16] == pytest.approx(200 - row, abs=20)
 
 
 async def test_long_prompts_go_in_pieces_and_large_numbers_as_they_are() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import VocabularyError
 from common.protocol import vocabulary as vocab
-from common.protocol.vocabulary import Relation, Vocabulary, VocabularyInfo, compare, fingerprint, settled
+from common.protocol.vocabulary import Relation, RemoteVocabulary, VocabularyInfo, compare, fingerprint, settled
 from tests.support.vocabularies import END, ODD, file, tokenizer_json
 
 KINDS = ["bytes", "digits", "pieces"]
@@ -29,14 +29,14 @@ def test_a_fingerprint_sees_every_id_but_padding() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text", ODD)
 def test_text_becomes_tokens_that_spell_it(kind: str, text: str) -> None:
-    vocabulary = Vocabulary(file(kind))
+    vocabulary = RemoteVocabulary(file(kind))
     tokens = [token for token, _ in vocabulary.tokens(text)]
     assert b"".join(map(vocabulary.piece, tokens)).decode() == text
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_special_tokens_come_from_prompts_and_never_from_answers(kind: str) -> None:
-    vocabulary = Vocabulary(file(kind))
+    vocabulary = RemoteVocabulary(file(kind))
     assert vocabulary.prompt(f"a{END}", add_special=True)[-1] == 0
     assert 0 not in [token for token, _ in vocabulary.tokens(f"a{END}b")]
     assert vocabulary.piece(0) == vocabulary.piece(10_000) == b""
@@ -45,7 +45,7 @@ def test_special_tokens_come_from_prompts_and_never_from_answers(kind: str) -> N
 @pytest.mark.parametrize("kind", ["bytes", "digits"])
 @pytest.mark.parametrize("text", ODD)
 def test_settled_tokens_stay_whatever_follows(kind: str, text: str) -> None:
-    vocabulary = Vocabulary(file(kind))
+    vocabulary = RemoteVocabulary(file(kind))
     for cut in range(1, len(text)):
         tokens = vocabulary.tokens(text[:cut])
         words = [word for _, word in tokens]

@@ -18,7 +18,7 @@ from common.errors import EndpointError
 from common.http.client import HTTPClient
 from common.http.messages import websocket
 from common.http_server import HTTPServer, make_app
-from common.protocol.stream_frames import Start
+from common.protocol.stream_frames import StartFrame
 from experiments.harness.delay_proxy import DelayProxy
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -139,7 +139,7 @@ class Leaving(FakeCloud):
             return socket
         return await super()._stream(request)
 
-    async def _answer(self, socket: web.WebSocketResponse, start: Start) -> Start | None:
+    async def _answer(self, socket: web.WebSocketResponse, start: StartFrame) -> StartFrame | None:
         following = await super()._answer(socket, start)
         self.left += following is not None
         return None

@@ -20,9 +20,9 @@ from edge.confidence import (
     ConfidenceCalculator,
     ConfidenceEnsemble,
     ConfidenceMetrics,
+    ConfidenceSettings,
     ConfidenceStrategy,
     Floats,
-    Settings,
     Softmax,
     confidence_of,
 )
@@ -135,7 +135,7 @@ def test_without_f1_everything_is_certain() -> None:
 
 
 def test_a_function_of_ones_own_is_a_strategy_alone_and_in_an_ensemble() -> None:
-    def half(softmax: Softmax, settings: Settings) -> Floats:
+    def half(softmax: Softmax, settings: ConfidenceSettings) -> Floats:
         return np.full_like(softmax.total, settings.top_k / 10)
 
     assert ConfidenceCalculator(half, top_k=5).of_logits(ROWS).tolist() == [0.5] * len(ROWS)

@@ -20,7 +20,7 @@ from edge.engine.engine import EdgeEngine
 from edge.kv import snapshot_format
 from edge.kv.snapshot_store import Kept
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
-from edge.llama.batch import Piece
+from edge.llama.batch import SequenceTokens
 from edge.llama.model import Llama
 
 MODEL = "models/demo-edge.gguf"
@@ -192,7 +192,7 @@ def test_in_what_portions_a_prompt_was_read_changes_no_bit_of_its_logits(
 ) -> None:
     def last_logits(portion: int) -> bytes:
         for begin in range(0, len(PROMPT), portion):
-            rows = llama.decode([Piece(0, PROMPT[begin : begin + portion], 1)])
+            rows = llama.decode([SequenceTokens(0, PROMPT[begin : begin + portion], 1)])
         assert rows is not None
         read = rows[-1].tobytes()
         llama.rewind(0, 0)
@@ -233,7 +233,7 @@ class OneSnapshot:
         """A greedy answer, after the first `held` tokens that sequence 0 holds already."""
         drawn, pending = [], self.tokens[held:]
         for _ in range(4):
-            rows = self.llama.decode([Piece(0, pending, 1)])
+            rows = self.llama.decode([SequenceTokens(0, pending, 1)])
             assert rows is not None
             drawn.append(int(rows[0].argmax()))
             pending = [drawn[-1]]

@@ -17,7 +17,7 @@ from common.types import GREEDY, Sampling, Verdict
 from edge.draft_generator import DraftManager
 from edge.engine.engine import EdgeEngine
 from edge.kv.live_sequences import LiveSequences
-from edge.llama.batch import Piece
+from edge.llama.batch import SequenceTokens
 from edge.llama.model import CHUNK, Llama
 
 MODEL = "models/demo-edge.gguf"
@@ -93,7 +93,7 @@ def test_a_copy_is_whole_whatever_happens_to_its_source(kv_unified: bool) -> Non
     llama = Llama(MODEL, 256, 0, 1, 4, kv_unified=kv_unified)
     try:
         one, other = [5, 6, 7, 8, 9], [50, 60, 70]
-        llama.decode([Piece(0, one, 1), Piece(1, other, 1)])
+        llama.decode([SequenceTokens(0, one, 1), SequenceTokens(1, other, 1)])
         of_other = llama.snapshot(1)
         llama.copy(0, 2, 4)
         assert llama.load_snapshot(0, of_other, other)
@@ -101,14 +101,21 @@ def test_a_copy_is_whole_whatever_happens_to_its_source(kv_unified: bool) -> Non
         of_copy = llama.snapshot(3)
         llama.copy(0, 3, 3)
         assert llama.load_snapshot(1, of_copy, one[:3])
-        rows = llama.decode([Piece(0, [1], 1), Piece(1, [8, 1], 1), Piece(2, [1], 1), Piece(3, [1], 1)])
+        rows = llama.decode(
+            [
+                SequenceTokens(0, [1], 1),
+                SequenceTokens(1, [8, 1], 1),
+                SequenceTokens(2, [1], 1),
+                SequenceTokens(3, [1], 1),
+            ]
+        )
         assert rows is not None
         found = rows.copy()
         for sequence in range(4):
             llama.rewind(sequence, 0)
         for row, text in zip(found, (other, one[:4], one[:4], other), strict=True):
             llama.rewind(0, 0)
-            expected = llama.decode([Piece(0, [*text, 1], 1)])
+            expected = llama.decode([SequenceTokens(0, [*text, 1], 1)])
             assert expected is not None
             assert row == pytest.approx(expected[0], abs=0.05)
             assert row.argmax() == expected[0].argmax()
@@ -215,23 +222,23 @@ async def test_a_long_text_is_scored_in_portions(engine: EdgeEngine, monkeypatch
 def test_an_aborted_step_leaves_every_sequence_as_it_was() -> None:
     llama = Llama(MODEL, 1024, 0, 1, 2)
     try:
-        llama.decode([Piece(0, [5, 6, 7], 1)])
-        expected = llama.decode([Piece(0, [8], 1)])
+        llama.decode([SequenceTokens(0, [5, 6, 7], 1)])
+        expected = llama.decode([SequenceTokens(0, [8], 1)])
         assert expected is not None
         expected = expected.copy()
         llama.rewind(0, 3)
         llama.abort(True)
-        assert llama.decode([Piece(0, [8], 1), Piece(1, [9] * 200, 1)]) is None
+        assert llama.decode([SequenceTokens(0, [8], 1), SequenceTokens(1, [9] * 200, 1)]) is None
         assert llama.held == [[5, 6, 7], []]
         llama.abort(False)
-        again = llama.decode([Piece(0, [8], 1)])
+        again = llama.decode([SequenceTokens(0, [8], 1)])
         assert again is not None
         assert (again == expected).all()
     finally:
         llama.free()
 
 
-class Gate:
+class DecodeGate:
     """Holds the engine's thread before each decode, and lets it go on demand."""
 
     def __init__(self, engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +247,7 @@ class Gate:
         """Whether each decode since came to its end."""
         decode = llama_of(engine).decode
 
-        def held(pieces: Sequence[Piece]) -> Any:
+        def held(pieces: Sequence[SequenceTokens]) -> Any:
             self.entered.set()
             self.go.wait()
             rows = decode(pieces)
@@ -256,7 +263,7 @@ async def test_a_prefill_that_nobody_wants_is_aborted(
 ) -> None:
     prompt = ask(engine, "What is AI?")
     expected = await answer(engine, prompt)
-    gate = Gate(engine, monkeypatch)
+    gate = DecodeGate(engine, monkeypatch)
     if not protected:
         monkeypatch.setattr("edge.engine.scheduler.Batcher.cancelled", lambda self: None)
     left = asyncio.create_task(answer(engine, [5] * (3 * CHUNK)))
@@ -272,7 +279,7 @@ async def test_a_prefill_that_nobody_wants_is_aborted(
 async def test_a_step_that_others_want_too_goes_on(engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = ask(engine, "What is AI?")
     expected = await answer(engine, prompt)
-    gate = Gate(engine, monkeypatch)
+    gate = DecodeGate(engine, monkeypatch)
     stays = asyncio.create_task(answer(engine, prompt))
     await asyncio.to_thread(gate.entered.wait)
     left = asyncio.create_task(answer(engine, [5] * (3 * CHUNK)))
@@ -290,7 +297,7 @@ async def test_an_abort_that_comes_too_late_hurts_nobody(engine: EdgeEngine, mon
     llama, decode = llama_of(engine), llama_of(engine).decode
     source = random.Random(3)
 
-    def disturbed(pieces: Sequence[Piece]) -> Any:
+    def disturbed(pieces: Sequence[SequenceTokens]) -> Any:
         llama.abort(source.random() < 0.5)
         return decode(pieces)
 

@@ -16,7 +16,7 @@ from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.http_client import EdgeCloudHTTPClient
 from common.protocol.openai import Message, TokenizeReply, TokenizeRequest
-from common.types import GREEDY, Collaboration, Mode, Way
+from common.types import GREEDY, Collaboration, Mode, VerificationMode
 from models.corpus import questions as corpus
 from tests.conftest import Servers
 
@@ -79,8 +79,8 @@ async def test_an_answer_says_how_it_came_about(servers: Servers, mode: Mode) ->
         assert tokens["cloud"] == reply["usage"]["completion_tokens"]
 
 
-@pytest.mark.parametrize("way", list(Way))
-async def test_each_lossless_way_gives_the_clouds_own_text(servers: Servers, way: Way) -> None:
+@pytest.mark.parametrize("way", list(VerificationMode))
+async def test_each_lossless_way_gives_the_clouds_own_text(servers: Servers, way: VerificationMode) -> None:
     for prompt in PROMPTS[:12]:
         question = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 40, "temperature": 0}
         alone: dict[str, Any] = await servers.cloud.post("/v1/chat/completions", question, dict)
@@ -88,12 +88,12 @@ async def test_each_lossless_way_gives_the_clouds_own_text(servers: Servers, way
         reply: dict[str, Any] = await servers.edge.post("/v1/chat/completions", ours, dict)
         assert reply["choices"][0]["message"]["content"] == alone["choices"][0]["message"]["content"]
         assert reply["collaboration"]["degraded"] is None
-        assert way is Way.AUTO or reply["collaboration"]["way"] == way
+        assert way is VerificationMode.AUTO or reply["collaboration"]["way"] == way
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("way", [Way.ROUNDS, Way.CONTINUOUS])
-async def test_each_token_tells_its_source_if_asked(servers: Servers, way: Way, stream: bool) -> None:
+@pytest.mark.parametrize("way", [VerificationMode.ROUNDS, VerificationMode.CONTINUOUS])
+async def test_each_token_tells_its_source_if_asked(servers: Servers, way: VerificationMode, stream: bool) -> None:
     ids = await prompt_ids(servers, "Explain deep learning")
     body: dict[str, Any] = {"prompt": ids, "max_tokens": 24, "temperature": 0, "way": way}
     body |= {"use_confidence_check": False, "collaboration": {"tokens": True}}

@@ -15,9 +15,9 @@ from cli.demo import free_ports
 from cli.supervisor import PROJECT, ServerProcess, Supervisor
 from experiments.harness import experiment
 from experiments.harness.delay_proxy import DelayProxy
-from experiments.harness.servers import Place
+from experiments.harness.servers import EdgeSite
 from experiments.report import schema
-from experiments.report.schema import Report, Row
+from experiments.report.schema import AnswerRow, ExperimentReport
 from experiments.setup import ablations
 from experiments.setup.configurations import Needs
 from tests.conftest import Servers
@@ -25,7 +25,7 @@ from tests.conftest import Servers
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 QUESTIONS = 6
-Fleet = Callable[..., contextlib.AbstractAsyncContextManager[dict[Needs, Place]]]
+Fleet = Callable[..., contextlib.AbstractAsyncContextManager[dict[Needs, EdgeSite]]]
 
 
 def edges_before(servers: Servers) -> Fleet:
@@ -34,7 +34,7 @@ def edges_before(servers: Servers) -> Fleet:
     @contextlib.asynccontextmanager
     async def fleet(
         args: argparse.Namespace, settings: Sequence[str], wanted: Iterable[Needs], report: Callable[[str], None]
-    ) -> AsyncIterator[dict[Needs, Place]]:
+    ) -> AsyncIterator[dict[Needs, EdgeSite]]:
         needed = list(dict.fromkeys(wanted))
         host, port = servers.cloud_url.removeprefix("http://").split(":")
         async with DelayProxy(host, int(port)) as network:
@@ -48,14 +48,14 @@ def edges_before(servers: Servers) -> Fleet:
                 edges.append(ServerProcess("edge", "start_edge.py", f"http://127.0.0.1:{edge_port}", options, log))
             async with Supervisor(edges, report).running():
                 yield {
-                    needs: Place(edge.url, servers.cloud_url, network)
+                    needs: EdgeSite(edge.url, servers.cloud_url, network)
                     for needs, edge in zip(needed, edges, strict=True)
                 }
 
     return fleet
 
 
-async def run(servers: Servers, folder: Path, patch: pytest.MonkeyPatch, *flags: str) -> Report:
+async def run(servers: Servers, folder: Path, patch: pytest.MonkeyPatch, *flags: str) -> ExperimentReport:
     """All presets, with new edges before the cloud of the test run."""
     patch.setattr(experiment, "fleet", edges_before(servers))
     options = ["--output", str(folder), "--repeats", "1", "--seed", "7", *flags]
@@ -66,13 +66,13 @@ async def run(servers: Servers, folder: Path, patch: pytest.MonkeyPatch, *flags:
 
 
 @pytest.fixture(scope="session")
-async def reports(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> list[Report]:
+async def reports(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> list[ExperimentReport]:
     """Two runs with one seed."""
     with pytest.MonkeyPatch.context() as patch:
         return [await run(servers, tmp_path_factory.mktemp("ablation"), patch) for _ in range(2)]
 
 
-async def test_two_runs_with_one_seed_agree_in_every_count(reports: list[Report]) -> None:
+async def test_two_runs_with_one_seed_agree_in_every_count(reports: list[ExperimentReport]) -> None:
     first, second = reports
     counted = [name for name, info in first.measures.items() if info.counted]
     assert len(counted) > 10
@@ -87,7 +87,7 @@ def close(one: float, other: float) -> bool:
     return abs(one - other) <= 0.01 * max(one, other)
 
 
-async def test_servers_and_answers_count_the_same(reports: list[Report]) -> None:
+async def test_servers_and_answers_count_the_same(reports: list[ExperimentReport]) -> None:
     for name, rows in reports[0].rows.items():
         for what, by_answers, by_edge in (
             ("tokens", total(rows, lambda row: row.tokens), tokens_of_edge(rows)),
@@ -109,23 +109,23 @@ async def test_servers_and_answers_count_the_same(reports: list[Report]) -> None
         assert network > bodies if bodies else network == 0, "headers, and nothing where nothing is asked"
 
 
-def total(rows: list[Row], value: Callable[[Row], float]) -> float:
+def total(rows: list[AnswerRow], value: Callable[[AnswerRow], float]) -> float:
     return sum(map(value, rows))
 
 
-def of(rows: list[Row], provenance: str) -> float:
+def of(rows: list[AnswerRow], provenance: str) -> float:
     return total(rows, lambda row: row.provenance[provenance])
 
 
-def counted(rows: list[Row], side: str, name: str) -> float:
+def counted(rows: list[AnswerRow], side: str, name: str) -> float:
     return total(rows, lambda row: getattr(getattr(row.counts, side), name))
 
 
-def tokens_of_edge(rows: list[Row]) -> float:
+def tokens_of_edge(rows: list[AnswerRow]) -> float:
     return sum(counted(rows, "edge", name) for name in ("edge", "accepted", "recovered", "bonus", "cloud"))
 
 
-async def test_each_switch_changes_the_measure_that_its_part_is_for(reports: list[Report]) -> None:
+async def test_each_switch_changes_the_measure_that_its_part_is_for(reports: list[ExperimentReport]) -> None:
     by_name = {one.name: one for one in reports[0].configurations}
 
     def value(name: str, measure: str) -> float:

@@ -13,9 +13,9 @@ from experiments.counters.edge import EdgeCounts
 from experiments.harness import measures, results
 from experiments.harness.measures import MEASURES, difference, measured, sample, unchanged
 from experiments.harness.statistics import as_asked, draws, interval, quantiles, ratios
-from experiments.harness.trials import Done, Plan, Trial
+from experiments.harness.trials import ExperimentPlan, Trial, TrialResult
 from experiments.report import schema
-from experiments.report.schema import Counts, Environment, NetworkCounts, Report, Row
+from experiments.report.schema import AnswerRow, Counts, Environment, ExperimentReport, NetworkCounts
 from experiments.setup import ablations
 from experiments.setup.configurations import configuration
 from tests.experiments.test_ablation_plan import base
@@ -25,13 +25,13 @@ HERE = Environment(
 )
 
 
-def entry(name: str, question: int, repeat: int, row: Row, counts: Counts) -> Done:
-    return Done(what=Trial(name, repeat, (question,)), seconds=1.0, rows=[row], counts=counts)
+def entry(name: str, question: int, repeat: int, row: AnswerRow, counts: Counts) -> TrialResult:
+    return TrialResult(what=Trial(name, repeat, (question,)), seconds=1.0, rows=[row], counts=counts)
 
 
 def entries(
     name: str, questions: int = 30, repeats: int = 2, slower: float = 1.0, clock: int = 0, cloud: int = 2
-) -> list[Done]:
+) -> list[TrialResult]:
     """Answers whose counts are the questions' own and whose times are drawn, by `clock`, in each run anew."""
     found = []
     for repeat in range(repeats):
@@ -39,7 +39,7 @@ def entries(
             counts, times = random.Random(question), random.Random(f"{clock} {name} {question} {repeat}")
             tokens, drafted = counts.randint(5, 40), counts.randint(1, 20)
             took = tokens * times.uniform(9, 11) * slower
-            row = Row(
+            row = AnswerRow(
                 question=question, repeat=repeat, text=f"text {question}", quality=float(question % 3 > 0),
                 latency_ms=took, first_token_ms=took / 5, tokens=tokens,
                 provenance={"edge": tokens - cloud, "accepted": cloud}, cloud_calls=1, cloud_steps=1, rounds=1,
@@ -54,13 +54,13 @@ def entries(
     return found
 
 
-def changed(found: Iterable[Done], **fields: object) -> list[Done]:
+def changed(found: Iterable[TrialResult], **fields: object) -> list[TrialResult]:
     return [replace(one, rows=[replace(row, **fields) for row in one.rows]) for one in found]
 
 
-def report(by_name: dict[str, list[Done]]) -> Report:
+def report(by_name: dict[str, list[TrialResult]]) -> ExperimentReport:
     chosen = ablations.chosen(",".join(by_name), [])
-    plan = Plan(
+    plan = ExperimentPlan(
         configurations=[configuration(one, base()) for one in chosen], data="some", prompts_sha256="", questions=30,
         repeats=2, max_tokens=9, temperature=0.0, seed=0, network=None, config={},
     )  # fmt: skip
@@ -134,7 +134,7 @@ def test_a_measure_that_makes_no_sense_is_left_out() -> None:
 def test_failures_lower_the_success_rate_and_nothing_else() -> None:
     made = entries("baseline")
     failed = [
-        replace(one, rows=[Row(question=one.rows[0].question, repeat=one.what.repeat, error="lost")])
+        replace(one, rows=[AnswerRow(question=one.rows[0].question, repeat=one.what.repeat, error="lost")])
         if one.what == Trial("baseline", 0, (4,))
         else one
         for one in made

@@ -8,7 +8,7 @@ from common import config as configs
 from common.config_schema import AblationConfig, Config
 from common.errors import ConfigError
 from experiments.harness import experiment
-from experiments.harness.trials import Network, Plan, trials
+from experiments.harness.trials import ExperimentPlan, Network, trials
 from experiments.questions.datasets import Dataset
 from experiments.questions.workload import Question
 from experiments.setup import ablations
@@ -27,7 +27,7 @@ def made(overrides: dict[str, object], *settings: str) -> Configuration:
     return configuration(Ablation(name="mine", description="", config_overrides=overrides), base(*settings))
 
 
-def plan(*flags: str, questions: int = 6, chosen: str | None = None) -> Plan:
+def plan(*flags: str, questions: int = 6, chosen: str | None = None) -> ExperimentPlan:
     args = experiment.parser("", questions, 2).parse_args(list(flags))
     asked = Dataset("some", "exact_match", [Question(f"q{n}", str(n)) for n in range(questions)])
     config = experiment.base_config(args)

@@ -19,9 +19,9 @@ from common.types import Collaboration
 from edge.answer_metrics import AnswerMetrics
 from experiments.harness import experiment
 from experiments.harness.delay_proxy import DelayProxy
-from experiments.harness.servers import Place
+from experiments.harness.servers import EdgeSite
 from experiments.report import schema
-from experiments.report.schema import Report
+from experiments.report.schema import ExperimentReport
 from experiments.setup import ablations
 from experiments.setup.configurations import Needs
 
@@ -111,7 +111,7 @@ def edge(monkeypatch: pytest.MonkeyPatch) -> FakeEdge:
         cloud = make_app()
         cloud.router.add_get("/ready", ready)
         async with served(edge.app()) as port, served(cloud) as cloud_port, DelayProxy("127.0.0.1", cloud_port) as net:
-            where = Place(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{cloud_port}", net)
+            where = EdgeSite(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{cloud_port}", net)
             yield dict.fromkeys(wanted, where)
 
     monkeypatch.setattr(experiment, "fleet", fleet)
@@ -129,7 +129,7 @@ def data(tmp_path: Path) -> Path:
     return file
 
 
-async def run(data: Path, folder: Path, *flags: str, only: str = ONLY) -> Report:
+async def run(data: Path, folder: Path, *flags: str, only: str = ONLY) -> ExperimentReport:
     options = ["--data", str(data), "--output", str(folder), "--max-tokens", "9", *flags]
     args = experiment.parser("", QUESTIONS, REPEATS).parse_args(options)
     base = experiment.base_config(args)
@@ -250,7 +250,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def counts_of(report: Report) -> dict[str, dict[str, float]]:
+def counts_of(report: ExperimentReport) -> dict[str, dict[str, float]]:
     names = [name for name, info in report.measures.items() if info.counted]
     return {
         one.name: {name: one.measures[name].value for name in names if name in one.measures}

@@ -159,32 +159,36 @@ class Head(msgspec.Struct, frozen=True):
     seed: int
 
 
-class Entry(msgspec.Struct, frozen=True):
+class JournalEntry(msgspec.Struct, frozen=True):
     n: int
 
 
 def test_a_journal_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
     file = tmp_path / "new" / "journal.jsonl"
-    journal = Journal(file, Head(1), Entry, resume=False)
+    journal = Journal(file, Head(1), JournalEntry, resume=False)
     for n in range(3):
-        journal.add(Entry(n))
+        journal.add(JournalEntry(n))
     file.write_bytes(file.read_bytes()[:-4])  # killed while it wrote
-    again = Journal(file, Head(1), Entry, resume=True)
-    assert again.entries == [Entry(0), Entry(1)]
-    again.add(Entry(7))
-    assert Journal(file, Head(1), Entry, resume=True).entries == [Entry(0), Entry(1), Entry(7)]
+    again = Journal(file, Head(1), JournalEntry, resume=True)
+    assert again.entries == [JournalEntry(0), JournalEntry(1)]
+    again.add(JournalEntry(7))
+    assert Journal(file, Head(1), JournalEntry, resume=True).entries == [
+        JournalEntry(0),
+        JournalEntry(1),
+        JournalEntry(7),
+    ]
 
 
 def test_a_journal_is_not_mixed_with_another_experiments(tmp_path: Path) -> None:
     file = tmp_path / "journal.jsonl"
-    Journal(file, Head(1), Entry, resume=False)
+    Journal(file, Head(1), JournalEntry, resume=False)
     with pytest.raises(ConfigError, match="--resume"):
-        Journal(file, Head(1), Entry, resume=False)
+        Journal(file, Head(1), JournalEntry, resume=False)
     with pytest.raises(ConfigError, match="other options"):
-        Journal(file, Head(2), Entry, resume=True)
+        Journal(file, Head(2), JournalEntry, resume=True)
     file.write_text("not JSON\n")
     with pytest.raises(ConfigError, match="not a journal"):
-        Journal(file, Head(1), Entry, resume=True)
+        Journal(file, Head(1), JournalEntry, resume=True)
 
 
 # -- counts

@@ -15,7 +15,7 @@ from cli.supervisor import PROJECT, ServerProcess
 from common.errors import StartError
 from experiments.harness import servers
 from experiments.harness.servers import fleet
-from experiments.network.ways import Server
+from experiments.network.ways import AskedServer
 from experiments.setup.configurations import Needs
 
 pytestmark = pytest.mark.asyncio(loop_scope="function")
@@ -74,9 +74,9 @@ async def test_who_needs_the_same_shares_it_and_each_cloud_has_one_network(start
 async def test_a_site_is_a_fleet_of_one_cloud(started: list[Any]) -> None:
     async with servers.site(ARGS, [], True, print) as where:
         assert [one.name for one in started] == ["cloud", "edge", "edge-2"]
-        assert where.urls[Server.CLOUD] == where.network.url != where.cloud_url == started[0].url
+        assert where.urls[AskedServer.CLOUD] == where.network.url != where.cloud_url == started[0].url
         assert "communication.http_client.optimized=false" in started[2].settings
-        assert where.urls[Server.PLAIN_EDGE] == started[2].url
+        assert where.urls[AskedServer.PLAIN_EDGE] == started[2].url
 
 
 async def test_a_server_that_ends_in_the_middle_ends_what_is_being_done_in_one_line() -> None:

@@ -16,21 +16,21 @@ from experiments.harness.delay_proxy import DelayProxy
 from experiments.harness.journal import Journal
 from experiments.harness.options import numbers
 from experiments.harness.servers import Site
-from experiments.network.passes import Cell, Done, Plan, passes
-from experiments.network.report import Report, Row, report
-from experiments.network.ways import Server
-from experiments.network_sweep import Sweep, parser, plan_of, server_settings, token_ends, write
+from experiments.network.passes import NetworkCell, PassResult, SweepPlan, passes
+from experiments.network.report import ModeRow, NetworkReport, report
+from experiments.network.ways import AskedServer
+from experiments.network_sweep import NetworkSweep, parser, plan_of, server_settings, token_ends, write
 from experiments.questions.workload import questions
 from tests.conftest import CLOUD_MODEL, Servers
 
-PLAN = Plan(
+PLAN = SweepPlan(
     round_trips=[0, 30], uplinks=[10], clients=[2], ways=["cloud", "edge", "default", "gated", "direct"],
     prompts=6, repeats=1, max_tokens=48, seed=0,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
-async def swept(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+async def swept(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NetworkReport]:
     """The sweep's folder and report; the session's cloud is asked through a proxy, by an edge of its own."""
     folder = tmp_path_factory.mktemp("sweep")
     (port,) = free_ports(1)
@@ -42,9 +42,9 @@ async def swept(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> t
         try:
             await edge.start()
             await edge.wait_ready()
-            where = Site({Server.EDGE: url, Server.CLOUD: network.url}, servers.cloud_url, network)
-            sweep = Sweep(PLAN, questions(PLAN.prompts, PLAN.seed), where)
-            journal = Journal(folder / "passes.jsonl", PLAN, Done, resume=False)
+            where = Site({AskedServer.EDGE: url, AskedServer.CLOUD: network.url}, servers.cloud_url, network)
+            sweep = NetworkSweep(PLAN, questions(PLAN.prompts, PLAN.seed), where)
+            journal = Journal(folder / "passes.jsonl", PLAN, PassResult, resume=False)
             for one in passes(PLAN):
                 journal.add(await sweep.make(one, lambda _: None))
             await sweep.aclose()
@@ -55,18 +55,18 @@ async def swept(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> t
     return folder, found
 
 
-def rows(found: Report, way: str) -> list[Row]:
+def rows(found: NetworkReport, way: str) -> list[ModeRow]:
     return [row for row in found.rows if row.way == way]
 
 
-async def test_every_lossless_answer_is_the_clouds_in_every_cell(swept: tuple[Path, Report]) -> None:
+async def test_every_lossless_answer_is_the_clouds_in_every_cell(swept: tuple[Path, NetworkReport]) -> None:
     found = swept[1]
     assert found.lossless_answers == 2 * 2 * PLAN.prompts
     assert found.lossless_differences == 0
     assert not any(row.degraded for row in found.rows)
 
 
-async def test_what_passes_the_network_and_what_the_cloud_does_is_counted(swept: tuple[Path, Report]) -> None:
+async def test_what_passes_the_network_and_what_the_cloud_does_is_counted(swept: tuple[Path, NetworkReport]) -> None:
     found = swept[1]
     for row in rows(found, "edge"):
         assert row.bytes_up == row.bytes_down == row.steps_per_token == row.computed_per_token == 0
@@ -78,27 +78,31 @@ async def test_what_passes_the_network_and_what_the_cloud_does_is_counted(swept:
         assert plain.computed_per_token >= 1
 
 
-async def test_no_token_of_the_cloud_comes_before_its_round_trip(swept: tuple[Path, Report]) -> None:
-    far = [row for row in swept[1].rows if row.cell == Cell(30, 10, 2) and row.way in ("cloud", "default", "direct")]
+async def test_no_token_of_the_cloud_comes_before_its_round_trip(swept: tuple[Path, NetworkReport]) -> None:
+    far = [
+        row for row in swept[1].rows if row.cell == NetworkCell(30, 10, 2) and row.way in ("cloud", "default", "direct")
+    ]
     assert len(far) == 3
     assert all(row.first_token_ms is not None and row.first_token_ms >= 30 for row in far)
 
 
-async def test_the_report_is_complete_and_a_sweep_that_is_done_has_nothing_left(swept: tuple[Path, Report]) -> None:
+async def test_the_report_is_complete_and_a_sweep_that_is_done_has_nothing_left(
+    swept: tuple[Path, NetworkReport],
+) -> None:
     folder, found = swept
-    assert msgspec.json.decode((folder / "report.json").read_bytes(), type=Report) == found
+    assert msgspec.json.decode((folder / "report.json").read_bytes(), type=NetworkReport) == found
     assert {path.name for path in folder.iterdir()} == {
         "passes.jsonl", "report.json", "report.md", "report.html", "tables.txt",
         *(f"{plot}.{kind}" for plot in ("speed", "bytes", "steps") for kind in ("svg", "png")),
     }  # fmt: skip
     assert f"0 of {found.lossless_answers} lossless answers differ" in (folder / "tables.txt").read_text()
-    again = Journal(folder / "passes.jsonl", PLAN, Done, resume=True)
+    again = Journal(folder / "passes.jsonl", PLAN, PassResult, resume=True)
     assert [entry.what for entry in again.entries] == list(passes(PLAN))
 
 
 def test_the_command_line_says_what_is_measured_and_the_servers_have_room_for_it() -> None:
     plan = plan_of(parser().parse_args(["--clients", "1,40", "--round-trips", "5", "--ways", "auto"]))
-    assert plan.cells == [Cell(5, uplink, clients) for uplink in (10, 20, 80) for clients in (1, 40)]
+    assert plan.cells == [NetworkCell(5, uplink, clients) for uplink in (10, 20, 80) for clients in (1, 40)]
     assert plan.ways == ["cloud", "auto"]
     given = [part for setting in server_settings(plan) for part in ("--set", setting)]
     config = load_config(parser().parse_args(given))
@@ -122,7 +126,7 @@ async def test_the_command_starts_what_it_needs_and_goes_on_where_it_was(tmp_pat
     assert made.count(b"\n") == 1, "no minutes, no pass"
     assert await command(*small, str(tmp_path)) == 1, "it is there already"
     assert await command(*small, str(tmp_path), "--resume") == 0
-    found = msgspec.json.decode((tmp_path / "report.json").read_bytes(), type=Report)
+    found = msgspec.json.decode((tmp_path / "report.json").read_bytes(), type=NetworkReport)
     assert found.passes_done == found.passes_planned == 2
     assert (found.lossless_answers, found.lossless_differences) == (4, 0)
 

@@ -8,14 +8,14 @@ from rich.console import Console
 from experiments import scaling, threshold_sweep
 from experiments.harness import experiment
 from experiments.report import schema
-from experiments.report.schema import Report
+from experiments.report.schema import ExperimentReport
 from tests.conftest import Servers
 from tests.experiments.test_ablation_experiment import edges_before
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.long]
 
 
-def value(report: Report, name: str, measure: str) -> float:
+def value(report: ExperimentReport, name: str, measure: str) -> float:
     return next(one for one in report.configurations if one.name == name).measures[measure].value
 
 

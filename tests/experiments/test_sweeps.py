@@ -11,13 +11,13 @@ from common.types import ConfidenceStrategy, Mode
 from experiments import scaling, threshold_sweep
 from experiments.harness import experiment, measures, results
 from experiments.harness.areas import areas, under
-from experiments.harness.experiment import Kind
+from experiments.harness.experiment import ExperimentKind
 from experiments.harness.measures import MEASURES
-from experiments.harness.trials import Done, Plan, trials
+from experiments.harness.trials import ExperimentPlan, TrialResult, trials
 from experiments.questions.datasets import Dataset
 from experiments.questions.workload import Question
 from experiments.report import sweep_words
-from experiments.report.schema import Report, Series
+from experiments.report.schema import ExperimentReport, Series
 from experiments.setup import ablations
 from experiments.setup.ablations import Ablation
 from experiments.setup.configurations import Configuration, Needs, configuration
@@ -100,8 +100,8 @@ def test_every_way_is_asked_by_every_number_of_clients_and_the_same_questions() 
     args = scaling.parser().parse_args(["--data", "x"])
     config = experiment.base_config(args, scaling.settings([1, 2, 4]))
     asked = Dataset("some", "exact_match", [Question(f"q{n}") for n in range(8)])
-    plan: Plan = experiment.plan_of(
-        args, config, [one for _, points in curves for one in points], asked, Kind(asked={"block": 4})
+    plan: ExperimentPlan = experiment.plan_of(
+        args, config, [one for _, points in curves for one in points], asked, ExperimentKind(asked={"block": 4})
     )
     assert [one.clients for one in plan.configurations] == [1, 2, 4] * 4
     assert plan.configurations[0].name == "baseline, 1 client"
@@ -126,7 +126,7 @@ def test_what_is_no_number_of_clients_is_refused(clients: str) -> None:
         scaling.clients_of(clients)
 
 
-def scaled() -> Report:
+def scaled() -> ExperimentReport:
     """Two ways, one of which is faster with four clients: its trials take half as long."""
     curves = scaling.series(ablations.chosen("baseline,cloud_only", []), [1, 4])
     points = [one for _, each in curves for one in each]
@@ -136,7 +136,7 @@ def scaled() -> Report:
         for one in points
         for entry in entries(one.name, questions=9)
     ]
-    plan = Plan(
+    plan = ExperimentPlan(
         configurations=made(points), data="some", prompts_sha256="", questions=9, repeats=2, max_tokens=9,
         temperature=0.0, seed=0, network=None, config={},
     )  # fmt: skip
@@ -145,7 +145,7 @@ def scaled() -> Report:
     return report
 
 
-def reported(plan: Plan, found: list[Done], more: dict[str, measures.Definition]) -> Report:
+def reported(plan: ExperimentPlan, found: list[TrialResult], more: dict[str, measures.Definition]) -> ExperimentReport:
     return results.report("Some", plan, found, HERE, "exact_match", {}, more)
 
 
@@ -183,7 +183,7 @@ def test_an_area_is_the_mean_over_all_rates_whatever_the_order_of_the_points() -
     assert under(rates, np.full((50, 8), 0.7)) == pytest.approx(0.7)
 
 
-def curve(cloud: int, better: int) -> list[Done]:
+def curve(cloud: int, better: int) -> list[TrialResult]:
     """Every answer has `cloud` tokens of the cloud's, and the first `better` questions are answered rightly."""
     found = entries("any", cloud=cloud)
     return [

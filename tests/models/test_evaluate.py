@@ -3,7 +3,7 @@
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.types import GREEDY
-from models.evaluate import Question, Replay
+from models.evaluate import EvaluatedQuestion, Replay
 from tests.support.fakes import FakeDrafter, FakeVerifier, answer_of, cloud_model, erring_model
 
 
@@ -11,7 +11,7 @@ async def test_replayed_rounds_are_those_of_a_real_verifier() -> None:
     plan = Plan(use_confidence_check=False, max_draft_tokens=4)
     for start in range(20):
         prompt = [start, start + 1]
-        question = Question("", "", "", prompt, prompt, answer_of(cloud_model, prompt, 30))
+        question = EvaluatedQuestion("", "", "", prompt, prompt, answer_of(cloud_model, prompt, 30))
         reports = []
         for verifier in (Replay(question), FakeVerifier()):
             pipeline = Pipeline(prompt, 30, GREEDY, plan, FakeDrafter(erring_model(3)), verifier)

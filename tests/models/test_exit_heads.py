@@ -25,18 +25,18 @@ from models.exits import (
 from models.exits import (
     training as exit_training,
 )
-from models.exits.evaluation import Answer, outcome
+from models.exits.evaluation import ExitTrace, outcome
 from models.exits.heads import EarlyExitLLM, train_early_exit_heads
 from models.exits.states import StateFiles, compute
-from models.exits.texts import Text
-from models.exits.training import Recipe
+from models.exits.texts import TokenizedText
+from models.exits.training import ExitRecipe
 from models.partition.checkpoint import Checkpoint
 from models.partition.exit_tensors import Exits
 from models.partition.partition import partition as cut
 from tests.support import tiny_checkpoints as tiny
 
 SMALL = {"vocab_size": 4096, "num_hidden_layers": 3}
-RECIPE = Recipe(epochs=2, rate=3e-3, positions=64)
+RECIPE = ExitRecipe(epochs=2, rate=3e-3, positions=64)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,13 +59,15 @@ def base(checkpoint: Path) -> LlamaForCausalLM:
 
 
 @pytest.fixture
-def texts() -> list[Text]:
+def texts() -> list[TokenizedText]:
     """Random ones of many lengths: what the whole model says of them is as good as any other to learn."""
     rng = np.random.default_rng(0)
-    return [Text(rng.integers(1, 400, rng.integers(12, 40)).tolist(), int(rng.integers(0, 9))) for _ in range(40)]
+    return [
+        TokenizedText(rng.integers(1, 400, rng.integers(12, 40)).tolist(), int(rng.integers(0, 9))) for _ in range(40)
+    ]
 
 
-def states_of(model: EarlyExitLLM, texts: list[Text], folder: Path) -> StateFiles:
+def states_of(model: EarlyExitLLM, texts: list[TokenizedText], folder: Path) -> StateFiles:
     return StateFiles(folder, model, texts, lambda count: None)
 
 
@@ -78,7 +80,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 
 def test_training_lowers_the_validation_loss_of_every_exit(
-    base: LlamaForCausalLM, texts: list[Text], tmp_path: Path
+    base: LlamaForCausalLM, texts: list[TokenizedText], tmp_path: Path
 ) -> None:
     model = EarlyExitLLM(base, [1, 2])
     validation = states_of(model, texts[30:], tmp_path / "validation")
@@ -89,7 +91,7 @@ def test_training_lowers_the_validation_loss_of_every_exit(
 
 
 def test_training_leaves_the_model_as_it_is_bit_by_bit(
-    base: LlamaForCausalLM, texts: list[Text], tmp_path: Path
+    base: LlamaForCausalLM, texts: list[TokenizedText], tmp_path: Path
 ) -> None:
     model = EarlyExitLLM(base, [1, 2])
     whole, heads = bits(base), bits(model.exit_heads)
@@ -103,7 +105,7 @@ class Interrupted(Exception):
 
 
 def test_a_training_that_was_broken_off_ends_with_the_same_weights(
-    base: LlamaForCausalLM, texts: list[Text], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: LlamaForCausalLM, texts: list[TokenizedText], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exit_training, "KEEP_STEPS", 3)
     unbroken = EarlyExitLLM(base, [1, 2])
@@ -115,7 +117,7 @@ def test_a_training_that_was_broken_off_ends_with_the_same_weights(
     seen: list[int] = []
     for last in (5, 11):  # between two of the steps that are kept
 
-        def pull_the_plug(progress: exit_training.Progress, last: int = last) -> None:
+        def pull_the_plug(progress: exit_training.TrainingProgress, last: int = last) -> None:
             if progress.step == last:
                 raise Interrupted
 
@@ -128,20 +130,20 @@ def test_a_training_that_was_broken_off_ends_with_the_same_weights(
 
 
 def test_seeds_decide_the_order_and_nothing_else_does(
-    base: LlamaForCausalLM, texts: list[Text], tmp_path: Path
+    base: LlamaForCausalLM, texts: list[TokenizedText], tmp_path: Path
 ) -> None:
     found = []
     for number, seed in enumerate([0, 0, 1]):
         model = EarlyExitLLM(base, [1])
         folder = tmp_path / str(number)
         states = states_of(model, texts, folder)
-        exit_training.train(model, states, Recipe(1, 1e-3, 64, seed), folder, lambda _: None)
+        exit_training.train(model, states, ExitRecipe(1, 1e-3, 64, seed), folder, lambda _: None)
         found.append(bits(model.exit_heads))
     assert same(found[0], found[1])
     assert not same(found[0], found[2])
 
 
-def test_states_are_the_same_however_texts_are_put_together(base: LlamaForCausalLM, texts: list[Text]) -> None:
+def test_states_are_the_same_however_texts_are_put_together(base: LlamaForCausalLM, texts: list[TokenizedText]) -> None:
     model = EarlyExitLLM(base, [1, 2])
     together = compute(model, texts)
     alone = [compute(model, [text]) for text in sorted(texts, key=lambda text: len(text.ids))]
@@ -216,7 +218,9 @@ def test_the_whole_command_ends_the_same_after_a_break(
     assert (tmp_path / "broken.safetensors").read_bytes() == (tmp_path / "unbroken.safetensors").read_bytes()
 
 
-def test_a_temperature_makes_an_overconfident_exit_mean_what_it_says(base: LlamaForCausalLM, texts: list[Text]) -> None:
+def test_a_temperature_makes_an_overconfident_exit_mean_what_it_says(
+    base: LlamaForCausalLM, texts: list[TokenizedText]
+) -> None:
     model = EarlyExitLLM(base, [1, 2])
     with torch.no_grad():
         for head in model.exit_heads.values():
@@ -264,8 +268,8 @@ def test_of_questions_the_answers_are_learned_and_of_passages_everything(tmp_pat
     assert len(trained) == 20 and not {tuple(t.ids) for t in trained} & {tuple(t.ids) for t in held_out}
 
 
-def answer(prompt: int, right: bool, confidence: list[list[float]], agrees: list[list[bool]]) -> Answer:
-    return Answer(prompt, right, np.array(confidence), np.array(agrees))
+def answer(prompt: int, right: bool, confidence: list[list[float]], agrees: list[list[bool]]) -> ExitTrace:
+    return ExitTrace(prompt, right, np.array(confidence), np.array(agrees))
 
 
 def test_what_a_threshold_costs_is_counted_by_position() -> None:

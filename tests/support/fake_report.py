@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from experiments.report.schema import (
-    Configuration,
+    AnswerRow,
+    ConfigurationReport,
     Contribution,
     Difference,
     Environment,
+    ExperimentReport,
     Measure,
     MeasureInfo,
-    Report,
-    Row,
     Workload,
 )  # fmt: skip
 
@@ -49,12 +49,14 @@ SETUPS: dict[str, tuple[str, dict[str, object], tuple[float, ...], float, float,
 }  # fmt: skip
 
 
-def fake_report(questions: int = 60, repeats: int = 2, seed: int = 0, setups: Sequence[str] = tuple(SETUPS)) -> Report:
+def fake_report(
+    questions: int = 60, repeats: int = 2, seed: int = 0, setups: Sequence[str] = tuple(SETUPS)
+) -> ExperimentReport:
     rows = {name: rows_of(name, questions, repeats, seed) for name in setups}
     measured = {name: measures(rows[name], questions) for name in setups}
     base = measured[setups[0]]
     configurations = [
-        Configuration(
+        ConfigurationReport(
             name=name,
             description=SETUPS[name][0],
             config_overrides=SETUPS[name][1],
@@ -71,7 +73,7 @@ def fake_report(questions: int = 60, repeats: int = 2, seed: int = 0, setups: Se
         )
         for name in setups
     ]
-    return Report(
+    return ExperimentReport(
         title="Ablations",
         environment=Environment(
             created="2026-11-21T14:45:00Z", git_commit="5e57446+", machine="x86_64", cpu="A processor", cpus=2,
@@ -95,7 +97,7 @@ def fake_report(questions: int = 60, repeats: int = 2, seed: int = 0, setups: Se
     )  # fmt: skip
 
 
-def rows_of(name: str, questions: int, repeats: int, seed: int) -> list[Row]:
+def rows_of(name: str, questions: int, repeats: int, seed: int) -> list[AnswerRow]:
     """Questions have the same lengths in every configuration."""
     lengths = np.random.default_rng(seed).integers(4, 60, questions)
     rng = np.random.default_rng([seed, *name.encode()])
@@ -104,13 +106,13 @@ def rows_of(name: str, questions: int, repeats: int, seed: int) -> list[Row]:
     for repeat in range(repeats):
         for question in range(questions):
             if name == "no_draft_verify" and question == 7:
-                found.append(Row(question=question, repeat=repeat, error="502: the cloud cannot be reached"))
+                found.append(AnswerRow(question=question, repeat=repeat, error="502: the cloud cannot be reached"))
                 continue
             counts = rng.multinomial(lengths[question], shares)
             latency = 15 + lengths[question] * per_token * rng.lognormal(0, 0.2)
             calls = int(np.ceil((lengths[question] - counts[0]) / 6))
             found.append(
-                Row(
+                AnswerRow(
                     question=question, repeat=repeat, text="an answer",
                     quality=float(rng.random() < quality),
                     latency_ms=float(latency), first_token_ms=float(12 + per_token * rng.lognormal(0, 0.3)),
@@ -126,7 +128,7 @@ Resampled = tuple[float, "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"]
 """A measure, and what it would be with the questions drawn again."""
 
 
-def measures(rows: Sequence[Row], questions: int) -> dict[str, Resampled]:
+def measures(rows: Sequence[AnswerRow], questions: int) -> dict[str, Resampled]:
     rng = np.random.default_rng(0)
     by_question = [[row for row in rows if row.question == n] for n in range(questions)]
     draws = [[row for n in rng.integers(0, questions, questions) for row in by_question[n]] for _ in range(60)]
@@ -141,11 +143,11 @@ def measures(rows: Sequence[Row], questions: int) -> dict[str, Resampled]:
     return found
 
 
-def mean(of: Callable[[Row], float]) -> Callable[[Sequence[Row]], float]:
+def mean(of: Callable[[AnswerRow], float]) -> Callable[[Sequence[AnswerRow]], float]:
     return lambda rows: float(np.mean([of(row) for row in rows]))
 
 
-COUNTS: dict[str, Callable[[Sequence[Row]], float]] = {
+COUNTS: dict[str, Callable[[Sequence[AnswerRow]], float]] = {
     "latency_mean_ms": mean(lambda row: row.latency_ms),
     "latency_p50_ms": lambda rows: float(np.quantile([row.latency_ms for row in rows], 0.5)),
     "latency_p95_ms": lambda rows: float(np.quantile([row.latency_ms for row in rows], 0.95)),
@@ -171,7 +173,7 @@ def difference(of: Resampled, base: Resampled) -> Difference:
     return Difference(of[0] - base[0], float(low), float(high), clear=bool(low > 0 or high < 0))
 
 
-def contribution(feature: str, name: str, key: str, configurations: Sequence[Configuration]) -> Contribution:
+def contribution(feature: str, name: str, key: str, configurations: Sequence[ConfigurationReport]) -> Contribution:
     without = next(one for one in configurations if one.name == name)
     return Contribution(
         feature=feature, configuration=name, measure=key, baseline=configurations[0].measures[key].value,

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from common.cloud_client.pool import Clouds
+from common.cloud_client.pool import CloudPool
 from common.cloud_client.split_session import CloudToken
 from common.config_schema import CommunicationConfig
 from common.errors import EndpointError
-from common.protocol.split_frames import Kind
+from common.protocol.split_frames import StateEncoding
 from common.types import Sampling
 from edge.llama.batch import States
 from edge.split.cloud_tail import SplitClouds
@@ -33,7 +33,7 @@ class FakeSession:
 
     cloud: "FakeSplitCloud"
     fingerprint: str
-    kind: Kind
+    kind: StateEncoding
     pieces: list[States] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     bytes_up: int = 0
@@ -92,11 +92,11 @@ class FakeSplitCloud:
 
     async def close(self) -> None: ...
 
-    def session(self, fingerprint: str, kind: Kind = Kind.FP16) -> FakeSession:
+    def session(self, fingerprint: str, kind: StateEncoding = StateEncoding.FP16) -> FakeSession:
         self.sessions.append(FakeSession(self, fingerprint, kind))
         return self.sessions[-1]
 
     def clouds(self, config: CommunicationConfig | None = None) -> SplitClouds:
         """As many as `config` names, all of them this one."""
-        clouds = Clouds(config or CommunicationConfig(cloud_endpoint=NOWHERE))
+        clouds = CloudPool(config or CommunicationConfig(cloud_endpoint=NOWHERE))
         return SplitClouds(clouds, cast(Any, lambda client: self))

@@ -22,7 +22,7 @@ from cloud.vllm_plugin.tail_scheduler import STATES_KEY
 from common.config_schema import ServerConfig
 from common.errors import ContextLengthError, EngineError
 from common.http_server import HTTPServer, make_app
-from common.protocol.split_manifest import Segment, SplitManifest, Tail
+from common.protocol.split_manifest import Segment, SplitManifest, TailManifest
 from common.types import Sampling
 
 HIDDEN = 4
@@ -120,7 +120,7 @@ MANIFEST = SplitManifest(
     vocab_size=VOCABULARY,
     exits=[2],
     segments=[Segment("segment-1.gguf", "", 0, 1, "f32")],
-    tail=Tail("tail", "", 2, 7),
+    tail=TailManifest("tail", "", 2, 7),
     tokenizer="",
     temperatures=[1.0],
     exits_trained="",
@@ -128,7 +128,7 @@ MANIFEST = SplitManifest(
 
 
 @dataclass
-class FakeCloud:
+class FakeTailServer:
     """A real server over a tail that is none; `work` is entered around each question."""
 
     tail: FakeTail
@@ -148,7 +148,7 @@ async def fake_cloud(
     limits: Limits | None = None,
     work: Callable[[int], AbstractContextManager[object]] = lambda _: nullcontext(),
     port: int = 0,
-) -> AsyncIterator[FakeCloud]:
+) -> AsyncIterator[FakeTailServer]:
     tail = tail or FakeTail()
     contexts = CloudContextManager(limits or Limits())
     pool = TailPool(as_engine(tail), contexts)
@@ -157,7 +157,7 @@ async def fake_cloud(
     server = HTTPServer(app, "127.0.0.1", port)
     await server.start()
     try:
-        yield FakeCloud(tail, server, contexts, pool)
+        yield FakeTailServer(tail, server, contexts, pool)
     finally:
         await server.stop()
         await pool.close()

@@ -14,7 +14,7 @@ from cloud.verify import stateless
 from cloud.verify.continuous import ContinuousAnswer
 from cloud.verify.draft_channel import DraftChannel
 from cloud.verify.resident_pool import Closed, ResidentPool
-from cloud.verify.round import Round, agreed, vllm_params
+from cloud.verify.round import VerifyRound, agreed, vllm_params
 from common.types import GREEDY, Sampling, Verdict
 
 POSITIONS = 3
@@ -30,7 +30,7 @@ TOGETHER = 25
 
 
 @dataclass
-class Walk:
+class ContextWalk:
     """Contexts, each the next one's beginning, and a draft after each."""
 
     contexts: list[list[int]]
@@ -47,11 +47,11 @@ class Samples:
     by_context: list[Counter[tuple[int, ...]]] = field(default_factory=lambda: [Counter() for _ in range(CONTEXTS)])
     verified: int = 0
 
-    def add(self, walk: Walk, at: int, drawn: Sequence[int], verified: bool = False) -> None:
+    def add(self, walk: ContextWalk, at: int, drawn: Sequence[int], verified: bool = False) -> None:
         self.by_context[at][tuple(drawn[: agreed(drawn, walk.drafts[at]) + 1])] += 1
         self.verified += verified
 
-    def at(self, position: int, walk: Walk) -> list[Counter[int]]:
+    def at(self, position: int, walk: ContextWalk) -> list[Counter[int]]:
         """For each context, the tokens drawn at a position of the draft (1 is its first) that all before it led to."""
         found = []
         for drawn, draft in zip(self.by_context, walk.drafts, strict=True):
@@ -63,10 +63,10 @@ class Samples:
         return found
 
 
-Form = Callable[[CloudEngine, Walk, Sampling, int], Awaitable[Samples]]
+Form = Callable[[CloudEngine, ContextWalk, Sampling, int], Awaitable[Samples]]
 
 
-async def walk_of(engine: CloudEngine) -> Walk:
+async def walk_of(engine: CloudEngine) -> ContextWalk:
     """Places in a far-fetched text where the model is sure of a token, the context's last, and unsure of the next.
 
     The draft is the likeliest of these. After each place the text goes on with its draft, so that a live request may
@@ -75,14 +75,14 @@ async def walk_of(engine: CloudEngine) -> Walk:
     question = [{"role": "user", "content": "Explain gravity"}]
     prompt = engine.tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
     text = list(engine.tokenizer.encode(prompt, add_special_tokens=False))
-    walk = Walk([], [])
+    walk = ContextWalk([], [])
     for seed in range(CONTEXTS):
         # Just past a block: what comes before it is cached, which makes thousands of rounds cheap.
         length = engine.block_size + 1 + STRIDE * seed
-        hot = Round(text, [], Sampling(temperature=2.0, seed=seed), length - len(text))
+        hot = VerifyRound(text, [], Sampling(temperature=2.0, seed=seed), length - len(text))
         async with aclosing(engine.generate(text, vllm_params(hot, ignore_eos=True, n=CANDIDATES))) as outputs:
             places = [text + list(one.token_ids) for one in (await anext(outputs)).outputs]
-        asked = [Round(place, [], GREEDY, 1 + POSITIONS, logprobs=0) for place in places]
+        asked = [VerifyRound(place, [], GREEDY, 1 + POSITIONS, logprobs=0) for place in places]
         verdicts = await asyncio.gather(*(stateless.verify(engine, one) for one in asked))
         place, found = min(zip(places, verdicts, strict=True), key=lambda pair: decidedness(pair[1]))
         walk.contexts.append(place + found.token_ids[:1])
@@ -97,13 +97,13 @@ def decidedness(verdict: Verdict) -> float:
     return 1.0 if verdict.finished or sure < 0.97 else max(abs(p - 0.5) for p in unsure)
 
 
-async def plainly(engine: CloudEngine, walk: Walk, sampling: Sampling, times: int) -> Samples:
+async def plainly(engine: CloudEngine, walk: ContextWalk, sampling: Sampling, times: int) -> Samples:
     """Plain sampling, cut where a verify would end; never seeded."""
     samples = Samples()
     unseeded = replace(sampling, seed=None)
 
     async def sample(at: int) -> None:
-        params = vllm_params(Round(walk.contexts[at], [], unseeded, POSITIONS), n=TOGETHER)
+        params = vllm_params(VerifyRound(walk.contexts[at], [], unseeded, POSITIONS), n=TOGETHER)
         async with aclosing(engine.generate(walk.contexts[at], params)) as outputs:
             for output in (await anext(outputs)).outputs:
                 samples.add(walk, at, list(output.token_ids))
@@ -112,12 +112,12 @@ async def plainly(engine: CloudEngine, walk: Walk, sampling: Sampling, times: in
     return samples
 
 
-async def statelessly(engine: CloudEngine, walk: Walk, sampling: Sampling, times: int) -> Samples:
+async def statelessly(engine: CloudEngine, walk: ContextWalk, sampling: Sampling, times: int) -> Samples:
     samples = Samples()
 
     async def sample(n: int) -> None:
         for at in range(CONTEXTS):
-            asked = Round(walk.contexts[at], walk.drafts[at], seeded(sampling, n))
+            asked = VerifyRound(walk.contexts[at], walk.drafts[at], seeded(sampling, n))
             verdict = await stateless.verify(engine, asked)
             samples.add(walk, at, verdict.token_ids, whole(verdict))
 
@@ -125,14 +125,14 @@ async def statelessly(engine: CloudEngine, walk: Walk, sampling: Sampling, times
     return samples
 
 
-async def residently(engine: CloudEngine, walk: Walk, sampling: Sampling, times: int) -> Samples:
+async def residently(engine: CloudEngine, walk: ContextWalk, sampling: Sampling, times: int) -> Samples:
     """Each session walks through all contexts, committing the text whatever was drawn."""
     samples = Samples()
     pool = ResidentPool(engine, AT_ONCE, 60.0)
 
     async def sample(n: int) -> None:
         for at in range(CONTEXTS):
-            asked = Round(walk.contexts[at], walk.drafts[at], seeded(sampling, n))
+            asked = VerifyRound(walk.contexts[at], walk.drafts[at], seeded(sampling, n))
             verdict = await pool.verify(f"{n}", asked)
             assert verdict is not None
             samples.add(walk, at, verdict.token_ids, whole(verdict))
@@ -145,7 +145,7 @@ async def residently(engine: CloudEngine, walk: Walk, sampling: Sampling, times:
 
 
 async def continuously(
-    engine: CloudEngine, walk: Walk, sampling: Sampling, times: int, foretold: int | None = None
+    engine: CloudEngine, walk: ContextWalk, sampling: Sampling, times: int, foretold: int | None = None
 ) -> Samples:
     """Answers that begin one token early; the few that do not begin with the context's last are no samples.
 
@@ -157,7 +157,7 @@ async def continuously(
         for at in range(CONTEXTS):
             context, draft = walk.contexts[at], walk.drafts[at]
             # One more token than are of interest: the last of an answer is never verified.
-            asked = Round(context[:-1], [], seeded(sampling, n), 1 + POSITIONS + 1)
+            asked = VerifyRound(context[:-1], [], seeded(sampling, n), 1 + POSITIONS + 1)
             with channel.sender() as sender:
                 answer = ContinuousAnswer(engine, asked, sender)
                 early = [] if foretold is None else [foretold]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cloud.engine.supervisor import Pace
+from cloud.engine.supervisor import SupervisorTiming
 from cloud.routes.admission import Admission
 from cloud.split.service import SplitService
 from common.cloud_client.split_session import CloudToken, SplitSession
@@ -98,13 +98,13 @@ def cut_demo(folder: Path) -> Path:
 async def served(
     manifest: Path,
     keys: ServerConfig | None = None,
-    pace: Pace | None = None,
+    pace: SupervisorTiming | None = None,
     **config: Any,
 ) -> AsyncIterator[tuple[HTTPServer, SplitService]]:
     """A server with a tail and nothing else, once the tail answers."""
     split = CloudSplitConfig(manifest=str(manifest), engine_args=TAIL_ARGS | config.pop("engine_args", {}), **config)
     app = make_app(keys)
-    service = SplitService(split, pace or Pace(), Admission(256, 2**18).admit)
+    service = SplitService(split, pace or SupervisorTiming(), Admission(256, 2**18).admit)
     service.add_to(app)
     server = HTTPServer(app, "127.0.0.1", 0)
     await server.start()

@@ -7,7 +7,7 @@ from functools import cache
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from common.protocol import vocabulary
-from common.protocol.vocabulary import TokenizerFile, Vocabulary
+from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile
 from common.types import Draft, Sampling, Verdict
 
 SAMPLE = (
@@ -72,7 +72,7 @@ class EdgeSide:
     """A vocabulary as the edge's engine shows its own."""
 
     def __init__(self, kind: str) -> None:
-        self._vocabulary = Vocabulary(file(kind))
+        self._vocabulary = RemoteVocabulary(file(kind))
         self._tokenizer = vocabulary.load(tokenizer_json(kind))
         self._tokenizer.encode_special_tokens = True
         self.byte_tokens = self._vocabulary.byte_tokens

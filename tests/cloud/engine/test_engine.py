@@ -10,7 +10,7 @@ import pytest
 from cloud.draft_verifier import DraftVerifier
 from cloud.engine.engine import CloudEngine
 from cloud.verify import stateless
-from cloud.verify.round import Round, seed_at, vllm_params
+from cloud.verify.round import VerifyRound, seed_at, vllm_params
 from cloud.verify.sessions import SessionTable
 from common.errors import ConfigError, ContextLengthError, EngineError, PrefixUnknown, RequestError, StartError
 from common.protocol.prefix_hash import prefix_hash
@@ -39,7 +39,7 @@ async def verify(
     max_tokens: int = 1,
     **other: Any,
 ) -> Verdict:
-    return await stateless.verify(engine, Round(prompt, draft, sampling, max_tokens, **other))
+    return await stateless.verify(engine, VerifyRound(prompt, draft, sampling, max_tokens, **other))
 
 
 def texts(engine: CloudEngine) -> list[str]:
@@ -142,7 +142,7 @@ async def running_and_kv(engine: CloudEngine) -> tuple[float, float]:
 async def test_a_cancelled_verify_frees_its_place_and_kv(cloud_engine: CloudEngine) -> None:
     prompt = prompts(cloud_engine)[0]
     # Nothing but the cancellation ends these here.
-    endless = vllm_params(Round(prompt, [], HOT, 200), ignore_eos=True)
+    endless = vllm_params(VerifyRound(prompt, [], HOT, 200), ignore_eos=True)
     jobs = [asyncio.create_task(anext(cloud_engine.generate(prompt, endless))) for _ in range(4)]
     async with asyncio.timeout(60):
         while (await running_and_kv(cloud_engine))[0] < len(jobs):

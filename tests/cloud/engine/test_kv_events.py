@@ -23,7 +23,7 @@ from cloud.engine.engine import CloudEngine
 from cloud.engine.kv_events import KVEvents, kv_events_args
 from cloud.kv_cache import VLLMKVCache
 from cloud.verify import stateless
-from cloud.verify.round import Round
+from cloud.verify.round import VerifyRound
 from common.errors import StartError
 from common.types import GREEDY
 from tests.support.started import started
@@ -365,12 +365,12 @@ async def test_the_index_says_what_the_engine_then_takes_from_its_cache(followed
 
 async def test_an_answer_is_held_like_a_prompt_but_drafts_that_were_rejected_are_not(followed: Followed) -> None:
     prompt = [random.randrange(4, 4000) for _ in range(30)]
-    right = (await stateless.verify(followed.engine, Round(prompt, [], GREEDY, 40))).token_ids
+    right = (await stateless.verify(followed.engine, VerifyRound(prompt, [], GREEDY, 40))).token_ids
     await followed.settle()
     held = followed.index.longest_prefix([*prompt, *right, 0])["real"]
     assert held == (len(prompt) + len(right) - 1) // SIZE * SIZE
     wrong = [token ^ 1 for token in right[:8]]
-    await stateless.verify(followed.engine, Round(prompt, wrong, GREEDY))
+    await stateless.verify(followed.engine, VerifyRound(prompt, wrong, GREEDY))
     await followed.settle()
     assert followed.index.longest_prefix([*prompt, *wrong, 0])["real"] == 0
 

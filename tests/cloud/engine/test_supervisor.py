@@ -11,12 +11,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from cloud.engine.supervisor import EngineKeeper, Pace
+from cloud.engine.supervisor import EngineKeeper, SupervisorTiming
 from common.errors import EngineError, StartError
 from common.http.messages import stream
 from common.http_server import HTTPServer, make_app
 
-QUICK = Pace(watch=0.01, hang=0.1, first_pause=0.01, longest_pause=0.04, healthy=3600.0, close=0.1)
+QUICK = SupervisorTiming(watch=0.01, hang=0.1, first_pause=0.01, longest_pause=0.04, healthy=3600.0, close=0.1)
 
 
 @dataclass
@@ -59,7 +59,7 @@ class FakeEngine:
 
 
 @asynccontextmanager
-async def kept(engine: FakeEngine, pace: Pace = QUICK) -> AsyncIterator[EngineKeeper]:
+async def kept(engine: FakeEngine, pace: SupervisorTiming = QUICK) -> AsyncIterator[EngineKeeper]:
     keeper = EngineKeeper(engine, pace)
     running = asyncio.create_task(keeper.run())
     try:
@@ -118,7 +118,7 @@ async def test_a_lost_engine_fails_what_waits_and_is_started_again(
 
 async def test_a_silent_engine_is_doubted_first_and_trusted_when_it_answers() -> None:
     engine = FakeEngine()
-    async with kept(engine, Pace(watch=0.01, hang=0.05)) as keeper:
+    async with kept(engine, SupervisorTiming(watch=0.01, hang=0.05)) as keeper:
         await keeper.wait_up()
         waiting = asyncio.create_task(request(keeper))
         await asyncio.sleep(0)
@@ -134,7 +134,7 @@ async def test_a_silent_engine_is_doubted_first_and_trusted_when_it_answers() ->
 async def test_without_the_watch_a_hanging_engine_stays_ready_and_its_requests_wait() -> None:
     """The negative control of the test above."""
     engine = FakeEngine()
-    async with kept(engine, Pace(watch=0.001, hang=3600)) as keeper:
+    async with kept(engine, SupervisorTiming(watch=0.001, hang=3600)) as keeper:
         await keeper.wait_up()
         waiting = asyncio.create_task(request(keeper))
         hangs(engine)
@@ -147,7 +147,7 @@ async def test_without_the_watch_a_hanging_engine_stays_ready_and_its_requests_w
 
 async def test_an_engine_that_answers_in_time_is_left_alone_however_often_it_is_asked() -> None:
     engine = FakeEngine()
-    async with kept(engine, Pace(watch=0.001, hang=0.02)) as keeper:
+    async with kept(engine, SupervisorTiming(watch=0.001, hang=0.02)) as keeper:
         await keeper.wait_up()
         await until(lambda: engine.looks > 200)
         assert engine.log == ["start"]
@@ -176,7 +176,7 @@ async def test_a_first_start_that_fails_is_raised_and_everyone_is_told() -> None
     assert engine.log == ["start", "close"]
 
 
-PATIENT = Pace(watch=0.01, hang=0.1, first_pause=1, longest_pause=8, healthy=3600.0)
+PATIENT = SupervisorTiming(watch=0.01, hang=0.1, first_pause=1, longest_pause=8, healthy=3600.0)
 
 
 @pytest.fixture

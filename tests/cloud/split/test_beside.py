@@ -9,7 +9,7 @@ import pytest
 
 from cloud.cloud_server import build_app
 from cloud.engine.engine import CloudEngine
-from cloud.engine.supervisor import Pace
+from cloud.engine.supervisor import SupervisorTiming
 from cloud.routes.admission import Admission
 from cloud.split.service import SplitService
 from common.cloud_client.split_session import SplitCloud
@@ -17,7 +17,7 @@ from common.config_schema import CloudConfig, CloudSplitConfig, EngineConfig
 from common.errors import ConfigError
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer
-from common.protocol.split_frames import Kind
+from common.protocol.split_frames import StateEncoding
 from common.protocol.split_manifest import read_manifest
 from tests.cloud.test_cloud_server import Borrowed
 from tests.support.split_parts import TAIL_ARGS, WholeModel, answer, cut_demo
@@ -43,7 +43,7 @@ async def test_one_cloud_does_both_and_shows_both(cloud_engine: CloudEngine, spl
             aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as http,
             HTTPClient(f"http://127.0.0.1:{server.port}") as client,
             SplitCloud(client) as cloud,
-            cloud.session(read_manifest(split).fingerprint, Kind.FP32) as session,
+            cloud.session(read_manifest(split).fingerprint, StateEncoding.FP32) as session,
         ):
             seen = set()
             while (status := (await http.get("/ready")).status) != 200:
@@ -65,7 +65,7 @@ async def test_one_cloud_does_both_and_shows_both(cloud_engine: CloudEngine, spl
 
 def service(manifest: Path, **engine_args: object) -> SplitService:
     config = CloudSplitConfig(manifest=str(manifest), engine_args=engine_args)
-    return SplitService(config, Pace(), Admission(1, 1).admit)
+    return SplitService(config, SupervisorTiming(), Admission(1, 1).admit)
 
 
 async def test_pieces_that_do_not_fit_are_refused_at_start_with_the_reason(split: Path, tmp_path: Path) -> None:

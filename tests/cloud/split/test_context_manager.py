@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from cloud.split.context_manager import CloudContextManager, Dropped, Limits
+from cloud.split.context_manager import CloudContextManager, EvictionReason, Limits
 from common.errors import ForeignSession, OverloadedError, RequestError, StatesMissing
 from common.protocol.hidden_states import Packed, pack
-from common.protocol.split_frames import Kind
+from common.protocol.split_frames import StateEncoding
 
 HIDDEN = 4
 ROW = HIDDEN * 4
@@ -18,7 +18,7 @@ ROW = HIDDEN * 4
 def rows(start: int, stop: int, session: int = 0) -> Packed:
     """The rows of positions `start` to before `stop`: each tells its position and session."""
     states = np.arange(start, stop, dtype=np.float32)[:, None] + np.full((1, HIDDEN), 1000.0 * session, np.float32)
-    return pack(states.astype(np.float32), Kind.FP32)
+    return pack(states.astype(np.float32), StateEncoding.FP32)
 
 
 def positions(found: np.ndarray, session: int = 0) -> list[int]:
@@ -105,7 +105,7 @@ def test_what_is_unused_too_long_is_forgotten_unless_it_is_asked_for() -> None:
     assert contexts.held("a") == 2  # counted from the end of the question
     clock.now = 22
     contexts.expire()
-    assert len(contexts) == 0 and contexts.bytes == 0 and contexts.dropped[Dropped.IDLE] == 2
+    assert len(contexts) == 0 and contexts.bytes == 0 and contexts.dropped[EvictionReason.IDLE] == 2
 
 
 def test_the_least_recently_used_makes_room_and_what_is_asked_for_never() -> None:

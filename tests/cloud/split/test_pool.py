@@ -9,14 +9,14 @@ from cloud.split.context_manager import CloudContextManager, Limits
 from cloud.split.pool import TailPool
 from common.errors import ContextLengthError, EngineError, StatesMissing
 from common.protocol.hidden_states import pack
-from common.protocol.split_frames import Kind
+from common.protocol.split_frames import StateEncoding
 from common.types import GREEDY, Sampling
 from tests.support.fake_tail import FakeTail, as_engine, right_for, some_states
 
 NO_LIMITS = Limits()
 
 
-class Edge:
+class UploadingEdge:
     """Sends a session's states and asks, and sends again what the cloud has lost."""
 
     def __init__(self, pool: TailPool, contexts: CloudContextManager, number: int) -> None:
@@ -27,7 +27,7 @@ class Edge:
         self._contexts.open(self.name)
         start = max(start, self._contexts.held(self.name))
         if start < stop:
-            self._contexts.receive(self.name, start, pack(some_states(self._number, start, stop), Kind.FP32))
+            self._contexts.receive(self.name, start, pack(some_states(self._number, start, stop), StateEncoding.FP32))
 
     async def ask(self, position: int, sampling: Sampling = GREEDY) -> int:
         for _ in range(50):
@@ -51,7 +51,7 @@ def pool_of(tail: FakeTail, limits: Limits = NO_LIMITS) -> tuple[TailPool, Cloud
 async def test_nothing_is_computed_twice_and_nothing_is_kept_that_kv_holds() -> None:
     tail = FakeTail()
     pool, contexts = pool_of(tail)
-    edge = Edge(pool, contexts, 1)
+    edge = UploadingEdge(pool, contexts, 1)
     await edge.go(5, 15)
     assert (tail.rows, tail.steps, edge.again, contexts.bytes) == (14, 10, 0, 0)
     assert (pool.computed, pool.cached, pool.drawn) == (14, sum(range(5, 14)), 10)
@@ -62,7 +62,7 @@ async def test_nothing_is_computed_twice_and_nothing_is_kept_that_kv_holds() -> 
 async def test_a_question_that_comes_again_gets_the_same_answer_for_nothing() -> None:
     tail = FakeTail()
     pool, contexts = pool_of(tail)
-    edge = Edge(pool, contexts, 1)
+    edge = UploadingEdge(pool, contexts, 1)
     assert await edge.ask(5) == await edge.ask(5) == right_for(1, 5)
     assert tail.steps == 1
     assert await edge.ask(5, Sampling(temperature=1.0)) == right_for(1, 5)
@@ -73,7 +73,7 @@ async def test_a_question_that_comes_again_gets_the_same_answer_for_nothing() ->
 async def test_more_sessions_than_places_or_blocks_are_all_answered() -> None:
     tail = FakeTail(places=3, blocks=13, seconds=0.001)
     pool, contexts = pool_of(tail)
-    edges = [Edge(pool, contexts, number) for number in range(8)]
+    edges = [UploadingEdge(pool, contexts, number) for number in range(8)]
     await asyncio.gather(*(edge.go(1 + number, 14 + number) for number, edge in enumerate(edges)))
     assert not tail.overrun and tail.most_running > 1
     assert sum(edge.again for edge in edges) > 0
@@ -85,7 +85,7 @@ async def test_without_the_bound_the_engine_would_be_overrun(monkeypatch: pytest
     monkeypatch.setattr(TailPool, "_fits", lambda *_: True)
     tail = FakeTail(places=3, blocks=13, seconds=0.001)
     pool, contexts = pool_of(tail)
-    await asyncio.gather(*(Edge(pool, contexts, number).go(1, 14) for number in range(8)))
+    await asyncio.gather(*(UploadingEdge(pool, contexts, number).go(1, 14) for number in range(8)))
     assert tail.overrun
     await pool.close()
 
@@ -94,7 +94,7 @@ async def test_two_that_wait_for_each_others_room_both_get_on() -> None:
     """Each grows into its last block while the other holds the rest."""
     tail = FakeTail(places=2, blocks=1 + 5)
     pool, contexts = pool_of(tail)
-    one, other = Edge(pool, contexts, 1), Edge(pool, contexts, 2)
+    one, other = UploadingEdge(pool, contexts, 1), UploadingEdge(pool, contexts, 2)
     await one.ask(7)
     await other.ask(7)
     async with asyncio.timeout(5):
@@ -106,7 +106,7 @@ async def test_two_that_wait_for_each_others_room_both_get_on() -> None:
 async def test_questions_of_one_session_keep_their_order() -> None:
     tail = FakeTail(seconds=0.001)
     pool, contexts = pool_of(tail)
-    edge = Edge(pool, contexts, 1)
+    edge = UploadingEdge(pool, contexts, 1)
     edge.send(20)
     answers = await asyncio.gather(*(pool.token("s1", position, GREEDY) for position in (5, 6, 9, 20)))
     assert [answer.token_id for answer in answers] == [right_for(1, position) for position in (5, 6, 9, 20)]
@@ -117,7 +117,7 @@ async def test_questions_of_one_session_keep_their_order() -> None:
 async def test_a_question_given_up_frees_its_kv_at_once_and_the_next_begins_anew() -> None:
     tail = FakeTail(seconds=0.0)
     pool, contexts = pool_of(tail)
-    edge = Edge(pool, contexts, 1)
+    edge = UploadingEdge(pool, contexts, 1)
     await edge.ask(5)
     tail.seconds = 30
     edge.send(6)
@@ -136,13 +136,13 @@ async def test_a_question_given_up_frees_its_kv_at_once_and_the_next_begins_anew
 async def test_a_session_closed_and_opened_again_meanwhile_is_another_one() -> None:
     tail = FakeTail(seconds=0.02)
     pool, contexts = pool_of(tail)
-    edge = Edge(pool, contexts, 1)
+    edge = UploadingEdge(pool, contexts, 1)
     edge.send(5)
     old = asyncio.create_task(pool.token("s1", 5, GREEDY))
     await asyncio.sleep(0.01)
     contexts.close("s1")
     contexts.open("s1")
-    contexts.receive("s1", 0, pack(some_states(2, 0, 5), Kind.FP32))
+    contexts.receive("s1", 0, pack(some_states(2, 0, 5), StateEncoding.FP32))
     new = asyncio.create_task(pool.token("s1", 5, GREEDY))
     assert (await old).token_id == right_for(1, 5)
     assert (await new).token_id == right_for(2, 5)
@@ -153,7 +153,7 @@ async def test_a_session_closed_and_opened_again_meanwhile_is_another_one() -> N
 async def test_a_lost_engine_loses_all_kv_and_no_session() -> None:
     tail = FakeTail()
     pool, contexts = pool_of(tail)
-    edges = [Edge(pool, contexts, number) for number in range(3)]
+    edges = [UploadingEdge(pool, contexts, number) for number in range(3)]
     for edge in edges:
         await edge.ask(5)
     tail.dead = True
@@ -171,7 +171,7 @@ async def test_a_lost_engine_loses_all_kv_and_no_session() -> None:
 async def test_what_can_never_fit_is_refused_and_evicts_nobody() -> None:
     tail = FakeTail(blocks=6)
     pool, contexts = pool_of(tail)
-    small, large = Edge(pool, contexts, 1), Edge(pool, contexts, 2)
+    small, large = UploadingEdge(pool, contexts, 1), UploadingEdge(pool, contexts, 2)
     await small.ask(5)
     for position in (30, 100):
         large.send(position)
@@ -188,7 +188,7 @@ async def test_random_traffic_is_answered_right_and_leaves_nothing(seed: int) ->
     pool, contexts = pool_of(tail, Limits(total_bytes=4000))
 
     async def one(number: int) -> None:
-        edge, position = Edge(pool, contexts, number), rng.randrange(1, 10)
+        edge, position = UploadingEdge(pool, contexts, number), rng.randrange(1, 10)
         while position < 24:
             asked = asyncio.create_task(edge.ask(position))
             if rng.random() < 0.2:

@@ -16,14 +16,23 @@ from cloud.split import connection, route
 from common.config_schema import Secret, ServerConfig
 from common.errors import EngineError, OverloadedError
 from common.protocol.hidden_states import Packed, pack
-from common.protocol.split_frames import Ask, Close, CloudFrame, Fault, Kind, Open, States, Token
+from common.protocol.split_frames import (
+    AskFrame,
+    CloseFrame,
+    CloudFrame,
+    FaultFrame,
+    OpenFrame,
+    StateEncoding,
+    StatesFrame,
+    TokenFrame,
+)
 from common.types import Sampling
-from tests.support.fake_tail import HIDDEN, MANIFEST, FakeCloud, FakeTail, fake_cloud, right_for, some_states
+from tests.support.fake_tail import HIDDEN, MANIFEST, FakeTail, FakeTailServer, fake_cloud, right_for, some_states
 
 WAIT = 10.0
 
 
-class Line:
+class RawSocket:
     """A bare WebSocket, for frames that our own client would never send."""
 
     def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
@@ -33,40 +42,40 @@ class Line:
         for frame in frames:
             await self.ws.send_bytes(frame if isinstance(frame, bytes) else msgspec.msgpack.encode(frame))
 
-    async def receive(self) -> Token | Fault:
+    async def receive(self) -> TokenFrame | FaultFrame:
         message = await self.ws.receive(timeout=WAIT)
         assert message.type is aiohttp.WSMsgType.BINARY, message
         frame: CloudFrame = msgspec.msgpack.decode(message.data, type=CloudFrame)
         return frame
 
-    async def fault(self) -> Fault:
+    async def fault(self) -> FaultFrame:
         frame = await self.receive()
-        assert isinstance(frame, Fault), frame
+        assert isinstance(frame, FaultFrame), frame
         return frame
 
 
 @asynccontextmanager
-async def line_to(cloud: FakeCloud, key: str = "") -> AsyncIterator[Line]:
+async def line_to(cloud: FakeTailServer, key: str = "") -> AsyncIterator[RawSocket]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with (
         aiohttp.ClientSession(headers=headers) as http,
         http.ws_connect(f"{cloud.url}/split", max_msg_size=0) as ws,
     ):
-        yield Line(ws)
+        yield RawSocket(ws)
 
 
 def new_session() -> str:
     return uuid.uuid4().hex
 
 
-def opening(session: str, kind: Kind = Kind.FP32) -> Open:
-    return Open(session=session, fingerprint=MANIFEST.fingerprint, kind=kind)
+def opening(session: str, kind: StateEncoding = StateEncoding.FP32) -> OpenFrame:
+    return OpenFrame(session=session, fingerprint=MANIFEST.fingerprint, kind=kind)
 
 
-def states(session: str, number: int, start: int, stop: int, **other: Any) -> States:
-    packed = pack(some_states(number, start, stop), Kind.FP32)
+def states(session: str, number: int, start: int, stop: int, **other: Any) -> StatesFrame:
+    packed = pack(some_states(number, start, stop), StateEncoding.FP32)
     fields = {"session": session, "start": start, "count": stop - start, "data": packed.data}
-    return States(**(fields | other))
+    return StatesFrame(**(fields | other))
 
 
 async def settled(holds: Callable[[], bool]) -> None:
@@ -79,18 +88,20 @@ async def test_sessions_of_one_connection_are_answered_each_in_its_order() -> No
     async with fake_cloud(FakeTail(seconds=0.01)) as cloud, line_to(cloud) as line:
         sessions = [new_session() for _ in range(4)]
         for number, session in enumerate(sessions):
-            await line.send(opening(session), states(session, number, 0, 5), Ask(session=session, id=0, position=5))
-            await line.send(states(session, number, 5, 6), Ask(session=session, id=1, position=6))
+            await line.send(
+                opening(session), states(session, number, 0, 5), AskFrame(session=session, id=0, position=5)
+            )
+            await line.send(states(session, number, 5, 6), AskFrame(session=session, id=1, position=6))
         replies = [await line.receive() for _ in range(8)]
-        assert all(isinstance(reply, Token) for reply in replies)
+        assert all(isinstance(reply, TokenFrame) for reply in replies)
         for number, session in enumerate(sessions):
             mine = [reply for reply in replies if reply.session == session]
-            assert [(t.id, t.token_id) for t in mine if isinstance(t, Token)] == [
+            assert [(t.id, t.token_id) for t in mine if isinstance(t, TokenFrame)] == [
                 (0, right_for(number, 5)),
                 (1, right_for(number, 6)),
             ]
         assert cloud.tail.most_running > 1
-        await line.send(*(Close(session=session) for session in sessions))
+        await line.send(*(CloseFrame(session=session) for session in sessions))
         await settled(lambda: not cloud.tail.lengths and len(cloud.contexts) == 0)
 
 
@@ -99,7 +110,7 @@ def malformed(rng: random.Random, session: str) -> bytes:
 
     def frame(**wrong: Any) -> bytes:
         good = {"type": "states", "session": session, "start": 3, "count": 2}
-        good["data"] = pack(some_states(1, 3, 5), Kind.FP32).data
+        good["data"] = pack(some_states(1, 3, 5), StateEncoding.FP32).data
         return msgspec.msgpack.encode({name: value for name, value in (good | wrong).items() if value is not ...})
 
     numbers = some_states(1, 3, 5).copy()
@@ -147,12 +158,12 @@ async def test_500_malformed_uploads_execute_nothing_and_leave_nothing() -> None
             fault = await line.fault()
             assert 400 <= fault.status < 500 and fault.session == session, fault
             assert (len(cloud.contexts), cloud.contexts.bytes, cloud.tail.steps) == (0, 0, 0), fault
-            await line.send(Ask(session=session, id=9, position=3))
+            await line.send(AskFrame(session=session, id=9, position=3))
             assert (await line.fault()).status == 403
         session = new_session()
-        await line.send(opening(session), states(session, 1, 0, 5), Ask(session=session, id=0, position=5))
+        await line.send(opening(session), states(session, 1, 0, 5), AskFrame(session=session, id=0, position=5))
         token = await line.receive()
-        assert isinstance(token, Token) and token.token_id == right_for(1, 5)
+        assert isinstance(token, TokenFrame) and token.token_id == right_for(1, 5)
 
 
 async def test_without_the_check_a_malformed_upload_would_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +172,7 @@ async def test_without_the_check_a_malformed_upload_would_be_kept(monkeypatch: p
         session, wrong = new_session(), some_states(1, 0, 3).copy()
         wrong[1, 1] = np.nan
         data = wrong.astype("<f4").tobytes()
-        await line.send(opening(session), States(session=session, start=0, count=3, data=data))
+        await line.send(opening(session), StatesFrame(session=session, start=0, count=3, data=data))
         await settled(lambda: cloud.contexts.bytes > 0)
 
 
@@ -174,8 +185,8 @@ async def test_what_is_no_frame_at_all_is_refused_and_the_connection_goes_on(dat
         await line.send(opening(session), states(session, 1, 0, 5), data)
         fault = await line.fault()
         assert (fault.status, fault.session) == (400, None)
-        await line.send(Ask(session=session, id=0, position=5))
-        assert isinstance(await line.receive(), Token)
+        await line.send(AskFrame(session=session, id=0, position=5))
+        assert isinstance(await line.receive(), TokenFrame)
 
 
 async def test_a_frame_larger_than_any_is_not_even_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,48 +216,50 @@ async def test_a_foreign_session_is_refused_and_stays_as_it_was() -> None:
         for frame in (
             opening(session),
             states(session, 2, 5, 6),
-            Ask(session=session, id=0, position=5),
-            Close(session=session),
+            AskFrame(session=session, id=0, position=5),
+            CloseFrame(session=session),
             msgspec.msgpack.encode({"type": "states", "session": session}),
         ):
             await theirs.send(frame)
-            if not isinstance(frame, Close):
+            if not isinstance(frame, CloseFrame):
                 assert 400 <= (await theirs.fault()).status < 500
         assert cloud.contexts.held(session) == 5 and cloud.tail.steps == 0
-        await mine.send(Ask(session=session, id=0, position=5))
+        await mine.send(AskFrame(session=session, id=0, position=5))
         token = await mine.receive()
-        assert isinstance(token, Token) and token.token_id == right_for(1, 5)
+        assert isinstance(token, TokenFrame) and token.token_id == right_for(1, 5)
 
 
 async def test_frames_before_the_open_are_refused_on_each_connection() -> None:
     async with fake_cloud() as cloud, line_to(cloud) as line, line_to(cloud) as another:
         session = new_session()
-        for frame in (states(session, 1, 0, 5), Ask(session=session, id=3, position=5)):
+        for frame in (states(session, 1, 0, 5), AskFrame(session=session, id=3, position=5)):
             await line.send(frame)
             fault = await line.fault()
             assert (fault.status, fault.error.code, fault.session) == (403, "foreign_session", session)
         assert fault.id == 3
         await line.send(opening(session), states(session, 1, 0, 5))
         await settled(lambda: cloud.contexts.held(session) == 5)
-        await another.send(opening(session), Ask(session=session, id=0, position=5))  # an edge that came back goes on
-        assert isinstance(await another.receive(), Token)
+        await another.send(
+            opening(session), AskFrame(session=session, id=0, position=5)
+        )  # an edge that came back goes on
+        assert isinstance(await another.receive(), TokenFrame)
 
 
 async def test_states_that_are_missing_are_told_when_they_are_asked_for() -> None:
     async with fake_cloud() as cloud, line_to(cloud) as line:
         session = new_session()
         await line.send(opening(session), states(session, 1, 0, 3), states(session, 1, 5, 7))
-        await line.send(Ask(session=session, id=0, position=7))
+        await line.send(AskFrame(session=session, id=0, position=7))
         fault = await line.fault()
         assert (fault.status, fault.error.code, fault.held, fault.id) == (409, "states_missing", 3, 0)
-        await line.send(states(session, 1, 3, 7), Ask(session=session, id=1, position=7))
+        await line.send(states(session, 1, 3, 7), AskFrame(session=session, id=1, position=7))
         token = await line.receive()
-        assert isinstance(token, Token) and token.token_id == right_for(1, 7)
+        assert isinstance(token, TokenFrame) and token.token_id == right_for(1, 7)
 
 
 async def test_another_models_session_is_refused() -> None:
     async with fake_cloud() as cloud, line_to(cloud) as line:
-        await line.send(Open(session=new_session(), fingerprint="0" * 64, kind=Kind.FP16))
+        await line.send(OpenFrame(session=new_session(), fingerprint="0" * 64, kind=StateEncoding.FP16))
         fault = await line.fault()
         assert (fault.status, fault.error.code, len(cloud.contexts)) == (409, "model_mismatch", 0)
 
@@ -259,10 +272,10 @@ async def test_too_many_sessions_or_questions_have_to_wait(monkeypatch: pytest.M
         await line.send(*map(opening, sessions))
         assert (await line.fault()).status == 429
         first = sessions[0]
-        await line.send(states(first, 1, 0, 5), *(Ask(session=first, id=n, position=n + 2) for n in range(3)))
+        await line.send(states(first, 1, 0, 5), *(AskFrame(session=first, id=n, position=n + 2) for n in range(3)))
         fault = await line.fault()
         assert (fault.status, fault.id, fault.session) == (429, 2, first)
-        assert isinstance(await line.receive(), Token)  # the session is as it was
+        assert isinstance(await line.receive(), TokenFrame)  # the session is as it was
 
 
 @pytest.mark.parametrize(("error", "status"), [(OverloadedError("full"), 429), (EngineError("restarting"), 503)])
@@ -277,10 +290,10 @@ async def test_no_room_and_no_engine_are_told_and_cost_no_session(error: Excepti
 
     async with fake_cloud(work=work) as cloud, line_to(cloud) as line:
         session = new_session()
-        await line.send(opening(session), states(session, 1, 0, 5), Ask(session=session, id=0, position=5))
+        await line.send(opening(session), states(session, 1, 0, 5), AskFrame(session=session, id=0, position=5))
         assert (await line.fault()).status == status
-        await line.send(Ask(session=session, id=1, position=5))
-        assert isinstance(await line.receive(), Token)
+        await line.send(AskFrame(session=session, id=1, position=5))
+        assert isinstance(await line.receive(), TokenFrame)
 
 
 async def test_an_edge_that_leaves_frees_its_questions_and_comes_back_to_its_session() -> None:
@@ -288,32 +301,32 @@ async def test_an_edge_that_leaves_frees_its_questions_and_comes_back_to_its_ses
         session, waiting = new_session(), new_session()
         async with line_to(cloud) as line:
             await line.send(opening(session), states(session, 1, 0, 5))
-            await line.send(opening(waiting), states(waiting, 2, 0, 5), Ask(session=waiting, id=0, position=5))
+            await line.send(opening(waiting), states(waiting, 2, 0, 5), AskFrame(session=waiting, id=0, position=5))
             await settled(lambda: cloud.tail.running == 1)
         await settled(lambda: cloud.tail.running == 0 and not cloud.tail.lengths)
         assert cloud.contexts.held(session) == 5
         cloud.tail.seconds = 0
         async with line_to(cloud) as line:
-            await line.send(opening(session), Ask(session=session, id=0, position=5))
-            assert isinstance(await line.receive(), Token)
+            await line.send(opening(session), AskFrame(session=session, id=0, position=5))
+            assert isinstance(await line.receive(), TokenFrame)
 
 
 async def test_closing_a_session_ends_its_question() -> None:
     async with fake_cloud(FakeTail(seconds=30)) as cloud, line_to(cloud) as line:
         session = new_session()
-        await line.send(opening(session), states(session, 1, 0, 5), Ask(session=session, id=0, position=5))
+        await line.send(opening(session), states(session, 1, 0, 5), AskFrame(session=session, id=0, position=5))
         await settled(lambda: cloud.tail.running == 1)
-        await line.send(Close(session=session))
+        await line.send(CloseFrame(session=session))
         await settled(lambda: cloud.tail.running == 0 and not cloud.tail.lengths and len(cloud.contexts) == 0)
 
 
 async def test_a_server_that_stops_answers_what_was_asked_and_says_goodbye() -> None:
     async with fake_cloud(FakeTail(seconds=0.2)) as cloud, line_to(cloud) as line:
         session = new_session()
-        await line.send(opening(session), states(session, 1, 0, 5), Ask(session=session, id=0, position=5))
+        await line.send(opening(session), states(session, 1, 0, 5), AskFrame(session=session, id=0, position=5))
         await settled(lambda: cloud.tail.running == 1)
         draining = asyncio.create_task(cloud.server.drain())
-        assert isinstance(await line.receive(), Token)
+        assert isinstance(await line.receive(), TokenFrame)
         assert (await line.fault()).status == 503
         assert (await line.ws.receive(timeout=WAIT)).data == aiohttp.WSCloseCode.GOING_AWAY
         await asyncio.wait_for(draining, 5)
@@ -322,9 +335,11 @@ async def test_a_server_that_stops_answers_what_was_asked_and_says_goodbye() -> 
 async def test_sampling_travels_with_the_question() -> None:
     async with fake_cloud() as cloud, line_to(cloud) as line:
         session = new_session()
-        asked = Ask(session=session, id=0, position=2, sampling=Sampling(temperature=0.7, top_k=5, min_p=0.1, seed=3))
+        asked = AskFrame(
+            session=session, id=0, position=2, sampling=Sampling(temperature=0.7, top_k=5, min_p=0.1, seed=3)
+        )
         await line.send(opening(session), states(session, 1, 0, 2), asked)
-        assert isinstance(await line.receive(), Token)
-        await line.send(Ask(session=session, id=1, position=2, sampling=Sampling(repetition_penalty=1.1)))
+        assert isinstance(await line.receive(), TokenFrame)
+        await line.send(AskFrame(session=session, id=1, position=2, sampling=Sampling(repetition_penalty=1.1)))
         fault = await line.fault()
         assert (fault.status, fault.error.param) == (400, "sampling.repetition_penalty")

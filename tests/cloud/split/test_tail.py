@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from cloud.split.context_manager import Dropped
+from cloud.split.context_manager import EvictionReason
 from cloud.split.pool import TailPool
 from cloud.split.service import SplitService
 from common.cloud_client.split_session import SplitCloud
@@ -16,7 +16,7 @@ from common.config_schema import Secret, ServerConfig
 from common.errors import EndpointError, ForeignSession
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer
-from common.protocol.split_frames import Kind
+from common.protocol.split_frames import StateEncoding
 from common.types import GREEDY, Sampling
 from tests.support.split_parts import PATIENCE, WholeModel, answer, cut_demo, served
 
@@ -56,7 +56,7 @@ def fingerprint(tail: tuple[HTTPServer, SplitService]) -> str:
 async def test_it_answers_as_the_whole_model(cloud: SplitCloud, fingerprint: str, whole: WholeModel) -> None:
     for prompt in PROMPTS:
         ids = whole.tokens(prompt)
-        async with cloud.session(fingerprint, Kind.FP32) as session:
+        async with cloud.session(fingerprint, StateEncoding.FP32) as session:
             drawn = await answer(whole, session, ids, 8)
         for number, token in enumerate(drawn):
             known, logprob = whole.likeliest(ids)
@@ -70,7 +70,7 @@ async def test_it_answers_as_the_whole_model(cloud: SplitCloud, fingerprint: str
 async def test_a_conversation_grows_by_what_is_new(cloud: SplitCloud, fingerprint: str, whole: WholeModel) -> None:
     """Tokens that the edge was sure of come in between, many at once, as those of the next question do."""
     ids, sent, total = whole.tokens(PROMPTS[0]), 0, 0
-    async with cloud.session(fingerprint, Kind.FP32) as session:
+    async with cloud.session(fingerprint, StateEncoding.FP32) as session:
         for more in (PROMPTS[1], "", "Explain deep learning " * 30, PROMPTS[2]):
             (token,) = await answer(whole, session, ids, 1, sent=sent)
             assert token.token_id == whole.likeliest(ids)[0]
@@ -80,11 +80,11 @@ async def test_a_conversation_grows_by_what_is_new(cloud: SplitCloud, fingerprin
     assert total == sent
 
 
-@pytest.mark.parametrize("kind", [Kind.FP16, Kind.INT8])
+@pytest.mark.parametrize("kind", [StateEncoding.FP16, StateEncoding.INT8])
 async def test_fewer_bytes_say_nearly_the_same(
-    cloud: SplitCloud, fingerprint: str, whole: WholeModel, kind: Kind
+    cloud: SplitCloud, fingerprint: str, whole: WholeModel, kind: StateEncoding
 ) -> None:
-    near = 0.02 if kind is Kind.FP16 else 0.5
+    near = 0.02 if kind is StateEncoding.FP16 else 0.5
     for prompt in PROMPTS:
         ids = whole.tokens(prompt)
         async with cloud.session(fingerprint, kind) as session:
@@ -112,7 +112,7 @@ async def test_sampling_follows_the_distribution_and_a_seed_repeats(
     states = whole.states(ids)
 
     async def draw(sampling: Sampling) -> int:
-        async with cloud.session(fingerprint, Kind.FP32) as session:
+        async with cloud.session(fingerprint, StateEncoding.FP32) as session:
             session.send(states)
             return (await session.token(sampling, PATIENCE)).token_id
 
@@ -124,7 +124,7 @@ async def test_sampling_follows_the_distribution_and_a_seed_repeats(
     assert len({await draw(seeded) for _ in range(4)}) == 1
     assert len({await draw(Sampling(temperature=2.0, seed=seed)) for seed in range(20)}) > 1
     assert {await draw(Sampling(temperature=2.0, top_k=1)) for _ in range(3)} == {known}
-    async with cloud.session(fingerprint, Kind.FP32) as session:
+    async with cloud.session(fingerprint, StateEncoding.FP32) as session:
         session.send(states)
         token = await session.token(Sampling(temperature=2.0, top_k=1), PATIENCE)
     assert token.logprob == pytest.approx(logprob, abs=1e-3)  # of the model, whatever was drawn with
@@ -210,7 +210,7 @@ async def crowd(port: int, fingerprint: str, whole: WholeModel) -> None:
 
         async def one(number: int) -> None:
             ids = whole.tokens(f"{PROMPTS[number % 4]} {number} " * 20)[:62]
-            async with cloud.session(fingerprint, Kind.FP32) as session:
+            async with cloud.session(fingerprint, StateEncoding.FP32) as session:
                 for token in await answer(whole, session, ids, 5):
                     assert token.token_id == whole.likeliest(ids)[0]
                     ids.append(token.token_id)
@@ -224,7 +224,7 @@ async def test_more_than_the_kv_cache_holds_is_answered_in_turns(pieces: Path, w
     async with served(pieces, engine_args=NARROW) as (server, service):
         await crowd(server.port, service.manifest.fingerprint, whole)
         assert service.restarts == 0
-        assert service.contexts.dropped[Dropped.KV] > 0
+        assert service.contexts.dropped[EvictionReason.KV] > 0
 
 
 async def test_without_the_bound_all_would_wait_for_each_others_kv_for_ever(

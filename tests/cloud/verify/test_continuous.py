@@ -12,7 +12,7 @@ import pytest_asyncio
 from cloud.engine.engine import CloudEngine
 from cloud.verify.continuous import ContinuousAnswer
 from cloud.verify.draft_channel import DraftChannel
-from cloud.verify.round import Round
+from cloud.verify.round import VerifyRound
 from cloud.verify.stateless import verify
 from common.errors import ContextLengthError
 from common.protocol.stream_frames import EndFrame, TokensFrame
@@ -45,7 +45,7 @@ async def answer(
     """One answer; `drafting` is called at its start and after every frame with all tokens so far."""
     frames: list[TokensFrame] = []
     with channel.sender() as sender:
-        running = ContinuousAnswer(engine, Round(prompt, [], sampling, max_tokens, **other), sender, stop)
+        running = ContinuousAnswer(engine, VerifyRound(prompt, [], sampling, max_tokens, **other), sender, stop)
         known = list(prompt)
         async with aclosing(running.frames()) as coming:
             if drafting:
@@ -102,7 +102,7 @@ def out_of_order(right: list[int]) -> Drafting:
 async def right(cloud_engine: CloudEngine) -> list[list[int]]:
     """Each prompt with the answer that the engine gives alone."""
     asked = prompts(cloud_engine)
-    plain = await asyncio.gather(*(verify(cloud_engine, Round(p, [], GREEDY, ANSWER)) for p in asked))
+    plain = await asyncio.gather(*(verify(cloud_engine, VerifyRound(p, [], GREEDY, ANSWER)) for p in asked))
     return [prompt + verdict.token_ids for prompt, verdict in zip(asked, plain, strict=True)]
 
 
@@ -214,9 +214,9 @@ async def test_penalties_and_a_schema_hold_with_drafts_too(
 async def test_leaving_frees_the_request_and_its_kv(cloud_engine: CloudEngine, channel: DraftChannel) -> None:
     prompt = prompts(cloud_engine)[0]
     with channel.sender() as sender:
-        hot = Round(prompt, [], Sampling(temperature=2.0), 200)
+        hot = VerifyRound(prompt, [], Sampling(temperature=2.0), 200)
         async with aclosing(ContinuousAnswer(cloud_engine, hot, sender).frames()) as frames:
             await anext(frames)
-    await verify(cloud_engine, Round([1, 2, 3], [], GREEDY, 1))  # a step later
+    await verify(cloud_engine, VerifyRound([1, 2, 3], [], GREEDY, 1))  # a step later
     stats = cloud_engine.stats()
     assert (stats["running"], stats["kv_cache_usage"]) == (0, 0)

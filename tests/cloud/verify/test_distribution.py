@@ -18,9 +18,9 @@ from common.types import Sampling
 from tests.conftest import CLOUD_CONTEXT, CLOUD_MODEL
 from tests.support.sampled_rounds import (
     POSITIONS,
+    ContextWalk,
     Form,
     Samples,
-    Walk,
     continuously,
     plainly,
     residently,
@@ -76,13 +76,13 @@ def pooled(a: Counter[int], b: Counter[int]) -> list[tuple[int, int]]:
     return [*cells, rare] if sum(rare) * share >= FEWEST else cells
 
 
-def p_values(rounds: Samples, plain: Samples, walk: Walk) -> list[float]:
+def p_values(rounds: Samples, plain: Samples, walk: ContextWalk) -> list[float]:
     """One for each position of the draft."""
     return [p_value(rounds.at(n, walk), plain.at(n, walk)) for n in range(1, POSITIONS + 1)]
 
 
 async def assert_same(
-    engine: CloudEngine, walk: Walk, form: Form, sampling: Sampling, times: int, plain: Samples
+    engine: CloudEngine, walk: ContextWalk, form: Form, sampling: Sampling, times: int, plain: Samples
 ) -> Samples:
     """`times` rounds draw like `plain`; returns them.
 
@@ -102,12 +102,12 @@ async def assert_same(
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def walk(cloud_engine: CloudEngine) -> Walk:
+async def walk(cloud_engine: CloudEngine) -> ContextWalk:
     return await walk_of(cloud_engine)
 
 
 async def test_each_position_of_the_drafts_is_sometimes_accepted_and_sometimes_not(
-    cloud_engine: CloudEngine, walk: Walk
+    cloud_engine: CloudEngine, walk: ContextWalk
 ) -> None:
     plain = await plainly(cloud_engine, walk, Sampling(temperature=1.0), 800)
     for position in range(1, POSITIONS + 1):
@@ -116,14 +116,14 @@ async def test_each_position_of_the_drafts_is_sometimes_accepted_and_sometimes_n
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def plain_and_colder(cloud_engine: CloudEngine, walk: Walk) -> list[Samples]:
+async def plain_and_colder(cloud_engine: CloudEngine, walk: ContextWalk) -> list[Samples]:
     return [await plainly(cloud_engine, walk, Sampling(temperature=t, top_k=12), FEW) for t in (1.0, 0.5)]
 
 
 @pytest.mark.parametrize("seed", [None, 1])
 @pytest.mark.parametrize("form", FORMS)
 async def test_a_few_hundred_rounds_draw_like_plain_sampling_and_unlike_a_colder_one(
-    cloud_engine: CloudEngine, walk: Walk, form: Form, seed: int | None, plain_and_colder: list[Samples]
+    cloud_engine: CloudEngine, walk: ContextWalk, form: Form, seed: int | None, plain_and_colder: list[Samples]
 ) -> None:
     sampling = Sampling(temperature=1.0, top_k=12, seed=seed)
     rounds = await assert_same(cloud_engine, walk, form, sampling, FEW, plain_and_colder[0])
@@ -132,7 +132,7 @@ async def test_a_few_hundred_rounds_draw_like_plain_sampling_and_unlike_a_colder
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session", params=SETTINGS, ids=name)
 async def sampling_and_plain(
-    request: pytest.FixtureRequest, cloud_engine: CloudEngine, walk: Walk
+    request: pytest.FixtureRequest, cloud_engine: CloudEngine, walk: ContextWalk
 ) -> tuple[Sampling, Samples]:
     """One setting, with the plain samples that all forms are compared with."""
     return request.param, await plainly(cloud_engine, walk, request.param, MANY)
@@ -141,7 +141,7 @@ async def sampling_and_plain(
 @pytest.mark.long
 @pytest.mark.parametrize("form", FORMS)
 async def test_five_thousand_rounds_draw_like_plain_sampling(
-    cloud_engine: CloudEngine, walk: Walk, form: Form, sampling_and_plain: tuple[Sampling, Samples]
+    cloud_engine: CloudEngine, walk: ContextWalk, form: Form, sampling_and_plain: tuple[Sampling, Samples]
 ) -> None:
     sampling, plain = sampling_and_plain
     rounds = await assert_same(cloud_engine, walk, form, sampling, MANY, plain)
@@ -181,7 +181,7 @@ async def test_a_draft_that_contradicts_the_answer_costs_time_and_changes_nothin
     ) as engine:
         walk = await walk_of(engine)
 
-        async def contradicted(engine: CloudEngine, walk: Walk, sampling: Sampling, times: int) -> Samples:
+        async def contradicted(engine: CloudEngine, walk: ContextWalk, sampling: Sampling, times: int) -> Samples:
             return await continuously(engine, walk, sampling, times, foretold=0)
 
         plain = await plainly(engine, walk, sampling, 1000)

@@ -14,7 +14,7 @@ from cloud.verify import stateless
 from cloud.verify.continuous import ContinuousAnswer
 from cloud.verify.draft_channel import DraftChannel
 from cloud.verify.resident_pool import ResidentPool
-from cloud.verify.round import Round
+from cloud.verify.round import VerifyRound
 from common.types import GREEDY, Verdict
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -26,7 +26,7 @@ SESSIONS = 64
 ERROR = 0.25
 """How often a token of a draft is a random one."""
 
-Verify = Callable[[Round], Awaitable[Verdict]]
+Verify = Callable[[VerifyRound], Awaitable[Verdict]]
 Questions = list[tuple[list[int], list[int]]]
 """Prompts, and their right answers."""
 
@@ -58,7 +58,7 @@ async def in_rounds(verify: Verify, prompt: list[int], drafts: Drafts) -> tuple[
     drawn: list[int] = []
     accepted = 0
     while len(drawn) < TOKENS:
-        asked = Round(prompt + drawn, drafts.after(len(drawn)))
+        asked = VerifyRound(prompt + drawn, drafts.after(len(drawn)))
         verdict = await verify(asked)
         assert verdict.token_ids[: verdict.accepted] == asked.draft[: verdict.accepted]
         assert 1 <= len(verdict.token_ids) <= verdict.accepted + 1
@@ -86,7 +86,7 @@ async def resident_form(engine: CloudEngine) -> AsyncIterator[Answer]:
     async def answer(prompt: list[int], drafts: Drafts) -> tuple[list[int], int]:
         session = f"{next(sessions)}"
 
-        async def verify(asked: Round) -> Verdict:
+        async def verify(asked: VerifyRound) -> Verdict:
             return await pool.verify(session, asked) or await stateless.verify(engine, asked)
 
         return await in_rounds(verify, prompt, drafts)
@@ -105,7 +105,7 @@ async def continuous_form(engine: CloudEngine) -> AsyncIterator[Answer]:
         async def answer(prompt: list[int], drafts: Drafts) -> tuple[list[int], int]:
             drawn: list[int] = []
             with channel.sender() as sender:
-                running = ContinuousAnswer(engine, Round(prompt, [], GREEDY, TOKENS), sender)
+                running = ContinuousAnswer(engine, VerifyRound(prompt, [], GREEDY, TOKENS), sender)
                 running.draft(len(prompt), drafts.after(0))
                 async with aclosing(running.frames()) as frames:
                     async for frame in frames:
@@ -128,7 +128,7 @@ async def questions(cloud_engine: CloudEngine) -> Questions:
         text = cloud_engine.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         asked.append(list(cloud_engine.tokenizer.encode(text, add_special_tokens=False)))
     asked += [[*prompt, 5 + n] for n in range(SESSIONS) for prompt in asked[: len(SUBJECTS)]]
-    plain = [stateless.verify(cloud_engine, Round(prompt, [], GREEDY, TOKENS)) for prompt in asked[:SESSIONS]]
+    plain = [stateless.verify(cloud_engine, VerifyRound(prompt, [], GREEDY, TOKENS)) for prompt in asked[:SESSIONS]]
     right = [verdict.token_ids for verdict in await asyncio.gather(*plain)]
     assert len(right[0]) == TOKENS
     assert sum(map(len, right)) > SESSIONS * TOKENS / 2

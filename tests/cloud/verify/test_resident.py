@@ -14,7 +14,7 @@ from cloud.engine.engine import CloudEngine
 from cloud.verify import resident_pool, stateless
 from cloud.verify.live_request import can_reside
 from cloud.verify.resident_pool import Closed, ResidentPool
-from cloud.verify.round import Round
+from cloud.verify.round import VerifyRound
 from common.types import GREEDY, Sampling, Verdict
 from tests.cloud.engine.test_engine import plain, running_and_kv
 from tests.support.sampled_rounds import walk_of
@@ -64,7 +64,7 @@ async def in_rounds(
     drawn: list[int] = []
     while len(drawn) < len(right):
         draft = right[len(drawn) :][: rng.randrange(17)]
-        asked = Round(prompt + drawn, with_errors(rng, draft, error, engine.vocab_size), GREEDY)
+        asked = VerifyRound(prompt + drawn, with_errors(rng, draft, error, engine.vocab_size), GREEDY)
         verdict = await pool.verify(session, asked) or await stateless.verify(engine, asked)
         assert verdict.token_ids[: verdict.accepted] == asked.draft[: verdict.accepted]
         drawn += verdict.token_ids
@@ -74,7 +74,7 @@ async def in_rounds(
 
 
 async def one(pool: ResidentPool, session: str, committed: list[int], draft: list[int], **other: Any) -> Verdict:
-    verdict = await pool.verify(session, Round(committed, draft, **other))
+    verdict = await pool.verify(session, VerifyRound(committed, draft, **other))
     assert verdict is not None
     return verdict
 
@@ -97,7 +97,7 @@ async def test_nothing_is_computed_twice(cloud_engine: CloudEngine) -> None:
             assert (await one(pool, "s", prompt + right[:at], right[at : at + 4])).accepted == 4
         await asyncio.sleep(0.2)  # vLLM counts a step just after its tokens are out
         assert computed() == before
-        await stateless.verify(cloud_engine, Round(prompt + right[:20], right[20:24]))  # this would show it
+        await stateless.verify(cloud_engine, VerifyRound(prompt + right[:20], right[20:24]))  # this would show it
         async with asyncio.timeout(10):
             while not (computed()[0] > before[0] and computed()[1] > before[1]):
                 await asyncio.sleep(0.01)
@@ -108,7 +108,7 @@ async def test_a_sessions_prefix_is_sent_once(cloud_engine: CloudEngine, monkeyp
     sending = resident_pool.LiveRequest.verify
     prompt, right = await question_and_answer(cloud_engine)
 
-    async def counted(self: resident_pool.LiveRequest, asked: Round) -> Verdict:
+    async def counted(self: resident_pool.LiveRequest, asked: VerifyRound) -> Verdict:
         sent.append(len(asked.committed) - len(self.held))
         return await sending(self, asked)
 
@@ -143,9 +143,9 @@ async def test_a_seeded_round_draws_what_it_would_alone(cloud_engine: CloudEngin
         for seed in range(8):
             for n, (context, draft) in enumerate(zip(walk.contexts, walk.drafts, strict=True)):
                 if n == 2:  # an unseeded round between two seeded ones leaves no trace
-                    await pool.verify(f"{seed}", Round(context, draft, Sampling(temperature=1.0)))
+                    await pool.verify(f"{seed}", VerifyRound(context, draft, Sampling(temperature=1.0)))
                     continue
-                asked = Round(context, draft, Sampling(temperature=1.0, seed=seed))
+                asked = VerifyRound(context, draft, Sampling(temperature=1.0, seed=seed))
                 verdict = await pool.verify(f"{seed}", asked)
                 assert verdict
                 assert verdict.token_ids == (await stateless.verify(cloud_engine, asked)).token_ids
@@ -168,7 +168,7 @@ async def test_log_probabilities_are_those_of_a_stateless_round(cloud_engine: Cl
     prompt, right = await question_and_answer(cloud_engine)
     async with pool_of(cloud_engine) as pool:
         for at in (0, 4, 8):
-            asked = Round(prompt + right[:at], [*right[at : at + 2], right[at + 2] ^ 1], logprobs=3)
+            asked = VerifyRound(prompt + right[:at], [*right[at : at + 2], right[at + 2] ^ 1], logprobs=3)
             ours = await pool.verify("s", asked)
             theirs = await stateless.verify(cloud_engine, asked)
             assert ours and ours.logprobs and theirs.logprobs
@@ -178,7 +178,9 @@ async def test_log_probabilities_are_those_of_a_stateless_round(cloud_engine: Cl
                 assert mine.logprob == pytest.approx(other.logprob, abs=1e-3)
                 assert [token for token, _ in mine.top] == [token for token, _ in other.top]
         assert pool.continued == 2
-        changed = Round(prompt + right[:12], right[12:14], logprobs=1)  # vLLM reads this once: another live request
+        changed = VerifyRound(
+            prompt + right[:12], right[12:14], logprobs=1
+        )  # vLLM reads this once: another live request
         assert (await one(pool, "s", changed.committed, changed.draft, logprobs=1)).logprobs is not None
         assert pool.closed[Closed.MISMATCH] == 1
 
@@ -186,7 +188,7 @@ async def test_log_probabilities_are_those_of_a_stateless_round(cloud_engine: Cl
 async def test_a_repetition_penalty_counts_all_that_is_committed(cloud_engine: CloudEngine) -> None:
     prompt = chats(cloud_engine)[0]
     penal = Sampling(repetition_penalty=1.8)
-    right = (await stateless.verify(cloud_engine, Round(prompt, [], penal, 20))).token_ids
+    right = (await stateless.verify(cloud_engine, VerifyRound(prompt, [], penal, 20))).token_ids
     assert right != await plain(cloud_engine, prompt, 20)
     drawn: list[int] = []
     async with pool_of(cloud_engine) as pool:
@@ -210,4 +212,4 @@ async def test_a_repetition_penalty_counts_all_that_is_committed(cloud_engine: C
     ],
 )
 async def test_what_vllm_reads_only_once_goes_stateless(other: dict[str, Any], resident_: bool) -> None:
-    assert can_reside(Round([1], [2], **other)) is resident_
+    assert can_reside(VerifyRound([1], [2], **other)) is resident_

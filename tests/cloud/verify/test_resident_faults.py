@@ -11,7 +11,7 @@ import pytest_asyncio
 from cloud.engine.engine import CloudEngine
 from cloud.verify import resident_pool, stateless
 from cloud.verify.resident_pool import Closed, ResidentPool, default_limit
-from cloud.verify.round import Round
+from cloud.verify.round import VerifyRound
 from common.errors import EngineError
 from tests.cloud.engine.test_engine import plain
 from tests.cloud.verify.test_resident import in_rounds, one, pool_of, question_and_answer
@@ -37,7 +37,7 @@ async def narrow_engine() -> AsyncIterator[CloudEngine]:
 async def fill(pool: ResidentPool, length: int) -> int:
     """Live requests begun on prompts of `length`, one after the other, until one must go stateless."""
     for n in range(PLACES):
-        if await pool.verify(f"{n}", Round([5 + n] * length, [7, 7])) is None:
+        if await pool.verify(f"{n}", VerifyRound([5 + n] * length, [7, 7])) is None:
             return n
     return PLACES
 
@@ -45,7 +45,7 @@ async def fill(pool: ResidentPool, length: int) -> int:
 async def waits_for_ever(engine: CloudEngine, prompt: list[int]) -> bool:
     try:
         async with asyncio.timeout(20):
-            await stateless.verify(engine, Round(prompt, [], max_tokens=2))
+            await stateless.verify(engine, VerifyRound(prompt, [], max_tokens=2))
     except TimeoutError:
         return True
     return False
@@ -100,7 +100,7 @@ async def test_many_sessions_in_little_kv_all_end_right(narrow_engine: CloudEngi
             in_rounds(narrow_engine, pool, f"{n}", prompt, answer)
             for n, (prompt, answer) in enumerate(zip(asked, answers, strict=True))
         ]
-        beside = [stateless.verify(narrow_engine, Round(LONG, [], max_tokens=30)) for _ in range(6)]
+        beside = [stateless.verify(narrow_engine, VerifyRound(LONG, [], max_tokens=30)) for _ in range(6)]
         drawn = await asyncio.gather(*jobs, *beside)
         assert list(drawn[: len(jobs)]) == list(answers)
         assert pool.continued > 0
@@ -112,7 +112,7 @@ async def test_a_restart_in_the_middle_of_an_answer_changes_nothing(narrow_engin
     async with pool_of(narrow_engine, 4) as pool:
         for session in ("a", "b", "c"):
             await one(pool, session, prompt, right[:4])
-        job = asyncio.create_task(pool.verify("d", Round(prompt, [], max_tokens=150)))
+        job = asyncio.create_task(pool.verify("d", VerifyRound(prompt, [], max_tokens=150)))
         await asyncio.sleep(0.05)
         if fault == "killed":
             for process in narrow_engine._llm.engine_core.resources.engine_manager.processes:
@@ -120,7 +120,7 @@ async def test_a_restart_in_the_middle_of_an_answer_changes_nothing(narrow_engin
             assert await job is None
             assert len(pool) == 0
             with pytest.raises(EngineError):
-                await stateless.verify(narrow_engine, Round(prompt, right[:4]))
+                await stateless.verify(narrow_engine, VerifyRound(prompt, right[:4]))
         await narrow_engine.close()
         assert await job is None
         await narrow_engine.start()

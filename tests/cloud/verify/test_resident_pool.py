@@ -9,7 +9,7 @@ from vllm.sampling_params import RequestOutputKind
 from cloud.engine.engine import CloudEngine
 from cloud.verify import live_request, resident_pool, stateless
 from cloud.verify.resident_pool import Closed, block_budget, blocks_for, default_limit
-from cloud.verify.round import Round, vllm_params
+from cloud.verify.round import VerifyRound, vllm_params
 from common.errors import ContextLengthError, RequestError
 from common.types import GREEDY, Sampling
 from tests.cloud.engine.test_engine import running_and_kv
@@ -23,7 +23,7 @@ async def test_rounds_that_go_back_or_elsewhere_begin_anew(cloud_engine: CloudEn
     prompt, right = await question_and_answer(cloud_engine)
     async with pool_of(cloud_engine) as pool:
         for committed in (prompt, prompt, prompt + right[:3], [*prompt[:-1], prompt[-1] ^ 1], prompt[:-1]):
-            asked = Round(committed, right[:2])
+            asked = VerifyRound(committed, right[:2])
             ours, theirs = await pool.verify("s", asked), await stateless.verify(cloud_engine, asked)
             assert ours and ours.token_ids == theirs.token_ids
         assert (pool.opened, pool.continued, len(pool)) == (4, 1, 1)
@@ -33,13 +33,13 @@ async def test_rounds_that_go_back_or_elsewhere_begin_anew(cloud_engine: CloudEn
 async def test_a_second_round_at_the_same_time_goes_stateless(cloud_engine: CloudEngine) -> None:
     prompt = chats(cloud_engine)[0]
     async with pool_of(cloud_engine) as pool:
-        both = await asyncio.gather(*(pool.verify("s", Round(prompt, [7])) for _ in range(2)))
+        both = await asyncio.gather(*(pool.verify("s", VerifyRound(prompt, [7])) for _ in range(2)))
         assert [verdict is None for verdict in both] == [False, True]
 
 
 async def test_an_answers_end_ends_its_live_request(cloud_engine: CloudEngine) -> None:
     prompt = chats(cloud_engine)[0]
-    answer = (await stateless.verify(cloud_engine, Round(prompt, [], GREEDY, 200))).token_ids
+    answer = (await stateless.verify(cloud_engine, VerifyRound(prompt, [], GREEDY, 200))).token_ids
     assert len(answer) < 200
     async with pool_of(cloud_engine) as pool:
         last = await one(pool, "stop", prompt + answer[:-3], [*answer[-3:], 7])
@@ -55,8 +55,8 @@ async def test_a_wrong_round_is_refused_and_leaves_nothing(cloud_engine: CloudEn
     prompt = chats(cloud_engine)[0]
     async with pool_of(cloud_engine) as pool:
         for wrong, error in (
-            (Round([5] * CONTEXT, []), ContextLengthError),
-            (Round(prompt, [], Sampling(temperature=1000.0)), RequestError),
+            (VerifyRound([5] * CONTEXT, []), ContextLengthError),
+            (VerifyRound(prompt, [], Sampling(temperature=1000.0)), RequestError),
         ):
             for before in (False, True):
                 if before:
@@ -77,7 +77,7 @@ async def test_a_client_that_leaves_frees_its_live_request_at_once(
         for begun in (False, True):
             if begun:
                 await one(pool, "s", prompt[:-1], [])
-            job = asyncio.create_task(pool.verify("s", Round(prompt, [], HOT, 200)))
+            job = asyncio.create_task(pool.verify("s", VerifyRound(prompt, [], HOT, 200)))
             while not cloud_engine._running.get_num_unfinished_requests():
                 await asyncio.sleep(0.001)
             await running_and_kv(cloud_engine)
@@ -92,7 +92,7 @@ async def test_a_client_that_leaves_frees_its_live_request_at_once(
 async def test_closing_in_the_middle_of_a_round_lets_it_end(cloud_engine: CloudEngine) -> None:
     prompt, right = await question_and_answer(cloud_engine)
     async with pool_of(cloud_engine) as pool:
-        job = asyncio.create_task(pool.verify("s", Round(prompt, right[:4])))
+        job = asyncio.create_task(pool.verify("s", VerifyRound(prompt, right[:4])))
         await asyncio.sleep(0)
         await pool.close_session("s")
         verdict = await job
@@ -119,7 +119,7 @@ async def test_room_is_made_by_the_least_recently_used_and_only_if_idle(
     async with pool_of(cloud_engine, limit=2) as pool:
         for session in ("a", "b"):
             await one(pool, session, prompt, right[:2])
-        assert await pool.verify("c", Round(prompt, right[:2])) is None  # both are between two rounds
+        assert await pool.verify("c", VerifyRound(prompt, right[:2])) is None  # both are between two rounds
         monkeypatch.setattr(resident_pool, "GRACE_SECONDS", 0.0)
         await one(pool, "a", prompt + right[:3], right[3:5])
         await one(pool, "c", prompt, right[:2])
@@ -130,7 +130,7 @@ async def test_room_is_made_by_the_least_recently_used_and_only_if_idle(
 
 async def test_a_limit_of_none_leaves_every_round_stateless(cloud_engine: CloudEngine) -> None:
     async with pool_of(cloud_engine, limit=0) as pool:
-        assert await pool.verify("s", Round([5, 6], [7])) is None
+        assert await pool.verify("s", VerifyRound([5, 6], [7])) is None
 
 
 async def test_live_requests_leave_room_for_others() -> None:

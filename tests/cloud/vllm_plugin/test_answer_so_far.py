@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from cloud.engine.engine import CloudEngine
 from cloud.verify import stateless
-from cloud.verify.round import Round
+from cloud.verify.round import VerifyRound
 from common.types import GREEDY, Sampling
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -33,7 +33,7 @@ LENGTH = 48
 
 
 async def plain(engine: CloudEngine, prompt: list[int], sampling: Sampling) -> list[int]:
-    return (await stateless.verify(engine, Round(prompt, [], sampling, LENGTH))).token_ids
+    return (await stateless.verify(engine, VerifyRound(prompt, [], sampling, LENGTH))).token_ids
 
 
 async def in_rounds(engine: CloudEngine, prompt: list[int], right: list[int], sampling: Sampling) -> list[int]:
@@ -43,7 +43,7 @@ async def in_rounds(engine: CloudEngine, prompt: list[int], right: list[int], sa
     while len(drawn) < len(right):
         draft = right[len(drawn) : len(drawn) + rng.randrange(8)]
         draft = [rng.randrange(engine.vocab_size) if rng.random() < 0.2 else token for token in draft]
-        verdict = await stateless.verify(engine, Round(prompt + drawn, draft, sampling, rng.randrange(1, 4)))
+        verdict = await stateless.verify(engine, VerifyRound(prompt + drawn, draft, sampling, rng.randrange(1, 4)))
         drawn += verdict.token_ids
         if verdict.finished:
             break
@@ -75,11 +75,11 @@ async def test_a_long_answer_is_prefilled_in_chunks_and_read_from_the_cache(clou
     sampling = Sampling(frequency_penalty=0.5, prompt_tokens=3)
     rng = random.Random(3)
     long = [[rng.randrange(5, cloud_engine.vocab_size) for _ in range(200)] for _ in range(6)]
-    fresh = await asyncio.gather(*(stateless.verify(cloud_engine, Round(ids, [], sampling, 4)) for ids in long))
-    cached = [await stateless.verify(cloud_engine, Round(ids, [], sampling, 4)) for ids in long]
+    fresh = await asyncio.gather(*(stateless.verify(cloud_engine, VerifyRound(ids, [], sampling, 4)) for ids in long))
+    cached = [await stateless.verify(cloud_engine, VerifyRound(ids, [], sampling, 4)) for ids in long]
     assert [v.token_ids for v in fresh] == [v.token_ids for v in cached]
     drafted = [
-        await stateless.verify(cloud_engine, Round(ids, verdict.token_ids[:3], sampling))
+        await stateless.verify(cloud_engine, VerifyRound(ids, verdict.token_ids[:3], sampling))
         for ids, verdict in zip(long, cached, strict=True)
     ]
     assert [v.token_ids for v in drafted] == [v.token_ids for v in cached]

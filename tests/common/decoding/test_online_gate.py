@@ -12,7 +12,7 @@ from cli.demo import free_ports
 from cli.supervisor import PROJECT, ServerProcess
 from common import config, config_schema
 from common.config_schema import OnlineConfig
-from common.decoding.online_gate import FARTHEST, OnlineGate, Round, shifted
+from common.decoding.online_gate import FARTHEST, GateRound, OnlineGate, shifted
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Gate, Plan
 from common.errors import ConfigError
@@ -108,7 +108,7 @@ def test_thresholds_stay_within_0_and_1_whatever_the_traffic() -> None:
     online = OnlineGate(OnlineConfig(target_cloud_rate=0.5, rate=4.0), Gate(0.7, 0.3))
     for kept in (0, 100):
         for _ in range(1000):
-            online.learn([], Round(kept, 0, 0, 100 - kept))
+            online.learn([], GateRound(kept, 0, 0, 100 - kept))
             online.end()
         assert abs(online.shift) == FARTHEST
         assert 0 < online.gate.product_threshold < online.gate.threshold < 1

@@ -123,7 +123,7 @@ async def test_the_report_is_complete_when_the_reader_stops_early() -> None:
 async def test_drafts_are_greedy_for_the_cloud_but_under_all_else_that_the_answer_is_under(asks_cloud: bool) -> None:
     seen: list[Sampling] = []
 
-    class Drafter(FakeDrafter):
+    class SamplingRecorder(FakeDrafter):
         async def draft(
             self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop_below: float = 0.0
         ) -> Draft:
@@ -132,7 +132,7 @@ async def test_drafts_are_greedy_for_the_cloud_but_under_all_else_that_the_answe
 
     wanted = Sampling(temperature=0.7, seed=3, presence_penalty=1.0, json_schema="{}", prompt_tokens=2)
     plan = Plan(use_confidence_check=asks_cloud, use_draft_verify=asks_cloud)
-    pipeline = Pipeline([1, 2], 20, wanted, plan, Drafter(cloud_model), FakeVerifier())
+    pipeline = Pipeline([1, 2], 20, wanted, plan, SamplingRecorder(cloud_model), FakeVerifier())
     assert [chunk async for chunk in pipeline.run()]
     expected = msgspec.structs.replace(wanted, temperature=0.0) if asks_cloud else wanted
     assert set(seen) == {expected}

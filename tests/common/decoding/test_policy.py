@@ -3,7 +3,7 @@
 import pytest
 
 from common.decoding.estimates import Estimates
-from common.decoding.policy import Ask, Decision, Gate, Plan, decide, draft_length, sure_tokens
+from common.decoding.policy import Decision, Escalation, Gate, Plan, decide, draft_length, sure_tokens
 from common.types import Mode
 
 
@@ -24,10 +24,10 @@ def test_sure_tokens_end_at_either_threshold(confidences: list[float], gate: Gat
 @pytest.mark.parametrize(
     ("f1", "f2", "unsure"),
     [
-        (True, True, Decision(1, Ask.VERIFY)),
-        (True, False, Decision(1, Ask.GENERATE)),
-        (False, True, Decision(0, Ask.VERIFY)),
-        (False, False, Decision(3, Ask.NOTHING)),
+        (True, True, Decision(1, Escalation.VERIFY)),
+        (True, False, Decision(1, Escalation.GENERATE)),
+        (False, True, Decision(0, Escalation.VERIFY)),
+        (False, False, Decision(3, Escalation.NOTHING)),
     ],
 )
 def test_the_toggles_mean_what_their_table_says(f1: bool, f2: bool, unsure: Decision) -> None:
@@ -36,10 +36,10 @@ def test_the_toggles_mean_what_their_table_says(f1: bool, f2: bool, unsure: Deci
 
 
 def test_every_plan_that_asks_the_cloud_asks_it_when_the_edge_has_nothing_to_say() -> None:
-    assert decide([], Plan()).ask is Ask.GENERATE
-    assert decide([], Plan(use_confidence_check=False)).ask is Ask.GENERATE
-    assert decide([], Plan(mode=Mode.CLOUD_ONLY)).ask is Ask.GENERATE
-    assert decide([], Plan(mode=Mode.EDGE_ONLY)).ask is Ask.NOTHING
+    assert decide([], Plan()).ask is Escalation.GENERATE
+    assert decide([], Plan(use_confidence_check=False)).ask is Escalation.GENERATE
+    assert decide([], Plan(mode=Mode.CLOUD_ONLY)).ask is Escalation.GENERATE
+    assert decide([], Plan(mode=Mode.EDGE_ONLY)).ask is Escalation.NOTHING
 
 
 def test_only_full_verification_and_the_cloud_alone_are_lossless() -> None:

@@ -6,9 +6,9 @@ import pytest
 
 from common.decoding import throughput
 from common.decoding.draft_length import alike, expected_tokens
-from common.decoding.estimates import PLACES, Acceptance, Estimates, Gain, Line
+from common.decoding.estimates import PLACES, Acceptance, Estimates, Gain, LinearEstimate
 from common.decoding.policy import Plan, draft_length, way_of
-from common.types import Mode, Objective, Way
+from common.types import Mode, Objective, VerificationMode
 
 LOSSLESS = Plan(use_confidence_check=False, max_draft_tokens=16)
 
@@ -24,7 +24,7 @@ def knowing(
 
 
 def test_a_line_is_found_in_noise_and_follows_a_change() -> None:
-    rng, line = random.Random(1), Line()
+    rng, line = random.Random(1), LinearEstimate()
     for base, slope in ((5.0, 0.5), (2.0, 3.0)):
         for _ in range(400):
             x = rng.uniform(0, 10)
@@ -42,7 +42,7 @@ def test_round_trip_and_bandwidth_are_told_apart() -> None:
 
 
 def test_while_all_drafts_are_of_one_length_a_token_costs_its_share_of_a_step() -> None:
-    line = Line(prior=0.06)
+    line = LinearEstimate(prior=0.06)
     for _ in range(10):
         line.add(8, 1.48)
     assert line.at(0) == pytest.approx(1.0)
@@ -77,36 +77,36 @@ def test_drafts_grow_with_the_round_trip_and_with_acceptance() -> None:
 
 
 def test_far_away_the_cloud_streams_and_near_by_it_answers_in_rounds() -> None:
-    assert way_of(LOSSLESS, knowing(0.0, 0.9)) is Way.ROUNDS
-    assert way_of(LOSSLESS, knowing(0.1, 0.9)) is Way.CONTINUOUS
-    assert way_of(LOSSLESS, knowing(0.05, 0.3)) is Way.CONTINUOUS
+    assert way_of(LOSSLESS, knowing(0.0, 0.9)) is VerificationMode.ROUNDS
+    assert way_of(LOSSLESS, knowing(0.1, 0.9)) is VerificationMode.CONTINUOUS
+    assert way_of(LOSSLESS, knowing(0.05, 0.3)) is VerificationMode.CONTINUOUS
 
 
 def test_what_a_way_has_brought_counts_against_what_is_expected_of_it_and_is_forgotten_at_length() -> None:
     far = knowing(0.1, 0.9)
-    assert way_of(LOSSLESS, far) is Way.CONTINUOUS
+    assert way_of(LOSSLESS, far) is VerificationMode.CONTINUOUS
     for _ in range(40):
-        far.came(Way.CONTINUOUS, 40, 100)
-    assert way_of(LOSSLESS, far) is Way.ROUNDS
+        far.came(VerificationMode.CONTINUOUS, 40, 100)
+    assert way_of(LOSSLESS, far) is VerificationMode.ROUNDS
     for _ in range(400):
-        far.came(Way.ROUNDS, 50, 50)
-    assert way_of(LOSSLESS, far) is Way.CONTINUOUS
+        far.came(VerificationMode.ROUNDS, 50, 50)
+    assert way_of(LOSSLESS, far) is VerificationMode.CONTINUOUS
     for _ in range(40):
-        far.came(Way.ROUNDS, 100, 40)
-    assert way_of(LOSSLESS, far) is Way.ROUNDS
+        far.came(VerificationMode.ROUNDS, 100, 40)
+    assert way_of(LOSSLESS, far) is VerificationMode.ROUNDS
 
 
 def test_a_stream_without_drafts_is_expected_to_bring_what_the_cloud_does() -> None:
     unknown = knowing(0.1, 0.01)
     assert throughput.of_stream(unknown, 16).length == 0
     for _ in range(100):
-        unknown.came(Way.CONTINUOUS, 1, 100)
-    assert way_of(LOSSLESS, unknown) is Way.CONTINUOUS
+        unknown.came(VerificationMode.CONTINUOUS, 1, 100)
+    assert way_of(LOSSLESS, unknown) is VerificationMode.CONTINUOUS
 
 
 def test_among_others_it_answers_in_rounds_which_take_fewest_steps_of_the_cloud() -> None:
-    assert way_of(LOSSLESS, knowing(0.1, 0.9)) is Way.CONTINUOUS
-    assert way_of(LOSSLESS, knowing(0.1, 0.9, active=1)) is Way.ROUNDS
+    assert way_of(LOSSLESS, knowing(0.1, 0.9)) is VerificationMode.CONTINUOUS
+    assert way_of(LOSSLESS, knowing(0.1, 0.9, active=1)) is VerificationMode.ROUNDS
 
 
 def test_one_bad_answer_does_not_condemn_a_way() -> None:
@@ -137,15 +137,15 @@ def test_on_a_busy_cloud_drafting_stops() -> None:
 @pytest.mark.parametrize(
     ("plan", "way"),
     [
-        (Plan(), Way.ROUNDS),
-        (Plan(use_draft_verify=False), Way.ROUNDS),
-        (Plan(mode=Mode.CLOUD_ONLY), Way.CONTINUOUS),
-        (Plan(use_confidence_check=False, way=Way.CONTINUOUS), Way.CONTINUOUS),
-        (Plan(use_confidence_check=False, way=Way.ROUNDS), Way.ROUNDS),
-        (Plan(use_confidence_check=False, objective=Objective.COST), Way.ROUNDS),
+        (Plan(), VerificationMode.ROUNDS),
+        (Plan(use_draft_verify=False), VerificationMode.ROUNDS),
+        (Plan(mode=Mode.CLOUD_ONLY), VerificationMode.CONTINUOUS),
+        (Plan(use_confidence_check=False, way=VerificationMode.CONTINUOUS), VerificationMode.CONTINUOUS),
+        (Plan(use_confidence_check=False, way=VerificationMode.ROUNDS), VerificationMode.ROUNDS),
+        (Plan(use_confidence_check=False, objective=Objective.COST), VerificationMode.ROUNDS),
     ],
 )
-def test_the_way_follows_from_the_plan_where_that_leaves_no_choice(plan: Plan, way: Way) -> None:
+def test_the_way_follows_from_the_plan_where_that_leaves_no_choice(plan: Plan, way: VerificationMode) -> None:
     assert way_of(plan, knowing(0.1, 0.5)) is way
 
 

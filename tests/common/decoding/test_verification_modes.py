@@ -10,15 +10,15 @@ import pytest
 from common.decoding.estimates import Estimates
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
-from common.decoding.streaming import Guess
+from common.decoding.streaming import Continuation
 from common.errors import EndpointError
-from common.types import GREEDY, Draft, Mode, Provenance, Way
+from common.types import GREEDY, Draft, Mode, Provenance, VerificationMode
 from tests.support.fakes import FakeDrafter, FakeVerifier, Model, answer_of, cloud_model, erring_model
 
 PROMPTS = [[p, p + 3, 2 * p] for p in range(1, 40)]
 LONG = next(p for p in PROMPTS if len(answer_of(cloud_model, p, 40)) > 20)
-ROUNDS = Plan(use_confidence_check=False, way=Way.ROUNDS)
-CONTINUOUS = Plan(use_confidence_check=False, way=Way.CONTINUOUS)
+ROUNDS = Plan(use_confidence_check=False, way=VerificationMode.ROUNDS)
+CONTINUOUS = Plan(use_confidence_check=False, way=VerificationMode.CONTINUOUS)
 MODELS = [cloud_model, erring_model(2), erring_model(5), lambda ids: 1]
 
 
@@ -132,7 +132,7 @@ async def test_drafts_for_a_stream_begin_at_the_newest_token_known() -> None:
 
 
 def test_a_guess_keeps_what_the_answer_confirms_and_drops_what_it_contradicts() -> None:
-    guess, known = Guess(), Estimates()
+    guess, known = Continuation(), Estimates()
     guess.extend(Draft([1, 2, 3, 4], [1.0] * 4, [0.9] * 4, False, 1.0))
     guess.follow([1, 2], known)
     assert (guess.position, guess.token_ids) == (2, [3, 4])

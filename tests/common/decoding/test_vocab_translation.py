@@ -9,7 +9,7 @@ from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.retokenize import BACK, EdgeText
 from common.decoding.vocab_translation import PaddedDrafter, TranslatingDrafter
-from common.protocol.vocabulary import Vocabulary
+from common.protocol.vocabulary import RemoteVocabulary
 from common.types import GREEDY, Draft, Sampling
 from tests.support.fakes import FakeDrafter
 from tests.support.vocabularies import ODD, EdgeSide, TextDrafter, Truth, file, spelled
@@ -23,13 +23,15 @@ def whole(parts: list[int], edge: EdgeSide) -> bytes:
     return b"".join(map(edge.piece, parts))
 
 
-def translating(edge_kind: str, cloud: Vocabulary, text: str, **how: int) -> tuple[TranslatingDrafter, TextDrafter]:
+def translating(
+    edge_kind: str, cloud: RemoteVocabulary, text: str, **how: int
+) -> tuple[TranslatingDrafter, TextDrafter]:
     edge = EdgeSide(edge_kind)
     inner = TextDrafter(edge, text, len(EDGE_PROMPT), **how)
     return TranslatingDrafter(inner, edge, cloud, EDGE_PROMPT, len(CLOUD_PROMPT)), inner
 
 
-def any_cut(cloud: Vocabulary, text: str, rng: random.Random) -> list[int]:
+def any_cut(cloud: RemoteVocabulary, text: str, rng: random.Random) -> list[int]:
     """Tokens for `text` as the cloud would hardly cut it: down to single bytes, special tokens in between."""
     ids: list[int] = []
     at = 0
@@ -86,7 +88,7 @@ def test_bytes_that_are_no_text_are_followed_too() -> None:
 async def test_lossless_answers_are_the_clouds_own_however_they_are_cut(
     edge_kind: str, cloud_kind: str, length: int
 ) -> None:
-    cloud, rng = Vocabulary(file(cloud_kind)), random.Random(length)
+    cloud, rng = RemoteVocabulary(file(cloud_kind)), random.Random(length)
     plan = Plan(use_confidence_check=False, max_draft_tokens=length, stretch_tokens=3)
     for text in [*ODD, TEXT]:
         truths = [[*(token for token, _ in cloud.tokens(text)), 0], [*any_cut(cloud, text, rng), 0]]
@@ -99,7 +101,7 @@ async def test_lossless_answers_are_the_clouds_own_however_they_are_cut(
 
 @pytest.mark.parametrize(("edge_kind", "cloud_kind"), [("bytes", "digits"), ("digits", "bytes"), ("pieces", "digits")])
 async def test_an_edge_that_knows_the_answer_is_accepted_to_its_end(edge_kind: str, cloud_kind: str) -> None:
-    cloud = Vocabulary(file(cloud_kind))
+    cloud = RemoteVocabulary(file(cloud_kind))
     truth = [*(token for token, _ in cloud.tokens(TEXT)), 0]
     drafter, inner = translating(edge_kind, cloud, TEXT)
     plan = Plan(use_confidence_check=False, max_draft_tokens=8)
@@ -116,7 +118,7 @@ async def test_an_edge_that_knows_the_answer_is_accepted_to_its_end(edge_kind: s
 async def test_drafts_are_the_edges_text_without_special_tokens_and_have_its_confidence(
     edge_kind: str, cloud_kind: str
 ) -> None:
-    cloud = Vocabulary(file(cloud_kind))
+    cloud = RemoteVocabulary(file(cloud_kind))
     for text in ODD:
         for limit in (1, 3, 8, 400):
             drafter, inner = translating(edge_kind, cloud, text)
@@ -133,7 +135,7 @@ async def test_drafts_are_the_edges_text_without_special_tokens_and_have_its_con
 
 
 async def test_an_unfinished_word_is_held_back_until_it_is_settled() -> None:
-    cloud = Vocabulary(file("bytes"))
+    cloud = RemoteVocabulary(file("bytes"))
     drafter, _ = translating("digits", cloud, "1234 examples of data! The capital")
     draft = await drafter.draft(CLOUD_PROMPT, 4, GREEDY)
     truth = [token for token, _ in cloud.tokens("1234 examples of data! The capital")]
@@ -141,7 +143,7 @@ async def test_an_unfinished_word_is_held_back_until_it_is_settled() -> None:
 
 
 async def test_a_full_context_of_the_edge_ends_its_drafts_and_loses_nothing() -> None:
-    cloud = Vocabulary(file("digits"))
+    cloud = RemoteVocabulary(file("digits"))
     truth = [*(token for token, _ in cloud.tokens(TEXT)), 0]
     drafter, _ = translating("bytes", cloud, TEXT, context=20)
     plan = Plan(use_confidence_check=False, stretch_tokens=4)
@@ -150,7 +152,7 @@ async def test_a_full_context_of_the_edge_ends_its_drafts_and_loses_nothing() ->
 
 
 async def test_the_edge_samples_with_its_own_prompt_length_and_anew_when_sampling_changes() -> None:
-    cloud = Vocabulary(file("digits"))
+    cloud = RemoteVocabulary(file("digits"))
     drafter, inner = translating("bytes", cloud, TEXT)
     first = await drafter.draft(CLOUD_PROMPT, 4, Sampling(prompt_tokens=len(CLOUD_PROMPT)))
     await drafter.draft([*CLOUD_PROMPT, *first.token_ids], 4, Sampling(temperature=1.0, prompt_tokens=4))

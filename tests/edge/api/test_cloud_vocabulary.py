@@ -12,7 +12,7 @@ from common.decoding.vocab_translation import TranslatingDrafter
 from common.errors import EndpointError, NotFoundError, VocabularyError
 from common.protocol import vocabulary as vocab
 from common.protocol.openai import Message
-from common.protocol.vocabulary import TokenizerFile, Vocabulary, VocabularyInfo
+from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile, VocabularyInfo
 from common.types import GREEDY, Provenance, Sampling, Verdict
 from edge.api.cloud_vocabulary import CloudVocabulary
 from edge.api.shared_prompt import SharedPrompt
@@ -30,7 +30,7 @@ async def engine() -> AsyncIterator[EdgeEngine]:
         yield made
 
 
-class FakeCloud:
+class VocabularyCloud:
     """A cloud with a vocabulary, or none while `down` is the error that it fails with."""
 
     def __init__(self, info: VocabularyInfo, file: TokenizerFile | None = None) -> None:
@@ -51,17 +51,17 @@ def of_the_pair(size: int = 4096) -> VocabularyInfo:
     return VocabularyInfo(vocab.fingerprint(pieces), size)
 
 
-def another() -> FakeCloud:
+def another() -> VocabularyCloud:
     other = file("bytes")
     template = "{% for m in messages %}{{ m['content'] }}<|user|>{% endfor %}"
     other = TokenizerFile(
         fingerprint=other.fingerprint, tokenizer=other.tokenizer, end_tokens=[0], chat_template=template, bos="", eos=""
     )
-    return FakeCloud(VocabularyInfo(other.fingerprint, 512), other)
+    return VocabularyCloud(VocabularyInfo(other.fingerprint, 512), other)
 
 
 async def test_identical_vocabularies_keep_their_ids_and_nothing_big_travels(engine: EdgeEngine) -> None:
-    cloud = FakeCloud(of_the_pair())
+    cloud = VocabularyCloud(of_the_pair())
     async with CloudVocabulary(engine, cloud.get) as vocabulary:
         for _ in range(3):
             shared = await vocabulary.share([1, 500, 2], messages=QUESTION)
@@ -74,7 +74,7 @@ async def test_identical_vocabularies_keep_their_ids_and_nothing_big_travels(eng
 
 @pytest.mark.parametrize("size", [4000, 5000])
 async def test_padded_vocabularies_keep_their_ids_but_those_that_one_side_lacks(engine: EdgeEngine, size: int) -> None:
-    async with CloudVocabulary(engine, FakeCloud(of_the_pair(size)).get) as vocabulary:
+    async with CloudVocabulary(engine, VocabularyCloud(of_the_pair(size)).get) as vocabulary:
         shared = await vocabulary.share([1, 2], text="x")
     shares = min(size, engine.vocab_size)
     drafter = shared.drafter(FakeDrafter(lambda ids: shares - 2 + len(ids)))
@@ -111,7 +111,7 @@ async def test_no_ids_are_sent_before_the_cloud_is_compared_and_then_they_are(en
 
 
 async def test_a_cloud_that_is_another_one_by_now_is_compared_again(engine: EdgeEngine) -> None:
-    cloud = FakeCloud(of_the_pair())
+    cloud = VocabularyCloud(of_the_pair())
 
     class Changed(FakeVerifier):
         async def verify(
@@ -132,7 +132,7 @@ async def test_a_cloud_that_is_another_one_by_now_is_compared_again(engine: Edge
 
 async def test_a_cloud_lost_on_the_way_leaves_an_answer_in_its_tokens_that_the_edge_ends() -> None:
     words = "The capital of France is Paris. It isn't magic: naïve café. 🙂"
-    cloud, edge = Vocabulary(file("digits")), EdgeSide("bytes")
+    cloud, edge = RemoteVocabulary(file("digits")), EdgeSide("bytes")
     truth = [*(token for token, _ in cloud.tokens(words)), 0]
 
     class Lost(Truth):

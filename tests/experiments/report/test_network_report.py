@@ -10,16 +10,16 @@ import pytest
 
 from common.types import Collaboration
 from experiments.counters.cloud import CloudCounts
-from experiments.harness.load import Answer
+from experiments.harness.load import TimedAnswer
 from experiments.network import bounds, pages, plots, view
 from experiments.network.bounds import Costs
-from experiments.network.passes import PASS_QUESTIONS, Block, Cell, Done, Pass, Plan, passes
-from experiments.network.plots import Line, Panel
-from experiments.network.report import Report, report
+from experiments.network.passes import PASS_QUESTIONS, Block, NetworkCell, Pass, PassResult, SweepPlan, passes
+from experiments.network.plots import SweepLine, SweepPanel
+from experiments.network.report import NetworkReport, report
 from experiments.network.ways import WAYS
 
 COSTS = Costs(round_trip=0.05, tokens=40, step=0.005, draft=0.02, rounds=8, verify=0.008, steps=20, draft_step=0.007)
-PLAN = Plan(
+PLAN = SweepPlan(
     round_trips=[0, 50], uplinks=[10], clients=[1, 4], ways=["cloud", "rounds", "rounds-not-ahead", "auto", "edge"],
     prompts=6, repeats=2, max_tokens=9, seed=0,
 )  # fmt: skip
@@ -54,7 +54,7 @@ def test_rounds_lose_to_cloud_only_as_the_round_trip_grows_and_continuous_does_n
 
 
 def test_passes_cover_every_question_in_every_cell_once_a_repeat() -> None:
-    plan = Plan(round_trips=[0, 9], uplinks=[1, 2], clients=[1, 3], ways=["cloud"], prompts=70, repeats=2,
+    plan = SweepPlan(round_trips=[0, 9], uplinks=[1, 2], clients=[1, 3], ways=["cloud"], prompts=70, repeats=2,
                 max_tokens=1, seed=0)  # fmt: skip
     made = list(passes(plan))
     assert len(set(made)) == len(made)
@@ -77,8 +77,8 @@ def test_each_way_is_first_about_as_often_as_any_other() -> None:
 # -- the report
 
 
-def answer(question: int, seconds: float, text: str = "a b c", **told: int) -> Answer:
-    return Answer(
+def answer(question: int, seconds: float, text: str = "a b c", **told: int) -> TimedAnswer:
+    return TimedAnswer(
         question=question,
         seconds=seconds,
         tokens=3,
@@ -95,9 +95,9 @@ def block(way: str, one: Pass, seconds: float, **told: int) -> Block:
     return Block(way=way, seconds=2 * seconds, answers=answers, counts=counts, bytes_up=600, bytes_down=60)
 
 
-def done(one: Pass) -> Done:
+def done(one: Pass) -> PassResult:
     rounds = {"rounds": 2, "drafted": 8, "accepted": 6, "edge_latency_ms": 20, "edge_drawn": 10, "edge_wasted": 4}
-    return Done(
+    return PassResult(
         one,
         [
             block("cloud", one, 1.0),
@@ -109,7 +109,7 @@ def done(one: Pass) -> Done:
     )
 
 
-def made(entries: list[Done]) -> Report:
+def made(entries: list[PassResult]) -> NetworkReport:
     return report(PLAN, entries, len(list(passes(PLAN))), token_ends=lambda text: [1, 3, 5])
 
 
@@ -159,7 +159,7 @@ def test_one_other_character_in_a_lossless_answer_is_counted_and_said() -> None:
 def test_cells_not_measured_yet_are_left_out(tmp_path: Path) -> None:
     one = next(passes(PLAN))
     found = made([done(one)])
-    assert {row.cell for row in found.rows} == {one.cell} == {Cell(0, 10, 1)}
+    assert {row.cell for row in found.rows} == {one.cell} == {NetworkCell(0, 10, 1)}
     for so_far in (found, made([])):
         view.draw(so_far, tmp_path)
         assert view.ratios(so_far).row_count == len({row.cell for row in so_far.rows})
@@ -182,7 +182,9 @@ def test_the_pages_have_a_panel_for_each_bandwidth_and_number_of_clients_and_all
 
 
 def test_plots_are_written_as_svg_and_png(tmp_path: Path) -> None:
-    line = Line("way", "C0", [0, 1], [1, 2], [0.5, 1.5], [1.5, 2.5], [2, 3])
-    svg, png = plots.draw(tmp_path / "plot", "title", [[Panel("left", [line]), Panel("right")]], "x", "y", level=1)
+    line = SweepLine("way", "C0", [0, 1], [1, 2], [0.5, 1.5], [1.5, 2.5], [2, 3])
+    svg, png = plots.draw(
+        tmp_path / "plot", "title", [[SweepPanel("left", [line]), SweepPanel("right")]], "x", "y", level=1
+    )
     assert png.read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in svg.read_bytes()

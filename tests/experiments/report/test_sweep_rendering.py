@@ -9,17 +9,17 @@ import pytest
 from msgspec.structs import replace
 
 from experiments.report import html, line_plot, markdown, schema
-from experiments.report.line_plot import Line, Place, over_measure, over_number
-from experiments.report.schema import Curves, Measure, Report, Series, Sweep
+from experiments.report.line_plot import PlotLine, PlotPoint, over_measure, over_number
+from experiments.report.schema import Curves, ExperimentReport, Measure, Series, SweepDescription
 from tests.support.browser import BROWSER, browser
 from tests.support.fake_report import SETUPS, fake_report
 
 
 @pytest.fixture(scope="module")
-def swept() -> Report:
+def swept() -> ExperimentReport:
     report = fake_report(questions=20)
     points = [name for name in SETUPS if not name.endswith("_only")]
-    report.sweep = Sweep(
+    report.sweep = SweepDescription(
         parameter="Threshold",
         series=[
             Series(name="one", configurations=points[:3], at=[0.1, 0.5, 0.9]),
@@ -39,7 +39,7 @@ def swept() -> Report:
     return report
 
 
-def test_a_sweeps_page_has_its_curves_in_place_of_a_plot_of_all_configurations(swept: Report) -> None:
+def test_a_sweeps_page_has_its_curves_in_place_of_a_plot_of_all_configurations(swept: ExperimentReport) -> None:
     page = html.render(swept)
     assert page.count("<svg") == 2 * 2 + len(swept.contributions), "what was not measured is not drawn"
     for width in ("narrow", "wide"):
@@ -51,7 +51,7 @@ def test_a_sweeps_page_has_its_curves_in_place_of_a_plot_of_all_configurations(s
     assert "0.800 [0.700,\u00a00.900]" in page
 
 
-def test_a_sweeps_markdown_has_every_point_and_the_areas(swept: Report) -> None:
+def test_a_sweeps_markdown_has_every_point_and_the_areas(swept: ExperimentReport) -> None:
     text = markdown.render(swept)
     assert "## Quality at equal cloud rate" in text
     assert "| one | 0.9 |" in text and "| two | 0.99 |" in text
@@ -59,13 +59,13 @@ def test_a_sweeps_markdown_has_every_point_and_the_areas(swept: Report) -> None:
     assert "Best quality at equal cloud rate" in text and "no other has clearly less" in text
 
 
-def test_a_sweep_is_read_back_as_it_was_written(swept: Report, tmp_path: Path) -> None:
+def test_a_sweep_is_read_back_as_it_was_written(swept: ExperimentReport, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     schema.write(swept, file)
     assert schema.read(file) == swept
 
 
-def test_names_of_series_are_never_markup(swept: Report) -> None:
+def test_names_of_series_are_never_markup(swept: ExperimentReport) -> None:
     hostile = copy.deepcopy(swept)
     assert hostile.sweep is not None
     hostile.sweep.series[0] = replace(hostile.sweep.series[0], name="<script>alert(1)</script>|*b*")
@@ -75,7 +75,9 @@ def test_names_of_series_are_never_markup(swept: Report) -> None:
 
 @pytest.mark.long
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-async def test_a_browser_draws_all_curves_and_has_nothing_to_complain_of(swept: Report, tmp_path: Path) -> None:
+async def test_a_browser_draws_all_curves_and_has_nothing_to_complain_of(
+    swept: ExperimentReport, tmp_path: Path
+) -> None:
     file = tmp_path / "report.html"
     file.write_text(html.render(swept))
     async with browser(tmp_path / "profile") as page:
@@ -90,15 +92,15 @@ async def test_a_browser_draws_all_curves_and_has_nothing_to_complain_of(swept: 
         assert page.complaints == []
 
 
-def place(x: float | Measure, y: float) -> Place:
-    return Place(x, Measure(y, y - 0.1, y + 0.1), "about")
+def place(x: float | Measure, y: float) -> PlotPoint:
+    return PlotPoint(x, Measure(y, y - 0.1, y + 0.1), "about")
 
 
 def test_lines_lie_within_their_drawing_in_the_order_of_their_numbers() -> None:
     rng = np.random.default_rng(0)
     for width in (360.0, 940.0):
         lines = [
-            Line(f"a{n}", line_plot.class_of(n), [place(float(at), float(rng.random())) for at in (1, 2, 4, 8, 32)])
+            PlotLine(f"a{n}", line_plot.class_of(n), [place(float(at), float(rng.random())) for at in (1, 2, 4, 8, 32)])
             for n in range(10)
         ]
         drawn = str(over_number(lines, "x", "y", width, "label"))
@@ -107,8 +109,10 @@ def test_lines_lie_within_their_drawing_in_the_order_of_their_numbers() -> None:
             across = [float(step.split(",")[0]) for step in path.split(" L")]
             steps = np.diff(across)
             assert (steps > 0).all() and steps == pytest.approx(steps[0], abs=0.2), "values at equal steps"
-        measured = [Line("b", "line-0", [place(Measure(x, x, x), 0.5) for x in (0.0, 0.3, 1.0)])]
-        within(str(over_measure([*measured, Line("end", "end", measured[0].places[:1])], "x", "y", width, "l")), width)
+        measured = [PlotLine("b", "line-0", [place(Measure(x, x, x), 0.5) for x in (0.0, 0.3, 1.0)])]
+        within(
+            str(over_measure([*measured, PlotLine("end", "end", measured[0].places[:1])], "x", "y", width, "l")), width
+        )
 
 
 def within(drawn: str, width: float) -> None:

@@ -12,15 +12,15 @@ from common.http.client import HTTPClient
 from common.http_server import HTTPServer
 from common.types import Collaboration
 from experiments.counters import edge as edge_counts
-from experiments.harness.load import Answer, ask
+from experiments.harness.load import TimedAnswer, ask
 from experiments.questions.text_metrics import score
 from experiments.split import naive_edge
-from experiments.split.formulas import Shape, every_token
+from experiments.split.formulas import SplitShape, every_token
 from tests.support.split_parts import WholeModel, served
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-SHAPE = Shape(hidden=256, layers=8, first=2)
+SHAPE = SplitShape(hidden=256, layers=8, first=2)
 QUESTIONS = "What is AI?", "Sort 31, 7, 64."
 TOKENS = 12
 FRAMES = 2 * 1024
@@ -43,7 +43,7 @@ async def edge(demo_split: Path) -> AsyncIterator[HTTPClient]:
             await server.stop()
 
 
-async def asked(edge: HTTPClient, question: str) -> tuple[Answer, Collaboration]:
+async def asked(edge: HTTPClient, question: str) -> tuple[TimedAnswer, Collaboration]:
     answer = await ask(edge, 0, question, {"max_tokens": TOKENS, "mode": "split"})
     assert answer.told is not None
     return answer, answer.told

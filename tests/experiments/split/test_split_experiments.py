@@ -11,17 +11,26 @@ from experiments import accuracy, communication, inference_time
 from experiments.counters.cloud import CloudCounts
 from experiments.counters.edge import EdgeCounts
 from experiments.harness import experiment, results
-from experiments.harness.experiment import Kind
-from experiments.harness.trials import Cell, Done, Network, Plan, Trial, trials
-from experiments.report.schema import Counts, NetworkCounts, Report, Row
+from experiments.harness.experiment import ExperimentKind
+from experiments.harness.trials import ExperimentPlan, LoadCondition, Network, Trial, TrialResult, trials
+from experiments.report.schema import AnswerRow, Counts, ExperimentReport, NetworkCounts
 from experiments.setup.ablations import CLOUD_ONLY, Ablation
 from experiments.setup.configurations import configuration
 from experiments.split import compared, paper, time_saved
-from experiments.split.formulas import READINGS, Shape, contexts, every_layer, every_token, once, positions, reduction
+from experiments.split.formulas import (
+    READINGS,
+    SplitShape,
+    contexts,
+    every_layer,
+    every_token,
+    once,
+    positions,
+    reduction,
+)
 from experiments.split.measures import measures
 from tests.experiments.test_ablation_measures import HERE
 
-SHAPE = Shape(hidden=256, layers=8, first=2)
+SHAPE = SplitShape(hidden=256, layers=8, first=2)
 LENGTHS = [(prompt, tokens) for prompt in (1, 7, 30) for tokens in (1, 2, 15, 96)]
 
 
@@ -42,7 +51,7 @@ def test_nothing_is_sent_for_no_token() -> None:
 
 def test_the_papers_figures_fit_the_whole_context_for_each_token_and_no_other_reading() -> None:
     """Of an answer of 100 tokens, sent once in fp16 in theirs; of any length their reduction is not the other ones'."""
-    model = Shape(paper.HIDDEN, paper.LAYERS, 0)
+    model = SplitShape(paper.HIDDEN, paper.LAYERS, 0)
     ours = once(model, 20, 100) / 2
     assert every_token(model, 20, 100) / 1e6 == pytest.approx(paper.DATA[0].naive, rel=0.05)
     assert ours / 1e6 == pytest.approx(paper.DATA[0].ours, rel=0.05)
@@ -54,7 +63,7 @@ def base_ways() -> list[Ablation]:
     return [compared.NAIVE, compared.STANDALONE, compared.split(0.8), compared.split(1.01), CLOUD_ONLY]
 
 
-def answered(name: str, question: int, repeat: int = 0, cell: int = 0, share: float = 1.0) -> Done:
+def answered(name: str, question: int, repeat: int = 0, cell: int = 0, share: float = 1.0) -> TrialResult:
     """Cloud only asks for all layers; others of that `share` of positions for the tail's, in a tenth of the time."""
     rng = random.Random(question)
     prompt, tokens = rng.randint(5, 40), rng.randint(1, 60)
@@ -70,25 +79,27 @@ def answered(name: str, question: int, repeat: int = 0, cell: int = 0, share: fl
         split_tokens=0 if whole else asked,
         split_layer_tokens=6 * tail,
     )
-    row = Row(
+    row = AnswerRow(
         question=question, repeat=repeat, text="", quality=1.0, latency_ms=took, first_token_ms=1.0, tokens=tokens,
         prompt_tokens=prompt, waited_ms=0.75 * took, cloud_calls=asked, bytes_up=512 * tail, bytes_down=100 * asked,
         provenance={"edge": tokens - asked, "cloud": asked},
     )  # fmt: skip
     counts = Counts(edge=EdgeCounts(), cloud=cloud, network=NetworkCounts(bytes_up=600 * tail, bytes_down=150 * asked))
-    return Done(what=Trial(name, repeat, (question,), cell), seconds=took / 1000, rows=[row], counts=counts)
+    return TrialResult(what=Trial(name, repeat, (question,), cell), seconds=took / 1000, rows=[row], counts=counts)
 
 
-def plan_of(ways: list[Ablation], baseline: Ablation, **fields: object) -> Plan:
+def plan_of(ways: list[Ablation], baseline: Ablation, **fields: object) -> ExperimentPlan:
     base = experiment.base_config(compared.parser("", 9, 1, ".").parse_args([]), compared.SETTINGS)
     asked = {
         "data": "some", "prompts_sha256": "", "questions": 30, "repeats": 1, "max_tokens": 9, "temperature": 0.0,
         "seed": 0, "network": Network(14, 20), "config": {}, "baseline": baseline.name,
     }  # fmt: skip
-    return Plan(configurations=[configuration(one, base) for one in ways], **asked | fields)  # type: ignore[arg-type]
+    return ExperimentPlan(configurations=[configuration(one, base) for one in ways], **asked | fields)  # type: ignore[arg-type]
 
 
-def report_of(ways: list[Ablation], baseline: Ablation, share: float = 1.0) -> tuple[Report, Plan, list[Done]]:
+def report_of(
+    ways: list[Ablation], baseline: Ablation, share: float = 1.0
+) -> tuple[ExperimentReport, ExperimentPlan, list[TrialResult]]:
     plan = plan_of(ways, baseline)
     entries = [answered(way.name, question, share=share) for way in ways for question in range(30)]
     found = results.report("Some", plan, entries, HERE, "exact_match", {}, measures(SHAPE))
@@ -125,10 +136,10 @@ def test_reductions_are_by_all_bytes_of_all_answers() -> None:
 
 @pytest.mark.parametrize("saved", [-1.0, 0.0, 0.25, 0.9])
 def test_time_saved_is_against_cloud_only_in_its_own_cell(saved: float) -> None:
-    def entry(name: str, question: int, cell: int, ms: float) -> Done:
-        row = Row(question=question, repeat=0, latency_ms=ms, tokens=1)
+    def entry(name: str, question: int, cell: int, ms: float) -> TrialResult:
+        row = AnswerRow(question=question, repeat=0, latency_ms=ms, tokens=1)
         counts = Counts(edge=EdgeCounts(), cloud=CloudCounts(), network=NetworkCounts())
-        return Done(what=Trial(name, 0, (question,), cell), seconds=1.0, rows=[row], counts=counts)
+        return TrialResult(what=Trial(name, 0, (question,), cell), seconds=1.0, rows=[row], counts=counts)
 
     entries = []
     for question in range(20):
@@ -152,7 +163,7 @@ def test_the_interval_of_time_saved_holds_it() -> None:
 
 
 def test_every_cell_has_every_question_and_the_first_is_in_the_order_of_a_plan_without_cells() -> None:
-    cells = [Cell(Network(14, 20)), Cell(Network(0, 20)), Cell(Network(14, 20), clients=16)]
+    cells = [LoadCondition(Network(14, 20)), LoadCondition(Network(0, 20)), LoadCondition(Network(14, 20), clients=16)]
     plain, wanted = (plan_of(base_ways(), CLOUD_ONLY, repeats=2, cells=each) for each in ([], cells))
     found = list(trials(wanted))
     for number in range(3):
@@ -170,13 +181,13 @@ def test_the_first_cell_is_that_of_the_network_and_none_is_there_twice() -> None
         parser.add_argument(f"--{name}", default="")
     args = parser.parse_args(["--round-trips", "0,14,100", "--uplinks", "2,20", "--clients", "1,16"])
     found = inference_time.cells_of(args)
-    assert found[0] == Cell(Network(14, 20))
+    assert found[0] == LoadCondition(Network(14, 20))
     assert len(set(found)) == len(found) == 5
     with pytest.raises(ConfigError, match="--round-trips takes numbers"):
         inference_time.cells_of(parser.parse_args(["--round-trips", "a"]))
 
 
-def added() -> Iterator[tuple[str, Report]]:
+def added() -> Iterator[tuple[str, ExperimentReport]]:
     """Each experiment's report with its own tables and curves."""
     thresholds = [0.8, 1.01]
     found, plan, entries = report_of(base_ways(), compared.NAIVE, 0.3)
@@ -239,4 +250,4 @@ def test_what_a_request_can_say_needs_no_server_of_its_own() -> None:
     assert plan.configurations[2].fields["use_confidence_check"] is False
     plan = plan_of(inference_time.ways(0.8), CLOUD_ONLY)
     assert len({one.needs for one in plan.configurations}) == len(plan.configurations)
-    assert Kind().settings == experiment.SETTINGS
+    assert ExperimentKind().settings == experiment.SETTINGS

@@ -9,13 +9,13 @@ import pytest
 
 from cli.supervisor import PROJECT
 from experiments.report import schema
-from experiments.report.schema import Report
+from experiments.report.schema import ExperimentReport
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 QUESTIONS = 3
 
 
-async def report(name: str, folder: Path, *flags: str) -> Report:
+async def report(name: str, folder: Path, *flags: str) -> ExperimentReport:
     command = "-m", f"experiments.{name}", "--questions", str(QUESTIONS), "--output", str(folder), *flags
     process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=PROJECT)
     assert await process.wait() == 0
@@ -24,12 +24,12 @@ async def report(name: str, folder: Path, *flags: str) -> Report:
     return found
 
 
-def texts(found: Report, name: str) -> list[str]:
+def texts(found: ExperimentReport, name: str) -> list[str]:
     """By question; of repeats the first."""
     return [row.text for row in sorted(found.rows[name], key=lambda row: row.question) if row.repeat == 0]
 
 
-def measured(found: Report, name: str, measure: str) -> float:
+def measured(found: ExperimentReport, name: str, measure: str) -> float:
     return next(one for one in found.configurations if one.name == name).measures[measure].value
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from common.errors import NotFoundError
-from edge.kv.radix_tree import TokenTrie, common_prefix
+from common.protocol.prefix_hash import common_prefix
+from edge.kv.radix_tree import TokenTrie
 from edge.kv.snapshot_format import Snapshot
 from edge.kv.snapshot_store import SnapshotStore
 

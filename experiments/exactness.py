@@ -20,6 +20,7 @@ from cli import terminal
 from cli.args import config_parser, run_program
 from common.config_schema import HttpClientConfig
 from common.http.client import HTTPClient
+from common.protocol.prefix_hash import common_prefix
 from common.protocol.split_frames import StateEncoding
 from experiments.harness import experiment
 from experiments.harness.load import in_turns
@@ -155,7 +156,7 @@ async def difference(
     cloud: HTTPClient, edge_url: str, question: Question, whole: ReplayedAnswer, split: ReplayedAnswer
 ) -> Divergence:
     """What the whole model says of its token and the other one, after all that the answers have in common."""
-    at = parting(whole.token_ids, split.token_ids)
+    at = common_prefix(whole.token_ids, split.token_ids)
     one, other = ((a.texts[at], a.token_ids[at]) if at < len(a.token_ids) else ("", None) for a in (whole, split))
     gap = None
     if one[1] is not None and other[1] is not None:
@@ -168,12 +169,6 @@ async def difference(
         both = [likeliest.get(f"token_id:{token}") for token in (one[1], other[1])]
         gap = None if None in both else both[0] - both[1]
     return Divergence(question=question.prompt, position=at, whole=one[0], split=other[0], gap=gap)
-
-
-def parting(one: Sequence[int], other: Sequence[int]) -> int:
-    """The first position at which two sequences, which are not the same, differ."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def show(found: Sequence[ExactnessResult], console: Console) -> None:

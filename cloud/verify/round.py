@@ -13,6 +13,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from cloud.vllm_plugin.answer_so_far import ANSWER_KEY
 from cloud.vllm_plugin.scheduler import DRAFT_KEY
 from common.errors import EngineError, RequestError
+from common.protocol.prefix_hash import common_prefix
 from common.types import GREEDY, Sampling, TokenLogprob, Verdict
 
 
@@ -81,17 +82,11 @@ def verdict(asked: VerifyRound, output: CompletionOutput, max_model_len: int, la
     full = len(asked.committed) + len(drawn) >= max_model_len
     return Verdict(
         token_ids=drawn,
-        accepted=agreed(drawn, asked.draft),
+        accepted=common_prefix(drawn, asked.draft),
         finished=output.finish_reason == "stop" or full,
         latency_ms=latency_ms,
         logprobs=None if output.logprobs is None else token_logprobs(drawn, output.logprobs, asked.logprobs or 0),
     )
-
-
-def agreed(drawn: Sequence[int], draft: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    pairs = zip(drawn, draft, strict=False)
-    return next((at for at, (ours, theirs) in enumerate(pairs) if ours != theirs), min(len(drawn), len(draft)))
 
 
 def token_logprobs(drawn: Sequence[int], given: Sequence[Mapping[int, Logprob]], top: int) -> list[TokenLogprob]:

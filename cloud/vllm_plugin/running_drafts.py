@@ -11,6 +11,7 @@ from vllm.v1.request import Request
 
 from cloud.vllm_plugin.mailbox import Address, Inbox, Mailboxes
 from common.decoding.draft_length import alike, worth_verifying
+from common.protocol.prefix_hash import common_prefix
 
 MAILBOX_KEY = "mailbox"
 PROGRESS_KEY = "drafts"
@@ -121,9 +122,7 @@ class RunningDrafts:
 
     def _count(self, output: Any, draft: list[int]) -> DraftProgress:
         box, drawn = self._boxes[output.request_id], output.new_token_ids
-        pairs = zip(drawn, draft, strict=False)
-        # A recovered token always differs from the draft's, so what agrees was accepted.
-        accepted = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(drawn), len(draft)))
+        accepted = common_prefix(drawn, draft)  # a recovered token always differs from the draft's
         box.learn(len(draft), accepted)
         progress = box.progress
         progress.steps += bool(drawn)

@@ -11,6 +11,7 @@ from common.decoding.draft_length import stream_draft_length
 from common.decoding.estimates import Estimates
 from common.decoding.interfaces import Drafter, Stream, Verifier
 from common.errors import ContextLengthError
+from common.protocol.prefix_hash import common_prefix
 from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame, TokensFrame
 from common.types import Draft, Provenance, Sampling
 
@@ -31,10 +32,7 @@ class Continuation:
     def follow(self, committed: list[int], known: Estimates) -> None:
         """Moves on to the end of `committed`; what contradicts it is dropped, and either way a lesson."""
         new = committed[self.position :]
-        pairs = zip(new, self.token_ids, strict=False)
-        right = next(
-            (n for n, (truth, guess) in enumerate(pairs) if truth != guess), min(len(new), len(self.token_ids))
-        )
+        right = common_prefix(new, self.token_ids)
         seen = min(len(new), len(self.token_ids), right + 1)
         known.acceptance.add(self.confidences[:seen], right, self._run)
         self._run = self._run + right if right == seen else 0

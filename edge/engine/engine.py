@@ -9,6 +9,7 @@ from typing import Self
 
 from common.config_schema import LimitsConfig
 from common.errors import EngineError
+from common.protocol.prefix_hash import common_prefix
 from edge.confidence import ConfidenceCalculator
 from edge.engine.jobs import Job
 from edge.engine.loop_waker import Bell
@@ -19,7 +20,6 @@ from edge.engine.text_model import TextModel
 from edge.engine.worker import EngineThread, cores_for_compute
 from edge.kv.live_sequences import LiveSequences
 from edge.kv.prefix_store import PrefixStore
-from edge.kv.radix_tree import common_prefix
 from edge.llama.model import Llama
 from edge.llama.vocabulary import LlamaVocabulary
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import EngineError
+from common.protocol.prefix_hash import common_prefix
 from edge.engine.jobs import Generation, Job, Scoring
 from edge.engine.stepping import Stepping
 from edge.kv.prefix_store import PrefixStore
-from edge.kv.radix_tree import common_prefix
 from edge.llama.batch import SequenceTokens
 from edge.llama.grammar import Grammar
 from edge.llama.model import CHUNK, Llama

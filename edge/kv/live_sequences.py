@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from edge.kv.radix_tree import common_prefix
+from common.protocol.prefix_hash import common_prefix
 from edge.llama.model import Llama
 
 

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from common.protocol.prefix_hash import common_prefix
+
 T = TypeVar("T")
 
 
@@ -78,19 +80,6 @@ class TokenTrie(Generic[T]):
             if shared < len(child.label):
                 break
         return depth, list(node.below()) if depth else []
-
-
-def common_prefix(left: list[int], right: list[int]) -> int:
-    """The length of the longest common prefix, by halving, so that the comparing is done by whole slices."""
-    same, end = 0, min(len(left), len(right))
-    half = end  # the whole is what usually agrees
-    while same < end:
-        if left[same:half] == right[same:half]:
-            same = half
-        else:
-            end = half - 1
-        half = (same + end + 1) // 2
-    return same
 
 
 def _split(node: _Node[T], at: int) -> _Node[T]:

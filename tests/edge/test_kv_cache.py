@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import NotFoundError, RequestError, SnapshotError, StartError
+from common.protocol.prefix_hash import common_prefix
 from edge.kv import snapshot_store
-from edge.kv.radix_tree import TokenTrie, common_prefix
+from edge.kv.radix_tree import TokenTrie
 from edge.kv.snapshot_folder import SnapshotFolder
 from edge.kv.snapshot_format import HEADER_SIZE, digest, seal
 from edge.kv.snapshot_store import WAITING

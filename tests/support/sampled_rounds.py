@@ -14,7 +14,8 @@ from cloud.verify import stateless
 from cloud.verify.continuous import ContinuousAnswer
 from cloud.verify.draft_channel import DraftChannel
 from cloud.verify.resident_pool import Closed, ResidentPool
-from cloud.verify.round import VerifyRound, agreed, vllm_params
+from cloud.verify.round import VerifyRound, vllm_params
+from common.protocol.prefix_hash import common_prefix
 from common.types import GREEDY, Sampling, Verdict
 
 POSITIONS = 3
@@ -48,7 +49,7 @@ class Samples:
     verified: int = 0
 
     def add(self, walk: ContextWalk, at: int, drawn: Sequence[int], verified: bool = False) -> None:
-        self.by_context[at][tuple(drawn[: agreed(drawn, walk.drafts[at]) + 1])] += 1
+        self.by_context[at][tuple(drawn[: common_prefix(list(drawn), walk.drafts[at]) + 1])] += 1
         self.verified += verified
 
     def at(self, position: int, walk: ContextWalk) -> list[Counter[int]]:

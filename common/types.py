@@ -65,6 +65,17 @@ class Draft(Struct, frozen=True):
     latency_ms: float
     logprobs: list[TokenLogprob] | None = None
 
+    def part(self, begin: int, limit: int) -> "Draft":
+        """Up to `limit` of the tokens from place `begin` on, without log probabilities."""
+        end = begin + limit
+        return Draft(
+            self.token_ids[begin:end],
+            self.probs[begin:end],
+            self.confidences[begin:end],
+            self.finished and end >= len(self.token_ids),
+            self.latency_ms,
+        )
+
 
 NO_DRAFT = Draft([], [], [], False, 0.0)
 

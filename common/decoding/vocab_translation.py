@@ -39,10 +39,8 @@ class PaddedDrafter:
         if max(token_ids, default=0) >= self._size:
             return NO_DRAFT
         draft = await self._drafter.draft(token_ids, limit, sampling, stop_below=stop_below)
-        known = next((at for at, token in enumerate(draft.token_ids) if token >= self._size), None)
-        if known is None:
-            return draft
-        return Draft(draft.token_ids[:known], draft.probs[:known], draft.confidences[:known], False, draft.latency_ms)
+        foreign = next((at for at, token in enumerate(draft.token_ids) if token >= self._size), None)
+        return draft if foreign is None else draft.part(0, foreign)
 
 
 class TranslatingDrafter:

@@ -114,7 +114,7 @@ class FakeStream:
     token_ids: list[int]
     max_tokens: int
     lost_after: int
-    opened_in: float = 0.0
+    handshake_seconds: float = 0.0
     end: EndFrame | None = None
     offered: tuple[int, list[int]] = (0, [])
     drafts: list[tuple[int, list[int]]] = field(default_factory=list)

@@ -4,7 +4,16 @@ import pytest
 
 from common.config_schema import Config
 from common.decoding.estimates import Estimates
-from common.decoding.policy import Decision, Escalation, Gate, Plan, decide, default_plan, draft_length, sure_tokens
+from common.decoding.policy import (
+    Decision,
+    Escalation,
+    Gate,
+    Plan,
+    confident_tokens,
+    decide,
+    default_plan,
+    draft_length,
+)
 from common.types import Mode
 
 
@@ -18,8 +27,8 @@ from common.types import Mode
         ([0.8], Gate(0.8, 0.8), 1),
     ],
 )
-def test_sure_tokens_end_at_either_threshold(confidences: list[float], gate: Gate, kept: int) -> None:
-    assert sure_tokens(confidences, gate) == kept
+def test_confident_tokens_end_at_either_threshold(confidences: list[float], gate: Gate, kept: int) -> None:
+    assert confident_tokens(confidences, gate) == kept
 
 
 @pytest.mark.parametrize(

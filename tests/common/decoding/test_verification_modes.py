@@ -18,8 +18,8 @@ from tests.support.fakes import FakeDrafter, FakeVerifier, Model, answer_of, clo
 
 PROMPTS = [[p, p + 3, 2 * p] for p in range(1, 40)]
 LONG = next(p for p in PROMPTS if len(answer_of(cloud_model, p, 40)) > 20)
-ROUNDS = Plan(use_confidence_check=False, way=VerificationMode.ROUNDS)
-CONTINUOUS = Plan(use_confidence_check=False, way=VerificationMode.CONTINUOUS)
+ROUNDS = Plan(use_confidence_check=False, verification_mode=VerificationMode.ROUNDS)
+CONTINUOUS = Plan(use_confidence_check=False, verification_mode=VerificationMode.CONTINUOUS)
 MODELS = [cloud_model, erring_model(2), erring_model(5), lambda ids: 1]
 
 

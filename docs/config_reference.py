@@ -13,8 +13,8 @@ from common.config_schema import DEPRECATED, Config, Section
 HEAD = """# Configuration: every key
 
 Generated from the schema by `make docs`. [config/config.yaml](../config/config.yaml) has the keys that people
-set most. Any other key of this page can be added there, or to a file of your own, which needs only what differs from the
-defaults.
+set most. Any other key of this page can be added there, or to a file of your own, which needs only what differs from
+the defaults.
 
 The environment overrides a key (`EDGECLOUD_EDGE__SERVER__PORT=9000`), the command line overrides both
 (`--set edge.server.port=9000`). Paths are relative to the folder that a program is started in. A wrong key, type or

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from common.config_schema import EdgeModelConfig
 from common.errors import ContextLengthError, EngineError, RequestError, StartError
 from common.types import GREEDY, DraftRequest, Sampling
 from edge.confidence import ConfidenceCalculator, ConfidenceStrategy
@@ -25,12 +26,13 @@ QUESTIONS = (
     "What is artificial intelligence?",
 )
 LENGTH = 24
+SHORT = EdgeModelConfig(path=MODEL, context_length=256, threads=1)
 HOT = Sampling(temperature=1.5, top_p=0.95, seed=7)
 
 
 @pytest_asyncio.fixture
 async def engine() -> AsyncIterator[EdgeEngine]:
-    async with EdgeEngine(MODEL, context_length=1024, threads=1) as running:
+    async with EdgeEngine(EdgeModelConfig(path=MODEL, threads=1)) as running:
         yield running
 
 
@@ -222,7 +224,7 @@ async def test_probabilities_and_confidences_are_those_of_the_unmodified_distrib
         return calculator.of_batch(logits, chosen)
 
     async with (
-        EdgeEngine(MODEL, context_length=256, threads=1, confidence=spy) as engine,
+        EdgeEngine(SHORT, confidence=spy) as engine,
         engine.sequence() as sequence,
     ):
         draft = await sequence.draft(ask(engine, "What is AI?"), LENGTH, Sampling(1.2, top_k=4, seed=3))
@@ -274,7 +276,7 @@ async def test_a_model_that_cannot_be_had_is_named_in_one_line(tmp_path: Path, c
         path.write_bytes(content)
     threads = threading.enumerate()
     with pytest.raises(StartError) as failure:
-        await EdgeEngine(str(path)).start()
+        await EdgeEngine(EdgeModelConfig(path=str(path))).start()
     assert str(path) in failure.value.message
     assert "\n" not in failure.value.message
     assert threading.enumerate() == threads
@@ -282,7 +284,7 @@ async def test_a_model_that_cannot_be_had_is_named_in_one_line(tmp_path: Path, c
 
 async def test_closing_ends_the_thread_and_fails_what_waits() -> None:
     threads = threading.enumerate()
-    engine = EdgeEngine(MODEL, context_length=1024, threads=1)
+    engine = EdgeEngine(EdgeModelConfig(path=MODEL, threads=1))
     await engine.start()
     assert engine.alive
     waiting = [asyncio.create_task(answer(engine, [5] * 900, [100], HOT)) for _ in range(6)]
@@ -306,7 +308,7 @@ async def test_an_engine_stuck_in_a_step_is_not_alive(monkeypatch: pytest.Monkey
         let_go.wait()
         return ConfidenceCalculator().of_batch(logits, chosen)
 
-    async with EdgeEngine(MODEL, context_length=256, threads=1, confidence=stuck) as engine:
+    async with EdgeEngine(SHORT, confidence=stuck) as engine:
         draft = asyncio.create_task(answer(engine, [5], [1]))
         await asyncio.to_thread(entered.wait)
         assert engine.alive
@@ -318,7 +320,7 @@ async def test_an_engine_stuck_in_a_step_is_not_alive(monkeypatch: pytest.Monkey
 
 async def test_a_start_that_is_cancelled_leaves_nothing_running() -> None:
     threads = threading.enumerate()
-    start = asyncio.create_task(EdgeEngine(MODEL, threads=1).start())
+    start = asyncio.create_task(EdgeEngine(EdgeModelConfig(path=MODEL, threads=1)).start())
     await asyncio.sleep(0)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):

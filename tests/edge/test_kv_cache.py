@@ -13,18 +13,18 @@ import pytest
 from common.errors import NotFoundError, RequestError, SnapshotError, StartError
 from common.protocol.prefix_hash import common_prefix
 from edge.kv import snapshot_store
-from edge.kv.radix_tree import TokenTrie
+from edge.kv.radix_tree import RadixTree
 from edge.kv.snapshot_folder import SnapshotFolder
 from edge.kv.snapshot_format import HEADER_SIZE, digest, seal
-from edge.kv.snapshot_store import WAITING
-from edge.kv_cache import WORTHWHILE, AblatedKVCache, LlamaCppKVCache
+from edge.kv.snapshot_store import MAX_WAITING
+from edge.kv_cache import MIN_TOKENS, AblatedKVCache, LlamaCppKVCache
 
 PER_TOKEN = 100
 """Bytes of state per token of the fake."""
 
 
 class FakeLlama:
-    """What the cache needs of edge.llama.Llama; its KV of a token is that token's id, 25 times over."""
+    """What the cache needs of `edge.llama.model.Llama`; its KV of a token is that token's id, 25 times over."""
 
     def __init__(self, sequences: int = 3, fingerprint: str = "fake") -> None:
         self.held: list[list[int]] = [[] for _ in range(sequences)]
@@ -90,38 +90,38 @@ def files(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache").glob("*/*.kv"))
 
 
-# The trie
+# The tree
 
 
-def test_the_trie_finds_what_comparing_with_everything_finds() -> None:
+def test_the_tree_finds_what_comparing_with_everything_finds() -> None:
     source = random.Random(3)
     for _ in range(200):
-        trie: TokenTrie[int] = TokenTrie()
+        tree: RadixTree[int] = RadixTree()
         filed: dict[int, list[int]] = {}
         for number in range(source.randrange(12)):
             filed[number] = [source.randrange(2) for _ in range(source.randrange(7))]
-            trie.add(filed[number], number)
+            tree.add(filed[number], number)
         for number in source.sample(sorted(filed), len(filed) // 3):
-            trie.remove(filed.pop(number), number)
+            tree.remove(filed.pop(number), number)
         wanted = [source.randrange(2) for _ in range(source.randrange(7))]
         shares = {number: common_prefix(tokens, wanted) for number, tokens in filed.items()}
         best = max(shares.values(), default=0)
-        length, values = trie.longest(wanted)
+        length, values = tree.longest(wanted)
         assert length == best
         assert sorted(values) == [number for number, share in sorted(shares.items()) if share == best > 0]
-        beginnings = [number for number, tokens in sorted(filed.items()) if tokens == wanted[: len(tokens)]]
-        assert sorted(trie.beginnings(wanted)) == beginnings
+        prefixes = [number for number, tokens in sorted(filed.items()) if tokens == wanted[: len(tokens)]]
+        assert sorted(tree.prefixes_of(wanted)) == prefixes
 
 
-def test_a_trie_emptied_again_is_as_new() -> None:
-    trie: TokenTrie[str] = TokenTrie()
+def test_a_tree_emptied_again_is_as_new() -> None:
+    tree: RadixTree[str] = RadixTree()
     for tokens in ([1, 2, 3], [1, 2], [1, 2, 4, 5], []):
-        trie.add(tokens, "x")
+        tree.add(tokens, "x")
     for tokens in ([1, 2], [1, 2, 4, 5], [], [1, 2, 3]):
-        trie.remove(tokens, "x")
-    assert trie._root.children == {}
+        tree.remove(tokens, "x")
+    assert tree._root.children == {}
     with pytest.raises(KeyError):
-        trie.remove([1], "x")
+        tree.remove([1], "x")
 
 
 # Live sequences
@@ -157,7 +157,7 @@ def test_what_nobody_uses_makes_room_in_llama_cpp_when_another_request_comes(
 ) -> None:
     cache = make()
     llama.serve(cache, 0, prompt(1))
-    cache.evicted(llama, 1)
+    cache.save(llama, 1)
     llama.held[1] = prompt(2)  # in use by somebody who reuses nothing
     assert llama.held[0] == prompt(1), "it stays for its next turn as long as nobody else comes"
     assert cache.restore(llama, 2, prompt(3)) == 0
@@ -187,7 +187,7 @@ def test_what_waits_to_be_sealed_can_be_had_already(
     cache, gate = make(), threading.Event()
     monkeypatch.setattr(snapshot_store, "seal", lambda *args: gate.wait(60) and seal(*args))
     llama.held[0] = prompt(1)
-    cache.evicted(llama, 0)
+    cache.save(llama, 0)
     llama.rewind(0, 0)
     assert cache.restore(llama, 1, prompt(1)) == 100
     gate.set()
@@ -210,7 +210,7 @@ def test_whatever_comes_what_is_restored_is_a_beginning_of_what_is_wanted(
         llama.serve(cache, sequence, wanted)  # checks it
         llama.rewind(sequence, source.randint(0, 250))
         if source.random() < 0.2:
-            cache.evicted(llama, source.randrange(3))
+            cache.save(llama, source.randrange(3))
         stats = cache.stats()
         assert stats["disk_bytes"] <= sealed_size(900) and stats["ram_entries"] <= 8 and stats["disk_entries"] <= 8
     stats = cache.stats()
@@ -224,7 +224,7 @@ def test_whatever_comes_what_is_restored_is_a_beginning_of_what_is_wanted(
 
 def displaced(cache: LlamaCppKVCache, llama: FakeLlama, *prompts: list[int]) -> None:
     """Serves each prompt in sequence 0, where the next displaces it, and something else last."""
-    for tokens in (*prompts, prompt(99, WORTHWHILE - 1)):
+    for tokens in (*prompts, prompt(99, MIN_TOKENS - 1)):
         llama.serve(cache, 0, tokens)
 
 
@@ -321,7 +321,7 @@ def test_a_longer_snapshot_replaces_its_beginning_unless_that_is_much_shorter(
     cache = make()
     for length in (100, 110, 500):
         llama.held[0] = prompt(1, length)
-        cache.evicted(llama, 0)
+        cache.save(llama, 0)
         cache.flush()
     assert cache.stats()["ram_bytes"] == sealed_size(110) + sealed_size(500)
 
@@ -349,8 +349,8 @@ def test_sealing_and_writing_hold_up_nobody_and_what_comes_too_fast_is_dropped(
     monkeypatch.setattr(SnapshotFolder, "write", held_up)
     for number in range(20):
         llama.held[0] = prompt(number)
-        cache.evicted(llama, 0)  # returns although nothing can be written
-    assert 20 - WAITING - 1 <= cache.stats()["dropped"] <= 20 - WAITING  # one may be at the gate
+        cache.save(llama, 0)  # returns although nothing can be written
+    assert 20 - MAX_WAITING - 1 <= cache.stats()["dropped"] <= 20 - MAX_WAITING  # one may be at the gate
     gate.set()
     cache.flush()
     assert cache.stats()["disk_entries"] == 20 - cache.stats()["dropped"]
@@ -411,9 +411,9 @@ def test_a_file_put_in_the_place_of_another_is_not_taken_for_it(
 def test_a_flipped_bit_in_ram_is_dropped(make: Callable[..., LlamaCppKVCache], llama: FakeLlama) -> None:
     cache = make()
     displaced(cache, llama, prompt(1))
-    (kept,) = cache._store._kept
-    assert kept.data is not None
-    kept.data = kept.data[:-50] + bytes([kept.data[-50] ^ 1]) + kept.data[-49:]
+    (entry,) = cache._store._index._entries
+    assert entry.data is not None
+    entry.data = entry.data[:-50] + bytes([entry.data[-50] ^ 1]) + entry.data[-49:]
     assert llama.serve(cache, 1, prompt(1)) == 0
     assert cache.stats()["dropped"] == 1 and llama.loaded == []
 
@@ -469,7 +469,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(
     cache = make(disk=True)
     displaced(cache, llama, prompt(1))
     for use in (lambda: cache.export(name, prompt(1)), lambda: cache.import_(name)):
-        with pytest.raises(RequestError, match="no name"):
+        with pytest.raises(RequestError, match="invalid snapshot name"):
             use()
 
 
@@ -481,7 +481,7 @@ def test_what_cannot_be_imported_is_said(
     cache.export("good", prompt(1))
     os.symlink("good.kv", tmp_path / "cache" / "link.kv")
     spoiled(tmp_path / "cache" / "good.kv", lambda data: data[:-1])
-    with pytest.raises(NotFoundError, match="no snapshot is called 'none'"):
+    with pytest.raises(NotFoundError, match="no snapshot is named 'none'"):
         cache.import_("none")
     with pytest.raises(RequestError, match="a link"):
         cache.import_("link")

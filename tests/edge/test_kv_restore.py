@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from common.config_schema import EdgeModelConfig
 from common.types import GREEDY, Draft
 from edge.engine.engine import EdgeEngine
 from edge.kv import snapshot_format
-from edge.kv.snapshot_store import Kept
+from edge.kv.snapshot_index import SnapshotEntry
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
 from edge.llama.batch import SequenceTokens
 from edge.llama.model import Llama
@@ -37,10 +39,7 @@ TIERS = {"live": "kv_live_hits", "RAM": "kv_ram_hits", "disk": "kv_disk_hits", "
 async def engine_of(
     tier: str,
     folder: Path,
-    sequences: int = 2,
-    kv_type: str = "f16",
-    flash_attention: bool | None = None,
-    unified: bool = False,
+    **layout: Any,
 ) -> AsyncIterator[EdgeEngine]:
     """An engine whose store has the one tier only, beside the live sequences."""
     on_disk = tier.startswith("disk")
@@ -49,7 +48,7 @@ async def engine_of(
         directory=folder if on_disk else None,
         enable_compression=tier.endswith("zstd"),
     )
-    async with EdgeEngine(MODEL, 1024, 0, 1, sequences, kv_type, flash_attention, unified, store=store) as engine:
+    async with EdgeEngine(EdgeModelConfig(path=MODEL, threads=1, **{"sequences": 2} | layout), store=store) as engine:
         yield engine
 
 
@@ -91,7 +90,7 @@ def assert_same(restored: Draft, computed: Draft) -> None:
 @pytest.mark.parametrize("unified", [False, True], ids=["own", "unified"])
 @pytest.mark.parametrize("tier", TIERS)
 async def test_what_is_restored_answers_as_what_is_computed(tier: str, unified: bool, tmp_path: Path) -> None:
-    async with engine_of(tier, tmp_path, unified=unified) as engine:
+    async with engine_of(tier, tmp_path, kv_unified=unified) as engine:
         cold = [await answer(engine, prompt, reuse=False) for prompt in prompts(engine)]
         assert engine.stats()["reused_prompt_tokens"] == 0
         for prompt, computed in zip(prompts(engine), cold, strict=True):
@@ -107,7 +106,7 @@ async def test_what_is_restored_answers_as_what_is_computed(tier: str, unified: 
 @pytest.mark.parametrize("unified", [False, True], ids=["own", "unified"])
 @pytest.mark.parametrize("tier", TIERS)
 async def test_it_does_so_among_eight(tier: str, unified: bool, tmp_path: Path) -> None:
-    async with engine_of(tier, tmp_path, sequences=8, unified=unified) as engine:
+    async with engine_of(tier, tmp_path, sequences=8, kv_unified=unified) as engine:
         wanted = prompts(engine) * 2
         cold = [await answer(engine, prompt, reuse=False) for prompt in prompts(engine)] * 2
         await make_known(engine, tier, wanted[0])
@@ -123,7 +122,7 @@ async def test_it_does_so_among_eight(tier: str, unified: bool, tmp_path: Path) 
 async def test_it_does_so_while_sequences_and_budgets_are_too_few(tmp_path: Path) -> None:
     source = random.Random(4)
     store = LlamaCppKVCache(max_size=6, ram_bytes=1 << 20, disk_bytes=2 << 20, directory=tmp_path)
-    async with EdgeEngine(MODEL, 1024, threads=1, sequences=3, store=store) as engine:
+    async with EdgeEngine(EdgeModelConfig(path=MODEL, threads=1, sequences=3), store=store) as engine:
         parts = [engine.tokenize(f"{question} {STORY[:400]}") for question in QUESTIONS]
         wanted = [sum(source.choices(parts, k=source.randint(1, 3)), [5]) for _ in range(12)]
         cold = [await answer(engine, prompt, reuse=False) for prompt in wanted]
@@ -145,7 +144,7 @@ LAYOUTS = {
     "f32": {"kv_type": "f32"},
     "q8_0": {"kv_type": "q8_0"},
     "flash attention": {"flash_attention": True},
-    "unified": {"unified": True},
+    "unified": {"kv_unified": True},
     "more sequences": {"sequences": 3},
 }
 
@@ -167,15 +166,15 @@ async def test_every_layout_of_the_kv_is_brought_back_and_never_taken_for_anothe
 
 @pytest.mark.parametrize("unified", [False, True], ids=["own", "unified"])
 async def test_another_process_takes_up_what_was_live_when_the_first_one_stopped(unified: bool, tmp_path: Path) -> None:
-    async with engine_of("disk", tmp_path, unified=unified) as first:
+    async with engine_of("disk", tmp_path, kv_unified=unified) as first:
         computed = await answer(first, prompts(first)[0])
-    async with engine_of("disk", tmp_path, unified=unified) as second:
+    async with engine_of("disk", tmp_path, kv_unified=unified) as second:
         assert_same(await answer(second, prompts(second)[0]), computed)
         assert second.stats()["kv_disk_hits"] == 1
 
 
 async def test_switched_off_every_prompt_is_computed(tmp_path: Path) -> None:
-    async with EdgeEngine(MODEL, 1024, threads=1, sequences=2, store=AblatedKVCache()) as engine:
+    async with EdgeEngine(EdgeModelConfig(path=MODEL, threads=1, sequences=2), store=AblatedKVCache()) as engine:
         for _ in range(2):
             await answer(engine, prompts(engine)[0])
         assert engine.stats()["reused_prompt_tokens"] == 0
@@ -186,10 +185,10 @@ async def test_switched_off_every_prompt_is_computed(tmp_path: Path) -> None:
         assert stats["reused_prompt_tokens"] == stats["kv_ram_entries"] == 0
 
 
-@pytest.mark.parametrize(("kv_type", "flash_attention"), [("f16", None), ("f16", True), ("f32", None), ("q8_0", None)])
-def test_in_what_portions_a_prompt_was_read_changes_no_bit_of_its_logits(
-    kv_type: str, flash_attention: bool | None
-) -> None:
+@pytest.mark.parametrize(
+    ("kv_type", "flash_attention"), [("f16", "auto"), ("f16", True), ("f32", "auto"), ("q8_0", "auto")]
+)
+def test_in_what_portions_a_prompt_was_read_changes_no_bit_of_its_logits(kv_type: Any, flash_attention: Any) -> None:
     def last_logits(portion: int) -> bytes:
         for begin in range(0, len(PROMPT), portion):
             rows = llama.decode([SequenceTokens(0, PROMPT[begin : begin + portion], 1)])
@@ -198,7 +197,8 @@ def test_in_what_portions_a_prompt_was_read_changes_no_bit_of_its_logits(
         llama.rewind(0, 0)
         return read
 
-    llama = Llama(MODEL, 256, 0, 1, 2, kv_type, flash_attention)
+    model = EdgeModelConfig(path=MODEL, context_length=256, threads=1, sequences=2, kv_type=kv_type)
+    llama = Llama(replace(model, flash_attention=flash_attention))
     try:
         assert len({last_logits(portion) for portion in (200, 128, 7, 1)}) == 1
     finally:
@@ -210,7 +210,7 @@ def test_in_what_portions_a_prompt_was_read_changes_no_bit_of_its_logits(
 
 @pytest.fixture
 def llama() -> Iterator[Llama]:
-    loaded = Llama(MODEL, 64, 0, 1, 2)
+    loaded = Llama(EdgeModelConfig(path=MODEL, context_length=64, threads=1, sequences=2))
     yield loaded
     loaded.free()
 
@@ -222,12 +222,12 @@ class OneSnapshot:
         self.llama, self.cache = llama, LlamaCppKVCache()
         self.tokens = [300 + at for at in range(20)]
         self.answer = self.computed(0)
-        self.cache.evicted(llama, 0)
+        self.cache.save(llama, 0)
         self.cache.flush()
         llama.rewind(0, 0)
-        (kept,) = self.cache._store._kept
-        assert kept.data
-        self.sealed = kept.data
+        (entry,) = self.cache._store._index._entries
+        assert entry.data
+        self.sealed = entry.data
 
     def computed(self, held: int) -> list[int]:
         """A greedy answer, after the first `held` tokens that sequence 0 holds already."""
@@ -242,11 +242,11 @@ class OneSnapshot:
 
     def restored(self, data: bytes) -> int:
         """How many tokens come back when the snapshot is `data`."""
-        for kept in list(self.cache._store._kept):
-            self.cache._store._forget(kept)
-        kept = Kept(self.tokens, b"")
-        self.cache._store._insert(kept)
-        self.cache._store._settle(kept, data, data)
+        store = self.cache._store
+        store._index.clear()
+        entry = SnapshotEntry(self.tokens, b"")
+        store._index.insert(entry)
+        store._place(entry, data, data)
         self.llama.rewind(0, 0)
         return self.cache.restore(self.llama, 0, self.tokens[:-1])
 

@@ -58,7 +58,7 @@ def test_a_model_in_parts_is_its_first_part_if_all_are_there(folder: Callable[..
         assert resolve(str(name)) == path / PARTS[0]
     (path / PARTS[1]).unlink()
     for name in (path, path / PARTS[0]):
-        with pytest.raises(StartError, match="1 of the 2 parts"):
+        with pytest.raises(StartError, match="found only 1 of the 2 parts"):
             resolve(str(name))
 
 
@@ -66,9 +66,9 @@ def test_a_model_in_parts_is_its_first_part_if_all_are_there(folder: Callable[..
     ("names", "pattern", "message"),
     [
         (["a.gguf", "b.gguf", *PARTS], "", r"several GGUF files.*: a\.gguf, b\.gguf, big \(2 parts\)"),
-        (["a-q4.gguf", "b-q4.gguf"], "q4", r"several GGUF files that fit 'q4'"),
-        (["a.gguf"], "q4", r"no GGUF files that fit 'q4' there"),
-        (["a.bin"], "", "no GGUF files there"),
+        (["a-q4.gguf", "b-q4.gguf"], "q4", r"several GGUF files that match 'q4'"),
+        (["a.gguf"], "q4", r"no GGUF files that match 'q4'"),
+        (["a.bin"], "", "no GGUF files"),
     ],
 )
 def test_what_cannot_be_chosen_is_said_with_the_candidates(names: list[str], pattern: str, message: str) -> None:
@@ -159,12 +159,14 @@ LOADER = """
 import asyncio, contextlib, os, resource, sys
 from pathlib import Path
 from common.errors import FrameworkError, StartError
-from edge.engine import EdgeEngine
-from edge.gguf_header import read_header
-from edge.llama_trial import refusal
+from common.config_schema import EdgeModelConfig
+from edge.engine.engine import EdgeEngine
+from edge.llama.gguf_header import read_header
+from edge.llama.trial_load import refusal
 
 async def load(path):
-    async with EdgeEngine(path, context_length=64, threads=1, sequences=1) as engine, engine.sequence([5]) as sequence:
+    model = EdgeModelConfig(path=path, context_length=64, threads=1, sequences=1)
+    async with EdgeEngine(model) as engine, engine.sequence([5]) as sequence:
         await sequence.draft(engine.tokenize("Hello\\n you") + [5, 6], 2)
 
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
@@ -236,7 +238,7 @@ async def test_a_file_that_would_end_llama_cpp_ends_another_process_only(tmp_pat
     file = tmp_path / "many.gguf"
     file.write_bytes(block_count(DATA, 2**31))
     read_header(file)  # not to be seen from outside
-    with pytest.raises(StartError, match=r"would not survive it: .*n_layer") as failure:
+    with pytest.raises(StartError, match=r"would abort on it: .*n_layer") as failure:
         await prepare(str(file))
     assert "\n" not in failure.value.message
 
@@ -244,7 +246,10 @@ async def test_a_file_that_would_end_llama_cpp_ends_another_process_only(tmp_pat
 def test_without_the_trial_it_would_end_the_process_that_loads_it(tmp_path: Path) -> None:
     file = tmp_path / "many.gguf"
     file.write_bytes(block_count(DATA, 2**31))
-    load = f"from edge.llama import Llama; Llama({str(file)!r}, 64, 0, 1, 1)"
+    load = (
+        "from common.config_schema import EdgeModelConfig; from edge.llama.model import Llama\n"
+        f"Llama(EdgeModelConfig(path={str(file)!r}, context_length=64, threads=1, sequences=1))"
+    )
     environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
     ended = subprocess.run([sys.executable, "-c", load], env=environment, capture_output=True, check=False)
     assert ended.returncode == -signal.SIGABRT
@@ -260,7 +265,7 @@ async def test_a_file_that_llama_cpp_refuses_is_refused_with_its_reason(tmp_path
 async def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "none.gguf"
     file.write_bytes(gguf())
-    with pytest.raises(StartError, match="no tensors"):
+    with pytest.raises(StartError, match="it has no tensors"):
         await prepare(str(file))
 
 
@@ -349,7 +354,7 @@ async def test_a_hub_id_is_downloaded_once_and_then_needs_no_hub(hub: Hub, monke
     assert hub.requests == asked
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert await prepare("someone/model:Q8_0") == file
-    with pytest.raises(StartError, match="not to be had from the hub"):
+    with pytest.raises(StartError, match="the hub cannot deliver it"):
         await prepare("someone/model:Q4")
 
 
@@ -364,9 +369,9 @@ async def test_a_download_that_breaks_off_goes_on_where_it_broke(hub: Hub) -> No
 async def test_a_hub_id_that_fits_several_files_or_none_lists_them(hub: Hub) -> None:
     with pytest.raises(StartError, match=r"several GGUF files.*model-Q4\.gguf, model-Q8_0\.gguf"):
         await prepare("someone/model")
-    with pytest.raises(StartError, match="no GGUF files that fit 'Q2'"):
+    with pytest.raises(StartError, match="no GGUF files that match 'Q2'"):
         await prepare("someone/model:Q2")
-    with pytest.raises(StartError, match="neither a file here nor a repository"):
+    with pytest.raises(StartError, match="neither a local file nor a repository"):
         await prepare("nobody/else")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from common.config_schema import EdgeModelConfig
 from common.errors import RequestError
 from common.types import GREEDY, Sampling
 from edge.engine.engine import EdgeEngine
@@ -121,7 +122,7 @@ def test_log_probabilities_are_those_of_the_softmax() -> None:
 
 @pytest_asyncio.fixture
 async def engine() -> AsyncIterator[EdgeEngine]:
-    async with EdgeEngine(MODEL, context_length=512, threads=1) as running:
+    async with EdgeEngine(EdgeModelConfig(path=MODEL, context_length=512, threads=1)) as running:
         yield running
 
 

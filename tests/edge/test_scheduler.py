@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from common.config_schema import LimitsConfig
+from common.config_schema import EdgeModelConfig, LimitsConfig
 from common.errors import ContextLengthError, NotFoundError, OverloadedError
 from common.types import GREEDY, Sampling, Verdict
 from edge.draft_generator import DraftManager
 from edge.engine.engine import EdgeEngine
-from edge.kv.live_sequences import LiveSequences
+from edge.kv.prefix_store import LiveSequences
 from edge.llama.batch import SequenceTokens
 from edge.llama.model import CHUNK, Llama
 
@@ -32,12 +32,13 @@ QUESTIONS = (
     "What is the capital of Italy?",
 )
 LENGTH = 24
+ONE_SEQUENCE = EdgeModelConfig(path=MODEL, context_length=256, threads=1, sequences=1)
 HOT = Sampling(temperature=1.5, top_p=0.95, min_p=0.01, frequency_penalty=0.3, seed=7)
 
 
 @pytest_asyncio.fixture
 async def engine() -> AsyncIterator[EdgeEngine]:
-    async with EdgeEngine(MODEL, context_length=1024, threads=1, sequences=8) as running:
+    async with EdgeEngine(EdgeModelConfig(path=MODEL, threads=1, sequences=8)) as running:
         yield running
 
 
@@ -75,7 +76,8 @@ async def test_an_answer_alone_is_the_answer_among_eight(sampling: Sampling, kv_
             text = [source.randrange(10, 4000) for _ in range(source.randrange(1, 300))]
             await answer(engine, text, HOT, limit=source.randrange(1, 40), reuse=source.random() < 0.5)
 
-    async with EdgeEngine(MODEL, 1024, threads=1, sequences=8, kv_unified=kv_unified) as engine:
+    model = EdgeModelConfig(path=MODEL, threads=1, sequences=8, kv_unified=kv_unified)
+    async with EdgeEngine(model) as engine:
         prompts = [ask(engine, question) for question in QUESTIONS]
         alone = [await answer(engine, prompt, sampling, reuse=False) for prompt in prompts]
         others = [asyncio.create_task(strangers(engine)) for _ in range(3)]
@@ -90,7 +92,7 @@ async def test_an_answer_alone_is_the_answer_among_eight(sampling: Sampling, kv_
 @pytest.mark.parametrize("kv_unified", [False, True], ids=["own", "unified"])
 def test_a_copy_is_whole_whatever_happens_to_its_source(kv_unified: bool) -> None:
     """llama.cpp fills a copy's cells only when it decodes next."""
-    llama = Llama(MODEL, 256, 0, 1, 4, kv_unified=kv_unified)
+    llama = Llama(EdgeModelConfig(path=MODEL, context_length=256, threads=1, kv_unified=kv_unified))
     try:
         one, other = [5, 6, 7, 8, 9], [50, 60, 70]
         llama.decode([SequenceTokens(0, one, 1), SequenceTokens(1, other, 1)])
@@ -212,7 +214,7 @@ async def test_a_long_text_is_scored_in_portions(engine: EdgeEngine, monkeypatch
     text = [5, 9, 13] * 40
     async with engine.sequence() as sequence:
         whole = await sequence.score(text, 1)
-        monkeypatch.setattr("edge.engine.scheduler.SCORED", 7 * engine.vocab_size)
+        monkeypatch.setattr("edge.engine.scheduler.MAX_SCORING_LOGITS", 7 * engine.vocab_size)
         steps = await counted(engine, "steps", sequence.score(text, 1))
         portions = await sequence.score(text, 1)
     assert steps == -(-(len(text) - 1) // 7)
@@ -220,7 +222,7 @@ async def test_a_long_text_is_scored_in_portions(engine: EdgeEngine, monkeypatch
 
 
 def test_an_aborted_step_leaves_every_sequence_as_it_was() -> None:
-    llama = Llama(MODEL, 1024, 0, 1, 2)
+    llama = Llama(EdgeModelConfig(path=MODEL, threads=1, sequences=2))
     try:
         llama.decode([SequenceTokens(0, [5, 6, 7], 1)])
         expected = llama.decode([SequenceTokens(0, [8], 1)])
@@ -265,7 +267,7 @@ async def test_a_prefill_that_nobody_wants_is_aborted(
     expected = await answer(engine, prompt)
     gate = DecodeGate(engine, monkeypatch)
     if not protected:
-        monkeypatch.setattr("edge.engine.scheduler.Batcher.cancelled", lambda self: None)
+        monkeypatch.setattr("edge.engine.worker.StepScheduler.abort_unwanted_step", lambda self: None)
     left = asyncio.create_task(answer(engine, [5] * (3 * CHUNK)))
     await asyncio.to_thread(gate.entered.wait)
     left.cancel()
@@ -327,7 +329,7 @@ async def test_a_hundred_who_leave_at_random_leave_nothing(engine: EdgeEngine) -
 
 
 async def limited(limits: LimitsConfig, check: Callable[[EdgeEngine], Any]) -> None:
-    async with EdgeEngine(MODEL, context_length=256, threads=1, sequences=1, limits=limits) as engine:
+    async with EdgeEngine(ONE_SEQUENCE, limits=limits) as engine:
         await check(engine)
         assert engine.stats()["waiting"] == engine.stats()["prompt_tokens_now"] == 0
         assert len(await answer(engine, [5], HOT, limit=2)) == 2
@@ -384,8 +386,8 @@ class NotedStore(LiveSequences):
     def release(self, llama: Llama, sequence: int) -> None:
         self._note(f"release {len(llama.held[sequence])}")
 
-    def evicted(self, llama: Llama, sequence: int) -> None:
-        self._note(f"evicted {len(llama.held[sequence])}")
+    def save(self, llama: Llama, sequence: int) -> None:
+        self._note(f"save {len(llama.held[sequence])}")
 
     def close(self, llama: Llama) -> None:
         self._note("close")
@@ -393,7 +395,7 @@ class NotedStore(LiveSequences):
 
 async def test_a_prefix_store_is_asked_once_per_lease_in_the_engines_thread() -> None:
     store = NotedStore()
-    async with EdgeEngine(MODEL, context_length=256, threads=1, sequences=1, store=store) as engine:
+    async with EdgeEngine(ONE_SEQUENCE, store=store) as engine:
         prompt = [5, 6, 7, 8]
         async with engine.sequence(prompt) as sequence:
             first = await sequence.draft(prompt, 3, HOT)
@@ -402,7 +404,7 @@ async def test_a_prefix_store_is_asked_once_per_lease_in_the_engines_thread() ->
             pass  # nothing was asked, nothing is told
         await answer(engine, prompt, limit=1, reuse=False)
         await answer(engine, prompt, limit=1)
-    assert store.calls == ["restore 3", "release 6", "evicted 6", "restore 3", "release 4", "close"]
+    assert store.calls == ["restore 3", "release 6", "save 6", "restore 3", "release 4", "close"]
     assert store.threads == {"edge-engine"}
 
 
@@ -417,7 +419,7 @@ class FaultyStore(LiveSequences):
 
 
 async def test_a_prefix_store_that_fails_does_not_end_the_engine() -> None:
-    async with EdgeEngine(MODEL, context_length=256, threads=1, sequences=1, store=FaultyStore()) as engine:
+    async with EdgeEngine(ONE_SEQUENCE, store=FaultyStore()) as engine:
         assert len(await answer(engine, [5], HOT, limit=2)) == len(await answer(engine, [6], HOT, limit=2)) == 2
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from common.config_schema import EdgeModelConfig
 from common.errors import ConfigError, EngineError, StartError
 from common.protocol.split_manifest import SplitManifest, read_manifest
-from edge.llama.segment import CHUNK, Feed, LlamaSegment, States
+from edge.llama.segment import CHUNK, Feed, LlamaSegment, SegmentShape, States
 from tests.conftest import CLOUD_MODEL
 
 TEXT = "<|user|>What is the capital of France?<|assistant|>The capital of France is Paris.<|end|>"
@@ -17,11 +19,11 @@ TOLERANCE = 1e-4
 """Of states whose numbers are up to some tens: what float32 in another order makes of them."""
 
 
-def load(manifest: SplitManifest, folder: Path, number: int, **changes: Any) -> LlamaSegment:
+def load(manifest: SplitManifest, folder: Path, number: int, shows_states: bool = True) -> LlamaSegment:
     part = manifest.segments[number]
-    shape = part.last - part.first + 1, manifest.hidden, manifest.vocab_size
-    options: dict[str, Any] = {"first": number == 0, "context_length": 256, "sequences": 4, "kv_type": "f32"}
-    return LlamaSegment(str(folder / part.file), *shape, **options | changes)
+    model = EdgeModelConfig(path=str(folder / part.file), context_length=256, threads=1, kv_type="f32")
+    shape = SegmentShape(part.last - part.first + 1, manifest.hidden, manifest.vocab_size)
+    return LlamaSegment(model, shape, first=number == 0, shows_states=shows_states)
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +163,9 @@ def test_after_an_error_its_sequences_hold_nothing(first: LlamaSegment, ids: lis
 
 
 def test_a_segment_of_another_shape_is_refused(manifest: SplitManifest, demo_split: Path) -> None:
-    path = str(demo_split / manifest.segments[0].file)
-    for shape in ((3, 256, 4096), (2, 128, 4096), (2, 256, 4095)):
-        with pytest.raises(ConfigError, match=r"has 2 layers, 256 numbers a state, 4096 tokens; its manifest says"):
-            LlamaSegment(path, *shape, first=True, context_length=CHUNK)
+    model = EdgeModelConfig(path=str(demo_split / manifest.segments[0].file), context_length=CHUNK, sequences=1)
+    for shape in (SegmentShape(3, 256, 4096), SegmentShape(2, 128, 4096), SegmentShape(2, 256, 4095)):
+        with pytest.raises(ConfigError, match=r"has 2 layers, 256 numbers per state, 4096 tokens; its manifest says"):
+            LlamaSegment(model, shape, first=True)
     with pytest.raises(StartError, match="not a GGUF file"):
-        LlamaSegment(str(demo_split / "manifest.json"), 2, 256, 4096, first=True, context_length=CHUNK)
+        LlamaSegment(replace(model, path=str(demo_split / "manifest.json")), SegmentShape(2, 256, 4096), first=True)

@@ -87,7 +87,7 @@ def test_a_written_file_is_read_back_and_listed_by_age(folder: SnapshotFolder, s
     "name", ["../x", "/etc/x", "a/b", "..", ".", "", ".hidden", "a\0b", "x" * 101, "é", "a\n", "-x/"]
 )
 def test_a_name_that_could_lead_elsewhere_is_refused(name: str) -> None:
-    with pytest.raises(RequestError, match="no name"):
+    with pytest.raises(RequestError, match="invalid snapshot name"):
         file_name(name)
 
 
@@ -143,8 +143,8 @@ def test_a_failed_write_leaves_what_was_there(
 WRITER = """
 import sys
 from pathlib import Path
-from edge.snapshot_folder import SnapshotFolder
-from edge.snapshots import seal
+from edge.kv.snapshot_folder import SnapshotFolder
+from edge.kv.snapshot_format import seal
 folder = SnapshotFolder(Path(sys.argv[1]))
 for turn in range(10_000):
     folder.write(f"{turn % 3}.kv", seal(b"k" * 32, "model", [turn], bytes([turn % 256]) * 4_000_000))

@@ -1,4 +1,4 @@
-"""Many requests in one engine: what a step holds, who may join, and that whoever leaves is gone."""
+"""Many requests in one engine: continuous batching, streams, cancellation, limits, prefix stores, draft sessions."""
 
 import asyncio
 import random
@@ -54,7 +54,7 @@ async def answer(
 
 
 async def counted(engine: EdgeEngine, name: str, work: Any) -> int:
-    """By how much `work` raises one of the engine's counters."""
+    """By how much `work` increases one of the engine's counters."""
     before = engine.stats()[name]
     await work
     return engine.stats()[name] - before
@@ -68,7 +68,7 @@ def llama_of(engine: EdgeEngine) -> Llama:
 @pytest.mark.parametrize("kv_unified", [False, True], ids=["own", "unified"])
 @pytest.mark.parametrize("sampling", [GREEDY, HOT], ids=["greedy", "seeded"])
 async def test_an_answer_alone_is_the_answer_among_eight(sampling: Sampling, kv_unified: bool) -> None:
-    """Whoever else comes and goes, and wherever its prompt's beginning is found."""
+    """Other requests come and go, and the prompt's prefix is found in different places."""
     source = random.Random(4)
 
     async def strangers(engine: EdgeEngine) -> None:
@@ -90,8 +90,8 @@ async def test_an_answer_alone_is_the_answer_among_eight(sampling: Sampling, kv_
 
 
 @pytest.mark.parametrize("kv_unified", [False, True], ids=["own", "unified"])
-def test_a_copy_is_whole_whatever_happens_to_its_source(kv_unified: bool) -> None:
-    """llama.cpp fills a copy's cells only when it decodes next."""
+def test_a_copy_is_complete_whatever_happens_to_its_source(kv_unified: bool) -> None:
+    """llama.cpp fills the cells of a copy only when it decodes next."""
     llama = Llama(EdgeModelConfig(path=MODEL, context_length=256, threads=1, kv_unified=kv_unified))
     try:
         one, other = [5, 6, 7, 8, 9], [50, 60, 70]
@@ -125,13 +125,13 @@ def test_a_copy_is_whole_whatever_happens_to_its_source(kv_unified: bool) -> Non
         llama.free()
 
 
-async def test_one_step_serves_all_who_draw(engine: EdgeEngine) -> None:
+async def test_one_step_serves_all_drawing_requests(engine: EdgeEngine) -> None:
     prompts = [ask(engine, question) for question in QUESTIONS]
     steps = await counted(engine, "steps", asyncio.gather(*(answer(engine, prompt, HOT) for prompt in prompts)))
-    assert steps <= LENGTH + 2 * len(prompts)  # they join one after the other, each with a prompt to be read
+    assert steps <= LENGTH + 2 * len(prompts)  # they join one after the other, each with a prompt to decode
 
 
-async def test_a_long_prompt_is_read_beside_those_who_draw(engine: EdgeEngine) -> None:
+async def test_a_long_prompt_is_decoded_beside_drawing_requests(engine: EdgeEngine) -> None:
     prompt, long = ask(engine, "What is AI?"), [5] * (3 * CHUNK)
     expected = await answer(engine, prompt)
     steps = await counted(engine, "steps", asyncio.gather(answer(engine, prompt), answer(engine, long, limit=1)))
@@ -145,10 +145,10 @@ async def test_rejected_tokens_are_never_computed_again(engine: EdgeEngine) -> N
         first = await sequence.draft(prompt, 8)
         known = [*prompt, *first.token_ids[:3], other]
         decoded = await counted(engine, "decoded_tokens", sequence.draft(known, 8))
-    assert decoded == 1 + 7  # the token that is new, then each drawn one but the last
+    assert decoded == 1 + 7  # the new token, then each drawn token but the last
 
 
-async def test_a_draft_ends_with_the_token_that_makes_the_rest_unlikely(engine: EdgeEngine) -> None:
+async def test_a_draft_ends_when_the_product_of_confidences_is_too_low(engine: EdgeEngine) -> None:
     prompt = ask(engine, "Explain quantum computing")
     async with engine.sequence(prompt) as sequence:
         whole = await sequence.draft(prompt, LENGTH, HOT)
@@ -169,11 +169,11 @@ async def test_a_stream_is_the_draft_in_parts(engine: EdgeEngine) -> None:
     assert [part.finished for part in parts] == [False] * (len(parts) - 1) + [True]
 
 
-async def test_a_stream_does_not_wait_for_who_reads_it(engine: EdgeEngine) -> None:
+async def test_a_stream_does_not_wait_for_its_reader(engine: EdgeEngine) -> None:
     prompt = ask(engine, "Explain quantum computing")
     async with engine.sequence(prompt) as sequence, aclosing(sequence.generate(prompt, 200, HOT)) as parts:
         await anext(parts)
-        while engine.stats()["drafts"] == 0:  # drawn to the end, while nobody reads
+        while engine.stats()["drafts"] == 0:  # drawn to the end although nobody reads
             await asyncio.sleep(0.01)
         rest = [part async for part in parts]
     assert len(rest) == 1
@@ -241,12 +241,12 @@ def test_an_aborted_step_leaves_every_sequence_as_it_was() -> None:
 
 
 class DecodeGate:
-    """Holds the engine's thread before each decode, and lets it go on demand."""
+    """Blocks the engine's thread before each decode until `go` is set."""
 
     def __init__(self, engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered, self.go = threading.Event(), threading.Event()
         self.outcomes: list[bool] = []
-        """Whether each decode since came to its end."""
+        """For each decode since, whether it was completed."""
         decode = llama_of(engine).decode
 
         def held(pieces: Sequence[SequenceTokens]) -> Any:
@@ -260,7 +260,7 @@ class DecodeGate:
 
 
 @pytest.mark.parametrize("protected", [True, False], ids=["abort", "control"])
-async def test_a_prefill_that_nobody_wants_is_aborted(
+async def test_a_cancelled_prefill_is_aborted(
     engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch, protected: bool
 ) -> None:
     prompt = ask(engine, "What is AI?")
@@ -278,7 +278,7 @@ async def test_a_prefill_that_nobody_wants_is_aborted(
     assert engine.stats()["sequences_lent"] == 0
 
 
-async def test_a_step_that_others_want_too_goes_on(engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_step_that_other_requests_need_goes_on(engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = ask(engine, "What is AI?")
     expected = await answer(engine, prompt)
     gate = DecodeGate(engine, monkeypatch)
@@ -293,7 +293,7 @@ async def test_a_step_that_others_want_too_goes_on(engine: EdgeEngine, monkeypat
     assert all(gate.outcomes)
 
 
-async def test_an_abort_that_comes_too_late_hurts_nobody(engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_late_abort_changes_no_answer(engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = ask(engine, "What is AI?")
     expected = await answer(engine, prompt)
     llama, decode = llama_of(engine), llama_of(engine).decode
@@ -307,7 +307,7 @@ async def test_an_abort_that_comes_too_late_hurts_nobody(engine: EdgeEngine, mon
     assert await asyncio.gather(*(answer(engine, prompt, reuse=False) for _ in range(4))) == [expected] * 4
 
 
-async def test_a_hundred_who_leave_at_random_leave_nothing(engine: EdgeEngine) -> None:
+async def test_requests_cancelled_at_random_leave_nothing_behind(engine: EdgeEngine) -> None:
     source = random.Random(5)
     prompt = ask(engine, "What is AI?")
     expected = await answer(engine, prompt)
@@ -335,7 +335,7 @@ async def limited(limits: LimitsConfig, check: Callable[[EdgeEngine], Any]) -> N
         assert len(await answer(engine, [5], HOT, limit=2)) == 2
 
 
-async def test_one_more_than_may_wait_is_turned_away() -> None:
+async def test_a_request_is_refused_when_the_queue_is_full() -> None:
     async def check(engine: EdgeEngine) -> None:
         async with engine.sequence([5]):
             waiting = asyncio.create_task(answer(engine, [5], limit=1))
@@ -347,7 +347,7 @@ async def test_one_more_than_may_wait_is_turned_away() -> None:
     await limited(LimitsConfig(max_queue=1), check)
 
 
-async def test_more_tokens_than_may_be_worked_on_are_turned_away() -> None:
+async def test_a_request_is_refused_when_too_many_tokens_are_in_progress() -> None:
     async def check(engine: EdgeEngine) -> None:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(engine.sequence([5] * 60))
@@ -358,7 +358,7 @@ async def test_more_tokens_than_may_be_worked_on_are_turned_away() -> None:
     await limited(LimitsConfig(max_tokens_total=100), check)
 
 
-async def test_a_request_has_no_more_tokens_than_one_may() -> None:
+async def test_a_request_has_at_most_the_tokens_that_the_limit_allows() -> None:
     async def check(engine: EdgeEngine) -> None:
         assert engine.context_length == 40
         assert len(await answer(engine, [5] * 38, HOT)) == 2
@@ -368,40 +368,40 @@ async def test_a_request_has_no_more_tokens_than_one_may() -> None:
     await limited(LimitsConfig(max_tokens_request=40), check)
 
 
-class NotedStore(LiveSequences):
-    """A prefix store that notes who asks it what, and in which thread."""
+class RecordingStore(LiveSequences):
+    """A prefix store that records the calls and their threads."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.threads: set[str] = set()
 
-    def _note(self, call: str) -> None:
+    def _record(self, call: str) -> None:
         self.calls.append(call)
         self.threads.add(threading.current_thread().name)
 
     def restore(self, llama: Llama, sequence: int, token_ids: Sequence[int]) -> int:
-        self._note(f"restore {len(token_ids)}")
+        self._record(f"restore {len(token_ids)}")
         return super().restore(llama, sequence, token_ids)
 
     def release(self, llama: Llama, sequence: int) -> None:
-        self._note(f"release {len(llama.held[sequence])}")
+        self._record(f"release {len(llama.held[sequence])}")
 
     def save(self, llama: Llama, sequence: int) -> None:
-        self._note(f"save {len(llama.held[sequence])}")
+        self._record(f"save {len(llama.held[sequence])}")
 
     def close(self, llama: Llama) -> None:
-        self._note("close")
+        self._record("close")
 
 
-async def test_a_prefix_store_is_asked_once_per_lease_in_the_engines_thread() -> None:
-    store = NotedStore()
+async def test_a_prefix_store_is_called_once_per_lease_in_the_engines_thread() -> None:
+    store = RecordingStore()
     async with EdgeEngine(ONE_SEQUENCE, store=store) as engine:
         prompt = [5, 6, 7, 8]
         async with engine.sequence(prompt) as sequence:
             first = await sequence.draft(prompt, 3, HOT)
             await sequence.draft(prompt + first.token_ids[:1], 2, HOT)
         async with engine.sequence():
-            pass  # nothing was asked, nothing is told
+            pass  # a lease without a job: the store is not called
         await answer(engine, prompt, limit=1, reuse=False)
         await answer(engine, prompt, limit=1)
     assert store.calls == ["restore 3", "release 6", "save 6", "restore 3", "release 4", "close"]
@@ -409,7 +409,7 @@ async def test_a_prefix_store_is_asked_once_per_lease_in_the_engines_thread() ->
 
 
 class FaultyStore(LiveSequences):
-    """A prefix store that fails whenever a lease or the engine ends."""
+    """A prefix store that fails when a lease or the engine ends."""
 
     def release(self, llama: Llama, sequence: int) -> None:
         raise OSError("no space left")
@@ -462,5 +462,5 @@ async def test_a_session_drafts_on_while_a_verdict_is_awaited(engine: EdgeEngine
     assert drafts == [expected[:4], expected[4:8]]
     assert manager.settle("s", Verdict(expected[:5], 4, False, 0.0)) == prompt + expected[:5]
     decoded = await counted(engine, "decoded_tokens", manager.draft("s", 4))
-    assert decoded == 4  # the five settled tokens agree with what was drafted, and nothing is computed again
+    assert decoded == 4  # the five settled tokens equal the drafted ones, so nothing is computed again
     assert manager.settle("s", Verdict(expected[5:12], 6, False, 0.0)) == prompt + expected[:12]

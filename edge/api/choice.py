@@ -20,7 +20,7 @@ from common.types import Mode, Provenance, Sampling
 from edge.api.context import Services
 from edge.api.logprobs import ScoredToken
 from edge.api.shared_prompt import SharedPrompt
-from edge.engine.engine import Sequence as EdgeSequence
+from edge.engine.engine import EdgeSequence
 from edge.text.detokenizer import TextStream
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ import numpy as np
 
 from common.types import Sampling
 from edge.confidence import Softmax
-from edge.engine.jobs import Awaited
-from edge.engine.stepping import Stepping
+from edge.engine.jobs import EngineJob
+from edge.engine.worker import StepScheduler
 from edge.llama.sampling import Logits, draw, is_greedy, uniforms
 from edge.llama.segment import CHUNK, Feed, LlamaSegment, States, Step
 
@@ -30,7 +30,7 @@ class ExitPrediction(NamedTuple):
     sure: bool
 
 
-class SegmentJob(Awaited):
+class SegmentJob(EngineJob):
     """Inputs for one sequence of one segment; then, up to `limit` times, the next token by its exit.
 
     The first segment goes on by itself as long as `sure` says so of the token's confidence; the others guess once.
@@ -107,7 +107,7 @@ class Freed(NamedTuple):
     sequence: int
 
 
-class SegmentBatcher(Stepping[SegmentJob]):
+class SegmentBatcher(StepScheduler[SegmentJob]):
     """Owns the segments. `temperatures`, one an exit, divide its logits before its confidence is read from them."""
 
     def __init__(
@@ -116,9 +116,9 @@ class SegmentBatcher(Stepping[SegmentJob]):
         temperatures: Sequence[float],
         end_tokens: frozenset[int],
         inbox: SimpleQueue[SegmentJob | Freed | None],
-        ring: Callable[[list[asyncio.Future[None]]], None],
+        wake: Callable[[list[asyncio.Future[None]]], None],
     ) -> None:
-        super().__init__(inbox, ring)
+        super().__init__(inbox, wake)
         self._segments = segments
         self._temperatures = temperatures
         self._end_tokens = end_tokens

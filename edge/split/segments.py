@@ -9,15 +9,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from common.config_schema import LimitsConfig
+from common.config_schema import EdgeModelConfig, LimitsConfig
 from common.errors import ContextLengthError, EngineError
 from common.protocol.split_manifest import SplitManifest
 from common.types import GREEDY, Sampling
-from edge.engine.loop_waker import Bell
-from edge.engine.sequence_pool import Leases
+from edge.engine.loop_waker import LoopWaker
+from edge.engine.sequence_pool import SequencePool
 from edge.engine.text_model import TextModel
-from edge.engine.worker import EngineThread, cores_for_compute
-from edge.llama.segment import LlamaSegment, States
+from edge.engine.worker import EngineThread
+from edge.llama.segment import LlamaSegment, SegmentShape, States
 from edge.llama.vocabulary import LlamaVocabulary
 from edge.split.scheduler import ExitPrediction, Freed, SegmentBatcher, SegmentJob
 
@@ -50,13 +50,13 @@ class Segments(TextModel):
         self._options: dict[str, Any] = {
             "context_length": context_length,
             "gpu_layers": gpu_layers,
-            "threads": threads or cores_for_compute(),
+            "threads": threads,
             "sequences": sequences,
             "kv_type": kv_type,
-            "flash_attention": flash_attention,
+            "flash_attention": "auto" if flash_attention is None else flash_attention,
         }
         self._limits = limits or LimitsConfig()
-        self._leases = Leases(sequences, self._limits)
+        self._leases = SequencePool(sequences, self._limits)
         self._vocabulary: LlamaVocabulary | None = None
         self._context_length = 0
         self._inbox: SimpleQueue[SegmentJob | Freed | None] = SimpleQueue()
@@ -93,7 +93,7 @@ class Segments(TextModel):
     @property
     def work(self) -> list[tuple[int, int]]:
         """Steps of each segment since the start, and positions that it computed in them."""
-        engine = self._thread.engine
+        engine = self._thread.scheduler
         return list(zip(engine.steps, engine.rows, strict=True)) if engine else []
 
     def stats(self) -> dict[str, object]:
@@ -129,24 +129,25 @@ class Segments(TextModel):
     def cancel(self, job: SegmentJob) -> None:
         """Nobody wants the job any more: it leaves at the end of the step under way, which ends now if it can."""
         job.cancelled = True
-        if self._thread.engine is not None:
-            self._thread.engine.cancelled()
+        if self._thread.scheduler is not None:
+            self._thread.scheduler.abort_unwanted_step()
 
-    def _load(self, bell: Bell) -> SegmentBatcher:
+    def _load(self, waker: LoopWaker) -> SegmentBatcher:
         """In the thread; what was loaded is freed if the rest cannot be."""
         manifest, loaded = self.manifest, list[LlamaSegment]()
         with ExitStack() as stack:
             for path, part in zip(manifest.check_segments(self._folder), manifest.segments, strict=True):
-                shape = part.last - part.first + 1, manifest.hidden, manifest.vocab_size
+                model = EdgeModelConfig(path=str(path), **self._options)
+                shape = SegmentShape(part.last - part.first + 1, manifest.hidden, manifest.vocab_size)
                 # The cloud is fed what the first one leaves, each segment what the one before it does.
                 shows_states = not loaded or len(loaded) < self.count - 1
-                segment = LlamaSegment(str(path), *shape, first=not loaded, shows_states=shows_states, **self._options)
+                segment = LlamaSegment(model, shape, first=not loaded, shows_states=shows_states)
                 loaded.append(segment)
                 stack.callback(segment.free)
             vocabulary = self._vocabulary = loaded[0].vocabulary
             self._context_length = min(segment.context_length for segment in loaded)
             stack.pop_all()
-        return SegmentBatcher(loaded, manifest.temperatures, vocabulary.end_tokens, self._inbox, bell.ring)
+        return SegmentBatcher(loaded, manifest.temperatures, vocabulary.end_tokens, self._inbox, waker.wake)
 
 
 class SegmentSequence:
@@ -219,7 +220,7 @@ class SegmentSequence:
     async def _part(self, job: SegmentJob) -> list[ExitPrediction]:
         """What the job has guessed since the last part; nothing at its end."""
         began = time.perf_counter()
-        await job.news()
+        await job.wait()
         self.held[job.segment] = job.position
         self.waited_ms += (time.perf_counter() - began) * 1e3
         part = job.part()

@@ -23,6 +23,7 @@ OURS = ("model", "scheduler_cls", "speculative_config", "async_scheduling")
 """Engine args that this project sets and nobody else can."""
 TAIL: Mapping[str, object] = {
     "scheduler_cls": "cloud.vllm_plugin.tail_scheduler.TailScheduler",
+    "worker_extension_cls": "cloud.vllm_plugin.tail_scheduler.TailWorker",
     "enable_prompt_embeds": True,
     "enable_prefix_caching": False,  # what a session has computed stays in its live request; ids stand for nothing
     "skip_tokenizer_init": True,

@@ -19,7 +19,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from cloud.engine import args as engine_args
 from cloud.engine.base import VLLMEngine
 from cloud.verify.round import seed_at
-from cloud.vllm_plugin.tail_scheduler import STATES_KEY
+from cloud.vllm_plugin.keys import STATES_KEY
 from common.errors import ContextLengthError, EngineError, RequestError
 from common.types import GREEDY, Sampling
 

@@ -14,7 +14,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from cloud.engine.engine import CloudEngine
 from cloud.verify.draft_channel import Sender
 from cloud.verify.round import VerifyRound, token_logprobs, vllm_params
-from cloud.vllm_plugin.running_drafts import MAILBOX_KEY, PROGRESS_KEY, DraftProgress
+from cloud.vllm_plugin.draft_messages import DraftProgress
+from cloud.vllm_plugin.keys import MAILBOX_KEY, PROGRESS_KEY
 from common.errors import ContextLengthError, EngineError
 from common.protocol.stream_frames import EndFrame, TokensFrame
 from common.types import TokenLogprob

@@ -18,7 +18,7 @@ import zmq
 import zmq.asyncio
 from msgspec import msgpack
 
-from cloud.vllm_plugin.mailbox import MAX_MAILBOXES, Address, Counters, DraftMessage, Opened
+from cloud.vllm_plugin.draft_messages import MAX_MAILBOXES, Address, Counters, DraftMessage, Opened
 
 log = logging.getLogger(__name__)
 

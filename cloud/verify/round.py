@@ -10,8 +10,7 @@ from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
-from cloud.vllm_plugin.answer_so_far import ANSWER_KEY
-from cloud.vllm_plugin.scheduler import DRAFT_KEY
+from cloud.vllm_plugin.keys import ANSWER_KEY, DRAFT_KEY
 from common.errors import EngineError, RequestError
 from common.protocol.prefix_hash import common_prefix
 from common.types import GREEDY, Sampling, TokenLogprob, Verdict

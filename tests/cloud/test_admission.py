@@ -8,14 +8,7 @@ import pytest
 
 from cloud.routes.admission import LONGEST_WAIT, Admission, Work
 from common.errors import OverloadedError
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.manual_clock import ManualClock
 
 
 def refusal(admission: Admission, tokens: int, requests: int = 1) -> OverloadedError:
@@ -92,7 +85,7 @@ def test_the_limits_hold_for_any_order_of_coming_and_going() -> None:
 @pytest.mark.parametrize("seconds_each", [0.5, 2.0, 7.0])
 def test_retry_after_follows_the_rate_at_which_work_was_released(seconds_each: float) -> None:
     """Released one at a time, 100 tokens each: room for 300 more is there after three of them."""
-    clock = Clock()
+    clock = ManualClock(1000.0)
     admission = Admission(1000, 500, clock)
     held = [ExitStack() for _ in range(5)]
     for work in held:
@@ -106,7 +99,7 @@ def test_retry_after_follows_the_rate_at_which_work_was_released(seconds_each: f
 
 
 def test_retry_after_is_the_time_that_work_takes_as_long_as_none_was_released() -> None:
-    clock = Clock()
+    clock = ManualClock(1000.0)
     admission = Admission(1, 100, clock)
     with admission.admit(1):
         assert refusal(admission, 1).retry_after == 1
@@ -117,7 +110,7 @@ def test_retry_after_is_the_time_that_work_takes_as_long_as_none_was_released() 
 
 
 def test_retry_after_forgets_a_rate_of_long_ago() -> None:
-    clock = Clock()
+    clock = ManualClock(1000.0)
     admission = Admission(1, 100, clock)
     for _ in range(10):
         with admission.admit(1):

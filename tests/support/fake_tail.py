@@ -18,7 +18,7 @@ from cloud.split.engine import TailEngine
 from cloud.split.pool import TailPool
 from cloud.split.route import SplitRoute
 from cloud.verify.resident_pool import blocks_for
-from cloud.vllm_plugin.tail_scheduler import STATES_KEY
+from cloud.vllm_plugin.keys import STATES_KEY
 from common.config_schema import ServerConfig
 from common.errors import ContextLengthError, EngineError
 from common.http_server import HTTPServer, make_app

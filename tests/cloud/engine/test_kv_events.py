@@ -26,7 +26,7 @@ from cloud.verify import stateless
 from cloud.verify.round import VerifyRound
 from common.errors import StartError
 from common.types import GREEDY
-from tests.support.started import started
+from tests.support.engines import started
 
 MODEL = Path(__file__).parents[3] / "models" / "demo-cloud"
 SIZE = 32

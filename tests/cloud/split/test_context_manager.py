@@ -10,6 +10,7 @@ from cloud.split.context_manager import CloudContextManager, EvictionReason, Lim
 from common.errors import ForeignSession, OverloadedError, RequestError, StatesMissing
 from common.protocol.hidden_states import Packed, pack
 from common.protocol.split_frames import StateEncoding
+from tests.support.manual_clock import ManualClock
 
 HIDDEN = 4
 ROW = HIDDEN * 4
@@ -23,14 +24,6 @@ def rows(start: int, stop: int, session: int = 0) -> Packed:
 
 def positions(found: np.ndarray, session: int = 0) -> list[int]:
     return [int(row[0]) - 1000 * session for row in found]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_states_come_back_in_order_once_and_are_released_once() -> None:
@@ -91,7 +84,7 @@ def test_another_tenant_cannot_touch_a_session() -> None:
 
 
 def test_what_is_unused_too_long_is_forgotten_unless_it_is_asked_for() -> None:
-    clock = Clock()
+    clock = ManualClock()
     contexts = CloudContextManager(Limits(seconds=10), clock)
     for session in "ab":
         contexts.open(session)
@@ -153,7 +146,7 @@ class Model:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_any_order_of_any_pieces_holds_what_was_sent_and_no_more(seed: int) -> None:
-    rng, clock = random.Random(seed), Clock()
+    rng, clock = random.Random(seed), ManualClock()
     limits = Limits(rng.randrange(20, 60) * ROW, rng.randrange(30, 120) * ROW, seconds=50, sessions=rng.randrange(2, 5))
     contexts, model = CloudContextManager(limits, clock), Model()
 

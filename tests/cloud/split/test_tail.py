@@ -130,6 +130,18 @@ async def test_sampling_follows_the_distribution_and_a_seed_repeats(
     assert token.logprob == pytest.approx(logprob, abs=1e-3)  # of the model, whatever was drawn with
 
 
+async def test_a_seeded_token_of_a_grown_session_is_the_one_that_a_new_session_draws(
+    cloud: SplitCloud, fingerprint: str, whole: WholeModel
+) -> None:
+    ids, sampling = whole.tokens("Explain"), Sampling(temperature=2.0, seed=3)
+    async with cloud.session(fingerprint, StateEncoding.FP32) as grown:
+        drawn = await answer(whole, grown, ids, 6, sampling)
+    for token in drawn:
+        async with cloud.session(fingerprint, StateEncoding.FP32) as new:
+            assert [one.token_id for one in await answer(whole, new, ids, 1, sampling)] == [token.token_id]
+        ids.append(token.token_id)
+
+
 async def test_what_was_evicted_is_sent_again_and_gives_the_same(
     cloud: SplitCloud, tail: tuple[HTTPServer, SplitService], whole: WholeModel
 ) -> None:

@@ -16,6 +16,7 @@ import torch
 from cloud.engine.engine import CloudEngine
 from common.types import Sampling
 from tests.conftest import CLOUD_CONTEXT, CLOUD_MODEL
+from tests.support.engines import started
 from tests.support.sampled_rounds import (
     POSITIONS,
     ContextWalk,
@@ -27,7 +28,6 @@ from tests.support.sampled_rounds import (
     statelessly,
     walk_of,
 )
-from tests.support.started import started
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -162,7 +162,7 @@ async def engine_with(proposer: str, scheduler: str) -> AsyncIterator[CloudEngin
 async def test_without_its_guard_vllm_draws_differently_and_these_tests_say_so() -> None:
     sampling = Sampling(temperature=0.7, top_k=12)
     async with engine_with(
-        "tests.support.unguarded.UnguardedProposer", "cloud.vllm_plugin.scheduler.RemoteDraftScheduler"
+        "tests.support.engines.UnguardedProposer", "cloud.vllm_plugin.scheduler.RemoteDraftScheduler"
     ) as engine:
         walk = await walk_of(engine)
         plain = await plainly(engine, walk, sampling, 1000)
@@ -177,7 +177,7 @@ async def test_a_draft_that_contradicts_the_answer_costs_time_and_changes_nothin
     """Any draft is lossless; that it must agree with the answer is what keeps useless ones from being verified."""
     sampling = Sampling(temperature=1.0)
     async with engine_with(
-        "cloud.vllm_plugin.scheduler.NoProposer", "tests.support.unguarded.CredulousScheduler"
+        "cloud.vllm_plugin.scheduler.NoProposer", "tests.support.engines.CredulousScheduler"
     ) as engine:
         walk = await walk_of(engine)
 

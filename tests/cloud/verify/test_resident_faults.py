@@ -16,7 +16,7 @@ from common.errors import EngineError
 from tests.cloud.engine.test_engine import plain
 from tests.cloud.verify.test_resident import in_rounds, one, pool_of, question_and_answer
 from tests.conftest import CLOUD_CONTEXT, CLOUD_MODEL
-from tests.support.started import started
+from tests.support.engines import started
 
 pytestmark = [pytest.mark.long, pytest.mark.asyncio(loop_scope="session")]
 

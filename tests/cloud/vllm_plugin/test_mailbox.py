@@ -10,19 +10,12 @@ import msgspec
 import pytest
 
 from cloud.verify.draft_channel import DraftChannel, Sender
-from cloud.vllm_plugin.mailbox import Counters, DraftMessage, Inbox, Mailboxes
+from cloud.vllm_plugin.draft_messages import Counters, DraftMessage
+from cloud.vllm_plugin.mailbox import Inbox, Mailboxes
+from tests.support.manual_clock import ManualClock
 
 KEY = b"k" * 16
 BYTES_PER_ID = 4
-
-
-class Clock:
-    """Seconds that pass only when the test says so."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def boxes(**limits: float) -> Mailboxes:
@@ -114,7 +107,7 @@ def test_drafts_beyond_the_bytes_are_refused_until_there_is_room() -> None:
 
 
 def test_an_old_draft_is_dropped_whether_or_not_anyone_asks_for_it() -> None:
-    clock = Clock()
+    clock = ManualClock()
     box = Mailboxes(max_age=10, clock=clock)
     for key in (b"a", b"b"):
         box.open(key)
@@ -129,7 +122,7 @@ def test_an_old_draft_is_dropped_whether_or_not_anyone_asks_for_it() -> None:
 
 
 def test_thousands_of_mailboxes_stay_within_their_bounds() -> None:
-    rng, clock = random.Random(1), Clock()
+    rng, clock = random.Random(1), ManualClock()
     box = Mailboxes(max_boxes=2000, max_bytes=50_000, max_age=5, clock=clock)
     opened: set[bytes] = set()
     put = 0

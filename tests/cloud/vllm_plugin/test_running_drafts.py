@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from cloud.vllm_plugin import running_drafts
-from cloud.vllm_plugin.mailbox import Address, Mailboxes
-from cloud.vllm_plugin.running_drafts import MAILBOX_KEY, PROGRESS_KEY, RunningDrafts
+from cloud.vllm_plugin.draft_messages import Address
+from cloud.vllm_plugin.keys import MAILBOX_KEY, PROGRESS_KEY
+from cloud.vllm_plugin.mailbox import Mailboxes
+from cloud.vllm_plugin.running_drafts import RunningDrafts
 from common.decoding.draft_length import VERIFY_COST, alike, stream_draft_length, worth_verifying
 
 

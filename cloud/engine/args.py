@@ -1,4 +1,4 @@
-"""vLLM's arguments: this project's own, its defaults for CPU, and whatever else `vllm serve` takes. Starts nothing."""
+"""vLLM's engine arguments: those that this project sets, its defaults for CPU, and any other of `vllm serve`."""
 
 import difflib
 import json
@@ -20,20 +20,20 @@ CPU_DEFAULTS: Mapping[str, object] = {
     "enforce_eager": True,  # compiling doubles the start (30 s more on 2 cores) for steps a quarter faster
 }
 OURS = ("model", "scheduler_cls", "speculative_config", "async_scheduling")
-"""Engine args that this project sets and nobody else can."""
+"""Engine arguments that only this project sets."""
 TAIL: Mapping[str, object] = {
     "scheduler_cls": "cloud.vllm_plugin.tail_scheduler.TailScheduler",
     "worker_extension_cls": "cloud.vllm_plugin.tail_scheduler.TailWorker",
     "enable_prompt_embeds": True,
-    "enable_prefix_caching": False,  # what a session has computed stays in its live request; ids stand for nothing
+    "enable_prefix_caching": False,  # a session's KV stays in its live request, and token ids are placeholders
     "skip_tokenizer_init": True,
     "disable_log_stats": True,
 }
-"""Those of an engine that is fed hidden states."""
+"""Arguments of an engine that takes hidden states."""
 
 
 def parse(model: str, max_draft_tokens: int, given: Mapping[str, object]) -> Any:
-    """The arguments as vLLM's own parser reads them; raises ConfigError for one that it does not know or accept."""
+    """The arguments as vLLM's own parser returns them; raises ConfigError for an unknown one or a wrong value."""
     ours = {
         "scheduler_cls": "cloud.vllm_plugin.scheduler.RemoteDraftScheduler",
         "speculative_config": {
@@ -47,7 +47,7 @@ def parse(model: str, max_draft_tokens: int, given: Mapping[str, object]) -> Any
 
 
 def parse_tail(folder: str, given: Mapping[str, object]) -> Any:
-    """As `parse`, for an engine that is fed hidden states; it shows no metrics, which are the other engine's."""
+    """As `parse`, for an engine that takes hidden states; it has no metrics, because vLLM has one set a process."""
     return _parsed("cloud.split.engine_args", folder, TAIL, given, {*OURS, *TAIL})
 
 

@@ -14,10 +14,12 @@ def samples(registry: CollectorRegistry) -> dict[tuple[str, tuple[str, ...]], fl
 def test_a_verify_is_counted_by_what_became_of_its_draft() -> None:
     registry = CollectorRegistry()
     metrics = CloudMetrics(registry)
-    metrics.verified(VerifyForm.RESIDENT, drafted=4, accepted=2, drawn=3, seconds=0.1)
-    metrics.verified(VerifyForm.RESIDENT, drafted=4, accepted=4, drawn=5, seconds=0.1)
-    metrics.verified(VerifyForm.STATELESS, drafted=4, accepted=1, drawn=1, seconds=0.1)  # the accepted token ended it
-    metrics.verified(VerifyForm.STATELESS, drafted=0, accepted=0, drawn=8, seconds=0.1)
+    metrics.record_verify(VerifyForm.RESIDENT, drafted=4, accepted=2, drawn=3, seconds=0.1)
+    metrics.record_verify(VerifyForm.RESIDENT, drafted=4, accepted=4, drawn=5, seconds=0.1)
+    metrics.record_verify(
+        VerifyForm.STATELESS, drafted=4, accepted=1, drawn=1, seconds=0.1
+    )  # the accepted token ended it
+    metrics.record_verify(VerifyForm.STATELESS, drafted=0, accepted=0, drawn=8, seconds=0.1)
     found = samples(registry)
     for name, value in (("drafted", 12), ("accepted", 7), ("recovered", 1), ("bonus", 1), ("cloud", 8)):
         assert found[f"edgecloud_{name}_tokens_total", ()] == value
@@ -31,7 +33,7 @@ def test_every_label_is_there_from_the_start_and_gauges_are_asked_at_each_scrape
     metrics = CloudMetrics(registry)
     held = [1, 2, 3]
     metrics.gauge("sessions", "Sessions held.", lambda: len(held))
-    metrics.show_dropped(lambda reason: int(reason is DraftDropReason.LATE))
+    metrics.register_dropped(lambda reason: int(reason is DraftDropReason.LATE))
     metrics.engine_restarts.inc()
     found = samples(registry)
     assert {

@@ -15,10 +15,11 @@ from aiohttp import WSMsgType, web
 
 from cloud.engine.engine import CloudEngine
 from cloud.routes import stream as stream_route
-from cloud.routes.stream import DRAFT_CHANNEL, LeftError, Peer, StreamRoute
+from cloud.routes.stream import DRAFT_CHANNEL, Peer, StreamRoute
 from cloud.verify.continuous import ContinuousAnswer
 from cloud.verify.round import VerifyRound
 from cloud.verify.stateless import verify
+from cloud.websocket import ClientLeftError, ClientSocket
 from common.cloud_client.stream import CloudStream
 from common.config_schema import HttpClientConfig, Secret, ServerConfig
 from common.errors import ContextLengthError, EndpointError, OverloadedError, RequestError
@@ -341,16 +342,15 @@ async def test_a_connection_without_a_start_is_closed(monkeypatch: pytest.Monkey
 
 
 async def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_route, "SEND_SECONDS", 0.1)
+    monkeypatch.setattr("cloud.websocket.SEND_SECONDS", 0.1)
 
     class Blocked:
         async def send_str(self, body: str) -> None:
             await asyncio.sleep(3600)
 
-    with pytest.raises(LeftError):
-        await Peer(cast(web.WebSocketResponse, Blocked()), messages.Exchange()).send(
-            TokensFrame(position=0, token_ids=[1])
-        )
+    socket = ClientSocket(cast(web.WebSocketResponse, Blocked()), messages.Exchange())
+    with pytest.raises(ClientLeftError):
+        await Peer(socket).send(TokensFrame(position=0, token_ids=[1]))
 
 
 async def test_senders_are_gone_with_their_streams() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from vllm.sampling_params import SamplingParams
 
-from cloud.split.connection import Served
+from cloud.split.connection import SplitBackend
 from cloud.split.context_manager import CloudContextManager, Limits
 from cloud.split.engine import TailEngine
 from cloud.split.pool import TailPool
@@ -153,7 +153,7 @@ async def fake_cloud(
     contexts = CloudContextManager(limits or Limits())
     pool = TailPool(as_engine(tail), contexts)
     app = make_app(config)
-    app.router.add_get("/split", SplitRoute(Served(MANIFEST, contexts, pool, work)).handle)
+    app.router.add_get("/split", SplitRoute(SplitBackend(MANIFEST, contexts, pool, work)).handle)
     server = HTTPServer(app, "127.0.0.1", port)
     await server.start()
     try:

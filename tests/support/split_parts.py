@@ -109,7 +109,7 @@ async def served(
     server = HTTPServer(app, "127.0.0.1", 0)
     await server.start()
     try:
-        await service.keeper.wait_up()
+        await service.supervisor.wait_up()
         yield server, service
     finally:
         await server.stop()

@@ -160,7 +160,7 @@ async def test_a_lost_engine_loses_all_kv_and_no_session() -> None:
     edges[0].send(6)
     with pytest.raises(EngineError):
         await pool.token("s0", 6, GREEDY)
-    pool.lost()
+    pool.drop_all()
     assert len(pool) == 0
     tail.dead = False
     await asyncio.gather(*(edge.go(6, 9) for edge in edges))

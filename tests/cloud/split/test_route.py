@@ -265,8 +265,8 @@ async def test_another_models_session_is_refused() -> None:
 
 
 async def test_too_many_sessions_or_questions_have_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "MOST_SESSIONS", 2)
-    monkeypatch.setattr(connection, "MOST_ASKS", 2)
+    monkeypatch.setattr(connection, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(connection, "MAX_ASKS", 2)
     async with fake_cloud(FakeTail(seconds=0.2)) as cloud, line_to(cloud) as line:
         sessions = [new_session() for _ in range(3)]
         await line.send(*map(opening, sessions))

@@ -149,7 +149,12 @@ async def test_what_was_evicted_is_sent_again_and_gives_the_same(
     ids = whole.tokens(PROMPTS[1])
     async with cloud.session(service.manifest.fingerprint) as session:
         sent = 0
-        for lose in (service.contexts.forget, service.contexts.close, lambda _: service.pool.lost(), lambda _: None):
+        for lose in (
+            service.contexts.forget,
+            service.contexts.close,
+            lambda _: service.pool.drop_all(),
+            lambda _: None,
+        ):
             (token,) = await answer(whole, session, ids, 1, sent=sent)
             assert token.token_id == whole.likeliest(ids)[0]
             assert token.computed == len(ids)
@@ -208,7 +213,7 @@ async def test_a_killed_engine_costs_an_upload_and_not_the_answer(
             await asyncio.sleep(0.05)
         with pytest.raises(EndpointError, match="started again"):
             await answer(whole, session, ids, 1, sent=len(ids) - 1)
-        await service.keeper.wait_up()
+        await service.supervisor.wait_up()
         (token,) = await answer(whole, session, ids, 1, sent=len(ids))
         assert (token.token_id, token.computed) == (whole.likeliest(ids)[0], len(ids))
 

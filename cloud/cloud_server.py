@@ -50,7 +50,7 @@ MAX_BATCH = 256
 
 
 def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
-    """The cloud server's application. It owns `engine`: starts it while the port is already open, closes it at the end."""
+    """The cloud server's application; it owns `engine`, starts it once the port is open, and closes it at the end."""
     registry = CollectorRegistry()
     app = make_app(config.server, registry)
     app[ENGINE] = engine

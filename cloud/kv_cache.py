@@ -97,10 +97,10 @@ class VLLMKVCache:
         sequence; also adapters and images, which no lookup here finds. `token_ids` fill the blocks evenly.
         """
         ids = array(ID.typecode, token_ids).tobytes()
-        known = self._replicas.setdefault(replica, _Replica(self.max_blocks))
+        blocks = self._replicas.setdefault(replica, _Replica(self.max_blocks))
         width = len(ids) // len(hashes)
         for at, (block_hash, extra) in enumerate(zip(hashes, extras, strict=True)):
-            known.store(block_hash, (parent, extra, ids[at * width : (at + 1) * width]))
+            blocks.store(block_hash, (parent, extra, ids[at * width : (at + 1) * width]))
             parent = block_hash
 
     def remove(self, replica: str, hashes: Iterable[BlockHash]) -> None:

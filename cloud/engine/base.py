@@ -112,9 +112,9 @@ class VLLMEngine:
         A prompt that comes in parts makes a live request. Raises RequestError or EngineError.
         """
         # vLLM extends the list it is given; and one HTTP request may become several requests to vLLM at the same time.
-        given = tokens_input(list(prompt), cache_salt=cache_salt) if isinstance(prompt, list) else prompt
+        engine_prompt = tokens_input(list(prompt), cache_salt=cache_salt) if isinstance(prompt, list) else prompt
         unique_id = f"{request_id or 'verify'}-{uuid.uuid4().hex}"
-        outputs = self._running.generate(given, params, unique_id)
+        outputs = self._running.generate(engine_prompt, params, unique_id)
         try:
             async for output in outputs:
                 yield output

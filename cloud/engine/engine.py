@@ -81,15 +81,15 @@ class CloudEngine(VLLMEngine):
     @property
     def end_tokens(self) -> list[int]:
         """The token ids that end an answer, the tokenizer's own first."""
-        given = self._running.model_config.try_get_generation_config().get("eos_token_id")
-        others = given if isinstance(given, list) else [given]
+        configured = self._running.model_config.try_get_generation_config().get("eos_token_id")
+        others = configured if isinstance(configured, list) else [configured]
         return list(dict.fromkeys(t for t in (self.tokenizer.eos_token_id, *others) if t is not None))
 
     @property
     def chat_template(self) -> str:
         """The chat template in Jinja; empty if there is none."""
-        given = self.serving.openai_serving_chat.chat_template or getattr(self.tokenizer, "chat_template", None)
-        return given if isinstance(given, str) else ""
+        template = self.serving.openai_serving_chat.chat_template or getattr(self.tokenizer, "chat_template", None)
+        return template if isinstance(template, str) else ""
 
     def stats(self) -> dict[str, Any]:
         """vLLM's own metrics as of its last step."""

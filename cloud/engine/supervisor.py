@@ -171,7 +171,7 @@ class EngineSupervisor:
             log.error("the lost engine could not be closed", exc_info=error)
 
     def _suspend(self) -> None:
-        """Takes no new requests until the engine answers; those that wait keep waiting, because a step may just be long."""
+        """Takes no new requests until the engine answers; those that wait keep waiting, as a step may just be long."""
         self._down = EngineError(f"the engine has not answered for {self._timing.hang:g} s")
         self._settled.clear()
         log.warning("%s", self._down.message)

@@ -67,7 +67,7 @@ class Admission:
         if self._began and (excess.requests > 0 or excess.tokens > 0):
             self.refused += 1
             raise OverloadedError(
-                f"no room: {self.held.requests} requests with {self.held.tokens} tokens are being worked on",
+                f"no room: {self.held.requests} requests with {self.held.tokens} tokens are running",
                 retry_after=self._retry_after(excess),
             )
 

@@ -75,9 +75,9 @@ class OpenAIRoutes:
         _refuse_unsupported(body)
         cost = request_cost.of_generation(body, self._engine.max_model_len, self._admission.limit.requests)
         body["request_id"] = request[REQUEST_ID]
-        given = body.get("cache_salt") or ""
-        if request[TENANT] and isinstance(given, str):  # vLLM refuses a salt of another type
-            body["cache_salt"] = request[TENANT] + given
+        salt = body.get("cache_salt") or ""
+        if request[TENANT] and isinstance(salt, str):  # vLLM refuses a salt of another type
+            body["cache_salt"] = request[TENANT] + salt
         generation = _validate(body, adapter)
         with self._admission.admit(cost.tokens, cost.requests):
             return await self._answer(request, serve, generation)

@@ -33,7 +33,9 @@ def of_generation(body: Mapping[str, Any], context: int, max_sequences: int) -> 
     prompts = _prompts(body)
     sequences = len(prompts) * max([1, *(_count(body.get(name)) for name in ("n", "best_of"))])
     if sequences > max_sequences:
-        raise RequestError(f"n times the prompts makes {sequences} sequences; at most {max_sequences}", param="n")
+        raise RequestError(
+            f"n times the number of prompts is {sequences} sequences; at most {max_sequences} are allowed", param="n"
+        )
     default = context if body.get("prompt") is None else COMPLETION_TOKENS
     max_tokens = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or default
     tokens = sum(min(_tokens(prompt) + max_tokens, context) for prompt in prompts)

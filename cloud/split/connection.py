@@ -143,7 +143,9 @@ class EdgeConnection:
 
     def _open(self, frame: OpenFrame) -> None:
         if frame.fingerprint != self.backend.manifest.fingerprint:
-            raise ModelMismatch("edge and cloud have pieces of different models: cut one again, and use it on both")
+            raise ModelMismatch(
+                "edge and cloud have parts of different models: partition the model again, and use the result on both"
+            )
         if len(self.kinds) >= MAX_SESSIONS and frame.session not in self.kinds:
             raise OverloadedError(f"{MAX_SESSIONS} sessions are open on this connection")
         self.backend.contexts.open(frame.session, self.request[TENANT])
@@ -161,7 +163,7 @@ class EdgeConnection:
         check_sampling(frame.sampling)
         asks = self.asks.setdefault(frame.session, set())
         if len(asks) >= MAX_ASKS:
-            raise OverloadedError(f"{MAX_ASKS} questions of this session are waiting")
+            raise OverloadedError(f"{MAX_ASKS} token requests of this session are waiting")
         task = asyncio.create_task(self._answer(frame))
         asks.add(task)
         task.add_done_callback(asks.discard)

@@ -39,7 +39,7 @@ class Limits:
 class SessionStates:
     """One session: positions before `released` are only in KV, those from there to before `held` in `pieces`, in order.
 
-    `asked` counts its running token requests.
+    `requests` counts its running token requests.
     """
 
     tenant: str
@@ -48,7 +48,7 @@ class SessionStates:
     held: int = 0
     pieces: list[Packed] = field(default_factory=list)
     bytes: int = 0
-    asked: int = 0
+    requests: int = 0
 
 
 class CloudContextManager:
@@ -86,7 +86,7 @@ class CloudContextManager:
             self._touch(session)
             return
         if len(self._sessions) >= self._limits.sessions:
-            self._drop_one(EvictionReason.SESSIONS, but="", why="no room for another session")
+            self._drop_one(EvictionReason.SESSIONS, keep="", why="no room for another session")
         self._sessions[session] = SessionStates(tenant, self._clock())
 
     def held(self, session: str) -> int:
@@ -104,12 +104,12 @@ class CloudContextManager:
         if context is None or start > context.held:
             return  # the next token request will report what is missing
         self._touch(session)
-        known = min(context.held - start, len(states))
-        self.duplicates += known
-        if known == len(states):
+        duplicate = min(context.held - start, len(states))
+        self.duplicates += duplicate
+        if duplicate == len(states):
             return
-        if known:
-            states = states.rows(known, len(states))
+        if duplicate:
+            states = states.rows(duplicate, len(states))
         self._make_room(session, context, states.nbytes)
         context.pieces.append(states)
         context.held += len(states)
@@ -144,11 +144,11 @@ class CloudContextManager:
         if context is None:
             yield
             return
-        context.asked += 1
+        context.requests += 1
         try:
             yield
         finally:
-            context.asked -= 1
+            context.requests -= 1
             context.used_at = self._clock()
 
     def release(self, session: str, position: int) -> None:
@@ -189,19 +189,19 @@ class CloudContextManager:
         for session, context in list(self._sessions.items()):
             if context.used_at >= last:
                 break
-            if not context.asked:
+            if not context.requests:
                 self.close(session, EvictionReason.IDLE)
 
     def _make_room(self, session: str, context: SessionStates, size: int) -> None:
         if context.bytes + size > self._limits.session_bytes:
             self.close(session, EvictionReason.BYTES)
-            raise RequestError("more hidden states than cloud.split.session_bytes lets a session hold")
+            raise RequestError("this session's hidden states exceed cloud.split.session_bytes")
         while self.bytes + size > self._limits.total_bytes:
-            self._drop_one(EvictionReason.BYTES, but=session, why="no room for more hidden states")
+            self._drop_one(EvictionReason.BYTES, keep=session, why="no room for more hidden states")
 
-    def _drop_one(self, reason: EvictionReason, but: str, why: str) -> None:
+    def _drop_one(self, reason: EvictionReason, keep: str, why: str) -> None:
         for session, context in self._sessions.items():
-            if session != but and not context.asked and (reason is EvictionReason.SESSIONS or context.bytes):
+            if session != keep and not context.requests and (reason is EvictionReason.SESSIONS or context.bytes):
                 self.close(session, reason)
                 return
         raise OverloadedError(why)

@@ -52,7 +52,7 @@ class TailEngine(VLLMEngine):
             await request.close()
 
     def params(self, position: int, sampling: Sampling) -> SamplingParams:
-        """vLLM's parameters for the token at `position`; raises ContextLengthError, or RequestError for the sampling."""
+        """vLLM's parameters for the token at `position`; raises ContextLengthError or RequestError."""
         if position >= self.max_model_len:
             raise ContextLengthError(f"{position} positions leave no room in the context of {self.max_model_len}")
         try:
@@ -104,7 +104,7 @@ class TailRequest:
         (token_id,) = drawn.token_ids
         logprob = drawn.logprobs[0][token_id].logprob
         if not math.isfinite(logprob):
-            raise RequestError("these hidden states lead to no token")
+            raise RequestError("no token has a finite probability after these hidden states")
         self.computed += new
         self.used_at = time.monotonic()
         return Drawn(token_id, min(logprob, 0.0), new, cached)

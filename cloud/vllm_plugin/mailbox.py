@@ -95,15 +95,15 @@ class Mailboxes:
         mail = self._mail.get(key)
         if mail is None or mail.position > len(token_ids):
             return []
-        known = len(token_ids) - mail.position
+        generated = len(token_ids) - mail.position
         expired = self._clock() - mail.arrived > self._limits[2]
-        if expired or known >= len(mail.token_ids) or not self.agrees(mail, token_ids):
+        if expired or generated >= len(mail.token_ids) or not self.agrees(mail, token_ids):
             self._drop(key)
             return []
         if not mail.used:
             mail.used = True
             self.counters.taken += 1
-        return mail.token_ids[known:].tolist()
+        return mail.token_ids[generated:].tolist()
 
     def dropped(self, key: bytes) -> int:
         """How many drafts of this mailbox were dropped unused."""
@@ -112,8 +112,8 @@ class Mailboxes:
     @staticmethod
     def agrees(mail: Mail, token_ids: Sequence[int]) -> bool:
         """Whether the draft predicted every token generated since; only then is the rest worth verifying."""
-        known = len(token_ids) - mail.position
-        return mail.token_ids[:known].tolist() == list(token_ids[mail.position :])
+        generated = len(token_ids) - mail.position
+        return mail.token_ids[:generated].tolist() == list(token_ids[mail.position :])
 
     def _drop(self, key: bytes) -> None:
         """Discards a draft of no more use; one that was never used counts as late."""

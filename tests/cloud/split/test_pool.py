@@ -75,7 +75,7 @@ async def test_more_sessions_than_places_or_blocks_are_all_answered() -> None:
     pool, contexts = pool_of(tail)
     edges = [UploadingEdge(pool, contexts, number) for number in range(8)]
     await asyncio.gather(*(edge.go(1 + number, 14 + number) for number, edge in enumerate(edges)))
-    assert not tail.overrun and tail.most_running > 1
+    assert not tail.overrun and tail.max_running > 1
     assert sum(edge.again for edge in edges) > 0
     await pool.close()
     assert not tail.lengths and not pool._blocks
@@ -110,7 +110,7 @@ async def test_questions_of_one_session_keep_their_order() -> None:
     edge.send(20)
     answers = await asyncio.gather(*(pool.token("s1", position, GREEDY) for position in (5, 6, 9, 20)))
     assert [answer.token_id for answer in answers] == [right_for(1, position) for position in (5, 6, 9, 20)]
-    assert tail.most_running == 1 and tail.rows == 20
+    assert tail.max_running == 1 and tail.rows == 20
     await pool.close()
 
 

@@ -182,7 +182,7 @@ async def test_a_draft_that_contradicts_the_answer_costs_time_and_changes_nothin
         walk = await walk_of(engine)
 
         async def contradicted(engine: CloudEngine, walk: ContextWalk, sampling: Sampling, times: int) -> Samples:
-            return await continuously(engine, walk, sampling, times, foretold=0)
+            return await continuously(engine, walk, sampling, times, contradiction=0)
 
         plain = await plainly(engine, walk, sampling, 1000)
         await assert_same(engine, walk, contradicted, sampling, 1000, plain)

@@ -1,4 +1,4 @@
-"""What the cloud counts of verifies, as Prometheus reads it."""
+"""The cloud's metrics of draft verification, as Prometheus reads them."""
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -11,7 +11,7 @@ def samples(registry: CollectorRegistry) -> dict[tuple[str, tuple[str, ...]], fl
     return {(s.name, tuple(s.labels.values())): s.value for family in families for s in family.samples}
 
 
-def test_a_verify_is_counted_by_what_became_of_its_draft() -> None:
+def test_a_verify_is_counted_by_the_outcome_of_its_draft() -> None:
     registry = CollectorRegistry()
     metrics = CloudMetrics(registry)
     metrics.record_verify(VerifyForm.RESIDENT, drafted=4, accepted=2, drawn=3, seconds=0.1)
@@ -28,7 +28,7 @@ def test_a_verify_is_counted_by_what_became_of_its_draft() -> None:
     assert found["edgecloud_verify_seconds_count", ("continuous",)] == 0
 
 
-def test_every_label_is_there_from_the_start_and_gauges_are_asked_at_each_scrape() -> None:
+def test_every_label_exists_from_the_start_and_gauges_are_read_at_each_scrape() -> None:
     registry = CollectorRegistry()
     metrics = CloudMetrics(registry)
     held = [1, 2, 3]

@@ -1,4 +1,4 @@
-"""The supervisor over an engine that dies, hangs and fails to start when told to, and over real processes."""
+"""The supervisor restarts an engine that dies, hangs or fails to start, and fails the requests that wait for it."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ QUICK = SupervisorTiming(watch=0.01, hang=0.1, first_pause=0.01, longest_pause=0
 
 @dataclass
 class FakeEngine:
-    """Dies and hangs at a word; never fails a request by itself, as a stuck library would not."""
+    """Dies and hangs on command; like a stuck library, it never fails a request by itself."""
 
     log: list[str] = field(default_factory=list)
     failing_starts: int = 0
@@ -59,8 +59,8 @@ class FakeEngine:
 
 
 @asynccontextmanager
-async def kept(engine: FakeEngine, pace: SupervisorTiming = QUICK) -> AsyncIterator[EngineSupervisor]:
-    supervisor = EngineSupervisor(engine, pace)
+async def kept(engine: FakeEngine, timing: SupervisorTiming = QUICK) -> AsyncIterator[EngineSupervisor]:
+    supervisor = EngineSupervisor(engine, timing)
     running = asyncio.create_task(supervisor.run())
     try:
         yield supervisor
@@ -94,7 +94,7 @@ LOSSES = pytest.mark.parametrize(
 
 
 @LOSSES
-async def test_a_lost_engine_fails_what_waits_and_is_started_again(
+async def test_a_lost_engine_fails_waiting_requests_and_is_started_again(
     lose: Callable[[FakeEngine], None], message: str
 ) -> None:
     engine = FakeEngine()
@@ -109,14 +109,14 @@ async def test_a_lost_engine_fails_what_waits_and_is_started_again(
         with pytest.raises(EngineError, match=message):
             supervisor.check()
         with pytest.raises(EngineError, match=message), supervisor.using():
-            raise AssertionError("taken by an engine that is down")
+            raise AssertionError("an engine that is down has taken a request")
         await supervisor.wait_up()
         supervisor.check()
         assert engine.log == ["start", "kill", "close", "start"]
     assert engine.log[-1] == "close"
 
 
-async def test_a_silent_engine_is_doubted_first_and_trusted_when_it_answers() -> None:
+async def test_a_silent_engine_takes_no_requests_until_it_answers() -> None:
     engine = FakeEngine()
     async with kept(engine, SupervisorTiming(watch=0.01, hang=0.05)) as supervisor:
         await supervisor.wait_up()
@@ -124,7 +124,7 @@ async def test_a_silent_engine_is_doubted_first_and_trusted_when_it_answers() ->
         await asyncio.sleep(0)
         hangs(engine)
         await until(lambda: not supervisor.ready)
-        assert not waiting.done()  # a step may only be long
+        assert not waiting.done()  # it may just be a long step
         engine.hanging = False
         await until(lambda: supervisor.ready or engine.log != ["start"])
         assert (engine.log, waiting.done()) == (["start"], False)
@@ -132,7 +132,7 @@ async def test_a_silent_engine_is_doubted_first_and_trusted_when_it_answers() ->
 
 
 async def test_without_the_watch_a_hanging_engine_stays_ready_and_its_requests_wait() -> None:
-    """The negative control of the test above."""
+    """Negative control of the test above."""
     engine = FakeEngine()
     async with kept(engine, SupervisorTiming(watch=0.001, hang=3600)) as supervisor:
         await supervisor.wait_up()
@@ -145,7 +145,7 @@ async def test_without_the_watch_a_hanging_engine_stays_ready_and_its_requests_w
         waiting.cancel()
 
 
-async def test_an_engine_that_answers_in_time_is_left_alone_however_often_it_is_asked() -> None:
+async def test_an_engine_that_answers_in_time_is_left_alone() -> None:
     engine = FakeEngine()
     async with kept(engine, SupervisorTiming(watch=0.001, hang=0.02)) as supervisor:
         await supervisor.wait_up()
@@ -153,17 +153,17 @@ async def test_an_engine_that_answers_in_time_is_left_alone_however_often_it_is_
         assert engine.log == ["start"]
 
 
-async def test_a_loop_of_ours_that_stood_still_is_no_hang_of_the_engine() -> None:
+async def test_a_blocked_loop_in_this_process_is_no_hang_of_the_engine() -> None:
     engine = FakeEngine()
     async with kept(engine) as supervisor:
         await supervisor.wait_up()
         for _ in range(3):
-            time.sleep(3 * QUICK.hang)  # noqa: ASYNC251 - that is the point
+            time.sleep(3 * QUICK.hang)  # noqa: ASYNC251 - blocks the loop on purpose
             await asyncio.sleep(QUICK.watch)
         assert engine.log == ["start"]
 
 
-async def test_a_first_start_that_fails_is_raised_and_everyone_is_told() -> None:
+async def test_a_first_start_that_fails_is_raised_to_all_that_wait() -> None:
     engine = FakeEngine(failing_starts=1)
     supervisor = EngineSupervisor(engine, QUICK)
     waiting = asyncio.create_task(supervisor.wait_up())
@@ -181,7 +181,7 @@ PATIENT = SupervisorTiming(watch=0.01, hang=0.1, first_pause=1, longest_pause=8,
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The sleeps of a second and more, which take no time in this test."""
+    """The sleeps of 1 s and more, which take no time in this test."""
     seen: list[float] = []
     sleep = asyncio.sleep
 
@@ -209,7 +209,7 @@ async def test_a_start_that_fails_later_is_tried_again_after_growing_pauses(
 
 
 @pytest.mark.parametrize(("healthy", "expected"), [(3600.0, [1, 2, 4]), (0.0, [1, 1, 1])])
-async def test_health_for_long_enough_ends_the_growth_of_the_pauses(
+async def test_an_engine_healthy_for_long_enough_resets_the_pauses(
     pauses: list[float], healthy: float, expected: list[float]
 ) -> None:
     engine = FakeEngine()
@@ -221,7 +221,7 @@ async def test_health_for_long_enough_ends_the_growth_of_the_pauses(
     assert pauses == expected
 
 
-async def test_closing_in_the_middle_of_a_restart_starts_nothing_more() -> None:
+async def test_closing_during_a_restart_starts_nothing_more() -> None:
     engine = FakeEngine()
     async with kept(engine) as supervisor:
         await supervisor.wait_up()
@@ -235,7 +235,7 @@ async def test_closing_in_the_middle_of_a_restart_starts_nothing_more() -> None:
     assert engine.log == ["start", "kill", "close", "start", "close"]
 
 
-async def test_closing_fails_what_waits() -> None:
+async def test_closing_fails_waiting_requests() -> None:
     async with kept(FakeEngine()) as supervisor:
         await supervisor.wait_up()
         waiting = asyncio.create_task(request(supervisor))
@@ -244,7 +244,7 @@ async def test_closing_fails_what_waits() -> None:
         await waiting
 
 
-async def test_an_engine_that_cannot_be_closed_is_started_all_the_same() -> None:
+async def test_an_engine_that_cannot_be_closed_is_still_started_again() -> None:
     engine = FakeEngine(stuck_close=True)
     async with kept(engine) as supervisor:
         await supervisor.wait_up()
@@ -254,7 +254,7 @@ async def test_an_engine_that_cannot_be_closed_is_started_all_the_same() -> None
         engine.stuck_close = False
 
 
-async def test_a_cancelled_wait_is_cancelled_and_no_error_of_the_engine() -> None:
+async def test_a_cancelled_wait_raises_cancelled_error_and_no_engine_error() -> None:
     engine = FakeEngine(slow_start=True)
     async with kept(engine) as supervisor:
         waiting_up = asyncio.create_task(supervisor.wait_up())
@@ -270,7 +270,7 @@ async def test_a_cancelled_wait_is_cancelled_and_no_error_of_the_engine() -> Non
         with pytest.raises(asyncio.CancelledError):
             await waiting
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):  # its own deadline stays one
+            async with asyncio.timeout(0.01):  # its own deadline is still a TimeoutError
                 await request(supervisor)
         assert supervisor.ready
 
@@ -288,7 +288,7 @@ async def test_each_loss_is_reported() -> None:
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_stream_is_told_of_the_loss_even_while_its_client_reads_slowly() -> None:
+async def test_a_stream_reports_the_loss_even_if_its_client_reads_slowly() -> None:
     engine = FakeEngine()
     blocked = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""The guards against vLLM's faults on CPU: each right where vLLM's own function is still wrong."""
+"""The guards against vLLM's faults on CPU are right where vLLM's own functions are still wrong."""
 
 import inspect
 

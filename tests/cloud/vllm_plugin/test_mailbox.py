@@ -1,4 +1,4 @@
-"""Mailboxes: bounded in number, bytes and age; what is taken agrees with the answer; what is dropped is counted."""
+"""Mailboxes are bounded in number, bytes and age; drafts taken agree with the answer; drafts dropped are counted."""
 
 import asyncio
 import random
@@ -24,7 +24,7 @@ def boxes(**limits: float) -> Mailboxes:
     return made
 
 
-def test_a_draft_is_taken_from_where_the_answer_has_come_to() -> None:
+def test_a_draft_is_taken_from_where_the_answer_ends() -> None:
     box = boxes()
     box.put(KEY, 3, [13, 14, 15, 16])
     assert box.take(KEY, [10, 11, 12]) == [13, 14, 15, 16]
@@ -51,7 +51,7 @@ def test_a_draft_that_the_answer_contradicted_or_passed_is_late(position: int, d
     assert (box.counters, box.dropped(KEY), box.bytes) == (Counters(late=1), 1, 0)
 
 
-def test_a_draft_that_was_of_use_is_not_late_when_it_is_contradicted_later() -> None:
+def test_a_draft_that_was_used_is_not_late_when_it_is_contradicted_later() -> None:
     box = boxes()
     box.put(KEY, 0, [10, 11, 12])
     assert box.take(KEY, [10]) == [11, 12]
@@ -67,7 +67,7 @@ def test_the_newest_draft_replaces_the_one_before_it() -> None:
     assert (box.counters, box.bytes) == (Counters(taken=1), 2 * BYTES_PER_ID)
 
 
-def test_a_mailbox_that_is_not_open_takes_nothing() -> None:
+def test_a_draft_for_a_mailbox_that_is_not_open_is_foreign() -> None:
     box = boxes()
     box.put(b"other", 0, [1])
     box.close(KEY)
@@ -76,7 +76,7 @@ def test_a_mailbox_that_is_not_open_takes_nothing() -> None:
     assert box.counters == Counters(foreign=2)
 
 
-def test_closing_counts_what_was_never_used_and_frees_it() -> None:
+def test_closing_frees_an_unused_draft_and_counts_it() -> None:
     box = boxes()
     box.put(KEY, 5, [1])
     box.close(KEY)
@@ -106,7 +106,7 @@ def test_drafts_beyond_the_bytes_are_refused_until_there_is_room() -> None:
     assert (box.take(b"b", []), box.counters.full) == ([1, 2], 1)
 
 
-def test_an_old_draft_is_dropped_whether_or_not_anyone_asks_for_it() -> None:
+def test_an_old_draft_is_dropped_whether_it_is_asked_for_or_not() -> None:
     clock = ManualClock()
     box = Mailboxes(max_age=10, clock=clock)
     for key in (b"a", b"b"):
@@ -152,7 +152,7 @@ def test_thousands_of_mailboxes_stay_within_their_bounds() -> None:
 
 
 async def arrives(inbox: Inbox, holds: Callable[[], object]) -> None:
-    """Reads as the scheduler does until something is so."""
+    """Reads messages, as the scheduler does, until the condition holds."""
     async with asyncio.timeout(10):
         while not holds():
             inbox.receive()
@@ -160,7 +160,7 @@ async def arrives(inbox: Inbox, holds: Callable[[], object]) -> None:
 
 
 async def connected(sender: Sender) -> bytes:
-    """The engine that holds the mailbox of `sender`, once it has said so."""
+    """The engine that has the mailbox of `sender`, once it has reported so."""
     async with asyncio.timeout(10):
         while sender.engine is None:
             await asyncio.sleep(0.001)
@@ -171,7 +171,7 @@ async def test_drafts_pass_from_a_stream_to_the_mailbox_of_its_request() -> None
     async with DraftChannel() as channel:
         inbox = Inbox(channel.address, max_position=100, vocab_size=50)
         with channel.sender() as first, channel.sender() as second:
-            first.send(3, [7])  # before the engine knows the request: the newest is held
+            first.send(3, [7])  # before the engine has the request: the newest draft is held
             first.send(4, [8, 9])
             inbox.open(first.address.key)
             inbox.open(second.address.key)
@@ -182,7 +182,7 @@ async def test_drafts_pass_from_a_stream_to_the_mailbox_of_its_request() -> None
         inbox.close()
 
 
-async def test_what_an_engine_counts_reaches_the_front_end() -> None:
+async def test_an_engines_counts_reach_the_web_server() -> None:
     async with DraftChannel() as channel:
         inbox = Inbox(channel.address, max_position=100, vocab_size=50)
         with channel.sender() as sender:
@@ -212,7 +212,7 @@ async def test_bytes_that_are_no_draft_are_counted_as_malformed(message: bytes) 
         inbox.close()
 
 
-async def test_an_engine_that_does_not_read_holds_up_nobody() -> None:
+async def test_an_engine_that_does_not_read_delays_nobody() -> None:
     async with DraftChannel() as channel:
         inbox = Inbox(channel.address, max_position=100, vocab_size=50)
         with channel.sender() as sender:
@@ -226,7 +226,7 @@ async def test_an_engine_that_does_not_read_holds_up_nobody() -> None:
         inbox.close()
 
 
-async def test_a_lost_engine_costs_its_drafts_and_nothing_else() -> None:
+async def test_only_the_drafts_of_a_lost_engine_are_lost() -> None:
     async with DraftChannel() as channel:
         inbox = Inbox(channel.address, max_position=100, vocab_size=50)
         with channel.sender() as sender:
@@ -246,7 +246,7 @@ async def test_only_this_user_can_reach_the_socket() -> None:
     assert not path.parent.exists()
 
 
-async def test_an_inbox_without_a_front_end_does_not_wait() -> None:
+async def test_an_inbox_without_a_web_server_does_not_wait() -> None:
     inbox = Inbox("ipc:///nowhere/at/all", max_position=100, vocab_size=50)
     for n in range(5000):
         inbox.open(n.to_bytes(2, "little"))

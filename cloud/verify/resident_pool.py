@@ -30,7 +30,7 @@ class Closed(StrEnum):
     FINISHED = "finished"
     LEFT = "left"
     """The client left, or the round was refused."""
-    ASKED = "round"
+    ASKED = "asked"
 
 
 def default_limit(max_num_seqs: int) -> int:

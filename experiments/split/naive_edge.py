@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from cli.args import config_parser, load_config, run_program, set_up_logging
 from common.cloud_client.split_session import SplitCloud
-from common.config_schema import Config
+from common.config_schema import Config, EdgeModelConfig
 from common.errors import EngineError
 from common.http.client import HTTPClient
 from common.http.messages import read, reply, stream
@@ -120,9 +120,7 @@ def _segments(config: Config) -> Segments:
     return Segments(
         read_manifest(path),
         path if path.is_dir() else path.parent,
-        context_length=model.context_length,
-        threads=model.threads,
-        sequences=model.sequences,
+        EdgeModelConfig(context_length=model.context_length, threads=model.threads, sequences=model.sequences),
     )
 
 

@@ -13,6 +13,7 @@ from common.cloud_client.verifier import CloudVerifier
 from common.decoding.answer import Answer, Chunk
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
+from common.decoding.request import DecodingRequest
 from common.errors import RequestError
 from common.protocol.openai import CompletionRequest, GenerationRequest, SourcedToken
 from common.types import Mode, Provenance, Sampling
@@ -109,7 +110,9 @@ class Choice:
         cloud = CloudVerifier(services.clouds, use_kv_cache=self._reuse, vocabulary=shared.vocabulary)
         online = services.online if plan.gated and plan.gate == services.config.plan.gate else None
         drafter, verifier, known = shared.drafter(sequence), shared.verifier(cloud), services.estimates
-        pipeline = Pipeline(self._prompt, self._limit, self._sampling, plan, drafter, verifier, known, online)
+        pipeline = Pipeline(
+            DecodingRequest(self._prompt, self._limit, self._sampling, plan), drafter, verifier, known, online
+        )
         self.answer = pipeline.answer
         return pipeline.run()
 

@@ -1,4 +1,4 @@
-"""One answer of a split model, on real segments and a cloud that is none: what goes where, and what a loss costs."""
+"""One answer of a split model, on real segments and a fake cloud: what is sent where, and what a lost cloud costs."""
 
 import asyncio
 import dataclasses
@@ -16,6 +16,7 @@ from common import config
 from common.cloud_client.pool import CloudPool
 from common.config_schema import BreakerConfig, CommunicationConfig
 from common.decoding.answer import Chunk
+from common.decoding.request import DecodingRequest
 from common.errors import ContextLengthError, EndpointError, ModelMismatch, RequestError
 from common.protocol.split_frames import StateEncoding
 from common.types import GREEDY, Provenance, Sampling
@@ -28,7 +29,7 @@ from tests.support.fake_split_cloud import FakeSplitCloud, right
 
 QUESTIONS = "What is AI?", "Sort 31, 7, 64.", "What is 12 + 30?", "Reverse: cloud edge model layer"
 SOME, NEVER = 0.9, 2.0
-"""Thresholds: sure of some tokens; of none."""
+"""Thresholds: confident of some tokens; of none."""
 LENGTH = 24
 FIRST, SECOND, CLOUDS = range(3)
 BABBLE = Sampling(temperature=5.0, seed=4)
@@ -52,7 +53,7 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def takes(self: LatencyAwareEarlyExit, exit: int, confidence: float, pace: AnswerPace) -> bool:
         turn = (CLOUDS, FIRST, CLOUDS, SECOND, FIRST)[pace.tokens % 5]
-        return not self.never(exit) and exit == turn
+        return not self.disabled(exit) and exit == turn
 
     monkeypatch.setattr(LatencyAwareEarlyExit, "takes", takes)
 
@@ -79,8 +80,8 @@ async def run(
     segments = engine.segments
     ids = segments.tokenize(f"<|user|>{question}<|assistant|>", parse_special=True)
     exits = (thresholds,) * 2 if isinstance(thresholds, float) else tuple(thresholds)
-    asked = dataclasses.replace(engine.plan(), exits=exits, **plan)
-    async with engine.answer(ids, LENGTH, sampling, asked) as split, aclosing(split.run()) as running:
+    request = DecodingRequest(ids, LENGTH, sampling, dataclasses.replace(engine.plan(), exits=exits, **plan))
+    async with engine.answer(request) as split, aclosing(split.run()) as running:
         chunks = [chunk async for chunk in running]
     answer, report = split.answer, split.answer.report
     assert answer.committed == ids + [token for chunk in chunks for token in chunk.token_ids]
@@ -94,7 +95,7 @@ async def run(
 
 
 def tokens(split: SplitAnswer) -> list[int]:
-    return split.answer.committed[split._prompt :]
+    return split.answer.committed[split._prompt_tokens :]
 
 
 async def states_of(engine: EdgeInferenceEngine, committed: Sequence[int]) -> np.ndarray[Any, Any]:
@@ -106,14 +107,14 @@ async def states_of(engine: EdgeInferenceEngine, committed: Sequence[int]) -> np
 
 
 @pytest.mark.usefixtures("turns")
-async def test_the_cloud_is_asked_for_what_no_exit_is_sure_of_and_has_every_state_before_it_once_in_order(
+async def test_the_cloud_is_asked_where_no_exit_is_confident_and_has_every_earlier_state_once_in_order(
     engine: EdgeInferenceEngine, cloud: FakeSplitCloud
 ) -> None:
     begun = 0
     for question in QUESTIONS:
         split, chunks = await run(engine, question, sampling=BABBLE)
         whose = [chunk.provenance for chunk in chunks for _ in chunk.token_ids]
-        at = [i for i, source in enumerate(whose, split._prompt) if source is Provenance.CLOUD]
+        at = [i for i, source in enumerate(whose, split._prompt_tokens) if source is Provenance.CLOUD]
         assert cloud.asked[begun:] == at  # each was asked for with all that came before it, and nothing more
         assert all(split.answer.committed[position] == right(position) for position in at)
         assert split.answer.report.cloud_calls == len(at)
@@ -127,7 +128,7 @@ async def test_the_cloud_is_asked_for_what_no_exit_is_sure_of_and_has_every_stat
 
 
 @pytest.mark.usefixtures("turns")
-async def test_states_go_up_when_the_first_exit_is_not_sure_and_before_the_second_is_heard(
+async def test_states_are_uploaded_when_the_first_exit_is_below_its_threshold_and_before_the_second_is_computed(
     engine: EdgeInferenceEngine, cloud: FakeSplitCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard = []
@@ -143,18 +144,18 @@ async def test_states_go_up_when_the_first_exit_is_not_sure_and_before_the_secon
     assert len(heard) == split.answer.report.exits["4"] + len(cloud.asked) > 2
 
 
-async def test_nothing_goes_up_for_an_answer_that_the_first_exit_is_always_sure_of(
+async def test_nothing_is_uploaded_for_an_answer_that_the_first_exit_is_always_confident_of(
     engine: EdgeInferenceEngine, cloud: FakeSplitCloud
 ) -> None:
     split, _ = await run(engine, QUESTIONS[0], 0.0)
     report = split.answer.report
     assert cloud.sessions == [] and (report.bytes_up, report.cloud_calls, report.exits["4"]) == (0, 0, 0)
     assert engine.segments.work[1] == (0, 0)
-    assert report.owed == 2 * (len(split.answer.committed) - 1)  # to the second segment, and to the cloud
+    assert report.owed == 2 * (len(split.answer.committed) - 1)  # in the second segment, and in the cloud
 
 
 @pytest.mark.usefixtures("turns")
-async def test_without_async_upload_states_go_up_with_the_question_and_are_waited_for(
+async def test_without_async_upload_states_are_sent_with_the_question_and_flushed_before_it(
     demo_split: Path, cloud: FakeSplitCloud
 ) -> None:
     async with engine_of(demo_split, cloud, "edge.split.async_upload=false") as engine:
@@ -177,7 +178,7 @@ async def test_an_exit_above_1_is_never_taken(
     assert report.lossless == (thresholds == NEVER)
     if thresholds == NEVER:
         assert report.tokens[Provenance.EDGE] == 0
-        assert engine.segments.work[1] == (0, 0)  # what nobody hears is not computed
+        assert engine.segments.work[1] == (0, 0)  # a disabled exit is not computed
         assert report.edge_drawn == 0
 
 
@@ -194,7 +195,7 @@ async def test_when_the_cloud_is_lost_the_last_exit_answers_and_nothing_is_missi
     assert report.degraded == str(fault) and not report.lossless
     assert report.tokens[Provenance.CLOUD] == lost_at - 1
     assert report.exits["4"] > 0
-    # The same tokens as without a cloud, from where it was lost on: what was owed has been caught up.
+    # The same tokens as without a cloud, from where it was lost on: pending positions were caught up.
     kept = next(i for i, token in enumerate(answer.committed) if i == cloud.asked[lost_at - 1])
     async with engine.segments.sequence(kept, BABBLE) as sequence:
         async with aclosing(sequence.draw(answer.committed[:kept], 0, lambda _: False)) as parts:
@@ -206,7 +207,7 @@ async def test_when_the_cloud_is_lost_the_last_exit_answers_and_nothing_is_missi
 async def test_a_position_that_is_not_caught_up_shows(
     engine: EdgeInferenceEngine, cloud: FakeSplitCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control of the test above: a second segment that skips what it owes answers otherwise."""
+    """The control of the test above: a second segment that skips pending positions answers otherwise."""
     cloud.fault = lambda _: EndpointError("gone")
     right = [tokens((await run(engine, question))[0]) for question in QUESTIONS]
     before = SegmentSequence.catch_up
@@ -256,7 +257,10 @@ async def test_a_cloud_that_is_back_is_asked_again_and_gets_what_it_has_missed(
             nonlocal slow
             ids = engine.segments.tokenize(f"<|user|>{QUESTIONS[0]}<|assistant|>", parse_special=True)
             plan = dataclasses.replace(engine.plan(), exits=(NEVER, NEVER))
-            async with engine.answer(ids, LENGTH, BABBLE, plan) as split, aclosing(split.run()) as running:
+            async with (
+                engine.answer(DecodingRequest(ids, LENGTH, BABBLE, plan)) as split,
+                aclosing(split.run()) as running,
+            ):
                 async for _ in running:
                     await asyncio.sleep(0.02)
                     slow += 1
@@ -284,8 +288,8 @@ async def test_another_cloud_goes_on_with_all_states_when_the_first_is_given_up(
     lost, well = clouds[known.pick(prompt).url], next(c for url, c in clouds.items() if url != known.pick(prompt).url)
     lost.fault = lambda number: EndpointError("gone") if number == 3 else None
     async with engine:
-        plan = engine.plan(threshold=NEVER)
-        async with engine.answer(prompt, LENGTH, BABBLE, plan) as split, aclosing(split.run()) as running:
+        request = DecodingRequest(prompt, LENGTH, BABBLE, engine.plan(threshold=NEVER))
+        async with engine.answer(request) as split, aclosing(split.run()) as running:
             async for _ in running:
                 await asyncio.sleep(0.02)
         expected = await states_of(engine, split.answer.committed[:-1])
@@ -307,7 +311,7 @@ async def test_where_there_is_no_fallback_a_lost_cloud_is_an_error(demo_split: P
 
 
 @pytest.mark.usefixtures("turns")
-async def test_alone_the_last_exit_decides_and_no_cloud_is_there(
+async def test_alone_the_last_exit_decides_and_no_cloud_is_asked(
     engine: EdgeInferenceEngine, cloud: FakeSplitCloud
 ) -> None:
     for thresholds in (SOME, NEVER, (NEVER, 0.0)):
@@ -328,7 +332,7 @@ async def test_sixteen_at_once_are_answered_as_each_alone(engine: EdgeInferenceE
     assert len(set(map(tuple, alone))) > 4
 
 
-async def test_whoever_leaves_frees_its_sequence_and_its_session(
+async def test_a_client_that_leaves_frees_its_sequence_and_its_session(
     engine: EdgeInferenceEngine, cloud: FakeSplitCloud
 ) -> None:
     cloud.seconds = 0.2

@@ -1,4 +1,4 @@
-"""Which exit is taken: what was asked for, and less only while an answer is behind its time."""
+"""Which exit is taken: by the configured threshold, and by a lower one only while an answer is behind its budget."""
 
 import itertools
 import math

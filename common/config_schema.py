@@ -5,46 +5,15 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, field
 from msgspec.structs import asdict
 
-from common.decoding.policy import Gate, Plan
+from common.config_values import NO_KEY as NO_KEY
+from common.config_values import Count, OpenShare, Port, Positive, Seconds, Share, Weight
+from common.config_values import Secret as Secret
+from common.enums import ConfidenceStrategy, Objective, VerificationMode
 from common.protocol.split_frames import StateEncoding
-from common.types import ConfidenceStrategy, Objective, VerificationMode
-
-Share = Annotated[float, Meta(ge=0, le=1)]
-OpenShare = Annotated[float, Meta(gt=0, lt=1)]
-Weight = Annotated[float, Meta(ge=0, le=1e6)]
-Count = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0)]
-Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A mapping in the config file; every key has a default, unknown ones are refused."""
-
-
-class Secret:
-    """A key that is shown nowhere: printed, logged or written out it is `***`."""
-
-    def __init__(self, value: str = "") -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __bool__(self) -> bool:
-        return bool(self._value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._value == other._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-    def __repr__(self) -> str:
-        return "***" if self._value else ""
-
-
-NO_KEY = Secret()
+    """A mapping in the config file. Every key has a default; unknown keys are refused."""
 
 
 class ServerConfig(Section, frozen=True):
@@ -263,19 +232,3 @@ class Config(Section, frozen=True):
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     experiments: ExperimentsConfig = field(default_factory=ExperimentsConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-
-    @property
-    def plan(self) -> Plan:
-        """How requests are answered that do not say otherwise."""
-        features, confidence = self.inference.features, self.edge.confidence
-        return Plan(
-            use_confidence_check=features.use_confidence_check,
-            use_draft_verify=features.use_draft_verify,
-            gate=Gate(confidence.threshold, confidence.product_threshold),
-            max_draft_tokens=self.inference.max_draft_tokens,
-            stretch_tokens=self.inference.stretch_tokens,
-            objective=self.inference.objective,
-            way=self.inference.way,
-            draft_ahead=self.inference.draft_ahead,
-            fallback=self.inference.fallback,
-        )

@@ -11,7 +11,7 @@ from typing import Self
 from common.cloud_client.pool import CloudPool
 from common.config_schema import Config
 from common.decoding.estimates import Mean
-from common.decoding.policy import Plan
+from common.decoding.policy import Plan, default_plan
 from common.decoding.request import DecodingRequest
 from common.errors import ConfigError
 from common.protocol.openai import Message
@@ -73,7 +73,7 @@ class EdgeInferenceEngine:
         """The plan of one answer: `threshold` replaces that of every exit; without `use_exits` no exit is taken."""
         exits = self.thresholds if threshold is None else (threshold,) * len(self.thresholds)
         return dataclasses.replace(
-            self._config.plan,
+            default_plan(self._config),
             mode=Mode.SPLIT,
             exits=exits if use_exits else disabled_exits(len(exits)),
             standalone=standalone,

@@ -28,7 +28,7 @@ from common.protocol.openai import ChatRequest, Usage
 from common.protocol.split_frames import StateEncoding
 from common.protocol.split_manifest import DEMO, read_manifest
 from common.types import GREEDY, Collaboration, Provenance
-from edge.answer_metrics import AnswerMetrics
+from edge.metrics import AnswerMetrics
 from edge.split.segments import Segments, SegmentSequence
 from edge.text.chat_template import ChatTemplate
 from edge.text.detokenizer import TextStream
@@ -63,7 +63,7 @@ class NaiveEdge:
                     reason = "stop"
                 yield event({"index": 0, "delta": {"content": shown.push([token])}, "finish_reason": None})
         yield event({"index": 0, "delta": {"content": shown.flush()}, "finish_reason": reason})
-        self._metrics.ended(told)
+        self._metrics.record_answer(told)
         count = told.tokens[Provenance.CLOUD]
         usage = asdict(Usage(len(ids), count, len(ids) + count))
         yield b"data: " + codec.encode({"choices": [], "usage": usage, "collaboration": told}) + b"\n\n"

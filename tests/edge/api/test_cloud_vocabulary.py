@@ -104,11 +104,11 @@ async def test_no_ids_are_sent_before_the_cloud_is_compared_and_then_they_are(en
             await lonely.verifier(verifier).verify([5, 6], [7], GREEDY, 1)
         assert verifier.calls == 0
         cloud.down = NotFoundError("no such route")
-        with pytest.raises(EndpointError, match="does not tell its vocabulary"):
+        with pytest.raises(EndpointError, match="does not give its vocabulary"):
             await (await vocabulary.share([5, 6], text="x")).verifier(verifier).verify([5, 6], [7], GREEDY, 1)
         cloud.down = None
         met = await vocabulary.share([5, 6], text="x")
-        assert met.unmet == "" and met.vocabulary == cloud.info.fingerprint
+        assert met.unknown_because == "" and met.vocabulary == cloud.info.fingerprint
 
 
 async def test_a_cloud_that_is_another_one_by_now_is_compared_again(engine: EdgeEngine) -> None:

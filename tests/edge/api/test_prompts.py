@@ -33,13 +33,13 @@ def services() -> Any:
 
 async def test_a_text_that_cannot_fit_is_refused_unread(services: Any) -> None:
     with pytest.raises(ContextLengthError):
-        await prompts.tokenized(services.engine, "x" * (100 * prompts.LONGEST_TOKEN + 1))
+        await prompts.tokenize(services.engine, "x" * (100 * prompts.LONGEST_TOKEN + 1))
     assert services.engine.threads == []
 
 
 async def test_a_long_text_is_tokenized_beside_the_event_loop_and_a_short_one_in_it(services: Any) -> None:
     for size in (prompts.SHORT_TEXT, prompts.SHORT_TEXT + 1):
-        assert len(await prompts.tokenized(services.engine, "x" * size)) == size
+        assert len(await prompts.tokenize(services.engine, "x" * size)) == size
     assert [thread is threading.main_thread() for thread in services.engine.threads] == [True, False]
 
 

@@ -14,7 +14,7 @@ from common.cloud_client.pool import CloudPool
 from common.errors import ConfigError, RequestError, StartError
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer
-from edge import edge_server
+from edge.api import startup
 from edge.edge_server import build_app
 from edge.split.cloud_tail import SplitClouds
 from edge.split.engine import EdgeInferenceEngine
@@ -43,7 +43,7 @@ async def http(demo_split: Path, cloud: FakeSplitCloud) -> AsyncIterator[HTTPCli
     private = "inference.private_patterns=[Zürich]"
     async with AsyncExitStack() as stack:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(edge_server, "EdgeInferenceEngine", split_engine)
+            patched.setattr(startup, "EdgeInferenceEngine", split_engine)
             edge = edge_of(NOWHERE, f"edge.split.manifest={demo_split}", "edge.split.thresholds=[0.9]", private)
             client = await stack.enter_async_context(edge)
         yield client

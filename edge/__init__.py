@@ -1,1 +1,1 @@
-"""The edge server: llama.cpp, without torch or vllm."""
+"""The edge server: a small model in llama.cpp, and the decisions what to ask the cloud; no torch, no vLLM."""

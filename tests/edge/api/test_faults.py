@@ -1,4 +1,4 @@
-"""What the edge server does with input that is no request, and with clients that stall or leave: nothing it regrets."""
+"""Invalid input, and clients that stall or leave: the edge server refuses or frees, and answers the next request."""
 
 import asyncio
 import json
@@ -74,16 +74,16 @@ async def connection(edge: Edge) -> AsyncIterator[tuple[asyncio.StreamReader, as
             await writer.wait_closed()
 
 
-async def said(edge: Edge, data: bytes) -> bytes:
-    """All that the server says to these bytes until it ends the connection or falls silent."""
-    found = b""
+async def reply_to(edge: Edge, data: bytes) -> bytes:
+    """The server's reply to these bytes, until it closes the connection or sends nothing for half a second."""
+    received = b""
     async with connection(edge) as (reader, writer):
         writer.write(data)
         with suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(0.5):
                 while part := await reader.read(65536):
-                    found += part
-    return found
+                    received += part
+    return received
 
 
 # Bytes
@@ -117,7 +117,7 @@ async def said(edge: Edge, data: bytes) -> bytes:
     ],
     ids=lambda body: repr(body[:24]),
 )
-async def test_a_body_that_is_no_request_is_a_400_that_says_so(edge: Edge, path: str, body: bytes) -> None:
+async def test_an_invalid_body_is_a_400_with_a_message(edge: Edge, path: str, body: bytes) -> None:
     async with aiohttp.ClientSession() as session, session.post(edge.url + path, data=body) as response:
         error = (await response.json())["error"]
     assert response.status == 400
@@ -126,14 +126,14 @@ async def test_a_body_that_is_no_request_is_a_400_that_says_so(edge: Edge, path:
     assert await answers(edge)
 
 
-async def test_more_token_ids_than_any_text_has_are_refused(edge: Edge) -> None:
+async def test_too_many_token_ids_are_refused(edge: Edge) -> None:
     body = json.dumps({"tokens": [1] * 100_001}).encode()
-    status = await said(edge, head("/detokenize", len(body)) + body)
+    status = await reply_to(edge, head("/detokenize", len(body)) + body)
     assert status.startswith(b"HTTP/1.1 400")
     assert await answers(edge)
 
 
-async def test_huge_counts_are_cut_or_refused(edge: Edge) -> None:
+async def test_huge_counts_are_limited_or_refused(edge: Edge) -> None:
     reply: dict[str, Any] = await edge.http.post("/v1/completions", ASK | {"max_tokens": 2**31, "stop": "."}, dict)
     assert reply["usage"]["completion_tokens"] < 1100
     for name in ("n", "top_k", "logprobs", "max_draft_tokens", "best_of"):
@@ -161,7 +161,7 @@ async def test_huge_counts_are_cut_or_refused(edge: Edge) -> None:
     ],
     ids=lambda schema: str(schema)[:40],
 )
-async def test_a_schema_that_answers_cannot_be_held_to_is_refused(edge: Edge, schema: dict[str, Any]) -> None:
+async def test_a_schema_that_cannot_be_enforced_is_refused(edge: Edge, schema: dict[str, Any]) -> None:
     before = memory(edge)
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     body = ASK | {"response_format": wanted}
@@ -172,7 +172,7 @@ async def test_a_schema_that_answers_cannot_be_held_to_is_refused(edge: Edge, sc
 
 
 async def test_a_body_of_a_gibibyte_is_refused_and_not_kept(edge: Edge) -> None:
-    """Declared, and chunked without end: refused after some megabytes, of which nothing stays."""
+    """Declared, or chunked without end: refused after some megabytes, and their memory is freed."""
     assert await answers(edge)
     before = memory(edge)
     for opening in (
@@ -212,8 +212,8 @@ async def test_a_body_of_a_gibibyte_is_refused_and_not_kept(edge: Edge) -> None:
     ],
     ids=lambda data: repr(data[:20]),
 )
-async def test_what_is_no_http_is_answered_or_closed_and_the_next_request_is_fine(edge: Edge, data: bytes) -> None:
-    reply = await said(edge, data)
+async def test_invalid_http_is_answered_or_closed_and_the_next_request_is_answered(edge: Edge, data: bytes) -> None:
+    reply = await reply_to(edge, data)
     assert not reply or reply.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4"))
     assert await answers(edge)
 
@@ -221,11 +221,11 @@ async def test_what_is_no_http_is_answered_or_closed_and_the_next_request_is_fin
 # Clients that stall
 
 
-async def test_slow_heads_and_bodies_and_half_closed_sockets_hold_nobody_up(edge: Edge) -> None:
-    """Sixty connections that send a part and then nothing, or send nothing more but listen: others are served."""
+async def test_slow_heads_and_bodies_and_half_closed_sockets_delay_no_other_request(edge: Edge) -> None:
+    """Sixty connections send a part of a request and stall, or close their sending side: others are served."""
     before = memory(edge)
     parts = [b"POST /v1/compl", head("/v1/completions", 500) + b'{"prompt": "x', head("/v1/chat/completions", 9)]
-    async with contextmany(edge, [parts[i % 3] for i in range(60)]) as writers:
+    async with connections(edge, [parts[i % 3] for i in range(60)]) as writers:
         for writer in writers[::2]:
             writer.write_eof()
         for _ in range(5):
@@ -236,8 +236,8 @@ async def test_slow_heads_and_bodies_and_half_closed_sockets_hold_nobody_up(edge
 
 
 @asynccontextmanager
-async def contextmany(edge: Edge, openings: list[bytes]) -> AsyncIterator[list[asyncio.StreamWriter]]:
-    """A connection for each opening, which is sent; all closed at the end."""
+async def connections(edge: Edge, openings: list[bytes]) -> AsyncIterator[list[asyncio.StreamWriter]]:
+    """A connection for each opening, over which it is sent; all are closed at the end."""
     writers = []
     try:
         for opening in openings:
@@ -254,8 +254,8 @@ async def contextmany(edge: Edge, openings: list[bytes]) -> AsyncIterator[list[a
 # Clients that leave
 
 
-async def test_a_hundred_clients_that_leave_at_random_moments_free_all_they_held(edge: Edge) -> None:
-    """Leases and queue are back to 0 within a second of the last one leaving; they were not while they stayed."""
+async def test_a_hundred_clients_that_leave_at_random_moments_free_everything(edge: Edge) -> None:
+    """Leases and queue return to 0 within a second of the last client leaving, after having been in use."""
     chance = random.Random(7)
     busy = 0
 
@@ -305,14 +305,14 @@ async def test_a_full_queue_is_a_429_with_retry_after_for_streams_too() -> None:
 
 
 async def reading(edge: Edge, body: dict[str, Any]) -> None:
-    """Asks and reads until it is cancelled."""
+    """Sends a request and reads until it is cancelled."""
     async with aiohttp.ClientSession() as session, session.post(edge.url + "/v1/completions", json=body) as response:
         async for _ in response.content:
             pass
 
 
 async def aborting(edge: Edge, body: dict[str, Any]) -> None:
-    """Asks, waits until it is cancelled, and resets the connection rather than close it."""
+    """Sends a request, waits until it is cancelled, then resets the connection instead of closing it."""
     async with connection(edge) as (reader, writer):
         data = json.dumps(body).encode()
         writer.write(head("/v1/completions", len(data)) + data)
@@ -324,7 +324,7 @@ async def aborting(edge: Edge, body: dict[str, Any]) -> None:
 
 
 async def test_a_client_that_stays_holds_its_lease_until_it_leaves(edge: Edge) -> None:
-    """What the test above waits for does not come about by itself."""
+    """The control of the test of leaving clients: without leaving nothing is freed."""
 
     async def is_busy(edge: Edge) -> bool:
         return not await is_idle(edge)

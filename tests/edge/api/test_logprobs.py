@@ -1,4 +1,4 @@
-"""OpenAI's two shapes of log probabilities, from tokens made up for it."""
+"""OpenAI's two shapes of log probabilities, of made-up tokens."""
 
 import json
 import math
@@ -14,7 +14,7 @@ TOKENS = [
 ]
 
 
-def test_a_completion_has_lists_of_one_length_and_the_token_itself_beside_the_likeliest() -> None:
+def test_a_completion_has_lists_of_equal_length_and_the_token_itself_among_the_likeliest() -> None:
     scores = of_completion(TOKENS, 2, SPELLED.__getitem__)
     assert scores == {
         "tokens": ["a", "bytes:\\xc3", "<end>"],
@@ -36,7 +36,7 @@ def test_a_chat_has_an_entry_for_each_scored_token_with_its_bytes() -> None:
     assert last == {"token": "<end>", "logprob": MIN_LOGPROB, "bytes": list(b"<end>"), "top_logprobs": likeliest}
 
 
-def test_none_of_the_likeliest_are_told_where_none_are_wanted() -> None:
+def test_no_alternatives_are_given_where_none_are_wanted() -> None:
     assert [token["top_logprobs"] for token in of_chat(TOKENS, 0, SPELLED.__getitem__)["content"]] == [[], []]
     assert of_completion(TOKENS, 0, SPELLED.__getitem__)["top_logprobs"] == [
         None,

@@ -1,4 +1,4 @@
-"""Every key of the configuration: its type, range and default. What each means is said in config/config.yaml."""
+"""Every key of the configuration with its type, range and default; config/config.yaml explains them."""
 
 from typing import Annotated, Any, Literal
 
@@ -50,7 +50,7 @@ class WeightsConfig(Section, frozen=True):
 
     def __post_init__(self) -> None:
         if not any(asdict(self).values()):
-            raise ValueError("Are all 0: an ensemble needs one strategy at least")
+            raise ValueError("Are all 0: an ensemble needs at least one strategy")
 
 
 class ConfidenceConfig(Section, frozen=True):
@@ -195,7 +195,7 @@ class OnlineConfig(Section, frozen=True):
 
     @property
     def enabled(self) -> bool:
-        """Whether the gate follows the traffic at all."""
+        """Whether the gate learns from traffic."""
         return self.target_cloud_rate is not None or self.target_quality is not None
 
 

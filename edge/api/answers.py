@@ -69,7 +69,7 @@ class EdgeOnlyAnswer:
         try:
             async with aclosing(drafts):
                 async for draft in drafts:
-                    answer.drew(draft)
+                    answer.record_draft(draft)
                     answer.finished = draft.finished
                     yield answer.commit(draft.token_ids, Provenance.EDGE, draft.logprobs, draft.confidences)
         finally:

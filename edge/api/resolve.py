@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
@@ -16,8 +17,7 @@ from edge.api.context import ServedModel, ServerContext
 from edge.api.shared_prompt import SharedPrompt
 from edge.engine.text_model import TextModel
 
-PLAN_FIELDS = (*("use_confidence_check", "use_draft_verify", "max_draft_tokens", "objective", "way", "draft_ahead"),)
-"""Request fields that replace the plan's field of the same name."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,7 @@ async def _resolve_prompt(
 def _plan(body: GenerationRequest, context: ServerContext, private: bool) -> Plan:
     if body.mode is not Mode.SPLIT:
         return plan_of(body, context.plan, private)
-    use_exits = body.use_confidence_check
-    if use_exits is None:
-        use_exits = context.plan.use_confidence_check
+    use_exits = _given(body.use_confidence_check, context.plan.use_confidence_check)
     standalone = private or body.privacy is not None
     return context.split_engine.plan(body.confidence_threshold, use_exits, standalone)
 
@@ -140,9 +138,17 @@ def plan_of(body: GenerationRequest, default: Plan, private: bool = False) -> Pl
         gate = dataclasses.replace(gate, threshold=body.confidence_threshold)
     if body.product_threshold is not None:
         gate = dataclasses.replace(gate, product_threshold=body.product_threshold)
-    mode = Mode.EDGE_ONLY if private or body.privacy else body.mode
-    given = {name: value for name in PLAN_FIELDS if (value := getattr(body, name)) is not None}
-    plan = dataclasses.replace(default, mode=mode, gate=gate, **given)
+    plan = dataclasses.replace(
+        default,
+        mode=Mode.EDGE_ONLY if private or body.privacy else body.mode,
+        gate=gate,
+        use_confidence_check=_given(body.use_confidence_check, default.use_confidence_check),
+        use_draft_verify=_given(body.use_draft_verify, default.use_draft_verify),
+        max_draft_tokens=_given(body.max_draft_tokens, default.max_draft_tokens),
+        objective=_given(body.objective, default.objective),
+        verification_mode=_given(body.way, default.verification_mode),
+        draft_ahead=_given(body.draft_ahead, default.draft_ahead),
+    )
     name = body.edge_only_field
     if name and plan.asks_cloud:
         raise RequestError(f'{name} is supported where the edge answers alone: ask in mode "edge_only"', param=name)
@@ -176,8 +182,10 @@ def _of_choice(sampling: Sampling, choice: int) -> Sampling:
 
 
 def _reuses_kv(body: GenerationRequest, context: ServerContext) -> bool:
-    """Whether KV is kept between requests (F3)."""
-    wanted = body.use_kv_cache
-    if wanted is None:
-        wanted = context.config.inference.features.use_kv_cache
+    """Whether KV is reused between requests (F3)."""
+    wanted = _given(body.use_kv_cache, context.config.inference.features.use_kv_cache)
     return wanted and context.config.edge.kv_cache.enabled
+
+
+def _given(value: T | None, default: T) -> T:
+    return default if value is None else value

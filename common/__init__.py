@@ -1,1 +1,1 @@
-"""Shared by both servers and every client: config, errors, types; below it HTTP, protocol, cloud client, decoding."""
+"""Shared by both servers and every client: configuration, errors, types; HTTP, protocol and decoding below."""

@@ -1,8 +1,8 @@
-"""The kinds of values that config keys have: numbers within a range, and secrets."""
+"""What every part of the schema is built of: sections, ranges of numbers, secrets, and a server's keys."""
 
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 OpenShare = Annotated[float, Meta(gt=0, lt=1)]
@@ -11,6 +11,10 @@ Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A mapping in the config file. Every key has a default; unknown keys are refused."""
 
 
 class Secret:
@@ -36,6 +40,20 @@ class Secret:
 
 
 NO_KEY = Secret()
+
+
+class ServerConfig(Section, frozen=True):
+    host: str = "localhost"
+    """Address to listen on."""
+    port: Port = 8080
+    """TCP port; 0: any free one."""
+    drain_seconds: Annotated[float, Meta(ge=0)] = 10.0
+    """Seconds that running requests may still take after SIGTERM."""
+    api_keys: list[Secret] = []
+    """Keys, one of which every request must show as `Authorization: Bearer KEY`; empty: open to all. In the cloud
+    each key is a tenant."""
+    cors_origins: list[str] = []
+    """Web origins whose pages may call this server; `*`: any."""
 
 
 def decode_secret(type_: type, value: object) -> object:

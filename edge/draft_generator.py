@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from common.config_schema import EdgeModelConfig
 from common.errors import NotFoundError, RequestError
 from common.types import GREEDY, Draft, DraftRequest, DraftResponse, Sampling, TokenProb, Verdict
 from edge.engine.engine import EdgeEngine
@@ -22,7 +23,9 @@ class DraftGenerator:
 
     def __init__(self, engine: EdgeEngine | str, use_kv_cache: bool = True) -> None:
         self._owns = isinstance(engine, str)
-        self._engine = EdgeEngine(engine) if isinstance(engine, str) else engine
+        self._engine = (
+            EdgeEngine(EdgeModelConfig(path=engine, context_length=2048)) if isinstance(engine, str) else engine
+        )
         self._use_kv_cache = use_kv_cache
 
     async def close(self) -> None:

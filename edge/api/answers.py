@@ -11,7 +11,7 @@ from common.decoding.request import DecodingRequest
 from common.types import Mode, Provenance
 from edge.api.context import ServerContext
 from edge.api.resolve import ResolvedAnswer, ResolvedRequest
-from edge.engine.engine import Sequence as EdgeSequence
+from edge.engine.engine import EdgeSequence
 
 
 class RunningAnswer(Protocol):

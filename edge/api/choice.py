@@ -12,7 +12,7 @@ from edge.api.answers import RunningAnswer, start
 from edge.api.context import ServerContext
 from edge.api.logprobs import ScoredToken
 from edge.api.resolve import ResolvedRequest
-from edge.engine.engine import Sequence as EdgeSequence
+from edge.engine.engine import EdgeSequence
 from edge.text.detokenizer import TextStream
 
 

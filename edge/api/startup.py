@@ -55,20 +55,7 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
 
 
 def _engine(config: EdgeConfig, confidence: Confidence) -> EdgeEngine:
-    model = config.model
-    return EdgeEngine(
-        model.path,
-        context_length=model.context_length,
-        gpu_layers=model.gpu_layers,
-        threads=model.threads,
-        sequences=model.sequences,
-        kv_type=model.kv_type,
-        kv_unified=model.kv_unified,
-        flash_attention=None if model.flash_attention == "auto" else model.flash_attention,
-        confidence=confidence,
-        store=_store(config.kv_cache),
-        limits=config.limits,
-    )
+    return EdgeEngine(config.model, confidence=confidence, store=_store(config.kv_cache), limits=config.limits)
 
 
 def _store(config: EdgeCacheConfig) -> LlamaCppKVCache | AblatedKVCache:

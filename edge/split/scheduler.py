@@ -14,8 +14,8 @@ import numpy as np
 
 from common.types import Sampling
 from edge.confidence import Softmax
-from edge.engine.jobs import Awaited
-from edge.engine.stepping import Stepping
+from edge.engine.jobs import EngineJob
+from edge.engine.worker import StepScheduler
 from edge.llama.sampling import Logits, draw, is_greedy, uniforms
 from edge.llama.segment import CHUNK, Feed, LlamaSegment, States, Step
 
@@ -46,7 +46,7 @@ class ExitRequest:
     confident: Callable[[float], bool]
 
 
-class SegmentJob(Awaited):
+class SegmentJob(EngineJob):
     """Inputs for one sequence of one segment, then the next tokens that its exit predicts.
 
     After a confident token the first segment goes on by itself, up to the request's limit; later segments predict one.
@@ -119,7 +119,7 @@ class Freed(NamedTuple):
     sequence: int
 
 
-class SegmentBatcher(Stepping[SegmentJob]):
+class SegmentBatcher(StepScheduler[SegmentJob]):
     """Owns the segments. `temperatures`: one for each exit; its logits are divided by it to compute the confidence."""
 
     def __init__(
@@ -128,9 +128,9 @@ class SegmentBatcher(Stepping[SegmentJob]):
         temperatures: Sequence[float],
         end_tokens: frozenset[int],
         inbox: SimpleQueue[SegmentJob | Freed | None],
-        ring: Callable[[list[asyncio.Future[None]]], None],
+        wake: Callable[[list[asyncio.Future[None]]], None],
     ) -> None:
-        super().__init__(inbox, ring)
+        super().__init__(inbox, wake)
         self._segments = segments
         self._temperatures = temperatures
         self._end_tokens = end_tokens

@@ -5,19 +5,20 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Self
+from typing import Self
 
+import msgspec
 import numpy as np
 
 from common.config_schema import EdgeModelConfig, LimitsConfig
 from common.errors import ContextLengthError, EngineError
 from common.protocol.split_manifest import SplitManifest
 from common.types import GREEDY, Sampling
-from edge.engine.loop_waker import Bell
-from edge.engine.sequence_pool import Leases
+from edge.engine.loop_waker import LoopWaker
+from edge.engine.sequence_pool import SequencePool
 from edge.engine.text_model import TextModel
-from edge.engine.worker import EngineThread, cores_for_compute
-from edge.llama.segment import LlamaSegment, States
+from edge.engine.worker import EngineThread
+from edge.llama.segment import LlamaSegment, SegmentShape, States
 from edge.llama.vocabulary import LlamaVocabulary
 from edge.split.scheduler import ExitPrediction, ExitRequest, Freed, SegmentBatcher, SegmentJob
 
@@ -42,16 +43,9 @@ class Segments(TextModel):
         model = model or EdgeModelConfig()
         self.manifest = manifest
         self._folder = folder
-        self._options: dict[str, Any] = {
-            "context_length": model.context_length,
-            "gpu_layers": model.gpu_layers,
-            "threads": model.threads or cores_for_compute(),
-            "sequences": model.sequences,
-            "kv_type": model.kv_type,
-            "flash_attention": None if model.flash_attention == "auto" else model.flash_attention,
-        }
+        self._model = model
         self._limits = limits or LimitsConfig()
-        self._leases = Leases(model.sequences, self._limits)
+        self._leases = SequencePool(model.sequences, self._limits)
         self._vocabulary: LlamaVocabulary | None = None
         self._context_length = 0
         self._inbox: SimpleQueue[SegmentJob | Freed | None] = SimpleQueue()
@@ -88,7 +82,7 @@ class Segments(TextModel):
     @property
     def work(self) -> list[tuple[int, int]]:
         """For each segment: its steps since the start, and the positions that it computed in them."""
-        engine = self._thread.engine
+        engine = self._thread.scheduler
         return list(zip(engine.steps, engine.rows, strict=True)) if engine else []
 
     def stats(self) -> dict[str, object]:
@@ -124,24 +118,25 @@ class Segments(TextModel):
     def cancel(self, job: SegmentJob) -> None:
         """Drops the job at the end of the running step; the step is aborted if no other job needs it."""
         job.cancelled = True
-        if self._thread.engine is not None:
-            self._thread.engine.cancelled()
+        if self._thread.scheduler is not None:
+            self._thread.scheduler.abort_unwanted_step()
 
-    def _load(self, bell: Bell) -> SegmentBatcher:
+    def _load(self, waker: LoopWaker) -> SegmentBatcher:
         """Loads the segments, in their thread; if one fails, frees those loaded before."""
         manifest, loaded = self.manifest, list[LlamaSegment]()
         with ExitStack() as stack:
             for path, part in zip(manifest.check_segments(self._folder), manifest.segments, strict=True):
-                shape = part.last - part.first + 1, manifest.hidden, manifest.vocab_size
+                model = msgspec.structs.replace(self._model, path=str(path))
+                shape = SegmentShape(part.last - part.first + 1, manifest.hidden, manifest.vocab_size)
                 # The cloud needs the first segment's states, each later segment those of the one before it.
                 shows_states = not loaded or len(loaded) < self.count - 1
-                segment = LlamaSegment(str(path), *shape, first=not loaded, shows_states=shows_states, **self._options)
+                segment = LlamaSegment(model, shape, first=not loaded, shows_states=shows_states)
                 loaded.append(segment)
                 stack.callback(segment.free)
             vocabulary = self._vocabulary = loaded[0].vocabulary
             self._context_length = min(segment.context_length for segment in loaded)
             stack.pop_all()
-        return SegmentBatcher(loaded, manifest.temperatures, vocabulary.end_tokens, self._inbox, bell.ring)
+        return SegmentBatcher(loaded, manifest.temperatures, vocabulary.end_tokens, self._inbox, waker.wake)
 
 
 class SegmentSequence:
@@ -216,7 +211,7 @@ class SegmentSequence:
     async def _part(self, job: SegmentJob) -> list[ExitPrediction]:
         """The job's predictions since the last part; empty at its end."""
         began = time.perf_counter()
-        await job.news()
+        await job.wait()
         self.held[job.segment] = job.position
         self.waited_ms += (time.perf_counter() - began) * 1e3
         part = job.part()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from common.config_schema import EdgeModelConfig
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
@@ -27,7 +28,7 @@ QUESTION = [Message(role="user", content="What is AI?")]
 
 @pytest.fixture
 async def engine() -> AsyncIterator[EdgeEngine]:
-    async with EdgeEngine(str(MODELS / "demo-edge.gguf"), sequences=1) as made:
+    async with EdgeEngine(EdgeModelConfig(path=str(MODELS / "demo-edge.gguf"), sequences=1)) as made:
         yield made
 
 

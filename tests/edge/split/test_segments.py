@@ -250,7 +250,7 @@ async def test_segments_that_are_not_the_manifests_are_refused_at_start(demo_spl
 
 async def test_a_manifest_of_another_shape_is_refused_at_start(demo_split: Path, tmp_path: Path) -> None:
     changed(demo_split, tmp_path / "wide", hidden=512)
-    with pytest.raises(ConfigError, match=r"has 2 layers, 256 numbers a state.*its manifest says 2 layers, 512"):
+    with pytest.raises(ConfigError, match=r"has 2 layers, 256 numbers per state.*its manifest says 2 layers, 512"):
         await segments_of(tmp_path / "wide").__aenter__()
 
 

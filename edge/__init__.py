@@ -1,1 +1,1 @@
-"""The edge server: a small model in llama.cpp, and the decisions what to ask the cloud; no torch, no vLLM."""
+"""The edge server: a small model in llama.cpp that drafts, and what decides when to ask the cloud; no torch or vLLM."""

@@ -6,8 +6,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import asdict
 
 from common.decoding.policy import Gate, Plan
-from common.protocol.split_frames import StateEncoding
-from common.types import ConfidenceStrategy, Objective, VerificationMode
+from common.types import ConfidenceStrategy, Objective, StateEncoding, VerificationMode
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 OpenShare = Annotated[float, Meta(gt=0, lt=1)]

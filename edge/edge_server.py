@@ -13,7 +13,7 @@ from common.decoding.online_gate import OnlineGate
 from common.errors import EngineError, NotFoundError, RequestError
 from common.http.messages import read, reply, stream
 from common.http_server import make_app
-from common.protocol import codec
+from common.protocol import codec, tokenization
 from common.protocol import openai as api
 from common.types import DraftRequest, Mode
 from edge.answer_metrics import AnswerMetrics
@@ -73,7 +73,7 @@ async def _services(
         CloudVocabulary(engine, clouds.get) as vocabulary,
         split or nullcontext(),
     ):
-        await clouds.greet()
+        await clouds.check_protocols()
         registry.register(CloudsCollector(clouds))
         if split:
             registry.register(SegmentsCollector(split.segments))
@@ -158,7 +158,7 @@ async def _draft(request: web.Request) -> web.Response:
 
 
 async def _tokenize(request: web.Request) -> web.Response:
-    services, body = request.app[SERVICES], await read(request, api.TokenizeRequest)
+    services, body = request.app[SERVICES], await read(request, tokenization.TokenizeRequest)
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give either prompt or messages", param="prompt")
     if body.messages is not None:
@@ -168,14 +168,15 @@ async def _tokenize(request: web.Request) -> web.Response:
             services.engine, body.prompt or "", body.add_special_tokens, parse_special=True
         )
     return reply(
-        request, api.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=services.engine.context_length)
+        request,
+        tokenization.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=services.engine.context_length),
     )
 
 
 async def _detokenize(request: web.Request) -> web.Response:
-    engine, body = request.app[SERVICES].engine, await read(request, api.DetokenizeRequest)
+    engine, body = request.app[SERVICES].engine, await read(request, tokenization.DetokenizeRequest)
     prompts.check_ids(engine, body.tokens, param="tokens")
-    return reply(request, api.DetokenizeReply(engine.detokenize(body.tokens)))
+    return reply(request, tokenization.DetokenizeReply(engine.detokenize(body.tokens)))
 
 
 async def _tokenizer(request: web.Request) -> web.Response:

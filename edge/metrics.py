@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from common.cloud_client.circuit_breaker import State
+from common.cloud_client.circuit_breaker import BreakerState
 from common.cloud_client.pool import CallOutcome, Cloud, CloudPool
 from edge.split.segments import Segments
 
@@ -30,12 +30,12 @@ class CloudsCollector(Collector):
         said = "Requests that went on with another cloud."
         yield CounterMetricFamily("edgecloud_cloud_failovers", said, self._clouds.failovers)
         said = "Answers for which no cloud could be used."
-        yield CounterMetricFamily("edgecloud_degraded_answers", said, self._clouds.degraded)
+        yield CounterMetricFamily("edgecloud_degraded_answers", said, self._clouds.degraded_answers)
 
     def _states(self) -> Metric:
         family = GaugeMetricFamily("edgecloud_breaker_state", "1: in this state.", labels=["endpoint", "state"])
         for cloud in self._clouds:
-            for state in State:
+            for state in BreakerState:
                 family.add_metric([cloud.url, state.value], cloud.breaker.state is state)
         return family
 

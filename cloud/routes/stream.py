@@ -22,7 +22,7 @@ from cloud.verify.round import VerifyRound
 from cloud.verify.validation import check_ids
 from common.errors import EngineError, FrameworkError, OverloadedError, RequestError, StoppingError
 from common.http.in_flight import IN_FLIGHT
-from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, error_object, told, websocket
+from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, client_error, error_object, websocket
 from common.http.request_context import current_request_id
 from common.protocol import codec
 from common.protocol.stream_frames import (
@@ -91,7 +91,7 @@ class StreamRoute:
         except (Exception, asyncio.CancelledError) as error:
             if peer.ended and isinstance(error, asyncio.CancelledError):
                 return ws  # a client that has all may be the first to close
-            failure = told(request, error)
+            failure = client_error(request, error)
             request[EXCHANGE].failed = failure.status >= 500
             await peer.fail(failure)
         return ws
@@ -202,7 +202,7 @@ class Peer:
                     await self._ws.send_str(body.decode())
         except (TimeoutError, ConnectionError) as error:
             raise LeftError from error
-        self._exchange.sent(len(body))
+        self._exchange.record_sent(len(body))
 
     async def fail(self, error: FrameworkError) -> None:
         """Tells the client what went wrong, and closes."""

@@ -27,9 +27,9 @@ from common.errors import (
     StoppingError,
 )
 from common.http.in_flight import IN_FLIGHT
-from common.http.messages import EXCHANGE, TENANT, Exchange, error_object, told
+from common.http.messages import EXCHANGE, TENANT, Exchange, client_error, error_object
 from common.protocol import codec
-from common.protocol.hidden_states import Packed
+from common.protocol.hidden_states import PackedStates
 from common.protocol.split_frames import (
     AskFrame,
     CloseFrame,
@@ -37,12 +37,11 @@ from common.protocol.split_frames import (
     EdgeFrame,
     FaultFrame,
     OpenFrame,
-    StateEncoding,
     StatesFrame,
     TokenFrame,
 )
 from common.protocol.split_manifest import SplitManifest
-from common.types import ErrorObject, Sampling
+from common.types import ErrorObject, Sampling, StateEncoding
 
 SEND_SECONDS = 10.0
 """How long an edge may leave what was sent to it unread before it is cut off."""
@@ -109,7 +108,7 @@ class EdgeConnection:
                 await self.ws.send_bytes(body)
         except (TimeoutError, ConnectionError) as error:
             raise LeftError from error
-        self._exchange.sent(len(body))
+        self._exchange.record_sent(len(body))
 
     async def _received(self, stopping: asyncio.Task[bool]) -> bytes | None:
         """The next frame; None when the server stops."""
@@ -159,11 +158,12 @@ class EdgeConnection:
         if len(self.kinds) >= MOST_SESSIONS and frame.session not in self.kinds:
             raise OverloadedError(f"{MOST_SESSIONS} sessions are open on this connection")
         self.served.contexts.open(frame.session, self.request[TENANT])
-        self.kinds[frame.session] = frame.kind
+        self.kinds[frame.session] = frame.encoding
 
     def _keep(self, frame: StatesFrame) -> None:
         self._check_open(frame.session)
-        states = Packed(frame.kind or self.kinds[frame.session], self.served.manifest.hidden, frame.data, frame.scales)
+        encoding = frame.encoding or self.kinds[frame.session]
+        states = PackedStates(encoding, self.served.manifest.hidden, frame.data, frame.scales)
         states.check(frame.count)
         self.served.contexts.open(frame.session, self.request[TENANT])  # it may have been dropped since
         self.served.contexts.receive(frame.session, frame.start, states)
@@ -195,7 +195,7 @@ class EdgeConnection:
                 cached=drawn.cached,
             )
         except Exception as error:
-            failure = told(self.request, error)
+            failure = client_error(self.request, error)
             if isinstance(failure, RequestError) and not isinstance(failure, StatesMissing):
                 self.kinds.pop(ask.session, None)
                 self.served.contexts.close(ask.session)

@@ -14,7 +14,8 @@ from common.decoding.answer import Answer, Chunk
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.errors import RequestError
-from common.protocol.openai import CompletionRequest, GenerationRequest, SourcedToken
+from common.protocol.openai import CompletionRequest, GenerationRequest
+from common.protocol.openai_responses import SourcedToken
 from common.types import Mode, Provenance, Sampling
 from edge.api.context import Services
 from edge.api.logprobs import ScoredToken

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from common.protocol.openai import ChatRequest, GenerationRequest, Usage, dump
+from common.protocol.openai import ChatRequest, GenerationRequest
+from common.protocol.openai_responses import Usage, dump
 from common.types import Collaboration, Provenance
 from edge.api import logprobs
 from edge.api.choice import Choice, TextPiece

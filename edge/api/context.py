@@ -61,7 +61,7 @@ class Services:
 
     def ended(self, report: Collaboration) -> None:
         """One answer has ended, or its client left; its report is counted."""
-        self.clouds.degraded += report.degraded is not None
+        self.clouds.degraded_answers += report.degraded is not None
         self.metrics.ended(report)
 
     def is_private(self, prompt: Sequence[int], mode: Mode) -> bool:

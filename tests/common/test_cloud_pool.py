@@ -83,7 +83,7 @@ def clouds_of(*urls: str, failures: int = 1, probe_seconds: float = 60.0, **http
 
 def fail(clouds: CloudPool, url: str) -> None:
     (cloud,) = (one for one in clouds if one.url == url)
-    with pytest.raises(EndpointError), clouds.asking(cloud):
+    with pytest.raises(EndpointError), clouds.track_call(cloud):
         raise EndpointError(f"{url} is lost")
 
 
@@ -118,7 +118,7 @@ async def test_load_is_counted_while_a_call_lasts_and_its_end_by_kind() -> None:
             (Busy("full"), CallOutcome.BUSY),
             (asyncio.CancelledError(), CallOutcome.CANCELLED),
         ]:
-            with suppress(RequestError, Busy, asyncio.CancelledError), clouds.asking(cloud):
+            with suppress(RequestError, Busy, asyncio.CancelledError), clouds.track_call(cloud):
                 assert cloud.in_flight == 1
                 if error:
                     raise error
@@ -167,11 +167,11 @@ async def test_a_cloud_of_another_version_ends_the_start_with_the_key_that_names
 ) -> None:
     async with serving() as good:
         async with clouds_of(good.url, fake.url) as clouds:
-            await clouds.greet()
+            await clouds.check_protocols()
         fake.protocol = "7"
         async with clouds_of(good.url, fake.url) as clouds:
             with pytest.raises(ConfigError, match=r"^communication\.cloud_endpoints\[0\]: .* speaks protocol '7'") as e:
-                await clouds.greet()
+                await clouds.check_protocols()
     assert "\n" not in e.value.message
     assert codec.PROTOCOL in e.value.message
 
@@ -189,14 +189,14 @@ async def test_what_is_no_cloud_at_all_is_told_apart() -> None:
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     async with clouds_of(url) as clouds:
         with pytest.raises(ConfigError, match=r"^communication\.cloud_endpoint: .* is no server of this project"):
-            await clouds.greet()
+            await clouds.check_protocols()
     await runner.cleanup()
 
 
 async def test_a_cloud_that_is_not_there_yet_does_not_keep_the_edge_from_starting(fake: FakeCloud) -> None:
     async with clouds_of("http://127.0.0.1:9", fake.url) as clouds:
         fake.ready = False
-        await clouds.greet()
+        await clouds.check_protocols()
         assert all(cloud.breaker.closed for cloud in clouds)
 
 

@@ -23,8 +23,9 @@ from common.errors import (
     RequestError,
     StartError,
 )
-from common.http.client import HTTPClient, Traffic
+from common.http.client import HTTPClient
 from common.http.messages import BODY_LIMIT, REQUEST_ID, read, reply, stream
+from common.http.traffic import Traffic
 from common.http_server import HTTPServer, make_app
 from common.protocol import codec
 from common.protocol.prefix_hash import prefix_hash

@@ -19,8 +19,7 @@ from common.http.client import HTTPClient
 from common.http.error_replies import Busy
 from common.http.messages import WEBSOCKETS
 from common.http_server import HTTPServer, make_app
-from common.protocol.split_frames import StateEncoding
-from common.types import GREEDY, Sampling
+from common.types import GREEDY, Sampling, StateEncoding
 from experiments.harness.delay_proxy import DelayProxy
 from tests.support.fake_tail import MANIFEST, FakeTail, FakeTailServer, fake_cloud, right_for, some_states
 

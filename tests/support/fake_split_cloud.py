@@ -14,8 +14,7 @@ from common.cloud_client.pool import CloudPool
 from common.cloud_client.split_session import CloudToken
 from common.config_schema import CommunicationConfig
 from common.errors import EndpointError
-from common.protocol.split_frames import StateEncoding
-from common.types import Sampling
+from common.types import Sampling, StateEncoding
 from edge.llama.batch import States
 from edge.split.cloud_tail import SplitClouds
 
@@ -33,7 +32,7 @@ class FakeSession:
 
     cloud: "FakeSplitCloud"
     fingerprint: str
-    kind: StateEncoding
+    encoding: StateEncoding
     pieces: list[States] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     bytes_up: int = 0
@@ -92,8 +91,8 @@ class FakeSplitCloud:
 
     async def close(self) -> None: ...
 
-    def session(self, fingerprint: str, kind: StateEncoding = StateEncoding.FP16) -> FakeSession:
-        self.sessions.append(FakeSession(self, fingerprint, kind))
+    def session(self, fingerprint: str, encoding: StateEncoding = StateEncoding.FP16) -> FakeSession:
+        self.sessions.append(FakeSession(self, fingerprint, encoding))
         return self.sessions[-1]
 
     def clouds(self, config: CommunicationConfig | None = None) -> SplitClouds:

@@ -1,4 +1,4 @@
-"""The breaker under any sequence of events: what it lets through, when it may be probed, and how it comes back."""
+"""The circuit breaker under any sequence of events: when it opens, may be probed, and closes again."""
 
 import random
 
@@ -67,7 +67,7 @@ def test_after_a_probe_it_is_on_trial_until_something_succeeds() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_it_is_what_a_count_of_failures_says(seed: int) -> None:
-    """A thousand random events against the rule written down anew."""
+    """A thousand random events, compared with a second implementation of the rule."""
     chance = random.Random(seed)
     failures = chance.randint(1, 4)
     breaker = CircuitBreaker(failures, probe_seconds=1.0)

@@ -1,4 +1,4 @@
-"""Hidden states as bytes: back as they were, or as near as their encoding promises; what is no numbers is refused."""
+"""Hidden states survive encoding to the precision of the encoding; NaN, infinity and wrong lengths are refused."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Streams over connections that are kept (F4): the same answers with fewer handshakes, and nothing lost by keeping."""
+"""Streams over kept connections (F4): the same answers with fewer handshakes, and no new ways to fail."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -124,7 +124,7 @@ async def test_a_kept_connection_is_closed_when_nothing_more_is_asked(
 
 
 class Leaving(FakeCloud):
-    """Closes a kept connection just as its next start comes, so that the client cannot have seen it."""
+    """Closes a kept connection just as its next start frame arrives, so that the client cannot have noticed."""
 
     def __init__(self) -> None:
         super().__init__()

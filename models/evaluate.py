@@ -104,7 +104,7 @@ async def acceptance(
     engine: EdgeEngine, cloud: RemoteVocabulary, questions: list[EvaluatedQuestion], draft_length: int
 ) -> tuple[float, float]:
     """Acceptance rate, and tokens per round, of greedy lossless rounds with drafts of this length."""
-    plan = Plan(use_confidence_check=False, max_draft_tokens=draft_length, way=VerificationMode.ROUNDS)
+    plan = Plan(use_confidence_check=False, max_draft_tokens=draft_length, verification_mode=VerificationMode.ROUNDS)
     drafted = accepted = rounds = tokens = 0
     for question in track(questions, f"drafts of {draft_length}"):
         async with engine.sequence(question.edge_prompt_ids) as sequence:

@@ -10,7 +10,7 @@ from typing import Any
 from vllm.v1.request import Request
 
 from cloud.vllm_plugin.mailbox import Address, Inbox, Mailboxes
-from common.decoding.draft_length import alike, worth_verifying
+from common.decoding.draft_length import iid_acceptance, worth_verifying
 from common.protocol.prefix_hash import common_prefix
 
 MAILBOX_KEY = "mailbox"
@@ -43,7 +43,7 @@ class Box:
 
     def allowance(self, most: int) -> int:
         """How many tokens of its next draft to verify: bad drafts must not slow down the step for everyone."""
-        length = worth_verifying(alike(self.right / (self.right + self.wrong)), most)
+        length = worth_verifying(iid_acceptance(self.right / (self.right + self.wrong)), most)
         if length == 0:
             self.refused += 1
             return int(self.refused % PROBE_STEPS == 0)

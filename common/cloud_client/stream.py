@@ -38,7 +38,7 @@ class CloudStream:
         """The error that ended the stream, if one did."""
         self.opened = False
         """Whether the start frame was sent."""
-        self.opened_in = 0.0
+        self.handshake_seconds = 0.0
         """Seconds for the TCP and WebSocket handshakes, two round trips; 0 on a connection that was kept."""
         self._kept = False
         """Whether the connection was kept and nothing was received since: the server may be closing it."""
@@ -65,7 +65,7 @@ class CloudStream:
         started = time.perf_counter()
         self._kept = False
         self._ws = await open_websocket(self._client, "/stream")
-        self.opened_in = time.perf_counter() - started
+        self.handshake_seconds = time.perf_counter() - started
         await self._send(self._start)
 
     async def __aexit__(self, *error: object) -> None:

@@ -124,7 +124,7 @@ class Choice:
         try:
             async with aclosing(sequence.generate(self._prompt, self._limit, self._sampling, top)) as drafts:
                 async for draft in drafts:
-                    answer.drew(draft)
+                    answer.record_draft(draft)
                     answer.finished = draft.finished
                     yield answer.commit(draft.token_ids, Provenance.EDGE, draft.logprobs, draft.confidences)
         finally:
@@ -209,7 +209,7 @@ def plan_of(request: GenerationRequest, default: Plan, private: bool = False) ->
         use_draft_verify=_given(request.use_draft_verify, default.use_draft_verify),
         max_draft_tokens=_given(request.max_draft_tokens, default.max_draft_tokens),
         objective=_given(request.objective, default.objective),
-        way=_given(request.way, default.way),
+        verification_mode=_given(request.way, default.verification_mode),
         draft_ahead=_given(request.draft_ahead, default.draft_ahead),
     )
     name = request.edge_only_field

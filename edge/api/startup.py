@@ -35,7 +35,7 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
         CloudVocabulary(engine, clouds.get) as vocabulary,
         split or nullcontext(),
     ):
-        await clouds.greet()
+        await clouds.check_protocols()
         registry.register(CloudsCollector(clouds))
         if split:
             registry.register(SegmentsCollector(split.segments))

@@ -24,10 +24,10 @@ from common.http.client import HTTPClient
 from common.http.messages import read, reply, stream
 from common.http_server import make_app, serve
 from common.protocol import codec
-from common.protocol.openai import ChatRequest, Usage
-from common.protocol.split_frames import StateEncoding
+from common.protocol.openai import ChatRequest
+from common.protocol.openai_responses import Usage
 from common.protocol.split_manifest import DEMO, read_manifest
-from common.types import GREEDY, Collaboration, Provenance
+from common.types import GREEDY, Collaboration, Provenance, StateEncoding
 from edge.metrics import AnswerMetrics
 from edge.split.segments import Segments, SegmentSequence
 from edge.text.chat_template import ChatTemplate

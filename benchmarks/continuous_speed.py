@@ -23,7 +23,7 @@ from cli.supervisor import PROJECT, ServerProcess, Supervisor
 from common.cloud_client.stream import CloudStream
 from common.decoding.draft_length import iid_acceptance, stream_draft_length
 from common.http.client import HTTPClient
-from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame
+from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame, StartFrame
 from experiments.harness.delay_proxy import DelayProxy
 from models.random_model import random_model
 
@@ -91,7 +91,7 @@ async def timed(
     """Seconds from the question to the end of the answer, its tokens, and its end."""
     ids: list[int] = []
     began = time.perf_counter()
-    async with CloudStream(client, prompt, tokens) as stream:
+    async with CloudStream(client, StartFrame(token_ids=prompt, max_tokens=tokens)) as stream:
         async for frame in stream:
             ids += frame.token_ids
             if oracle:

@@ -20,7 +20,7 @@ from common.errors import ConfigError
 from common.http.client import HTTPClient
 from common.protocol.openai import ChatRequest, Message
 from common.types import GREEDY, Provenance
-from edge.api.choice import plan_of
+from edge.api.resolve import plan_of
 from models import heldout
 from tests.conftest import Servers
 from tests.support.traced import PROMPT, TracedCloud, TracedEdge, answered, truth_of

@@ -152,7 +152,10 @@ def tables(answers: list[ExitTrace], exits: Exits, layers: int) -> str:
         wrong = (~same & certain).sum() / certain.sum()
         lines.append(f"| {exit} layers | {temperature:.2f} | {same.mean():.4f} | {wrong:.4f} |")
     heads = "".join(f" exit {exit} |" for exit in exits.layers)
-    lines += ["", f"| threshold |{heads} cloud | answers that ask | exact match | cloud layer-tokens saved |"]
+    lines += [
+        "",
+        f"| threshold |{heads} cloud | answers that need the cloud | exact match | cloud layer-tokens saved |",
+    ]
     lines.append("|---|---|---|---|---|" + "---|" * len(exits.layers))
     for threshold in THRESHOLDS:
         result = apply_threshold(answers, threshold, layers, exits.layers[0])

@@ -1,4 +1,4 @@
-"""Calibrating from the command line: what is refused and how, and a whole small run on the real engines."""
+"""Calibrating from the command line: the errors for wrong input, and a whole small run on the real engines."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def test_a_data_file_that_cannot_be_read_is_named(name: str, message: str) -> No
     assert errors.strip() == f"error: {Path(name)}: {message}{' or directory' if 'No' in message else ''}"
 
 
-def test_a_stricter_objective_needs_more_questions() -> None:
+def test_a_stricter_target_needs_more_questions() -> None:
     assert (
         CalibrationTarget("--max-risk", 0.01, 0.99).questions_needed
         > CalibrationTarget("--max-risk", 0.01, 0.9).questions_needed

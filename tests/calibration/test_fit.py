@@ -53,11 +53,11 @@ def test_the_isotonic_fit_never_falls_and_is_the_least_squares_one(seed: int) ->
         assert fit(value) == pytest.approx(max(min(row) for row in means))
 
 
-def test_below_its_first_point_the_map_goes_on_level() -> None:
+def test_below_its_first_point_the_map_is_constant() -> None:
     assert Isotonic.fit([0.5, 0.6], [0, 1])([0.0, 0.59, 0.6, 1.0]).tolist() == [0, 0, 1, 1]
 
 
-def test_plans_that_are_left_out_decide_like_one_that_is_not() -> None:
+def test_a_plan_that_is_left_out_decides_like_one_that_is_kept() -> None:
     traces = traffic(60, seed=3)
     thresholds = [0.0, 0.4, 0.8, 0.95, 1.0]
     tried = calibration.plans(BASE, thresholds)
@@ -106,7 +106,7 @@ def test_two_thresholds_are_never_worse_than_either_alone_where_they_were_fitted
             assert best <= answers.cloud_work[alone & (answers.quality >= target)].min(initial=np.inf)
 
 
-def test_the_frontier_goes_from_the_least_harm_to_the_least_cost_and_nothing_beats_it() -> None:
+def test_the_frontier_is_sorted_and_no_gate_is_better_in_both() -> None:
     rng = np.random.default_rng(0)
     cost, harm = rng.integers(0, 20, 60).astype(float), rng.integers(0, 20, 60).astype(float)
     line = calibration.frontier(cost, harm)
@@ -127,7 +127,7 @@ def test_a_target_that_cannot_be_reached_is_named_with_the_nearest(fitted: tuple
         calibration.for_risk(few, few.of(np.arange(10)), 0.01, 0.95)
 
 
-def test_thresholds_can_be_written_as_they_are() -> None:
+def test_thresholds_have_four_digits() -> None:
     confidences = np.random.default_rng(0).random(500) ** 0.1
     thresholds = calibration.token_thresholds(confidences, Isotonic.fit(confidences, confidences > 0.9))
     assert thresholds[0] == 0 and thresholds[-1] == 1 and thresholds == sorted(thresholds)

@@ -39,7 +39,7 @@ def dataset(rng: np.random.Generator, prompts: int) -> Answers:
 
 
 def test_the_risk_exceeds_its_bound_at_most_as_often_as_allowed() -> None:
-    """Without the test it exceeds it too often: the cheapest gate with few enough failures is too risky half of the time."""
+    """Without the test it does not: the cheapest gate with few enough failures is too risky half of the time."""
     rng = np.random.default_rng(0)
     bound, confidence, runs = 0.1, 0.9, 600
     broken = naively_broken = used = 0

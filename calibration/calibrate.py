@@ -25,7 +25,7 @@ from calibration.simulation import Answers, Trace, answers, replay
 from calibration.target import HELD_OUT, CalibrationTarget
 from calibration.trace import TracedAnswer, walk
 from common.config_schema import ConfidenceConfig, Config
-from common.decoding.policy import Plan
+from common.decoding.policy import Plan, default_plan
 from common.errors import ConfigError, EndpointError, FrameworkError, RequestError
 from common.http_client import EdgeCloudHTTPClient
 from common.protocol.openai import ChatRequest, Message, StreamOptions
@@ -70,7 +70,7 @@ async def calibrate(client: EdgeCloudHTTPClient, config: Config, request: Calibr
     traced = await _for_each(questions, trace, "the cloud's answers, and the edge along them", console)
     pairs = list(zip(questions, traced, strict=True))
     traces = [Trace(t.confidences, t.agrees, q.worth(t.answer, t.answer), max_tokens) for q, t in pairs]
-    base = replace(config.plan, mode=Mode.COLLABORATIVE, use_confidence_check=True, use_draft_verify=True)
+    base = replace(default_plan(config), mode=Mode.COLLABORATIVE, use_confidence_check=True, use_draft_verify=True)
     fitted = await asyncio.to_thread(fit_gate, [traces[i] for i in fitting], base, target, console)
     held_traces = [traces[i] for i in held_out]
 

@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
-from urllib.parse import urlsplit
 
 import msgspec
 import yaml
 
-from common.config_schema import CommunicationConfig, Config, InferenceConfig, Secret
+from common.config_schema import CommunicationConfig, Config, InferenceConfig
+from common.config_values import decode_secret
 from common.errors import ConfigError
+from common.http.urls import url_problem
 
 ENV_PREFIX = "EDGECLOUD_"
 DEFAULT_PATH = Path(__file__).parent.parent / "config" / "config.yaml"
@@ -94,7 +95,7 @@ def _merged(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
 
 def _converted(tree: object) -> Config:
     try:
-        config = msgspec.convert(tree, Config, dec_hook=_secret)
+        config = msgspec.convert(tree, Config, dec_hook=decode_secret)
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `$")
         path = where.strip("`.")
@@ -128,31 +129,9 @@ def _check_patterns(config: InferenceConfig) -> None:
             raise ConfigError(f"inference.private_patterns[{number}]: not a regular expression ({error})") from error
 
 
-def url_problem(url: str) -> str | None:
-    """What keeps `url` from being a server's address, if anything; a password in it is not repeated."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port  # raises where it is no number of a port
-    except ValueError as error:
-        return f"{url!r} is no URL ({error})"
-    if "@" in parts.netloc:
-        return "a user or password does not belong in a URL; set the API key instead"
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        return f"{url!r} is no URL of a server, like http://localhost:8081"
-    if parts.query or parts.fragment or any(character.isspace() for character in url):
-        return f"{url!r} is more than a server's address, like http://localhost:8081"
-    return None
-
-
 def show(config: Config) -> str:
     """The config as YAML, for people; secrets stay secret."""
     return msgspec.yaml.encode(config, enc_hook=repr).decode()
-
-
-def _secret(type_: type, value: object) -> object:
-    if type_ is not Secret or not isinstance(value, str):
-        raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
-    return Secret(value)
 
 
 def _read(path: Path) -> dict[str, Any]:

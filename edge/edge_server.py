@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from common.cloud_client.pool import CloudPool
 from common.config_schema import Config, EdgeCacheConfig, EdgeConfig
 from common.decoding.online_gate import OnlineGate
+from common.decoding.policy import default_plan
 from common.errors import EngineError, NotFoundError, RequestError
 from common.http.messages import read, reply, stream
 from common.http_server import make_app
@@ -85,7 +86,7 @@ async def _services(
 
 def _online_gate(config: Config) -> OnlineGate | None:
     online = config.inference.online
-    return OnlineGate(online, config.plan.gate) if online.enabled else None
+    return OnlineGate(online, default_plan(config).gate) if online.enabled else None
 
 
 def _engine(config: EdgeConfig, confidence: Confidence) -> EdgeEngine:

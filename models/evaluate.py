@@ -21,6 +21,7 @@ from cloud.verify.round import VerifyRound
 from common.decoding.interfaces import Drafter
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
+from common.decoding.request import DecodingRequest
 from common.decoding.vocab_translation import TranslatingDrafter
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile
 from common.types import GREEDY, Sampling, Verdict, VerificationMode
@@ -106,7 +107,9 @@ async def acceptance(
     for question in track(questions, f"drafts of {draft_length}"):
         async with engine.sequence(question.edge_prompt_ids) as sequence:
             drafter = in_cloud_tokens(sequence, engine, cloud, question)
-            pipeline = Pipeline(question.prompt_ids, MAX_TOKENS, GREEDY, plan, drafter, ReplayVerifier(question))
+            pipeline = Pipeline(
+                DecodingRequest(question.prompt_ids, MAX_TOKENS, GREEDY, plan), drafter, ReplayVerifier(question)
+            )
             output = [token async for chunk in pipeline.run() for token in chunk.token_ids]
         assert output == question.cloud_ids, "a lossless answer must have the cloud's tokens"
         report = pipeline.answer.report

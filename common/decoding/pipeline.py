@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
@@ -13,10 +13,11 @@ from common.decoding.draft_ahead import DraftAhead
 from common.decoding.estimates import Estimates
 from common.decoding.interfaces import Drafter, Verifier
 from common.decoding.online_gate import GateRound, OnlineGate
-from common.decoding.policy import Decision, Escalation, Plan
+from common.decoding.policy import Decision, Escalation
+from common.decoding.request import DecodingRequest
 from common.decoding.streaming import Follower
 from common.errors import ContextLengthError, EndpointError, FrameworkError
-from common.types import NO_DRAFT, Draft, Mode, Provenance, Sampling, Verdict, VerificationMode
+from common.types import NO_DRAFT, Draft, Mode, Provenance, Verdict, VerificationMode
 
 
 class Pipeline:
@@ -28,18 +29,15 @@ class Pipeline:
 
     def __init__(
         self,
-        prompt: Sequence[int],
-        max_tokens: int,
-        sampling: Sampling,
-        plan: Plan,
+        request: DecodingRequest,
         drafter: Drafter,
         verifier: Verifier,
         estimates: Estimates | None = None,
         online: OnlineGate | None = None,
     ) -> None:
         """`online` decides in place of the plan's gate, and learns from every round."""
-        self.answer = Answer(plan, list(prompt), max_tokens)
-        self._sampling = sampling
+        self.answer = Answer(request.plan, list(request.prompt), request.max_tokens)
+        sampling = self._sampling = request.sampling
         self._guess = msgspec.structs.replace(sampling, temperature=0.0)
         """How drafts are drawn: greedily, under the penalties and the schema that the answer is under."""
         self._drafter = drafter

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from common.config_schema import Config
 from common.decoding import throughput
 from common.decoding.estimates import Estimates
 from common.types import Mode, Objective, VerificationMode
@@ -69,6 +70,22 @@ class Plan:
         if self.mode is Mode.SPLIT:
             return not self.standalone
         return self.mode is Mode.CLOUD_ONLY
+
+
+def default_plan(config: Config) -> Plan:
+    """The plan of a request that sets none of it itself."""
+    inference, confidence = config.inference, config.edge.confidence
+    return Plan(
+        use_confidence_check=inference.features.use_confidence_check,
+        use_draft_verify=inference.features.use_draft_verify,
+        gate=Gate(confidence.threshold, confidence.product_threshold),
+        max_draft_tokens=inference.max_draft_tokens,
+        stretch_tokens=inference.stretch_tokens,
+        objective=inference.objective,
+        way=inference.way,
+        draft_ahead=inference.draft_ahead,
+        fallback=inference.fallback,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import msgspec
 from common.cloud_client.verifier import CloudVerifier
 from common.decoding.answer import Answer, Chunk
 from common.decoding.pipeline import Pipeline
-from common.decoding.policy import Plan
+from common.decoding.policy import Plan, default_plan
+from common.decoding.request import DecodingRequest
 from common.errors import RequestError
 from common.protocol.openai import CompletionRequest, GenerationRequest, SourcedToken
 from common.types import Mode, Provenance, Sampling
@@ -107,9 +108,11 @@ class Choice:
             return self._alone(sequence)
         shared, plan, services = self._shared, self.answer.plan, self._services
         cloud = CloudVerifier(services.clouds, use_kv_cache=self._reuse, vocabulary=shared.vocabulary)
-        online = services.online if plan.gated and plan.gate == services.config.plan.gate else None
+        online = services.online if plan.gated and plan.gate == default_plan(services.config).gate else None
         drafter, verifier, known = shared.drafter(sequence), shared.verifier(cloud), services.estimates
-        pipeline = Pipeline(self._prompt, self._limit, self._sampling, plan, drafter, verifier, known, online)
+        pipeline = Pipeline(
+            DecodingRequest(self._prompt, self._limit, self._sampling, plan), drafter, verifier, known, online
+        )
         self.answer = pipeline.answer
         return pipeline.run()
 
@@ -179,7 +182,7 @@ class Choice:
 
 def plan_for(request: GenerationRequest, services: Services, private: bool) -> Plan:
     """How this server answers the request; `private`: nothing of the prompt may leave it."""
-    default = services.config.plan
+    default = default_plan(services.config)
     if request.mode is not Mode.SPLIT:
         return plan_of(request, default, private)
     use_exits = _given(request.use_confidence_check, default.use_confidence_check)

@@ -11,7 +11,7 @@ from typing import Self
 from common.cloud_client.pool import CloudPool
 from common.config_schema import Config
 from common.decoding.estimates import Mean
-from common.decoding.policy import Plan
+from common.decoding.policy import Plan, default_plan
 from common.errors import ConfigError
 from common.protocol.openai import Message
 from common.protocol.split_manifest import read_manifest
@@ -82,7 +82,7 @@ class EdgeInferenceEngine:
         """How an answer comes about that wants another `threshold` for all exits, or none of them taken."""
         exits = self.thresholds if threshold is None else (threshold,) * len(self.thresholds)
         return dataclasses.replace(
-            self._config.plan,
+            default_plan(self._config),
             mode=Mode.SPLIT,
             exits=exits if use_exits else never(len(exits)),
             standalone=standalone,

@@ -8,6 +8,7 @@ from calibration.simulation import Trace
 from common.decoding.online_gate import OnlineGate
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
+from common.decoding.request import DecodingRequest
 from common.types import GREEDY, Draft, Sampling, Verdict
 
 PROMPT = [1000, 1001]
@@ -67,7 +68,9 @@ class TracedCloud:
 
 async def answered(trace: Trace, plan: Plan, rng: random.Random, online: OnlineGate | None = None) -> Pipeline:
     """The pipeline, after it has answered."""
-    pipeline = Pipeline(PROMPT, trace.limit, GREEDY, plan, TracedEdge(trace, rng), TracedCloud(trace), online=online)
+    pipeline = Pipeline(
+        DecodingRequest(PROMPT, trace.limit, GREEDY, plan), TracedEdge(trace, rng), TracedCloud(trace), online=online
+    )
     async for _ in pipeline.run():
         pass
     return pipeline

@@ -14,7 +14,8 @@ from common import config, config_schema
 from common.config_schema import OnlineConfig
 from common.decoding.online_gate import FARTHEST, GateRound, OnlineGate, shifted
 from common.decoding.pipeline import Pipeline
-from common.decoding.policy import Gate, Plan
+from common.decoding.policy import Gate, Plan, default_plan
+from common.decoding.request import DecodingRequest
 from common.errors import ConfigError
 from common.http.client import HTTPClient
 from common.protocol.openai import ChatRequest, Message
@@ -131,7 +132,10 @@ async def test_an_answer_that_its_reader_leaves_is_over_for_the_gate_too() -> No
     online = OnlineGate(OnlineConfig(target_cloud_rate=0.3), GATE)
     trace = Trace([0.99] * 12, [True] * 12, 1.0, 64)
     pipeline = Pipeline(
-        PROMPT, 64, GREEDY, Plan(gate=GATE), TracedEdge(trace, random.Random(0)), TracedCloud(trace), online=online
+        DecodingRequest(PROMPT, 64, GREEDY, Plan(gate=GATE)),
+        TracedEdge(trace, random.Random(0)),
+        TracedCloud(trace),
+        online=online,
     )
     chunks = pipeline.run()
     await anext(chunks)
@@ -170,4 +174,4 @@ async def test_a_real_edge_learns_from_its_own_gated_answers_and_from_no_others(
                 await client.post("/v1/chat/completions", body | own, dict)
         online = (await client.get("/stats", dict))["online_gate"]
     assert online["answers"] == len(heldout.pairs(per_kind=1))
-    assert online["threshold"] != config_schema.Config().plan.gate.threshold
+    assert online["threshold"] != default_plan(config_schema.Config()).gate.threshold

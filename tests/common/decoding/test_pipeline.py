@@ -8,6 +8,7 @@ import pytest
 
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Gate, Plan
+from common.decoding.request import DecodingRequest
 from common.types import GREEDY, Draft, Mode, Provenance, Sampling
 from tests.support.fakes import END, FakeDrafter, FakeVerifier, Model, answer_of, cloud_model, erring_model
 
@@ -20,7 +21,7 @@ LOSSLESS = Plan(use_confidence_check=False)
 async def answer(
     prompt: Sequence[int], plan: Plan, drafter: FakeDrafter, verifier: FakeVerifier, max_tokens: int = 40
 ) -> tuple[list[int], Pipeline]:
-    pipeline = Pipeline(prompt, max_tokens, GREEDY, plan, drafter, verifier)
+    pipeline = Pipeline(DecodingRequest(prompt, max_tokens, GREEDY, plan), drafter, verifier)
     ids = [token async for chunk in pipeline.run() for token in chunk.token_ids]
     assert ids == pipeline.answer.committed[len(prompt) :]
     assert sum(pipeline.answer.report.tokens.values()) == len(ids)
@@ -111,7 +112,7 @@ async def test_an_edge_whose_context_is_full_ends_the_answer() -> None:
 
 
 async def test_the_report_is_complete_when_the_reader_stops_early() -> None:
-    pipeline = Pipeline(LONG, 40, GREEDY, LOSSLESS, FakeDrafter(cloud_model), FakeVerifier())
+    pipeline = Pipeline(DecodingRequest(LONG, 40, GREEDY, LOSSLESS), FakeDrafter(cloud_model), FakeVerifier())
     chunks = pipeline.run()
     await anext(chunks)
     await chunks.aclose()
@@ -132,7 +133,7 @@ async def test_drafts_are_greedy_for_the_cloud_but_under_all_else_that_the_answe
 
     wanted = Sampling(temperature=0.7, seed=3, presence_penalty=1.0, json_schema="{}", prompt_tokens=2)
     plan = Plan(use_confidence_check=asks_cloud, use_draft_verify=asks_cloud)
-    pipeline = Pipeline([1, 2], 20, wanted, plan, SamplingRecorder(cloud_model), FakeVerifier())
+    pipeline = Pipeline(DecodingRequest([1, 2], 20, wanted, plan), SamplingRecorder(cloud_model), FakeVerifier())
     assert [chunk async for chunk in pipeline.run()]
     expected = msgspec.structs.replace(wanted, temperature=0.0) if asks_cloud else wanted
     assert set(seen) == {expected}

@@ -2,8 +2,9 @@
 
 import pytest
 
+from common.config_schema import Config
 from common.decoding.estimates import Estimates
-from common.decoding.policy import Decision, Escalation, Gate, Plan, decide, draft_length, sure_tokens
+from common.decoding.policy import Decision, Escalation, Gate, Plan, decide, default_plan, draft_length, sure_tokens
 from common.types import Mode
 
 
@@ -33,6 +34,10 @@ def test_sure_tokens_end_at_either_threshold(confidences: list[float], gate: Gat
 def test_the_toggles_mean_what_their_table_says(f1: bool, f2: bool, unsure: Decision) -> None:
     plan = Plan(use_confidence_check=f1, use_draft_verify=f2)
     assert decide([0.99, 0.1, 0.99], plan) == unsure
+
+
+def test_the_default_config_and_the_default_plan_agree() -> None:
+    assert default_plan(Config()) == Plan()
 
 
 def test_every_plan_that_asks_the_cloud_asks_it_when_the_edge_has_nothing_to_say() -> None:

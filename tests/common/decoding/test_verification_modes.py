@@ -10,6 +10,7 @@ import pytest
 from common.decoding.estimates import Estimates
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
+from common.decoding.request import DecodingRequest
 from common.decoding.streaming import Continuation
 from common.errors import EndpointError
 from common.types import GREEDY, Draft, Mode, Provenance, VerificationMode
@@ -25,7 +26,7 @@ MODELS = [cloud_model, erring_model(2), erring_model(5), lambda ids: 1]
 async def answer(
     prompt: list[int], plan: Plan, drafter: FakeDrafter, verifier: FakeVerifier, max_tokens: int = 40
 ) -> tuple[list[int], Pipeline]:
-    pipeline = Pipeline(prompt, max_tokens, GREEDY, plan, drafter, verifier)
+    pipeline = Pipeline(DecodingRequest(prompt, max_tokens, GREEDY, plan), drafter, verifier)
     ids = [token async for chunk in pipeline.run() for token in chunk.token_ids]
     assert ids == pipeline.answer.committed[len(prompt) :]
     assert sum(pipeline.answer.report.tokens.values()) == len(ids)
@@ -76,7 +77,7 @@ async def test_a_wrong_guess_is_given_up_at_once() -> None:
 @pytest.mark.parametrize("chunks", [0, 1, 3])
 async def test_leaving_early_leaves_nothing_running(plan: Plan, chunks: int) -> None:
     known, before = Estimates(), asyncio.all_tasks()
-    pipeline = Pipeline(LONG, 40, GREEDY, plan, FakeDrafter(cloud_model), FakeVerifier(), known)
+    pipeline = Pipeline(DecodingRequest(LONG, 40, GREEDY, plan), FakeDrafter(cloud_model), FakeVerifier(), known)
     async with aclosing(pipeline.run()) as run:
         for _ in range(chunks):
             await anext(run)

@@ -7,6 +7,7 @@ import pytest
 
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
+from common.decoding.request import DecodingRequest
 from common.decoding.retokenize import BACK, EdgeText
 from common.decoding.vocab_translation import PaddedDrafter, TranslatingDrafter
 from common.protocol.vocabulary import RemoteVocabulary
@@ -95,7 +96,9 @@ async def test_lossless_answers_are_the_clouds_own_however_they_are_cut(
         for truth in truths:
             for guess in (text, text[: len(text) // 2] + " quite another", "x" + text):
                 drafter, _ = translating(edge_kind, cloud, guess)
-                pipeline = Pipeline(CLOUD_PROMPT, 400, GREEDY, plan, drafter, Truth(truth, len(CLOUD_PROMPT)))
+                pipeline = Pipeline(
+                    DecodingRequest(CLOUD_PROMPT, 400, GREEDY, plan), drafter, Truth(truth, len(CLOUD_PROMPT))
+                )
                 assert [token async for chunk in pipeline.run() for token in chunk.token_ids] == truth[:400]
 
 
@@ -105,7 +108,7 @@ async def test_an_edge_that_knows_the_answer_is_accepted_to_its_end(edge_kind: s
     truth = [*(token for token, _ in cloud.tokens(TEXT)), 0]
     drafter, inner = translating(edge_kind, cloud, TEXT)
     plan = Plan(use_confidence_check=False, max_draft_tokens=8)
-    pipeline = Pipeline(CLOUD_PROMPT, 400, GREEDY, plan, drafter, Truth(truth, len(CLOUD_PROMPT)))
+    pipeline = Pipeline(DecodingRequest(CLOUD_PROMPT, 400, GREEDY, plan), drafter, Truth(truth, len(CLOUD_PROMPT)))
     assert [token async for chunk in pipeline.run() for token in chunk.token_ids] == truth
     report = pipeline.answer.report
     assert report.accepted == report.drafted > 0
@@ -147,7 +150,7 @@ async def test_a_full_context_of_the_edge_ends_its_drafts_and_loses_nothing() ->
     truth = [*(token for token, _ in cloud.tokens(TEXT)), 0]
     drafter, _ = translating("bytes", cloud, TEXT, context=20)
     plan = Plan(use_confidence_check=False, stretch_tokens=4)
-    pipeline = Pipeline(CLOUD_PROMPT, 400, GREEDY, plan, drafter, Truth(truth, len(CLOUD_PROMPT)))
+    pipeline = Pipeline(DecodingRequest(CLOUD_PROMPT, 400, GREEDY, plan), drafter, Truth(truth, len(CLOUD_PROMPT)))
     assert [token async for chunk in pipeline.run() for token in chunk.token_ids] == truth
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
+from common.decoding.request import DecodingRequest
 from common.decoding.vocab_translation import TranslatingDrafter
 from common.errors import EndpointError, NotFoundError, VocabularyError
 from common.protocol import vocabulary as vocab
@@ -123,7 +124,9 @@ async def test_a_cloud_that_is_another_one_by_now_is_compared_again(engine: Edge
         before = await vocabulary.share([5, 6], text="x")
         cloud.info, cloud.file = another().info, another().file
         pipeline = Pipeline(
-            [5, 6], 5, GREEDY, Plan(), FakeDrafter(cloud_model, lambda _: 0.0), before.verifier(Changed())
+            DecodingRequest([5, 6], 5, GREEDY, Plan()),
+            FakeDrafter(cloud_model, lambda _: 0.0),
+            before.verifier(Changed()),
         )
         assert [chunk async for chunk in pipeline.run()], "the edge goes on alone"
         assert pipeline.answer.report.degraded
@@ -146,7 +149,9 @@ async def test_a_cloud_lost_on_the_way_leaves_an_answer_in_its_tokens_that_the_e
     drafter = TranslatingDrafter(TextDrafter(edge, words, 1), edge, cloud, [1], 2)
     shared = SharedPrompt([1], [1, 1], cloud.piece)
     plan = Plan(use_confidence_check=False, max_draft_tokens=8)
-    pipeline = Pipeline([1, 1], 400, GREEDY, plan, shared.drafter(drafter), shared.verifier(Lost(truth, 2)))
+    pipeline = Pipeline(
+        DecodingRequest([1, 1], 400, GREEDY, plan), shared.drafter(drafter), shared.verifier(Lost(truth, 2))
+    )
     ids = [token async for chunk in pipeline.run() for token in chunk.token_ids]
     assert b"".join(map(cloud.piece, ids)).decode() == words
     assert ids[-1] == 0 and pipeline.answer.finish_reason == "stop"

@@ -90,7 +90,9 @@ async def calibrate(client: EdgeCloudHTTPClient, config: Config, request: Calibr
 
 
 def _questions(request: CalibrationRequest) -> list[CalibrationQuestion]:
-    """Raises ConfigError if there are too few for the target."""
+    """Raises ConfigError if there are too few for the target, or the answers' limit is below 1 token."""
+    if request.max_tokens < 1:
+        raise ConfigError(f"--max-tokens must be 1 or more, not {request.max_tokens}")
     questions, needed = data.read(request.data), request.target.questions_needed
     if len(questions) < needed:
         wanted = f"{request.target.flag} {request.target.target:g} needs at least {needed}"

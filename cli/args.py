@@ -29,10 +29,9 @@ def config_parser(description: str) -> argparse.ArgumentParser:
 
 def count(text: str) -> int:
     """The type of a flag that takes a whole number of 1 or more."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
+    return int(text)
 
 
 def load_config(args: argparse.Namespace, **flags: object) -> Config:

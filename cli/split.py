@@ -36,17 +36,21 @@ class SplitQuestion:
     """Prints the answer while it is generated."""
 
     def check(self) -> None:
+        """Raises RequestError or ConfigError for a wrong value."""
         if not self.prompt.strip():
             raise RequestError("the prompt is empty")
         if self.threshold is not None and not self.threshold >= 0:
             raise ConfigError(f"--threshold must be 0 or more, not {self.threshold:g}")
+        if self.max_tokens < 1:
+            raise ConfigError(f"--max-tokens must be 1 or more, not {self.max_tokens}")
+        if not 0 <= self.sampling.temperature <= 2:
+            raise ConfigError(f"--temperature must be from 0 to 2, not {self.sampling.temperature:g}")
 
 
 async def ask(config: Config, question: SplitQuestion, console: Console) -> Collaboration:
     """Loads the segments, prints the answer and its summary table, and returns the report.
 
-    Raises what EdgeInferenceEngine does, ConfigError for a wrong threshold, and RequestError (or a child) for a prompt
-    that is empty or too long.
+    Raises what EdgeInferenceEngine and `SplitQuestion.check` do, and ContextLengthError for a prompt that is too long.
     """
     question.check()
     async with EdgeInferenceEngine(config) as engine:

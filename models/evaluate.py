@@ -176,7 +176,9 @@ def score_line(name: str, members: list[EvaluatedQuestion]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Evaluate the demo models on vLLM and llama.cpp.")
+    parser = argparse.ArgumentParser(
+        "python -m models.evaluate", description="Evaluate the demo models on vLLM and llama.cpp."
+    )
     parser.add_argument("--edge", choices=EDGES, default=EDGE.stem, help="the edge model (default: %(default)s)")
     parser.add_argument("--per-kind", type=count, metavar="N", help="at most N questions of each kind (default: all)")
     parser.add_argument("--write", action="store_true", help="write the tables into models/README.md, too")

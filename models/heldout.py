@@ -27,7 +27,9 @@ def pairs(per_kind: int | None = None) -> list[tuple[str, str, str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the demo models' held-out questions as JSON lines.")
+    parser = argparse.ArgumentParser(
+        "python -m models.heldout", description="Write the demo models' held-out questions as JSON lines."
+    )
     parser.add_argument("--per-kind", type=count, metavar="N", help="at most N questions of each kind (default: all)")
     chosen = pairs(parser.parse_args().per_kind)
     return run_sync_program(lambda: write(chosen))

@@ -169,7 +169,9 @@ def tables(answers: list[ExitTrace], exits: Exits, layers: int) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Evaluate the demo model's exits on held-out questions.")
+    parser = argparse.ArgumentParser(
+        "python -m models.exits.evaluation", description="Evaluate the demo model's exits on held-out questions."
+    )
     parser.add_argument(
         "--exits-file", type=Path, default=EXITS, metavar="FILE", help="the exits (default: %(default)s)"
     )

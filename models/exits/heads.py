@@ -167,7 +167,9 @@ def as_table(exits: list[int], fits: list[Fit]) -> Table:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Train early exits of a model; the model itself does not change.")
+    parser = argparse.ArgumentParser(
+        "python -m models.exits", description="Train early exits of a model; the model itself does not change."
+    )
     parser.add_argument("--model", required=True, help="folder or Hugging Face id of a Llama or Qwen2 checkpoint")
     parser.add_argument(
         "--exits", type=exit_tensors.layer_list, required=True, help="numbers of layers before each exit, e.g. 2,4"

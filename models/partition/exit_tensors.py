@@ -4,6 +4,7 @@ The file is safetensors: `exit.<layers>.norm.weight` [H]; `exit.<layers>.head.we
 `exit.<layers>.temperature` [1], default: 1.
 """
 
+import argparse
 import math
 from collections.abc import Callable
 from functools import partial
@@ -92,8 +93,11 @@ def _distribution(norm: Tensor, head: Tensor, temperature: float, eps: float, st
 
 
 def layer_list(text: str) -> list[int]:
-    """The type of a flag that takes comma-separated numbers of layers; raises ValueError."""
-    return [int(number) for number in text.split(",")]
+    """The type of a flag that takes comma-separated numbers of layers."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers with commas between them, like 2,4, not {text!r}") from None
 
 
 def norm_name(exit: int) -> str:
@@ -110,6 +114,8 @@ def temperature_name(exit: int) -> str:
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of all tensors of an exits file; raises ConfigError if it is none."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: No such file")
     try:
         with safe_open(path, "pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
@@ -127,7 +133,9 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 temperature_name(int(parts[1])),
             )
         ):
-            raise ConfigError(f"{path}: {name} is nothing of an exit")
+            raise ConfigError(
+                f"{path}: tensor {name} does not belong to an exit; `python -m models.exits` writes such a file"
+            )
     if not found:
         raise ConfigError(f"{path}: no exits in it")
     return found

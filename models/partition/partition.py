@@ -226,7 +226,9 @@ def _check_rows(checkpoint: Checkpoint, quantization: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Cut a model into edge segments with exits and a cloud tail.")
+    parser = argparse.ArgumentParser(
+        "python -m models.partition", description="Cut a model into edge segments with exits and a cloud tail."
+    )
     parser.add_argument("--model", required=True, help="folder or Hugging Face id of a Llama or Qwen2 checkpoint")
     parser.add_argument("--exits", type=layer_list, help="layers before each exit, e.g. 2,4 (default: the file's)")
     parser.add_argument(

@@ -80,7 +80,9 @@ def export(chosen: list[Export]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Export the trained models for vLLM and llama.cpp.")
+    parser = argparse.ArgumentParser(
+        "python -m models.train.export", description="Export the trained models for vLLM and llama.cpp."
+    )
     parser.add_argument("--only", choices=EXPORTS, help="export only this model (default: all)")
     args = parser.parse_args()
     return run_sync_program(lambda: export([EXPORTS[args.only]] if args.only else [*EXPORTS.values()]))

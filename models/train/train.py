@@ -186,7 +186,9 @@ def train_phase(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Train the demo models and their tokenizers.")
+    parser = argparse.ArgumentParser(
+        "python -m models.train", description="Train the demo models and their tokenizers."
+    )
     parser.add_argument("--only", choices=RECIPES, help="train only this model (default: all)")
     args = parser.parse_args()
     return run_sync_program(lambda: train_all([RECIPES[args.only]] if args.only else [*RECIPES.values()]))

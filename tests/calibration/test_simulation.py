@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from calibration.simulation import Trace, replay
+from calibration.simulation import Trace, answers, replay
 from calibration.trace import along
 from common.decoding.policy import Gate, Plan
 from common.types import Provenance
@@ -49,6 +49,7 @@ def test_the_cloud_sees_everything_under_the_strictest_gate_and_nothing_under_th
     trace = Trace([0.9] * 20, [True] * 19 + [False], 1.0, 40)
     everything, nothing = (replay(trace, Plan(gate=gate)) for gate in (Gate(1.0, 0.0), Gate(0.0, 0.0)))
     assert (everything.cloud_tokens, everything.changed) == (20, False)
+    assert answers([trace], [everything]).calls_per_token == everything.calls / 20 > 0
     assert (nothing.cloud_tokens, nothing.calls, nothing.changed) == (0, 0, True)
 
 

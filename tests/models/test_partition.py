@@ -298,8 +298,8 @@ def exits_file(path: Path, **tensors: torch.Tensor) -> Path:
         ({"exit_2_temperature": torch.zeros(1)}, "a temperature is not above 0"),
         ({"exit_2_temperature": torch.full((1,), torch.nan)}, "a temperature is not above 0"),
         ({"exit_4_head_weight": torch.ones(4096, 64)}, "has exits after 2,4 layers, not 2"),
-        ({"exit_x_norm_weight": torch.ones(64)}, "nothing of an exit"),
-        ({"colour": torch.ones(64)}, "nothing of an exit"),
+        ({"exit_x_norm_weight": torch.ones(64)}, "does not belong to an exit"),
+        ({"colour": torch.ones(64)}, "does not belong to an exit"),
     ],
 )
 def test_exits_of_another_model_are_refused(tensors: dict[str, torch.Tensor], said: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from cli.split import SplitQuestion
 from common import config
 from common.config_schema import Config
 from common.errors import ConfigError, ContextLengthError, RequestError
-from common.types import GREEDY, Collaboration
+from common.types import GREEDY, Collaboration, Sampling
 from edge.split.engine import EdgeInferenceEngine
 from tests.end_to_end.test_programs import run
 from tests.support.split_parts import WholeModel, served
@@ -86,6 +86,11 @@ async def test_what_makes_no_sense_is_refused(demo_split: Path) -> None:
     for threshold in (-0.1, float("nan")):
         with pytest.raises(ConfigError, match="--threshold must be 0 or more"):
             await asked(settings, True, threshold)
+    with pytest.raises(ConfigError, match="--max-tokens must be 1 or more, not 0"):
+        await asked(settings, True, 0.8, max_tokens=0)
+    hot = SplitQuestion(QUESTION, Sampling(temperature=-1.0), standalone=True)
+    with pytest.raises(ConfigError, match="--temperature must be from 0 to 2, not -1"):
+        await split_program.ask(settings, hot, Console(quiet=True))
     for prompt, error in (("  ", RequestError), ("word " * 2000, ContextLengthError)):
         with pytest.raises(error):
             await split_program.ask(settings, SplitQuestion(prompt, GREEDY, standalone=True), Console(quiet=True))

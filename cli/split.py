@@ -11,6 +11,7 @@ from rich.text import Text
 from cli.terminal import percent
 from common.config_schema import Config
 from common.decoding.policy import Plan
+from common.decoding.request import DecodingRequest
 from common.errors import ConfigError, ContextLengthError, RequestError
 from common.protocol.openai import Message
 from common.types import Collaboration, Provenance, Sampling
@@ -58,7 +59,8 @@ async def ask(config: Config, question: SplitQuestion, console: Console) -> Coll
         ids = await _prompt_ids(engine, question.prompt)
         max_tokens = min(question.max_tokens, engine.segments.context_length - len(ids))
         start = time.perf_counter()
-        async with engine.answer(ids, max_tokens, question.sampling, plan) as answer:
+        request = DecodingRequest(ids, max_tokens, question.sampling, plan)
+        async with engine.answer(request) as answer:
             await _print_answer(answer, TextStream(engine.segments.piece), console, question.stream)
         report, tokens = answer.answer.report, len(answer.answer.committed) - len(ids)
         console.print(summary(report, plan, tokens, (time.perf_counter() - start) * 1000))

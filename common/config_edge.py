@@ -56,7 +56,7 @@ class WeightsConfig(Section, frozen=True):
 
     def __post_init__(self) -> None:
         if not any(asdict(self).values()):
-            raise ValueError("Are all 0: an ensemble needs one strategy at least")
+            raise ValueError("Are all 0: an ensemble needs at least one strategy")
 
 
 class ConfidenceConfig(Section, frozen=True):

@@ -6,7 +6,6 @@ Data: JSON lines of {"prompt": ..., "answer": ...} with the right answers; defau
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from calibration import data
 from calibration.temperature import Calibration, fit
 from cli.args import run_program
 from cli.terminal import console
+from common.config_schema import EdgeModelConfig
 from common.errors import ConfigError
 from edge.llama.model import Llama
 from models import heldout
@@ -52,8 +52,10 @@ async def main() -> None:
     questions = [pair[1:] for pair in heldout.pairs()] if args.data is None else data.read_answered(args.data)
     if not questions:
         raise ConfigError(f"{args.data}: no questions")
-    threads = max(1, (os.cpu_count() or 1) - 1)
-    llama = Llama(args.model, args.context_length, args.gpu_layers, threads=threads, sequences=1)
+    model = EdgeModelConfig(
+        path=args.model, context_length=args.context_length, gpu_layers=args.gpu_layers, sequences=1
+    )
+    llama = Llama(model)
     try:
         console().print(report(await fit(llama, questions)))
     finally:

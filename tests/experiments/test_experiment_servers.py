@@ -116,7 +116,7 @@ async def test_a_port_that_is_taken_is_said_in_one_line() -> None:
     try:
         await edge.start()
         assert await edge.exited() == 1
-        assert str(port) in edge._last_words() and "in use" in edge._last_words()
+        assert str(port) in edge.last_line() and "in use" in edge.last_line()
     finally:
         taken.close()
         await edge.stop()

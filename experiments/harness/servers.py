@@ -10,7 +10,7 @@ from cli.demo import config_flags, free_ports
 from cli.supervisor import PROJECT, ServerProcess, Supervisor
 from common.errors import StartError
 from experiments.harness.delay_proxy import DelayProxy
-from experiments.network.ways import AskedServer
+from experiments.network.answer_modes import AskedServer
 from experiments.setup.configurations import Needs
 
 

@@ -183,8 +183,9 @@ def failed(report: ExperimentReport) -> Iterator[Sentence]:
             yield Sentence(one.name, f"{one.failures:,} of {one.answers + one.failures:,} were not answered{why}")
 
 
-def counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """`plural`: that of the noun where it is not the noun with an s."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def headed(written: Figures) -> str:

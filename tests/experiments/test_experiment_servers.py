@@ -15,7 +15,7 @@ from cli.supervisor import PROJECT, ServerProcess
 from common.errors import StartError
 from experiments.harness import servers
 from experiments.harness.servers import fleet
-from experiments.network.ways import AskedServer
+from experiments.network.answer_modes import AskedServer
 from experiments.setup.configurations import Needs
 
 pytestmark = pytest.mark.asyncio(loop_scope="function")

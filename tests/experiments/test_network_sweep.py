@@ -16,9 +16,10 @@ from experiments.harness.delay_proxy import DelayProxy
 from experiments.harness.journal import Journal
 from experiments.harness.options import numbers
 from experiments.harness.servers import Site
+from experiments.network.answer_modes import AskedServer
 from experiments.network.passes import NetworkCell, PassResult, SweepPlan, passes
-from experiments.network.report import ModeRow, NetworkReport, report
-from experiments.network.ways import AskedServer
+from experiments.network.report import report
+from experiments.network.schema import ModeRow, NetworkReport
 from experiments.network_sweep import NetworkSweep, parser, plan_of, server_settings, token_ends, write
 from experiments.questions.workload import questions
 from tests.conftest import CLOUD_MODEL, Servers
@@ -42,11 +43,11 @@ async def swept(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> t
         try:
             await edge.start()
             await edge.wait_ready()
-            where = Site({AskedServer.EDGE: url, AskedServer.CLOUD: network.url}, servers.cloud_url, network)
-            sweep = NetworkSweep(PLAN, questions(PLAN.prompts, PLAN.seed), where)
+            site = Site({AskedServer.EDGE: url, AskedServer.CLOUD: network.url}, servers.cloud_url, network)
+            sweep = NetworkSweep(PLAN, questions(PLAN.prompts, PLAN.seed), site)
             journal = Journal(folder / "passes.jsonl", PLAN, PassResult, resume=False)
             for one in passes(PLAN):
-                journal.add(await sweep.make(one, lambda _: None))
+                journal.add(await sweep.run_pass(one, lambda _: None))
             await sweep.aclose()
         finally:
             await edge.stop()
@@ -55,8 +56,8 @@ async def swept(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> t
     return folder, found
 
 
-def rows(found: NetworkReport, way: str) -> list[ModeRow]:
-    return [row for row in found.rows if row.way == way]
+def rows(found: NetworkReport, mode: str) -> list[ModeRow]:
+    return [row for row in found.rows if row.way == mode]
 
 
 async def test_every_lossless_answer_is_the_clouds_in_every_cell(swept: tuple[Path, NetworkReport]) -> None:
@@ -93,7 +94,7 @@ async def test_the_report_is_complete_and_a_sweep_that_is_done_has_nothing_left(
     assert msgspec.json.decode((folder / "report.json").read_bytes(), type=NetworkReport) == found
     assert {path.name for path in folder.iterdir()} == {
         "passes.jsonl", "report.json", "report.md", "report.html", "tables.txt",
-        *(f"{plot}.{kind}" for plot in ("speed", "bytes", "steps") for kind in ("svg", "png")),
+        "speed.svg", "bytes.svg", "steps.svg",
     }  # fmt: skip
     assert f"0 of {found.lossless_answers} lossless answers differ" in (folder / "tables.txt").read_text()
     again = Journal(folder / "passes.jsonl", PLAN, PassResult, resume=True)

@@ -126,7 +126,7 @@ def test_every_measure_of_every_configuration_is_there_with_its_difference(
     for value in (report.environment.git_commit, report.environment.cpu, report.workload.prompts_sha256):
         assert value and value in text
     assert "502: the cloud cannot be reached" in text
-    assert command(report) in text
+    assert command(report.options) in text
     assert "use_confidence_check: true\n" in text, "the config"
 
 
@@ -294,7 +294,7 @@ def test_digits_are_those_of_the_largest_value(values: list[float], number: str,
 
 def test_the_command_asks_the_same_again(report: ExperimentReport) -> None:
     report.options = {"only": "a,b", "resume": False, "config": None, "set": ["x=1", "y=a b"], "sweep": True}
-    assert command(report) == "python ablation_experiments.py --only a,b --set x=1 --set 'y=a b' --sweep"
+    assert command(report.options) == "python ablation_experiments.py --only a,b --set x=1 --set 'y=a b' --sweep"
 
 
 # -- drawing

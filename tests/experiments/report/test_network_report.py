@@ -1,9 +1,11 @@
-"""What a network sweep says follows from what was measured: exactness, ratios, bounds. No servers."""
+"""The report of a network sweep follows from its passes: exactness, ratios, bounds, plots. No servers."""
 
-import html
 import random
+import re
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
+from xml.etree import ElementTree
 
 import msgspec
 import pytest
@@ -11,12 +13,16 @@ import pytest
 from common.types import Collaboration
 from experiments.counters.cloud import CloudCounts
 from experiments.harness.load import TimedAnswer
-from experiments.network import bounds, pages, plots, view
+from experiments.network import bounds, tables
+from experiments.network.answer_modes import ANSWER_MODES, DEFAULT_MODES
 from experiments.network.bounds import Costs
+from experiments.network.document import PLOTS, of_sweep
 from experiments.network.passes import PASS_QUESTIONS, Block, NetworkCell, Pass, PassResult, SweepPlan, passes
-from experiments.network.plots import SweepLine, SweepPanel
-from experiments.network.report import NetworkReport, report
-from experiments.network.ways import WAYS
+from experiments.network.report import report
+from experiments.network.schema import NetworkReport
+from experiments.report import html, markdown, panel_grid
+from experiments.report.document import Document
+from tests.support.browser import BROWSER, browser
 
 COSTS = Costs(round_trip=0.05, tokens=40, step=0.005, draft=0.02, rounds=8, verify=0.008, steps=20, draft_step=0.007)
 PLAN = SweepPlan(
@@ -65,13 +71,13 @@ def test_passes_cover_every_question_in_every_cell_once_a_repeat() -> None:
     assert {one.cell for one in made[:8]} == set(plan.cells), "a sweep cut short has something in every cell"
 
 
-def test_each_way_is_first_about_as_often_as_any_other() -> None:
-    ways = [WAYS[name] for name in PLAN.ways]
-    firsts = [one.order(ways, seed)[0].name for seed in range(100) for one in passes(PLAN)]
-    assert all(0.15 < firsts.count(way.name) / len(firsts) < 0.25 for way in ways)
+def test_each_mode_is_first_about_as_often_as_any_other() -> None:
+    modes = [ANSWER_MODES[name] for name in PLAN.ways]
+    firsts = [one.order(modes, seed)[0].name for seed in range(100) for one in passes(PLAN)]
+    assert all(0.15 < firsts.count(mode.name) / len(firsts) < 0.25 for mode in modes)
     one = next(passes(PLAN))
-    assert one.order(ways, 5) == one.order(ways, 5)
-    assert sorted(way.name for way in one.order(ways, 5)) == sorted(PLAN.ways)
+    assert one.order(modes, 5) == one.order(modes, 5)
+    assert sorted(mode.name for mode in one.order(modes, 5)) == sorted(PLAN.ways)
 
 
 # -- the report
@@ -132,7 +138,7 @@ def test_a_row_is_made_of_all_passes_of_its_cell() -> None:
     assert [w.cell for w in found.worth] == PLAN.cells
 
 
-def test_the_bound_of_the_policy_is_that_of_the_best_way_and_never_below_cloud_only() -> None:
+def test_the_bound_of_the_policy_is_that_of_the_best_mode_and_never_below_cloud_only() -> None:
     found = made([done(one) for one in passes(PLAN)])
     for cell in PLAN.cells:
         bound = {row.way: row.allowed for row in found.rows if row.cell == cell}
@@ -142,49 +148,114 @@ def test_the_bound_of_the_policy_is_that_of_the_best_way_and_never_below_cloud_o
         assert (bound["rounds"] or 0) >= (bound["rounds-not-ahead"] or 1)
 
 
-def test_one_other_character_in_a_lossless_answer_is_counted_and_said() -> None:
+def test_one_different_character_in_a_lossless_answer_is_counted_and_reported() -> None:
     entries = [done(one) for one in passes(PLAN)]
-    assert "0 of 144 lossless answers differ" in view.conclusion(made(entries))
+    assert "0 of 144 lossless answers differ" in tables.conclusion(made(entries))
     wrong = entries[3].blocks[1].answers[2]
     wrong.text = "a b d"
     entries[3].blocks[4].answers[0].text = "the edge may differ"
     found = made(entries)
     assert found.lossless_differences == 1
-    assert "1 of 144 lossless answers differ" in view.conclusion(found)
+    assert "1 of 144 lossless answers differ" in tables.conclusion(found)
     assert [(row.cell, row.way) for row in found.rows if row.differences and row.lossless] == [
         (entries[3].what.cell, "rounds")
     ]
 
 
-def test_cells_not_measured_yet_are_left_out(tmp_path: Path) -> None:
+def test_cells_without_results_are_left_out(tmp_path: Path) -> None:
     one = next(passes(PLAN))
     found = made([done(one)])
     assert {row.cell for row in found.rows} == {one.cell} == {NetworkCell(0, 10, 1)}
     for so_far in (found, made([])):
-        view.draw(so_far, tmp_path)
-        assert view.ratios(so_far).row_count == len({row.cell for row in so_far.rows})
+        assert len(tables.ratios(so_far).rows) == len({row.cell for row in so_far.rows})
+        for grid in of_sweep(so_far).grids:
+            assert len(grid.drawings) == len({row.cell for row in so_far.rows})
+            assert grid.title in panel_grid.write(grid, tmp_path).read_text()
 
 
 def test_the_pages_have_a_panel_for_each_bandwidth_and_number_of_clients_and_all_figures() -> None:
     found = made([done(one) for one in passes(PLAN)])
-    page = pages.to_html(found)
+    page = html.render_document(of_sweep(found))
     panels = len(PLAN.uplinks) * len(PLAN.clients)
-    assert page.count("<svg") == panels * len(pages.PLOTS)
+    assert page.count("<svg") == panels * len(PLOTS)
     assert page.count("<script") == 0 and "http://" not in page
-    for text in (html.unescape(page), pages.to_markdown(found)):
-        assert view.conclusion(found) in text
+    for text in (unescape(page), markdown.render_document(of_sweep(found))):
+        assert tables.conclusion(found) in text
         assert found.environment.cpu in text
+        assert "python -m experiments.network_sweep --round-trips 0,50 --uplinks 10 --clients 1,4 " in text
         for row in found.rows:
             assert f"{row.over_cloud_only.value:.2f}" in text
     for so_far in (made([done(next(passes(PLAN)))]), made([])):
-        assert pages.to_html(so_far).count("<svg") == (3 if so_far.rows else 0)
-        assert pages.to_markdown(so_far)
+        assert html.render_document(of_sweep(so_far)).count("<svg") == (3 if so_far.rows else 0)
+        assert markdown.render_document(of_sweep(so_far))
 
 
-def test_plots_are_written_as_svg_and_png(tmp_path: Path) -> None:
-    line = SweepLine("way", "C0", [0, 1], [1, 2], [0.5, 1.5], [1.5, 2.5], [2, 3])
-    svg, png = plots.draw(
-        tmp_path / "plot", "title", [[SweepPanel("left", [line]), SweepPanel("right")]], "x", "y", level=1
-    )
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert b"<svg" in svg.read_bytes()
+def test_the_markdown_names_the_plot_files_which_show_all_panels_and_the_legend(tmp_path: Path) -> None:
+    found = of_sweep(made([done(one) for one in passes(PLAN)]))
+    text = markdown.render_document(found)
+    for grid in found.grids:
+        file = panel_grid.write(grid, tmp_path)
+        assert f"]({file.name})" in text
+        root = ElementTree.parse(file).getroot()
+        words = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
+        assert words > {grid.title, "rounds", "lossless, by policy", *(panel.title for panel in grid.panels)}
+        assert all(str(drawing) in file.read_text() for _, drawing in grid.drawings), "each plot is drawn once"
+        assert float(root.attrib["width"]) > 2 * panel_grid.WIDTH
+
+
+def test_the_panels_of_a_plot_have_common_axes_and_its_limits_lie_within_them() -> None:
+    speed = of_sweep(made([done(one) for one in passes(PLAN)])).grids[0]
+    ticks = [re.findall(r'class="tick"[^>]*>([^<]+)<', drawing) for _, drawing in speed.drawings]
+    assert ticks[0] and all(one == ticks[0] for one in ticks)
+    for _, drawing in speed.drawings:
+        limits = re.findall(r'<path d="M([^"]+)" class="limit"', drawing)
+        assert len(limits) == len(PLAN.ways) - 2, "of every mode in it"
+        heights = [float(point.partition(",")[2]) for path in limits for point in path.split(" L")]
+        assert min(heights) >= 0 and max(heights) <= panel_grid.HEIGHT
+
+
+def test_api_keys_are_not_in_the_pages() -> None:
+    plan = msgspec.structs.replace(PLAN, settings=["edge.server.api_keys=[secret]"])
+    found = of_sweep(report(plan, [], 0, token_ends=lambda text: []))
+    assert "secret" not in html.render_document(found) + markdown.render_document(found)
+
+
+@pytest.fixture(scope="module")
+def large() -> Document:
+    """A sweep of the default modes over nine panels."""
+    modes = [name for name in DEFAULT_MODES.split(",") if name != "cloud"]
+    plan = SweepPlan(round_trips=[0, 14, 50, 100], uplinks=[10, 20, 80], clients=[1, 4, 16], ways=["cloud", *modes],
+                     prompts=8, repeats=1, max_tokens=9, seed=0)  # fmt: skip
+    entries = [PassResult(one, [large_block(n, way, one) for n, way in enumerate(plan.ways)]) for one in passes(plan)]
+    return of_sweep(report(plan, entries, len(entries), token_ends=lambda text: [1, 3, 5]))
+
+
+def large_block(number: int, way: str, one: Pass) -> Block:
+    seconds = (1 + one.cell.clients / 4) / (1 + number) + one.cell.round_trip / 100 * (way not in ("edge", "auto"))
+    told = {"rounds": 2, "drafted": 8, "accepted": 6, "edge_latency_ms": 20} if number > 2 else {}
+    return block(way, one, seconds, **told)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+async def test_a_browser_draws_every_panel_and_nothing_is_wider_than_the_screen(
+    large: Document, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(html.render_document(large))
+    async with browser(tmp_path / "profile") as page:
+        for width, columns in ((400, 1), (1400, 3)):
+            await page.open(file.as_uri(), width, dark=width == 400)
+            await page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+            assert await page.evaluate("document.documentElement.scrollWidth") == width
+            lefts = "[...document.querySelectorAll('#speed svg')].map(each => each.getBoundingClientRect().left)"
+            places = await page.evaluate(lefts)
+            assert len(places) == 9 and len(set(places)) == columns, "a column for each number of clients"
+            colours = (
+                "new Set([...document.querySelectorAll('#bytes .legend i')].map(e => getComputedStyle(e).background))"
+            )
+            assert await page.evaluate(f"{colours}.size") == 9, "no two modes look the same in the legend"
+        await page.open(panel_grid.write(large.grids[0], tmp_path).as_uri(), 1400, dark=False)
+        colour = "getComputedStyle(document.querySelector('.sheet')).fill"
+        assert await page.evaluate(colour) != "rgb(0, 0, 0)", "the file brings its own style"
+        assert page.complaints == []

@@ -111,7 +111,7 @@ def test_lines_lie_within_their_drawing_in_the_order_of_their_numbers() -> None:
             assert (steps > 0).all() and steps == pytest.approx(steps[0], abs=0.2), "values at equal steps"
         measured = [PlotLine("b", "line-0", [place(Measure(x, x, x), 0.5) for x in (0.0, 0.3, 1.0)])]
         within(
-            str(over_measure([*measured, PlotLine("end", "end", measured[0].places[:1])], "x", "y", width, "l")), width
+            str(over_measure([*measured, PlotLine("end", "end", measured[0].points[:1])], "x", "y", width, "l")), width
         )
 
 

@@ -1,4 +1,4 @@
-"""A small network sweep from end to end: a real cloud behind the simulated network, and a real edge that uses it."""
+"""A small network sweep from end to end, with a real edge, a real cloud and the simulated network between them."""
 
 import asyncio
 import sys
@@ -32,7 +32,7 @@ PLAN = SweepPlan(
 
 @pytest.fixture(scope="session")
 async def swept(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NetworkReport]:
-    """The sweep's folder and report; the session's cloud is asked through a proxy, by an edge of its own."""
+    """The folder and the report of the sweep. Its own edge reaches the session's cloud through a proxy."""
     folder = tmp_path_factory.mktemp("sweep")
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
@@ -67,7 +67,7 @@ async def test_every_lossless_answer_is_the_clouds_in_every_cell(swept: tuple[Pa
     assert not any(row.degraded for row in found.rows)
 
 
-async def test_what_passes_the_network_and_what_the_cloud_does_is_counted(swept: tuple[Path, NetworkReport]) -> None:
+async def test_traffic_and_work_of_the_cloud_are_counted(swept: tuple[Path, NetworkReport]) -> None:
     found = swept[1]
     for row in rows(found, "edge"):
         assert row.bytes_up == row.bytes_down == row.steps_per_token == row.computed_per_token == 0
@@ -87,7 +87,7 @@ async def test_no_token_of_the_cloud_comes_before_its_round_trip(swept: tuple[Pa
     assert all(row.first_token_ms is not None and row.first_token_ms >= 30 for row in far)
 
 
-async def test_the_report_is_complete_and_a_sweep_that_is_done_has_nothing_left(
+async def test_the_report_is_complete_and_a_finished_sweep_has_no_passes_left(
     swept: tuple[Path, NetworkReport],
 ) -> None:
     folder, found = swept
@@ -101,7 +101,7 @@ async def test_the_report_is_complete_and_a_sweep_that_is_done_has_nothing_left(
     assert [entry.what for entry in again.entries] == list(passes(PLAN))
 
 
-def test_the_command_line_says_what_is_measured_and_the_servers_have_room_for_it() -> None:
+def test_the_command_line_decides_what_is_measured_and_the_servers_have_room_for_it() -> None:
     plan = plan_of(parser().parse_args(["--clients", "1,40", "--round-trips", "5", "--ways", "auto"]))
     assert plan.cells == [NetworkCell(5, uplink, clients) for uplink in (10, 20, 80) for clients in (1, 40)]
     assert plan.ways == ["cloud", "auto"]
@@ -113,14 +113,14 @@ def test_the_command_line_says_what_is_measured_and_the_servers_have_room_for_it
 
 
 @pytest.mark.parametrize("flags", [["--clients", "0"], ["--prompts", "0"], ["--uplinks", "a"], ["--round-trips", "-1"]])
-def test_what_makes_no_sense_is_refused_before_anything_starts(flags: list[str]) -> None:
+def test_values_out_of_range_are_refused_before_anything_starts(flags: list[str]) -> None:
     with pytest.raises(ConfigError):
         plan_of(parser().parse_args(flags))
     assert numbers("1,1,2", "--x") == [1, 2]
 
 
 @pytest.mark.long
-async def test_the_command_starts_what_it_needs_and_goes_on_where_it_was(tmp_path: Path) -> None:
+async def test_the_command_starts_its_servers_and_resumes(tmp_path: Path) -> None:
     small = "--round-trips 0,5 --uplinks 10 --clients 1 --prompts 2 --ways edge,default-f4-off --output".split()
     assert await command(*small, str(tmp_path), "--minutes", "0") == 0
     made = (tmp_path / "passes.jsonl").read_bytes()

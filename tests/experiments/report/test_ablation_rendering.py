@@ -1,4 +1,4 @@
-"""Reports as Markdown, HTML and side by side: all is in them, no text is markup, nothing is fetched."""
+"""Reports as Markdown, HTML and comparison: they are complete, no text is markup, nothing is fetched."""
 
 import copy
 import io
@@ -42,7 +42,7 @@ RENDERERS: list[Callable[[ExperimentReport], str]] = [
         MarkdownIt().enable("table").render(compare.to_markdown(compare.compare(report, other_than(report))))
     ),
 ]
-"""As HTML, each of them."""
+"""The report and the comparison as HTML; Markdown is converted to HTML."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def other_than(report: ExperimentReport) -> ExperimentReport:
 
 
 class Parsed(HTMLParser):
-    """All tags with their attributes, and the text; fails where tags are not closed in their order."""
+    """All tags with their attributes, and the text; fails if tags are not closed in order."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ def test_the_same_report_makes_the_same_page(report: ExperimentReport) -> None:
 
 
 def test_a_report_of_other_configurations_and_measures_is_drawn_too(report: ExperimentReport) -> None:
-    """A sweep's: no parts, many configurations, measures of its own, none of those that a plot needs."""
+    """A sweep has no parts, many configurations, and other measures than those that the plots need."""
     kept = [report.configurations[n % 7] for n in range(40)]
     report.configurations = [msgspec.structs.replace(one, name=f"threshold {n}") for n, one in enumerate(kept)]
     report.baseline, report.contributions, report.rows = "threshold 0", [], {}
@@ -170,7 +170,7 @@ HOSTILE += "![a](https://a.b/c.png) <img src=https://a.b/c> &lt; *b* _i_ \n# h"
 
 
 def hostile(value: object) -> object:
-    """The same with every text made hostile; keys of mappings too, but for those that a schema names."""
+    """The same value with every text made hostile, including the keys of mappings."""
     if isinstance(value, str):
         return value + HOSTILE
     if isinstance(value, dict):
@@ -218,7 +218,7 @@ def test_no_text_of_a_report_is_markup(render: Callable[[ExperimentReport], str]
     assert {tag for tag, _ in found.tags}.isdisjoint({"script", "img", "a", "em"})
     assert page.count("</style>") == page.count("<style>")
     assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
-    assert found.text.count("<script>alert(1)</script>") > 20, "it is all shown as it is"
+    assert found.text.count("<script>alert(1)</script>") > 20, "all texts are shown literally"
 
 
 @pytest.mark.parametrize("render", [RENDERERS[0], RENDERERS[2]])
@@ -237,9 +237,9 @@ def test_nothing_is_fetched(render: Callable[[ExperimentReport], str], report: E
 # -- sentences and figures
 
 
-def test_the_summary_tells_what_each_part_is_worth_and_what_changes_nothing(report: ExperimentReport) -> None:
+def test_the_summary_says_what_each_part_contributes_and_what_changes_nothing(report: ExperimentReport) -> None:
     report.configurations[4].unchanged = True
-    told = {sentence.lead: sentence.text for sentence in summary(report)}
+    texts = {sentence.lead: sentence.text for sentence in summary(report)}
     points = {sentence.lead: sentence.points for sentence in summary(report)}
     first = report.contributions[0]
     written = all_figures(report)[first.measure]
@@ -247,9 +247,9 @@ def test_the_summary_tells_what_each_part_is_worth_and_what_changes_nothing(repo
     assert point in str(next(sentence for sentence in summary(report) if sentence.lead == first.feature))
     assert f"{written.number(first.baseline)} → {written.number(first.without)}" in point
     assert written.change(first.difference) in point
-    assert told["no_http_optimizations"] == "nothing that was measured differs clearly from baseline."
-    assert told["no_draft_verify"] == "2 of 60 were not answered; the first: 502: the cloud cannot be reached"
-    assert any("highest quality" in lead for lead in told)
+    assert texts["no_http_optimizations"] == "no measure differs clearly from baseline."
+    assert texts["no_draft_verify"] == "2 of 60 were not answered; the first: 502: the cloud cannot be reached"
+    assert any("highest quality" in lead for lead in texts)
 
 
 def test_a_difference_that_is_not_clear_is_not_called_better_or_worse() -> None:
@@ -292,7 +292,7 @@ def test_digits_are_those_of_the_largest_value(values: list[float], number: str,
     assert all_figures(report)["m"].number(next(filter(None, values))) == number
 
 
-def test_the_command_asks_the_same_again(report: ExperimentReport) -> None:
+def test_the_command_repeats_the_experiment(report: ExperimentReport) -> None:
     report.options = {"only": "a,b", "resume": False, "config": None, "set": ["x=1", "y=a b"], "sweep": True}
     assert command(report.options) == "python ablation_experiments.py --only a,b --set x=1 --set 'y=a b' --sweep"
 
@@ -435,7 +435,7 @@ def test_what_is_no_report_is_not_compared(report: ExperimentReport, tmp_path: P
 
 @pytest.mark.long
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-async def test_a_browser_has_nothing_to_complain_of_and_nothing_is_wider_than_the_screen(
+async def test_a_browser_reports_no_errors_and_nothing_is_wider_than_the_screen(
     report: ExperimentReport, tmp_path: Path
 ) -> None:
     files = {"report": html.render(report), "compared": RENDERERS[2](report)}
@@ -460,7 +460,7 @@ async def test_a_browser_has_nothing_to_complain_of_and_nothing_is_wider_than_th
         assert len(page.complaints) == 1, "it would have complained"
 
 
-def test_tables_and_curves_of_an_experiments_own_are_shown_and_are_never_markup(report: ExperimentReport) -> None:
+def test_tables_and_charts_of_an_experiment_are_shown_and_are_never_markup(report: ExperimentReport) -> None:
     odd = "<b>|odd|</b> & `x` *y*"
     spread = [Measure(value, value - 0.1, value + 0.2) for value in (0.3, 0.5)]
     report.findings = [f"finding {odd}"]
@@ -477,6 +477,6 @@ def test_tables_and_curves_of_an_experiments_own_are_shown_and_are_never_markup(
         for text in (f"finding {odd}", f"note {odd}", odd):
             assert text in page.text
     page = Parsed(html.render(report))
-    assert "0.5 [0.4, 0.7]" in page.text, "the curve is there in figures, too"
+    assert "0.5 [0.4, 0.7]" in page.text, "the curve is also a table"
     assert len(page.of_class("through")) == 4, "a line and the level, in both widths"
     assert len(page.of_class("line-0")) == 3, "and the line in the legend"

@@ -1,4 +1,4 @@
-"""A sweep's report: curves, areas and sentences as HTML and Markdown, and lines as they are drawn."""
+"""The report of a sweep: curves, areas and sentences as HTML and Markdown, and the geometry of lines."""
 
 import copy
 import re
@@ -39,7 +39,7 @@ def swept() -> ExperimentReport:
     return report
 
 
-def test_a_sweeps_page_has_its_curves_in_place_of_a_plot_of_all_configurations(swept: ExperimentReport) -> None:
+def test_the_page_of_a_sweep_has_curves_instead_of_a_plot_of_all_configurations(swept: ExperimentReport) -> None:
     page = html.render(swept)
     assert page.count("<svg") == 2 * 2 + len(swept.contributions), "what was not measured is not drawn"
     for width in ("narrow", "wide"):
@@ -51,12 +51,12 @@ def test_a_sweeps_page_has_its_curves_in_place_of_a_plot_of_all_configurations(s
     assert "0.800 [0.700,\u00a00.900]" in page
 
 
-def test_a_sweeps_markdown_has_every_point_and_the_areas(swept: ExperimentReport) -> None:
+def test_the_markdown_of_a_sweep_has_every_point_and_the_areas(swept: ExperimentReport) -> None:
     text = markdown.render(swept)
     assert "## Quality at equal cloud rate" in text
     assert "| one | 0.9 |" in text and "| two | 0.99 |" in text
     assert "the best" in text
-    assert "Best quality at equal cloud rate" in text and "no other has clearly less" in text
+    assert "Best quality at equal cloud rate" in text and "no other is clearly lower" in text
 
 
 def test_a_sweep_is_read_back_as_it_was_written(swept: ExperimentReport, tmp_path: Path) -> None:
@@ -75,9 +75,7 @@ def test_names_of_series_are_never_markup(swept: ExperimentReport) -> None:
 
 @pytest.mark.long
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-async def test_a_browser_draws_all_curves_and_has_nothing_to_complain_of(
-    swept: ExperimentReport, tmp_path: Path
-) -> None:
+async def test_a_browser_draws_all_curves_without_errors(swept: ExperimentReport, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(html.render(swept))
     async with browser(tmp_path / "profile") as page:

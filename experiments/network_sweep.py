@@ -4,8 +4,8 @@
         [--ways edge,cloud,rounds,...] [--prompts 200] [--repeats 1] [--minutes 15] [--resume] [--output DIR]
 
 It stops after `--minutes`: first a few questions in every cell, then more; `--resume` continues. A proxy between edge
-and cloud simulates the network; the clients are beside the edge. One pair of servers serves the whole sweep (a second
-edge the modes with F4 off). The cloud computes in float32, so every lossless answer must be equal to cloud only's.
+and cloud simulates the network; the clients are beside the edge. One pair of servers serves the whole sweep, and a
+second edge the modes with F4 off. The cloud computes in float32, so every lossless answer must equal cloud only's.
 
 Caches are equally warm for all modes: before each pass every question is asked once, for one token, of the cloud itself
 and of each edge, so that all modes find the same prompts in F3's caches; and each pass shuffles the order of the modes.
@@ -27,94 +27,25 @@ from tokenizers import Tokenizer
 
 from cli import terminal
 from cli.args import config_parser, load_config, run_program
-from common.config_schema import HttpClientConfig
 from common.errors import ConfigError
-from common.http.client import HTTPClient
-from experiments.counters.cloud import counted
 from experiments.harness.journal import Journal
-from experiments.harness.load import TimedAnswer, load
 from experiments.harness.options import numbers
 from experiments.harness.progress import progress
-from experiments.harness.servers import Site, site
+from experiments.harness.servers import site
 from experiments.network import tables
-from experiments.network.answer_modes import ANSWER_MODES, DEFAULT_MODES, AnswerMode, AskedServer, select_modes
+from experiments.network.answer_modes import ANSWER_MODES, DEFAULT_MODES, AskedServer, select_modes
 from experiments.network.document import of_sweep
-from experiments.network.passes import Block, NetworkCell, Pass, PassResult, SweepPlan, passes
+from experiments.network.passes import Pass, PassResult, SweepPlan, passes
 from experiments.network.report import report
 from experiments.network.schema import NetworkReport
-from experiments.questions.workload import Question, questions
+from experiments.network.sweep import NetworkSweep
+from experiments.questions.workload import questions
 from experiments.report import html, markdown, panel_grid
 from experiments.report.document import write_files
 
-SETTLE_QUESTIONS = 4
-"""Questions that each mode answers, uncounted, after a change of the network."""
 TABLES_WIDTH = 240
 """Of tables.txt, in characters."""
 FLOAT32 = "cloud.model.dtype=float32"
-CLIENT = HttpClientConfig(timeout=120.0, max_retries=0, connection_pool_size=1000)
-
-
-class NetworkSweep:
-    """Runs passes, one after another, on one site. Owns the connections of the clients."""
-
-    def __init__(self, plan: SweepPlan, asked: Sequence[Question], servers: Site) -> None:
-        self._plan = plan
-        self._prompts = [question.prompt for question in asked]
-        self._site = servers
-        self._clients = {server: HTTPClient(url, CLIENT) for server, url in servers.urls.items()}
-        self._cloud = HTTPClient(servers.cloud_url, CLIENT)
-        self._network: tuple[float, float] | None = None
-
-    async def aclose(self) -> None:
-        for client in (self._cloud, *self._clients.values()):
-            await client.close()
-
-    async def run_pass(self, what: Pass, describe: Callable[[str], None]) -> PassResult:
-        """Asks the questions of a pass in every mode; `describe` receives each step in words."""
-        prompts = self._prompts[what.first : what.last]
-        await self._change_network(what.cell, describe)
-        describe(f"{tables.described_cell(what.cell)}: warming caches")
-        await self._warm(prompts)
-        blocks = {}
-        for mode in what.order(self._plan.modes, self._plan.seed):
-            describe(f"{tables.described_cell(what.cell)}: {mode.title}")
-            blocks[mode.name] = await self._block(mode, prompts, what.cell.clients)
-        return PassResult(what, [blocks[name] for name in self._plan.ways])
-
-    async def _change_network(self, cell: NetworkCell, describe: Callable[[str], None]) -> None:
-        wanted = cell.round_trip, cell.uplink
-        if wanted == self._network:
-            return
-        self._site.network.delay = cell.round_trip / 2000
-        self._site.network.bandwidth = cell.uplink * 1e6 / 8
-        for mode in self._plan.modes:
-            describe(f"{tables.described_cell(cell)}: settling, {mode.title}")
-            await self._ask(mode, self._prompts[:SETTLE_QUESTIONS], SETTLE_QUESTIONS)
-        self._network = wanted
-
-    async def _warm(self, prompts: Sequence[str]) -> None:
-        await load(self._cloud, prompts, SETTLE_QUESTIONS, {}, max_tokens=1)
-        for server, client in self._clients.items():
-            if server is not AskedServer.CLOUD:
-                await load(client, prompts, SETTLE_QUESTIONS, ANSWER_MODES["edge"].fields, max_tokens=1)
-
-    async def _block(self, mode: AnswerMode, prompts: Sequence[str], clients: int) -> Block:
-        network = self._site.network
-        before, up, down = await counted(self._cloud), network.up.bytes, network.down.bytes
-        began = time.perf_counter()
-        answers = await self._ask(mode, prompts, clients)
-        seconds = time.perf_counter() - began
-        return Block(
-            way=mode.name,
-            seconds=seconds,
-            answers=answers,
-            counts=await counted(self._cloud) - before,
-            bytes_up=network.up.bytes - up,
-            bytes_down=network.down.bytes - down,
-        )
-
-    async def _ask(self, mode: AnswerMode, prompts: Sequence[str], clients: int) -> list[TimedAnswer]:
-        return await load(self._clients[mode.server], prompts, clients, mode.fields, self._plan.max_tokens)
 
 
 async def main() -> None:

@@ -93,9 +93,7 @@ def extremes(report: NetworkReport) -> list[str]:
     found = []
     for name in tables.other_modes(report):
         rows = sorted((row for row in report.rows if row.way == name), key=lambda row: row.over_cloud_only.value)
-        ends = " to ".join(
-            f"{row.over_cloud_only.value:.2f} ({tables.described_cell(row.cell)})" for row in (rows[0], rows[-1])
-        )
+        ends = " to ".join(f"{row.over_cloud_only.value:.2f} ({row.cell.title})" for row in (rows[0], rows[-1]))
         found.append(f"{ANSWER_MODES[name].title}: {ends}")
     return found
 

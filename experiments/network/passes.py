@@ -15,6 +15,7 @@ import msgspec
 from experiments.counters.cloud import CloudCounts
 from experiments.harness.load import TimedAnswer
 from experiments.network.answer_modes import ANSWER_MODES, AnswerMode
+from experiments.report.words import counted
 
 FIRST_QUESTIONS = 8
 PASS_QUESTIONS = 32
@@ -30,6 +31,10 @@ class NetworkCell(msgspec.Struct, frozen=True):
     round_trip: float
     uplink: float
     clients: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.round_trip:g} ms, {self.uplink:g} Mbit/s, {counted(self.clients, 'client')}"
 
 
 class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):

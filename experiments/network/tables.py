@@ -4,10 +4,8 @@ from rich.box import SIMPLE, Box
 from rich.table import Table
 
 from experiments.network.answer_modes import ANSWER_MODES, CLOUD_ONLY
-from experiments.network.passes import NetworkCell
 from experiments.network.schema import ModeRow, NetworkReport
 from experiments.report.schema import ReportTable
-from experiments.report.words import counted
 
 NETWORK = "network, clients"
 MEASURES = [
@@ -51,7 +49,7 @@ def ratios(report: NetworkReport) -> ReportTable:
         ],
         rows=[
             [
-                described_cell(cell),
+                cell.title,
                 f"{rows[cell, CLOUD_ONLY.name].speed:.0f}",
                 *(
                     f"{rows[cell, name].over_cloud_only.value:.2f} / {number(rows[cell, name].allowed, 2)}"
@@ -72,7 +70,7 @@ def details(report: NetworkReport) -> ReportTable:
         note="Bytes of one answer on the network, headers included. Steps and computed tokens of the cloud for each "
         "token of the answers. Gap: time between two tokens. Differ: answers that are not cloud only's.",
         heads=["mode", NETWORK, *MEASURES],
-        rows=[[ANSWER_MODES[row.way].title, described_cell(row.cell), *measures(row)] for row in report.rows],
+        rows=[[ANSWER_MODES[row.way].title, row.cell.title, *measures(row)] for row in report.rows],
     )
 
 
@@ -105,10 +103,6 @@ def conclusion(report: NetworkReport) -> str:
 
 def other_modes(report: NetworkReport) -> list[str]:
     return [name for name in report.plan.ways if name != CLOUD_ONLY.name]
-
-
-def described_cell(cell: NetworkCell) -> str:
-    return f"{cell.round_trip:g} ms, {cell.uplink:g} Mbit/s, {counted(cell.clients, 'client')}"
 
 
 def number(value: float | None, digits: int) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.report import particulars, sweep_words
+from experiments.report import particulars, schema, sweep_words
 from experiments.report.panel_grid import PanelGrid
 from experiments.report.schema import Environment, ExperimentReport, ReportTable
 from experiments.report.words import Sentence
@@ -52,7 +52,7 @@ def byline(workload: str, seed: int, where: Environment) -> list[str]:
 def write_files(folder: Path, name: str, report: msgspec.Struct, markdown: str, html: str) -> list[Path]:
     """Writes NAME.json, .md and .html."""
     written = [folder / f"{name}.{kind}" for kind in ("json", "md", "html")]
-    written[0].write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    schema.write(report, written[0])
     written[1].write_text(markdown)
     written[2].write_text(html)
     return written

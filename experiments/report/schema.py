@@ -236,16 +236,15 @@ class ExperimentReport(Struct, kw_only=True):
 def read(path: Path) -> ExperimentReport:
     """Raises ConfigError for a file that is no report, or a report of another version."""
     try:
-        data = path.read_bytes()
-        version = msgspec.json.decode(data, type=dict[str, Any])["schema_version"]
-        if version != SCHEMA_VERSION:
+        data = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        if (version := data["schema_version"]) != SCHEMA_VERSION:
             raise ConfigError(f"{path}: a report of version {version}; this program reads version {SCHEMA_VERSION}")
-        return msgspec.json.decode(data, type=ExperimentReport)
+        return msgspec.convert(data, ExperimentReport)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (msgspec.MsgspecError, KeyError) as error:
         raise ConfigError(f"{path}: not a report ({error})") from error
 
 
-def write(report: ExperimentReport, path: Path) -> None:
+def write(report: Struct, path: Path) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")

@@ -20,7 +20,8 @@ from experiments.network.answer_modes import AskedServer
 from experiments.network.passes import NetworkCell, PassResult, SweepPlan, passes
 from experiments.network.report import report
 from experiments.network.schema import ModeRow, NetworkReport
-from experiments.network_sweep import NetworkSweep, parser, plan_of, server_settings, token_ends, write
+from experiments.network.sweep import NetworkSweep
+from experiments.network_sweep import parser, plan_of, server_settings, token_ends, write
 from experiments.questions.workload import questions
 from tests.conftest import CLOUD_MODEL, Servers
 

@@ -35,11 +35,11 @@ from experiments.harness.journal import Journal
 from experiments.harness.load import TimedAnswer, load
 from experiments.harness.options import numbers
 from experiments.harness.progress import progress
-from experiments.harness.servers import Site, site
+from experiments.harness.servers import AskedServer, Site, site
 from experiments.network import pages, view, ways
 from experiments.network.passes import Block, NetworkCell, Pass, PassResult, SweepPlan, passes
 from experiments.network.report import NetworkReport, report
-from experiments.network.ways import AnswerMode, AskedServer
+from experiments.network.ways import AnswerMode
 from experiments.questions.workload import Question, questions
 
 SETTLE_QUESTIONS = 4

@@ -5,15 +5,7 @@ from enum import StrEnum
 from typing import Any
 
 from common.errors import ConfigError
-
-
-class AskedServer(StrEnum):
-    """Who is asked."""
-
-    EDGE = "edge"
-    PLAIN_EDGE = "plain_edge"
-    """An edge with F4 off."""
-    CLOUD = "cloud"
+from experiments.harness.servers import AskedServer
 
 
 class BoundFormula(StrEnum):

@@ -15,10 +15,9 @@ from common.errors import ConfigError
 from experiments.harness.delay_proxy import DelayProxy
 from experiments.harness.journal import Journal
 from experiments.harness.options import numbers
-from experiments.harness.servers import Site
+from experiments.harness.servers import AskedServer, Site
 from experiments.network.passes import NetworkCell, PassResult, SweepPlan, passes
 from experiments.network.report import ModeRow, NetworkReport, report
-from experiments.network.ways import AskedServer
 from experiments.network_sweep import NetworkSweep, parser, plan_of, server_settings, token_ends, write
 from experiments.questions.workload import questions
 from tests.conftest import CLOUD_MODEL, Servers

@@ -31,9 +31,9 @@ from common.errors import ConfigError
 from experiments.harness.journal import Journal
 from experiments.harness.options import numbers
 from experiments.harness.progress import progress
-from experiments.harness.servers import site
+from experiments.harness.servers import AskedServer, site
 from experiments.network import tables
-from experiments.network.answer_modes import ANSWER_MODES, DEFAULT_MODES, AskedServer, select_modes
+from experiments.network.answer_modes import ANSWER_MODES, DEFAULT_MODES, select_modes
 from experiments.network.document import of_sweep
 from experiments.network.passes import Pass, PassResult, SweepPlan, passes
 from experiments.network.report import report

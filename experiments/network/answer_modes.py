@@ -5,15 +5,7 @@ from enum import StrEnum
 from typing import Any
 
 from common.errors import ConfigError
-
-
-class AskedServer(StrEnum):
-    """The server that gets the request."""
-
-    EDGE = "edge"
-    PLAIN_EDGE = "plain_edge"
-    """An edge with F4 (HTTP optimizations) off."""
-    CLOUD = "cloud"
+from experiments.harness.servers import AskedServer
 
 
 class BoundFormula(StrEnum):

@@ -7,8 +7,8 @@ from common.config_schema import HttpClientConfig
 from common.http.client import HTTPClient
 from experiments.counters.cloud import counted
 from experiments.harness.load import TimedAnswer, load
-from experiments.harness.servers import Site
-from experiments.network.answer_modes import ANSWER_MODES, AnswerMode, AskedServer
+from experiments.harness.servers import AskedServer, Site
+from experiments.network.answer_modes import ANSWER_MODES, AnswerMode
 from experiments.network.passes import Block, NetworkCell, Pass, PassResult, SweepPlan
 from experiments.questions.workload import Question
 

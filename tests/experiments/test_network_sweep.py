@@ -15,8 +15,7 @@ from common.errors import ConfigError
 from experiments.harness.delay_proxy import DelayProxy
 from experiments.harness.journal import Journal
 from experiments.harness.options import numbers
-from experiments.harness.servers import Site
-from experiments.network.answer_modes import AskedServer
+from experiments.harness.servers import AskedServer, Site
 from experiments.network.passes import NetworkCell, PassResult, SweepPlan, passes
 from experiments.network.report import report
 from experiments.network.schema import ModeRow, NetworkReport

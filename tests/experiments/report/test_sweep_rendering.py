@@ -4,12 +4,10 @@ import copy
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from experiments.report import html, line_plot, markdown, schema
-from experiments.report.line_plot import PlotLine, PlotPoint, over_measure, over_number
+from experiments.report import html, markdown, schema
 from experiments.report.schema import Curves, ExperimentReport, Measure, Series, SweepDescription
 from tests.support.browser import BROWSER, browser
 from tests.support.fake_report import SETUPS, fake_report
@@ -88,35 +86,3 @@ async def test_a_browser_draws_all_curves_without_errors(swept: ExperimentReport
             colours = "new Set([...document.querySelectorAll('.through')].map(e => getComputedStyle(e).stroke)).size"
             assert await page.evaluate(colours) == 3, "one for each line, one for the ends"
         assert page.complaints == []
-
-
-def place(x: float | Measure, y: float) -> PlotPoint:
-    return PlotPoint(x, Measure(y, y - 0.1, y + 0.1), "about")
-
-
-def test_lines_lie_within_their_drawing_in_the_order_of_their_numbers() -> None:
-    rng = np.random.default_rng(0)
-    for width in (360.0, 940.0):
-        lines = [
-            PlotLine(f"a{n}", line_plot.class_of(n), [place(float(at), float(rng.random())) for at in (1, 2, 4, 8, 32)])
-            for n in range(10)
-        ]
-        drawn = str(over_number(lines, "x", "y", width, "label"))
-        within(drawn, width)
-        for path in re.findall(r'<path d="M([^"]+)"', drawn):
-            across = [float(step.split(",")[0]) for step in path.split(" L")]
-            steps = np.diff(across)
-            assert (steps > 0).all() and steps == pytest.approx(steps[0], abs=0.2), "values at equal steps"
-        measured = [PlotLine("b", "line-0", [place(Measure(x, x, x), 0.5) for x in (0.0, 0.3, 1.0)])]
-        within(
-            str(over_measure([*measured, PlotLine("end", "end", measured[0].points[:1])], "x", "y", width, "l")), width
-        )
-
-
-def within(drawn: str, width: float) -> None:
-    places = [float(x) for x in re.findall(r' (?:x1|x2|cx|x)="([^"]+)"', drawn)]
-    assert places and min(places) >= 0 and max(places) <= width
-
-
-def test_more_lines_than_colours_can_be_told_apart() -> None:
-    assert len({line_plot.class_of(n) for n in range(2 * line_plot.COLOURS)}) == 2 * line_plot.COLOURS

@@ -34,7 +34,9 @@ class NetworkCell(msgspec.Struct, frozen=True):
 
     @property
     def title(self) -> str:
-        return f"{self.round_trip:g} ms, {self.uplink:g} Mbit/s, {counted(self.clients, 'client')}"
+        """No line breaks between a number and its unit."""
+        clients = counted(self.clients, "client").replace(" ", "\u00a0")
+        return f"{self.round_trip:g}\u00a0ms, {self.uplink:g}\u00a0Mbit/s, {clients}"
 
 
 class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):

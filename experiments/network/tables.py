@@ -118,5 +118,7 @@ def for_terminal(table: ReportTable, box: Box = SIMPLE, rows_together: int = 0) 
         words = [*head.split(), *(row[n] for row in table.rows)]
         shown.add_column(head, justify="right" if n else "left", width=max(map(len, words)))
     for n, row in enumerate(table.rows, start=1):
-        shown.add_row(*row, end_section=bool(rows_together) and n % rows_together == 0)
+        shown.add_row(
+            *(cell.replace("\u00a0", " ") for cell in row), end_section=bool(rows_together) and n % rows_together == 0
+        )
     return shown

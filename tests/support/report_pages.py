@@ -7,16 +7,7 @@ from html.parser import HTMLParser
 from markdown_it import MarkdownIt
 
 from experiments.report import compare, html, markdown
-from experiments.report.schema import (
-    ExperimentReport,
-)
-
-
-def other_than(report: ExperimentReport) -> ExperimentReport:
-    other = copy.deepcopy(report)
-    other.seed += 1
-    return other
-
+from experiments.report.schema import ExperimentReport
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 RENDERERS: list[Callable[[ExperimentReport], str]] = [
@@ -28,6 +19,13 @@ RENDERERS: list[Callable[[ExperimentReport], str]] = [
     ),
 ]
 """The report and the comparison as HTML; Markdown is converted to HTML."""
+
+
+def other_than(report: ExperimentReport) -> ExperimentReport:
+    """A copy that differs in its seed."""
+    other = copy.deepcopy(report)
+    other.seed += 1
+    return other
 
 
 class Parsed(HTMLParser):

@@ -10,14 +10,7 @@ import pytest
 
 from experiments.report import html
 from experiments.report.particulars import changes, command
-from experiments.report.schema import (
-    Chart,
-    Curve,
-    ExperimentReport,
-    Measure,
-    MeasureInfo,
-    ReportTable,
-)
+from experiments.report.schema import Chart, Curve, ExperimentReport, Measure, MeasureInfo, ReportTable
 from experiments.report.words import all_figures
 from tests.support.browser import BROWSER, browser
 from tests.support.fake_report import KINDS, fake_report

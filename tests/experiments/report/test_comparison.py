@@ -10,12 +10,7 @@ from rich.console import Console
 
 from common.errors import ConfigError
 from experiments.report import compare
-from experiments.report.schema import (
-    ConfigurationReport,
-    ExperimentReport,
-    Measure,
-    write,
-)
+from experiments.report.schema import ConfigurationReport, ExperimentReport, Measure, write
 from tests.support.fake_report import SETUPS, fake_report
 from tests.support.report_pages import other_than
 

@@ -10,9 +10,7 @@ from experiments.report import line_plot, svg
 from experiments.report.bar_plots import distributions, stacks
 from experiments.report.line_plot import PlotLine, PlotPoint, over_measure, over_number
 from experiments.report.scatter_plot import Point, scatter
-from experiments.report.schema import (
-    Measure,
-)
+from experiments.report.schema import Measure
 from tests.support.fake_report import KINDS
 
 

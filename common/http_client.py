@@ -13,6 +13,7 @@ from common.config_schema import NO_KEY, BreakerConfig, CommunicationConfig, Con
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.privacy import is_private
+from common.decoding.request import DecodingRequest
 from common.decoding.vocab_translation import PaddedDrafter
 from common.errors import EndpointError, VocabularyError
 from common.http.client import HTTPClient as HTTPClient
@@ -122,10 +123,7 @@ class EdgeCloudHTTPClient:
         if is_private(prompt, self._private_patterns):
             plan = dataclasses.replace(plan, mode=Mode.EDGE_ONLY)
         pipeline = Pipeline(
-            prompt_ids,
-            max_tokens,
-            Sampling(temperature=temperature, seed=seed),
-            plan,
+            DecodingRequest(prompt_ids, max_tokens, Sampling(temperature=temperature, seed=seed), plan),
             PaddedDrafter(EdgeDrafter(self.edge), shared.size),
             CloudVerifier(self.clouds, vocabulary=shared.fingerprint),
         )

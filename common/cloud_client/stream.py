@@ -60,7 +60,7 @@ class CloudStream:
         """How the server was lost, or why it refused, if it did."""
         self.opened = False
         """Whether the start was sent."""
-        self.opened_in = 0.0
+        self.handshake_seconds = 0.0
         """Seconds for the handshakes of TCP and WebSocket: two round trips; 0 on a connection that had been kept."""
         self._kept = False
         """Whether it is a kept connection of which nothing was heard yet: the server may be closing it just now."""
@@ -87,7 +87,7 @@ class CloudStream:
         began = time.perf_counter()
         self._kept = False
         self._ws = await open_websocket(self._client, "/stream")
-        self.opened_in = time.perf_counter() - began
+        self.handshake_seconds = time.perf_counter() - began
         await self._send(self._start)
 
     async def __aexit__(self, *error: object) -> None:

@@ -13,12 +13,12 @@ from typing import Self, TypeVar
 import aiohttp
 import zstandard
 
-from common.config import url_problem
 from common.config_schema import NO_KEY, HttpClientConfig, Secret
 from common.errors import ConfigError, EndpointError, RequestError
 from common.http.error_replies import check_protocol, refusal
 from common.http.request_context import outgoing_headers
 from common.http.retry import Broken, Unreachable, attempts
+from common.http.urls import url_problem
 from common.http.websocket_pool import KeptSockets
 from common.protocol import codec
 

@@ -19,6 +19,7 @@ from common.cloud_client.verifier import CloudVerifier
 from common.config_schema import BreakerConfig, CommunicationConfig, HttpClientConfig
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
+from common.decoding.request import DecodingRequest
 from common.errors import EndpointError
 from common.http.client import HTTPClient
 from common.types import GREEDY, Provenance
@@ -55,7 +56,7 @@ def clouds_of(*urls: str, breaker: BreakerConfig = STURDY, **http: Any) -> Cloud
 
 
 def pipeline_of(clouds: CloudPool, plan: Plan = LOSSLESS) -> Pipeline:
-    return Pipeline(PROMPT, len(TRUTH), GREEDY, plan, FakeDrafter(EDGE), CloudVerifier(clouds))
+    return Pipeline(DecodingRequest(PROMPT, len(TRUTH), GREEDY, plan), FakeDrafter(EDGE), CloudVerifier(clouds))
 
 
 async def answer(clouds: CloudPool, plan: Plan = LOSSLESS) -> Pipeline:

@@ -1,4 +1,4 @@
-"""`GET /split` over a real socket: what is wrong is refused, nothing of it executed or kept; the rest goes on."""
+"""`GET /split` over a real socket: a wrong frame is refused without any effect, and the connection stays open."""
 
 import asyncio
 import random
@@ -33,7 +33,7 @@ WAIT = 10.0
 
 
 class RawSocket:
-    """A bare WebSocket, for frames that our own client would never send."""
+    """A bare WebSocket, for frames that this project's client never sends."""
 
     def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         self.ws = ws
@@ -100,13 +100,13 @@ async def test_sessions_of_one_connection_are_answered_each_in_its_order() -> No
                 (0, right_for(number, 5)),
                 (1, right_for(number, 6)),
             ]
-        assert cloud.tail.most_running > 1
+        assert cloud.tail.max_running > 1
         await line.send(*(CloseFrame(session=session) for session in sessions))
         await settled(lambda: not cloud.tail.lengths and len(cloud.contexts) == 0)
 
 
 def malformed(rng: random.Random, session: str) -> bytes:
-    """One frame that is wrong in one way."""
+    """One frame with one fault."""
 
     def frame(**wrong: Any) -> bytes:
         good = {"type": "states", "session": session, "start": 3, "count": 2}
@@ -179,7 +179,7 @@ async def test_without_the_check_a_malformed_upload_would_be_kept(monkeypatch: p
 @pytest.mark.parametrize(
     "data", [b"", b"\xc1", b"\x93" * 400, b"\x81\xa4type", b"\x80", b"garbage", b"\xdb\xff\xff\xff\xff"]
 )
-async def test_what_is_no_frame_at_all_is_refused_and_the_connection_goes_on(data: bytes) -> None:
+async def test_bytes_that_are_no_frame_are_refused_and_the_connection_stays_open(data: bytes) -> None:
     async with fake_cloud() as cloud, line_to(cloud) as line:
         session = new_session()
         await line.send(opening(session), states(session, 1, 0, 5), data)
@@ -189,7 +189,7 @@ async def test_what_is_no_frame_at_all_is_refused_and_the_connection_goes_on(dat
         assert isinstance(await line.receive(), TokenFrame)
 
 
-async def test_a_frame_larger_than_any_is_not_even_read(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_frame_above_the_size_limit_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route, "BODY_LIMIT", 0)
     monkeypatch.setattr(route, "MOST_STATES", 4)
     async with fake_cloud() as cloud, line_to(cloud) as line:
@@ -241,11 +241,11 @@ async def test_frames_before_the_open_are_refused_on_each_connection() -> None:
         await settled(lambda: cloud.contexts.held(session) == 5)
         await another.send(
             opening(session), AskFrame(session=session, id=0, position=5)
-        )  # an edge that came back goes on
+        )  # an edge that reconnects continues
         assert isinstance(await another.receive(), TokenFrame)
 
 
-async def test_states_that_are_missing_are_told_when_they_are_asked_for() -> None:
+async def test_missing_states_are_reported_when_a_token_needs_them() -> None:
     async with fake_cloud() as cloud, line_to(cloud) as line:
         session = new_session()
         await line.send(opening(session), states(session, 1, 0, 3), states(session, 1, 5, 7))
@@ -264,9 +264,9 @@ async def test_another_models_session_is_refused() -> None:
         assert (fault.status, fault.error.code, len(cloud.contexts)) == (409, "model_mismatch", 0)
 
 
-async def test_too_many_sessions_or_questions_have_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "MOST_SESSIONS", 2)
-    monkeypatch.setattr(connection, "MOST_ASKS", 2)
+async def test_too_many_sessions_or_requests_have_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(connection, "MAX_ASKS", 2)
     async with fake_cloud(FakeTail(seconds=0.2)) as cloud, line_to(cloud) as line:
         sessions = [new_session() for _ in range(3)]
         await line.send(*map(opening, sessions))
@@ -279,7 +279,7 @@ async def test_too_many_sessions_or_questions_have_to_wait(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("error", "status"), [(OverloadedError("full"), 429), (EngineError("restarting"), 503)])
-async def test_no_room_and_no_engine_are_told_and_cost_no_session(error: Exception, status: int) -> None:
+async def test_a_full_or_restarting_cloud_is_reported_and_loses_no_session(error: Exception, status: int) -> None:
     failing = [error]
 
     @contextmanager
@@ -296,7 +296,7 @@ async def test_no_room_and_no_engine_are_told_and_cost_no_session(error: Excepti
         assert isinstance(await line.receive(), TokenFrame)
 
 
-async def test_an_edge_that_leaves_frees_its_questions_and_comes_back_to_its_session() -> None:
+async def test_an_edge_that_leaves_cancels_its_requests_and_can_return_to_its_session() -> None:
     async with fake_cloud(FakeTail(seconds=30)) as cloud:
         session, waiting = new_session(), new_session()
         async with line_to(cloud) as line:
@@ -311,7 +311,7 @@ async def test_an_edge_that_leaves_frees_its_questions_and_comes_back_to_its_ses
             assert isinstance(await line.receive(), TokenFrame)
 
 
-async def test_closing_a_session_ends_its_question() -> None:
+async def test_closing_a_session_cancels_its_request() -> None:
     async with fake_cloud(FakeTail(seconds=30)) as cloud, line_to(cloud) as line:
         session = new_session()
         await line.send(opening(session), states(session, 1, 0, 5), AskFrame(session=session, id=0, position=5))
@@ -320,7 +320,7 @@ async def test_closing_a_session_ends_its_question() -> None:
         await settled(lambda: cloud.tail.running == 0 and not cloud.tail.lengths and len(cloud.contexts) == 0)
 
 
-async def test_a_server_that_stops_answers_what_was_asked_and_says_goodbye() -> None:
+async def test_a_server_that_stops_answers_running_requests_and_closes() -> None:
     async with fake_cloud(FakeTail(seconds=0.2)) as cloud, line_to(cloud) as line:
         session = new_session()
         await line.send(opening(session), states(session, 1, 0, 5), AskFrame(session=session, id=0, position=5))
@@ -332,7 +332,7 @@ async def test_a_server_that_stops_answers_what_was_asked_and_says_goodbye() -> 
         await asyncio.wait_for(draining, 5)
 
 
-async def test_sampling_travels_with_the_question() -> None:
+async def test_sampling_settings_come_with_the_request() -> None:
     async with fake_cloud() as cloud, line_to(cloud) as line:
         session = new_session()
         asked = AskFrame(

@@ -112,8 +112,8 @@ def number(value: float | None, digits: int) -> str:
 def for_terminal(table: ReportTable, box: Box = SIMPLE, rows_together: int = 0) -> Table:
     """`rows_together`: a line is drawn after each group of so many rows."""
     padding = 0 if box is SIMPLE else (0, 1)
-    shown = Table(title=table.title, title_justify="left", box=box, padding=padding)
-    shown.caption, shown.caption_justify = table.note or None, "left"
+    texts = {"title": table.title, "caption": table.note or None}
+    shown = Table(**texts, title_justify="left", caption_justify="left", box=box, padding=padding)
     for n, head in enumerate(table.heads):
         words = [*head.split(), *(row[n] for row in table.rows)]
         shown.add_column(head, justify="right" if n else "left", width=max(map(len, words)))

@@ -72,7 +72,7 @@ async def test_traffic_and_work_of_the_cloud_are_counted(swept: tuple[Path, Netw
     for row in rows(found, "edge"):
         assert row.bytes_up == row.bytes_down == row.steps_per_token == row.computed_per_token == 0
     for row in rows(found, "default"):
-        assert row.body_bytes_up < row.bytes_up
+        assert row.body_bytes_up < row.bytes_up and row.body_bytes_down < row.bytes_down
         assert row.acceptance_length is not None and row.acceptance_length > 1
     for plain, speculated in zip(rows(found, "cloud"), rows(found, "default"), strict=True):
         assert 0 < speculated.steps_per_token < plain.steps_per_token

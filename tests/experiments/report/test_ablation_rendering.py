@@ -12,9 +12,9 @@ from experiments.report import html
 from experiments.report.particulars import changes, command
 from experiments.report.schema import Chart, Curve, ExperimentReport, Measure, MeasureInfo, ReportTable
 from experiments.report.words import all_figures
-from tests.support.browser import BROWSER, browser
-from tests.support.fake_report import KINDS, fake_report
-from tests.support.report_pages import RENDERERS, Parsed
+from tests.support.reports.browser import BROWSER, browser
+from tests.support.reports.fake_report import KINDS, fake_report
+from tests.support.reports.report_pages import RENDERERS, Parsed
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from rich.console import Console
 from common.errors import ConfigError
 from experiments.report import compare
 from experiments.report.schema import ConfigurationReport, ExperimentReport, Measure, write
-from tests.support.fake_report import SETUPS, fake_report
-from tests.support.report_pages import other_than
+from tests.support.reports.fake_report import SETUPS, fake_report
+from tests.support.reports.report_pages import other_than
 
 
 @pytest.fixture(scope="module")

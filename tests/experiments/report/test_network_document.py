@@ -15,8 +15,8 @@ from experiments.network.passes import Block, Pass, PassResult, SweepPlan, passe
 from experiments.network.report import report
 from experiments.report import html, markdown, panel_grid
 from experiments.report.document import Document
-from tests.support.browser import BROWSER, browser
-from tests.support.fake_sweep import PLAN, block, pass_result, sweep_report
+from tests.support.reports.browser import BROWSER, browser
+from tests.support.reports.fake_sweep import PLAN, block, pass_result, sweep_report
 
 
 def test_the_pages_have_a_panel_for_each_bandwidth_and_number_of_clients_and_all_figures() -> None:

@@ -13,7 +13,7 @@ from experiments.network.bounds import Costs
 from experiments.network.document import of_sweep
 from experiments.network.passes import PASS_QUESTIONS, NetworkCell, SweepPlan, passes
 from experiments.report import panel_grid
-from tests.support.fake_sweep import PLAN, pass_result, sweep_report
+from tests.support.reports.fake_sweep import PLAN, pass_result, sweep_report
 
 COSTS = Costs(round_trip=0.05, tokens=40, step=0.005, draft=0.02, rounds=8, verify=0.008, steps=20, draft_step=0.007)
 

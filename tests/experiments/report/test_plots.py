@@ -11,7 +11,7 @@ from experiments.report.bar_plots import distributions, stacks
 from experiments.report.line_plot import PlotLine, PlotPoint, over_measure, over_number
 from experiments.report.scatter_plot import Point, scatter
 from experiments.report.schema import Measure
-from tests.support.fake_report import KINDS
+from tests.support.reports.fake_report import KINDS
 
 
 def test_ticks_are_round_within_the_scale_and_about_as_many_as_wanted() -> None:

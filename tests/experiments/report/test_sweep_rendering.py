@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from experiments.report import html, markdown, schema
 from experiments.report.schema import Curves, ExperimentReport, Measure, Series, SweepDescription
-from tests.support.browser import BROWSER, browser
-from tests.support.fake_report import SETUPS, fake_report
+from tests.support.reports.browser import BROWSER, browser
+from tests.support.reports.fake_report import SETUPS, fake_report
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,7 @@ def test_a_sweep_is_read_back_as_it_was_written(swept: ExperimentReport, tmp_pat
     file = tmp_path / "report.json"
     schema.write(swept, file)
     assert schema.read(file) == swept
+    assert schema.read(file).schema_version == schema.SCHEMA_VERSION
 
 
 def test_names_of_series_are_never_markup(swept: ExperimentReport) -> None:

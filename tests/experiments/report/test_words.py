@@ -7,7 +7,7 @@ import pytest
 from experiments.report.particulars import command
 from experiments.report.schema import Difference, ExperimentReport, Measure, MeasureInfo
 from experiments.report.words import Figures, all_figures, summary
-from tests.support.fake_report import fake_report
+from tests.support.reports.fake_report import fake_report
 
 
 @pytest.fixture(scope="module")

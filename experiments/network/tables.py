@@ -112,8 +112,14 @@ def number(value: float | None, digits: int) -> str:
 def for_terminal(table: ReportTable, box: Box = SIMPLE, rows_together: int = 0) -> Table:
     """`rows_together`: a line is drawn after each group of so many rows."""
     padding = 0 if box is SIMPLE else (0, 1)
-    texts = {"title": table.title, "caption": table.note or None}
-    shown = Table(**texts, title_justify="left", caption_justify="left", box=box, padding=padding)
+    shown = Table(
+        title=table.title,
+        title_justify="left",
+        caption=table.note or None,
+        caption_justify="left",
+        box=box,
+        padding=padding,
+    )
     for n, head in enumerate(table.heads):
         words = [*head.split(), *(row[n] for row in table.rows)]
         shown.add_column(head, justify="right" if n else "left", width=max(map(len, words)))

@@ -101,7 +101,11 @@ async def test_a_browser_draws_every_panel_and_nothing_is_wider_than_the_screen(
                 "new Set([...document.querySelectorAll('#bytes .legend i')].map(e => getComputedStyle(e).background))"
             )
             assert await page.evaluate(f"{colours}.size") == 9, "no two modes look the same in the legend"
-        await page.open(panel_grid.write(large.grids[0], tmp_path).as_uri(), 1400, dark=False)
-        colour = "getComputedStyle(document.querySelector('.sheet')).fill"
-        assert await page.evaluate(colour) != "rgb(0, 0, 0)", "the file brings its own style"
+        drawn = set()
+        for dark in (False, True):
+            await page.open(panel_grid.write(large.grids[0], tmp_path).as_uri(), 1400, dark)
+            colour = "getComputedStyle(document.querySelector('.sheet')).fill"
+            assert await page.evaluate(colour) != "rgb(0, 0, 0)", "the file brings its own style"
+            drawn.add(await page.screenshot())
+        assert len(drawn) == 2, "and follows the colour scheme"
         assert page.complaints == []

@@ -14,8 +14,7 @@ from cli.demo import free_ports
 from cli.supervisor import PROJECT, ServerProcess
 from common.errors import StartError
 from experiments.harness import servers
-from experiments.harness.servers import fleet
-from experiments.network.ways import AskedServer
+from experiments.harness.servers import AskedServer, fleet
 from experiments.setup.configurations import Needs
 
 pytestmark = pytest.mark.asyncio(loop_scope="function")

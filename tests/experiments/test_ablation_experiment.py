@@ -21,6 +21,7 @@ from experiments.report.schema import AnswerRow, ExperimentReport
 from experiments.setup import ablations
 from experiments.setup.configurations import Needs
 from tests.conftest import Servers
+from tests.experiments.test_ablation_plan import A_RUN
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -62,7 +63,7 @@ async def run(servers: Servers, folder: Path, patch: pytest.MonkeyPatch, *flags:
     args = experiment.parser("", QUESTIONS, 1).parse_args(options)
     base = experiment.base_config(args)
     chosen = ablations.chosen(None, [])
-    return await experiment.run(args, chosen, base, "A run", "ablation_report", Console(quiet=True))
+    return await experiment.run(args, chosen, base, Console(quiet=True), A_RUN)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What is made of the answers: measures, intervals, differences, what is unchanged. Without a server."""
+"""Measures, intervals, differences and the report of an experiment, from made-up answers without a server."""
 
 import random
 from collections.abc import Iterable
@@ -11,8 +11,10 @@ from common.errors import ConfigError
 from experiments.counters.cloud import CloudCounts
 from experiments.counters.edge import EdgeCounts
 from experiments.harness import measures, results
-from experiments.harness.measures import MEASURES, difference, measured, sample, unchanged
-from experiments.harness.statistics import as_asked, draws, interval, quantiles, ratios
+from experiments.harness.comparison import difference, evaluate, unchanged
+from experiments.harness.measures import MEASURES, sample
+from experiments.harness.results import RunDescription
+from experiments.harness.statistics import draws, each_once, interval, quantiles, ratios
 from experiments.harness.trials import ExperimentPlan, Trial, TrialResult
 from experiments.report import schema
 from experiments.report.schema import AnswerRow, Counts, Environment, ExperimentReport, NetworkCounts
@@ -23,6 +25,7 @@ from tests.experiments.test_ablation_plan import base
 HERE = Environment(
     created="now", git_commit=None, machine="", cpu="", cpus=2, memory_gb=1.0, gpus=[], python="", versions={}
 )
+SOME = RunDescription(title="Some", environment=HERE, metric="exact_match", options={})
 
 
 def entry(name: str, question: int, repeat: int, row: AnswerRow, counts: Counts) -> TrialResult:
@@ -64,7 +67,7 @@ def report(by_name: dict[str, list[TrialResult]]) -> ExperimentReport:
         configurations=[configuration(one, base()) for one in chosen], data="some", prompts_sha256="", questions=30,
         repeats=2, max_tokens=9, temperature=0.0, seed=0, network=None, config={},
     )  # fmt: skip
-    return results.report("Some", plan, [one for each in by_name.values() for one in each], HERE, "exact_match", {})
+    return results.report(plan, [one for each in by_name.values() for one in each], SOME)
 
 
 # -- statistics
@@ -82,8 +85,8 @@ def test_ratios_and_quantiles_of_questions_drawn_again_are_those_of_the_drawn_on
         for share in (0.05, 0.5, 0.95):
             wanted = np.quantile(flat[~np.isnan(flat)], share, method="inverted_cdf")
             assert quantiles(drawn, values, share)[which] == pytest.approx(wanted)
-    assert ratios(as_asked(12), amount, per) == pytest.approx(amount.sum() / per.sum())
-    assert np.isnan(ratios(as_asked(2), np.zeros(2), np.zeros(2))).all()
+    assert ratios(each_once(12), amount, per) == pytest.approx(amount.sum() / per.sum())
+    assert np.isnan(ratios(each_once(2), np.zeros(2), np.zeros(2))).all()
     assert drawn.sum(axis=1).tolist() == [12] * len(drawn)
 
 
@@ -106,7 +109,7 @@ def test_measures_are_sums_over_sums() -> None:
     found = sample(made)
 
     def value(name: str) -> float:
-        got = measured(MEASURES[name], found)
+        got = evaluate(MEASURES[name], found)
         assert got is not None and got.low <= got.value <= got.high
         return got.value
 
@@ -126,9 +129,9 @@ def test_a_measure_that_makes_no_sense_is_left_out() -> None:
     alone = changed(entries("edge_only"), drafted=0, accepted=0, rounds=0, quality=None)
     found = sample(alone)
     for name in ("acceptance_rate", "acceptance_length", "quality"):
-        assert measured(MEASURES[name], found) is None
+        assert evaluate(MEASURES[name], found) is None
         assert difference(MEASURES[name], found, sample(entries("baseline"))) is None
-    assert measured(MEASURES["accepted_tokens"], found) is not None
+    assert evaluate(MEASURES["accepted_tokens"], found) is not None
 
 
 def test_failures_lower_the_success_rate_and_nothing_else() -> None:
@@ -140,8 +143,8 @@ def test_failures_lower_the_success_rate_and_nothing_else() -> None:
         for one in made
     ]
     found = sample(failed)
-    assert measured(MEASURES["success_rate"], found).value == pytest.approx(59 / 60)  # type: ignore[union-attr]
-    assert measured(MEASURES["connections"], found).value == 1  # type: ignore[union-attr]
+    assert evaluate(MEASURES["success_rate"], found).value == pytest.approx(59 / 60)  # type: ignore[union-attr]
+    assert evaluate(MEASURES["connections"], found).value == 1  # type: ignore[union-attr]
     everything = report({"baseline": failed, "edge_only": entries("edge_only")})
     assert everything.configurations[0].failures == 1
     assert everything.configurations[0].first_failure == "lost"
@@ -156,7 +159,7 @@ def test_a_difference_is_paired_by_question() -> None:
     slow, usual = sample(entries("edge_only", slower=1.2)), sample(entries("baseline"))
     found = difference(MEASURES["latency_mean_ms"], slow, usual)
     assert found is not None and found.clear and found.low > 0
-    alone = [measured(MEASURES["latency_mean_ms"], each) for each in (slow, usual)]
+    alone = [evaluate(MEASURES["latency_mean_ms"], each) for each in (slow, usual)]
     assert alone[0] and alone[1] and alone[0].low < alone[1].high, "their own intervals overlap"
     assert found.value == pytest.approx(alone[0].value - alone[1].value)
 

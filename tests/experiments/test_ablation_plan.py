@@ -8,6 +8,7 @@ from common import config as configs
 from common.config_schema import AblationConfig, Config
 from common.errors import ConfigError
 from experiments.harness import experiment
+from experiments.harness.experiment import ExperimentKind
 from experiments.harness.trials import ExperimentPlan, Network, trials
 from experiments.questions.datasets import Dataset
 from experiments.questions.workload import Question
@@ -15,6 +16,7 @@ from experiments.setup import ablations
 from experiments.setup.ablations import Ablation
 from experiments.setup.configurations import Configuration, Needs, configuration
 
+A_RUN = ExperimentKind(title="A run", name="ablation_report", program="ablation_experiments.py")
 NAMES = ["baseline", "no_confidence", "no_draft_verify", "no_kv_cache", "no_http_optimizations", "edge_only",
          "cloud_only"]  # fmt: skip
 
@@ -31,7 +33,7 @@ def plan(*flags: str, questions: int = 6, chosen: str | None = None) -> Experime
     args = experiment.parser("", questions, 2).parse_args(list(flags))
     asked = Dataset("some", "exact_match", [Question(f"q{n}", str(n)) for n in range(questions)])
     config = experiment.base_config(args)
-    return experiment.plan_of(args, config, ablations.chosen(chosen, config.experiments.ablations), asked)
+    return experiment.plan_of(args, config, ablations.chosen(chosen, config.experiments.ablations), asked, A_RUN)
 
 
 # -- presets and the config's own

@@ -24,6 +24,7 @@ from experiments.report import schema
 from experiments.report.schema import ExperimentReport
 from experiments.setup import ablations
 from experiments.setup.configurations import Needs
+from tests.experiments.test_ablation_plan import A_RUN
 
 pytestmark = pytest.mark.asyncio(loop_scope="function")
 
@@ -74,14 +75,14 @@ class FakeEdge:
             raise EndpointError("the cloud is lost")
         text = body["messages"][-1]["content"]
         tokens = {"edge": 2, "accepted": 1, "recovered": 0, "bonus": 0, "cloud": 0}
-        told = Collaboration(rounds=1, cloud_steps=1, drafted=2, accepted=1, tokens=tokens)
-        self._metrics.ended(told)
+        report = Collaboration(rounds=1, cloud_steps=1, drafted=2, accepted=1, tokens=tokens)
+        self._metrics.ended(report)
+        counts = {"tokens": tokens, "rounds": 1, "cloud_steps": 1, "drafted": 2, "accepted": 1}
         response = web.StreamResponse()
         await response.prepare(request)
-        report = {"tokens": tokens, "rounds": 1, "cloud_steps": 1, "drafted": 2, "accepted": 1}
         usage = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
         for event in ({"choices": [{"delta": {"content": text}}]},
-                      {"choices": [], "usage": usage, "collaboration": report}):  # fmt: skip
+                      {"choices": [], "usage": usage, "collaboration": counts}):  # fmt: skip
             await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
         return response
@@ -134,7 +135,7 @@ async def run(data: Path, folder: Path, *flags: str, only: str = ONLY) -> Experi
     args = experiment.parser("", QUESTIONS, REPEATS).parse_args(options)
     base = experiment.base_config(args)
     chosen = ablations.chosen(only, base.experiments.ablations)
-    return await experiment.run(args, chosen, base, "A run", "ablation_report", Console(quiet=True))
+    return await experiment.run(args, chosen, base, Console(quiet=True), A_RUN)
 
 
 async def test_every_answer_is_in_the_report_and_both_ways_of_counting_agree(

@@ -57,16 +57,16 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 async def test_who_needs_the_same_shares_it_and_each_cloud_has_one_network(started: list[Any]) -> None:
     plain, slow = Needs(edge=("a=1",)), Needs(cloud=("cloud.x=1",))
-    async with fleet(ARGS, ["s=0"], [Needs(), plain, Needs(), slow, plain], print) as places:
+    async with fleet(ARGS, ["s=0"], [Needs(), plain, Needs(), slow, plain], print) as sites:
         assert [one.name for one in started] == ["cloud", "cloud-2", "edge", "edge-2", "edge-3"]
         assert {one.script for one in started} == {"start_cloud.py", "start_edge.py"}
         assert len({one.url for one in started}) == 5
-        assert places[Needs()].network is places[plain].network is not places[slow].network
-        assert places[Needs()].cloud_url == places[plain].cloud_url != places[slow].cloud_url
-        assert places[slow].cloud_url == started[1].url and places[slow].edge_url == started[4].url
+        assert sites[Needs()].network is sites[plain].network is not sites[slow].network
+        assert sites[Needs()].cloud_url == sites[plain].cloud_url != sites[slow].cloud_url
+        assert sites[slow].cloud_url == started[1].url and sites[slow].edge_url == started[4].url
         assert started[0].settings == ["s=0", "edge.model.sequences=8"]
         assert started[1].settings == ["s=0", "edge.model.sequences=8", "cloud.x=1"]
-        through = f"communication.cloud_endpoint={places[plain].network.url}"
+        through = f"communication.cloud_endpoint={sites[plain].network.url}"
         assert started[3].settings[:3] == ["s=0", "edge.model.sequences=8", "a=1"] and through in started[3].settings
 
 

@@ -21,7 +21,7 @@ from experiments.report.schema import ExperimentReport, Series
 from experiments.setup import ablations
 from experiments.setup.ablations import Ablation
 from experiments.setup.configurations import Configuration, Needs, configuration
-from tests.experiments.test_ablation_measures import HERE, changed, entries
+from tests.experiments.test_ablation_measures import SOME, changed, entries
 from tests.experiments.test_ablation_plan import base
 
 STRATEGIES = "max_prob,entropy,ensemble"
@@ -101,7 +101,7 @@ def test_every_way_is_asked_by_every_number_of_clients_and_the_same_questions() 
     config = experiment.base_config(args, scaling.settings([1, 2, 4]))
     asked = Dataset("some", "exact_match", [Question(f"q{n}") for n in range(8)])
     plan: ExperimentPlan = experiment.plan_of(
-        args, config, [one for _, points in curves for one in points], asked, ExperimentKind(asked={"block": 4})
+        args, config, [one for _, points in curves for one in points], asked, ExperimentKind(plan_fields={"block": 4})
     )
     assert [one.clients for one in plan.configurations] == [1, 2, 4] * 4
     assert plan.configurations[0].name == "baseline, 1 client"
@@ -117,7 +117,7 @@ def test_the_servers_have_room_for_all_clients() -> None:
     config = configs.load(None, scaling.settings([1, 48]), {})
     assert config.edge.model.sequences == config.cloud.draft_verifier.resident_sessions == 48
     assert configs.load(None, scaling.settings([1]), {}).edge.model.sequences == 4
-    assert configs.load(None, scaling.settings([scaling.MOST]), {}).edge.model.sequences == scaling.MOST
+    assert configs.load(None, scaling.settings([scaling.MAX_CLIENTS]), {}).edge.model.sequences == scaling.MAX_CLIENTS
 
 
 @pytest.mark.parametrize("clients", ["0", "1.5", "65", "a", ""])
@@ -145,8 +145,10 @@ def scaled() -> ExperimentReport:
     return report
 
 
-def reported(plan: ExperimentPlan, found: list[TrialResult], more: dict[str, measures.Definition]) -> ExperimentReport:
-    return results.report("Some", plan, found, HERE, "exact_match", {}, more)
+def reported(
+    plan: ExperimentPlan, found: list[TrialResult], more: dict[str, measures.MeasureDefinition]
+) -> ExperimentReport:
+    return results.report(plan, found, SOME, more)
 
 
 def test_throughput_is_compared_with_one_client_and_with_cloud_only() -> None:

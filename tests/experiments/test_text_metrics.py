@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from experiments.questions.text_metrics import METRICS, accuracy, agreement, longest_common, rouge_l, score, token_f1
+from experiments.questions.text_metrics import METRICS, accuracy, longest_common, rouge_l, score, token_f1
 
 WORDS = "the cat sat on a mat and then it ran".split()
 
@@ -83,8 +83,3 @@ def test_token_f1_normalises_as_squad_does() -> None:
 )
 def test_accuracy_looks_for_the_first_label(given: str, right: str, worth: float) -> None:
     assert accuracy(given, right) == worth
-
-
-def test_agreement_is_to_the_character() -> None:
-    assert agreement("a b", "a b") == 1
-    assert agreement("a b", "a b ") == 0

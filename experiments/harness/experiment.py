@@ -178,7 +178,7 @@ async def run(
                 Runner(plan, dataset.questions, sites, base.communication) as runner,
             ):
                 first = first_trials(remaining, plan.warm) if kind.settle_first else []
-                await _measure(runner, first, remaining, journal, console)
+                await _measure(runner, plan, first, remaining, journal, console)
     except StartError as error:
         kept = f"; {len(journal.entries)} answers are kept, --resume goes on" if journal.entries else ""
         raise StartError(f"{error.message}{kept}") from error
@@ -197,6 +197,7 @@ async def run(
 
 async def _measure(
     runner: Runner,
+    plan: ExperimentPlan,
     first: Sequence[Trial],
     remaining: Sequence[Trial],
     journal: Journal[ExperimentPlan, TrialResult],
@@ -210,7 +211,7 @@ async def _measure(
             await runner.settle(trial)
             bar.advance(task)
         for trial in remaining:
-            bar.update(task, description=f"repeat {trial.repeat + 1}: {trial.configuration}")
+            bar.update(task, description=f"repeat {trial.repeat + 1} of {plan.repeats}: {trial.configuration}")
             journal.add(await runner.run(trial))
             bar.advance(task)
 

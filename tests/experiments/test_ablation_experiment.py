@@ -1,4 +1,4 @@
-"""A small ablation run on real engines: what each part is for shows, counts repeat, both sides count the same."""
+"""A small ablation run on real engines: each feature has its effect, counts repeat, answers and servers count alike."""
 
 import argparse
 import asyncio
@@ -57,7 +57,7 @@ def edges_before(servers: Servers) -> Fleet:
 
 
 async def run(servers: Servers, folder: Path, patch: pytest.MonkeyPatch, *flags: str) -> ExperimentReport:
-    """All presets, with new edges before the cloud of the test run."""
+    """All presets, on new edges before the cloud of the test run."""
     patch.setattr(experiment, "fleet", edges_before(servers))
     options = ["--output", str(folder), "--repeats", "1", "--seed", "7", *flags]
     args = experiment.parser("", QUESTIONS, 1).parse_args(options)
@@ -126,7 +126,7 @@ def tokens_of_edge(rows: list[AnswerRow]) -> float:
     return sum(counted(rows, "edge", name) for name in ("edge", "accepted", "recovered", "bonus", "cloud"))
 
 
-async def test_each_switch_changes_the_measure_that_its_part_is_for(reports: list[ExperimentReport]) -> None:
+async def test_each_switch_changes_the_measure_that_its_feature_is_for(reports: list[ExperimentReport]) -> None:
     by_name = {one.name: one for one in reports[0].configurations}
 
     def value(name: str, measure: str) -> float:

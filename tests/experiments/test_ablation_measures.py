@@ -35,7 +35,7 @@ def entry(name: str, question: int, repeat: int, row: AnswerRow, counts: Counts)
 def entries(
     name: str, questions: int = 30, repeats: int = 2, slower: float = 1.0, clock: int = 0, cloud: int = 2
 ) -> list[TrialResult]:
-    """Answers whose counts are the questions' own and whose times are drawn, by `clock`, in each run anew."""
+    """Answers whose counts depend on the question alone, and whose times are drawn anew for each `clock`."""
     found = []
     for repeat in range(repeats):
         for question in range(questions):
@@ -90,8 +90,7 @@ def test_ratios_and_quantiles_of_questions_drawn_again_are_those_of_the_drawn_on
     assert drawn.sum(axis=1).tolist() == [12] * len(drawn)
 
 
-def test_an_interval_holds_what_other_questions_would_give() -> None:
-    """95 of 100 times, within what chance allows."""
+def test_an_interval_covers_the_true_value_95_times_in_100() -> None:
     rng, held = np.random.default_rng(1), 0
     for turn in range(200):
         values = rng.exponential(1.0, 60)
@@ -125,7 +124,7 @@ def test_measures_are_sums_over_sums() -> None:
     assert value("connections") == 1
 
 
-def test_a_measure_that_makes_no_sense_is_left_out() -> None:
+def test_an_undefined_measure_is_left_out() -> None:
     alone = changed(entries("edge_only"), drafted=0, accepted=0, rounds=0, quality=None)
     found = sample(alone)
     for name in ("acceptance_rate", "acceptance_length", "quality"):
@@ -155,7 +154,7 @@ def test_failures_lower_the_success_rate_and_nothing_else() -> None:
 
 
 def test_a_difference_is_paired_by_question() -> None:
-    """Lengths differ by a factor of eight between questions, speeds by a fifth: only pairs can tell."""
+    """Lengths differ by a factor of eight between questions, speeds by a fifth: only pairing shows it."""
     slow, usual = sample(entries("edge_only", slower=1.2)), sample(entries("baseline"))
     found = difference(MEASURES["latency_mean_ms"], slow, usual)
     assert found is not None and found.clear and found.low > 0
@@ -164,8 +163,8 @@ def test_a_difference_is_paired_by_question() -> None:
     assert found.value == pytest.approx(alone[0].value - alone[1].value)
 
 
-def test_what_changes_nothing_is_said_to_change_nothing() -> None:
-    """At another time of day times are others, and counts are not."""
+def test_a_configuration_without_effect_is_unchanged() -> None:
+    """In another run times differ and counts do not."""
     usual = sample(entries("baseline"))
     same = [unchanged(MEASURES, sample(entries("edge_only", clock=clock)), usual) for clock in range(40)]
     assert all(same)

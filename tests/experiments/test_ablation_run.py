@@ -1,4 +1,4 @@
-"""An ablation run from end to end: warm, ask, count, write down, go on; with small servers in place of the engines."""
+"""A whole ablation run on fake servers: warming, asking, counting, the journal, resuming."""
 
 import asyncio
 import contextlib
@@ -33,14 +33,14 @@ ONLY = "baseline,no_confidence,cloud_only"
 
 
 class FakeEdge:
-    """Answers every question with its own words; counts like the real one. `fails` says which requests do not work."""
+    """Answers every question with its own text and counts as the real edge; `fails` decides which requests fail."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.fails: Callable[[dict[str, Any]], bool] = lambda body: False
         self.ready = True
         self.at: asyncio.Event | None = None
-        """Set when an answer is asked for; the answer then never comes."""
+        """If given, it is set at the next request for an answer, which then hangs."""
 
     def app(self) -> web.Application:
         """A new server: its counters begin at 0."""
@@ -122,7 +122,7 @@ def edge(monkeypatch: pytest.MonkeyPatch) -> FakeEdge:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Questions whose right answers are their own words, which FakeEdge says, but for the last one's."""
+    """Questions that FakeEdge answers rightly, except the last one."""
     file = tmp_path / "data.jsonl"
     right = [*(f"question {n}" for n in range(QUESTIONS - 1)), "something else"]
     lines = [json.dumps({"prompt": f"question {n}", "answer": answer}) for n, answer in enumerate(right)]
@@ -138,7 +138,7 @@ async def run(data: Path, folder: Path, *flags: str, only: str = ONLY) -> Experi
     return await experiment.run(args, chosen, base, Console(quiet=True), A_RUN)
 
 
-async def test_every_answer_is_in_the_report_and_both_ways_of_counting_agree(
+async def test_every_answer_is_in_the_report_and_answers_and_servers_count_the_same(
     edge: FakeEdge, data: Path, tmp_path: Path
 ) -> None:
     found = await run(data, tmp_path)
@@ -156,7 +156,7 @@ async def test_every_answer_is_in_the_report_and_both_ways_of_counting_agree(
     assert found.configurations[1].unchanged
 
 
-async def test_each_question_is_warmed_right_before_it_is_asked_whatever_is_asked_of_it(
+async def test_each_question_is_warmed_in_the_same_way_right_before_it_is_asked(
     edge: FakeEdge, data: Path, tmp_path: Path
 ) -> None:
     await run(data, tmp_path, "--turns", "2")
@@ -220,7 +220,7 @@ async def test_a_lost_server_ends_the_run_with_what_was_measured_kept(
     assert sum(one.failures for one in found.configurations) == 0
 
 
-async def test_a_run_that_was_broken_off_goes_on_and_ends_as_it_would_have(
+async def test_an_interrupted_run_resumes_and_ends_with_the_same_report(
     edge: FakeEdge, data: Path, tmp_path: Path
 ) -> None:
     settling = 3 * QUESTIONS

@@ -1,4 +1,4 @@
-"""The naive split, really run: the whole model's answers, and for each token all states of its context."""
+"""The naive split on real engines: the whole model's answers, and all states of the context for each token."""
 
 import itertools
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ SHAPE = SplitShape(hidden=256, layers=8, first=2)
 QUESTIONS = "What is AI?", "Sort 31, 7, 64."
 TOKENS = 12
 FRAMES = 2 * 1024
-"""Bytes that the frames of one token's session have at most beside its states."""
+"""The most bytes of frames in one token's session, without the states."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

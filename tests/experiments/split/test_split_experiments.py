@@ -1,4 +1,4 @@
-"""What experiments with a split model make of their answers: formulas, measures, times, tables. Without a server."""
+"""Experiments with a split model: formulas, measures, times and tables. Without a server."""
 
 import random
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ LENGTHS = [(prompt, tokens) for prompt in (1, 7, 30) for tokens in (1, 2, 15, 96
 
 
 @pytest.mark.parametrize(("prompt", "tokens"), LENGTHS)
-def test_formulas_count_what_they_say(prompt: int, tokens: int) -> None:
+def test_formulas_equal_plain_sums(prompt: int, tokens: int) -> None:
     before_each = [prompt + token for token in range(tokens)]
     assert contexts(prompt, tokens) == sum(before_each)
     assert positions(prompt, tokens) == before_each[-1], "the last token is never computed with"
@@ -50,7 +50,7 @@ def test_nothing_is_sent_for_no_token() -> None:
 
 
 def test_the_papers_figures_fit_the_whole_context_for_each_token_and_no_other_reading() -> None:
-    """Of an answer of 100 tokens, sent once in fp16 in theirs; of any length their reduction is not the other ones'."""
+    """With answers of 100 tokens, and fp16 states sent once in the paper's method."""
     model = SplitShape(paper.HIDDEN, paper.LAYERS, 0)
     ours = once(model, 20, 100) / 2
     assert every_token(model, 20, 100) / 1e6 == pytest.approx(paper.DATA[0].naive, rel=0.05)
@@ -64,7 +64,7 @@ def base_ablations() -> list[Ablation]:
 
 
 def answered(name: str, question: int, repeat: int = 0, cell: int = 0, share: float = 1.0) -> TrialResult:
-    """Cloud only asks for all layers; others of that `share` of positions for the tail's, in a tenth of the time."""
+    """The tail's layers for a `share` of positions in a tenth of the time; cloud only computes all layers."""
     rng = random.Random(question)
     prompt, tokens = rng.randint(5, 40), rng.randint(1, 60)
     whole = name == CLOUD_ONLY.name
@@ -201,7 +201,7 @@ def added() -> Iterator[tuple[str, ExperimentReport]]:
     yield "inference_time", found
 
 
-def test_each_experiment_says_what_it_found_beside_the_papers_figures() -> None:
+def test_each_experiment_shows_its_results_beside_the_papers_figures() -> None:
     for name, found in added():
         titles = [table.title for table in found.tables]
         assert any("Beside the paper" in title for title in titles), name
@@ -243,7 +243,7 @@ def test_the_threshold_taken_has_the_least_cloud_work_within_a_point() -> None:
     assert sentence.startswith("At no threshold")
 
 
-def test_what_a_request_can_say_needs_no_server_of_its_own() -> None:
+def test_what_a_request_can_override_needs_no_server_of_its_own() -> None:
     plan = plan_of([variants.split(t) for t in (0.5, 0.9, 1.01)], CLOUD_ONLY)
     assert len({one.needs for one in plan.configurations}) == 1
     assert [one.fields.get("confidence_threshold") for one in plan.configurations] == [0.5, 0.9, None]

@@ -1,5 +1,5 @@
-# make setup | run | server | test | test-long | test-clients | check | bench | bench-cloud | bench-edge
-#      bench-network | bench-thresholds | bench-scaling | bench-split | ablation | train
+# make setup | run | server | check | format | docs | test | test-long | test-clients | bench | bench-cloud | bench-edge
+#      bench-network | bench-thresholds | bench-scaling | bench-split | ablation | evaluate | train | clean
 PROMPT ?= What is AI?
 PYTHON ?= python3
 VENV   := .venv
@@ -9,7 +9,7 @@ GPU    := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 NEEDS  := $(if $(GPU),requirements.txt,requirements-cpu.txt)
 INSTALL := $(PY) -m pip install --disable-pip-version-check
 
-.PHONY: setup run server test test-long test-clients check format
+.PHONY: setup run server check format docs test test-long test-clients
 .PHONY: bench bench-cloud bench-edge bench-network bench-thresholds bench-scaling bench-split ablation llama-server evaluate train clean
 
 setup: $(VENV)/.ready models/demo-split/manifest.json
@@ -39,6 +39,13 @@ check: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
+	$(PY) -m vulture
+	$(PY) -m pytest tests/test_house.py
+
+# The folder map of the README and docs/CONFIG.md.
+docs: setup
+	$(PY) -m docs.generate
 
 format: setup
 	$(PY) -m ruff format .

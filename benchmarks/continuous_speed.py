@@ -23,9 +23,9 @@ from cli.args import config_parser, run_program
 from cli.demo import free_ports
 from cli.supervisor import PROJECT, ServerProcess, Supervisor
 from common.cloud_client.stream import CloudStream
-from common.decoding.draft_length import alike, stream_draft_length
+from common.decoding.draft_length import iid_acceptance, stream_draft_length
 from common.http.client import HTTPClient
-from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame
+from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame, StartFrame
 from experiments.harness.delay_proxy import DelayProxy
 from models.random_model import random_model
 
@@ -87,7 +87,7 @@ class Oracle:
         """The position at which the draft begins, and its tokens."""
         seconds = time.perf_counter() - self._started
         speed = (self._received - self._begin) / max(seconds, 0.02)
-        length = stream_draft_length(alike(self._acceptance), self._round_trip * speed, LONGEST_DRAFT)
+        length = stream_draft_length(iid_acceptance(self._acceptance), self._round_trip * speed, LONGEST_DRAFT)
         positions = range(self._received, min(self._received + length, len(self._truth)))
         wrong = next((position for position in positions if self._mistaken[position]), len(self._truth))
         return self._received, [self._truth[n] if n < wrong else 1 + n % 7 for n in positions]
@@ -99,7 +99,7 @@ async def timed(
     """Seconds of the whole answer, its tokens and its end frame; with an oracle, it sends drafts."""
     ids: list[int] = []
     began = time.perf_counter()
-    async with CloudStream(client, prompt, tokens) as stream:
+    async with CloudStream(client, StartFrame(token_ids=prompt, max_tokens=tokens)) as stream:
         async for frame in stream:
             ids += frame.token_ids
             if oracle:

@@ -19,14 +19,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from calibration import fit as calibration, data as calibration_data, report as calibration_report, risk
-from common.protocol.openai import ChatRequest, Message, StreamOptions
+from common.protocol.openai import ChatRequest, Message
+from common.protocol.openai_options import StreamOptions
 from calibration.fit import Isotonic
 from calibration.data import CalibrationQuestion
 from calibration.report import Fitted
 from common.config_schema import ConfidenceConfig, Config
 from common.errors import ConfigError, EndpointError, FrameworkError, RequestError
 from common.http_client import EdgeCloudHTTPClient
-from common.decoding.policy import Plan
+from common.decoding.policy import Plan, default_plan
 from calibration.simulation import Answers, Trace, answers, replay
 from calibration.trace import TracedAnswer, walk
 from common.types import Collaboration, Mode, Provenance
@@ -128,7 +129,7 @@ async def calibrate(
     walks = await each(questions, walked, "the cloud's answers, and the edge along them", console)
     pairs = list(zip(questions, walks, strict=True))
     traces = [Trace(w.confidences, w.agrees, q.worth(w.answer, w.answer), max_tokens) for q, w in pairs]
-    base = replace(config.plan, mode=Mode.COLLABORATIVE, use_confidence_check=True, use_draft_verify=True)
+    base = replace(default_plan(config), mode=Mode.COLLABORATIVE, use_confidence_check=True, use_draft_verify=True)
     fitted = await asyncio.to_thread(fit_gate, [traces[i] for i in fit], base, objective, console)
     held_traces = [traces[i] for i in held_out]
 

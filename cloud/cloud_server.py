@@ -1,4 +1,4 @@
-"""The cloud's HTTP routes: /verify over our verifier, and what a server says of itself. The OpenAI API is beside it."""
+"""Builds the cloud server: its parts, and the routes /verify, /ready and /stats."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from cloud.draft_verifier import DraftVerifier
 from cloud.engine.engine import CloudEngine
-from cloud.engine.supervisor import EngineKeeper, SupervisorTiming
+from cloud.engine.supervisor import EngineSupervisor, SupervisorTiming
 from cloud.metrics import CloudMetrics, VerifyForm
 from cloud.routes import request_cost
 from cloud.routes.admission import Admission
@@ -41,28 +41,28 @@ RESIDENTS = web.AppKey("RESIDENTS", ResidentPool)
 VERIFIER = web.AppKey("VERIFIER", DraftVerifier)
 ADMISSION = web.AppKey("ADMISSION", Admission)
 METRICS = web.AppKey("METRICS", CloudMetrics)
-KEEPER = web.AppKey("KEEPER", EngineKeeper)
+SUPERVISOR = web.AppKey("SUPERVISOR", EngineSupervisor)
 TOKENIZER = web.AppKey("TOKENIZER", TokenizerRoute)
 SPLIT = web.AppKey("SPLIT", SplitService)
 
 MAX_BATCH = 256
-"""Rounds in one POST /verify/batch."""
+"""Maximum number of rounds in one POST /verify/batch."""
 
 
 def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
-    """The cloud server's application; it owns `engine`, starting it beside the open port and closing it at the end."""
+    """The cloud server's application; it owns `engine`, starts it once the port is open, and closes it at the end."""
     registry = CollectorRegistry()
     app = make_app(config.server, registry)
     app[ENGINE] = engine
     app[SESSIONS] = SessionTable()
     drafts = config.draft_verifier
-    # The other half of vLLM's places is for requests that do not wait: without one they would until a session is idle.
+    # Half of vLLM's places stay free of live requests: without them, others would wait until a session is idle.
     places = min(drafts.resident_sessions, drafts.batch.max_batch_size // 2 if drafts.batch.enabled else 0)
     app[RESIDENTS] = ResidentPool(engine, places, drafts.resident_idle_seconds)
     app[VERIFIER] = DraftVerifier(engine, app[SESSIONS], app[RESIDENTS])
     app[ADMISSION] = Admission(config.admission.max_requests, config.admission.max_tokens)
     app[METRICS] = CloudMetrics(registry)
-    app[KEEPER] = EngineKeeper(
+    app[SUPERVISOR] = EngineSupervisor(
         engine, SupervisorTiming(hang=config.engine.hang_seconds), app[METRICS].engine_restarts.inc
     )
     app.cleanup_ctx.append(_own_engine)
@@ -76,11 +76,11 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
         engine,
         validation.check_sampling,
         lambda tokens: _work(app, tokens),
-        lambda answer: _streamed(app, answer),
+        lambda answer: _record_stream(app, answer),
         app[TOKENIZER].check,
     ).add_to(app)
-    OpenAIRoutes(engine, app[KEEPER], app[ADMISSION]).add_to(app)
-    _show(app)
+    OpenAIRoutes(engine, app[SUPERVISOR], app[ADMISSION]).add_to(app)
+    _register_metrics(app)
     _add_split(app, config)
     return app
 
@@ -91,11 +91,11 @@ def _add_split(app: web.Application, config: CloudConfig) -> None:
         return
     app[SPLIT] = SplitService(config.split, SupervisorTiming(hang=config.engine.hang_seconds), app[ADMISSION].admit)
     app[SPLIT].add_to(app)
-    app[SPLIT].show(app[METRICS])
+    app[SPLIT].register_metrics(app[METRICS])
 
 
-def _show(app: web.Application) -> None:
-    """What /metrics asks of others at each scrape."""
+def _register_metrics(app: web.Application) -> None:
+    """Registers the metrics that are read from the server's parts at each scrape."""
     admission, gauge = app[ADMISSION], app[METRICS].gauge
     gauge("sessions", "Sessions whose prefixes are held.", lambda: len(app[SESSIONS]))
     gauge("session_bytes", "Bytes of the prefixes held.", lambda: app[SESSIONS].bytes)
@@ -105,26 +105,26 @@ def _show(app: web.Application) -> None:
     gauge("admission_requests", "Sequences admitted to the engine now.", lambda: admission.held.requests)
     gauge("admission_tokens", "Tokens that these may grow to.", lambda: admission.held.tokens)
     gauge("admission_refused", "Requests refused for want of room.", lambda: admission.refused)
-    app[METRICS].show_dropped(lambda reason: int(getattr(app[DRAFT_CHANNEL].counters, reason)))
+    app[METRICS].register_dropped(lambda reason: int(getattr(app[DRAFT_CHANNEL].counters, reason)))
 
 
 async def _own_engine(app: web.Application) -> AsyncIterator[None]:
-    keeping = asyncio.create_task(_keep(app))
+    supervising = asyncio.create_task(_supervise(app))
     yield
     await app[RESIDENTS].close()
-    keeping.cancel()
-    await asyncio.wait([keeping])
+    supervising.cancel()
+    await asyncio.wait([supervising])
 
 
-async def _keep(app: web.Application) -> None:
+async def _supervise(app: web.Application) -> None:
     try:
-        await app[KEEPER].run()
-    except Exception as error:  # whatever it is, a server without a keeper is none
+        await app[SUPERVISOR].run()
+    except Exception as error:  # of any kind: without a supervisor the server cannot go on
         app[FATAL].set_exception(error)
 
 
 async def _ready(request: web.Request) -> web.Response:
-    request.app[KEEPER].check()
+    request.app[SUPERVISOR].check()
     if SPLIT in request.app:
         request.app[SPLIT].check_started()
     return reply(request, {"status": "ready"})
@@ -133,7 +133,7 @@ async def _ready(request: web.Request) -> web.Response:
 async def _stats(request: web.Request) -> web.Response:
     app = request.app
     residents = app[RESIDENTS]
-    ours = {
+    sessions = {
         "sessions": len(app[SESSIONS]),
         "session_bytes": app[SESSIONS].bytes,
         "resident_sessions": len(residents),
@@ -143,7 +143,7 @@ async def _stats(request: web.Request) -> web.Response:
     }
     kv_cache = msgspec.to_builtins(app[ENGINE].kv_cache.stats())
     split = {"split": app[SPLIT].stats()} if SPLIT in app else {}
-    return reply(request, {**app[ENGINE].stats(), **app[METRICS].counts(), **ours, "kv_cache": kv_cache, **split})
+    return reply(request, {**app[ENGINE].stats(), **app[METRICS].counts(), **sessions, "kv_cache": kv_cache, **split})
 
 
 async def _verify(request: web.Request) -> web.Response:
@@ -155,12 +155,12 @@ async def _verify_batch(request: web.Request) -> web.Response:
     if not 0 < len(body.requests) <= MAX_BATCH:
         raise RequestError(f"requests takes 1 to {MAX_BATCH} rounds", param="requests")
     async with asyncio.TaskGroup() as group:
-        items = [group.create_task(_item(request, one)) for one in body.requests]
+        items = [group.create_task(_item(request, item)) for item in body.requests]
     return reply(request, VerifyBatchResponse([item.result() for item in items]))
 
 
 async def _item(request: web.Request, body: VerifyRequest) -> VerifyBatchItem:
-    """One round of a batch, whose failure is its own."""
+    """One round of a batch; its failure does not affect the others."""
     try:
         return VerifyBatchItem(response=await _round(request, body))
     except FrameworkError as error:
@@ -173,16 +173,16 @@ async def _round(request: web.Request, body: VerifyRequest) -> VerifyResponse:
     with _work(app, request_cost.of_round(body)):
         response = await app[VERIFIER].verify_draft(body, request[REQUEST_ID], request[TENANT])
     drawn, seconds = len(response.token_ids), response.latency_ms / 1000
-    app[METRICS].verified(VerifyForm(response.form), response.drafted, response.accepted, drawn, seconds)
+    app[METRICS].record_verify(VerifyForm(response.form), response.drafted, response.accepted, drawn, seconds)
     return response
 
 
 @contextmanager
 def _work(app: web.Application, tokens: int) -> Iterator[None]:
-    """Around what waits for the engine, with the tokens that it may grow to; raises OverloadedError or EngineError."""
-    with app[KEEPER].using(), app[ADMISSION].admit(tokens):
+    """Around work that waits for the engine and may grow to `tokens`; raises OverloadedError or EngineError."""
+    with app[SUPERVISOR].using(), app[ADMISSION].admit(tokens):
         yield
 
 
-def _streamed(app: web.Application, answer: ContinuousAnswer) -> None:
-    app[METRICS].streamed(answer.progress.drafted, answer.progress.accepted, answer.drawn)
+def _record_stream(app: web.Application, answer: ContinuousAnswer) -> None:
+    app[METRICS].record_stream(answer.progress.drafted, answer.progress.accepted, answer.drawn)

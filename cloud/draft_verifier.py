@@ -1,4 +1,4 @@
-"""F2, the cloud half: a verify request checked, verified by the engine, and answered. Knows nothing of HTTP."""
+"""F2 on the cloud: checks a verify request, has the engine verify it, and answers it."""
 
 import asyncio
 from typing import Any
@@ -21,10 +21,10 @@ IDENTITY = msgspec.msgpack.Encoder()
 
 
 class DraftVerifier:
-    """Verifies drafts round by round: resident where `residents` has a place, else stateless.
+    """Verifies drafts round by round: in a live request if `residents` has a place, else in a request of their own.
 
-    `sessions` holds the prefixes between rounds; `residents`, if any, the live requests, which the caller closes.
-    Given a model's path in place of an engine it owns one, which the first request starts and `close` ends.
+    `sessions` holds the prefixes between rounds; `residents`, if given, the live requests, which the caller closes.
+    With a model's path in place of an engine it owns an engine, which the first request starts and `close` closes.
     """
 
     def __init__(
@@ -41,43 +41,44 @@ class DraftVerifier:
         self._replays: Replays[VerifyResponse] = Replays()
 
     async def close(self) -> None:
-        """Ends the engine that this verifier owns, if it does."""
+        """Closes the engine, if this verifier owns it."""
         if self._owns:
             await self._engine.close()
 
     async def verify_draft(
         self, request: VerifyRequest, request_id: str | None = None, tenant: str = ""
     ) -> VerifyResponse:
-        """One round; a repeat under the same idempotency key has the answer of the first.
+        """Verifies one round; a repeat with the same idempotency key gets the first one's answer.
 
-        Raises RequestError naming the field that is wrong, PrefixUnknown, ContextLengthError or EngineError.
+        Raises RequestError with the name of the wrong field, PrefixUnknown, ContextLengthError or EngineError.
         """
         if self._owns:
             self._starting = self._starting or asyncio.ensure_future(self._engine.start())
-            await asyncio.shield(self._starting)  # one request that gives up must not stop the start for others
+            await asyncio.shield(self._starting)  # a cancelled request must not stop the start for others
         validation.check(request, self._engine.vocab_size, self._engine.max_draft_tokens)
         if not request.idempotency_key:
             return await self._verify(request, request_id, tenant)
         key = (tenant, request.session, request.idempotency_key)
-        asked = xxhash.xxh3_128_digest(IDENTITY.encode(request))
-        return await self._replays.once(key, asked, lambda: self._verify(request, request_id, tenant))
+        digest = xxhash.xxh3_128_digest(IDENTITY.encode(request))
+        return await self._replays.once(key, digest, lambda: self._verify(request, request_id, tenant))
 
     async def _verify(self, request: VerifyRequest, request_id: str | None, tenant: str) -> VerifyResponse:
-        asked = self._round(request, request_id, tenant)
-        live = f"{tenant}/{request.session}" if request.session and self._residents is not None else ""
-        verdict = await self._residents.verify(live, asked) if self._residents is not None and live else None
+        round = self._verify_round(request, request_id, tenant)
+        residents = self._residents if request.session else None
+        live = f"{tenant}/{request.session}"
+        verdict = await residents.verify(live, round) if residents is not None else None
         form = VerifyForm.RESIDENT if verdict else VerifyForm.STATELESS
-        verdict = verdict or await stateless.verify(self._engine, asked)
-        stop = find_stop(self._engine.tokenizer.decode, _answer(asked), verdict.token_ids, request.stop)
+        verdict = verdict or await stateless.verify(self._engine, round)
+        stop = find_stop(self._engine.tokenizer.decode, _answer(round), verdict.token_ids, request.stop)
         if stop is not None:
             verdict = _cut(verdict, stop.keep)
-            if self._residents is not None and live:
-                await self._residents.close_session(live)
+            if residents is not None:
+                await residents.close_session(live)
         if request.session:
-            self._sessions.commit(request.session, asked.committed + verdict.token_ids, tenant)
-        return self._response(asked, verdict, stop.text if stop else None, form)
+            self._sessions.commit(request.session, round.committed + verdict.token_ids, tenant)
+        return self._response(round, verdict, stop.text if stop else None, form)
 
-    def _round(self, request: VerifyRequest, request_id: str | None, tenant: str) -> VerifyRound:
+    def _verify_round(self, request: VerifyRequest, request_id: str | None, tenant: str) -> VerifyRound:
         draft = request.draft_token_ids or self._encode("".join(request.draft_tokens), special=False)
         limit = self._engine.max_draft_tokens
         require(len(draft) <= limit, f"holds {len(draft)} tokens, at most {limit} are verified", "draft_tokens")
@@ -106,10 +107,10 @@ class DraftVerifier:
         return list(self._engine.tokenizer.encode(text, add_special_tokens=special)) if text else []
 
     def _response(
-        self, asked: VerifyRound, verdict: Verdict, stopped_by: str | None, form: VerifyForm
+        self, round: VerifyRound, verdict: Verdict, stopped_by: str | None, form: VerifyForm
     ) -> VerifyResponse:
-        drawn, drafted = len(verdict.token_ids), len(asked.draft)
-        full = stopped_by is None and len(asked.committed) + drawn >= self._engine.max_model_len
+        drawn, drafted = len(verdict.token_ids), len(round.draft)
+        full = stopped_by is None and len(round.committed) + drawn >= self._engine.max_model_len
         return VerifyResponse(
             token_ids=verdict.token_ids,
             accepted=verdict.accepted,
@@ -124,10 +125,10 @@ class DraftVerifier:
         )
 
 
-def _answer(asked: VerifyRound) -> list[int]:
-    """The answer so far, as far as is known where it begins."""
-    start = asked.sampling.prompt_tokens
-    return [] if start is None else asked.committed[start:]
+def _answer(round: VerifyRound) -> list[int]:
+    """The answer so far; empty if the request does not say where it begins."""
+    start = round.sampling.prompt_tokens
+    return [] if start is None else round.committed[start:]
 
 
 def _cut(verdict: Verdict, keep: int) -> Verdict:

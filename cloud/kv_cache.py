@@ -1,4 +1,4 @@
-"""F3 on the cloud: which replica's prefix cache holds how much of a token sequence. Knows no sockets and no engine."""
+"""F3 on the cloud: which replica's prefix cache holds how much of a token sequence."""
 
 from array import array
 from collections.abc import Hashable, Iterable, Sequence
@@ -10,17 +10,17 @@ import msgspec
 from common.errors import OverloadedError, RequestError
 
 BlockHash = int | bytes
-"""A block's name in its own engine; another engine may name the same block otherwise."""
+"""A block's name in its own engine; another engine may have another name for the same block."""
 
 Content = tuple[BlockHash | None, tuple[Hashable, ...], bytes]
-"""Parent block, what besides tokens tells the block apart, and its token ids: what makes two blocks the same."""
+"""Parent block, other hashed values (salt, adapter, image), token ids: two blocks with equal ones are the same."""
 
 ID = array("q")
-"""Token ids are kept as 64-bit integers, in one run of bytes for each block."""
+"""Token ids are kept as 64-bit integers, in one bytes object for each block."""
 
 
 class ReplicaStats(msgspec.Struct, frozen=True):
-    """`queries` and `hits` count tokens, as vLLM does: those asked for, and those found."""
+    """`queries` and `hits` count tokens, as in vLLM: those looked up, and those found."""
 
     blocks: int
     queries: int
@@ -29,18 +29,18 @@ class ReplicaStats(msgspec.Struct, frozen=True):
 
 
 class CacheStats(ReplicaStats, frozen=True):
-    """Of all replicas together, where a query's hits are those of its best replica; then of each."""
+    """The figures of all replicas together, where a query's hits are those of its best replica, and of each one."""
 
     reserved: int
     replicas: dict[str, ReplicaStats]
 
 
 class VLLMKVCache:
-    """An index of the KV blocks that vLLM replicas hold, kept by their KV events; used from one event loop only.
+    """An index of the KV blocks that vLLM replicas hold, kept up to date by their KV events.
 
-    It may forget a block that is there, and at most `max_blocks` of a replica are remembered; it names none that is
-    gone, but for the moment that an event is under way (vLLM tells of a reset with its next step). vLLM alone places
-    and drops blocks.
+    It remembers at most `max_blocks` of each replica, so it may miss a block that exists. It names a block that no
+    longer exists only while the event is on its way (vLLM reports a reset with its next step). vLLM alone allocates
+    and evicts blocks. Used from one event loop only.
     """
 
     def __init__(self, max_blocks: int = 10000) -> None:
@@ -51,9 +51,9 @@ class VLLMKVCache:
         self._reserved: set[int] = set()
 
     def longest_prefix(self, token_ids: Sequence[int], salt: str = "") -> dict[str, int]:
-        """How many first tokens each replica would take from its cache, for requests with `cache_salt` = `salt`.
+        """How many leading tokens each replica would take from its cache, for requests with `cache_salt` = `salt`.
 
-        Whole blocks only, and never the last token: vLLM always computes it, to have something to sample from.
+        Counts whole blocks only, and never the last token, which vLLM always computes, to sample from it.
         """
         ids = array(ID.typecode, token_ids).tobytes()
         held = {name: replica.find(ids, salt) for name, replica in self._replicas.items()}
@@ -62,17 +62,17 @@ class VLLMKVCache:
         return held
 
     def best_replica(self, token_ids: Sequence[int], salt: str = "") -> str | None:
-        """The replica that holds most of the sequence, the first of equals; None if none holds a block of it."""
+        """The replica that holds the longest prefix (the first one of several); None if none holds a block of it."""
         held = self.longest_prefix(token_ids, salt)
         best = max(held, key=held.__getitem__, default=None)
         return best if best is not None and held[best] else None
 
     def blocks(self, replica: str) -> int:
-        """Different blocks known to be held by `replica`."""
+        """Number of different blocks of `replica` in the index."""
         return len(self._replicas[replica]) if replica in self._replicas else 0
 
     def stats(self) -> CacheStats:
-        """Counts since each replica was first followed."""
+        """The figures since each replica was first followed."""
         replicas = {name: replica.stats() for name, replica in self._replicas.items()}
         return CacheStats(
             blocks=sum(stats.blocks for stats in replicas.values()),
@@ -91,36 +91,36 @@ class VLLMKVCache:
         token_ids: Sequence[int],
         extras: Sequence[tuple[Hashable, ...]],
     ) -> None:
-        """`replica` now holds one more copy of these blocks, each the next one's parent.
+        """Records that `replica` has stored one more copy of these blocks, each one the parent of the next.
 
-        `extras[i]` is what vLLM hashed into block i besides tokens and parent: the salt of the first block of a
+        `extras[i]` holds what vLLM hashed into block i besides tokens and parent: the salt, in the first block of a
         sequence; also adapters and images, which no lookup here finds. `token_ids` fill the blocks evenly.
         """
         ids = array(ID.typecode, token_ids).tobytes()
-        known = self._replicas.setdefault(replica, _Replica(self.max_blocks))
+        blocks = self._replicas.setdefault(replica, _Replica(self.max_blocks))
         width = len(ids) // len(hashes)
         for at, (block_hash, extra) in enumerate(zip(hashes, extras, strict=True)):
-            known.store(block_hash, (parent, extra, ids[at * width : (at + 1) * width]))
+            blocks.store(block_hash, (parent, extra, ids[at * width : (at + 1) * width]))
             parent = block_hash
 
     def remove(self, replica: str, hashes: Iterable[BlockHash]) -> None:
-        """`replica` has evicted one copy of each of these blocks."""
+        """Records that `replica` has evicted one copy of each of these blocks."""
         if replica in self._replicas:
             for block_hash in hashes:
                 self._replicas[replica].remove(block_hash)
 
     def clear(self, replica: str) -> None:
-        """`replica` holds nothing, or nobody knows what."""
+        """Records that `replica` holds nothing, or that its contents are unknown."""
         self._replicas.setdefault(replica, _Replica(self.max_blocks)).clear()
 
     def forget(self, replica: str) -> None:
-        """`replica` is not there any more."""
+        """Removes `replica` from the index."""
         self._replicas.pop(replica, None)
 
     def allocate_blocks(self, count: int, name: str) -> list[int]:
-        """Reserve `count` block ids, out of `max_blocks`, for a cache that the caller itself keeps under `name`.
+        """Reserves `count` block ids, out of `max_blocks`, for a cache that the caller keeps under `name`.
 
-        No block of vLLM is touched. Raises OverloadedError when there is no room, RequestError for no blocks at all.
+        Has no effect on vLLM's blocks. Raises OverloadedError if too few are free, RequestError for a count below 1.
         """
         if count < 1:
             raise RequestError(f"{count} blocks cannot be allocated", "count")
@@ -133,7 +133,7 @@ class VLLMKVCache:
         return blocks
 
     def set_cache_blocks(self, name: str, blocks: Sequence[int], seq_len: int) -> None:
-        """Say that `blocks` hold the first `seq_len` tokens of `name`; the other blocks of `name` become free.
+        """Records that `blocks` hold the first `seq_len` tokens of `name`; frees the other blocks of `name`.
 
         Raises RequestError unless all of them were allocated for `name`.
         """
@@ -145,11 +145,11 @@ class VLLMKVCache:
         self._named[name] = NamedBlocks(list(blocks), seq_len)
 
     def get_cache_blocks(self, name: str) -> "NamedBlocks | None":
-        """What was set for `name`; None for a name without blocks."""
+        """The blocks reserved under `name`; None if there are none."""
         return self._named.get(name)
 
     def free_blocks(self, name: str) -> None:
-        """Give back all blocks of `name`."""
+        """Frees all blocks of `name`."""
         self._reserved.difference_update(self._named.pop(name, NamedBlocks([])).blocks)
 
 
@@ -168,7 +168,7 @@ class _Block:
 
 
 class _Replica:
-    """The blocks of one prefix cache by both their names: the engine's hash, and their content."""
+    """The blocks of one prefix cache, by the engine's hash and by their content."""
 
     def __init__(self, max_blocks: int) -> None:
         self._max_blocks = max_blocks
@@ -183,7 +183,7 @@ class _Replica:
         return ReplicaStats(len(self), self._queries, self._hits, self._evictions)
 
     def find(self, ids: bytes, salt: str) -> int:
-        """Tokens at the beginning of `ids` that are held in whole blocks, the last token of `ids` aside."""
+        """Number of leading tokens of `ids`, without its last one, that are held in whole blocks."""
         parent: BlockHash | None = None
         extra: tuple[Hashable, ...] = (salt,) if salt else ()
         width, found = self._width(), 0
@@ -198,7 +198,7 @@ class _Replica:
         return found // ID.itemsize
 
     def store(self, block_hash: BlockHash, content: Content) -> None:
-        # vLLM does not merge two requests' copies of a block, and says of each that it is stored and removed.
+        # vLLM does not merge two requests' copies of a block, and reports the storing and removal of each.
         block = self._by_hash.pop(block_hash, None) or _Block(content)
         block.copies += 1
         self._by_hash[block_hash] = block

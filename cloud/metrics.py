@@ -1,4 +1,4 @@
-"""What the cloud shows Prometheus of its verifying, beside vLLM's own metrics. Knows neither engine nor HTTP."""
+"""The cloud's Prometheus metrics of draft verification, beside vLLM's own metrics."""
 
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -7,16 +7,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from common.http.metrics import SECONDS
+from common.http.metrics import LATENCY_BUCKETS
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 33, 65, 129)
-
-
+"""Buckets of the acceptance length, in tokens."""
 COUNTED = ("drafted_tokens", "accepted_tokens", "recovered_tokens", "bonus_tokens", "cloud_tokens")
 
 
 class VerifyForm(StrEnum):
-    """The way in which a draft is verified."""
+    """How a draft is verified: in a live request, in a request of its own, or in a running generation."""
 
     RESIDENT = "resident"
     STATELESS = "stateless"
@@ -24,7 +23,7 @@ class VerifyForm(StrEnum):
 
 
 class DraftDropReason(StrEnum):
-    """Why a draft of the continuous form never reached the scheduler."""
+    """Why a draft for a running generation was dropped unused."""
 
     LATE = "late"
     FOREIGN = "foreign"
@@ -33,17 +32,17 @@ class DraftDropReason(StrEnum):
 
 
 class CloudMetrics:
-    """The cloud's counters on `registry`, one such struct per application; whoever does the work feeds them.
+    """The counters of one application on `registry`; the code that does the work updates them.
 
-    Every label and value of it exists from the start, so that a rate is right from the first event on.
+    All label values exist from the start, so that a rate is right from the first event on.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, says: str) -> Counter:
-            return Counter(f"edgecloud_{name}", says, registry=registry)
+        def counter(name: str, help: str) -> Counter:
+            return Counter(f"edgecloud_{name}", help, registry=registry)
 
         self._verify_seconds = Histogram(
-            "edgecloud_verify_seconds", "Seconds per verify.", ["form"], buckets=SECONDS, registry=registry
+            "edgecloud_verify_seconds", "Seconds per verify.", ["form"], buckets=LATENCY_BUCKETS, registry=registry
         )
         self.acceptance_length = Histogram(
             "edgecloud_acceptance_length", "Accepted tokens per verify, plus 1.", buckets=LENGTHS, registry=registry
@@ -57,8 +56,8 @@ class CloudMetrics:
         self.verify_seconds = {form: self._verify_seconds.labels(form.value) for form in VerifyForm}
         self._registry = registry
 
-    def verified(self, form: VerifyForm, drafted: int, accepted: int, drawn: int, seconds: float) -> None:
-        """One verify that came back with `drawn` tokens, the accepted ones first; 0 drafted is the cloud alone."""
+    def record_verify(self, form: VerifyForm, drafted: int, accepted: int, drawn: int, seconds: float) -> None:
+        """One verify that drew `drawn` tokens, accepted ones included; without a draft the cloud generated alone."""
         self.verify_seconds[form].observe(seconds)
         if not drafted:
             self.cloud.inc(drawn)
@@ -69,39 +68,39 @@ class CloudMetrics:
         self.acceptance_length.observe(accepted + 1)
 
     def counts(self) -> dict[str, int]:
-        """The totals for GET /stats."""
+        """The totals in COUNTED, for GET /stats."""
         totals = {name: self._registry.get_sample_value(f"edgecloud_{name}_total") for name in COUNTED}
         return {name: int(total or 0) for name, total in totals.items()}
 
-    def streamed(self, drafted: int, accepted: int, drawn: int) -> None:
-        """One continuous answer that has ended; what was not accepted of it the cloud generated."""
+    def record_stream(self, drafted: int, accepted: int, drawn: int) -> None:
+        """One streamed answer of `drawn` tokens that has ended; the cloud generated those that were not accepted."""
         self.drafted.inc(drafted)
         self.accepted.inc(accepted)
         self.cloud.inc(drawn - accepted)
 
-    def show_dropped(self, total: Callable[[DraftDropReason], int]) -> None:
-        """Shows how many drafts were dropped and why, asking `total` at each scrape."""
+    def register_dropped(self, total: Callable[[DraftDropReason], int]) -> None:
+        """Exports the number of dropped drafts by reason; calls `total` at each scrape."""
         self._registry.register(_DroppedDrafts(total))
 
-    def gauge(self, name: str, says: str, value: Callable[[], float]) -> None:
-        """Shows `edgecloud_<name>`, asking `value` at each scrape: for what some object holds anyway."""
-        Gauge(f"edgecloud_{name}", says, registry=self._registry).set_function(value)
+    def gauge(self, name: str, help: str, value: Callable[[], float]) -> None:
+        """Exports `edgecloud_<name>`; calls `value` at each scrape."""
+        Gauge(f"edgecloud_{name}", help, registry=self._registry).set_function(value)
 
-    def total(self, name: str, says: str, value: Callable[[], float]) -> None:
-        """Shows `edgecloud_<name>_total`, a counter that some object keeps anyway."""
-        self._registry.register(_Total(f"edgecloud_{name}", says, value))
+    def total(self, name: str, help: str, value: Callable[[], float]) -> None:
+        """Exports the counter `edgecloud_<name>_total`; calls `value` at each scrape."""
+        self._registry.register(_Total(f"edgecloud_{name}", help, value))
 
 
 class _Total(Collector):
-    def __init__(self, name: str, says: str, value: Callable[[], float]) -> None:
-        self._name, self._says, self._value = name, says, value
+    def __init__(self, name: str, help: str, value: Callable[[], float]) -> None:
+        self._name, self._help, self._value = name, help, value
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        yield CounterMetricFamily(self._name, self._says, value=self._value())
+        yield CounterMetricFamily(self._name, self._help, value=self._value())
 
 
 class _DroppedDrafts(Collector):
-    """A counter that somebody else keeps: the engine's processes count what they drop."""
+    """The engine processes' own counts of the drafts that they dropped."""
 
     def __init__(self, total: Callable[[DraftDropReason], int]) -> None:
         self._total = total

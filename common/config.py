@@ -1,4 +1,4 @@
-"""The configuration, checked whole at start: file, environment, command line. Knows nothing of its users."""
+"""Loads the configuration from file, environment and command line, and checks all of it at start."""
 
 import difflib
 import os
@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
-from urllib.parse import urlsplit
 
 import msgspec
 import yaml
 
-from common.config_schema import CommunicationConfig, Config, InferenceConfig, Secret
+from common.config_schema import CommunicationConfig, Config, InferenceConfig
+from common.config_values import decode_secret
 from common.errors import ConfigError
+from common.http.urls import url_problem
 
 ENV_PREFIX = "EDGECLOUD_"
 DEFAULT_PATH = Path(__file__).parent.parent / "config" / "config.yaml"
@@ -39,9 +40,9 @@ def load(
 
 
 def with_changes(path: str | Path | None, changes: Mapping[str, object]) -> dict[str, Any]:
-    """The tree of the config file at `path` (as for `load`) without what the defaults say too, then `changes`.
+    """The tree of the config file at `path` (as for `load`) without default values, with `changes` applied.
 
-    The keys of `changes` have dots, as in flags.
+    The keys of `changes` are dotted, as in flags.
     """
     defaults = msgspec.to_builtins(Config(), enc_hook=repr)
     tree = _without(_read(Path(path or DEFAULT_PATH)), defaults)
@@ -57,7 +58,7 @@ def with_changes(path: str | Path | None, changes: Mapping[str, object]) -> dict
 def check(tree: object) -> Config:
     """Turns plain mappings into a Config; raises ConfigError for the first wrong key, type or value.
 
-    The overrides of `experiments.ablations` are checked too, laid over the rest.
+    The overrides of `experiments.ablations` are checked too, each applied to the rest.
     """
     config = _converted(tree)
     for number, ablation in enumerate(config.experiments.ablations):
@@ -66,9 +67,9 @@ def check(tree: object) -> Config:
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any], where: str) -> Config:
-    """The config with nested `overrides` laid over it.
+    """The config with nested `overrides` applied.
 
-    Raises ConfigError for a key, type or value that is wrong, its path beginning with `where` they stand.
+    Raises ConfigError for a wrong key, type or value; its path begins with `where`, the place of the overrides.
     """
     try:
         return _converted(_merged(plain(config), overrides))
@@ -77,13 +78,13 @@ def with_overrides(config: Config, overrides: Mapping[str, Any], where: str) -> 
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """The config as plain mappings and values, secrets as they are: not to be shown."""
+    """The config as plain mappings and values, with secrets in clear text: never show it."""
     tree: dict[str, Any] = msgspec.to_builtins(config, enc_hook=lambda secret: secret.reveal())
     return tree
 
 
 def _merged(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections are laid over sections, key by key; whatever else is there is replaced."""
+    """Merges sections key by key; any other value is replaced."""
     merged = dict(tree)
     for key, value in overrides.items():
         below = merged.get(key)
@@ -94,7 +95,7 @@ def _merged(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
 
 def _converted(tree: object) -> Config:
     try:
-        config = msgspec.convert(tree, Config, dec_hook=_secret)
+        config = msgspec.convert(tree, Config, dec_hook=decode_secret)
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `$")
         path = where.strip("`.")
@@ -128,31 +129,9 @@ def _check_patterns(config: InferenceConfig) -> None:
             raise ConfigError(f"inference.private_patterns[{number}]: not a regular expression ({error})") from error
 
 
-def url_problem(url: str) -> str | None:
-    """What keeps `url` from being a server's address, if anything; a password in it is not repeated."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port  # raises where it is no number of a port
-    except ValueError as error:
-        return f"{url!r} is no URL ({error})"
-    if "@" in parts.netloc:
-        return "a user or password does not belong in a URL; set the API key instead"
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        return f"{url!r} is no URL of a server, like http://localhost:8081"
-    if parts.query or parts.fragment or any(character.isspace() for character in url):
-        return f"{url!r} is more than a server's address, like http://localhost:8081"
-    return None
-
-
 def show(config: Config) -> str:
-    """The config as YAML, for people; secrets stay secret."""
+    """The config as YAML, with secrets masked."""
     return msgspec.yaml.encode(config, enc_hook=repr).decode()
-
-
-def _secret(type_: type, value: object) -> object:
-    if type_ is not Secret or not isinstance(value, str):
-        raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
-    return Secret(value)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -168,7 +147,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _without(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """What of `tree` differs from the defaults; sections that do not are left out."""
+    """The part of `tree` that differs from the defaults."""
     kept = {}
     for key, value in tree.items():
         if isinstance(value, dict) and isinstance(defaults.get(key), dict):

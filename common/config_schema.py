@@ -1,203 +1,88 @@
-"""Every key of the configuration: its type, range and default. What each means is said in config/config.yaml."""
+"""The whole configuration: its parts, and the keys that edge, cloud and clients share.
+
+`make docs` writes docs/CONFIG.md from the docstrings behind the keys.
+"""
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, field
-from msgspec.structs import asdict
+from msgspec import Meta, field
 
-from common.decoding.policy import Gate, Plan
-from common.protocol.split_frames import StateEncoding
-from common.types import ConfidenceStrategy, Objective, VerificationMode
+from common.config_cloud import AdmissionConfig as AdmissionConfig
+from common.config_cloud import BatchConfig as BatchConfig
+from common.config_cloud import CloudCacheConfig as CloudCacheConfig
+from common.config_cloud import CloudConfig as CloudConfig
+from common.config_cloud import CloudModelConfig as CloudModelConfig
+from common.config_cloud import CloudSplitConfig as CloudSplitConfig
+from common.config_cloud import DraftVerifierConfig as DraftVerifierConfig
+from common.config_cloud import EngineConfig as EngineConfig
+from common.config_edge import ConfidenceConfig as ConfidenceConfig
+from common.config_edge import EdgeCacheConfig as EdgeCacheConfig
+from common.config_edge import EdgeConfig as EdgeConfig
+from common.config_edge import EdgeModelConfig as EdgeModelConfig
+from common.config_edge import EdgeSplitConfig as EdgeSplitConfig
+from common.config_edge import LimitsConfig as LimitsConfig
+from common.config_edge import WeightsConfig as WeightsConfig
+from common.config_values import NO_KEY as NO_KEY
+from common.config_values import Count as Count
+from common.config_values import OpenShare as OpenShare
+from common.config_values import Port as Port
+from common.config_values import Positive as Positive
+from common.config_values import Seconds as Seconds
+from common.config_values import Secret as Secret
+from common.config_values import Section as Section
+from common.config_values import ServerConfig as ServerConfig
+from common.config_values import Share as Share
+from common.config_values import Weight as Weight
+from common.enums import Objective, VerificationMode
 
-Share = Annotated[float, Meta(ge=0, le=1)]
-OpenShare = Annotated[float, Meta(gt=0, lt=1)]
-Weight = Annotated[float, Meta(ge=0, le=1e6)]
-Count = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0)]
-Port = Annotated[int, Meta(ge=0, le=65535)]
-
-
-class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A mapping in the config file; every key has a default, unknown ones are refused."""
-
-
-class Secret:
-    """A key that is shown nowhere: printed, logged or written out it is `***`."""
-
-    def __init__(self, value: str = "") -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __bool__(self) -> bool:
-        return bool(self._value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._value == other._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-    def __repr__(self) -> str:
-        return "***" if self._value else ""
-
-
-NO_KEY = Secret()
-
-
-class ServerConfig(Section, frozen=True):
-    host: str = "localhost"
-    port: Port = 8080
-    drain_seconds: Annotated[float, Meta(ge=0)] = 10.0
-    api_keys: list[Secret] = []
-    cors_origins: list[str] = []
-
-
-class EdgeModelConfig(Section, frozen=True):
-    path: str = "models/demo-edge.gguf"
-    pattern: str = ""
-    context_length: Positive = 1024
-    kv_type: Literal["f16", "f32", "q8_0"] = "f16"
-    kv_unified: bool = False
-    flash_attention: bool | Literal["auto"] = "auto"  # YAML reads on and off as true and false
-    gpu_layers: Annotated[int, Meta(ge=-1)] = 0
-    threads: Count = 0
-    sequences: Annotated[int, Meta(ge=1, le=64)] = 4
-
-
-class LimitsConfig(Section, frozen=True):
-    max_queue: Count = 64
-    max_tokens_request: Count = 0
-    max_tokens_total: Count = 0
-
-
-class WeightsConfig(Section, frozen=True):
-    max_prob: Weight = 0.4
-    entropy: Weight = 0.3
-    temperature: Weight = 0.0
-    top_k_agg: Weight = 0.3
-
-    def __post_init__(self) -> None:
-        if not any(asdict(self).values()):
-            raise ValueError("Are all 0: an ensemble needs one strategy at least")
-
-
-class ConfidenceConfig(Section, frozen=True):
-    strategy: ConfidenceStrategy = ConfidenceStrategy.MAX_PROB
-    threshold: Share = 0.8
-    product_threshold: Share = 0.3
-    temperature: Annotated[float, Meta(gt=0)] = 1.5
-    top_k: Positive = 5
-    weights: WeightsConfig = WeightsConfig()
-
-
-class EdgeCacheConfig(Section, frozen=True):
-    enabled: bool = True
-    max_size: Positive = 1000
-    ram_bytes: Count = 1 << 30
-    directory: str = ""
-    disk_bytes: Count = 4 << 30
-    enable_compression: bool = False
-
-
-class EdgeSplitConfig(Section, frozen=True):
-    manifest: str = ""
-    thresholds: Annotated[list[Annotated[float, Meta(ge=0)]], Meta(min_length=1)] = field(default_factory=lambda: [0.8])
-    latency_budget_ms: Annotated[float, Meta(gt=0)] | None = None
-    transfer: StateEncoding = StateEncoding.FP16
-    async_upload: bool = True
-    deadline_ms: Positive = 2000
-
-
-class EdgeConfig(Section, frozen=True):
-    model: EdgeModelConfig = EdgeModelConfig()
-    server: ServerConfig = ServerConfig()
-    confidence: ConfidenceConfig = ConfidenceConfig()
-    kv_cache: EdgeCacheConfig = EdgeCacheConfig()
-    limits: LimitsConfig = LimitsConfig()
-    split: EdgeSplitConfig = EdgeSplitConfig()
-
-
-class CloudModelConfig(Section, frozen=True):
-    path: str = "models/demo-cloud"
-    context_length: Positive = 1024
-    tensor_parallel_size: Positive = 1
-    gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
-    dtype: str = "auto"
-
-
-class BatchConfig(Section, frozen=True):
-    enabled: bool = True
-    max_batch_size: Positive = 32
-    timeout_ms: Count = 10
-
-
-class DraftVerifierConfig(Section, frozen=True):
-    acceptance_threshold: Share = 0.8
-    max_draft_tokens: Positive = 16
-    resident_sessions: Count = 8
-    resident_idle_seconds: Seconds = 10.0
-    batch: BatchConfig = BatchConfig()
-
-
-class CloudCacheConfig(Section, frozen=True):
-    enabled: bool = True
-    max_blocks: Count = 0
-    enable_prefix_caching: bool = True
-
-
-class AdmissionConfig(Section, frozen=True):
-    max_requests: Positive = 256
-    max_tokens: Positive = 262144
-
-
-class EngineConfig(Section, frozen=True):
-    hang_seconds: Seconds = 4.0
-
-
-class CloudSplitConfig(Section, frozen=True):
-    manifest: str = ""
-    session_seconds: Seconds = 60.0
-    session_bytes: Positive = 16 << 20
-    total_bytes: Positive = 1 << 30
-    engine_args: dict[str, Any] = {}
-
-
-class CloudConfig(Section, frozen=True):
-    model: CloudModelConfig = CloudModelConfig()
-    server: ServerConfig = ServerConfig(port=8081)
-    admission: AdmissionConfig = AdmissionConfig()
-    engine: EngineConfig = EngineConfig()
-    draft_verifier: DraftVerifierConfig = DraftVerifierConfig()
-    kv_cache: CloudCacheConfig = CloudCacheConfig()
-    split: CloudSplitConfig = CloudSplitConfig()
-    engine_args: dict[str, Any] = {}
+DEPRECATED = {
+    "cloud.draft_verifier.acceptance_threshold": "no effect; exact rejection sampling decides without a threshold",
+    "cloud.draft_verifier.batch.timeout_ms": "no effect; a step of vLLM never waits for a batch to fill",
+}
+"""Keys that are read and have no effect, and why."""
 
 
 class HttpClientConfig(Section, frozen=True):
     timeout: Seconds = 30.0
+    """Seconds for one call in all, retries included; for one event of a stream of text."""
     connect_timeout: Seconds = 2.0
+    """Seconds until a connection is made."""
     first_byte_timeout: Seconds = 15.0
+    """Seconds until a cloud begins to answer; a slow one needs them for a long prompt."""
     idle_timeout: Seconds = 10.0
+    """Seconds between two frames of a cloud's stream, or without a sign of life."""
     max_retries: Annotated[int, Meta(ge=0, le=10)] = 3
+    """Retries after a connection that could not be made or broke."""
     connection_pool_size: Positive = 100
+    """Open connections per server."""
     compression: Literal["auto", "none"] = "auto"
+    """`auto`: zstd for bodies of 1 KiB and more."""
     optimized: bool = True
+    """false (F4 off): JSON, a connection per call, no retry, the whole prefix in every round."""
 
 
 class BreakerConfig(Section, frozen=True):
+    """For each cloud: a lost cloud is not asked, so that answers do not wait for it."""
+
     failures: Positive = 3
+    """Failed calls in a row after which a cloud is not asked any more."""
     probe_seconds: Annotated[float, Meta(ge=0.05)] = 2.0
+    """Seconds between two probes of a lost cloud."""
 
 
 class CommunicationConfig(Section, frozen=True):
+    """F4."""
+
     edge_endpoint: str = "http://localhost:8080"
+    """URL of the edge server, for our clients."""
     cloud_endpoint: str = "http://localhost:8081"
-    cloud_endpoints: list[str] = []
+    """URL of the cloud server, for the edge and our clients."""
+    cloud_endpoints: list[str] = field(default_factory=list)
+    """URLs of more clouds with the same model; one is chosen by prompt, load and health."""
     edge_api_key: Secret = NO_KEY
+    """Key that our clients show to the edge; better set as `EDGECLOUD_COMMUNICATION__EDGE_API_KEY`."""
     cloud_api_key: Secret = NO_KEY
+    """Key that the edge and our clients show to the clouds."""
     http_client: HttpClientConfig = HttpClientConfig()
     breaker: BreakerConfig = BreakerConfig()
 
@@ -209,16 +94,27 @@ class CommunicationConfig(Section, frozen=True):
 
 
 class FeaturesConfig(Section, frozen=True):
+    """The parts that can be switched off."""
+
     use_draft_verify: bool = True
+    """F2."""
     use_confidence_check: bool = True
+    """F1."""
     use_kv_cache: bool = True
+    """F3."""
 
 
 class OnlineConfig(Section, frozen=True):
+    """The gate's thresholds follow the traffic, to keep one of two targets; both null: they do not."""
+
     target_cloud_rate: OpenShare | None = None
+    """Share of answer tokens that the cloud computes or verifies."""
     target_quality: OpenShare | None = None
+    """Share of answers that are the cloud's own, token for token."""
     rate: Annotated[float, Meta(gt=0, le=4)] = 0.1
+    """Log-odds by which thresholds move for one answer's worth of miss."""
     explore: Share = 0.05
+    """With `target_quality`: share of confident drafts that are verified all the same, to learn from them."""
 
     def __post_init__(self) -> None:
         if self.target_cloud_rate is not None and self.target_quality is not None:
@@ -226,34 +122,46 @@ class OnlineConfig(Section, frozen=True):
 
     @property
     def enabled(self) -> bool:
-        """Whether the gate follows the traffic at all."""
+        """Whether the gate learns from traffic."""
         return self.target_cloud_rate is not None or self.target_quality is not None
 
 
 class InferenceConfig(Section, frozen=True):
     features: FeaturesConfig = FeaturesConfig()
     max_draft_tokens: Annotated[int, Meta(ge=1, le=128)] = 16
+    """Tokens drafted per round; the cloud verifies no more than `cloud.draft_verifier.max_draft_tokens`."""
     stretch_tokens: Annotated[int, Meta(ge=1, le=128)] = 8
+    """Tokens that the cloud generates by itself when F2 is off."""
     objective: Objective = Objective.LATENCY
+    """Lossless answers: `latency` (most tokens a second) or `cost` (most tokens per step of the cloud)."""
     way: VerificationMode = VerificationMode.AUTO
+    """Verification mode of lossless answers; `auto`: as the objective says."""
     draft_ahead: bool = True
+    """Draft on while a verify is in flight."""
     fallback: bool = True
-    private_patterns: list[str] = []
+    """false: a request fails where no cloud can be used, instead of going on at the edge."""
+    private_patterns: list[str] = field(default_factory=list)
+    """Regular expressions; a prompt that matches one never leaves the edge."""
     online: OnlineConfig = OnlineConfig()
 
 
 class AblationConfig(Section, frozen=True):
     name: str
+    """Name on the command line and in reports."""
     description: str = ""
-    config_overrides: dict[str, Any] = {}
+    """One line for the report."""
+    config_overrides: dict[str, Any] = field(default_factory=dict)
+    """Keys of this configuration, nested."""
 
 
 class ExperimentsConfig(Section, frozen=True):
-    ablations: list[AblationConfig] = []
+    ablations: list[AblationConfig] = field(default_factory=list)
+    """Ablations of your own for `ablation_experiments.py`, beside its presets."""
 
 
 class LoggingConfig(Section, frozen=True):
     level: Annotated[str, Meta(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
 
 
 class Config(Section, frozen=True):
@@ -263,19 +171,3 @@ class Config(Section, frozen=True):
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     experiments: ExperimentsConfig = field(default_factory=ExperimentsConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-
-    @property
-    def plan(self) -> Plan:
-        """How requests are answered that do not say otherwise."""
-        features, confidence = self.inference.features, self.edge.confidence
-        return Plan(
-            use_confidence_check=features.use_confidence_check,
-            use_draft_verify=features.use_draft_verify,
-            gate=Gate(confidence.threshold, confidence.product_threshold),
-            max_draft_tokens=self.inference.max_draft_tokens,
-            stretch_tokens=self.inference.stretch_tokens,
-            objective=self.inference.objective,
-            way=self.inference.way,
-            draft_ahead=self.inference.draft_ahead,
-            fallback=self.inference.fallback,
-        )

@@ -65,7 +65,7 @@ async def servers() -> AsyncIterator[Servers]:
 async def cloud_engine() -> AsyncIterator["CloudEngine"]:
     """A real engine in this process' care, in float32 and narrow on purpose."""
     from cloud.engine.engine import CloudEngine  # ten seconds of imports that tests of the edge can do without
-    from tests.support.started import started
+    from tests.support.engines import started
 
     args = {"dtype": "float32", "max_model_len": CLOUD_CONTEXT, "max_num_batched_tokens": STEP_TOKENS}
     engine = CloudEngine(str(CLOUD_MODEL), max_draft_tokens=16, args={**args, "kv_cache_memory_bytes": 2**26})

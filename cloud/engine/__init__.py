@@ -1,1 +1,1 @@
-"""Owns vLLM: its processes, arguments and version; restarts an engine that is lost."""
+"""Runs vLLM: its arguments, version, processes and KV events; restarts a lost engine."""

@@ -1,4 +1,4 @@
-"""vLLM's arguments: this project's own, its defaults for CPU, and whatever else `vllm serve` takes. Starts nothing."""
+"""vLLM's engine arguments: those that this project sets, its defaults for CPU, and any other of `vllm serve`."""
 
 import difflib
 import json
@@ -19,21 +19,22 @@ CPU_DEFAULTS: Mapping[str, object] = {
     "kv_cache_memory_bytes": 2**30,
     "enforce_eager": True,  # compiling doubles the start (30 s more on 2 cores) for steps a quarter faster
 }
-OURS = ("model", "scheduler_cls", "speculative_config", "async_scheduling")
-"""Engine args that this project sets and nobody else can."""
-TAIL: Mapping[str, object] = {
+FIXED = ("model", "scheduler_cls", "speculative_config", "async_scheduling")
+"""Engine arguments that only this project sets."""
+TAIL_FIXED: Mapping[str, object] = {
     "scheduler_cls": "cloud.vllm_plugin.tail_scheduler.TailScheduler",
+    "worker_extension_cls": "cloud.vllm_plugin.tail_scheduler.TailWorker",
     "enable_prompt_embeds": True,
-    "enable_prefix_caching": False,  # what a session has computed stays in its live request; ids stand for nothing
+    "enable_prefix_caching": False,  # a session's KV stays in its live request, and token ids are placeholders
     "skip_tokenizer_init": True,
     "disable_log_stats": True,
 }
-"""Those of an engine that is fed hidden states."""
+"""What this project sets, and only it, for an engine that takes hidden states."""
 
 
-def parse(model: str, max_draft_tokens: int, given: Mapping[str, object]) -> Any:
-    """The arguments as vLLM's own parser reads them; raises ConfigError for one that it does not know or accept."""
-    ours = {
+def parse(model: str, max_draft_tokens: int, user_args: Mapping[str, object]) -> Any:
+    """The arguments as vLLM's own parser returns them; raises ConfigError for an unknown one or a wrong value."""
+    project_args = {
         "scheduler_cls": "cloud.vllm_plugin.scheduler.RemoteDraftScheduler",
         "speculative_config": {
             "method": "custom_class",
@@ -42,27 +43,27 @@ def parse(model: str, max_draft_tokens: int, given: Mapping[str, object]) -> Any
         },
         "served_model_name": [Path(model).name, model] if Path(model).is_dir() else [model],
     }
-    return _parsed("cloud.engine_args", model, ours, given, OURS)
+    return _parse("cloud.engine_args", model, project_args, user_args, FIXED)
 
 
-def parse_tail(folder: str, given: Mapping[str, object]) -> Any:
-    """As `parse`, for an engine that is fed hidden states; it shows no metrics, which are the other engine's."""
-    return _parsed("cloud.split.engine_args", folder, TAIL, given, {*OURS, *TAIL})
+def parse_tail(folder: str, user_args: Mapping[str, object]) -> Any:
+    """As `parse`, for an engine that takes hidden states; it has no metrics, because vLLM has one set a process."""
+    return _parse("cloud.split.engine_args", folder, TAIL_FIXED, user_args, {*FIXED, *TAIL_FIXED})
 
 
-def _parsed(
-    key: str, model: str, ours: Mapping[str, object], given: Mapping[str, object], fixed: Collection[str]
+def _parse(
+    key: str, model: str, project_args: Mapping[str, object], user_args: Mapping[str, object], fixed: Collection[str]
 ) -> Any:
     parser = make_arg_parser(_parser(key))
-    known = {action.dest for action in parser._actions} - {"help", *fixed}
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+    accepted = {action.dest for action in parser._actions} - {"help", *fixed}
+    for name in user_args:
+        if name not in accepted:
+            near = difflib.get_close_matches(name, accepted, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             reason = "is set by this project" if name in fixed else "is not an engine argument of vLLM"
             raise ConfigError(f"{key}.{name}: {reason}{'' if name in fixed else hint}")
     defaults = {"use_tqdm_on_load": False, **(CPU_DEFAULTS if current_platform.is_cpu() else {})}
-    arguments = {**defaults, "model": model, "async_scheduling": False, **ours, **given}
+    arguments = {**defaults, "model": model, "async_scheduling": False, **project_args, **user_args}
     if current_platform.is_cpu() and arguments.get("dtype", "auto") == "auto":
         arguments["dtype"] = "float32"  # most CPUs emulate bfloat16: a verify takes 3 to 4 times as long
     return parser.parse_args([word for name, value in arguments.items() for word in words(name, value)])

@@ -1,4 +1,4 @@
-"""Owns one AsyncLLM of vLLM's: starts it, has it generate, stops it. Knows neither drafts nor hidden states."""
+"""Owns one AsyncLLM of vLLM: starts it, generates with it, closes it."""
 
 import asyncio
 import os
@@ -29,10 +29,13 @@ _one_start_at_a_time = threading.Lock()
 
 
 class VLLMEngine:
-    """vLLM and its processes; works from `start` to `close`, and can then be started again. `args` as parsed."""
+    """vLLM and its processes; works from `start` to `close`, and can then be started again.
+
+    `args` are what `cloud.engine.args` returns.
+    """
 
     environment: Mapping[str, str] = {}
-    """Variables of vLLM's, for this kind of engine's processes alone."""
+    """Environment variables for the processes of this kind of engine only."""
 
     def __init__(self, args: Any) -> None:
         self._args = args
@@ -40,7 +43,7 @@ class VLLMEngine:
         self._processes: ProcessTree | None = None
 
     async def start(self) -> None:
-        """Returns when the model answers (half a minute); raises StartError, and then nothing is left."""
+        """Returns when the model answers (after about 30 s); raises StartError, and then leaves nothing running."""
         try:
             llm = await self._started()
             await self._warm_up()
@@ -51,12 +54,12 @@ class VLLMEngine:
             raise
 
     async def _warm_up(self) -> None:
-        """Asks for a log probability: vLLM compiles what it needs for the first, and answers nobody for seconds."""
+        """Asks for a log-probability: for the first one vLLM compiles code, and does not answer for seconds."""
         async for _ in self.generate([0], SamplingParams(max_tokens=1, logprobs=0, detokenize=False)):
             pass
 
     async def _opened(self, llm: AsyncLLM) -> None:
-        """What else belongs to a start."""
+        """Called at the end of a start, for subclasses."""
 
     def _engine_args(self) -> AsyncEngineArgs:
         return AsyncEngineArgs.from_cli_args(self._args)
@@ -72,7 +75,7 @@ class VLLMEngine:
             llm.engine_core.resources.ctx.destroy(linger=0)  # vLLM leaves it open
 
     async def _started(self) -> AsyncLLM:
-        # Not the loop's default executor, which would wait for a start that was given up.
+        # Not the loop's default executor, which would wait for a start that was cancelled.
         starting: Future[AsyncLLM] = _in_thread(_start, self._args.model, self._engine_args, self.environment)
         try:
             self._llm = await asyncio.wrap_future(starting)
@@ -82,16 +85,16 @@ class VLLMEngine:
         return self._llm
 
     def kill(self) -> None:
-        """Ends the engine's processes without asking them; `close` then frees what they had here."""
+        """Kills the engine's processes; `close` then frees what they had in this process."""
         if self._processes is not None:
             self._processes.kill()
 
     async def ping(self) -> None:
-        """Returns when the engine's loop has answered, which it does between two steps."""
+        """Returns when the engine's loop, which answers between two steps, has answered."""
         await self._running.engine_core.is_sleeping_async()
 
     async def check_health(self) -> None:
-        """Raises EngineError when the engine is not up, or has died."""
+        """Raises EngineError if the engine is not up, or has died."""
         try:
             await self._running.check_health()
         except EngineDeadError as error:
@@ -104,14 +107,14 @@ class VLLMEngine:
         request_id: str | None = None,
         cache_salt: str | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """vLLM's outputs as they come; closing this, or cancelling what waits for it, aborts the request in vLLM.
+        """vLLM's outputs as they come; closing this, or cancelling its reader, aborts the request in vLLM.
 
-        A prompt that comes in parts is one resident request. Raises RequestError or EngineError.
+        A prompt that comes in parts makes a live request. Raises RequestError or EngineError.
         """
-        # vLLM extends the list it is given; and one HTTP request may become several of vLLM's, also at the same time.
-        given = tokens_input(list(prompt), cache_salt=cache_salt) if isinstance(prompt, list) else prompt
+        # vLLM extends the list it is given; and one HTTP request may become several requests to vLLM at the same time.
+        engine_prompt = tokens_input(list(prompt), cache_salt=cache_salt) if isinstance(prompt, list) else prompt
         unique_id = f"{request_id or 'verify'}-{uuid.uuid4().hex}"
-        outputs = self._running.generate(given, params, unique_id)
+        outputs = self._running.generate(engine_prompt, params, unique_id)
         try:
             async for output in outputs:
                 yield output
@@ -126,7 +129,7 @@ class VLLMEngine:
 
     @property
     def max_model_len(self) -> int:
-        """Tokens that the context holds, prompt and answer together."""
+        """Tokens in the context, prompt and answer together."""
         return self._running.model_config.max_model_len
 
     @property
@@ -136,17 +139,17 @@ class VLLMEngine:
 
     @property
     def kv_blocks(self) -> int:
-        """Blocks that the KV cache has."""
+        """Blocks in the KV cache."""
         return self._running.vllm_config.cache_config.num_gpu_blocks or 0
 
     @property
     def block_size(self) -> int:
-        """Tokens that a KV block holds."""
+        """Tokens in a KV block."""
         return self._running.vllm_config.cache_config.block_size
 
     @property
     def max_num_seqs(self) -> int:
-        """Requests that run at once."""
+        """Requests that may run at once."""
         return self._running.vllm_config.scheduler_config.max_num_seqs
 
     @property
@@ -156,8 +159,8 @@ class VLLMEngine:
         return self._llm
 
 
-def _find(model: str) -> None:
-    """Raises StartError unless `model` is a directory with a model or a hub id whose config can be had."""
+def _check_model(model: str) -> None:
+    """Raises StartError unless `model` is a directory with a model, or a hub id whose config can be downloaded."""
     if Path(model).is_dir():
         if not (Path(model) / "config.json").is_file():
             raise StartError(f"{model}: the directory holds no config.json")
@@ -172,9 +175,9 @@ def _find(model: str) -> None:
 
 def _start(model: str, args: Callable[[], AsyncEngineArgs], environment: Mapping[str, str]) -> AsyncLLM:
     version.check()
-    _find(model)
+    _check_model(model)
     try:
-        with _one_start_at_a_time, _changed(environment):
+        with _one_start_at_a_time, _environment(environment):
             return AsyncLLM.from_engine_args(args())
     except (RuntimeError, ValueError, OSError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -182,8 +185,11 @@ def _start(model: str, args: Callable[[], AsyncEngineArgs], environment: Mapping
 
 
 @contextmanager
-def _changed(environment: Mapping[str, str]) -> Iterator[None]:
-    """For the engine's processes; others that this one starts shall not have torch's libraries, which vLLM preloads."""
+def _environment(environment: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables that the engine's processes inherit, and afterwards restores the environment.
+
+    `LD_PRELOAD`, with which vLLM gives its processes torch's libraries, must not reach other child processes.
+    """
     names = {*environment, "LD_PRELOAD"}
     before = {name: os.environ[name] for name in names if name in os.environ}
     os.environ.update(environment)
@@ -196,12 +202,12 @@ def _changed(environment: Mapping[str, str]) -> Iterator[None]:
 
 
 def _processes(llm: AsyncLLM) -> list[Any]:
-    """The engine's processes on this machine; Ray's are not ours to end."""
+    """The engine's processes on this machine; those that Ray owns are not among them."""
     return list(getattr(llm.engine_core.resources.engine_manager, "processes", ()))
 
 
 def _in_thread(function: Any, *args: object) -> Future[AsyncLLM]:
-    """Run in a thread of its own, which ends with it."""
+    """Runs `function` in a thread of its own, which ends with it."""
     executor = ThreadPoolExecutor(1, "vllm-start")
     try:
         return executor.submit(function, *args)

@@ -1,4 +1,4 @@
-"""The whole model's engine: vLLM with the verify scheduler, its OpenAI serving, its KV events. Knows no HTTP."""
+"""The whole model's engine: vLLM with the verify scheduler, its OpenAI serving objects and its KV events."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,12 +32,12 @@ class CloudEngine(VLLMEngine):
     """vLLM with the verify scheduler; works from `start` to `close`, and can then be started again."""
 
     def __init__(self, model: str, max_draft_tokens: int = 16, args: Mapping[str, object] = {}) -> None:
-        """`args` are vLLM's own, by their names in Python; raises ConfigError for one that vLLM does not know."""
+        """`args` are vLLM's own engine arguments, by their names in Python; raises ConfigError for an unknown one."""
         super().__init__(engine_args.parse(model, max_draft_tokens, args))
         self.model = model
         self.max_draft_tokens = max_draft_tokens
         self.kv_cache = VLLMKVCache()
-        """What the prefix caches of the engine's replicas hold, as of their last events."""
+        """The contents of the replicas' prefix caches, as of their last events."""
         self._followers: list[KVEvents] = []
         self._directory: TemporaryDirectory[str] | None = None
         self._serving: State | None = None
@@ -54,7 +54,7 @@ class CloudEngine(VLLMEngine):
     def _engine_args(self) -> AsyncEngineArgs:
         args = super()._engine_args()
         if args.enable_prefix_caching is not False and args.kv_events_config is None:
-            self._directory = TemporaryDirectory(prefix="cloud-")  # mode 0700: events tell the tokens of all tenants
+            self._directory = TemporaryDirectory(prefix="cloud-")  # mode 0700: events contain the tokens of all tenants
             args.kv_events_config = KVEventsConfig(**kv_events_args(Path(self._directory.name))["kv_events_config"])
         return args
 
@@ -80,19 +80,19 @@ class CloudEngine(VLLMEngine):
 
     @property
     def end_tokens(self) -> list[int]:
-        """The tokens that end an answer, the tokenizer's own first."""
-        given = self._running.model_config.try_get_generation_config().get("eos_token_id")
-        others = given if isinstance(given, list) else [given]
+        """The token ids that end an answer, the tokenizer's own first."""
+        configured = self._running.model_config.try_get_generation_config().get("eos_token_id")
+        others = configured if isinstance(configured, list) else [configured]
         return list(dict.fromkeys(t for t in (self.tokenizer.eos_token_id, *others) if t is not None))
 
     @property
     def chat_template(self) -> str:
-        """The chat template in Jinja, empty if there is none."""
-        given = self.serving.openai_serving_chat.chat_template or getattr(self.tokenizer, "chat_template", None)
-        return given if isinstance(given, str) else ""
+        """The chat template in Jinja; empty if there is none."""
+        template = self.serving.openai_serving_chat.chat_template or getattr(self.tokenizer, "chat_template", None)
+        return template if isinstance(template, str) else ""
 
     def stats(self) -> dict[str, Any]:
-        """vLLM's own figures as of its last step."""
+        """vLLM's own metrics as of its last step."""
         stats: dict[str, Any] = {"model": self.model, "max_draft_tokens": self.max_draft_tokens}
         for metric in get_metrics_snapshot():
             if isinstance(metric, Gauge | Counter) and metric.name in VLLM_METRICS:

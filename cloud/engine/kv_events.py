@@ -1,7 +1,7 @@
-"""Follows one vLLM replica's KV events into the index. Knows ZMQ and vLLM's wire form, not the engine.
+"""Follows one vLLM replica's KV events over ZMQ, and enters them into the index of prefix caches.
 
-Events are only as good as their order: whatever breaks it (a gap, a lost connection, a batch that cannot be read) makes
-the index forget that replica; the publisher's replay buffer then brings back what it can.
+The index is right only if every event arrives, in order. A gap, a lost connection or an unreadable batch makes the
+index forget that replica; the publisher's replay buffer then restores what it can.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 def kv_events_args(directory: Path) -> dict[str, Any]:
-    """vLLM's engine arguments to publish KV events from this machine; what to follow is then in `get_kv_event_sources`.
+    """vLLM's engine arguments to publish KV events on sockets in `directory`, for `get_kv_event_sources` to list.
 
-    Events carry the token ids of all tenants, so `directory` must be private to this user.
+    Events contain the token ids of all tenants, so `directory` must be private to this user.
     """
-    # Each data-parallel rank needs sockets of its own: vLLM adds its number to a path only if that says "inproc".
+    # Each data-parallel rank needs sockets of its own: vLLM adds its number only to a path that contains "inproc".
     return {
         "kv_events_config": {
             "enable_kv_cache_events": True,
@@ -44,10 +44,10 @@ def kv_events_args(directory: Path) -> dict[str, Any]:
 
 
 class KVEvents:
-    """Keeps one replica's part of the index while it is open; an `async with` opens and closes it.
+    """Keeps one replica's part of the index up to date from `start` to `close`, or within an `async with`.
 
-    Owns a task, a SUB socket and, while it catches up, a socket for the replay. A replica that is not up yet, or comes
-    back, is followed from then on; one whose connection is lost holds nothing as far as the index knows.
+    Owns a task, a SUB socket and, during a replay, a socket for it. A replica that starts later, or again, is followed
+    from then on; the index holds nothing of one whose connection is lost.
     """
 
     def __init__(self, index: VLLMKVCache, replica: str, endpoint: str, replay_endpoint: str | None = None) -> None:
@@ -67,11 +67,11 @@ class KVEvents:
         await self.close()
 
     def start(self) -> None:
-        """Begin to follow; called on the event loop that uses the index. Raises StartError for a wrong endpoint."""
+        """Starts to follow; call it on the event loop that uses the index. Raises StartError for a wrong endpoint."""
         self._context = zmq.asyncio.Context()
         try:
             with _connection(self._context, self._endpoint):
-                pass  # the task makes its own; only here can a wrong address be told
+                pass  # the task connects again; only here can a wrong address be reported
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise StartError(f"KV events of {self._replica}: {self._endpoint}: {error}") from error
@@ -80,7 +80,7 @@ class KVEvents:
         self._task.add_done_callback(lambda _: self._index.forget(self._replica))
 
     async def close(self) -> None:
-        """Stop, and let the index forget this replica. Does nothing when not started."""
+        """Stops, and makes the index forget this replica. Does nothing when not started."""
         if self._task and self._context:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -89,7 +89,7 @@ class KVEvents:
 
     async def _run(self, context: zmq.asyncio.Context) -> None:
         while True:
-            # A new socket for each connection: what an ended one still had queued is of a cache that is gone.
+            # A new socket for each connection: an old one may still queue events of a cache that is lost.
             with _connection(context, self._endpoint) as (events, monitor):
                 await self._follow(context, events, monitor)
             self._lose_track(0)
@@ -99,7 +99,7 @@ class KVEvents:
     async def _follow(
         self, context: zmq.asyncio.Context, events: zmq.asyncio.Socket, monitor: zmq.asyncio.Socket
     ) -> None:
-        """Take batches until the connection ends."""
+        """Enters batches until the connection ends."""
         poller = zmq.asyncio.Poller()
         for socket in (events, monitor):
             poller.register(socket, zmq.POLLIN)
@@ -121,7 +121,7 @@ class KVEvents:
                 self._take(sequence, frames[2])
 
     async def _replay(self, context: zmq.asyncio.Context) -> None:
-        """Start over with all that the publisher remembers; does nothing where it cannot be asked."""
+        """Starts over with all events in the publisher's replay buffer; does nothing if it has none."""
         if self._replay_endpoint is None:
             return
         self._lose_track(0)
@@ -135,14 +135,14 @@ class KVEvents:
                     if int.from_bytes(sequence, signed=True) == END_OF_REPLAY:
                         return
                     self._take(int.from_bytes(sequence), payload)
-                    await asyncio.sleep(0)  # a long replay is ready at once and would hold the event loop
+                    await asyncio.sleep(0)  # reading a long replay, all of it ready, would never yield to other tasks
         except (TimeoutError, ValueError, zmq.ZMQError) as error:
             logger.warning("replica %s: no replay of its KV events: %r", self._replica, error)
         finally:
             socket.close(linger=0)
 
     def _take(self, sequence: int, payload: bytes) -> None:
-        """Enter a batch; one that was already replayed is passed over."""
+        """Enters a batch; skips one that was already replayed."""
         if sequence < self._expected:
             return
         if sequence > self._expected:
@@ -162,7 +162,7 @@ class KVEvents:
 
 @contextmanager
 def _connection(context: zmq.asyncio.Context, endpoint: str) -> Iterator[tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]]:
-    """A SUB socket, and one that tells when it is connected and disconnected."""
+    """A SUB socket, and a monitor socket for its connects and disconnects."""
     events = context.socket(zmq.SUB)
     monitor = events.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
     try:
@@ -176,7 +176,7 @@ def _connection(context: zmq.asyncio.Context, endpoint: str) -> Iterator[tuple[z
 
 
 class _Stored(msgspec.Struct, tag="BlockStored"):
-    """vLLM's event of this name, as far as the index needs it; likewise below."""
+    """vLLM's event of this name, with the fields that the index needs; likewise below."""
 
     block_hashes: list[BlockHash]
     parent_block_hash: BlockHash | None
@@ -207,9 +207,10 @@ _decoder = msgspec.msgpack.Decoder(_Batch)
 
 
 def _enter(index: VLLMKVCache, replica: str, event: _Stored | _Removed | _Cleared) -> None:
-    """Models with several kinds of attention keep a cache of each: the first stands for all.
+    """Enters one event.
 
-    Copies in slower memory are not looked at, nor groups that keep only some blocks of a sequence.
+    Models with several kinds of attention have a cache group for each: the first stands for all. Copies in slower
+    memory are ignored, as are the other groups, which may keep only some blocks of a sequence.
     """
     if isinstance(event, _Cleared):
         index.clear(replica)
@@ -223,11 +224,11 @@ def _enter(index: VLLMKVCache, replica: str, event: _Stored | _Removed | _Cleare
 
 def _extras(event: _Stored) -> list[tuple[Hashable, ...]]:
     keys = event.extra_keys or [None] * len(event.block_hashes)
-    # An adapter's name is among the keys, untagged; put once more before them, it cannot be taken for a salt.
+    # An adapter's name is among the keys, untagged; repeated before them, it cannot be mistaken for a salt.
     adapter = () if event.lora_name is None else (event.lora_name,)
     return [(*adapter, *map(_hashable, key or ())) for key in keys]
 
 
 def _hashable(key: object) -> str | bytes:
-    """A name as it is; an image's place or a digest as bytes, which no name equals."""
+    """A name as it is; anything else (an image's place, a digest) as bytes, which no name equals."""
     return key if isinstance(key, str) else msgspec.msgpack.encode(key)

@@ -1,4 +1,4 @@
-"""The processes of an engine, remembered while they live, so that all can be killed. Knows nothing of engines."""
+"""Remembers the processes of an engine, with all their children, so that all of them can be killed."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -7,7 +7,7 @@ import psutil
 
 
 class ProcessTree:
-    """`pids` and everything they have started by now; a process started later is found as long as its parent lives."""
+    """`pids` and all their descendants so far; one started later is found as long as its parent is alive."""
 
     def __init__(self, pids: Iterable[int]) -> None:
         self._known: list[psutil.Process] = []
@@ -17,7 +17,7 @@ class ProcessTree:
         self._known += self._children()
 
     def kill(self) -> None:
-        """SIGKILL to all, which stopped processes obey too; safe against process ids that were given anew."""
+        """Sends SIGKILL, which also ends stopped processes, to all; process ids that were reused are left alone."""
         for process in {*self._known, *self._children()}:
             with suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -1,7 +1,7 @@
-"""Keeps one engine alive: starts it, watches it, kills it when it hangs, starts it again. Knows no HTTP and no vLLM.
+"""Supervises one engine: starts it, watches it, kills it when it hangs or dies, and starts it again.
 
-A hanging engine is one that leaves a ping unanswered: its process may still live (stopped, stuck in a step, swapped
-out). What waits for an engine that is lost fails at once, whether the engine's own library notices or not.
+An engine hangs when it does not answer a ping; its process may still exist (stopped, stuck in a step, swapped out).
+Requests that wait for a lost engine fail at once, whether the engine's own library notices the loss or not.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from common.errors import EngineError, FrameworkError
 log = logging.getLogger(__name__)
 
 PATIENCE = 3
-"""An engine that is silent is doubted; after this many times as long it is lost."""
+"""An engine that is silent for `hang` seconds takes no new requests; after this many times as long it is lost."""
 
 
 class SupervisedEngine(Protocol):
-    """What the keeper needs of an engine. The same object is started again after `kill` and `close`."""
+    """What the supervisor needs of an engine. The same object is started again after `kill` and `close`."""
 
     async def start(self) -> None:
-        """Returns when the engine answers; raises StartError. Cancelled: leaves nothing behind."""
+        """Returns when the engine answers; raises StartError. A cancelled start leaves nothing behind."""
 
     async def close(self) -> None:
         """Frees everything, started or not; requests still running fail with EngineError."""
@@ -34,15 +34,19 @@ class SupervisedEngine(Protocol):
         """Returns at once; raises EngineError when the engine is known to be dead."""
 
     async def ping(self) -> None:
-        """Returns when the loop of the engine's process has answered; never, or EngineError, when it does not."""
+        """Returns when the engine process's loop has answered; if it does not, raises EngineError or never returns."""
 
     def kill(self) -> None:
-        """Ends the engine's processes, all of them, also stopped ones, without asking them."""
+        """Kills all of the engine's processes, also stopped ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class SupervisorTiming:
-    """Seconds: between two looks, of silence that is a hang, pauses before starts, of health that ends their growth."""
+    """All in seconds: `watch` between two checks, `hang` without an answer until no request is taken.
+
+    Pauses before restarts double from `first_pause` to `longest_pause`, and begin again at `first_pause` after
+    `healthy` seconds without a loss. `close` limits how long closing a lost engine may take.
+    """
 
     watch: float = 0.5
     hang: float = 4.0
@@ -52,22 +56,22 @@ class SupervisorTiming:
     close: float = 15.0
 
 
-class EngineKeeper:
-    """Owns `engine`. One task runs `run`; requests work inside `using`. `on_loss` is called for each engine lost."""
+class EngineSupervisor:
+    """Owns `engine`. One task runs `run`; requests work inside `using`; `on_loss` is called at each loss."""
 
     def __init__(
         self,
         engine: SupervisedEngine,
-        pace: SupervisorTiming = SupervisorTiming(),
+        timing: SupervisorTiming = SupervisorTiming(),
         on_loss: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
-        self._pace = pace
+        self._timing = timing
         self._on_loss = on_loss
         self._waiting: set[_Use] = set()
         self._settled = asyncio.Event()
         self._down: FrameworkError | None = EngineError("the engine is starting")
-        self._pause = pace.first_pause
+        self._pause = timing.first_pause
 
     @property
     def ready(self) -> bool:
@@ -75,12 +79,12 @@ class EngineKeeper:
         return self._down is None
 
     def check(self) -> None:
-        """Raises EngineError, saying what is the matter, unless the engine is up; for GET /ready."""
+        """Raises EngineError with the reason unless the engine is up; for GET /ready."""
         if self._down is not None:
             raise EngineError(self._down.message)
 
     async def wait_up(self) -> None:
-        """Returns when the engine is up; raises what its first start failed with, or EngineError once it is closed."""
+        """Returns when the engine is up; raises the error of its first start, or EngineError once it is closed."""
         while self._down is not None:
             await self._settled.wait()
             if self._down is not None and self._settled.is_set():
@@ -88,7 +92,7 @@ class EngineKeeper:
 
     @contextmanager
     def using(self) -> Iterator[None]:
-        """Around everything that waits for the engine, in one task; raises EngineError when it is down or gets lost."""
+        """Around whatever waits for the engine, in one task; raises EngineError if the engine is down or gets lost."""
         self.check()
         use = _Use()
         self._waiting.add(use)
@@ -99,18 +103,18 @@ class EngineKeeper:
             self._waiting.discard(use)
 
     async def run(self) -> None:
-        """Until cancelled; raises what the first start fails with: a wrong model will not become right by waiting."""
+        """Runs until cancelled; raises the error of the first start, because waiting does not mend a wrong model."""
         try:
             await self._engine.start()
             while True:
-                self._rise()
+                self._set_up()
                 began = time.monotonic()
                 reason = await self._lost()
-                if time.monotonic() - began >= self._pace.healthy:
-                    self._pause = self._pace.first_pause
+                if time.monotonic() - began >= self._timing.healthy:
+                    self._pause = self._timing.first_pause
                 log.error("%s; it is started again", reason)
                 self._on_loss()
-                self._fall(EngineError(f"{reason}; it is being started again"))
+                self._set_down(EngineError(f"{reason}; it is being started again"))
                 await self._restart()
         except FrameworkError as error:
             self._end(error)
@@ -120,37 +124,37 @@ class EngineKeeper:
             await self._engine.close()
 
     async def _lost(self) -> str:
-        """Watches an engine that is up, and returns how it was lost."""
+        """Watches an engine that is up; returns the reason when it is lost."""
         while True:
             ping = asyncio.create_task(self._engine.ping())
             try:
-                # Counted in looks, not by the clock: while our own loop stands still, no engine can answer.
-                looks = math.ceil(self._pace.hang / self._pace.watch)
-                for look in range(1, PATIENCE * looks + 1):
-                    await asyncio.wait({ping}, timeout=self._pace.watch)
+                # Counted in checks, not by the clock: while this process's own loop stands still, no engine can answer.
+                checks = math.ceil(self._timing.hang / self._timing.watch)
+                for number in range(1, PATIENCE * checks + 1):
+                    await asyncio.wait({ping}, timeout=self._timing.watch)
                     await self._engine.check_health()
                     if ping.done():
                         break
-                    if look == looks:
-                        self._doubt()
+                    if number == checks:
+                        self._suspend()
                 else:
-                    return f"the engine has not answered for {PATIENCE * self._pace.hang:g} s"
+                    return f"the engine has not answered for {PATIENCE * self._timing.hang:g} s"
                 ping.result()
                 if self._down is not None:
-                    self._rise()
-            except Exception as error:  # whatever a broken engine raises, it is broken
+                    self._set_up()
+            except Exception as error:  # of any kind: the engine is broken
                 log.debug("the engine is lost", exc_info=error)
                 return error.message if isinstance(error, FrameworkError) else f"the engine has failed: {error}"
             finally:
                 ping.cancel()
                 await asyncio.gather(ping, return_exceptions=True)
-            await asyncio.sleep(self._pace.watch)
+            await asyncio.sleep(self._timing.watch)
 
     async def _restart(self) -> None:
         while True:
             await self._clear_away()
             await asyncio.sleep(self._pause)
-            self._pause = min(2 * self._pause, self._pace.longest_pause)
+            self._pause = min(2 * self._pause, self._timing.longest_pause)
             try:
                 await self._engine.start()
             except Exception as error:
@@ -161,37 +165,37 @@ class EngineKeeper:
     async def _clear_away(self) -> None:
         self._engine.kill()
         try:
-            async with asyncio.timeout(self._pace.close):
+            async with asyncio.timeout(self._timing.close):
                 await self._engine.close()
         except Exception as error:
             log.error("the lost engine could not be closed", exc_info=error)
 
-    def _doubt(self) -> None:
-        """Nothing new is taken until the engine answers; what waits goes on waiting, as a step may only be long."""
-        self._down = EngineError(f"the engine has not answered for {self._pace.hang:g} s")
+    def _suspend(self) -> None:
+        """Takes no new requests until the engine answers; those that wait keep waiting, as a step may just be long."""
+        self._down = EngineError(f"the engine has not answered for {self._timing.hang:g} s")
         self._settled.clear()
         log.warning("%s", self._down.message)
 
-    def _rise(self) -> None:
+    def _set_up(self) -> None:
         self._down = None
         self._settled.set()
 
-    def _fall(self, error: FrameworkError) -> None:
-        """Not ready from now on; what waits fails with `error`."""
+    def _set_down(self, error: FrameworkError) -> None:
+        """Takes no requests from now on; those that wait fail with `error`."""
         self._down = error
         self._settled.clear()
         for use in list(self._waiting):
             use.fail(error.message)
 
     def _end(self, error: FrameworkError) -> None:
-        """The last `_fall`: nothing follows it, and `wait_up` says so."""
+        """The last `_set_down`: no start follows, and `wait_up` raises."""
         if not (self._settled.is_set() and self._down is not None):
-            self._fall(error)
+            self._set_down(error)
             self._settled.set()
 
 
 class _Use:
-    """One task's wait for the engine, which `fail` ends with EngineError (as asyncio.timeout ends one)."""
+    """One task's wait for the engine; `fail` ends it with EngineError, as asyncio.timeout does with TimeoutError."""
 
     def __init__(self) -> None:
         self._task = asyncio.current_task()

@@ -1,4 +1,4 @@
-"""Whether this vLLM is one that the scheduler plugin was tested with, and has what the plugin hooks into."""
+"""Checks that this vLLM was tested with the scheduler plugin, and has what the plugin hooks into."""
 
 import logging
 
@@ -19,13 +19,13 @@ HOOKS: dict[object, tuple[str, ...]] = {
     GPUModelRunner: ("_sample",),
     rejection_sampler: ("expand_batch_to_tokens", "apply_top_k_top_p"),
 }
-"""What the plugin overrides or replaces; where one is gone, drafts would silently not be verified."""
+"""What the plugin overrides or replaces; without one of these, drafts would silently not be verified."""
 
 log = logging.getLogger(__name__)
 
 
 def check(version: str = vllm.__version__, hooks: dict[object, tuple[str, ...]] = HOOKS) -> None:
-    """Warns of a version that was not tested; raises StartError for one that lacks a hook."""
+    """Logs a warning for a version that was not tested; raises StartError for one that lacks a hook."""
     tested = f"tested: {', '.join(TESTED)}"
     for place, names in hooks.items():
         if missing := [name for name in names if not hasattr(place, name)]:

@@ -1,1 +1,1 @@
-"""The cloud's HTTP routes, admission, and what a request may cost."""
+"""The cloud's HTTP and WebSocket routes, admission control, and estimates of a request's cost."""

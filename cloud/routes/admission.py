@@ -1,4 +1,7 @@
-"""How much work the engine may hold at once, in requests and in tokens. No queue: vLLM's scheduler is the queue."""
+"""Limits how many requests and tokens the engine holds at once; refused requests are not queued here.
+
+vLLM's scheduler is the queue of those that are admitted.
+"""
 
 import math
 import time
@@ -10,12 +13,14 @@ from dataclasses import dataclass
 from common.errors import OverloadedError
 
 LONGEST_WAIT = 60
+"""Upper limit of `Retry-After`, in seconds; older releases are ignored."""
 REMEMBERED = 256
+"""Releases from which the rate is estimated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A number of requests and of tokens."""
+    """A number of requests and a number of tokens."""
 
     requests: int
     tokens: int
@@ -28,9 +33,9 @@ class Work:
 
 
 class Admission:
-    """Admits work up to `max_requests` and `max_tokens`; what is larger than that alone is admitted when nothing runs.
+    """Admits work up to `max_requests` and `max_tokens`; a larger request is admitted when nothing else runs.
 
-    Used from one event loop.
+    Used from one event loop only.
     """
 
     def __init__(self, max_requests: int, max_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,7 +49,7 @@ class Admission:
 
     @contextmanager
     def admit(self, tokens: int, requests: int = 1) -> Iterator[None]:
-        """Around the work of `requests` sequences that may grow to `tokens` in all; raises OverloadedError."""
+        """Around the work of `requests` sequences that may reach `tokens` in total; raises OverloadedError."""
         work, ticket = Work(requests, tokens), object()
         self._check(work)
         self.held += work
@@ -62,14 +67,14 @@ class Admission:
         if self._began and (excess.requests > 0 or excess.tokens > 0):
             self.refused += 1
             raise OverloadedError(
-                f"no room: {self.held.requests} requests with {self.held.tokens} tokens are being worked on",
+                f"no room: {self.held.requests} requests with {self.held.tokens} tokens are running",
                 retry_after=self._retry_after(excess),
             )
 
     def _retry_after(self, excess: Work) -> int:
-        """Whole seconds until `excess` will be gone at the rate of the last releases.
+        """Whole seconds until `excess` is released, at the rate of the last releases.
 
-        As long as there is no rate to be had: as long again as the oldest work has taken.
+        Without enough releases for a rate: as long as the oldest work has already taken.
         """
         now = self._clock()
         while self._released and now - self._released[0][0] > LONGEST_WAIT:
@@ -77,7 +82,7 @@ class Admission:
         seconds = now - next(iter(self._began.values()))
         if len(self._released) > 1:
             since = now - self._released[0][0]
-            freed = [work for _, work in self._released][1:]  # the first one only says where the time begins
+            freed = [work for _, work in self._released][1:]  # the first one only marks the start of the time
             seconds = max(
                 since * max(excess.requests, 0) / max(sum(work.requests for work in freed), 1),
                 since * max(excess.tokens, 0) / max(sum(work.tokens for work in freed), 1),

@@ -1,7 +1,7 @@
-"""The cloud's OpenAI API: thin handlers over vLLM's own serving objects. Knows no config and no drafts.
+"""The cloud's OpenAI API: thin handlers over vLLM's own serving objects.
 
-vLLM's objects do the work (templates, tools, structured output, checks, streaming); the handlers here only carry
-bodies in, and responses, streams and errors out.
+vLLM's objects do the work (templates, tools, structured output, checks, streaming); the handlers pass bodies to them,
+and responses, streams and errors back.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from vllm.exceptions import VLLMError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from cloud.engine.engine import CloudEngine
-from cloud.engine.supervisor import EngineKeeper
+from cloud.engine.supervisor import EngineSupervisor
 from cloud.routes import request_cost
 from cloud.routes.admission import Admission
 from common.errors import EngineError, RequestError
@@ -31,15 +31,15 @@ COMPLETION: TypeAdapter[Any] = TypeAdapter(CompletionRequest)
 TOKENIZE: TypeAdapter[Any] = TypeAdapter(TokenizeRequest)
 DETOKENIZE: TypeAdapter[Any] = TypeAdapter(DetokenizeRequest)
 IGNORED = ("min_p", "logit_bias")
-"""Sampling fields that vLLM ignores once it has a speculative config."""
+"""Sampling fields that vLLM ignores when it has a speculative config."""
 
 
 class OpenAIRoutes:
-    """The /v1 routes and tokenization of one engine, each request admitted by what it may cost."""
+    """The /v1 routes and tokenization of one engine; admission counts what each generation may cost."""
 
-    def __init__(self, engine: CloudEngine, keeper: EngineKeeper, admission: Admission) -> None:
+    def __init__(self, engine: CloudEngine, supervisor: EngineSupervisor, admission: Admission) -> None:
         self._engine = engine
-        self._keeper = keeper
+        self._supervisor = supervisor
         self._admission = admission
 
     def add_to(self, app: web.Application) -> None:
@@ -75,9 +75,9 @@ class OpenAIRoutes:
         _refuse_unsupported(body)
         cost = request_cost.of_generation(body, self._engine.max_model_len, self._admission.limit.requests)
         body["request_id"] = request[REQUEST_ID]
-        given = body.get("cache_salt") or ""
-        if request[TENANT] and isinstance(given, str):  # whatever else is given, vLLM refuses
-            body["cache_salt"] = request[TENANT] + given
+        salt = body.get("cache_salt") or ""
+        if request[TENANT] and isinstance(salt, str):  # vLLM refuses a salt of another type
+            body["cache_salt"] = request[TENANT] + salt
         generation = _validate(body, adapter)
         with self._admission.admit(cost.tokens, cost.requests):
             return await self._answer(request, serve, generation)
@@ -85,11 +85,11 @@ class OpenAIRoutes:
     async def _answer(
         self, request: web.Request, serve: Callable[..., Awaitable[Any]], *arguments: object
     ) -> web.StreamResponse:
-        """Whatever a vLLM serving object returns, as a response: a model, an error object, or a stream of SSE lines."""
+        """What a vLLM serving object returns (a model, an error object, or a stream of SSE lines) as a response."""
         try:
-            with self._keeper.using():
+            with self._supervisor.using():
                 result = await serve(*arguments)
-                _go_on_being_cancelled()
+                _raise_if_cancelled()
         except EngineDeadError as error:
             raise EngineError("the engine has died") from error
         except (VLLMError, ValueError, TypeError, NotImplementedError) as error:
@@ -103,13 +103,13 @@ class OpenAIRoutes:
     async def _encoded(self, lines: AsyncGenerator[str, None]) -> AsyncGenerator[bytes, None]:
         # Closing the lines aborts the generation when the client has left.
         async with aclosing(lines):
-            with self._keeper.using():
+            with self._supervisor.using():
                 async for line in lines:
                     yield line.encode()
 
 
-def _go_on_being_cancelled() -> None:
-    """vLLM answers a cancellation with an error object, as if only clients that left could cause one."""
+def _raise_if_cancelled() -> None:
+    """Raises CancelledError in a cancelled task: vLLM catches it, and returns an error object."""
     task = asyncio.current_task()
     if task and task.cancelling():
         raise asyncio.CancelledError
@@ -120,7 +120,7 @@ def _refuse_unsupported(body: dict[str, Any]) -> None:
         if body.get(name):
             raise RequestError(f"{name} is not supported: it has no effect beside draft verification", param=name)
     if body.get("vllm_xargs"):
-        # It would reach the scheduler as a draft that nobody checked.
+        # It would reach the scheduler as `extra_args`, such as a draft that was not checked.
         raise RequestError("vllm_xargs is not supported", param="vllm_xargs")
 
 
@@ -136,7 +136,7 @@ def _validate(body: dict[str, Any], adapter: TypeAdapter[Any]) -> Any:
 
 
 def _openai_error(response: ErrorResponse) -> dict[str, Any]:
-    """vLLM puts the HTTP status into `code` and a Python-like name into `type`; OpenAI has a word in both."""
+    """vLLM's error in OpenAI's form: vLLM puts the HTTP status into `code` and a Python-like name into `type`."""
     error = response.error
     kind = "invalid_request_error" if error.code < 500 else "server_error"
     code = "not_found" if error.code == 404 else None

@@ -1,4 +1,4 @@
-"""What a request may cost the engine, told from its body: sequences and tokens. Pure; exact where ids are given."""
+"""Estimates from a request's body how many sequences and tokens it may cost; exact where token ids are given."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,48 +7,48 @@ from common.errors import RequestError
 from common.types import VerifyRequest
 
 CHARACTERS_A_TOKEN = 4
-"""Of ordinary text in common vocabularies; an estimate, since counting takes the tokenizer."""
-
-
+"""Of ordinary text in common vocabularies: an estimate, because counting needs the tokenizer."""
 COMPLETION_TOKENS = 16
-"""What a completion that does not say has, in OpenAI's API; a chat goes on to the end of the context."""
+"""OpenAI's default of a completion's `max_tokens`; a chat without one may go on to the end of the context."""
 
 
 class Cost(NamedTuple):
-    """Sequences, and the tokens that they may grow to in all."""
+    """Number of sequences, and of the tokens that they may reach in total."""
 
     requests: int
     tokens: int
 
 
 def of_round(request: VerifyRequest) -> int:
-    """Tokens of one verify: what is committed, the draft, and what may be drawn."""
+    """Tokens of one verify: committed ones, the draft, and those that may be drawn."""
     committed = request.prefix_length + len(request.new_token_ids) or of_text(request.prompt)
     return max(committed, 0) + len(request.draft_token_ids) + max(request.max_tokens, 1)
 
 
 def of_generation(body: Mapping[str, Any], context: int, max_sequences: int) -> Cost:
-    """Cost of a /v1 request, whose types nobody has checked yet; `context` bounds each sequence.
+    """Cost of a /v1 request whose types are not checked yet; each sequence has at most `context` tokens.
 
-    Raises RequestError when it asks for more than `max_sequences`.
+    Raises RequestError if it asks for more than `max_sequences`.
     """
     prompts = _prompts(body)
     sequences = len(prompts) * max([1, *(_count(body.get(name)) for name in ("n", "best_of"))])
     if sequences > max_sequences:
-        raise RequestError(f"n times the prompts makes {sequences} sequences; at most {max_sequences}", param="n")
-    unsaid = context if body.get("prompt") is None else COMPLETION_TOKENS
-    asked = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or unsaid
-    tokens = sum(min(_tokens(prompt) + asked, context) for prompt in prompts)
+        raise RequestError(
+            f"n times the number of prompts is {sequences} sequences; at most {max_sequences} are allowed", param="n"
+        )
+    default = context if body.get("prompt") is None else COMPLETION_TOKENS
+    max_tokens = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or default
+    tokens = sum(min(_tokens(prompt) + max_tokens, context) for prompt in prompts)
     return Cost(sequences, tokens * (sequences // len(prompts)))
 
 
 def of_text(text: str) -> int:
-    """About how many tokens a text has."""
+    """Estimated number of tokens of a text."""
     return len(text) // CHARACTERS_A_TOKEN + 1
 
 
 def _prompts(body: Mapping[str, Any]) -> Sequence[object]:
-    """The prompts of a completion, each text or ids; or a chat's messages as one."""
+    """The prompts of a completion, each as text or ids; or a chat's messages as one prompt."""
     prompt = body.get("prompt")
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         return prompt

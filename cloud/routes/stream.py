@@ -1,28 +1,29 @@
-"""`GET /stream`: a WebSocket over which an answer's tokens come down while drafts go up. Knows no vLLM.
+"""`GET /stream`: a WebSocket on which the server sends an answer's tokens while the client sends drafts for it.
 
-A connection has one answer at a time, and another after it if its client keeps it. Each owns two tasks, one that reads
-drafts and one that sends tokens; when either ends (the answer, a bad frame, a client that left), the other is
-cancelled, and with it the generation in the engine.
+A connection carries one answer at a time, and another one after it if the client keeps it open. Each answer has two
+tasks: one reads drafts, the other sends tokens. When either ends (end of the answer, a bad frame, a client that left),
+the other is cancelled, and with it the generation in the engine.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSCloseCode, web
 
 from cloud.engine.engine import CloudEngine
 from cloud.verify.continuous import ContinuousAnswer
 from cloud.verify.draft_channel import DraftChannel
 from cloud.verify.round import VerifyRound
 from cloud.verify.validation import check_ids
+from cloud.websocket import ClientLeftError, ClientSocket
 from common.errors import EngineError, FrameworkError, OverloadedError, RequestError, StoppingError
 from common.http.in_flight import IN_FLIGHT
-from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, error_object, told, websocket
+from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, client_error, error_object, websocket
 from common.http.request_context import current_request_id
 from common.protocol import codec
 from common.protocol.stream_frames import (
@@ -40,15 +41,9 @@ log = logging.getLogger(__name__)
 
 DRAFT_CHANNEL = web.AppKey("DRAFT_CHANNEL", DraftChannel)
 START_SECONDS = 30.0
-"""How long a connection may stay without its start frame."""
+"""Time limit for the first start frame of a connection."""
 KEEP_SECONDS = 75.0
-"""How long a kept one may stay without its next."""
-SEND_SECONDS = 10.0
-"""How long a client may leave what was sent to it unread before it is cut off; the buffer before that is 64 KiB."""
-
-
-class LeftError(ConnectionError):
-    """The client is gone: there is nobody to tell."""
+"""Time limit for the next start frame of a connection that is kept open."""
 
 
 async def _no_check(vocabulary: str) -> None:
@@ -57,12 +52,12 @@ async def _no_check(vocabulary: str) -> None:
 
 @dataclass(frozen=True)
 class StreamRoute:
-    """The handler of one route; the callables are the server's own rules, which this file does not know.
+    """The handler of one route; the callables are the server's rules.
 
-    `check` raises RequestError for sampling that is refused, `check_vocabulary` VocabularyError for ids that mean
-    something else here. `work` is entered around each generation with its tokens
-    (prompt and answer); it raises OverloadedError, or EngineError when the engine is lost. `record` is told of each
-    answer that has ended, complete or not.
+    `check` raises RequestError for sampling that is refused, `check_vocabulary` VocabularyError for token ids of
+    another vocabulary. `work` is entered around each generation with its number of tokens (prompt and answer); it
+    raises OverloadedError, or EngineError when the engine is lost. `record` is called with each answer that has ended,
+    complete or not.
     """
 
     engine: CloudEngine
@@ -72,37 +67,37 @@ class StreamRoute:
     check_vocabulary: Callable[[str], Awaitable[None]] = _no_check
 
     def add_to(self, app: web.Application) -> None:
-        """Adds the route, and the channel for its drafts, which lives as long as `app`."""
+        """Adds the route, and the channel for its drafts, which is open as long as `app` runs."""
         app[DRAFT_CHANNEL] = DraftChannel()
         app.cleanup_ctx.append(_own_channel)
         app.router.add_get("/stream", self.handle)
 
     async def handle(self, request: web.Request) -> web.WebSocketResponse:
         ws = await websocket(request)
-        peer = Peer(ws, request[EXCHANGE])
+        peer = Peer(ClientSocket(ws, request[EXCHANGE]))
         try:
-            start: StartFrame | None = await self._started(peer)
+            start: StartFrame | None = await self._first_start(peer)
             while start is not None:
                 following = await self._answer(request, peer, start)
-                start = following or (await _next(request, peer) if start.keep else None)
+                start = following or (await _next_start(request, peer) if start.keep else None)
             await peer.close()
-        except LeftError:
+        except ClientLeftError:
             pass
         except (Exception, asyncio.CancelledError) as error:
             if peer.ended and isinstance(error, asyncio.CancelledError):
-                return ws  # a client that has all may be the first to close
-            failure = told(request, error)
+                return ws  # a client that has the whole answer may close first
+            failure = client_error(request, error)
             request[EXCHANGE].failed = failure.status >= 500
             await peer.fail(failure)
         return ws
 
     async def _answer(self, request: web.Request, peer: "Peer", start: StartFrame) -> StartFrame | None:
-        """Returns the start of the next answer if that was there already."""
+        """Sends one answer; returns the start of the next one if the client has already sent it."""
         peer.ended = False
         await self._check(start)
         request_id = start.request_id or request[REQUEST_ID]
         current_request_id.set(request_id)
-        asked = VerifyRound(
+        round = VerifyRound(
             committed=start.token_ids,
             draft=[],
             sampling=start.sampling,
@@ -115,14 +110,14 @@ class StreamRoute:
         )
         tokens = min(len(start.token_ids) + start.max_tokens, self.engine.max_model_len)
         with self.work(tokens), request.app[DRAFT_CHANNEL].sender() as sender:
-            answer = ContinuousAnswer(self.engine, asked, sender, start.stop)
+            answer = ContinuousAnswer(self.engine, round, sender, start.stop)
             try:
                 return await self._exchange(peer, answer)
             finally:
                 self.record(answer)
                 log.info("stream of %d tokens, request %s", answer.drawn, request_id)
 
-    async def _started(self, peer: "Peer") -> StartFrame:
+    async def _first_start(self, peer: "Peer") -> StartFrame:
         try:
             async with asyncio.timeout(START_SECONDS):
                 start = await peer.receive()
@@ -139,7 +134,8 @@ class StreamRoute:
         check_ids(start.stop_token_ids, self.engine.vocab_size, "stop_token_ids")
 
     async def _exchange(self, peer: "Peer", answer: ContinuousAnswer) -> StartFrame | None:
-        reading, sending = asyncio.create_task(self._read(peer, answer)), asyncio.create_task(_send(peer, answer))
+        reading = asyncio.create_task(self._read(peer, answer))
+        sending = asyncio.create_task(_send(peer, answer))
         try:
             await asyncio.wait((reading, sending), return_when=asyncio.FIRST_COMPLETED)
             following = reading.result() if reading.done() else None
@@ -151,7 +147,7 @@ class StreamRoute:
             await asyncio.gather(reading, sending, return_exceptions=True)
 
     async def _read(self, peer: "Peer", answer: ContinuousAnswer) -> StartFrame:
-        """Takes drafts until a client that has the end says what it wants next."""
+        """Passes drafts on; returns the next start, which may follow only after the answer's end."""
         while True:
             frame = await peer.receive()
             if isinstance(frame, StartFrame) and peer.ended:
@@ -162,63 +158,47 @@ class StreamRoute:
                 raise RequestError("position is past the end of the context", param="position")
             check_ids(frame.token_ids, self.engine.vocab_size, "token_ids")
             answer.draft(frame.position, frame.token_ids)
-            await asyncio.sleep(0)  # frames that are here already are read without a pause: the others' turn
+            await asyncio.sleep(0)  # reading frames that have already arrived would never yield to other tasks
 
 
 class Peer:
-    """One connection, in frames; it answers in the form of the first frame that it gets."""
+    """One connection's frames; it answers in the form (JSON as text, or MessagePack) in which it was last addressed."""
 
-    def __init__(self, ws: web.WebSocketResponse, exchange: Exchange) -> None:
-        self._ws = ws
-        self._exchange = exchange
+    def __init__(self, socket: ClientSocket) -> None:
+        self._socket = socket
         self._content_type = codec.JSON
         self.ended = False
-        """Whether the last frame of the answer is on its way."""
+        """Whether the answer's last frame has been sent, or is being sent."""
 
     async def receive(self) -> ClientFrame:
-        """Raises RequestError for a frame that cannot be read, LeftError when there is no more."""
-        message = await self._ws.receive()
-        match message.type:
-            case WSMsgType.BINARY:
-                self._content_type = codec.MSGPACK
-            case WSMsgType.TEXT:
-                self._content_type = codec.JSON
-            case _:
-                raise LeftError
-        data = message.data.encode() if isinstance(message.data, str) else message.data
-        self._exchange.bytes_in += len(data)
+        """Raises RequestError for a frame that cannot be read, ClientLeftError when the connection is closed."""
+        data, text = await self._socket.receive()
+        self._content_type = codec.JSON if text else codec.MSGPACK
         frame: ClientFrame = codec.decode(data, cast(Any, ClientFrame), self._content_type)
         return frame
 
     async def send(self, frame: ServerFrame) -> None:
-        """Raises LeftError when the client is gone, or reads too slowly."""
+        """Raises ClientLeftError when the client has left, or reads too slowly."""
         body = codec.encode(frame, self._content_type)
-        self.ended = isinstance(frame, EndFrame)  # before it can be answered
-        try:
-            async with asyncio.timeout(SEND_SECONDS):
-                if self._content_type == codec.MSGPACK:
-                    await self._ws.send_bytes(body)
-                else:
-                    await self._ws.send_str(body.decode())
-        except (TimeoutError, ConnectionError) as error:
-            raise LeftError from error
-        self._exchange.sent(len(body))
+        self.ended = isinstance(frame, EndFrame)  # set before the client can react to it
+        await self._socket.send(body, text=self._content_type == codec.JSON)
 
     async def fail(self, error: FrameworkError) -> None:
-        """Tells the client what went wrong, and closes."""
+        """Sends the client an error frame, and closes."""
         frame = ErrorFrame(error=msgspec.convert(error_object(error)["error"], ErrorDetail))
-        try:
+        with suppress(ClientLeftError):
             await self.send(frame)
-        except LeftError:
-            return
-        await self._ws.close(code=_close_code(error), message=error.message.encode()[:100])
+            await self._socket.close(_close_code(error), error.message)
 
     async def close(self) -> None:
-        await self._ws.close()
+        await self._socket.close()
 
 
-async def _next(request: web.Request, peer: Peer) -> StartFrame | None:
-    """What a kept connection is asked next, None when it is time to close it; drafts for the last answer are late."""
+async def _next_start(request: web.Request, peer: Peer) -> StartFrame | None:
+    """The next start of a connection that is kept open; None when the time is over or the server stops.
+
+    Drafts that still arrive are for the last answer, and are ignored.
+    """
 
     async def start() -> StartFrame:
         while not isinstance(frame := await peer.receive(), StartFrame):

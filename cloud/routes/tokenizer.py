@@ -1,4 +1,4 @@
-"""The cloud's tokenizer for edges whose own may differ: GET /tokenizer and /tokenizer/file. Knows no drafts."""
+"""GET /tokenizer and /tokenizer/file: the cloud's tokenizer, for edges whose own may differ."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from common.protocol.vocabulary import TokenizerFile, VocabularyInfo
 
 
 class TokenizerRoute:
-    """The vocabulary of one engine, read when it is first asked for: it is the same after a restart."""
+    """The vocabulary of one engine, read at the first request; it is the same after a restart."""
 
     def __init__(self, engine: CloudEngine) -> None:
         self._engine = engine
@@ -23,18 +23,18 @@ class TokenizerRoute:
         app.router.add_get("/tokenizer/file", self.file)
 
     async def info(self, request: web.Request) -> web.Response:
-        file = await self._known()
+        file = await self._read_once()
         return reply(request, VocabularyInfo(file.fingerprint, self._engine.vocab_size))
 
     async def file(self, request: web.Request) -> web.Response:
-        return reply(request, await self._known())
+        return reply(request, await self._read_once())
 
     async def check(self, fingerprint: str) -> None:
-        """Raises VocabularyError for ids of another vocabulary; no fingerprint says nothing."""
-        if fingerprint and fingerprint != (await self._known()).fingerprint:
+        """Raises VocabularyError for the fingerprint of another vocabulary; an empty one is not checked."""
+        if fingerprint and fingerprint != (await self._read_once()).fingerprint:
             raise VocabularyError("these token ids are of another vocabulary than this cloud's", param="vocabulary")
 
-    async def _known(self) -> TokenizerFile:
+    async def _read_once(self) -> TokenizerFile:
         if self._file is None:
             self._file = await asyncio.to_thread(_read, self._engine)
         return self._file

@@ -1,1 +1,1 @@
-"""The layer split in the cloud: sessions' hidden states and the engine of the last layers."""
+"""The layer split on the cloud: sessions' hidden states, and the engine that runs the last layers."""

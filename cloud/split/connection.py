@@ -1,7 +1,7 @@
-"""What one edge's connection says, done frame by frame: sessions, states, questions. Knows no vLLM.
+"""Handles one edge's frames on `GET /split`: sessions, hidden states, requests for tokens.
 
-Frames are read in their order, and each question has a task of its own; when the connection ends (the edge has left,
-the server stops), these are cancelled.
+Frames are handled in their order, and each token request has a task of its own. When the edge leaves, these tasks are
+cancelled; when the server stops, they are completed first.
 """
 
 import asyncio
@@ -11,12 +11,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 from msgspec import Struct
 
 from cloud.split.context_manager import CloudContextManager
 from cloud.split.pool import TailPool
-from cloud.verify.validation import require
+from cloud.split.sampling import check_sampling
+from cloud.websocket import ClientLeftError, ClientSocket
 from common.errors import (
     ForeignSession,
     FrameworkError,
@@ -27,9 +28,9 @@ from common.errors import (
     StoppingError,
 )
 from common.http.in_flight import IN_FLIGHT
-from common.http.messages import EXCHANGE, TENANT, Exchange, error_object, told
+from common.http.messages import TENANT, client_error, error_object
 from common.protocol import codec
-from common.protocol.hidden_states import Packed
+from common.protocol.hidden_states import PackedStates
 from common.protocol.split_frames import (
     AskFrame,
     CloseFrame,
@@ -37,36 +38,30 @@ from common.protocol.split_frames import (
     EdgeFrame,
     FaultFrame,
     OpenFrame,
-    StateEncoding,
     StatesFrame,
     TokenFrame,
 )
 from common.protocol.split_manifest import SplitManifest
-from common.types import ErrorObject, Sampling
+from common.types import ErrorObject, StateEncoding
 
-SEND_SECONDS = 10.0
-"""How long an edge may leave what was sent to it unread before it is cut off."""
-MOST_SESSIONS = 1024
+MAX_SESSIONS = 1024
 """Open at once on one connection."""
-MOST_ASKS = 4
-"""Questions of one session that may wait: an edge that gave one up goes on with the next."""
+MAX_ASKS = 4
+"""Token requests of one session that may wait: an edge may have given up some of them."""
 
 
-class LeftError(ConnectionError):
-    """The edge is gone: there is nobody to tell."""
-
-
-class Named(Struct):
-    """What a frame that cannot be read says of its session."""
+class SessionField(Struct):
+    """The session of a frame, also of one that is otherwise unreadable."""
 
     session: str = ""
 
 
 @dataclass(frozen=True)
-class Served:
-    """What all connections share. `work` is entered around each question with the length of its sequence.
+class SplitBackend:
+    """What all connections share.
 
-    It raises OverloadedError, or EngineError when the engine is lost.
+    `work` is entered around each token request with the length of its sequence; it raises OverloadedError, or
+    EngineError when the engine is lost.
     """
 
     manifest: SplitManifest
@@ -77,103 +72,98 @@ class Served:
 
 @dataclass
 class EdgeConnection:
-    """One edge's connection: which sessions it has opened, and the tasks of its questions."""
+    """One edge's connection: the sessions that it has opened, and the tasks of its token requests."""
 
-    served: Served
+    backend: SplitBackend
     request: web.Request
-    ws: web.WebSocketResponse
-    kinds: dict[str, StateEncoding] = field(default_factory=dict)
+    socket: ClientSocket
+    encodings: dict[str, StateEncoding] = field(default_factory=dict)
     asks: dict[str, set[asyncio.Task[None]]] = field(default_factory=dict)
 
     async def serve(self) -> None:
-        """Raises LeftError when the edge leaves; StoppingError, all questions answered, when the server stops."""
+        """Raises ClientLeftError when the edge leaves; StoppingError when the server stops, all requests answered."""
         stopping = asyncio.create_task(self.request.app[IN_FLIGHT].draining.wait())
         try:
-            while (data := await self._received(stopping)) is not None:
-                await self._take(data)
+            while (data := await self._receive(stopping)) is not None:
+                await self._handle(data)
         finally:
             stopping.cancel()
         await asyncio.gather(*(task for tasks in self.asks.values() for task in tasks))
         raise StoppingError("the server is stopping")
 
     async def leave(self) -> None:
-        """Ends what the edge still waits for."""
+        """Cancels all token requests that are still running."""
         tasks = [task for session in list(self.asks) for task in self._cancel(session)]
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def send(self, frame: CloudFrame) -> None:
-        """Raises LeftError when the edge is gone, or reads too slowly."""
-        body = codec.encode(frame, codec.MSGPACK)
-        try:
-            async with asyncio.timeout(SEND_SECONDS):
-                await self.ws.send_bytes(body)
-        except (TimeoutError, ConnectionError) as error:
-            raise LeftError from error
-        self._exchange.sent(len(body))
+        """Raises ClientLeftError when the edge has left, or reads too slowly."""
+        await self.socket.send(codec.encode(frame, codec.MSGPACK))
 
-    async def _received(self, stopping: asyncio.Task[bool]) -> bytes | None:
+    async def _receive(self, stopping: asyncio.Task[bool]) -> bytes | None:
         """The next frame; None when the server stops."""
-        receiving = asyncio.ensure_future(self.ws.receive())
+        receiving = asyncio.create_task(self.socket.receive())
+        receiving.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, even if not raised here
         try:
             await asyncio.wait((receiving, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not receiving.done():
                 return None
         finally:
             receiving.cancel()
-        message = receiving.result()
-        if message.type is WSMsgType.TEXT:
+        frame = receiving.result()
+        if frame.text:
             raise RequestError("frames are MessagePack, in binary frames")
-        if message.type is not WSMsgType.BINARY:
-            raise LeftError
-        self._exchange.bytes_in += len(message.data)
-        return bytes(message.data)
+        return frame.data
 
-    async def _take(self, data: bytes) -> None:
-        """Does what one frame says. For a wrong one it does nothing, forgets the session, and says so."""
+    async def _handle(self, data: bytes) -> None:
+        """Executes one frame. A wrong one has no effect but an error frame, and the loss of its session."""
         session, id = "", None
         try:
             frame: EdgeFrame = codec.decode(data, EdgeFrame, codec.MSGPACK)  # type: ignore[arg-type]
             session, id = frame.session, frame.id if isinstance(frame, AskFrame) else None
-            self._do(frame)
-        except (ForeignSession, OverloadedError) as error:  # nothing is wrong with what is held
-            await self.send(fault(error, session, id))
+            self._execute(frame)
+        except (ForeignSession, OverloadedError) as error:  # the session's states are still right
+            await self.send(fault_frame(error, session, id))
         except RequestError as error:
             session = session or _session_of(data)
             self._forget(session)
-            await self.send(fault(error, session, id))
+            await self.send(fault_frame(error, session, id))
 
-    def _do(self, frame: EdgeFrame) -> None:
+    def _execute(self, frame: EdgeFrame) -> None:
         match frame:
             case OpenFrame():
                 self._open(frame)
             case StatesFrame():
-                self._keep(frame)
+                self._store_states(frame)
             case AskFrame():
                 self._ask(frame)
             case CloseFrame():
                 self._forget(frame.session)
 
     def _open(self, frame: OpenFrame) -> None:
-        if frame.fingerprint != self.served.manifest.fingerprint:
-            raise ModelMismatch("edge and cloud have pieces of different models: cut one again, and use it on both")
-        if len(self.kinds) >= MOST_SESSIONS and frame.session not in self.kinds:
-            raise OverloadedError(f"{MOST_SESSIONS} sessions are open on this connection")
-        self.served.contexts.open(frame.session, self.request[TENANT])
-        self.kinds[frame.session] = frame.kind
+        if frame.fingerprint != self.backend.manifest.fingerprint:
+            raise ModelMismatch(
+                "edge and cloud have parts of different models: partition the model again, and use the result on both"
+            )
+        if len(self.encodings) >= MAX_SESSIONS and frame.session not in self.encodings:
+            raise OverloadedError(f"{MAX_SESSIONS} sessions are open on this connection")
+        self.backend.contexts.open(frame.session, self.request[TENANT])
+        self.encodings[frame.session] = frame.encoding
 
-    def _keep(self, frame: StatesFrame) -> None:
+    def _store_states(self, frame: StatesFrame) -> None:
         self._check_open(frame.session)
-        states = Packed(frame.kind or self.kinds[frame.session], self.served.manifest.hidden, frame.data, frame.scales)
+        encoding = frame.encoding or self.encodings[frame.session]
+        states = PackedStates(encoding, self.backend.manifest.hidden, frame.data, frame.scales)
         states.check(frame.count)
-        self.served.contexts.open(frame.session, self.request[TENANT])  # it may have been dropped since
-        self.served.contexts.receive(frame.session, frame.start, states)
+        self.backend.contexts.open(frame.session, self.request[TENANT])  # it may have been dropped meanwhile
+        self.backend.contexts.receive(frame.session, frame.start, states)
 
     def _ask(self, frame: AskFrame) -> None:
         self._check_open(frame.session)
         check_sampling(frame.sampling)
         asks = self.asks.setdefault(frame.session, set())
-        if len(asks) >= MOST_ASKS:
-            raise OverloadedError(f"{MOST_ASKS} questions of this session are waiting")
+        if len(asks) >= MAX_ASKS:
+            raise OverloadedError(f"{MAX_ASKS} token requests of this session are waiting")
         task = asyncio.create_task(self._answer(frame))
         asks.add(task)
         task.add_done_callback(asks.discard)
@@ -182,8 +172,8 @@ class EdgeConnection:
         began = time.perf_counter()
         frame: CloudFrame
         try:
-            with self.served.work(ask.position + 1):
-                drawn = await self.served.pool.token(ask.session, ask.position, ask.sampling)
+            with self.backend.work(ask.position + 1):
+                drawn = await self.backend.pool.token(ask.session, ask.position, ask.sampling)
             frame = TokenFrame(
                 session=ask.session,
                 id=ask.id,
@@ -195,23 +185,23 @@ class EdgeConnection:
                 cached=drawn.cached,
             )
         except Exception as error:
-            failure = told(self.request, error)
+            failure = client_error(self.request, error)
             if isinstance(failure, RequestError) and not isinstance(failure, StatesMissing):
-                self.kinds.pop(ask.session, None)
-                self.served.contexts.close(ask.session)
-            frame = fault(failure, ask.session, ask.id)
-        with suppress(LeftError):
+                self.encodings.pop(ask.session, None)
+                self.backend.contexts.close(ask.session)
+            frame = fault_frame(failure, ask.session, ask.id)
+        with suppress(ClientLeftError):
             await self.send(frame)
 
     def _check_open(self, session: str) -> None:
-        if session not in self.kinds:
+        if session not in self.encodings:
             raise ForeignSession("open the session on this connection first")
 
     def _forget(self, session: str) -> None:
-        """Drops a session of this connection's, and its questions; anybody else's stays as it is."""
-        if self.kinds.pop(session, None) is not None:
+        """Drops a session that this connection has opened, and its token requests; does nothing to any other."""
+        if self.encodings.pop(session, None) is not None:
             self._cancel(session)
-            self.served.contexts.close(session)
+            self.backend.contexts.close(session)
 
     def _cancel(self, session: str) -> list[asyncio.Task[None]]:
         tasks = list(self.asks.pop(session, ()))
@@ -219,33 +209,13 @@ class EdgeConnection:
             task.cancel()
         return tasks
 
-    @property
-    def _exchange(self) -> Exchange:
-        return self.request[EXCHANGE]
 
-
-def check_sampling(sampling: Sampling) -> None:
-    """Raises RequestError for what vLLM would refuse, and for what wants to know tokens: the cloud sees none here."""
-    require(0 <= sampling.temperature <= 2, "must be in 0..2", "sampling.temperature")
-    require(0 < sampling.top_p <= 1, "must be above 0 and at most 1", "sampling.top_p")
-    require(0 <= sampling.top_k < 2**31, "must be in 0..2147483647", "sampling.top_k")
-    require(0 <= sampling.min_p <= 1, "must be in 0..1", "sampling.min_p")
-    require(0 <= (sampling.seed or 0) < 2**63, "must be in 0..9223372036854775807", "sampling.seed")
-    for name, off in (("presence_penalty", 0), ("frequency_penalty", 0), ("repetition_penalty", 1)):
-        require(
-            getattr(sampling, name) == off, "needs tokens, which a split model's cloud does not see", f"sampling.{name}"
-        )
-    require(
-        sampling.json_schema is None, "needs tokens, which a split model's cloud does not see", "sampling.json_schema"
-    )
-
-
-def fault(error: FrameworkError, session: str = "", id: int | None = None) -> FaultFrame:
-    """`error` as a frame."""
-    said = error_object(error)["error"]
+def fault_frame(error: FrameworkError, session: str = "", id: int | None = None) -> FaultFrame:
+    """`error` as a frame, of one session or token request where these are given."""
+    code = error_object(error)["error"]["code"]
     return FaultFrame(
         status=error.status,
-        error=ErrorObject(error.message, error.type, error.param, said["code"]),
+        error=ErrorObject(error.message, error.type, error.param, code),
         session=session or None,
         id=id,
         held=error.held if isinstance(error, StatesMissing) else None,
@@ -253,8 +223,8 @@ def fault(error: FrameworkError, session: str = "", id: int | None = None) -> Fa
 
 
 def _session_of(data: bytes) -> str:
-    """The session that a frame names, readable or not."""
+    """The session that a frame names, even if the rest cannot be read; empty if there is none."""
     try:
-        return codec.decode(data, Named, codec.MSGPACK).session
+        return codec.decode(data, SessionField, codec.MSGPACK).session
     except RequestError:
         return ""

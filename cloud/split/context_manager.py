@@ -1,4 +1,4 @@
-"""The hidden states that edges have sent and no KV holds yet, session by session. Knows no wire and no engine."""
+"""Holds the hidden states that edges have sent until the tail's KV holds their positions, session by session."""
 
 import time
 from collections import Counter, OrderedDict
@@ -11,23 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ForeignSession, OverloadedError, RequestError, StatesMissing
-from common.protocol.hidden_states import Packed
+from common.protocol.hidden_states import PackedStates
 
 
 class EvictionReason(StrEnum):
-    """Why a session's states, or its KV, are gone."""
+    """Why a session's states, or its KV, were dropped."""
 
     CLOSED = "closed"
     IDLE = "idle"
     BYTES = "bytes"
     SESSIONS = "sessions"
     KV = "kv"
-    """The engine gave up its KV for others', or was lost."""
+    """Its KV made room for another session's, or the engine was lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What all sessions may hold: bytes of states each and together, seconds unused, their number."""
+    """Bytes of states of one session and of all together, seconds without use, number of sessions."""
 
     session_bytes: int = 16 * 2**20
     total_bytes: int = 2**30
@@ -37,21 +37,24 @@ class Limits:
 
 @dataclass(slots=True)
 class SessionStates:
-    """One session: positions before `released` are in KV alone, those before `held` in `pieces`, in order."""
+    """One session: positions before `released` are only in KV, those from there to before `held` in `pieces`, in order.
+
+    `requests` counts its running token requests.
+    """
 
     tenant: str
     used_at: float
     released: int = 0
     held: int = 0
-    pieces: list[Packed] = field(default_factory=list)
+    pieces: list[PackedStates] = field(default_factory=list)
     bytes: int = 0
-    asked: int = 0
+    requests: int = 0
 
 
 class CloudContextManager:
-    """Holds states from their arrival until `release`; the least recently used session goes first when bytes run out.
+    """Holds states from their arrival until `release`; when memory runs out, drops the least recently used session.
 
-    A session that is gone costs its edge a new upload, no more. Sessions belong to the tenant that opened them.
+    The edge of a dropped session only has to upload its states again. A session belongs to the tenant that opened it.
     Used from one event loop only.
     """
 
@@ -61,9 +64,9 @@ class CloudContextManager:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.on_drop: Callable[[str], None] = lambda session: None
-        """Told of each session whose positions are all forgotten, so that its KV can go, too."""
+        """Called with each session whose positions are all forgotten, so that its KV can be freed, too."""
         self.bytes = 0
-        """Of states held, over all sessions."""
+        """Size of the states held, over all sessions."""
         self.received = 0
         self.duplicates = 0
         self.dropped: Counter[EvictionReason] = Counter()
@@ -75,7 +78,7 @@ class CloudContextManager:
         return len(self._sessions)
 
     def open(self, session: str, tenant: str = "") -> None:
-        """Begins `session`, or goes on with it; raises ForeignSession, or OverloadedError where all are in use."""
+        """Begins or continues `session`; raises ForeignSession, or OverloadedError if all sessions are in use."""
         self.expire()
         if (context := self._sessions.get(session)) is not None:
             if context.tenant != tenant:
@@ -83,29 +86,30 @@ class CloudContextManager:
             self._touch(session)
             return
         if len(self._sessions) >= self._limits.sessions:
-            self._drop_one(EvictionReason.SESSIONS, but="", why="no room for another session")
+            self._drop_one(EvictionReason.SESSIONS, keep="", why="no room for another session")
         self._sessions[session] = SessionStates(tenant, self._clock())
 
     def held(self, session: str) -> int:
-        """How many positions from 0 on need not be sent again."""
+        """How many positions, from 0 on, need not be sent again."""
         return self._sessions[session].held if session in self._sessions else 0
 
-    def receive(self, session: str, start: int, states: Packed) -> None:
-        """Keeps what of `states`, of positions from `start` on, is new; nothing where it leaves a gap.
+    def receive(self, session: str, start: int, states: PackedStates) -> None:
+        """Keeps the new part of `states`, which are those of the positions from `start` on; ignores all after a gap.
 
-        Raises RequestError when the session grows too large (it is dropped), OverloadedError when others have all room.
+        Raises RequestError when the session grows too large (it is then dropped), OverloadedError when other sessions
+        in use have all the memory.
         """
         self.expire()
         context = self._sessions.get(session)
         if context is None or start > context.held:
-            return  # a question will say what is missing
+            return  # the next token request will report what is missing
         self._touch(session)
-        known = min(context.held - start, len(states))
-        self.duplicates += known
-        if known == len(states):
+        duplicate = min(context.held - start, len(states))
+        self.duplicates += duplicate
+        if duplicate == len(states):
             return
-        if known:
-            states = states.rows(known, len(states))
+        if duplicate:
+            states = states.rows(duplicate, len(states))
         self._make_room(session, context, states.nbytes)
         context.pieces.append(states)
         context.held += len(states)
@@ -113,9 +117,9 @@ class CloudContextManager:
         self.received += len(states)
 
     def require(self, session: str, position: int) -> None:
-        """Raises StatesMissing unless all positions before `position` are here or in KV, the last of them here.
+        """Raises StatesMissing unless all positions before `position` are held, and the last one is not only in KV.
 
-        A token that was drawn already cannot be drawn again: its session begins anew.
+        If it is, its token was drawn before and cannot be drawn again: the session starts over from position 0.
         """
         self.expire()
         context = self._sessions.get(session)
@@ -127,7 +131,7 @@ class CloudContextManager:
         self._touch(session)
 
     def states(self, session: str, position: int) -> NDArray[np.float32]:
-        """Those before `position` that no KV holds, [n, hidden]; raises StatesMissing as `require` does."""
+        """The states before `position` that no KV holds, [n, hidden]; raises StatesMissing as `require` does."""
         self.require(session, position)
         context = self._sessions[session]
         rows = np.concatenate([piece.unpack() for piece in context.pieces])
@@ -135,20 +139,20 @@ class CloudContextManager:
 
     @contextmanager
     def in_use(self, session: str) -> Iterator[None]:
-        """Around a question: neither time nor want of room ends its session meanwhile."""
+        """Around a token request: its session is not dropped meanwhile for its age or for room."""
         context = self._sessions.get(session)
         if context is None:
             yield
             return
-        context.asked += 1
+        context.requests += 1
         try:
             yield
         finally:
-            context.asked -= 1
+            context.requests -= 1
             context.used_at = self._clock()
 
     def release(self, session: str, position: int) -> None:
-        """Forgets the states before `position`, which the session's KV now holds."""
+        """Drops the states before `position`, which the session's KV now holds."""
         context = self._sessions.get(session)
         if context is None:
             return
@@ -163,7 +167,7 @@ class CloudContextManager:
                 self._add(context, rest.nbytes)
 
     def forget(self, session: str) -> None:
-        """The session's KV is gone: unless nothing was released, all its positions must come again."""
+        """Call it when the session's KV is lost: if any states were released, all positions must be sent again."""
         context = self._sessions.get(session)
         if context is not None and context.released:
             self._empty(context)
@@ -172,7 +176,7 @@ class CloudContextManager:
             self.on_drop(session)
 
     def close(self, session: str, why: EvictionReason = EvictionReason.CLOSED) -> None:
-        """Forgets the session, if it is there."""
+        """Drops the session, if it exists."""
         context = self._sessions.pop(session, None)
         if context is not None:
             self._empty(context)
@@ -180,24 +184,24 @@ class CloudContextManager:
             self.on_drop(session)
 
     def expire(self) -> None:
-        """Closes what was not used for too long."""
+        """Drops sessions that were not used for too long."""
         last = self._clock() - self._limits.seconds
         for session, context in list(self._sessions.items()):
             if context.used_at >= last:
                 break
-            if not context.asked:
+            if not context.requests:
                 self.close(session, EvictionReason.IDLE)
 
     def _make_room(self, session: str, context: SessionStates, size: int) -> None:
         if context.bytes + size > self._limits.session_bytes:
             self.close(session, EvictionReason.BYTES)
-            raise RequestError("more hidden states than cloud.split.session_bytes lets a session hold")
+            raise RequestError("this session's hidden states exceed cloud.split.session_bytes")
         while self.bytes + size > self._limits.total_bytes:
-            self._drop_one(EvictionReason.BYTES, but=session, why="no room for more hidden states")
+            self._drop_one(EvictionReason.BYTES, keep=session, why="no room for more hidden states")
 
-    def _drop_one(self, reason: EvictionReason, but: str, why: str) -> None:
+    def _drop_one(self, reason: EvictionReason, keep: str, why: str) -> None:
         for session, context in self._sessions.items():
-            if session != but and not context.asked and (reason is EvictionReason.SESSIONS or context.bytes):
+            if session != keep and not context.requests and (reason is EvictionReason.SESSIONS or context.bytes):
                 self.close(session, reason)
                 return
         raise OverloadedError(why)

@@ -1,4 +1,4 @@
-"""The tail of a split model in vLLM: fed hidden states, it draws the next token. Knows no sessions and no limits."""
+"""The tail of a split model in vLLM: takes hidden states and draws the next token."""
 
 import asyncio
 import math
@@ -19,17 +19,17 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from cloud.engine import args as engine_args
 from cloud.engine.base import VLLMEngine
 from cloud.verify.round import seed_at
-from cloud.vllm_plugin.tail_scheduler import STATES_KEY
+from cloud.vllm_plugin.keys import STATES_KEY
 from common.errors import ContextLengthError, EngineError, RequestError
 from common.types import GREEDY, Sampling
 
 
 class Drawn(Struct, frozen=True):
-    """One token of a tail's; `computed` positions were computed for it, `cached` ones were in its KV."""
+    """One token; `computed` positions were computed for it, and the KV of `cached` more was already held."""
 
     token_id: int
     logprob: float
-    """Natural, under the unmodified softmax."""
+    """Natural logarithm, of the model's own distribution, before temperature and filters."""
     computed: int
     cached: int
 
@@ -37,7 +37,7 @@ class Drawn(Struct, frozen=True):
 class TailEngine(VLLMEngine):
     """vLLM with the tail of a split model in `folder`; `args` are vLLM's own, by their names in Python."""
 
-    environment = MappingProxyType({"VLLM_USE_V2_MODEL_RUNNER": "0"})  # which copies a whole prompt_embeds at once
+    environment = MappingProxyType({"VLLM_USE_V2_MODEL_RUNNER": "0"})  # that one copies a whole prompt_embeds at once
 
     def __init__(self, folder: Path, args: Mapping[str, object] = {}) -> None:
         super().__init__(engine_args.parse_tail(str(folder), args))
@@ -52,7 +52,7 @@ class TailEngine(VLLMEngine):
             await request.close()
 
     def params(self, position: int, sampling: Sampling) -> SamplingParams:
-        """vLLM's parameters for the token at `position`; raises RequestError (ContextLengthError) for a wrong one."""
+        """vLLM's parameters for the token at `position`; raises ContextLengthError or RequestError."""
         if position >= self.max_model_len:
             raise ContextLengthError(f"{position} positions leave no room in the context of {self.max_model_len}")
         try:
@@ -64,7 +64,7 @@ class TailEngine(VLLMEngine):
                 seed=None if sampling.seed is None else seed_at(sampling.seed, position),
                 logprobs=0,
                 max_tokens=1,
-                ignore_eos=True,  # to vLLM every token is the last one
+                ignore_eos=True,  # each part of the live request draws one token
                 detokenize=False,
                 output_kind=RequestOutputKind.DELTA,
             )
@@ -73,10 +73,13 @@ class TailEngine(VLLMEngine):
 
 
 class TailRequest:
-    """One sequence's live request: fed its hidden states in order, it holds their KV until `close`. One user a time."""
+    """One sequence's live request: takes its hidden states in order, and holds their KV until `close`.
+
+    Used by one task at a time.
+    """
 
     def __init__(self, engine: TailEngine) -> None:
-        """Nothing runs before the first `token`."""
+        """The request starts with the first `token`."""
         self.computed = 0
         """Positions whose KV vLLM holds."""
         self.used_at = time.monotonic()
@@ -85,9 +88,9 @@ class TailRequest:
         self._outputs: AsyncGenerator[RequestOutput, None] | None = None
 
     async def token(self, states: NDArray[np.float32], params: SamplingParams) -> Drawn:
-        """The token after the next positions, whose `states` [n, hidden] these are.
+        """The token that follows the next n positions, whose `states` are [n, hidden].
 
-        Cancelling it, and EngineError, end the request: `close` it then.
+        Raises RequestError or EngineError. After EngineError or a cancellation the request is over: `close` it.
         """
         cached, new = self.computed, len(states)
         params.extra_args = {STATES_KEY: states.astype("<f4", copy=False).tobytes()}
@@ -101,13 +104,13 @@ class TailRequest:
         (token_id,) = drawn.token_ids
         logprob = drawn.logprobs[0][token_id].logprob
         if not math.isfinite(logprob):
-            raise RequestError("these hidden states lead to no token")
+            raise RequestError("no token has a finite probability after these hidden states")
         self.computed += new
         self.used_at = time.monotonic()
         return Drawn(token_id, min(logprob, 0.0), new, cached)
 
     async def close(self) -> None:
-        """Ends the request in vLLM and frees its KV; not while a token is under way."""
+        """Ends the request in vLLM and frees its KV; must not be called while `token` runs."""
         if self._outputs is not None:
             await self._outputs.aclose()
 

@@ -1,8 +1,8 @@
-"""Which sessions have a live request in the tail's engine, and what these may hold. Knows no wire.
+"""The live requests in the tail's engine, one a session, bounded so that their KV always fits.
 
-A live request holds KV blocks and one of vLLM's places while its edge thinks, and vLLM does not take them back:
-requests that need each other's would wait for ever. So no more is let in than fits, and the least recently used that is
-idle makes room.
+A live request holds KV blocks and one of vLLM's places (`max_num_seqs`) while its edge computes, and vLLM does not take
+them back: requests that need each other's blocks would wait forever. So no more are admitted than fit, and the least
+recently used idle one is ended to make room.
 """
 
 import asyncio
@@ -19,39 +19,39 @@ from common.errors import ContextLengthError, EngineError
 from common.types import Sampling
 
 SPARE_BLOCKS = 1
-"""Of the KV cache; vLLM keeps one for itself."""
+"""KV blocks that vLLM keeps for itself."""
 
 
 @dataclass(slots=True)
 class Seat:
-    """A session's live request. Only while it is `running` may it not be ended."""
+    """A session's live request, with the KV blocks that it may use; it must not be ended while `running`."""
 
     request: TailRequest
     blocks: int
     running: bool = True
     last: tuple[int, Sampling, Drawn] | None = None
-    """What was asked and drawn last, for an edge that asks again because the answer did not reach it."""
+    """Position, sampling and token of the last request, for an edge that repeats it because the answer was lost."""
 
 
 class TailPool:
-    """Answers questions, of one session in their order and of different sessions at once. Used from one event loop.
+    """Draws tokens, of one session in order and of different sessions at once. Used from one event loop only.
 
-    Owns the live requests and the tasks in which they end. What `contexts` drops loses its live request, too.
+    Owns the live requests and the tasks in which they end. A session that `contexts` drops loses its live request.
     """
 
     def __init__(self, engine: TailEngine, contexts: CloudContextManager) -> None:
         self.drawn = 0
         self.computed = 0
-        """Positions that the tail has computed for tokens drawn; `cached` are those whose KV it had."""
+        """Positions that the tail has computed for all tokens; `cached` counts those whose KV it already held."""
         self.cached = 0
         self.seconds = 0.0
-        """From question to token, over all tokens drawn; waiting for room is in them."""
+        """From request to token, waiting for room included, summed over all tokens."""
         self._engine = engine
         self._contexts = contexts
         self._seats: OrderedDict[str, Seat] = OrderedDict()  # least recently used first
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._blocks: dict[TailRequest, int] = {}
-        """Of every live request that vLLM may still know."""
+        """KV blocks of every live request that vLLM may still hold."""
         self._ending: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Condition()
         contexts.on_drop = self._end
@@ -60,9 +60,9 @@ class TailPool:
         return len(self._seats)
 
     async def token(self, session: str, position: int, sampling: Sampling) -> Drawn:
-        """The token after the session's first `position` positions; cancelling this forgets the session's KV.
+        """The token after the session's first `position` positions; cancelling this drops the session's KV.
 
-        Raises StatesMissing, RequestError (or another child) or EngineError.
+        Raises StatesMissing, another RequestError, or EngineError.
         """
         began = time.perf_counter()
         turn = self._turns.setdefault(session, asyncio.Lock())
@@ -73,7 +73,7 @@ class TailPool:
             params = self._engine.params(position, sampling)
             with self._contexts.in_use(session):
                 self._contexts.require(session, position)
-                seat = await self._seated(session, position)
+                seat = await self._acquire(session, position)
                 try:
                     drawn = await seat.request.token(self._contexts.states(session, position), params)
                 except BaseException:
@@ -82,11 +82,11 @@ class TailPool:
                     raise
                 finally:
                     seat.running = False
-                    if self._seats.get(session) is not seat:  # closed meanwhile, perhaps opened again
+                    if self._seats.get(session) is not seat:  # closed meanwhile, and perhaps opened again
                         self._close(seat)
                     else:
                         self._contexts.release(session, position)
-                    await self._tell()
+                    await self._notify()
         seat.last = position, sampling, drawn
         self.drawn += 1
         self.computed += drawn.computed
@@ -94,19 +94,19 @@ class TailPool:
         self.seconds += time.perf_counter() - began
         return drawn
 
-    def lost(self) -> None:
-        """The engine is gone, and all KV with it."""
+    def drop_all(self) -> None:
+        """Ends all live requests and drops their sessions' KV; also called when the engine, and all KV, is lost."""
         for session in list(self._seats):
             self._contexts.forget(session)
             self._end(session)
 
     async def close(self) -> None:
         """Ends all live requests."""
-        self.lost()
+        self.drop_all()
         await asyncio.gather(*self._ending)
 
-    async def _seated(self, session: str, position: int) -> Seat:
-        """The session's live request, running, with room for `position` positions and the token."""
+    async def _acquire(self, session: str, position: int) -> Seat:
+        """The session's live request, marked as running, once there is room for `position` positions and the token."""
         engine = self._engine
         need = blocks_for(position + 1, engine.block_size, engine.max_model_len)
         budget = engine.kv_blocks - SPARE_BLOCKS
@@ -136,23 +136,23 @@ class TailPool:
                 return
 
     def _end(self, session: str) -> None:
-        """Ends the session's live request, if it has one; one that is running ends when its token is there."""
+        """Ends the session's live request, if it has one; a running one ends after its token."""
         seat = self._seats.pop(session, None)
         if seat and not seat.running:
             self._close(seat)
 
     def _close(self, seat: Seat) -> None:
-        """In a task of its own: whoever caused it may be cancelled meanwhile."""
-        task = asyncio.create_task(self._closed(seat))
+        """Closes in a task of its own, because the caller may be cancelled meanwhile."""
+        task = asyncio.create_task(self._release(seat))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    async def _closed(self, seat: Seat) -> None:
+    async def _release(self, seat: Seat) -> None:
         with suppress(EngineError):
             await seat.request.close()
         del self._blocks[seat.request]
-        await self._tell()
+        await self._notify()
 
-    async def _tell(self) -> None:
+    async def _notify(self) -> None:
         async with self._freed:
             self._freed.notify_all()

@@ -1,4 +1,4 @@
-"""The cloud's half of the layer split in one place: its engine, sessions, route and metrics. Decides nothing itself."""
+"""The cloud's half of the layer split: puts together its engine, sessions, route and metrics."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -8,9 +8,9 @@ from typing import Any
 
 from aiohttp import web
 
-from cloud.engine.supervisor import EngineKeeper, SupervisorTiming
+from cloud.engine.supervisor import EngineSupervisor, SupervisorTiming
 from cloud.metrics import CloudMetrics
-from cloud.split.connection import Served
+from cloud.split.connection import SplitBackend
 from cloud.split.context_manager import CloudContextManager, Limits
 from cloud.split.engine import TailEngine
 from cloud.split.pool import TailPool
@@ -22,13 +22,13 @@ from common.protocol.split_manifest import read_manifest
 
 
 class SplitService:
-    """Owns the tail's engine, beside the whole model's, and all sessions; works as long as the app that it is added to.
+    """Owns the tail's engine, which runs beside the whole model's, and all sessions, for as long as its app runs.
 
-    `admit` is entered around each question with the length of its sequence.
+    `admit` is entered around each token request with the length of its sequence.
     """
 
     def __init__(
-        self, config: CloudSplitConfig, pace: SupervisorTiming, admit: Callable[[int], AbstractContextManager[object]]
+        self, config: CloudSplitConfig, timing: SupervisorTiming, admit: Callable[[int], AbstractContextManager[object]]
     ) -> None:
         """Raises ConfigError for a manifest that cannot be read, or a tail that is not the manifest's."""
         path = Path(config.manifest)
@@ -39,28 +39,28 @@ class SplitService:
         self.contexts = CloudContextManager(limits)
         self.pool = TailPool(self.engine, self.contexts)
         self.restarts = 0
-        self.keeper = EngineKeeper(self.engine, pace, self._on_loss)
+        self.supervisor = EngineSupervisor(self.engine, timing, self._on_loss)
         self._admit = admit
-        self._seconds = config.session_seconds
-        self._began = False
+        self._session_seconds = config.session_seconds
+        self._ready_once = False
 
     def add_to(self, app: web.Application) -> None:
-        """Adds the route, and what runs behind it."""
+        """Adds the route, and the tasks behind it."""
         app.cleanup_ctx.append(self._run)
-        served = Served(self.manifest, self.contexts, self.pool, self._work)
-        app.router.add_get("/split", SplitRoute(served).handle)
+        backend = SplitBackend(self.manifest, self.contexts, self.pool, self._work)
+        app.router.add_get("/split", SplitRoute(backend).handle)
 
     def check_started(self) -> None:
-        """Raises EngineError until the engine is up for the first time; later losses are told where it is asked."""
-        if not self._began:
-            self.keeper.check()
-            self._began = True
+        """Raises EngineError until the engine has been up once; a later loss is reported to the token requests."""
+        if not self._ready_once:
+            self.supervisor.check()
+            self._ready_once = True
 
     def stats(self) -> dict[str, Any]:
-        """For GET /stats."""
+        """The figures for GET /stats."""
         contexts, pool = self.contexts, self.pool
         return {
-            "ready": self.keeper.ready,
+            "ready": self.supervisor.ready,
             "sessions": len(contexts),
             "bytes": contexts.bytes,
             "states_received": contexts.received,
@@ -74,8 +74,8 @@ class SplitService:
             "engine_restarts": self.restarts,
         }
 
-    def show(self, metrics: CloudMetrics) -> None:
-        """What /metrics asks at each scrape."""
+    def register_metrics(self, metrics: CloudMetrics) -> None:
+        """Registers the metrics, which are read at each scrape."""
         contexts, pool = self.contexts, self.pool
         metrics.gauge("split_sessions", "Sessions of split models.", lambda: len(contexts))
         metrics.gauge("split_session_bytes", "Bytes of hidden states that no KV holds yet.", lambda: contexts.bytes)
@@ -96,33 +96,33 @@ class SplitService:
 
     @contextmanager
     def _work(self, tokens: int) -> Iterator[None]:
-        with self.keeper.using(), self._admit(tokens):
+        with self.supervisor.using(), self._admit(tokens):
             yield
 
     def _on_loss(self) -> None:
         self.restarts += 1
-        self.pool.lost()
+        self.pool.drop_all()
 
     async def _run(self, app: web.Application) -> AsyncIterator[None]:
-        keeping, sweeping = asyncio.create_task(self._keep(app)), asyncio.create_task(self._sweep())
+        supervising, sweeping = asyncio.create_task(self._supervise(app)), asyncio.create_task(self._sweep())
         yield
         sweeping.cancel()
         await self.pool.close()
-        keeping.cancel()
-        await asyncio.wait([sweeping, keeping])
+        supervising.cancel()
+        await asyncio.wait([sweeping, supervising])
 
-    async def _keep(self, app: web.Application) -> None:
+    async def _supervise(self, app: web.Application) -> None:
         try:
-            await self.keeper.run()
-        except Exception as error:  # whatever it is, a server without a keeper is none
+            await self.supervisor.run()
+        except Exception as error:  # of any kind: without a supervisor the server cannot go on
             app[FATAL].set_exception(error)
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(self._seconds / 4)
+            await asyncio.sleep(self._session_seconds / 4)
             self.contexts.expire()
 
 
 async def not_served(request: web.Request) -> web.StreamResponse:
-    """GET /split of a cloud without a tail."""
+    """Handles GET /split of a cloud without a tail: raises NotFoundError."""
     raise NotFoundError("this cloud has no tail of a split model: set cloud.split.manifest")

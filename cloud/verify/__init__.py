@@ -1,1 +1,1 @@
-"""F2 in the cloud: one verify round, stateless or in a live request, and drafts for running answers."""
+"""F2 on the cloud: verifies drafts round by round, or within a running generation."""

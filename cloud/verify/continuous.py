@@ -1,7 +1,7 @@
-"""One answer that goes on by itself while drafts for it come in: the continuous form of F2. Knows no HTTP.
+"""F2 in continuous mode: one streaming generation, to which drafts are sent while it runs.
 
-The cloud never waits: it is one ordinary streaming generation, and each of its steps verifies the newest draft that
-still fits. With no drafts at all it is plain streaming. Either way the answer has the cloud model's own distribution.
+The cloud never waits for a draft: each step of the generation verifies the newest one that still fits, if any. Without
+drafts it is plain streaming. With or without them, the answer has the cloud model's own distribution.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -14,46 +14,47 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from cloud.engine.engine import CloudEngine
 from cloud.verify.draft_channel import Sender
 from cloud.verify.round import VerifyRound, token_logprobs, vllm_params
-from cloud.vllm_plugin.running_drafts import MAILBOX_KEY, PROGRESS_KEY, DraftProgress
+from cloud.vllm_plugin.draft_messages import DraftProgress
+from cloud.vllm_plugin.keys import MAILBOX_KEY, PROGRESS_KEY
 from common.errors import ContextLengthError, EngineError
 from common.protocol.stream_frames import EndFrame, TokensFrame
 from common.types import TokenLogprob
 
 
 class ContinuousAnswer:
-    """What follows `asked.committed`, up to `asked.max_tokens`; `asked.draft` is empty. Good for one use.
+    """The tokens that follow `round.committed`, up to `round.max_tokens`; `round.draft` is empty. For one use.
 
-    A seed repeats the answer only without drafts: vLLM has one random generator for the whole of it, and how many
-    numbers a step takes from it depends on the draft that happened to be there.
+    A seed repeats the answer only without drafts: vLLM has one random generator for the whole answer, and how many
+    numbers a step takes from it depends on the draft that it verifies.
     """
 
-    def __init__(self, engine: CloudEngine, asked: VerifyRound, sender: Sender, stop: Sequence[str] = ()) -> None:
+    def __init__(self, engine: CloudEngine, round: VerifyRound, sender: Sender, stop: Sequence[str] = ()) -> None:
         """Raises ContextLengthError, or RequestError for what vLLM refuses."""
-        if len(asked.committed) >= engine.max_model_len:
+        if len(round.committed) >= engine.max_model_len:
             raise ContextLengthError(
-                f"{len(asked.committed)} tokens do not fit the context of {engine.max_model_len}", param="token_ids"
+                f"{len(round.committed)} tokens do not fit the context of {engine.max_model_len}", param="token_ids"
             )
         self._engine = engine
-        self._asked = asked
+        self._round = round
         self._sender = sender
-        self._params = _params(asked, sender, stop)
-        self._position = len(asked.committed)
+        self._params = _params(round, sender, stop)
+        self._position = len(round.committed)
         self.progress = DraftProgress()
-        """Steps, and what became of drafts, as of the last tokens."""
+        """Engine steps and counts of draft tokens, as of the last tokens."""
 
     @property
     def drawn(self) -> int:
         """Tokens of the answer so far."""
-        return self._position - len(self._asked.committed)
+        return self._position - len(self._round.committed)
 
     def draft(self, position: int, token_ids: list[int]) -> None:
-        """Sends a draft on its way into the engine; one that comes too late is dropped there, and counted."""
+        """Sends a draft of what follows the first `position` tokens; the engine drops and counts a late one."""
         self._sender.send(position, token_ids)
 
     async def frames(self) -> AsyncGenerator[TokensFrame | EndFrame, None]:
-        """The tokens as they are drawn, then one end. Closing this aborts the generation. Raises EngineError."""
-        asked = self._asked
-        outputs = self._engine.generate(asked.committed, self._params, asked.request_id, asked.cache_salt)
+        """Yields the tokens as they are drawn, then one end. Closing this aborts the generation. Raises EngineError."""
+        round = self._round
+        outputs = self._engine.generate(round.committed, self._params, round.request_id, round.cache_salt)
         async with aclosing(outputs):
             async for output in outputs:
                 answer = output.outputs[0]
@@ -69,8 +70,8 @@ class ContinuousAnswer:
         return TokensFrame(
             position=position,
             token_ids=drawn,
-            accepted=min(self.progress.accepted - before, len(drawn)),  # a stop string may have cut accepted ones
-            logprobs=_logprobs(drawn, answer, self._asked.logprobs),
+            accepted=min(self.progress.accepted - before, len(drawn)),  # a stop string may have cut off accepted ones
+            logprobs=_logprobs(drawn, answer, self._round.logprobs),
         )
 
     def _end(self, answer: CompletionOutput) -> EndFrame:
@@ -86,9 +87,9 @@ class ContinuousAnswer:
         )
 
 
-def _params(asked: VerifyRound, sender: Sender, stop: Sequence[str]) -> SamplingParams:
+def _params(round: VerifyRound, sender: Sender, stop: Sequence[str]) -> SamplingParams:
     other: dict[str, Any] = {"stop": list(stop), "detokenize": True} if stop else {}
-    params = vllm_params(asked, RequestOutputKind.DELTA, **other)
+    params = vllm_params(round, RequestOutputKind.DELTA, **other)
     params.extra_args = {**(params.extra_args or {}), MAILBOX_KEY: tuple(sender.address)}
     return params
 

@@ -1,7 +1,7 @@
-"""The front end's end of the way that drafts take into engine processes. Knows nothing of WebSockets or vLLM.
+"""The web server's socket through which drafts reach the engine processes.
 
-A ROUTER, because each engine process (there is one for each data-parallel rank) connects for the requests that it
-has: a draft goes only where its request runs. The socket lies in a directory of our own that nobody else can enter.
+It is a ROUTER, because each engine process (one for each data-parallel rank) connects for its own requests, and a draft
+is sent only to the process that runs its request. It is in a directory that only this user can enter.
 """
 
 import asyncio
@@ -18,24 +18,24 @@ import zmq
 import zmq.asyncio
 from msgspec import msgpack
 
-from cloud.vllm_plugin.mailbox import MAX_MAILBOXES, Address, Counters, DraftMessage, Opened
+from cloud.vllm_plugin.draft_messages import MAX_MAILBOXES, Address, Counters, DraftMessage, Opened
 
 log = logging.getLogger(__name__)
 
 
 class Sender:
-    """Sends the drafts of one stream; made by `DraftChannel.sender`. No call waits."""
+    """Sends the drafts of one answer; `DraftChannel.sender` makes it. No call waits."""
 
     def __init__(self, channel: "DraftChannel", address: Address) -> None:
         self.address = address
         self.engine: bytes | None = None
-        """The engine that holds the mailbox, once it has said so."""
+        """The engine process that has the mailbox, once it has reported so."""
         self.held: bytes | None = None
-        """The newest draft from before that."""
+        """The newest draft until then."""
         self._channel = channel
 
     def send(self, position: int, token_ids: list[int]) -> None:
-        """Sends a draft on, replacing any before it; it may be dropped on the way, and is counted then."""
+        """Sends a draft, which replaces any earlier one; it may be dropped on the way, and is then counted."""
         message = msgpack.encode(DraftMessage(self.address.key, position, token_ids))
         if self.engine is None:
             self.held = message
@@ -44,7 +44,7 @@ class Sender:
 
 
 class DraftChannel:
-    """`start` and `close` are paired, and belong to one event loop; engines may come and go meanwhile."""
+    """Works from `start` to `close`, on one event loop; engine processes may connect and leave meanwhile."""
 
     def __init__(self) -> None:
         self._directory: tempfile.TemporaryDirectory[str] | None = None
@@ -80,36 +80,36 @@ class DraftChannel:
 
     @property
     def address(self) -> str:
-        """For engines on this machine."""
+        """The socket's address for engine processes on this machine."""
         assert self._directory is not None
         return f"ipc://{Path(self._directory.name) / 'drafts'}"
 
     @property
     def counters(self) -> Counters:
-        """What became of all drafts so far, over all engines, as of their last reports."""
+        """The counts of all drafts so far, summed over all engine processes, as of their last reports."""
         parts = [self._own, *self._reports.values()]
         return Counters(*(sum(getattr(part, name) for part in parts) for name in Counters.__struct_fields__))
 
     @contextmanager
     def sender(self) -> Iterator[Sender]:
-        """For one stream; its key is made here and known to the engine alone."""
+        """A sender for one answer; its key is secret, and only the engine process gets it."""
         key = secrets.token_bytes(16)
-        made = self._senders[key] = Sender(self, Address(self.address, key))
+        sender = self._senders[key] = Sender(self, Address(self.address, key))
         try:
-            yield made
+            yield sender
         finally:
             del self._senders[key]
 
     def forward(self, engine: bytes, message: bytes) -> None:
         assert self._socket is not None
-        sending: Any = self._socket.send_multipart([engine, message], flags=zmq.NOBLOCK)  # done when it returns
+        sending: Any = self._socket.send_multipart([engine, message], flags=zmq.NOBLOCK)  # complete when it returns
         match sending.exception():
             case None:
                 pass
             case zmq.Again():
                 self._own.full += 1
             case zmq.ZMQError():
-                self._own.foreign += 1  # the engine that held the mailbox is gone
+                self._own.foreign += 1  # the engine process that had the mailbox has ended
 
     async def _read(self, socket: zmq.asyncio.Socket) -> None:
         decoder: msgpack.Decoder[Opened | Counters] = msgpack.Decoder(Opened | Counters)
@@ -118,7 +118,7 @@ class DraftChannel:
             try:
                 self._take(engine, decoder.decode(message))
             except msgspec.DecodeError:
-                log.warning("an engine process sent something that is no report")
+                log.warning("an engine process sent a report that cannot be read")
 
     def _take(self, engine: bytes, message: Opened | Counters) -> None:
         if isinstance(message, Counters):

@@ -1,7 +1,7 @@
-"""The sessions that have a live vLLM request: a bounded number, closed when idle. Knows nothing of wires or prefixes.
+"""The live vLLM requests of sessions: bounded in number and KV blocks, closed when idle.
 
 A live request that waits for its next round holds one of vLLM's places (`max_num_seqs`) and KV blocks that vLLM cannot
-take back: were all of either held so, every request would wait for ever. So both are bounded here.
+take back. If live requests held all of either, every other request would wait forever.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from common.errors import EngineError
 from common.types import Verdict
 
 GRACE_SECONDS = 1.0
-"""A session is not taken for idle between two rounds: that would close every one of many that take turns."""
+"""A session counts as idle only after this time: else sessions that take turns would close each other's requests."""
 
 
 class Closed(StrEnum):
@@ -25,26 +25,26 @@ class Closed(StrEnum):
     IDLE = "idle"
     ROOM = "room"
     MISMATCH = "mismatch"
-    """Its next round did not extend what it held."""
+    """The next round did not extend what the request held."""
     ENGINE = "engine"
     FINISHED = "finished"
     LEFT = "left"
-    """Its client left, or its round was wrong."""
+    """The client left, or the round was refused."""
     ASKED = "asked"
 
 
 def default_limit(max_num_seqs: int) -> int:
-    """How many live requests leave an engine three of four of its places."""
+    """The number of live requests that leaves three quarters of an engine's places free."""
     return max_num_seqs // 4
 
 
 def block_budget(blocks: int, longest: int) -> int:
-    """How many of the engine's KV blocks live requests may hold: half, and what is left fits the `longest` request."""
+    """The KV blocks that live requests may hold: at most half of `blocks`, and so that `longest` blocks stay free."""
     return max(0, min(blocks // 2, blocks - longest))
 
 
 def blocks_for(tokens: int, block_size: int, max_model_len: int) -> int:
-    """The blocks that vLLM gives a request of `tokens`."""
+    """The KV blocks that vLLM allocates to a request of `tokens`."""
     return -(-min(tokens, max_model_len) // block_size)
 
 
@@ -68,48 +68,49 @@ class ResidentPool:
     def __len__(self) -> int:
         return len(self._live)
 
-    async def verify(self, session: str, asked: VerifyRound) -> Verdict | None:
-        """One round in the live request of `session`, which begins if there is room; None: it must go stateless.
+    async def verify(self, session: str, round: VerifyRound) -> Verdict | None:
+        """One round in the live request of `session`, which is started if there is room.
 
-        So must a second round at the same time, and one whose live request its engine has lost. Cancelling this ends
-        the live request. Raises ContextLengthError or RequestError.
+        None: the round needs a request of its own, for want of room, because another round of the session is running,
+        because a live request would not draw the same, or because the engine lost it. Cancelling this ends the live
+        request. Raises ContextLengthError or RequestError.
         """
         live = self._live.get(session)
-        if not can_reside(asked) or (live and live.busy):
+        if not can_reside(round) or (live and live.busy):
             return None
-        if live and not live.extends(asked):
+        if live and not live.extends(round):
             self._end(session, Closed.MISMATCH)
             live = None
-        if not self._make_room(session, asked):
+        if not self._make_room(session, round):
             self._end(session, Closed.ROOM)
             return None
         if live:
             self.continued += 1
         else:
-            live = LiveRequest(self._engine, asked)
+            live = LiveRequest(self._engine, round)
             self.opened += 1
-        return await self._round(session, live, asked)
+        return await self._round(session, live, round)
 
     async def close_session(self, session: str) -> None:
-        """End the live request of `session`, if there is one; a round under way still gets its verdict."""
+        """Ends the live request of `session`, if there is one; a running round still gets its verdict."""
         self._end(session, Closed.ASKED)
-        await self._ended()
+        await self._wait_closed()
 
     async def close(self) -> None:
-        """End all of them; does nothing to an empty pool."""
+        """Ends all live requests."""
         if self._sweeper:
             self._sweeper.cancel()
         self._end_all(Closed.ASKED)
-        await self._ended()
+        await self._wait_closed()
 
-    async def _round(self, session: str, live: LiveRequest, asked: VerifyRound) -> Verdict | None:
+    async def _round(self, session: str, live: LiveRequest, round: VerifyRound) -> Verdict | None:
         self._live[session] = live
         self._live.move_to_end(session)
         live.busy = True
         try:
-            verdict = await live.verify(asked)
+            verdict = await live.verify(round)
         except EngineError:
-            self._end_all(Closed.ENGINE)  # they were of the same engine; the stateless form says what became of it
+            self._end_all(Closed.ENGINE)  # all are lost with the engine; a request of its own will report its state
             return None
         except BaseException:
             self._end(session, Closed.LEFT)
@@ -124,9 +125,9 @@ class ResidentPool:
             self._sweeper = asyncio.create_task(self._sweep())
         return verdict
 
-    def _make_room(self, session: str, asked: VerifyRound) -> bool:
-        """End idle ones, least recently used first, until `asked` fits beside the others; False if it cannot."""
-        need, budget = self._blocks(len(asked.committed)), self._budget()
+    def _make_room(self, session: str, round: VerifyRound) -> bool:
+        """Ends idle requests, least recently used first, until `round` fits beside the others; False if it cannot."""
+        need, budget = self._blocks(len(round.committed)), self._budget()
         others = {name: self._blocks(len(live.held) + 1) for name, live in self._live.items() if name != session}
         idle = [name for name in others if self._idle_for(name) >= GRACE_SECONDS]
         while len(others) >= self._limit or need + sum(others.values()) > budget:
@@ -142,9 +143,9 @@ class ResidentPool:
         return block_budget(engine.kv_blocks, longest)
 
     def _blocks(self, committed: int) -> int:
-        """The most blocks that a round on `committed` tokens makes vLLM hold, with slots for two of the longest drafts.
+        """The maximum of KV blocks during a round on `committed` tokens, with slots for two of the longest drafts.
 
-        One is the scheduler's lookahead, the other vLLM's padding of requests that bring one token.
+        One is the scheduler's lookahead, the other vLLM's padding of requests with one new token.
         """
         engine = self._engine
         return blocks_for(committed + 2 * engine.max_draft_tokens, engine.block_size, engine.max_model_len)
@@ -154,7 +155,7 @@ class ResidentPool:
         return 0.0 if live.busy else time.monotonic() - live.used_at
 
     async def _sweep(self) -> None:
-        """Ends with the last live request."""
+        """Ends idle live requests; returns after the last one."""
         while self._live:
             idle = {session: self._idle_for(session) for session in self._live}
             for session in idle:
@@ -167,7 +168,7 @@ class ResidentPool:
             self._end(session, reason)
 
     def _end(self, session: str, reason: Closed) -> None:
-        """Forget the live request of `session`, if any, and close it; a round under way closes it when it is over."""
+        """Removes and closes the live request of `session`, if any; during a round it is closed at the round's end."""
         live = self._live.pop(session, None)
         if live:
             self.closed[reason] += 1
@@ -175,10 +176,10 @@ class ResidentPool:
                 self._close(live)
 
     def _close(self, live: LiveRequest) -> None:
-        """In a task of its own: whoever caused it may be cancelled meanwhile."""
+        """Closes in a task of its own, because the caller may be cancelled meanwhile."""
         task = asyncio.create_task(live.close())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    async def _ended(self) -> None:
+    async def _wait_closed(self) -> None:
         await asyncio.gather(*self._ending)

@@ -1,4 +1,4 @@
-"""One round as vLLM sees it: what is asked, with which parameters, what came of it. Pure: starts and sends nothing."""
+"""One round of draft verification: what is asked, vLLM's parameters for it, and the verdict from vLLM's output."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,7 @@ from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
-from cloud.vllm_plugin.answer_so_far import ANSWER_KEY
-from cloud.vllm_plugin.scheduler import DRAFT_KEY
+from cloud.vllm_plugin.keys import ANSWER_KEY, DRAFT_KEY
 from common.errors import EngineError, RequestError
 from common.protocol.prefix_hash import common_prefix
 from common.types import GREEDY, Sampling, TokenLogprob, Verdict
@@ -19,10 +18,10 @@ from common.types import GREEDY, Sampling, TokenLogprob, Verdict
 
 @dataclass(frozen=True, slots=True)
 class VerifyRound:
-    """Verify `draft` after `committed` in one engine step; or, with no draft, draw up to `max_tokens`.
+    """Verify `draft` after `committed` in one engine step; or, without a draft, draw up to `max_tokens` tokens.
 
-    `logprobs`: for each returned token its own and this many of the likeliest; None for none. `cache_salt` keeps
-    tenants' prefix caches apart; `use_kv_cache` off reads nothing from them.
+    `logprobs`: None, or how many of the likeliest tokens to return beside each drawn token. `cache_salt` separates
+    tenants' prefix caches; without `use_kv_cache` nothing is read from them.
     """
 
     committed: list[int]
@@ -37,11 +36,11 @@ class VerifyRound:
 
 
 def vllm_params(
-    asked: VerifyRound, kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY, **other: Any
+    round: VerifyRound, kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY, **other: Any
 ) -> SamplingParams:
-    """vLLM's parameters of a round; raises RequestError for what vLLM refuses."""
-    sampling, position = asked.sampling, len(asked.committed)
-    extra: dict[str, object] = {DRAFT_KEY: list(asked.draft)} if asked.draft else {}
+    """vLLM's parameters for a round; raises RequestError for what vLLM refuses."""
+    sampling, position = round.sampling, len(round.committed)
+    extra: dict[str, object] = {DRAFT_KEY: list(round.draft)} if round.draft else {}
     if answer_matters(sampling) and sampling.prompt_tokens is not None and sampling.prompt_tokens < position:
         extra[ANSWER_KEY] = sampling.prompt_tokens
     schema = sampling.json_schema
@@ -54,14 +53,14 @@ def vllm_params(
         "frequency_penalty": sampling.frequency_penalty,
         "repetition_penalty": sampling.repetition_penalty,
         "structured_outputs": None if schema is None else StructuredOutputsParams(json=schema),
-        "stop_token_ids": list(asked.stop_token_ids),
-        "logprobs": asked.logprobs,
-        "max_tokens": len(asked.draft) + 1 if asked.draft else asked.max_tokens,
+        "stop_token_ids": list(round.stop_token_ids),
+        "logprobs": round.logprobs,
+        "max_tokens": len(round.draft) + 1 if round.draft else round.max_tokens,
         "extra_args": extra or None,
-        "skip_reading_prefix_cache": not asked.use_kv_cache,
+        "skip_reading_prefix_cache": not round.use_kv_cache,
         "detokenize": False,
         "output_kind": kind,
-        "skip_clone": True,  # else vLLM copies it deeply; nobody else has it
+        "skip_clone": True,  # else vLLM makes a deep copy, which nothing here needs
     }
     try:
         return SamplingParams(**(options | other))
@@ -70,43 +69,46 @@ def vllm_params(
 
 
 def answer_matters(sampling: Sampling) -> bool:
-    """Whether what is drawn depends on which of the committed tokens are the answer so far."""
+    """Whether the next tokens depend on which of the committed tokens are the answer so far."""
     return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.json_schema is not None)
 
 
-def verdict(asked: VerifyRound, output: CompletionOutput, max_model_len: int, latency_ms: float) -> Verdict:
-    """What a finished output says of the round; raises EngineError if the engine gave up on it."""
+def verdict(round: VerifyRound, output: CompletionOutput, max_model_len: int, latency_ms: float) -> Verdict:
+    """The verdict from a finished output; raises EngineError if the engine aborted the request."""
     if output.finish_reason not in ("stop", "length"):
         raise EngineError(f"the engine ended the request: {output.finish_reason}")
     drawn = list(output.token_ids)
-    full = len(asked.committed) + len(drawn) >= max_model_len
+    full = len(round.committed) + len(drawn) >= max_model_len
     return Verdict(
         token_ids=drawn,
-        accepted=common_prefix(drawn, asked.draft),
+        accepted=common_prefix(drawn, round.draft),
         finished=output.finish_reason == "stop" or full,
         latency_ms=latency_ms,
-        logprobs=None if output.logprobs is None else token_logprobs(drawn, output.logprobs, asked.logprobs or 0),
+        logprobs=None if output.logprobs is None else token_logprobs(drawn, output.logprobs, round.logprobs or 0),
     )
 
 
-def token_logprobs(drawn: Sequence[int], given: Sequence[Mapping[int, Logprob]], top: int) -> list[TokenLogprob]:
-    """vLLM's log-probabilities (of the model's own distribution, before temperature and filters) as ours."""
+def token_logprobs(drawn: Sequence[int], candidates: Sequence[Mapping[int, Logprob]], top: int) -> list[TokenLogprob]:
+    """vLLM's log-probabilities of the drawn tokens, each with the `top` likeliest ones.
+
+    They are natural logarithms of the model's own distribution, before temperature and filters.
+    """
     return [
         TokenLogprob(
             token_id=token,
-            logprob=found[token].logprob,
-            top=[(i, one.logprob) for i, one in sorted(found.items(), key=_rank) if _rank((i, one)) <= top],
+            logprob=ranked[token].logprob,
+            top=[(i, one.logprob) for i, one in sorted(ranked.items(), key=_rank) if _rank((i, one)) <= top],
         )
-        for token, found in zip(drawn, given, strict=False)
+        for token, ranked in zip(drawn, candidates, strict=False)
     ]
 
 
-def _rank(ranked: tuple[int, Logprob]) -> int:
+def _rank(candidate: tuple[int, Logprob]) -> int:
     """1 for the likeliest token."""
-    return ranked[1].rank or 0
+    return candidate[1].rank or 0
 
 
 def seed_at(seed: int, position: int) -> int:
-    """The seed of one round: vLLM starts its generator anew for each request, so each position needs its own."""
+    """The seed of the round that begins at `position`: vLLM makes a new generator for each round."""
     digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

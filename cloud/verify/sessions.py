@@ -1,4 +1,4 @@
-"""The prefixes that edges need not send again: session -> committed token ids. Knows nothing of engines or HTTP."""
+"""Holds the committed token ids of each session, so that edges need not send them again."""
 
 import time
 from array import array
@@ -11,21 +11,21 @@ from common.protocol.prefix_hash import prefix_hash
 from common.types import VerifyRequest
 
 
-class Held(NamedTuple):
-    """A session's token ids, and when it was last used."""
+class SessionPrefix(NamedTuple):
+    """A session's committed token ids, and when it was last used."""
 
     token_ids: "array[int]"
     used_at: float
 
 
-NOTHING = Held(array("i"), 0.0)
+NOTHING = SessionPrefix(array("i"), 0.0)
 
 
 class SessionTable:
-    """Bounded in sessions, in bytes of token ids and in seconds unused; the least recently used go first.
+    """Bounded in sessions, bytes of token ids and seconds without use; drops the least recently used sessions first.
 
-    Losing a session loses nothing: its edge resends the whole prefix. Tenants do not see each other's sessions. Used
-    from one event loop only.
+    The edge of a dropped session sends its whole prefix again. Tenants do not see each other's sessions. Used from one
+    event loop only.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class SessionTable:
         self._max_bytes = max_bytes
         self._max_idle_seconds = max_idle_seconds
         self._clock = clock
-        self._sessions: OrderedDict[tuple[str, str], Held] = OrderedDict()
+        self._sessions: OrderedDict[tuple[str, str], SessionPrefix] = OrderedDict()
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ class SessionTable:
         return self._bytes
 
     def resolve(self, request: VerifyRequest, tenant: str = "") -> list[int]:
-        """The committed ids that `request` stands for; raises PrefixUnknown if its prefix is not held here."""
+        """The committed token ids of `request`, its prefix included; raises PrefixUnknown if the prefix is not held."""
         if not request.prefix_length:
             return list(request.new_token_ids)
         self._drop_idle()
@@ -59,14 +59,14 @@ class SessionTable:
         prefix = held.token_ids[: request.prefix_length]
         if len(prefix) != request.prefix_length or prefix_hash(prefix) != request.prefix_hash:
             raise PrefixUnknown(f"this session's prefix of {request.prefix_length} tokens is not held here")
-        self._sessions[tenant, request.session] = Held(held.token_ids, self._clock())
+        self._sessions[tenant, request.session] = SessionPrefix(held.token_ids, self._clock())
         self._sessions.move_to_end((tenant, request.session))
         return prefix.tolist() + request.new_token_ids
 
     def commit(self, session: str, token_ids: Sequence[int], tenant: str = "") -> None:
-        """Hold `token_ids` as the whole sequence of `session`, in place of what it held."""
+        """Holds `token_ids` as the whole sequence of `session`, in place of its earlier one."""
         self._drop(tenant, session)
-        held = Held(array("i", token_ids), self._clock())
+        held = SessionPrefix(array("i", token_ids), self._clock())
         self._sessions[tenant, session] = held
         self._bytes += _size(held)
         self._drop_idle()
@@ -82,5 +82,5 @@ class SessionTable:
         self._bytes -= _size(self._sessions.pop((tenant, session), NOTHING))
 
 
-def _size(held: Held) -> int:
+def _size(held: SessionPrefix) -> int:
     return len(held.token_ids) * held.token_ids.itemsize

@@ -1,14 +1,14 @@
-"""Finds the token at which an answer's text completes a stop string. Pure; knows a tokenizer's `decode` only."""
+"""Finds the token at which an answer's text completes a stop string."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 MARGIN = 4
-"""Tokens more than a stop string has bytes: special tokens have no text, and a character may be cut at the left end."""
+"""Tokens to decode beyond one for each byte: special tokens have no text, and a character may be cut on the left."""
 
 
 class Stop(NamedTuple):
-    """Keep the first `keep` drawn tokens; the last of them completes `text`."""
+    """A completed stop string: the first `keep` drawn tokens remain; the last of them completes `text`."""
 
     keep: int
     text: str
@@ -17,13 +17,13 @@ class Stop(NamedTuple):
 def find_stop(
     decode: Callable[[list[int]], str], answer: Sequence[int], drawn: Sequence[int], stop: Sequence[str]
 ) -> Stop | None:
-    """The first stop string that `drawn` completes after `answer`, which holds none; None if it completes none."""
+    """The first stop string that `drawn` completes after `answer`, which contains none; None if it completes none."""
     if not stop or not drawn:
         return None
     reach = max(len(text.encode()) for text in stop) + MARGIN
     tail = list(answer[-reach:])
-    whole = decode([*tail, *drawn])
-    if not any(text in whole for text in stop):
-        return None  # as nearly always: one decode, not one a token
+    decoded = decode([*tail, *drawn])
+    if not any(text in decoded for text in stop):
+        return None  # the usual case takes one decode, not one for each token
     texts = ((keep, decode([*tail, *drawn[:keep]])) for keep in range(1, len(drawn) + 1))
     return next((Stop(keep, text) for keep, so_far in texts for text in stop if text in so_far), None)

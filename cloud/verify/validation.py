@@ -1,4 +1,4 @@
-"""What a verify request may ask: ranges, sizes, names. Pure; raises RequestError with the path of the wrong field."""
+"""Checks a verify request's ranges, sizes and names; raises RequestError with the path of the wrong field."""
 
 import math
 
@@ -13,7 +13,7 @@ MAX_SCHEMA = 65_536
 
 
 def check(request: VerifyRequest, vocab_size: int, max_draft_tokens: int) -> None:
-    """Everything that can be told without the engine."""
+    """Checks everything that needs no running engine."""
     for name in ("session", "idempotency_key"):
         require(len(getattr(request, name)) <= MAX_NAME, f"must have at most {MAX_NAME} characters", name)
     require(request.prefix_length >= 0, "must not be negative", "prefix_length")
@@ -34,8 +34,8 @@ def check(request: VerifyRequest, vocab_size: int, max_draft_tokens: int) -> Non
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Numbers that mean something; `min_p` has no effect in vLLM beside draft verification, and is refused."""
-    # "not a number" fails every comparison, and so is refused too.
+    """Checks the ranges; refuses `min_p`, which has no effect in vLLM when drafts are verified."""
+    # NaN fails every comparison, and so is refused too.
     require(0 <= sampling.temperature <= 2, "must be in 0..2", "sampling.temperature")
     require(0 < sampling.top_p <= 1, "must be above 0 and at most 1", "sampling.top_p")
     require(0 <= sampling.top_k < 2**31, "must be in 0..2147483647", "sampling.top_k")
@@ -50,10 +50,10 @@ def check_sampling(sampling: Sampling) -> None:
 
 
 def check_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
-    """Every id is in the vocabulary."""
+    """Checks that every id is in the vocabulary."""
     if token_ids:
-        known = min(token_ids) >= 0 and max(token_ids) < vocab_size
-        require(known, f"holds ids outside the vocabulary of {vocab_size}", param)
+        inside = min(token_ids) >= 0 and max(token_ids) < vocab_size
+        require(inside, f"holds ids outside the vocabulary of {vocab_size}", param)
 
 
 def require(holds: bool, message: str, param: str) -> None:

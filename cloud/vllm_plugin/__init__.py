@@ -1,1 +1,1 @@
-"""What runs inside vLLM's engine process: schedulers, mailboxes for drafts, patches."""
+"""What runs inside vLLM's engine processes: schedulers, mailboxes for drafts, patches."""

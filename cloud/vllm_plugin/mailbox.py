@@ -1,6 +1,6 @@
-"""Drafts on their way to requests that are running: a mailbox for each, and the socket that fills them. Knows no vLLM.
+"""The engine process's mailboxes: the newest draft for each running request, and the socket that fills them.
 
-Lives in the engine process. A draft is a hint: losing one costs speed and nothing else, so nothing here ever waits.
+A draft is a hint: losing one costs speed and nothing else, so nothing here ever waits.
 """
 
 import time
@@ -8,59 +8,22 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import zmq
-from msgspec import Struct
 
-MAX_MAILBOXES = 4096
+from cloud.vllm_plugin.draft_messages import MAX_MAILBOXES, Counters, DraftMessage, Opened
+
 MAX_BYTES = 2**20
 MAX_AGE_SECONDS = 10.0
 MESSAGES_PER_STEP = 1024
 REPORT_SECONDS = 1.0
 
 
-class Address(NamedTuple):
-    """Where a request's drafts arrive: the front end's socket, and the key that it made for this request alone."""
-
-    socket: str
-    key: bytes
-
-
-class DraftMessage(Struct, array_like=True, forbid_unknown_fields=True):
-    """Front end to engine: what may follow the first `position` tokens of a request."""
-
-    key: bytes
-    position: int
-    token_ids: list[int]
-
-
-class Opened(Struct, tag="opened", array_like=True):
-    """Engine to front end: drafts for `key` are wanted here."""
-
-    key: bytes
-
-
-class Counters(Struct, tag="counters", array_like=True):
-    """Engine to front end, so far: drafts of which something was verified (`taken`), and those dropped, by reason.
-
-    `late`: the answer had passed or contradicted all of it. `foreign`: for no open mailbox. `full`: no room for it.
-    `drafted`, `accepted`: draft tokens verified, and accepted.
-    """
-
-    taken: int = 0
-    late: int = 0
-    foreign: int = 0
-    malformed: int = 0
-    full: int = 0
-    drafted: int = 0
-    accepted: int = 0
-
-
 @dataclass(slots=True)
 class Mail:
-    """The newest draft of one mailbox; `used` once something of it was taken."""
+    """The newest draft of one mailbox; `used` once some token of it was taken."""
 
     position: int
     token_ids: "array[int]"
@@ -73,10 +36,11 @@ class Mail:
 
 
 class Mailboxes:
-    """The newest draft of each open mailbox, bounded in number, bytes and age (seconds); the rest is counted.
+    """The newest draft of each open mailbox, bounded in number, bytes of token ids, and age in seconds.
 
-    A draft stays until it is used up, contradicted, too old or replaced: one that is longer than a step can verify
-    goes on in the next, and one that begins past what has been generated waits for its time.
+    A draft stays until it is used up, contradicted, too old or replaced: the rest of one that is longer than a step
+    can verify is offered in the next step, and one that begins past the tokens generated so far waits for them. Drafts
+    that are dropped are counted by reason.
     """
 
     def __init__(
@@ -97,20 +61,20 @@ class Mailboxes:
         return len(self._open)
 
     def open(self, key: bytes) -> bool:
-        """Whether there was room for one more."""
+        """Opens a mailbox; returns False if there are too many."""
         if len(self._open) >= self._limits[0]:
             return False
         self._open[key] = 0
         return True
 
     def close(self, key: bytes) -> None:
-        """Closes a mailbox; a draft that is still unused in it came too late."""
+        """Closes a mailbox; a draft in it that was never used counts as late."""
         if key in self._mail:
             self._drop(key)
         self._open.pop(key, None)
 
     def put(self, key: bytes, position: int, token_ids: Sequence[int]) -> None:
-        """Replaces the draft that was there. One for no mailbox of ours is foreign."""
+        """Replaces the draft in a mailbox; one whose mailbox is not open counts as foreign."""
         _, max_bytes, max_age = self._limits
         now = self._clock()
         while self._mail and now - next(iter(self._mail.values())).arrived > max_age:
@@ -127,32 +91,32 @@ class Mailboxes:
         self.bytes += mail.size
 
     def take(self, key: bytes, token_ids: Sequence[int]) -> list[int]:
-        """What the draft says about the tokens after `token_ids`; nothing if it contradicts them."""
+        """The draft's tokens that would follow `token_ids`, the whole sequence; empty if the draft contradicts it."""
         mail = self._mail.get(key)
         if mail is None or mail.position > len(token_ids):
             return []
-        known = len(token_ids) - mail.position
+        generated = len(token_ids) - mail.position
         expired = self._clock() - mail.arrived > self._limits[2]
-        if expired or known >= len(mail.token_ids) or not self.agrees(mail, token_ids):
+        if expired or generated >= len(mail.token_ids) or not self.agrees(mail, token_ids):
             self._drop(key)
             return []
         if not mail.used:
             mail.used = True
             self.counters.taken += 1
-        return mail.token_ids[known:].tolist()
+        return mail.token_ids[generated:].tolist()
 
     def dropped(self, key: bytes) -> int:
-        """How many drafts of this mailbox were dropped without use."""
+        """How many drafts of this mailbox were dropped unused."""
         return self._open.get(key, 0)
 
     @staticmethod
     def agrees(mail: Mail, token_ids: Sequence[int]) -> bool:
-        """Whether the draft foretold all that was generated since; what it says next is worth verifying only then."""
-        known = len(token_ids) - mail.position
-        return mail.token_ids[:known].tolist() == list(token_ids[mail.position :])
+        """Whether the draft predicted every token generated since; only then is the rest worth verifying."""
+        generated = len(token_ids) - mail.position
+        return mail.token_ids[:generated].tolist() == list(token_ids[mail.position :])
 
     def _drop(self, key: bytes) -> None:
-        """Discards a draft that the answer has outlived; one that was never used came too late."""
+        """Discards a draft of no more use; one that was never used counts as late."""
         if not self._mail[key].used:
             self.counters.late += 1
             self._open[key] += 1
@@ -164,9 +128,10 @@ class Mailboxes:
 
 
 class Inbox:
-    """The engine's end of one front end's socket, and the mailboxes that it fills. Every call returns at once.
+    """The engine's end of one web server's socket, and the mailboxes that it fills. No call waits.
 
-    Owned by the scheduler; `close` when done. Positions are below `max_position`, token ids below `vocab_size`.
+    The scheduler owns it and closes it. Drafts with positions from `max_position` on or token ids from `vocab_size` on
+    are dropped as malformed.
     """
 
     def __init__(self, socket: str, max_position: int, vocab_size: int, mailboxes: Mailboxes | None = None) -> None:
@@ -182,12 +147,12 @@ class Inbox:
         self._socket.connect(socket)
 
     def open(self, key: bytes) -> None:
-        """Opens a mailbox, if there is room, and asks the front end for drafts."""
+        """Opens a mailbox, if there is room, and asks the web server for drafts."""
         if self.mailboxes.open(key):
             self._send(Opened(key))
 
     def receive(self, report: bool = False) -> None:
-        """Reads what has arrived, a bounded number of messages at a time; sends the counters now and then, or now."""
+        """Reads up to MESSAGES_PER_STEP messages; sends changed counters every REPORT_SECONDS, or now if `report`."""
         for message in self._arrived():
             self._put(message)
         now = time.monotonic()
@@ -223,4 +188,4 @@ class Inbox:
         try:
             self._socket.send(msgspec.msgpack.encode(message), zmq.NOBLOCK)
         except zmq.Again:
-            self._next_report = 0.0  # counters are absolute: the next report says it all
+            self._next_report = 0.0  # counters are totals: the next report makes up for it

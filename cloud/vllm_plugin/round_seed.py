@@ -1,8 +1,10 @@
-"""Lets each round of a live vLLM request begin with its own seed. Knows nothing of drafts or sessions.
+"""Patch: each round of a live vLLM request begins with its own seed.
 
-vLLM's worker makes a request's generator when it first sees the request. A live request's rounds would go on with the
-first one's; with this, each draws what a request of the round's own would.
+vLLM's worker makes a request's generator when it first sees the request, and the later rounds of a live request would
+continue with it. With this patch each round draws what a request for this round alone would.
 """
+
+import functools
 
 import torch
 from vllm.sampling_params import SamplingType
@@ -12,19 +14,20 @@ from cloud.vllm_plugin.cpu_guards import RewindingGenerator
 
 
 def install() -> None:
-    """In this process, let requests that enter a worker's batch begin with the seed that they now have."""
-    before = InputBatch.add_request
+    """Wraps `InputBatch.add_request`: a request that enters a worker's batch begins with the seed that it now has."""
+    unseeded = InputBatch.add_request
 
+    @functools.wraps(unseeded, assigned=(), updated=())
     def add_request(self: InputBatch, request: CachedRequestState) -> int:
         params = request.sampling_params
-        if params is not None and not request.output_token_ids:  # else it was put aside in the middle of its round
+        if params is not None and not request.output_token_ids:  # with output it was preempted within its round
             request.generator = None
             if params.sampling_type == SamplingType.RANDOM_SEED:
                 request.generator = _generator(self.device)
                 request.generator.manual_seed(params.seed)
         if isinstance(request.generator, RewindingGenerator):
             request.generator.mark()
-        return int(before(self, request))
+        return int(unseeded(self, request))
 
     InputBatch.add_request = add_request
 

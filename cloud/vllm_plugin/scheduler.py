@@ -1,9 +1,10 @@
-"""What vLLM imports inside its engine process to verify drafts made elsewhere. Knows nothing of HTTP or sessions.
+"""The scheduler and proposer that vLLM imports inside its engine processes to verify drafts made on edges.
 
 A draft travels in `SamplingParams.extra_args[DRAFT_KEY]`. The scheduler puts it into the step in which the request's
 prefill ends, as if a local proposer had made it; vLLM's own rejection sampler does the rest. Where the answer so far
 matters (penalties, a schema), `extra_args[ANSWER_KEY]` says how many of the prompt's tokens come before it.
-A request that goes on by itself takes its drafts from the mailbox that `extra_args[MAILBOX_KEY]` names, step by step.
+A running generation takes its drafts, step by step, from the mailbox that `extra_args[MAILBOX_KEY]` names.
+Importing this module installs the patches: in vLLM's worker processes `NoProposer` is what is imported.
 """
 
 from typing import Any
@@ -12,26 +13,22 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
-from cloud.vllm_plugin import cpu_guards, plain_steps, round_seed
-from cloud.vllm_plugin.answer_so_far import begin_with_answer, install
+from cloud.vllm_plugin import patches
+from cloud.vllm_plugin.answer_so_far import begin_with_answer
+from cloud.vllm_plugin.keys import DRAFT_KEY
 from cloud.vllm_plugin.running_drafts import RunningDrafts
 
-DRAFT_KEY = "draft_token_ids"
-
-cpu_guards.install()
-install()
-round_seed.install()
-plain_steps.install()
+patches.install()
 
 
 class NoProposer:
-    """The proposer that a speculative config must name; it proposes nothing, since drafts come with requests."""
+    """The proposer that a speculative config must name; it proposes nothing, because drafts come with requests."""
 
     def __init__(self, vllm_config: object) -> None:
-        """vLLM passes its config."""
+        """vLLM passes its config, which is not needed."""
 
     def load_model(self, *args: object, **kwargs: object) -> None:
-        """There is no model."""
+        """Does nothing: there is no draft model."""
 
     def propose(self, sampled_token_ids: list[list[int]], *args: object, **kwargs: object) -> list[list[int]]:
         """One empty draft for each request of the step."""
@@ -39,15 +36,15 @@ class NoProposer:
 
 
 class RemoteDraftScheduler(Scheduler):
-    """vLLM's scheduler, verifying the draft that a request brought along in the step that ends its prefill.
+    """vLLM's scheduler, which verifies the draft that a request carries in the step that ends its prefill.
 
-    A request with a draft is a verify: it ends after that step, also when a rejection left it fewer tokens than
-    `max_tokens`, which is the draft's length and one. Any other request goes on as usual.
+    A request with a draft ends after that step, also when a rejection leaves it fewer tokens than `max_tokens`, which
+    is the draft's length plus 1. Any other request continues as usual.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # KV slots past the scheduled tokens: without them there is nowhere to write the draft's keys and values.
+        # KV slots past the scheduled tokens, for the draft's keys and values.
         self.num_lookahead_tokens: int = max(self.vllm_config.num_lookahead_tokens, self.num_spec_tokens)
         self.running_drafts = RunningDrafts(self)
 
@@ -77,7 +74,7 @@ class RemoteDraftScheduler(Scheduler):
             request = self.requests[request_id]
             draft = _extra(request).get(DRAFT_KEY, [])
             end = request.num_computed_tokens + scheduled
-            # Preemption repeats a prefill; once a verify has output it has ended, so this is its draft's step.
+            # Preemption repeats a prefill; a verify ends with its first output, so this is the draft's step.
             if not draft or end != request.num_tokens:
                 continue
             # A longer step than max_num_batched_tokens ends the engine; one token must still fit behind the draft.
@@ -89,11 +86,11 @@ class RemoteDraftScheduler(Scheduler):
         super()._update_after_schedule(scheduler_output)
 
     def _advance_grammars(self, scheduler_output: SchedulerOutput) -> None:
-        """A grammar begins at its start; bring those of new requests to where their answers are."""
+        """Moves the grammars of new requests, which begin at their start, to where the answers so far end."""
         for new in scheduler_output.scheduled_new_reqs:
             request = self.requests[new.req_id]
             if request.num_output_tokens:
-                new.prompt_token_ids = list(request.all_token_ids)  # the answer too: the worker has not seen it
+                new.prompt_token_ids = list(request.all_token_ids)  # with the answer, which the worker has not seen
                 if request.use_structured_output:
                     request.structured_output_request.grammar.accept_tokens(new.req_id, list(request.output_token_ids))
 
@@ -119,7 +116,7 @@ def _schedule(output: SchedulerOutput, request_id: str, draft: list[int]) -> Non
 
 
 def _drop_padding(output: SchedulerOutput) -> None:
-    """Take out the drafts of -1 that vLLM adds to a request whose whole prompt but one token was cached.
+    """Removes the drafts of -1 that vLLM adds to a request whose prompt was cached except for one token.
 
     They keep the shape of a captured CUDA graph; the CPU has none, and they would take the place of a real draft.
     """

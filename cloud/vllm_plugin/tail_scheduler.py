@@ -1,7 +1,8 @@
-"""What vLLM imports inside its engine process to run a tail: hidden states in place of a prompt. Knows no sessions.
+"""The scheduler that vLLM imports inside its engine processes to run a tail: hidden states in place of a prompt.
 
-They travel in `SamplingParams.extra_args[STATES_KEY]`, row after row of float32, with each part of a live request; its
-token ids stand for nothing. vLLM's own `prompt_embeds` cannot come in parts, but its worker can take them so.
+They travel in `SamplingParams.extra_args[STATES_KEY]`, as rows of float32, with each part of a live request; its token
+ids are placeholders. vLLM's API takes `prompt_embeds` only as a whole, but its worker can take them in parts.
+Importing this module installs the patches: in vLLM's worker processes `TailWorker` is what is imported.
 """
 
 from typing import Any
@@ -10,17 +11,21 @@ import torch
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, StreamingUpdate
 
-from cloud.vllm_plugin import round_seed
+from cloud.vllm_plugin import patches
+from cloud.vllm_plugin.keys import STATES_KEY
 
-STATES_KEY = "hidden_states"
+patches.install()
 
-round_seed.install()
+
+class TailWorker:
+    """Adds nothing to vLLM's worker, which imports it as `worker_extension_cls`, and with it the patches."""
 
 
 class LateRows:
-    """To vLLM's worker a `prompt_embeds` of shape [start + n, hidden], of which only the last n rows are there.
+    """To vLLM's worker a `prompt_embeds` of shape [start + n, hidden], of which only the last n rows exist.
 
-    It asks for what its KV does not hold, which these are; anything else is our fault, and ends the engine.
+    The worker reads only positions that are not in its KV, which are these; any other read is a fault of this project,
+    and ends the engine.
     """
 
     def __init__(self, start: int, rows: torch.Tensor) -> None:
@@ -40,7 +45,7 @@ class LateRows:
 
 
 class TailScheduler(Scheduler):
-    """vLLM's scheduler, giving each part of a live request the hidden states that came with it."""
+    """vLLM's scheduler, which gives each part of a live request the hidden states that came with it."""
 
     def add_request(self, request: Request) -> None:
         if request.request_id not in self.requests:
@@ -53,10 +58,10 @@ class TailScheduler(Scheduler):
 
 
 def _attach(request: Request, start: int) -> None:
-    """Makes what `request` brought along its inputs from position `start` on; what it brought before is forgotten."""
+    """Makes the states that `request` now carries its inputs from position `start` on, and forgets earlier ones."""
     params = request.sampling_params
-    brought: Any = (params.extra_args or {}).pop(STATES_KEY, b"") if params else b""
+    states: Any = (params.extra_args or {}).pop(STATES_KEY, b"") if params else b""
     new = request.num_tokens - start
-    rows = torch.frombuffer(bytearray(brought), dtype=torch.float32).reshape(new, -1)
+    rows = torch.frombuffer(bytearray(states), dtype=torch.float32).reshape(new, -1)
     request.prompt_embeds = LateRows(start, rows)
-    request.prompt_is_token_ids = [False]  # for however many positions: the worker keeps what the first part said
+    request.prompt_is_token_ids = [False]  # of one entry for all positions: the worker keeps the first part's

@@ -1,4 +1,4 @@
-"""Admission: what is held never exceeds the limits, what is refused is told when to come again, nothing is leaked."""
+"""Admission never exceeds its limits, tells refused requests when to try again, and releases all work."""
 
 import asyncio
 import random
@@ -8,14 +8,7 @@ import pytest
 
 from cloud.routes.admission import LONGEST_WAIT, Admission, Work
 from common.errors import OverloadedError
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.manual_clock import ManualClock
 
 
 def refusal(admission: Admission, tokens: int, requests: int = 1) -> OverloadedError:
@@ -46,7 +39,7 @@ def test_work_that_exceeds_the_limits_alone_is_admitted_when_nothing_runs() -> N
         refusal(admission, 1)
 
 
-def test_what_fails_or_is_cancelled_is_released() -> None:
+def test_failed_and_cancelled_work_is_released() -> None:
     admission = Admission(2, 100)
     with pytest.raises(ZeroDivisionError), admission.admit(50):
         raise ZeroDivisionError
@@ -69,7 +62,7 @@ async def test_a_client_that_leaves_makes_room() -> None:
         pass
 
 
-def test_the_limits_hold_for_any_order_of_coming_and_going() -> None:
+def test_the_limits_hold_for_any_order_of_admissions_and_releases() -> None:
     draw, admission, held = random.Random(7), Admission(5, 100), []
     for _ in range(3000):
         if held and draw.random() < 0.5:
@@ -91,8 +84,8 @@ def test_the_limits_hold_for_any_order_of_coming_and_going() -> None:
 
 @pytest.mark.parametrize("seconds_each", [0.5, 2.0, 7.0])
 def test_retry_after_follows_the_rate_at_which_work_was_released(seconds_each: float) -> None:
-    """Released one at a time, 100 tokens each: room for 300 more is there after three of them."""
-    clock = Clock()
+    """Work of 100 tokens is released piece by piece: 300 tokens fit after three releases."""
+    clock = ManualClock(1000.0)
     admission = Admission(1000, 500, clock)
     held = [ExitStack() for _ in range(5)]
     for work in held:
@@ -105,8 +98,8 @@ def test_retry_after_follows_the_rate_at_which_work_was_released(seconds_each: f
     assert 3 * seconds_each <= wait < 3 * seconds_each + 1
 
 
-def test_retry_after_is_the_time_that_work_takes_as_long_as_none_was_released() -> None:
-    clock = Clock()
+def test_retry_after_is_the_age_of_the_oldest_work_until_some_is_released() -> None:
+    clock = ManualClock(1000.0)
     admission = Admission(1, 100, clock)
     with admission.admit(1):
         assert refusal(admission, 1).retry_after == 1
@@ -116,8 +109,8 @@ def test_retry_after_is_the_time_that_work_takes_as_long_as_none_was_released() 
         assert refusal(admission, 1).retry_after == LONGEST_WAIT
 
 
-def test_retry_after_forgets_a_rate_of_long_ago() -> None:
-    clock = Clock()
+def test_retry_after_ignores_releases_of_long_ago() -> None:
+    clock = ManualClock(1000.0)
     admission = Admission(1, 100, clock)
     for _ in range(10):
         with admission.admit(1):

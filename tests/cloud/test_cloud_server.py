@@ -1,4 +1,4 @@
-"""The cloud's routes over HTTP on a real engine: tenants, batches, streams, room, metrics, and what a bad body does."""
+"""The cloud's routes over HTTP on a real engine: tenants, batches, streams, admission, metrics, bad bodies."""
 
 import asyncio
 import json
@@ -28,16 +28,16 @@ ENDLESS = {"prompt": "Explain deep learning", "max_tokens": 200, "ignore_eos": T
 
 
 class Borrowed(CloudEngine):
-    """The engine of other tests, which goes on when this application ends."""
+    """The engine of other tests, which keeps running when this application ends."""
 
     def __init__(self, lender: CloudEngine) -> None:
         self.__dict__ = lender.__dict__
 
     async def start(self) -> None:
-        """It runs."""
+        """Does nothing: it runs already."""
 
     async def close(self) -> None:
-        """It stays."""
+        """Does nothing: other tests use it."""
 
     def kill(self) -> None:
         raise AssertionError("the engine is alive")
@@ -70,7 +70,7 @@ async def stats(http: aiohttp.ClientSession) -> dict[str, Any]:
 
 
 async def idle(http: aiohttp.ClientSession, engine: CloudEngine) -> None:
-    """Returns when nothing runs and no KV is held; vLLM says so with its next step, which a small request makes."""
+    """Returns when no request runs and no KV is held, which vLLM reports after the step of one more small request."""
     async with asyncio.timeout(10):
         while True:
             async with http.post("/verify", json={"new_token_ids": [5]}) as response:
@@ -81,7 +81,7 @@ async def idle(http: aiohttp.ClientSession, engine: CloudEngine) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_key_is_needed_and_tells_no_more(url: str, http: aiohttp.ClientSession) -> None:
+async def test_a_request_without_a_valid_key_is_refused(url: str, http: aiohttp.ClientSession) -> None:
     async with aiohttp.ClientSession(url) as stranger:
         for path in ("/verify", "/v1/completions", "/stats", "/metrics"):
             async with stranger.post(path, json={}, headers={"Authorization": "Bearer gamma"}) as response:
@@ -120,7 +120,7 @@ async def test_json_and_messagepack_say_the_same(http: aiohttp.ClientSession) ->
     assert msgspec.structs.replace(answers[0], latency_ms=0.0) == msgspec.structs.replace(answers[1], latency_ms=0.0)
 
 
-async def test_a_batchs_failures_are_its_items_own(http: aiohttp.ClientSession) -> None:
+async def test_one_failing_item_of_a_batch_does_not_affect_the_others(http: aiohttp.ClientSession) -> None:
     good, bad = VerifyRequest(new_token_ids=LONG[:20]), VerifyRequest(new_token_ids=[-1])
     body = msgspec.json.encode(VerifyBatchRequest([good, bad, good]))
     async with http.post("/verify/batch", data=body) as response:
@@ -161,9 +161,7 @@ async def test_a_client_that_leaves_a_stream_frees_its_place_and_kv(
     await idle(http, cloud_engine)
 
 
-async def test_over_its_room_the_server_says_when_to_come_back(
-    http: aiohttp.ClientSession, cloud_engine: CloudEngine
-) -> None:
+async def test_a_full_server_says_when_to_try_again(http: aiohttp.ClientSession, cloud_engine: CloudEngine) -> None:
     responses = [await http.post("/v1/completions", json=ENDLESS) for _ in range(6)]
     refused = [response for response in responses if response.status == 429]
     assert len(refused) == 2
@@ -174,13 +172,13 @@ async def test_over_its_room_the_server_says_when_to_come_back(
     await idle(http, cloud_engine)
 
 
-async def test_more_sequences_than_there_is_room_for_are_refused_for_good(http: aiohttp.ClientSession) -> None:
+async def test_more_sequences_than_the_server_can_ever_hold_are_a_bad_request(http: aiohttp.ClientSession) -> None:
     for body in ({"prompt": "a", "n": 5}, {"prompt": ["a"] * 5}, {"prompt": [[1]] * 3, "n": 2}):
         async with http.post("/v1/completions", json=body) as response:
             assert (response.status, (await response.json())["error"]["param"]) == (400, "n")
 
 
-async def test_metrics_show_our_work_and_vllms(http: aiohttp.ClientSession) -> None:
+async def test_metrics_include_this_projects_and_vllms(http: aiohttp.ClientSession) -> None:
     async with http.get("/metrics") as response:
         families = {family.name: family for family in text_string_to_metric_families(await response.text())}
     assert {"edgecloud_verify_seconds", "edgecloud_drafted_tokens", "edgecloud_http_requests"} <= families.keys()

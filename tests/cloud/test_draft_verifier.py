@@ -27,7 +27,7 @@ async def plain(engine: CloudEngine, sampling: Sampling = GREEDY, length: int = 
 async def answer(
     engine: CloudEngine, prompt: list[int], right: list[int], first: VerifyRequest
 ) -> tuple[list[int], str]:
-    """The answer in rounds with drafts of 4, some of them wrong; and what ended it."""
+    """The answer in rounds with drafts of 4 tokens, some of them wrong, and the reason for its end."""
     verifier, rng, drawn = DraftVerifier(engine), random.Random(5), list[int]()
     while len(drawn) < len(right):
         draft = [rng.randrange(engine.vocab_size) if rng.random() < 0.2 else t for t in right[len(drawn) :][:4]]
@@ -120,7 +120,7 @@ async def test_logprobs_come_for_every_token_and_do_not_depend_on_drafts(cloud_e
 async def test_a_verifier_given_a_path_owns_its_engine(
     monkeypatch: pytest.MonkeyPatch, cloud_engine: CloudEngine
 ) -> None:
-    """As in the guide's example; the engine itself is stood in for, as a second real one would only cost time."""
+    """As in the guide's example; starting a second real engine would only cost time, so the first one is used."""
     calls: list[str] = []
 
     async def start(self: CloudEngine) -> None:

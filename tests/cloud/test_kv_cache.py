@@ -1,4 +1,4 @@
-"""The index of vLLM's blocks: it finds what a replica holds, for the right tenant, and never what is gone."""
+"""The index of vLLM's blocks finds what a replica holds, for the right tenant, and never evicted blocks."""
 
 import random
 from collections import Counter
@@ -12,13 +12,13 @@ from common.errors import OverloadedError, RequestError
 
 
 def chain(token_ids: Sequence[int], size: int, salt: str = "") -> list[BlockHash]:
-    """Names of the full blocks of a sequence: each stands for all before it, as vLLM's hashes do."""
+    """Names of the full blocks of a sequence; each covers all tokens before it, as vLLM's hashes do."""
     ends = range(size, len(token_ids) + 1, size)
     return [hash((salt, size, tuple(token_ids[:end]))) for end in ends]
 
 
 def store(index: VLLMKVCache, replica: str, token_ids: Sequence[int], size: int, salt: str = "") -> list[BlockHash]:
-    """Tell the index that `replica` has stored all full blocks of a sequence."""
+    """Records in the index that `replica` has stored all full blocks of a sequence."""
     hashes = chain(token_ids, size, salt)
     extras: list[tuple[str, ...]] = [(salt,) if salt and not at else () for at in range(len(hashes))]
     index.store(replica, hashes, None, token_ids[: len(hashes) * size], extras)
@@ -73,7 +73,7 @@ def test_replicas_of_different_block_sizes_are_compared_by_tokens() -> None:
     assert index.blocks("other") == 0
 
 
-def test_a_block_is_held_until_its_last_copy_is_gone() -> None:
+def test_a_block_is_held_until_its_last_copy_is_removed() -> None:
     index = VLLMKVCache()
     tokens = list(range(33))
     (block,) = store(index, "a", tokens, 32)
@@ -83,11 +83,11 @@ def test_a_block_is_held_until_its_last_copy_is_gone() -> None:
     assert index.longest_prefix(tokens) == {"a": 32}
     index.remove("a", [block])
     assert index.longest_prefix(tokens) == {"a": 0}
-    index.remove("a", [block])  # and one that the index never knew, or has forgotten, changes nothing
+    index.remove("a", [block])  # a block that is not in the index changes nothing
     assert (index.blocks("a"), index.stats().evictions) == (0, 3)
 
 
-def test_what_an_adapter_or_an_image_made_is_held_but_not_found() -> None:
+def test_blocks_of_adapters_and_images_are_held_but_never_found() -> None:
     index = VLLMKVCache()
     tokens = list(range(33))
     for at, extra in enumerate([("adapter", "adapter"), (("image", 3),), (b"digest",)]):
@@ -105,7 +105,7 @@ def test_the_least_recently_stored_block_is_forgotten_first() -> None:
     assert [index.longest_prefix(sequence)["a"] for sequence in sequences] == [32, 0, 32, 32]
 
 
-def test_a_random_life_agrees_with_searching_all_blocks() -> None:
+def test_random_events_leave_what_a_search_of_all_blocks_finds() -> None:
     rng = random.Random(1)
     index = VLLMKVCache()
     held: dict[str, Counter[BlockHash]] = {"small": Counter(), "large": Counter()}
@@ -134,7 +134,7 @@ def test_a_random_life_agrees_with_searching_all_blocks() -> None:
     assert found
 
 
-def test_stats_count_tokens_asked_for_and_found() -> None:
+def test_stats_count_tokens_looked_up_and_found() -> None:
     index = VLLMKVCache()
     tokens = list(range(65))
     blocks = store(index, "a", tokens, 32)
@@ -156,7 +156,7 @@ def test_stats_count_tokens_asked_for_and_found() -> None:
     }
 
 
-def test_blocks_are_reserved_by_name_and_given_back() -> None:
+def test_blocks_are_reserved_by_name_and_freed() -> None:
     cache = VLLMKVCache(max_blocks=10)
     blocks = cache.allocate_blocks(5, "prompt_hash")
     cache.set_cache_blocks("prompt_hash", blocks, seq_len=80)

@@ -1,4 +1,4 @@
-"""What the cloud counts of verifies, as Prometheus reads it."""
+"""The cloud's metrics of draft verification, as Prometheus reads them."""
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -11,13 +11,15 @@ def samples(registry: CollectorRegistry) -> dict[tuple[str, tuple[str, ...]], fl
     return {(s.name, tuple(s.labels.values())): s.value for family in families for s in family.samples}
 
 
-def test_a_verify_is_counted_by_what_became_of_its_draft() -> None:
+def test_a_verify_is_counted_by_the_outcome_of_its_draft() -> None:
     registry = CollectorRegistry()
     metrics = CloudMetrics(registry)
-    metrics.verified(VerifyForm.RESIDENT, drafted=4, accepted=2, drawn=3, seconds=0.1)
-    metrics.verified(VerifyForm.RESIDENT, drafted=4, accepted=4, drawn=5, seconds=0.1)
-    metrics.verified(VerifyForm.STATELESS, drafted=4, accepted=1, drawn=1, seconds=0.1)  # the accepted token ended it
-    metrics.verified(VerifyForm.STATELESS, drafted=0, accepted=0, drawn=8, seconds=0.1)
+    metrics.record_verify(VerifyForm.RESIDENT, drafted=4, accepted=2, drawn=3, seconds=0.1)
+    metrics.record_verify(VerifyForm.RESIDENT, drafted=4, accepted=4, drawn=5, seconds=0.1)
+    metrics.record_verify(
+        VerifyForm.STATELESS, drafted=4, accepted=1, drawn=1, seconds=0.1
+    )  # the accepted token ended it
+    metrics.record_verify(VerifyForm.STATELESS, drafted=0, accepted=0, drawn=8, seconds=0.1)
     found = samples(registry)
     for name, value in (("drafted", 12), ("accepted", 7), ("recovered", 1), ("bonus", 1), ("cloud", 8)):
         assert found[f"edgecloud_{name}_tokens_total", ()] == value
@@ -26,12 +28,12 @@ def test_a_verify_is_counted_by_what_became_of_its_draft() -> None:
     assert found["edgecloud_verify_seconds_count", ("continuous",)] == 0
 
 
-def test_every_label_is_there_from_the_start_and_gauges_are_asked_at_each_scrape() -> None:
+def test_every_label_exists_from_the_start_and_gauges_are_read_at_each_scrape() -> None:
     registry = CollectorRegistry()
     metrics = CloudMetrics(registry)
     held = [1, 2, 3]
     metrics.gauge("sessions", "Sessions held.", lambda: len(held))
-    metrics.show_dropped(lambda reason: int(reason is DraftDropReason.LATE))
+    metrics.register_dropped(lambda reason: int(reason is DraftDropReason.LATE))
     metrics.engine_restarts.inc()
     found = samples(registry)
     assert {

@@ -1,4 +1,4 @@
-"""What a request may cost is told before the engine sees it: sequences, and tokens up to the context."""
+"""A request's cost is estimated from its body: sequences, and tokens up to the context length."""
 
 from typing import Any
 
@@ -28,12 +28,12 @@ def test_a_generation_costs_its_prompts_and_longest_answers(body: dict[str, Any]
     assert of_generation(body, context=100, max_sequences=8) == cost
 
 
-def test_more_sequences_than_there_can_be_are_refused() -> None:
+def test_more_sequences_than_the_limit_are_refused() -> None:
     with pytest.raises(RequestError):
         of_generation({"prompt": ["a"] * 3, "n": 3}, context=100, max_sequences=8)
 
 
-def test_a_round_costs_what_is_committed_drafted_and_may_be_drawn() -> None:
+def test_a_round_costs_its_committed_drafted_and_drawn_tokens() -> None:
     assert of_round(VerifyRequest(prefix_length=30, new_token_ids=[1, 2], draft_token_ids=[3] * 8)) == 41
     assert of_round(VerifyRequest(prompt="a" * 40, max_tokens=4)) == 15
     assert of_round(VerifyRequest(prefix_length=-7, max_tokens=-1)) >= 0

@@ -1,4 +1,4 @@
-"""`GET /stream` over real HTTP: exact, typed, refusing by the name of the field, and rid of a client that has left."""
+"""`GET /stream` over real HTTP: exact tokens, refusals that name the field, nothing left of a client that has left."""
 
 import asyncio
 import contextlib
@@ -15,17 +15,18 @@ from aiohttp import WSMsgType, web
 
 from cloud.engine.engine import CloudEngine
 from cloud.routes import stream as stream_route
-from cloud.routes.stream import DRAFT_CHANNEL, LeftError, Peer, StreamRoute
+from cloud.routes.stream import DRAFT_CHANNEL, Peer, StreamRoute
 from cloud.verify.continuous import ContinuousAnswer
 from cloud.verify.round import VerifyRound
 from cloud.verify.stateless import verify
+from cloud.websocket import ClientLeftError, ClientSocket
 from common.cloud_client.stream import CloudStream
 from common.config_schema import HttpClientConfig, Secret, ServerConfig
 from common.errors import ContextLengthError, EndpointError, OverloadedError, RequestError
 from common.http import messages
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer, make_app
-from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame, TokensFrame
+from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame, StartFrame, TokensFrame
 from common.types import GREEDY, Sampling
 from experiments.harness.delay_proxy import DelayProxy
 from tests.conftest import CLOUD_CONTEXT
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 class SlowEngine:
-    """Stands in for an engine that takes for ever: `left` is set when its one generation is closed."""
+    """A fake engine that never finishes; `left` is set when its one generation is closed."""
 
     max_model_len = 100
     vocab_size = 50
@@ -86,9 +87,9 @@ async def client(url: str) -> AsyncIterator[HTTPClient]:
 async def streamed(
     client: HTTPClient, prompt: list[int], right: Sequence[int] = (), **options: Any
 ) -> tuple[list[int], EndFrame]:
-    """A stream to its end; `right`, the whole sequence, is drafted from what is known."""
+    """A stream to its end; the next tokens of `right`, the whole sequence, are sent as drafts."""
     ids: list[int] = []
-    async with CloudStream(client, prompt, **{"max_tokens": 40, **options}) as stream:
+    async with CloudStream(client, StartFrame(**{"token_ids": prompt, "max_tokens": 40, **options})) as stream:
         async for frame in stream:
             assert frame.position == len(prompt) + len(ids)
             ids += frame.token_ids
@@ -118,7 +119,7 @@ async def test_a_stream_gives_the_clouds_own_answer_with_and_without_drafts(
 async def test_a_stream_may_last_longer_than_one_call(url: str) -> None:
     async with (
         HTTPClient(url, HttpClientConfig(timeout=0.2)) as client,
-        CloudStream(client, [5, 6], 200, HOT) as stream,
+        CloudStream(client, StartFrame(token_ids=[5, 6], max_tokens=200, sampling=HOT)) as stream,
     ):
         frames = []
         async for frame in stream:
@@ -194,7 +195,7 @@ async def test_a_frame_that_is_too_large_ends_the_connection_and_nothing_else(ur
 
 async def test_a_late_draft_is_dropped_and_counted(cloud_engine: CloudEngine, client: HTTPClient) -> None:
     prompt = list(cloud_engine.tokenizer.encode("Explain deep learning"))
-    async with CloudStream(client, prompt, 60) as stream:
+    async with CloudStream(client, StartFrame(token_ids=prompt, max_tokens=60)) as stream:
         async for _ in stream:
             await stream.draft(0, prompt)
     assert stream.end
@@ -207,7 +208,7 @@ async def test_a_request_that_is_no_websocket_is_an_error_in_openais_shape(clien
         await client.get("/stream", dict)
 
 
-async def test_the_clients_errors_are_ours(client: HTTPClient) -> None:
+async def test_the_client_raises_errors_of_this_project(client: HTTPClient) -> None:
     with pytest.raises(ContextLengthError):
         await streamed(client, [7] * CLOUD_CONTEXT)
     with pytest.raises(RequestError, match="vocabulary"):
@@ -217,7 +218,7 @@ async def test_the_clients_errors_are_ours(client: HTTPClient) -> None:
             await streamed(nobody, [1])
 
 
-async def test_an_engine_that_is_not_up_and_a_full_server_say_so() -> None:
+async def test_an_engine_that_is_not_up_and_a_full_server_are_reported() -> None:
     async with (
         serving(StreamRoute(CloudEngine("nowhere"))) as server,
         HTTPClient(f"http://127.0.0.1:{server.port}") as c,
@@ -240,7 +241,10 @@ async def test_an_engine_that_is_not_up_and_a_full_server_say_so() -> None:
 async def test_a_client_that_leaves_ends_its_generation(first: bool, abrupt: bool) -> None:
     engine = SlowEngine(first)
     async with serving(slow(engine)) as server, DelayProxy("127.0.0.1", server.port) as proxy:
-        async with HTTPClient(proxy.url) as client, CloudStream(client, [1], 5) as stream:
+        async with (
+            HTTPClient(proxy.url) as client,
+            CloudStream(client, StartFrame(token_ids=[1], max_tokens=5)) as stream,
+        ):
             await engine.begun.wait()
             if first:
                 assert (await anext(stream)).token_ids == [1]
@@ -252,7 +256,7 @@ async def test_a_client_that_leaves_ends_its_generation(first: bool, abrupt: boo
 
 
 async def test_a_client_that_leaves_frees_the_engine(cloud_engine: CloudEngine, client: HTTPClient) -> None:
-    async with CloudStream(client, [5, 6], 240, HOT) as stream:
+    async with CloudStream(client, StartFrame(token_ids=[5, 6], max_tokens=240, sampling=HOT)) as stream:
         await anext(stream)
     async with asyncio.timeout(10):
         while True:
@@ -262,12 +266,12 @@ async def test_a_client_that_leaves_frees_the_engine(cloud_engine: CloudEngine, 
                 return
 
 
-async def test_what_came_of_an_answer_is_recorded_however_it_ends() -> None:
+async def test_an_answer_is_recorded_however_it_ends() -> None:
     recorded: list[ContinuousAnswer] = []
     engine = SlowEngine(first=True)
     route = StreamRoute(cast(CloudEngine, engine), record=recorded.append)
     async with serving(route) as server, HTTPClient(f"http://127.0.0.1:{server.port}") as client:
-        async with CloudStream(client, [1], 5) as stream:
+        async with CloudStream(client, StartFrame(token_ids=[1], max_tokens=5)) as stream:
             await anext(stream)
             assert not recorded
         async with asyncio.timeout(10):
@@ -276,7 +280,9 @@ async def test_what_came_of_an_answer_is_recorded_however_it_ends() -> None:
     assert (recorded[0].drawn, recorded[0].progress.steps) == (1, 1)
 
 
-async def test_a_client_that_closes_once_it_has_all_has_not_left(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_closes_after_the_whole_answer_is_no_failure(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def late(peer: stream_route.Peer) -> None:
         await asyncio.sleep(3600)  # until the client's closing cancels it
 
@@ -303,7 +309,10 @@ async def test_a_stream_takes_a_key_and_reads_its_own_tenants_cache() -> None:
         engine = SlowEngine()
         async with serving(slow(engine), keys) as server:
             url = f"http://127.0.0.1:{server.port}"
-            async with HTTPClient(url, api_key=Secret(key)) as client, CloudStream(client, [1], 5):
+            async with (
+                HTTPClient(url, api_key=Secret(key)) as client,
+                CloudStream(client, StartFrame(token_ids=[1], max_tokens=5)),
+            ):
                 await engine.begun.wait()
             async with HTTPClient(url) as nobody:
                 with pytest.raises(EndpointError, match="401"):
@@ -320,7 +329,7 @@ async def test_a_half_open_connection_is_noticed(monkeypatch: pytest.MonkeyPatch
         serving(slow(engine)) as server,
         DelayProxy("127.0.0.1", server.port) as proxy,
         HTTPClient(proxy.url) as client,
-        CloudStream(client, [1], 5) as stream,
+        CloudStream(client, StartFrame(token_ids=[1], max_tokens=5)) as stream,
         asyncio.timeout(10),
     ):
         await anext(stream)
@@ -341,26 +350,28 @@ async def test_a_connection_without_a_start_is_closed(monkeypatch: pytest.Monkey
 
 
 async def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_route, "SEND_SECONDS", 0.1)
+    monkeypatch.setattr("cloud.websocket.SEND_SECONDS", 0.1)
 
     class Blocked:
         async def send_str(self, body: str) -> None:
             await asyncio.sleep(3600)
 
-    with pytest.raises(LeftError):
-        await Peer(cast(web.WebSocketResponse, Blocked()), messages.Exchange()).send(
-            TokensFrame(position=0, token_ids=[1])
-        )
+    socket = ClientSocket(cast(web.WebSocketResponse, Blocked()), messages.Exchange())
+    with pytest.raises(ClientLeftError):
+        await Peer(socket).send(TokensFrame(position=0, token_ids=[1]))
 
 
-async def test_senders_are_gone_with_their_streams() -> None:
+async def test_a_sender_is_removed_with_its_stream() -> None:
     engine = SlowEngine()
     app = make_app()
     slow(engine).add_to(app)
     server = HTTPServer(app, "127.0.0.1", 0)
     await server.start()
     try:
-        async with HTTPClient(f"http://127.0.0.1:{server.port}") as own, CloudStream(own, [1], 5):
+        async with (
+            HTTPClient(f"http://127.0.0.1:{server.port}") as own,
+            CloudStream(own, StartFrame(token_ids=[1], max_tokens=5)),
+        ):
             await engine.begun.wait()
             assert len(app[DRAFT_CHANNEL]._senders) == 1
         async with asyncio.timeout(10):

@@ -1,29 +1,49 @@
-"""The configuration: what overrides what, and what a person is told about a wrong key."""
+"""The configuration: precedence of its sources, its reference, and error messages for wrong keys."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from common import config, config_schema
+from common.config_values import Section
 from common.errors import ConfigError
+from docs.config_reference import config_reference, field_docstrings
 
 
-def test_the_committed_file_says_the_defaults_and_names_every_key() -> None:
+def test_the_committed_file_has_the_defaults() -> None:
     committed = config.load(environment={})
     assert committed.experiments.ablations
     for section in ("edge", "cloud", "communication", "inference", "logging"):
         assert getattr(committed, section) == getattr(config_schema.Config(), section)
-    text = config.DEFAULT_PATH.read_text()
-    assert all(f"{key}:" in text for key in _keys(config_schema.Config))
 
 
-def _keys(section: type) -> list[str]:
-    found = []
-    for name, kind in section.__annotations__.items():
-        found.append(name)
-        if isinstance(kind, type) and issubclass(kind, config_schema.Section):
-            found += _keys(kind)
-    return found
+def test_every_key_has_a_meaning_in_the_reference() -> None:
+    reference = config_reference()
+    for path, section in _sections(config_schema.Config(), ""):
+        meanings = field_docstrings(type(section))
+        for name in section.__struct_fields__:
+            if not isinstance(getattr(section, name), Section):
+                assert meanings.get(name), f"{path}.{name} has no docstring"
+                assert f"## {path}\n" in reference and f"| `{name}` |" in reference
+
+
+def test_deprecated_keys_exist_and_are_marked_in_the_reference() -> None:
+    keys = {
+        f"{path}.{name}"
+        for path, section in _sections(config_schema.Config(), "")
+        for name in section.__struct_fields__
+    }
+    assert set(config_schema.DEPRECATED) <= keys
+    assert config_reference().count("Deprecated: ") == len(config_schema.DEPRECATED)
+
+
+def _sections(section: Section, path: str) -> Iterator[tuple[str, Section]]:
+    yield path, section
+    for name in section.__struct_fields__:
+        below = getattr(section, name)
+        if isinstance(below, Section):
+            yield from _sections(below, f"{path}.{name}".lstrip("."))
 
 
 def test_environment_overrides_the_file_and_flags_override_the_environment(tmp_path: Path) -> None:
@@ -53,7 +73,7 @@ def test_a_wrong_key_or_value_is_named_by_its_path(flag: str, message: str) -> N
 
 
 @pytest.mark.parametrize("text", ["- a list", "a: [unclosed", "just words"])
-def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as failure:

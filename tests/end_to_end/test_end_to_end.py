@@ -14,8 +14,10 @@ import pytest
 from common.cloud_client.verifier import CloudVerifier, EdgeDrafter
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
+from common.decoding.request import DecodingRequest
 from common.http_client import EdgeCloudHTTPClient
-from common.protocol.openai import Message, TokenizeReply, TokenizeRequest
+from common.protocol.openai import Message
+from common.protocol.tokenization import TokenizeReply, TokenizeRequest
 from common.types import GREEDY, Collaboration, Mode, VerificationMode
 from models.corpus import questions as corpus
 from tests.conftest import Servers
@@ -49,7 +51,7 @@ async def test_lossless_greedy_tokens_are_the_clouds_own_at_every_draft_length(s
         nonlocal drafted, accepted
         plan = Plan(use_confidence_check=False, max_draft_tokens=length)
         verifier = CloudVerifier(servers.clouds)
-        pipeline = Pipeline(prompt, MAX_TOKENS, GREEDY, plan, EdgeDrafter(servers.edge), verifier)
+        pipeline = Pipeline(DecodingRequest(prompt, MAX_TOKENS, GREEDY, plan), EdgeDrafter(servers.edge), verifier)
         tokens = [token async for chunk in pipeline.run() for token in chunk.token_ids]
         assert pipeline.answer.report.degraded is None
         assert tokens == truth

@@ -25,7 +25,7 @@ ARGS = argparse.Namespace(config="x.yaml", set=["edge.model.sequences=8"])
 class Noted:
     """Stands for a server process and only records what would be started."""
 
-    def __init__(self, name: str, script: str, url: str, flags: list[str], log_file: object) -> None:
+    def __init__(self, name: str, script: str, url: str, flags: list[str], *_: object) -> None:
         self.name, self.script, self.url, self.flags = name, script, url, flags
 
     async def exited(self) -> int:

@@ -1,4 +1,4 @@
-"""An engine that stands in for the tail's: its token depends on all states in their order, its memory is bounded."""
+"""A fake of the tail's engine, whose token depends on all states in order and whose memory is bounded."""
 
 import asyncio
 from collections import Counter
@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from vllm.sampling_params import SamplingParams
 
-from cloud.split.connection import Served
+from cloud.split.connection import SplitBackend
 from cloud.split.context_manager import CloudContextManager, Limits
 from cloud.split.engine import TailEngine
 from cloud.split.pool import TailPool
 from cloud.split.route import SplitRoute
 from cloud.verify.resident_pool import blocks_for
-from cloud.vllm_plugin.tail_scheduler import STATES_KEY
+from cloud.vllm_plugin.keys import STATES_KEY
 from common.config_schema import ServerConfig
 from common.errors import ContextLengthError, EngineError
 from common.http_server import HTTPServer, make_app
@@ -30,23 +30,23 @@ VOCABULARY = 9973
 
 
 def some_states(session: int, start: int, stop: int) -> NDArray[np.float32]:
-    """[n, HIDDEN] of small whole numbers, which every kind but int8 holds exactly."""
+    """[n, HIDDEN] of small whole numbers, which every encoding but int8 represents exactly."""
     at = np.arange(start, stop, dtype=np.float32)[:, None]
     return ((at * 7 + session * 13 + np.arange(HIDDEN, dtype=np.float32)) % 101).astype(np.float32)
 
 
-def right(states: NDArray[np.float32]) -> int:
-    """The token after `states`, all of them in their order."""
+def token_after(states: NDArray[np.float32]) -> int:
+    """The token after all of `states`, in their order."""
     weights = np.arange(1, len(states) + 1)
     return int((states.sum(axis=1) * weights).sum()) % VOCABULARY
 
 
 def right_for(session: int, position: int) -> int:
-    return right(some_states(session, 0, position))
+    return token_after(some_states(session, 0, position))
 
 
 class FakeTail:
-    """Answers after `seconds`; fails a test that makes it hold more than it can."""
+    """Answers after `seconds`; sets `overrun` when it is made to hold more than it can."""
 
     def __init__(self, places: int = 4, blocks: int = 12, seconds: float = 0.0) -> None:
         self.max_model_len = 100
@@ -57,7 +57,7 @@ class FakeTail:
         self.steps = 0
         self.rows = 0
         self.running = 0
-        self.most_running = 0
+        self.max_running = 0
         self.lengths: dict[object, int] = {}
         self.overrun = False
         self.dead = False
@@ -86,7 +86,7 @@ class FakeTail:
 
     async def _step(self, seen: NDArray[np.float32], rows: int) -> Any:
         self.running += 1
-        self.most_running = max(self.running, self.most_running)
+        self.max_running = max(self.running, self.max_running)
         try:
             await asyncio.sleep(self.seconds)
         finally:
@@ -95,7 +95,7 @@ class FakeTail:
             raise EngineError("the engine has died")
         self.steps += 1
         self.rows += rows
-        token = right(seen)
+        token = token_after(seen)
         drawn = SimpleNamespace(
             token_ids=[token], finish_reason="length", logprobs=[{token: SimpleNamespace(logprob=-0.5)}]
         )
@@ -129,7 +129,7 @@ MANIFEST = SplitManifest(
 
 @dataclass
 class FakeTailServer:
-    """A real server over a tail that is none; `work` is entered around each question."""
+    """A real server over a fake tail."""
 
     tail: FakeTail
     server: HTTPServer
@@ -153,7 +153,7 @@ async def fake_cloud(
     contexts = CloudContextManager(limits or Limits())
     pool = TailPool(as_engine(tail), contexts)
     app = make_app(config)
-    app.router.add_get("/split", SplitRoute(Served(MANIFEST, contexts, pool, work)).handle)
+    app.router.add_get("/split", SplitRoute(SplitBackend(MANIFEST, contexts, pool, work)).handle)
     server = HTTPServer(app, "127.0.0.1", port)
     await server.start()
     try:

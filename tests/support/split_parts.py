@@ -1,4 +1,4 @@
-"""What tests of the layer split share: the whole demo model as the truth, its pieces, and a served tail."""
+"""Helpers for tests of the layer split: the whole demo model as reference, its parts, and a server with its tail."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -22,18 +22,18 @@ from models.partition.partition import partition
 from tests.conftest import CLOUD_MODEL
 
 EXIT = 2
-"""Layers before the first exit, where the demo model is split."""
+"""Number of layers before the first exit, where the demo model is split."""
 TAIL_ARGS = {"max_model_len": 256, "max_num_batched_tokens": 512, "max_num_seqs": 16, "kv_cache_memory_bytes": 2**26}
 PATIENCE = 60.0
-"""Seconds for a token in tests whose machine is busy with other things."""
+"""Time limit for a token, in seconds, on a machine that is busy with other tests."""
 
 
 class WholeModel:
-    """The demo model in float32, all layers of it, on this side: what a split one must agree with."""
+    """The demo model with all layers in float32, in this process: the reference for a split one."""
 
     def __init__(self, path: Path = CLOUD_MODEL) -> None:
         self._path = path
-        self._known: dict[tuple[int, ...], Any] = {}
+        self._outputs: dict[tuple[int, ...], Any] = {}
 
     @cached_property
     def _model(self) -> Any:
@@ -64,10 +64,10 @@ class WholeModel:
         return float(torch.log_softmax(self._run(token_ids).logits[0, -1], -1)[token])
 
     def _run(self, token_ids: Sequence[int]) -> Any:
-        if tuple(token_ids) not in self._known:
+        if tuple(token_ids) not in self._outputs:
             with torch.no_grad():
-                self._known[tuple(token_ids)] = self._model(torch.tensor([token_ids]), output_hidden_states=True)
-        return self._known[tuple(token_ids)]
+                self._outputs[tuple(token_ids)] = self._model(torch.tensor([token_ids]), output_hidden_states=True)
+        return self._outputs[tuple(token_ids)]
 
 
 async def answer(
@@ -78,7 +78,7 @@ async def answer(
     sampling: Sampling = GREEDY,
     sent: int = 0,
 ) -> list[CloudToken]:
-    """What the cloud answers to `token_ids`, of which the session has sent `sent`, token for token."""
+    """The cloud's next `tokens` tokens after `token_ids`, of whose states the session has already sent `sent`."""
     ids, drawn = list(token_ids), list[CloudToken]()
     for _ in range(tokens):
         session.send(whole.states(ids)[sent:])
@@ -89,7 +89,7 @@ async def answer(
 
 
 def cut_demo(folder: Path) -> Path:
-    """The demo model in pieces, in a new folder of `folder`."""
+    """Partitions the demo model into a new folder in `folder`."""
     partition(str(CLOUD_MODEL), [EXIT, 4], None, "f32", folder / "split")
     return folder / "split"
 
@@ -98,18 +98,18 @@ def cut_demo(folder: Path) -> Path:
 async def served(
     manifest: Path,
     keys: ServerConfig | None = None,
-    pace: SupervisorTiming | None = None,
+    timing: SupervisorTiming | None = None,
     **config: Any,
 ) -> AsyncIterator[tuple[HTTPServer, SplitService]]:
-    """A server with a tail and nothing else, once the tail answers."""
+    """A server with only a tail, once the tail answers."""
     split = CloudSplitConfig(manifest=str(manifest), engine_args=TAIL_ARGS | config.pop("engine_args", {}), **config)
     app = make_app(keys)
-    service = SplitService(split, pace or SupervisorTiming(), Admission(256, 2**18).admit)
+    service = SplitService(split, timing or SupervisorTiming(), Admission(256, 2**18).admit)
     service.add_to(app)
     server = HTTPServer(app, "127.0.0.1", 0)
     await server.start()
     try:
-        await service.keeper.wait_up()
+        await service.supervisor.wait_up()
         yield server, service
     finally:
         await server.stop()

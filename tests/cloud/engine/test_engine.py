@@ -1,4 +1,4 @@
-"""The cloud engine on the demo model: verifying changes how fast tokens come, never which ones."""
+"""The cloud engine on the demo model: drafts change the speed, never the tokens."""
 
 import asyncio
 import random
@@ -43,7 +43,7 @@ async def verify(
 
 
 def texts(engine: CloudEngine) -> list[str]:
-    """Questions as the model was taught to answer them, which it then does at length."""
+    """The questions in the model's chat template, to which its answers are long."""
     asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
     return [engine.tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in asked]
 
@@ -56,7 +56,7 @@ async def plain(engine: CloudEngine, prompt: list[int], max_tokens: int = 40) ->
     return (await verify(engine, prompt, [], GREEDY, max_tokens)).token_ids
 
 
-async def test_the_questions_have_answers_that_drafts_can_foretell(cloud_engine: CloudEngine) -> None:
+async def test_the_questions_have_answers_long_enough_for_drafts(cloud_engine: CloudEngine) -> None:
     lengths = [len(await plain(cloud_engine, prompt)) for prompt in prompts(cloud_engine)]
     assert min(lengths) > 4 and max(lengths) == 40, lengths
 
@@ -116,7 +116,7 @@ async def test_a_seed_repeats_a_round_and_differs_between_positions(cloud_engine
 
 
 async def test_a_seeded_prompt_that_takes_several_steps_draws_what_it_draws_alone(cloud_engine: CloudEngine) -> None:
-    """Steps that end in the midst of a prompt draw for nothing, and end an engine that cannot take that back."""
+    """A step that ends within a prompt draws an unused token; an engine that cannot rewind its generator would end."""
     rng = random.Random(11)
     asked = [[rng.randrange(5, cloud_engine.vocab_size) for _ in range(200)] for _ in range(6)]
     seeded = [Sampling(temperature=2.0, seed=n) for n in range(6)]
@@ -133,7 +133,7 @@ async def test_a_seeded_prompt_that_takes_several_steps_draws_what_it_draws_alon
 
 
 async def running_and_kv(engine: CloudEngine) -> tuple[float, float]:
-    """Requests running and KV cache in use, as of the end of a step made here."""
+    """Number of running requests and used share of the KV cache, after a step caused here."""
     await verify(engine, [1, 2, 3], [], GREEDY)
     stats = engine.stats()
     return stats["running"], stats["kv_cache_usage"]
@@ -177,13 +177,13 @@ async def test_the_context_ends_an_answer_and_bounds_a_prompt(cloud_engine: Clou
             await verify(cloud_engine, prompt[:length], draft, GREEDY)
 
 
-async def test_lists_given_to_the_engine_stay_as_they_are(cloud_engine: CloudEngine) -> None:
+async def test_the_engine_does_not_change_the_lists_it_gets(cloud_engine: CloudEngine) -> None:
     prompt, draft = [11, 12, 13], [14, 15]
     await verify(cloud_engine, prompt, draft, GREEDY)
     assert (prompt, draft) == ([11, 12, 13], [14, 15])
 
 
-async def test_a_session_continues_with_what_both_sides_hold(cloud_engine: CloudEngine) -> None:
+async def test_a_session_continues_from_the_prefix_that_both_sides_hold(cloud_engine: CloudEngine) -> None:
     verifier = DraftVerifier(cloud_engine, SessionTable())
     prompt = prompts(cloud_engine)[1]
     right = await plain(cloud_engine, prompt)
@@ -249,7 +249,7 @@ async def test_a_wrong_request_is_refused_by_the_name_of_its_field(
     assert caught.value.param == param
 
 
-async def test_what_only_vllm_knows_to_be_wrong_is_a_request_error(cloud_engine: CloudEngine) -> None:
+async def test_what_only_vllm_refuses_is_a_request_error(cloud_engine: CloudEngine) -> None:
     for sampling in (Sampling(temperature=1000.0), Sampling(json_schema="{no schema")):
         with pytest.raises(RequestError):
             await verify(cloud_engine, [1], [], sampling)

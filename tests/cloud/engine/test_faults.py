@@ -1,4 +1,4 @@
-"""The cloud under faults, as a process of its own: its engine killed or stopped, clients that leave."""
+"""A real cloud server under faults: its engine is killed or stopped, clients leave."""
 
 import asyncio
 import random
@@ -43,7 +43,7 @@ async def http(cloud: ServerProcess) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 def engine_of(server: ServerProcess) -> psutil.Process:
-    """The engine's process: of all that the server started, the one with the model in its memory."""
+    """The engine's process: of the server's children, the one with the most memory, which holds the model."""
     assert server._process is not None
     return max(psutil.Process(server._process.pid).children(recursive=True), key=lambda one: one.memory_info().rss)
 
@@ -54,7 +54,7 @@ async def ready(http: aiohttp.ClientSession) -> bool:
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float) -> float:
-    """Waits for `condition`; how long it took."""
+    """Waits for `condition`; returns how many seconds it took."""
     began = time.monotonic()
     async with asyncio.timeout(seconds):
         while not await condition():
@@ -63,7 +63,7 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float) -> flo
 
 
 async def ask(http: aiohttp.ClientSession, number: int) -> str:
-    """One request of each kind in turn: `answered`, or the code of a clear failure; anything else is raised."""
+    """One request, of each kind in turn; returns "answered", or "failed" after a proper error reply."""
     body = QUESTION | ({"stream": True} if number % 3 == 1 else {})
     path = "/verify" if number % 3 == 2 else "/v1/completions"
     async with http.post(path, json={"prompt": "What is", "max_tokens": 40} if number % 3 == 2 else body) as response:
@@ -77,7 +77,7 @@ async def ask(http: aiohttp.ClientSession, number: int) -> str:
 
 
 async def load(http: aiohttp.ClientSession, stop: asyncio.Event, outcomes: list[str], clients: int = 12) -> None:
-    """Clients that ask one request after the other until `stop`."""
+    """Clients that each send one request after the other until `stop` is set."""
 
     async def client(number: int) -> None:
         while not stop.is_set():
@@ -90,7 +90,7 @@ async def load(http: aiohttp.ClientSession, stop: asyncio.Event, outcomes: list[
 
 
 @pytest.mark.timeout(1500)
-async def test_an_engine_killed_under_load_fails_its_requests_clearly_and_comes_back(
+async def test_an_engine_killed_under_load_fails_its_requests_clearly_and_restarts(
     cloud: ServerProcess, http: aiohttp.ClientSession
 ) -> None:
     outcomes: list[str] = []

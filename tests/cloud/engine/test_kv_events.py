@@ -1,42 +1,30 @@
-"""The index follows vLLM's own publisher, and a real engine: what it answers is what vLLM then takes from its cache."""
+"""The index of KV blocks follows vLLM's own publisher, whatever is lost, repeated or unreadable."""
 
 import asyncio
 import os
-import random
 import tempfile
-import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-import pytest_asyncio
 import zmq
 from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEventBatch, ZmqEventPublisher
-from vllm.inputs.engine import tokens_input
-from vllm.sampling_params import SamplingParams
 
 from cloud.engine import kv_events
-from cloud.engine.engine import CloudEngine
 from cloud.engine.kv_events import KVEvents, kv_events_args
 from cloud.kv_cache import VLLMKVCache
-from cloud.verify import stateless
-from cloud.verify.round import VerifyRound
 from common.errors import StartError
-from common.types import GREEDY
-from tests.support.started import started
 
-MODEL = Path(__file__).parents[3] / "models" / "demo-cloud"
 SIZE = 32
-POOL = 24  # blocks, one of which vLLM keeps for itself: a few prompts fill it
 TOKENS = list(range(100, 165))
 
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """Short, since a socket's path is at most about 100 characters."""
+    """A short path, because a socket's path has at most about 100 characters."""
     with tempfile.TemporaryDirectory() as path:
         yield Path(path)
 
@@ -86,12 +74,12 @@ def lose(source: ZmqEventPublisher, *events: Any, remembered: bool) -> None:
 
 
 def sent_while_nobody_reads(source: ZmqEventPublisher) -> None:
-    """Hold the event loop until the publisher's thread has sent all."""
+    """Blocks the event loop until the publisher's thread has sent everything."""
     source._event_queue.join()
 
 
 async def heard(index: VLLMKVCache, source: ZmqEventPublisher) -> None:
-    """Return when all that was published has reached the index, which holds one block more then."""
+    """Returns when everything published has reached the index, by publishing one more block."""
     publish(source, stored(99, salt="end"))
     async with asyncio.timeout(20):
         while not index.longest_prefix(TOKENS, "end")["r"]:
@@ -99,7 +87,7 @@ async def heard(index: VLLMKVCache, source: ZmqEventPublisher) -> None:
 
 
 async def publish_until_heard(index: VLLMKVCache, source: ZmqEventPublisher, event: BlockStored) -> None:
-    """Without a replay, what is published before the connection is lost."""
+    """Publishes until the index has a block: without a replay, what is published before the connection is lost."""
     async with asyncio.timeout(20):
         while not index.blocks("r"):
             publish(source, event)
@@ -138,7 +126,7 @@ async def test_only_the_first_cache_in_fast_memory_is_followed(directory: Path, 
             assert (index.blocks("r"), index.longest_prefix(TOKENS)) == (2, {"r": 32})
 
 
-async def test_blocks_whose_tokens_are_not_told_apart_are_passed_over(directory: Path) -> None:
+async def test_an_event_whose_tokens_do_not_fill_its_blocks_is_skipped(directory: Path) -> None:
     index = VLLMKVCache()
     with publisher(directory) as source:
         async with follower(index, source):
@@ -147,7 +135,7 @@ async def test_blocks_whose_tokens_are_not_told_apart_are_passed_over(directory:
             assert index.blocks("r") == 1
 
 
-async def test_an_adapter_is_not_taken_for_a_salt(directory: Path) -> None:
+async def test_an_adapter_is_not_mistaken_for_a_salt(directory: Path) -> None:
     index = VLLMKVCache()
     with publisher(directory) as source:
         async with follower(index, source):
@@ -156,7 +144,7 @@ async def test_an_adapter_is_not_taken_for_a_salt(directory: Path) -> None:
             assert index.longest_prefix(TOKENS, "name") == {"r": 0}
 
 
-async def test_one_who_comes_late_hears_what_was_before(directory: Path) -> None:
+async def test_a_late_follower_gets_the_earlier_events(directory: Path) -> None:
     index = VLLMKVCache()
     with publisher(directory) as source:
         publish(source, stored(1, 2))
@@ -166,7 +154,7 @@ async def test_one_who_comes_late_hears_what_was_before(directory: Path) -> None
             assert index.longest_prefix(TOKENS) == {"r": 32}
 
 
-async def test_a_lost_batch_is_asked_for_again(directory: Path) -> None:
+async def test_a_lost_batch_is_replayed(directory: Path) -> None:
     index = VLLMKVCache()
     with publisher(directory) as source:
         async with follower(index, source):
@@ -195,7 +183,7 @@ async def test_a_batch_that_was_replayed_is_not_entered_again_when_it_arrives(di
 
 
 @pytest.mark.parametrize("replay", [True, False])
-async def test_a_batch_lost_for_good_is_never_glossed_over(directory: Path, replay: bool) -> None:
+async def test_a_batch_lost_for_good_clears_the_index(directory: Path, replay: bool) -> None:
     index = VLLMKVCache()
     with publisher(directory, replay=replay) as source:
         async with follower(index, source):
@@ -206,7 +194,7 @@ async def test_a_batch_lost_for_good_is_never_glossed_over(directory: Path, repl
             assert (index.longest_prefix(TOKENS), index.longest_prefix(TOKENS, "a")) == ({"r": 0}, {"r": 32})
 
 
-async def test_a_publisher_that_does_not_answer_for_its_past_is_followed_from_now_on(
+async def test_a_publisher_without_an_answer_to_the_replay_is_followed_from_now_on(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kv_events, "REPLAY_SECONDS", 0.05)
@@ -219,7 +207,7 @@ async def test_a_publisher_that_does_not_answer_for_its_past_is_followed_from_no
 
 
 @pytest.mark.parametrize("bad", [{"type": "Unheard"}, stored(3, extra_keys=[None, None])])
-async def test_after_a_batch_that_cannot_be_read_nothing_is_known(directory: Path, bad: Any) -> None:
+async def test_an_unreadable_batch_clears_the_index(directory: Path, bad: Any) -> None:
     index = VLLMKVCache()
     with publisher(directory) as source:
         async with follower(index, source):
@@ -231,7 +219,7 @@ async def test_after_a_batch_that_cannot_be_read_nothing_is_known(directory: Pat
             assert index.longest_prefix(TOKENS, "a") == {"r": 32}
 
 
-async def test_what_does_not_publish_kv_events_is_not_followed(directory: Path) -> None:
+async def test_a_socket_that_does_not_publish_kv_events_is_not_followed(directory: Path) -> None:
     index = VLLMKVCache()
     socket = zmq.Context.instance().socket(zmq.PUB)
     socket.bind(f"ipc://{directory}/other")
@@ -245,7 +233,7 @@ async def test_what_does_not_publish_kv_events_is_not_followed(directory: Path) 
     socket.close(linger=0)
 
 
-async def test_a_replica_is_known_while_it_is_followed_and_no_longer(directory: Path) -> None:
+async def test_a_replica_is_in_the_index_only_while_it_is_followed(directory: Path) -> None:
     index = VLLMKVCache()
     follow = KVEvents(index, "r", f"ipc://{directory}/nobody")
     follow.start()
@@ -260,7 +248,7 @@ async def test_a_wrong_endpoint_fails_the_start(endpoint: str) -> None:
         KVEvents(VLLMKVCache(), "r", endpoint).start()
 
 
-async def test_a_replica_that_is_gone_holds_nothing_and_starts_anew_when_it_is_back(directory: Path) -> None:
+async def test_a_lost_replica_holds_nothing_and_starts_empty_when_it_returns(directory: Path) -> None:
     index = VLLMKVCache()
     with publisher(directory) as source:
         follow = follower(index, source)
@@ -306,97 +294,3 @@ async def test_closing_leaves_no_task_and_no_socket(directory: Path) -> None:
             assert asyncio.all_tasks() == tasks
             left.append(open_files())
     assert left[-1] <= left[0]
-
-
-class Followed:
-    """A real engine and the index that follows it."""
-
-    def __init__(self, engine: CloudEngine, index: VLLMKVCache) -> None:
-        self.engine = engine
-        self.index = index
-
-    async def ask(self, token_ids: list[int], salt: str = "", max_tokens: int = 1, **options: Any) -> tuple[int, int]:
-        """What the index says is cached, and what vLLM then takes from its cache."""
-        said = self.index.longest_prefix(token_ids, salt)["real"]
-        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False, **options)
-        prompt = tokens_input(list(token_ids), cache_salt=salt or None)
-        async for output in self.engine._running.generate(prompt, params, uuid.uuid4().hex):
-            last = output
-        return said, last.num_cached_tokens
-
-    async def settle(self) -> None:
-        """Events are in order: when the index knows a new prompt, it knows all that was before."""
-        marker = [random.randrange(4, 4000) for _ in range(SIZE + 1)]
-        assert await self.ask(marker) == (0, 0)
-        async with asyncio.timeout(20):
-            while not self.index.longest_prefix(marker)["real"]:
-                await asyncio.sleep(0.002)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def followed() -> AsyncIterator[Followed]:
-    with tempfile.TemporaryDirectory() as path:
-        args = {"dtype": "float32", "max_model_len": 256, "num_gpu_blocks_override": POOL, "block_size": SIZE}
-        engine = CloudEngine(str(MODEL), args={**args, **kv_events_args(Path(path))})
-        index = VLLMKVCache()
-        async with started(engine):
-            (source,) = engine._running.get_kv_event_sources().values()
-            async with KVEvents(index, "real", source.endpoint, source.replay_endpoint):
-                yield Followed(engine, index)
-
-
-async def test_the_index_says_what_the_engine_then_takes_from_its_cache(followed: Followed) -> None:
-    """Growing and shared prompts of three tenants in a cache too small for them, some of them past the cache."""
-    rng = random.Random(3)
-    stems = [[rng.randrange(4, 4000) for _ in range(200)] for _ in range(4)]
-    hits = []
-    for _ in range(60):
-        prompt = rng.choice(stems)[: rng.choice([20, 32, 33, 64, 65, 96, 100, 128, 150, 200])]
-        options = {"skip_reading_prefix_cache": True} if rng.random() < 0.1 else {}
-        said, taken = await followed.ask(prompt, rng.choice(["", "a", "b"]), rng.choice([1, 1, 1, 40]), **options)
-        assert taken == (0 if options else said)
-        hits.append(taken)
-        await followed.settle()
-        assert followed.index.blocks("real") < POOL
-    assert any(hits)
-    assert followed.index.stats().evictions
-    assert 0 in hits[30:]
-
-
-async def test_an_answer_is_held_like_a_prompt_but_drafts_that_were_rejected_are_not(followed: Followed) -> None:
-    prompt = [random.randrange(4, 4000) for _ in range(30)]
-    right = (await stateless.verify(followed.engine, VerifyRound(prompt, [], GREEDY, 40))).token_ids
-    await followed.settle()
-    held = followed.index.longest_prefix([*prompt, *right, 0])["real"]
-    assert held == (len(prompt) + len(right) - 1) // SIZE * SIZE
-    wrong = [token ^ 1 for token in right[:8]]
-    await stateless.verify(followed.engine, VerifyRound(prompt, wrong, GREEDY))
-    await followed.settle()
-    assert followed.index.longest_prefix([*prompt, *wrong, 0])["real"] == 0
-
-
-async def test_a_reset_of_the_prefix_cache_empties_the_index(followed: Followed) -> None:
-    prompt = [random.randrange(4, 4000) for _ in range(100)]
-    await followed.ask(prompt)
-    await followed.settle()
-    assert followed.index.longest_prefix(prompt)["real"] == 96
-    assert await followed.engine._running.reset_prefix_cache()
-    await followed.settle()
-    assert followed.index.blocks("real") == 1  # what settling stored
-    assert await followed.ask(prompt) == (0, 0)
-
-
-async def test_a_real_engine_and_another_replica_are_compared(followed: Followed, directory: Path) -> None:
-    prompt = [random.randrange(4, 4000) for _ in range(100)]
-    await followed.ask(prompt)
-    await followed.settle()
-    with publisher(directory) as source:
-        async with follower(followed.index, source, "other"):
-            publish(source, stored(1, 2, tokens=prompt))
-            await until(followed.index, 2, "other")
-            assert followed.index.longest_prefix(prompt) == {"real": 96, "other": 64}
-            assert followed.index.best_replica(prompt) == "real"
-            assert followed.index.best_replica(prompt, "a") is None
-            publish(source, stored(3, 4, tokens=prompt, salt="a"))
-            await until(followed.index, 4, "other")
-            assert followed.index.best_replica(prompt, "a") == "other"

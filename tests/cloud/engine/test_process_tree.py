@@ -1,4 +1,4 @@
-"""Every process of a tree is killed, also stopped ones, and ones whose parent has gone before."""
+"""Every process of a tree is killed, also stopped ones and orphans."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def test_all_processes_of_a_tree_are_killed(stopped: bool, orphaned: bool) -> No
         tree.kill()  # nothing is left to kill
 
 
-def test_a_process_that_is_gone_is_no_error() -> None:
+def test_a_process_that_has_ended_is_no_error() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     ProcessTree([process.pid]).kill()

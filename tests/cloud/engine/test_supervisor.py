@@ -1,4 +1,4 @@
-"""The keeper over an engine that dies, hangs and fails to start when told to, and over real processes."""
+"""The supervisor restarts an engine that dies, hangs or fails to start, and fails the requests that wait for it."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from cloud.engine.supervisor import EngineKeeper, SupervisorTiming
+from cloud.engine.supervisor import EngineSupervisor, SupervisorTiming
 from common.errors import EngineError, StartError
 from common.http.messages import stream
 from common.http_server import HTTPServer, make_app
@@ -21,7 +21,7 @@ QUICK = SupervisorTiming(watch=0.01, hang=0.1, first_pause=0.01, longest_pause=0
 
 @dataclass
 class FakeEngine:
-    """Dies and hangs at a word; never fails a request by itself, as a stuck library would not."""
+    """Dies and hangs on command; like a stuck library, it never fails a request by itself."""
 
     log: list[str] = field(default_factory=list)
     failing_starts: int = 0
@@ -59,11 +59,11 @@ class FakeEngine:
 
 
 @asynccontextmanager
-async def kept(engine: FakeEngine, pace: SupervisorTiming = QUICK) -> AsyncIterator[EngineKeeper]:
-    keeper = EngineKeeper(engine, pace)
-    running = asyncio.create_task(keeper.run())
+async def kept(engine: FakeEngine, timing: SupervisorTiming = QUICK) -> AsyncIterator[EngineSupervisor]:
+    supervisor = EngineSupervisor(engine, timing)
+    running = asyncio.create_task(supervisor.run())
     try:
-        yield keeper
+        yield supervisor
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -75,8 +75,8 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
-async def request(keeper: EngineKeeper) -> None:
-    with keeper.using():
+async def request(supervisor: EngineSupervisor) -> None:
+    with supervisor.using():
         await asyncio.sleep(3600)
 
 
@@ -94,85 +94,85 @@ LOSSES = pytest.mark.parametrize(
 
 
 @LOSSES
-async def test_a_lost_engine_fails_what_waits_and_is_started_again(
+async def test_a_lost_engine_fails_waiting_requests_and_is_started_again(
     lose: Callable[[FakeEngine], None], message: str
 ) -> None:
     engine = FakeEngine()
-    async with kept(engine) as keeper:
-        await keeper.wait_up()
-        waiting = [asyncio.create_task(request(keeper)) for _ in range(3)]
+    async with kept(engine) as supervisor:
+        await supervisor.wait_up()
+        waiting = [asyncio.create_task(request(supervisor)) for _ in range(3)]
         await asyncio.sleep(0)
         lose(engine)
         for one in waiting:
             with pytest.raises(EngineError, match=message):
                 await one
         with pytest.raises(EngineError, match=message):
-            keeper.check()
-        with pytest.raises(EngineError, match=message), keeper.using():
-            raise AssertionError("taken by an engine that is down")
-        await keeper.wait_up()
-        keeper.check()
+            supervisor.check()
+        with pytest.raises(EngineError, match=message), supervisor.using():
+            raise AssertionError("an engine that is down has taken a request")
+        await supervisor.wait_up()
+        supervisor.check()
         assert engine.log == ["start", "kill", "close", "start"]
     assert engine.log[-1] == "close"
 
 
-async def test_a_silent_engine_is_doubted_first_and_trusted_when_it_answers() -> None:
+async def test_a_silent_engine_takes_no_requests_until_it_answers() -> None:
     engine = FakeEngine()
-    async with kept(engine, SupervisorTiming(watch=0.01, hang=0.05)) as keeper:
-        await keeper.wait_up()
-        waiting = asyncio.create_task(request(keeper))
+    async with kept(engine, SupervisorTiming(watch=0.01, hang=0.05)) as supervisor:
+        await supervisor.wait_up()
+        waiting = asyncio.create_task(request(supervisor))
         await asyncio.sleep(0)
         hangs(engine)
-        await until(lambda: not keeper.ready)
-        assert not waiting.done()  # a step may only be long
+        await until(lambda: not supervisor.ready)
+        assert not waiting.done()  # it may just be a long step
         engine.hanging = False
-        await until(lambda: keeper.ready or engine.log != ["start"])
+        await until(lambda: supervisor.ready or engine.log != ["start"])
         assert (engine.log, waiting.done()) == (["start"], False)
         waiting.cancel()
 
 
 async def test_without_the_watch_a_hanging_engine_stays_ready_and_its_requests_wait() -> None:
-    """The negative control of the test above."""
+    """Negative control of the test above."""
     engine = FakeEngine()
-    async with kept(engine, SupervisorTiming(watch=0.001, hang=3600)) as keeper:
-        await keeper.wait_up()
-        waiting = asyncio.create_task(request(keeper))
+    async with kept(engine, SupervisorTiming(watch=0.001, hang=3600)) as supervisor:
+        await supervisor.wait_up()
+        waiting = asyncio.create_task(request(supervisor))
         hangs(engine)
         seen = engine.looks
         await until(lambda: engine.looks > seen + 200)
-        assert keeper.ready
+        assert supervisor.ready
         assert not waiting.done()
         waiting.cancel()
 
 
-async def test_an_engine_that_answers_in_time_is_left_alone_however_often_it_is_asked() -> None:
+async def test_an_engine_that_answers_in_time_is_left_alone() -> None:
     engine = FakeEngine()
-    async with kept(engine, SupervisorTiming(watch=0.001, hang=0.02)) as keeper:
-        await keeper.wait_up()
+    async with kept(engine, SupervisorTiming(watch=0.001, hang=0.02)) as supervisor:
+        await supervisor.wait_up()
         await until(lambda: engine.looks > 200)
         assert engine.log == ["start"]
 
 
-async def test_a_loop_of_ours_that_stood_still_is_no_hang_of_the_engine() -> None:
+async def test_a_blocked_loop_in_this_process_is_no_hang_of_the_engine() -> None:
     engine = FakeEngine()
-    async with kept(engine) as keeper:
-        await keeper.wait_up()
+    async with kept(engine) as supervisor:
+        await supervisor.wait_up()
         for _ in range(3):
-            time.sleep(3 * QUICK.hang)  # noqa: ASYNC251 - that is the point
+            time.sleep(3 * QUICK.hang)  # noqa: ASYNC251 - blocks the loop on purpose
             await asyncio.sleep(QUICK.watch)
         assert engine.log == ["start"]
 
 
-async def test_a_first_start_that_fails_is_raised_and_everyone_is_told() -> None:
+async def test_a_first_start_that_fails_is_raised_to_all_that_wait() -> None:
     engine = FakeEngine(failing_starts=1)
-    keeper = EngineKeeper(engine, QUICK)
-    waiting = asyncio.create_task(keeper.wait_up())
+    supervisor = EngineSupervisor(engine, QUICK)
+    waiting = asyncio.create_task(supervisor.wait_up())
     with pytest.raises(StartError, match="no such model"):
-        await keeper.run()
+        await supervisor.run()
     with pytest.raises(StartError, match="no such model"):
         await waiting
     with pytest.raises(EngineError, match="no such model"):
-        keeper.check()
+        supervisor.check()
     assert engine.log == ["start", "close"]
 
 
@@ -181,7 +181,7 @@ PATIENT = SupervisorTiming(watch=0.01, hang=0.1, first_pause=1, longest_pause=8,
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The sleeps of a second and more, which take no time in this test."""
+    """The sleeps of 1 s and more, which take no time in this test."""
     seen: list[float] = []
     sleep = asyncio.sleep
 
@@ -199,103 +199,103 @@ async def test_a_start_that_fails_later_is_tried_again_after_growing_pauses(
 ) -> None:
     engine = FakeEngine()
     with caplog.at_level(logging.ERROR):
-        async with kept(engine, PATIENT) as keeper:
-            await keeper.wait_up()
+        async with kept(engine, PATIENT) as supervisor:
+            await supervisor.wait_up()
             engine.failing_starts = 5
             dies(engine)
-            await until(lambda: engine.log.count("start") == 7 and keeper.ready)
+            await until(lambda: engine.log.count("start") == 7 and supervisor.ready)
     assert pauses == [1, 2, 4, 8, 8, 8]
     assert caplog.text.count("did not start again: no such model") == 5
 
 
 @pytest.mark.parametrize(("healthy", "expected"), [(3600.0, [1, 2, 4]), (0.0, [1, 1, 1])])
-async def test_health_for_long_enough_ends_the_growth_of_the_pauses(
+async def test_an_engine_healthy_for_long_enough_resets_the_pauses(
     pauses: list[float], healthy: float, expected: list[float]
 ) -> None:
     engine = FakeEngine()
-    async with kept(engine, replace(PATIENT, healthy=healthy)) as keeper:
-        await keeper.wait_up()
+    async with kept(engine, replace(PATIENT, healthy=healthy)) as supervisor:
+        await supervisor.wait_up()
         for times in (1, 2, 3):
             dies(engine)
-            await until(lambda: len(pauses) == times and keeper.ready)  # noqa: B023
+            await until(lambda: len(pauses) == times and supervisor.ready)  # noqa: B023
     assert pauses == expected
 
 
-async def test_closing_in_the_middle_of_a_restart_starts_nothing_more() -> None:
+async def test_closing_during_a_restart_starts_nothing_more() -> None:
     engine = FakeEngine()
-    async with kept(engine) as keeper:
-        await keeper.wait_up()
+    async with kept(engine) as supervisor:
+        await supervisor.wait_up()
         engine.slow_start = True
         dies(engine)
         await until(lambda: engine.log.count("start") == 2)
-        waiting = asyncio.create_task(keeper.wait_up())
+        waiting = asyncio.create_task(supervisor.wait_up())
         await asyncio.sleep(0)
     with pytest.raises(EngineError, match="closed"):
         await waiting
     assert engine.log == ["start", "kill", "close", "start", "close"]
 
 
-async def test_closing_fails_what_waits() -> None:
-    async with kept(FakeEngine()) as keeper:
-        await keeper.wait_up()
-        waiting = asyncio.create_task(request(keeper))
+async def test_closing_fails_waiting_requests() -> None:
+    async with kept(FakeEngine()) as supervisor:
+        await supervisor.wait_up()
+        waiting = asyncio.create_task(request(supervisor))
         await asyncio.sleep(0)
     with pytest.raises(EngineError, match="the engine is closed"):
         await waiting
 
 
-async def test_an_engine_that_cannot_be_closed_is_started_all_the_same() -> None:
+async def test_an_engine_that_cannot_be_closed_is_still_started_again() -> None:
     engine = FakeEngine(stuck_close=True)
-    async with kept(engine) as keeper:
-        await keeper.wait_up()
+    async with kept(engine) as supervisor:
+        await supervisor.wait_up()
         dies(engine)
         await until(lambda: engine.log.count("start") == 2)
-        await keeper.wait_up()
+        await supervisor.wait_up()
         engine.stuck_close = False
 
 
-async def test_a_cancelled_wait_is_cancelled_and_no_error_of_the_engine() -> None:
+async def test_a_cancelled_wait_raises_cancelled_error_and_no_engine_error() -> None:
     engine = FakeEngine(slow_start=True)
-    async with kept(engine) as keeper:
-        waiting_up = asyncio.create_task(keeper.wait_up())
+    async with kept(engine) as supervisor:
+        waiting_up = asyncio.create_task(supervisor.wait_up())
         await asyncio.sleep(0)
         waiting_up.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting_up
-    async with kept(FakeEngine()) as keeper:
-        await keeper.wait_up()
-        waiting = asyncio.create_task(request(keeper))
+    async with kept(FakeEngine()) as supervisor:
+        await supervisor.wait_up()
+        waiting = asyncio.create_task(request(supervisor))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):  # its own deadline stays one
-                await request(keeper)
-        assert keeper.ready
+            async with asyncio.timeout(0.01):  # its own deadline is still a TimeoutError
+                await request(supervisor)
+        assert supervisor.ready
 
 
 async def test_each_loss_is_reported() -> None:
     losses: list[str] = []
     engine = FakeEngine()
-    keeper = EngineKeeper(engine, QUICK, lambda: losses.append("lost"))
-    running = asyncio.create_task(keeper.run())
+    supervisor = EngineSupervisor(engine, QUICK, lambda: losses.append("lost"))
+    running = asyncio.create_task(supervisor.run())
     for times in (1, 2):
-        await keeper.wait_up()
+        await supervisor.wait_up()
         dies(engine)
         await until(lambda: len(losses) == times)  # noqa: B023
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_stream_is_told_of_the_loss_even_while_its_client_reads_slowly() -> None:
+async def test_a_stream_reports_the_loss_even_if_its_client_reads_slowly() -> None:
     engine = FakeEngine()
     blocked = asyncio.Event()
 
-    async with kept(engine) as keeper:
+    async with kept(engine) as supervisor:
 
         async def events() -> AsyncGenerator[bytes, None]:
-            with keeper.using():
+            with supervisor.using():
                 while True:
                     asyncio.get_running_loop().call_later(0.2, blocked.set)
                     yield b"data: " + b"x" * 10**7 + b"\n\n"
@@ -304,7 +304,7 @@ async def test_a_stream_is_told_of_the_loss_even_while_its_client_reads_slowly()
         async def handler(request: web.Request) -> web.StreamResponse:
             return await stream(request, events())
 
-        await keeper.wait_up()
+        await supervisor.wait_up()
         app = make_app()
         app.router.add_get("/events", handler)
         server = HTTPServer(app, "127.0.0.1", 0)

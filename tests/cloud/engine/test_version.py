@@ -1,4 +1,4 @@
-"""An untested vLLM is said to be so; one that lacks what the plugin needs does not start."""
+"""An untested vLLM is logged; one without what the plugin needs does not start."""
 
 import logging
 
@@ -16,7 +16,7 @@ def test_the_installed_version_is_a_tested_one(caplog: pytest.LogCaptureFixture)
     assert not caplog.records
 
 
-def test_an_untested_version_is_warned_of_by_both_numbers(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_untested_version_is_warned_of_with_both_numbers(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         version.check("0.99.1")
     assert "0.99.1" in caplog.text

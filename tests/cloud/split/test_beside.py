@@ -1,4 +1,4 @@
-"""A cloud that verifies drafts and runs a tail, two real engines beside each other; what it refuses to start with."""
+"""A cloud with two real engines, for drafts and for a tail; wrong parts and arguments are refused at start."""
 
 import asyncio
 import shutil
@@ -17,8 +17,8 @@ from common.config_schema import CloudConfig, CloudSplitConfig, EngineConfig
 from common.errors import ConfigError
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer
-from common.protocol.split_frames import StateEncoding
 from common.protocol.split_manifest import read_manifest
+from common.types import StateEncoding
 from tests.cloud.test_cloud_server import Borrowed
 from tests.support.split_parts import TAIL_ARGS, WholeModel, answer, cut_demo
 
@@ -30,7 +30,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cut_demo(tmp_path_factory.mktemp("beside"))
 
 
-async def test_one_cloud_does_both_and_shows_both(cloud_engine: CloudEngine, split: Path) -> None:
+async def test_one_cloud_verifies_drafts_and_runs_a_tail(cloud_engine: CloudEngine, split: Path) -> None:
     config = CloudConfig(
         split=CloudSplitConfig(manifest=str(split), engine_args=TAIL_ARGS), engine=EngineConfig(hang_seconds=60)
     )
@@ -68,7 +68,7 @@ def service(manifest: Path, **engine_args: object) -> SplitService:
     return SplitService(config, SupervisorTiming(), Admission(1, 1).admit)
 
 
-async def test_pieces_that_do_not_fit_are_refused_at_start_with_the_reason(split: Path, tmp_path: Path) -> None:
+async def test_parts_that_do_not_fit_are_refused_at_start_with_the_reason(split: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         service(tmp_path / "nowhere.json")
     other = shutil.copytree(split, tmp_path / "other")

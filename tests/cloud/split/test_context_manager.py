@@ -1,4 +1,4 @@
-"""Sessions' hidden states, by properties: whatever comes in any order, what is held is what was sent, and bounded."""
+"""Sessions' hidden states: after uploads in any order, those held are those sent, and bounded."""
 
 import random
 from dataclasses import dataclass, field
@@ -8,29 +8,22 @@ import pytest
 
 from cloud.split.context_manager import CloudContextManager, EvictionReason, Limits
 from common.errors import ForeignSession, OverloadedError, RequestError, StatesMissing
-from common.protocol.hidden_states import Packed, pack
+from common.protocol.hidden_states import PackedStates, pack
 from common.protocol.split_frames import StateEncoding
+from tests.support.manual_clock import ManualClock
 
 HIDDEN = 4
 ROW = HIDDEN * 4
 
 
-def rows(start: int, stop: int, session: int = 0) -> Packed:
-    """The rows of positions `start` to before `stop`: each tells its position and session."""
+def rows(start: int, stop: int, session: int = 0) -> PackedStates:
+    """The rows of positions `start` to before `stop`, whose values give the position and session."""
     states = np.arange(start, stop, dtype=np.float32)[:, None] + np.full((1, HIDDEN), 1000.0 * session, np.float32)
     return pack(states.astype(np.float32), StateEncoding.FP32)
 
 
 def positions(found: np.ndarray, session: int = 0) -> list[int]:
     return [int(row[0]) - 1000 * session for row in found]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_states_come_back_in_order_once_and_are_released_once() -> None:
@@ -45,7 +38,7 @@ def test_states_come_back_in_order_once_and_are_released_once() -> None:
     assert (contexts.received, contexts.duplicates, contexts.bytes) == (8, 2, 2 * ROW)
 
 
-def test_a_gap_is_not_kept_and_a_question_says_where_it_begins() -> None:
+def test_states_after_a_gap_are_not_kept_and_the_gap_is_reported() -> None:
     contexts = CloudContextManager()
     contexts.open("s")
     contexts.receive("s", 0, rows(0, 3))
@@ -58,7 +51,7 @@ def test_a_gap_is_not_kept_and_a_question_says_where_it_begins() -> None:
     assert caught.value.held == 0
 
 
-def test_a_lost_kv_asks_for_everything_unless_nothing_was_released() -> None:
+def test_a_lost_kv_needs_all_states_again_unless_none_were_released() -> None:
     contexts, lost = CloudContextManager(), list[str]()
     contexts.on_drop = lost.append
     contexts.open("s")
@@ -70,7 +63,7 @@ def test_a_lost_kv_asks_for_everything_unless_nothing_was_released() -> None:
     assert (contexts.held("s"), contexts.bytes, lost) == (0, 0, ["s"])
 
 
-def test_a_position_whose_token_was_drawn_begins_the_session_anew() -> None:
+def test_a_position_whose_token_was_drawn_before_starts_the_session_over() -> None:
     contexts = CloudContextManager()
     contexts.open("s")
     contexts.receive("s", 0, rows(0, 4))
@@ -90,8 +83,8 @@ def test_another_tenant_cannot_touch_a_session() -> None:
     assert contexts.held("s") == 4
 
 
-def test_what_is_unused_too_long_is_forgotten_unless_it_is_asked_for() -> None:
-    clock = Clock()
+def test_a_session_unused_for_too_long_is_dropped_unless_a_request_runs() -> None:
+    clock = ManualClock()
     contexts = CloudContextManager(Limits(seconds=10), clock)
     for session in "ab":
         contexts.open(session)
@@ -108,7 +101,7 @@ def test_what_is_unused_too_long_is_forgotten_unless_it_is_asked_for() -> None:
     assert len(contexts) == 0 and contexts.bytes == 0 and contexts.dropped[EvictionReason.IDLE] == 2
 
 
-def test_the_least_recently_used_makes_room_and_what_is_asked_for_never() -> None:
+def test_the_least_recently_used_session_makes_room_unless_a_request_runs() -> None:
     contexts = CloudContextManager(Limits(total_bytes=6 * ROW))
     for session in "abc":
         contexts.open(session)
@@ -125,7 +118,7 @@ def test_the_least_recently_used_makes_room_and_what_is_asked_for_never() -> Non
             contexts.receive("e", 4, rows(4, 5))
 
 
-def test_a_session_above_its_own_budget_is_refused_and_gone() -> None:
+def test_a_session_above_its_own_budget_is_refused_and_dropped() -> None:
     contexts = CloudContextManager(Limits(session_bytes=4 * ROW))
     contexts.open("s")
     contexts.receive("s", 0, rows(0, 3))
@@ -145,15 +138,15 @@ def test_there_are_no_more_sessions_than_allowed() -> None:
 
 @dataclass
 class Model:
-    """What must be there, told in the plainest way."""
+    """The expected contents: positions held and released of each session."""
 
     held: dict[str, int] = field(default_factory=dict)
     released: dict[str, int] = field(default_factory=dict)
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_any_order_of_any_pieces_holds_what_was_sent_and_no_more(seed: int) -> None:
-    rng, clock = random.Random(seed), Clock()
+def test_random_uploads_in_any_order_hold_what_was_sent_and_no_more(seed: int) -> None:
+    rng, clock = random.Random(seed), ManualClock()
     limits = Limits(rng.randrange(20, 60) * ROW, rng.randrange(30, 120) * ROW, seconds=50, sessions=rng.randrange(2, 5))
     contexts, model = CloudContextManager(limits, clock), Model()
 

@@ -1,4 +1,4 @@
-"""The pool of a tail's live requests: right whoever is evicted when, never more than fits, nothing computed twice."""
+"""The pool of a tail's live requests: right tokens whatever is evicted, bounded, nothing computed twice."""
 
 import asyncio
 import random
@@ -9,15 +9,14 @@ from cloud.split.context_manager import CloudContextManager, Limits
 from cloud.split.pool import TailPool
 from common.errors import ContextLengthError, EngineError, StatesMissing
 from common.protocol.hidden_states import pack
-from common.protocol.split_frames import StateEncoding
-from common.types import GREEDY, Sampling
+from common.types import GREEDY, Sampling, StateEncoding
 from tests.support.fake_tail import FakeTail, as_engine, right_for, some_states
 
 NO_LIMITS = Limits()
 
 
 class UploadingEdge:
-    """Sends a session's states and asks, and sends again what the cloud has lost."""
+    """Uploads a session's states, requests tokens, and uploads again what the cloud has lost."""
 
     def __init__(self, pool: TailPool, contexts: CloudContextManager, number: int) -> None:
         self.name, self.again = f"s{number}", 0
@@ -59,7 +58,7 @@ async def test_nothing_is_computed_twice_and_nothing_is_kept_that_kv_holds() -> 
     assert not tail.lengths
 
 
-async def test_a_question_that_comes_again_gets_the_same_answer_for_nothing() -> None:
+async def test_a_repeated_request_gets_the_same_answer_without_computing() -> None:
     tail = FakeTail()
     pool, contexts = pool_of(tail)
     edge = UploadingEdge(pool, contexts, 1)
@@ -75,7 +74,7 @@ async def test_more_sessions_than_places_or_blocks_are_all_answered() -> None:
     pool, contexts = pool_of(tail)
     edges = [UploadingEdge(pool, contexts, number) for number in range(8)]
     await asyncio.gather(*(edge.go(1 + number, 14 + number) for number, edge in enumerate(edges)))
-    assert not tail.overrun and tail.most_running > 1
+    assert not tail.overrun and tail.max_running > 1
     assert sum(edge.again for edge in edges) > 0
     await pool.close()
     assert not tail.lengths and not pool._blocks
@@ -90,8 +89,8 @@ async def test_without_the_bound_the_engine_would_be_overrun(monkeypatch: pytest
     await pool.close()
 
 
-async def test_two_that_wait_for_each_others_room_both_get_on() -> None:
-    """Each grows into its last block while the other holds the rest."""
+async def test_two_sessions_that_need_each_others_blocks_both_finish() -> None:
+    """Each needs one more block while the other holds the rest."""
     tail = FakeTail(places=2, blocks=1 + 5)
     pool, contexts = pool_of(tail)
     one, other = UploadingEdge(pool, contexts, 1), UploadingEdge(pool, contexts, 2)
@@ -103,18 +102,18 @@ async def test_two_that_wait_for_each_others_room_both_get_on() -> None:
     await pool.close()
 
 
-async def test_questions_of_one_session_keep_their_order() -> None:
+async def test_requests_of_one_session_keep_their_order() -> None:
     tail = FakeTail(seconds=0.001)
     pool, contexts = pool_of(tail)
     edge = UploadingEdge(pool, contexts, 1)
     edge.send(20)
     answers = await asyncio.gather(*(pool.token("s1", position, GREEDY) for position in (5, 6, 9, 20)))
     assert [answer.token_id for answer in answers] == [right_for(1, position) for position in (5, 6, 9, 20)]
-    assert tail.most_running == 1 and tail.rows == 20
+    assert tail.max_running == 1 and tail.rows == 20
     await pool.close()
 
 
-async def test_a_question_given_up_frees_its_kv_at_once_and_the_next_begins_anew() -> None:
+async def test_a_cancelled_request_frees_its_kv_at_once_and_the_next_starts_over() -> None:
     tail = FakeTail(seconds=0.0)
     pool, contexts = pool_of(tail)
     edge = UploadingEdge(pool, contexts, 1)
@@ -133,7 +132,7 @@ async def test_a_question_given_up_frees_its_kv_at_once_and_the_next_begins_anew
     await pool.close()
 
 
-async def test_a_session_closed_and_opened_again_meanwhile_is_another_one() -> None:
+async def test_a_session_closed_and_opened_again_during_a_request_is_a_new_one() -> None:
     tail = FakeTail(seconds=0.02)
     pool, contexts = pool_of(tail)
     edge = UploadingEdge(pool, contexts, 1)
@@ -160,15 +159,15 @@ async def test_a_lost_engine_loses_all_kv_and_no_session() -> None:
     edges[0].send(6)
     with pytest.raises(EngineError):
         await pool.token("s0", 6, GREEDY)
-    pool.lost()
+    pool.drop_all()
     assert len(pool) == 0
     tail.dead = False
     await asyncio.gather(*(edge.go(6, 9) for edge in edges))
-    assert [edge.again for edge in edges] == [0, 0, 0]  # they look first; an edge far away is told
+    assert [edge.again for edge in edges] == [0, 0, 0]  # these look at `held` first; a remote edge would get an error
     await pool.close()
 
 
-async def test_what_can_never_fit_is_refused_and_evicts_nobody() -> None:
+async def test_a_request_that_can_never_fit_is_refused_and_evicts_nothing() -> None:
     tail = FakeTail(blocks=6)
     pool, contexts = pool_of(tail)
     small, large = UploadingEdge(pool, contexts, 1), UploadingEdge(pool, contexts, 2)
@@ -182,7 +181,7 @@ async def test_what_can_never_fit_is_refused_and_evicts_nobody() -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_random_traffic_is_answered_right_and_leaves_nothing(seed: int) -> None:
+async def test_random_traffic_is_answered_correctly_and_leaves_nothing(seed: int) -> None:
     rng = random.Random(seed)
     tail = FakeTail(places=rng.randrange(1, 5), blocks=rng.randrange(8, 20), seconds=0.001)
     pool, contexts = pool_of(tail, Limits(total_bytes=4000))

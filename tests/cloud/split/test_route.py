@@ -1,4 +1,4 @@
-"""`GET /split` over a real socket: what is wrong is refused, nothing of it executed or kept; the rest goes on."""
+"""`GET /split` over a real socket: a wrong frame is refused without any effect, and the connection stays open."""
 
 import asyncio
 import random
@@ -15,25 +15,24 @@ import pytest
 from cloud.split import connection, route
 from common.config_schema import Secret, ServerConfig
 from common.errors import EngineError, OverloadedError
-from common.protocol.hidden_states import Packed, pack
+from common.protocol.hidden_states import PackedStates, pack
 from common.protocol.split_frames import (
     AskFrame,
     CloseFrame,
     CloudFrame,
     FaultFrame,
     OpenFrame,
-    StateEncoding,
     StatesFrame,
     TokenFrame,
 )
-from common.types import Sampling
+from common.types import Sampling, StateEncoding
 from tests.support.fake_tail import HIDDEN, MANIFEST, FakeTail, FakeTailServer, fake_cloud, right_for, some_states
 
 WAIT = 10.0
 
 
 class RawSocket:
-    """A bare WebSocket, for frames that our own client would never send."""
+    """A bare WebSocket, for frames that this project's client never sends."""
 
     def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         self.ws = ws
@@ -68,8 +67,8 @@ def new_session() -> str:
     return uuid.uuid4().hex
 
 
-def opening(session: str, kind: StateEncoding = StateEncoding.FP32) -> OpenFrame:
-    return OpenFrame(session=session, fingerprint=MANIFEST.fingerprint, kind=kind)
+def opening(session: str, encoding: StateEncoding = StateEncoding.FP32) -> OpenFrame:
+    return OpenFrame(session=session, fingerprint=MANIFEST.fingerprint, encoding=encoding)
 
 
 def states(session: str, number: int, start: int, stop: int, **other: Any) -> StatesFrame:
@@ -100,13 +99,13 @@ async def test_sessions_of_one_connection_are_answered_each_in_its_order() -> No
                 (0, right_for(number, 5)),
                 (1, right_for(number, 6)),
             ]
-        assert cloud.tail.most_running > 1
+        assert cloud.tail.max_running > 1
         await line.send(*(CloseFrame(session=session) for session in sessions))
         await settled(lambda: not cloud.tail.lengths and len(cloud.contexts) == 0)
 
 
 def malformed(rng: random.Random, session: str) -> bytes:
-    """One frame that is wrong in one way."""
+    """One frame with one fault."""
 
     def frame(**wrong: Any) -> bytes:
         good = {"type": "states", "session": session, "start": 3, "count": 2}
@@ -167,7 +166,7 @@ async def test_500_malformed_uploads_execute_nothing_and_leave_nothing() -> None
 
 
 async def test_without_the_check_a_malformed_upload_would_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Packed, "check", lambda self, count: None)
+    monkeypatch.setattr(PackedStates, "check", lambda self, count: None)
     async with fake_cloud() as cloud, line_to(cloud) as line:
         session, wrong = new_session(), some_states(1, 0, 3).copy()
         wrong[1, 1] = np.nan
@@ -179,7 +178,7 @@ async def test_without_the_check_a_malformed_upload_would_be_kept(monkeypatch: p
 @pytest.mark.parametrize(
     "data", [b"", b"\xc1", b"\x93" * 400, b"\x81\xa4type", b"\x80", b"garbage", b"\xdb\xff\xff\xff\xff"]
 )
-async def test_what_is_no_frame_at_all_is_refused_and_the_connection_goes_on(data: bytes) -> None:
+async def test_bytes_that_are_no_frame_are_refused_and_the_connection_stays_open(data: bytes) -> None:
     async with fake_cloud() as cloud, line_to(cloud) as line:
         session = new_session()
         await line.send(opening(session), states(session, 1, 0, 5), data)
@@ -189,9 +188,9 @@ async def test_what_is_no_frame_at_all_is_refused_and_the_connection_goes_on(dat
         assert isinstance(await line.receive(), TokenFrame)
 
 
-async def test_a_frame_larger_than_any_is_not_even_read(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_frame_above_the_size_limit_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route, "BODY_LIMIT", 0)
-    monkeypatch.setattr(route, "MOST_STATES", 4)
+    monkeypatch.setattr(route, "MAX_STATES", 4)
     async with fake_cloud() as cloud, line_to(cloud) as line:
         session = new_session()
         await line.send(opening(session), states(session, 1, 0, 200))
@@ -241,11 +240,11 @@ async def test_frames_before_the_open_are_refused_on_each_connection() -> None:
         await settled(lambda: cloud.contexts.held(session) == 5)
         await another.send(
             opening(session), AskFrame(session=session, id=0, position=5)
-        )  # an edge that came back goes on
+        )  # an edge that reconnects continues
         assert isinstance(await another.receive(), TokenFrame)
 
 
-async def test_states_that_are_missing_are_told_when_they_are_asked_for() -> None:
+async def test_missing_states_are_reported_when_a_token_needs_them() -> None:
     async with fake_cloud() as cloud, line_to(cloud) as line:
         session = new_session()
         await line.send(opening(session), states(session, 1, 0, 3), states(session, 1, 5, 7))
@@ -259,14 +258,14 @@ async def test_states_that_are_missing_are_told_when_they_are_asked_for() -> Non
 
 async def test_another_models_session_is_refused() -> None:
     async with fake_cloud() as cloud, line_to(cloud) as line:
-        await line.send(OpenFrame(session=new_session(), fingerprint="0" * 64, kind=StateEncoding.FP16))
+        await line.send(OpenFrame(session=new_session(), fingerprint="0" * 64, encoding=StateEncoding.FP16))
         fault = await line.fault()
         assert (fault.status, fault.error.code, len(cloud.contexts)) == (409, "model_mismatch", 0)
 
 
-async def test_too_many_sessions_or_questions_have_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "MOST_SESSIONS", 2)
-    monkeypatch.setattr(connection, "MOST_ASKS", 2)
+async def test_too_many_sessions_or_requests_have_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(connection, "MAX_ASKS", 2)
     async with fake_cloud(FakeTail(seconds=0.2)) as cloud, line_to(cloud) as line:
         sessions = [new_session() for _ in range(3)]
         await line.send(*map(opening, sessions))
@@ -279,7 +278,7 @@ async def test_too_many_sessions_or_questions_have_to_wait(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("error", "status"), [(OverloadedError("full"), 429), (EngineError("restarting"), 503)])
-async def test_no_room_and_no_engine_are_told_and_cost_no_session(error: Exception, status: int) -> None:
+async def test_a_full_or_restarting_cloud_is_reported_and_loses_no_session(error: Exception, status: int) -> None:
     failing = [error]
 
     @contextmanager
@@ -296,7 +295,7 @@ async def test_no_room_and_no_engine_are_told_and_cost_no_session(error: Excepti
         assert isinstance(await line.receive(), TokenFrame)
 
 
-async def test_an_edge_that_leaves_frees_its_questions_and_comes_back_to_its_session() -> None:
+async def test_an_edge_that_leaves_cancels_its_requests_and_can_return_to_its_session() -> None:
     async with fake_cloud(FakeTail(seconds=30)) as cloud:
         session, waiting = new_session(), new_session()
         async with line_to(cloud) as line:
@@ -311,7 +310,7 @@ async def test_an_edge_that_leaves_frees_its_questions_and_comes_back_to_its_ses
             assert isinstance(await line.receive(), TokenFrame)
 
 
-async def test_closing_a_session_ends_its_question() -> None:
+async def test_closing_a_session_cancels_its_request() -> None:
     async with fake_cloud(FakeTail(seconds=30)) as cloud, line_to(cloud) as line:
         session = new_session()
         await line.send(opening(session), states(session, 1, 0, 5), AskFrame(session=session, id=0, position=5))
@@ -320,7 +319,7 @@ async def test_closing_a_session_ends_its_question() -> None:
         await settled(lambda: cloud.tail.running == 0 and not cloud.tail.lengths and len(cloud.contexts) == 0)
 
 
-async def test_a_server_that_stops_answers_what_was_asked_and_says_goodbye() -> None:
+async def test_a_server_that_stops_answers_running_requests_and_closes() -> None:
     async with fake_cloud(FakeTail(seconds=0.2)) as cloud, line_to(cloud) as line:
         session = new_session()
         await line.send(opening(session), states(session, 1, 0, 5), AskFrame(session=session, id=0, position=5))
@@ -332,7 +331,7 @@ async def test_a_server_that_stops_answers_what_was_asked_and_says_goodbye() -> 
         await asyncio.wait_for(draining, 5)
 
 
-async def test_sampling_travels_with_the_question() -> None:
+async def test_sampling_settings_come_with_the_request() -> None:
     async with fake_cloud() as cloud, line_to(cloud) as line:
         session = new_session()
         asked = AskFrame(

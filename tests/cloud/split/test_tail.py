@@ -1,4 +1,4 @@
-"""The tail of the demo model in vLLM, over the real WebSocket: it answers as the whole model does, whatever is lost."""
+"""The demo model's tail in vLLM, over a real WebSocket, answers as the whole model does, also after losses."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,8 +16,7 @@ from common.config_schema import Secret, ServerConfig
 from common.errors import EndpointError, ForeignSession
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer
-from common.protocol.split_frames import StateEncoding
-from common.types import GREEDY, Sampling
+from common.types import GREEDY, Sampling, StateEncoding
 from tests.support.split_parts import PATIENCE, WholeModel, answer, cut_demo, served
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -67,8 +66,10 @@ async def test_it_answers_as_the_whole_model(cloud: SplitCloud, fingerprint: str
             ids.append(known)
 
 
-async def test_a_conversation_grows_by_what_is_new(cloud: SplitCloud, fingerprint: str, whole: WholeModel) -> None:
-    """Tokens that the edge was sure of come in between, many at once, as those of the next question do."""
+async def test_only_new_positions_of_a_conversation_are_computed(
+    cloud: SplitCloud, fingerprint: str, whole: WholeModel
+) -> None:
+    """Between two requests many positions may be added: confident tokens of the edge, or the next question."""
     ids, sent, total = whole.tokens(PROMPTS[0]), 0, 0
     async with cloud.session(fingerprint, StateEncoding.FP32) as session:
         for more in (PROMPTS[1], "", "Explain deep learning " * 30, PROMPTS[2]):
@@ -81,7 +82,7 @@ async def test_a_conversation_grows_by_what_is_new(cloud: SplitCloud, fingerprin
 
 
 @pytest.mark.parametrize("kind", [StateEncoding.FP16, StateEncoding.INT8])
-async def test_fewer_bytes_say_nearly_the_same(
+async def test_smaller_encodings_give_nearly_the_same_log_probabilities(
     cloud: SplitCloud, fingerprint: str, whole: WholeModel, kind: StateEncoding
 ) -> None:
     near = 0.02 if kind is StateEncoding.FP16 else 0.5
@@ -95,7 +96,9 @@ async def test_fewer_bytes_say_nearly_the_same(
                 ids.append(token.token_id)
 
 
-async def test_sessions_at_once_are_answered_as_alone(cloud: SplitCloud, fingerprint: str, whole: WholeModel) -> None:
+async def test_simultaneous_sessions_are_answered_as_single_ones(
+    cloud: SplitCloud, fingerprint: str, whole: WholeModel
+) -> None:
     async def one(prompt: str) -> list[int]:
         async with cloud.session(fingerprint) as session:
             return [token.token_id for token in await answer(whole, session, whole.tokens(prompt), 8)]
@@ -127,17 +130,34 @@ async def test_sampling_follows_the_distribution_and_a_seed_repeats(
     async with cloud.session(fingerprint, StateEncoding.FP32) as session:
         session.send(states)
         token = await session.token(Sampling(temperature=2.0, top_k=1), PATIENCE)
-    assert token.logprob == pytest.approx(logprob, abs=1e-3)  # of the model, whatever was drawn with
+    assert token.logprob == pytest.approx(logprob, abs=1e-3)  # of the model's own distribution, whatever the sampling
 
 
-async def test_what_was_evicted_is_sent_again_and_gives_the_same(
+async def test_a_seeded_token_of_a_grown_session_is_the_one_that_a_new_session_draws(
+    cloud: SplitCloud, fingerprint: str, whole: WholeModel
+) -> None:
+    ids, sampling = whole.tokens("Explain"), Sampling(temperature=2.0, seed=3)
+    async with cloud.session(fingerprint, StateEncoding.FP32) as grown:
+        drawn = await answer(whole, grown, ids, 6, sampling)
+    for token in drawn:
+        async with cloud.session(fingerprint, StateEncoding.FP32) as new:
+            assert [one.token_id for one in await answer(whole, new, ids, 1, sampling)] == [token.token_id]
+        ids.append(token.token_id)
+
+
+async def test_evicted_states_are_sent_again_and_give_the_same_tokens(
     cloud: SplitCloud, tail: tuple[HTTPServer, SplitService], whole: WholeModel
 ) -> None:
     service = tail[1]
     ids = whole.tokens(PROMPTS[1])
     async with cloud.session(service.manifest.fingerprint) as session:
         sent = 0
-        for lose in (service.contexts.forget, service.contexts.close, lambda _: service.pool.lost(), lambda _: None):
+        for lose in (
+            service.contexts.forget,
+            service.contexts.close,
+            lambda _: service.pool.drop_all(),
+            lambda _: None,
+        ):
             (token,) = await answer(whole, session, ids, 1, sent=sent)
             assert token.token_id == whole.likeliest(ids)[0]
             assert token.computed == len(ids)
@@ -166,7 +186,7 @@ async def test_another_tenants_session_is_refused(
         assert token.cached == len(ids)
 
 
-async def test_all_figures_are_shown(
+async def test_stats_count_tokens_positions_and_bytes(
     cloud: SplitCloud, tail: tuple[HTTPServer, SplitService], whole: WholeModel
 ) -> None:
     service = tail[1]
@@ -182,7 +202,7 @@ async def test_all_figures_are_shown(
         assert stats["bytes"] == 0 and stats["live_requests"] > 0
 
 
-async def test_a_killed_engine_costs_an_upload_and_not_the_answer(
+async def test_after_a_killed_engine_the_answer_goes_on_with_a_new_upload(
     cloud: SplitCloud, tail: tuple[HTTPServer, SplitService], whole: WholeModel
 ) -> None:
     service = tail[1]
@@ -196,7 +216,7 @@ async def test_a_killed_engine_costs_an_upload_and_not_the_answer(
             await asyncio.sleep(0.05)
         with pytest.raises(EndpointError, match="started again"):
             await answer(whole, session, ids, 1, sent=len(ids) - 1)
-        await service.keeper.wait_up()
+        await service.supervisor.wait_up()
         (token,) = await answer(whole, session, ids, 1, sent=len(ids))
         assert (token.token_id, token.computed) == (whole.likeliest(ids)[0], len(ids))
 
@@ -205,7 +225,7 @@ NARROW = {"num_gpu_blocks_override": 9, "max_model_len": 160, "max_num_batched_t
 
 
 async def crowd(port: int, fingerprint: str, whole: WholeModel) -> None:
-    """Six sessions at the end of their second block, of which all of the cache holds eight, grow into a third one."""
+    """Six sessions at the end of their second block grow into a third one; the cache holds eight blocks in total."""
     async with HTTPClient(f"http://127.0.0.1:{port}") as http, SplitCloud(http) as cloud:
 
         async def one(number: int) -> None:
@@ -220,14 +240,14 @@ async def crowd(port: int, fingerprint: str, whole: WholeModel) -> None:
                 raise failure
 
 
-async def test_more_than_the_kv_cache_holds_is_answered_in_turns(pieces: Path, whole: WholeModel) -> None:
+async def test_sessions_that_exceed_the_kv_cache_are_answered_in_turns(pieces: Path, whole: WholeModel) -> None:
     async with served(pieces, engine_args=NARROW) as (server, service):
         await crowd(server.port, service.manifest.fingerprint, whole)
         assert service.restarts == 0
         assert service.contexts.dropped[EvictionReason.KV] > 0
 
 
-async def test_without_the_bound_all_would_wait_for_each_others_kv_for_ever(
+async def test_without_the_bound_all_would_wait_for_each_others_kv_forever(
     pieces: Path, whole: WholeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TailPool, "_fits", lambda *_: True)

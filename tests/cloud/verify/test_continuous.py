@@ -1,4 +1,4 @@
-"""The continuous form on the demo model: drafts change how fast tokens come, never which ones."""
+"""Continuous mode on the demo model: drafts change the speed, never the tokens."""
 
 import asyncio
 import random
@@ -37,15 +37,14 @@ async def answer(
     channel: DraftChannel,
     prompt: list[int],
     drafting: Drafting | None = None,
-    sampling: Sampling = GREEDY,
-    max_tokens: int = ANSWER,
     stop: tuple[str, ...] = (),
-    **other: Any,
+    **options: Any,
 ) -> tuple[list[TokensFrame], EndFrame]:
-    """One answer; `drafting` is called at its start and after every frame with all tokens so far."""
+    """One answer of a VerifyRound with `options`; `drafting` is called at its start and after every frame."""
     frames: list[TokensFrame] = []
     with channel.sender() as sender:
-        running = ContinuousAnswer(engine, VerifyRound(prompt, [], sampling, max_tokens, **other), sender, stop)
+        asked = VerifyRound(prompt, [], **{"max_tokens": ANSWER, **options})
+        running = ContinuousAnswer(engine, asked, sender, stop)
         known = list(prompt)
         async with aclosing(running.frames()) as coming:
             if drafting:
@@ -68,9 +67,9 @@ def ids(frames: list[TokensFrame]) -> list[int]:
 def oracle(
     right: list[int], length: int = 8, error: float = 0.0, shift: int = 0, times: int = 1, lag: int = 0
 ) -> Drafting:
-    """Drafts what follows, each token wrong with probability `error`, `times` times.
+    """Drafts the next `length` tokens, each one wrong with probability `error`, `times` times.
 
-    The draft begins `shift` tokens past what is known, and what is known may be as of `lag` frames ago.
+    The draft begins `shift` tokens after the answer's end, as it was `lag` frames ago.
     """
     rng = random.Random(f"{right}{length}{error}")
     seen: list[int] = []
@@ -86,7 +85,7 @@ def oracle(
 
 
 def out_of_order(right: list[int]) -> Drafting:
-    """Drafts from places before and after what is known, in any order."""
+    """Drafts that begin before and after the answer's end, in any order."""
     rng = random.Random(3)
 
     async def draft(running: ContinuousAnswer, known: list[int]) -> None:
@@ -100,7 +99,7 @@ def out_of_order(right: list[int]) -> Drafting:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def right(cloud_engine: CloudEngine) -> list[list[int]]:
-    """Each prompt with the answer that the engine gives alone."""
+    """Each prompt followed by the engine's answer without drafts."""
     asked = prompts(cloud_engine)
     plain = await asyncio.gather(*(verify(cloud_engine, VerifyRound(p, [], GREEDY, ANSWER)) for p in asked))
     return [prompt + verdict.token_ids for prompt, verdict in zip(asked, plain, strict=True)]
@@ -131,7 +130,7 @@ DRAFTINGS: dict[str, Callable[[list[int]], Drafting]] = {
 
 
 @pytest.mark.parametrize("drafting", DRAFTINGS.values(), ids=DRAFTINGS.keys())
-async def test_greedy_tokens_are_the_same_with_drafts_that_are(
+async def test_greedy_tokens_do_not_change_with_drafts_that_are(
     cloud_engine: CloudEngine,
     channel: DraftChannel,
     right: list[list[int]],
@@ -145,7 +144,7 @@ async def test_greedy_tokens_are_the_same_with_drafts_that_are(
         assert 0 <= end.accepted + end.steps - len(ids(frames)) <= 1
 
 
-async def test_right_drafts_save_steps_and_wrong_ones_are_soon_not_verified(
+async def test_right_drafts_save_steps_and_wrong_ones_are_soon_no_longer_verified(
     cloud_engine: CloudEngine, channel: DraftChannel, right: list[list[int]]
 ) -> None:
     prompt = prompts(cloud_engine)[1]
@@ -156,7 +155,7 @@ async def test_right_drafts_save_steps_and_wrong_ones_are_soon_not_verified(
     assert 0 < bad.drafted < 2 * bad.steps
 
 
-async def test_an_answer_ends_where_it_ends_without_drafts(
+async def test_drafts_do_not_change_where_an_answer_ends(
     cloud_engine: CloudEngine, channel: DraftChannel, right: list[list[int]]
 ) -> None:
     prompt = prompts(cloud_engine)[1]
@@ -204,14 +203,14 @@ async def test_penalties_and_a_schema_hold_with_drafts_too(
     for sampling in (Sampling(frequency_penalty=1.5, presence_penalty=0.5), Sampling(json_schema=schema)):
         plain, _ = await answer(cloud_engine, channel, prompt, sampling=sampling, max_tokens=40)
         whole = prompt + ids(plain)
-        drafted, end = await answer(cloud_engine, channel, prompt, oracle(whole, 8), sampling, max_tokens=40)
+        drafted, end = await answer(cloud_engine, channel, prompt, oracle(whole, 8), sampling=sampling, max_tokens=40)
         assert ids(drafted) == ids(plain)
         assert end.accepted > 0
-        wrong, _ = await answer(cloud_engine, channel, prompt, oracle(right[1], 8), sampling, max_tokens=40)
+        wrong, _ = await answer(cloud_engine, channel, prompt, oracle(right[1], 8), sampling=sampling, max_tokens=40)
         assert ids(wrong) == ids(plain)
 
 
-async def test_leaving_frees_the_request_and_its_kv(cloud_engine: CloudEngine, channel: DraftChannel) -> None:
+async def test_closing_an_answer_frees_the_request_and_its_kv(cloud_engine: CloudEngine, channel: DraftChannel) -> None:
     prompt = prompts(cloud_engine)[0]
     with channel.sender() as sender:
         hot = VerifyRound(prompt, [], Sampling(temperature=2.0), 200)

@@ -1,8 +1,8 @@
-"""Sampled rounds draw from the very distribution of plain sampling by the same engine, whatever form they have.
+"""Sampled rounds of every form draw from the distribution of plain sampling by the same engine.
 
-What follows a context is compared position by position: the tokens at a position of the draft, where all before it
-were accepted. These are independent of each other, and together they are all that a round can draw. Each comparison is
-a two-sample chi-square test, summed over the contexts.
+The tokens after a context are compared position by position, where all draft tokens before were accepted. The positions
+are independent, and together they cover everything that a round can draw. Each comparison is a two-sample chi-square
+test, summed over the contexts.
 """
 
 from collections import Counter
@@ -16,6 +16,7 @@ import torch
 from cloud.engine.engine import CloudEngine
 from common.types import Sampling
 from tests.conftest import CLOUD_CONTEXT, CLOUD_MODEL
+from tests.support.engines import started
 from tests.support.sampled_rounds import (
     POSITIONS,
     ContextWalk,
@@ -27,7 +28,6 @@ from tests.support.sampled_rounds import (
     statelessly,
     walk_of,
 )
-from tests.support.started import started
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -39,13 +39,13 @@ SETTINGS = [
     for top_p in (1.0, 0.9)
 ]
 FEWEST = 5
-"""Tokens expected more rarely than this in the smaller sample are counted as one: chi-square needs that."""
+"""Tokens with a lower expected count in the smaller sample are pooled, as the chi-square test requires."""
 SUSPICIOUS = 0.001
 FEW = 600
 MANY = 5700
-"""Rounds of a setting, of which a few are no samples, or had their drafts cut; 5,000 are left."""
+"""Rounds of a setting; without those whose drafts were cut or that do not count, at least 5,000 are left."""
 DIFFERENT = 1e-6
-"""What no right sampler does in a run of these tests, nor in a thousand."""
+"""A p-value that a right sampler would not reach in a thousand runs of these tests."""
 
 
 def name(sampling: Sampling) -> str:
@@ -53,7 +53,7 @@ def name(sampling: Sampling) -> str:
 
 
 def p_value(a: list[Counter[int]], b: list[Counter[int]]) -> float:
-    """How likely samples at least as different are if both come from one distribution in each context."""
+    """The probability of samples at least as different if both have the same distribution in each context."""
     statistic, freedom = 0.0, 0
     for ours, theirs in zip(a, b, strict=True):
         cells = pooled(ours, theirs)
@@ -67,7 +67,7 @@ def p_value(a: list[Counter[int]], b: list[Counter[int]]) -> float:
 
 
 def pooled(a: Counter[int], b: Counter[int]) -> list[tuple[int, int]]:
-    """How often each token was drawn in either sample, the rare ones as one; which are rare both decide together."""
+    """The counts of each token in both samples; tokens that are rare in both together are pooled."""
     both = a + b
     share = min(a.total(), b.total()) / max(1, both.total())
     common = [token for token in both if both[token] * share >= FEWEST]
@@ -77,17 +77,17 @@ def pooled(a: Counter[int], b: Counter[int]) -> list[tuple[int, int]]:
 
 
 def p_values(rounds: Samples, plain: Samples, walk: ContextWalk) -> list[float]:
-    """One for each position of the draft."""
+    """One p-value for each position of the draft."""
     return [p_value(rounds.at(n, walk), plain.at(n, walk)) for n in range(1, POSITIONS + 1)]
 
 
 async def assert_same(
     engine: CloudEngine, walk: ContextWalk, form: Form, sampling: Sampling, times: int, plain: Samples
 ) -> Samples:
-    """`times` rounds draw like `plain`; returns them.
+    """Asserts that `times` rounds draw like `plain`, and returns them.
 
-    One position in a thousand of a right sampler is suspicious. So what is suspicious is drawn once more, plain
-    samples too: a right one fails at most once in a hundred thousand, and a wrong one is wrong again.
+    A right sampler has a suspicious p-value at one position in a thousand. So a suspicious comparison is repeated with
+    new samples: a right sampler then fails at most once in a hundred thousand times, a wrong one fails again.
     """
     for chance in (1, 2):
         rounds = await form(engine, walk, sampling, times)
@@ -134,7 +134,7 @@ async def test_a_few_hundred_rounds_draw_like_plain_sampling_and_unlike_a_colder
 async def sampling_and_plain(
     request: pytest.FixtureRequest, cloud_engine: CloudEngine, walk: ContextWalk
 ) -> tuple[Sampling, Samples]:
-    """One setting, with the plain samples that all forms are compared with."""
+    """One setting, with its plain samples."""
     return request.param, await plainly(cloud_engine, walk, request.param, MANY)
 
 
@@ -159,10 +159,10 @@ async def engine_with(proposer: str, scheduler: str) -> AsyncIterator[CloudEngin
 
 
 @pytest.mark.long
-async def test_without_its_guard_vllm_draws_differently_and_these_tests_say_so() -> None:
+async def test_without_its_guard_vllm_draws_differently_and_these_tests_notice() -> None:
     sampling = Sampling(temperature=0.7, top_k=12)
     async with engine_with(
-        "tests.support.unguarded.UnguardedProposer", "cloud.vllm_plugin.scheduler.RemoteDraftScheduler"
+        "tests.support.engines.UnguardedProposer", "cloud.vllm_plugin.scheduler.RemoteDraftScheduler"
     ) as engine:
         walk = await walk_of(engine)
         plain = await plainly(engine, walk, sampling, 1000)
@@ -174,15 +174,15 @@ async def test_without_its_guard_vllm_draws_differently_and_these_tests_say_so()
 
 @pytest.mark.long
 async def test_a_draft_that_contradicts_the_answer_costs_time_and_changes_nothing() -> None:
-    """Any draft is lossless; that it must agree with the answer is what keeps useless ones from being verified."""
+    """Verifying is lossless for any draft; mailboxes drop contradicted ones only to save time."""
     sampling = Sampling(temperature=1.0)
     async with engine_with(
-        "cloud.vllm_plugin.scheduler.NoProposer", "tests.support.unguarded.CredulousScheduler"
+        "cloud.vllm_plugin.scheduler.NoProposer", "tests.support.engines.CredulousScheduler"
     ) as engine:
         walk = await walk_of(engine)
 
         async def contradicted(engine: CloudEngine, walk: ContextWalk, sampling: Sampling, times: int) -> Samples:
-            return await continuously(engine, walk, sampling, times, foretold=0)
+            return await continuously(engine, walk, sampling, times, contradiction=0)
 
         plain = await plainly(engine, walk, sampling, 1000)
         await assert_same(engine, walk, contradicted, sampling, 1000, plain)

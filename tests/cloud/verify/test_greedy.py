@@ -1,4 +1,4 @@
-"""Greedy answers are the same in every form, for every draft length, alone and beside 63 others (in float32)."""
+"""Greedy answers are the same in every form, for every draft length, alone and with 63 other sessions (float32)."""
 
 import asyncio
 import itertools
@@ -24,15 +24,15 @@ TOKENS = 40
 LENGTHS = range(17)
 SESSIONS = 64
 ERROR = 0.25
-"""How often a token of a draft is a random one."""
+"""Probability that a draft token is a random one."""
 
 Verify = Callable[[VerifyRound], Awaitable[Verdict]]
 Questions = list[tuple[list[int], list[int]]]
-"""Prompts, and their right answers."""
+"""Prompts, each with its right answer."""
 
 
 class Drafts:
-    """Drafts of `length` tokens towards the right answer, with errors; counts the tokens it drafts."""
+    """Drafts of `length` tokens of the right answer, with errors; counts the drafted tokens."""
 
     def __init__(self, right: list[int], length: int, error: float, vocab_size: int, seed: int) -> None:
         self._right, self._length, self._error, self._vocab_size = right, length, error, vocab_size
@@ -49,12 +49,12 @@ class Drafts:
 
 
 Answer = Callable[[list[int], Drafts], Awaitable[tuple[list[int], int]]]
-"""The answer to a prompt, and how many of its tokens were accepted ones."""
+"""From a prompt to its answer, and how many of its tokens were accepted draft tokens."""
 Form = Callable[[CloudEngine], AbstractAsyncContextManager[Answer]]
 
 
 async def in_rounds(verify: Verify, prompt: list[int], drafts: Drafts) -> tuple[list[int], int]:
-    """The answer, and how many of its tokens were accepted."""
+    """The answer, and how many of its tokens were accepted draft tokens."""
     drawn: list[int] = []
     accepted = 0
     while len(drawn) < TOKENS:
@@ -79,7 +79,7 @@ async def stateless_form(engine: CloudEngine) -> AsyncIterator[Answer]:
 
 @asynccontextmanager
 async def resident_form(engine: CloudEngine) -> AsyncIterator[Answer]:
-    """Sessions for which there is no live request left go stateless, as in the server."""
+    """Sessions without a live request are verified statelessly, as in the server."""
     pool = ResidentPool(engine, 16, 60.0)
     sessions = itertools.count()
 
@@ -121,7 +121,7 @@ FORMS = [stateless_form, resident_form, continuous_form]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def questions(cloud_engine: CloudEngine) -> Questions:
-    """As many as there are sessions, all different, with the answers that the engine gives without drafts."""
+    """A different prompt for each session, with the engine's answer without drafts."""
     asked = []
     for subject in SUBJECTS:
         chat = [{"role": "user", "content": f"Explain {subject}"}]
@@ -136,7 +136,7 @@ async def questions(cloud_engine: CloudEngine) -> Questions:
 
 
 async def assert_exact(answer: Answer, engine: CloudEngine, asked: Questions, lengths: Sequence[int]) -> None:
-    """All of `asked` at once, the n-th with drafts of the n-th length."""
+    """All questions at once, the n-th with drafts of the n-th length, get their right answers."""
     drafts = [
         Drafts(right, length, ERROR, engine.vocab_size, seed)
         for seed, ((_, right), length) in enumerate(zip(asked, lengths, strict=True))
@@ -146,7 +146,7 @@ async def assert_exact(answer: Answer, engine: CloudEngine, asked: Questions, le
     assert [drawn for drawn, _ in answers] == [right for _, right in asked]
     accepted, drafted = sum(count for _, count in answers), sum(one.drafted for one in drafts)
     assert accepted < drafted or not any(lengths)
-    assert accepted > 0 or max(lengths) < 4  # to a running generation so short a draft may always come too late
+    assert accepted > 0 or max(lengths) < 4  # so short a draft may always be late for a running generation
 
 
 @pytest.mark.parametrize("length", LENGTHS)

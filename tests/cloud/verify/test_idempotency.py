@@ -1,4 +1,4 @@
-"""A round sent again has the answer it had; what failed is run anew; the memory of it is bounded."""
+"""A repeated request gets the first answer; a failed one runs again; the memory is bounded."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from common.errors import EngineError, RequestError
 
 
 class Runs:
-    """Counts its runs; each answers with its number, once `go` is set."""
+    """Counts its runs; each returns its number once `go` is set."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -29,7 +29,7 @@ async def test_a_repeat_has_the_first_answer_without_a_second_run() -> None:
     assert await replays.once("other", b"a", runs) == 2
 
 
-async def test_a_repeat_joins_a_run_that_is_under_way() -> None:
+async def test_a_repeat_joins_a_running_run() -> None:
     replays, runs = Replays[int](), Runs()
     jobs = [asyncio.create_task(replays.once("k", b"a", runs)) for _ in range(3)]
     await asyncio.sleep(0)
@@ -37,7 +37,7 @@ async def test_a_repeat_joins_a_run_that_is_under_way() -> None:
     assert await asyncio.gather(*jobs) == [1, 1, 1]
 
 
-async def test_a_run_whose_client_left_is_run_again_for_who_still_waits() -> None:
+async def test_a_cancelled_run_is_repeated_for_those_that_still_wait() -> None:
     replays, runs = Replays[int](), Runs()
     first, second = (asyncio.create_task(replays.once("k", b"a", runs)) for _ in range(2))
     await asyncio.sleep(0)
@@ -47,7 +47,7 @@ async def test_a_run_whose_client_left_is_run_again_for_who_still_waits() -> Non
     assert await second == 2
 
 
-async def test_a_repeat_that_leaves_does_not_disturb_the_run() -> None:
+async def test_a_cancelled_repeat_does_not_disturb_the_run() -> None:
     replays, runs = Replays[int](), Runs()
     first, second = (asyncio.create_task(replays.once("k", b"a", runs)) for _ in range(2))
     await asyncio.sleep(0)
@@ -68,7 +68,7 @@ async def test_a_failure_is_not_kept() -> None:
     assert await replays.once("k", b"a", runs) == 1
 
 
-async def test_a_key_used_for_something_else_is_refused() -> None:
+async def test_a_key_used_for_another_request_is_refused() -> None:
     replays, runs = Replays[int](), Runs()
     runs.go.set()
     await replays.once("k", b"a", runs)

@@ -1,4 +1,4 @@
-"""Live requests on the demo model: the tokens are those of plain decoding, and nothing is computed twice."""
+"""Live requests on the demo model draw the tokens of plain decoding, and compute nothing twice."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ TOKENS = 40
 
 @asynccontextmanager
 async def pool_of(engine: CloudEngine, limit: int = 16, idle_seconds: float = 60.0) -> AsyncIterator[ResidentPool]:
-    """A pool that leaves nothing behind in the engine."""
+    """A pool; asserts at its end that nothing is left in the engine."""
     pool = ResidentPool(engine, limit, idle_seconds)
     try:
         yield pool
@@ -39,7 +39,7 @@ async def pool_of(engine: CloudEngine, limit: int = 16, idle_seconds: float = 60
 
 
 def chats(engine: CloudEngine) -> list[list[int]]:
-    """Questions that the model answers at length."""
+    """Questions to which the model's answers are long."""
     asked = [[{"role": "user", "content": f"Explain {subject}"}] for subject in SUBJECTS]
     texts = [engine.tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in asked]
     return [list(engine.tokenizer.encode(text, add_special_tokens=False)) for text in texts]
@@ -59,7 +59,7 @@ def with_errors(rng: random.Random, draft: list[int], error: float, vocab_size: 
 async def in_rounds(
     engine: CloudEngine, pool: ResidentPool, session: str, prompt: list[int], right: list[int], error: float = 0.25
 ) -> list[int]:
-    """The answer by drafts of 0 to 16 tokens; those that may not be resident are verified stateless."""
+    """The answer in rounds with drafts of 0 to 16 tokens; rounds that cannot be resident are stateless."""
     rng = random.Random(session)
     drawn: list[int] = []
     while len(drawn) < len(right):
@@ -80,7 +80,7 @@ async def one(pool: ResidentPool, session: str, committed: list[int], draft: lis
 
 
 def computed() -> tuple[float, float]:
-    """Prompt tokens that vLLM computed so far, and tokens it looked for in the prefix cache."""
+    """Prompt tokens that vLLM has computed so far, and tokens that it has looked up in the prefix cache."""
     found = {metric.name: 0.0 for metric in get_metrics_snapshot()}
     for metric in get_metrics_snapshot():
         if isinstance(metric, Counter) and metric.labels.get("source", "local_compute") == "local_compute":
@@ -95,9 +95,9 @@ async def test_nothing_is_computed_twice(cloud_engine: CloudEngine) -> None:
         before = computed()
         for at in (5, 10, 15):
             assert (await one(pool, "s", prompt + right[:at], right[at : at + 4])).accepted == 4
-        await asyncio.sleep(0.2)  # vLLM counts a step just after its tokens are out
+        await asyncio.sleep(0.2)  # vLLM counts a step just after it returns its tokens
         assert computed() == before
-        await stateless.verify(cloud_engine, VerifyRound(prompt + right[:20], right[20:24]))  # this would show it
+        await stateless.verify(cloud_engine, VerifyRound(prompt + right[:20], right[20:24]))  # this one is counted
         async with asyncio.timeout(10):
             while not (computed()[0] > before[0] and computed()[1] > before[1]):
                 await asyncio.sleep(0.01)
@@ -116,7 +116,9 @@ async def test_a_sessions_prefix_is_sent_once(cloud_engine: CloudEngine, monkeyp
     async with pool_of(cloud_engine) as pool:
         await one(pool, "s", prompt, right[:3])
         await one(pool, "s", prompt + right[:4], right[4:7])
-        await one(pool, "s", prompt + right[:10], right[10:12])  # two more that the edge kept without asking
+        await one(
+            pool, "s", prompt + right[:10], right[10:12]
+        )  # two more tokens that the edge kept without verifying them
     assert sent == [len(prompt), 1, 3]
 
 
@@ -125,7 +127,9 @@ async def test_parameters_may_change_from_round_to_round(cloud_engine: CloudEngi
     cold = (GREEDY, Sampling(temperature=2.0, top_k=1), Sampling(temperature=2.0, top_p=1e-6))
     hot = []
     async with pool_of(cloud_engine) as pool:
-        for session, at in itertools.product("abcdefgh", range(0, TOKENS - 2, 2)):  # even a hot one is often right
+        for session, at in itertools.product(
+            "abcdefgh", range(0, TOKENS - 2, 2)
+        ):  # many sessions, because a hot one often draws the likeliest token
             sampling = (HOT, *cold)[at // 2 % 4]
             verdict = await one(pool, session, prompt + right[:at], right[at : at + 1], sampling=sampling)
             if sampling is HOT:
@@ -154,7 +158,7 @@ async def test_a_seeded_round_draws_what_it_would_alone(cloud_engine: CloudEngin
     assert len(seen) > len(walk.contexts)
 
 
-async def test_an_empty_draft_draws_a_stretch(cloud_engine: CloudEngine) -> None:
+async def test_an_empty_draft_draws_several_tokens(cloud_engine: CloudEngine) -> None:
     prompt, right = await question_and_answer(cloud_engine)
     async with pool_of(cloud_engine) as pool:
         first = await one(pool, "s", prompt, right[:2])
@@ -185,7 +189,7 @@ async def test_log_probabilities_are_those_of_a_stateless_round(cloud_engine: Cl
         assert pool.closed[Closed.MISMATCH] == 1
 
 
-async def test_a_repetition_penalty_counts_all_that_is_committed(cloud_engine: CloudEngine) -> None:
+async def test_a_repetition_penalty_counts_all_committed_tokens(cloud_engine: CloudEngine) -> None:
     prompt = chats(cloud_engine)[0]
     penal = Sampling(repetition_penalty=1.8)
     right = (await stateless.verify(cloud_engine, VerifyRound(prompt, [], penal, 20))).token_ids
@@ -211,5 +215,7 @@ async def test_a_repetition_penalty_counts_all_that_is_committed(cloud_engine: C
         ({"sampling": Sampling(repetition_penalty=1.1)}, True),
     ],
 )
-async def test_what_vllm_reads_only_once_goes_stateless(other: dict[str, Any], resident_: bool) -> None:
+async def test_only_rounds_that_a_live_request_draws_alike_may_be_resident(
+    other: dict[str, Any], resident_: bool
+) -> None:
     assert can_reside(VerifyRound([1], [2], **other)) is resident_

@@ -1,4 +1,4 @@
-"""Live requests on an engine with too few places and blocks, and on one that dies: none waits for ever."""
+"""Live requests on an engine with few places and blocks, and on one that dies: no request waits forever."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from common.errors import EngineError
 from tests.cloud.engine.test_engine import plain
 from tests.cloud.verify.test_resident import in_rounds, one, pool_of, question_and_answer
 from tests.conftest import CLOUD_CONTEXT, CLOUD_MODEL
-from tests.support.started import started
+from tests.support.engines import started
 
 pytestmark = [pytest.mark.long, pytest.mark.asyncio(loop_scope="session")]
 
@@ -26,7 +26,7 @@ LONG = [n + 5 for n in range(CLOUD_CONTEXT - 40)]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def narrow_engine() -> AsyncIterator[CloudEngine]:
-    """Eight places, and blocks for three requests of the greatest length."""
+    """An engine with 8 places, and with KV blocks for 3 requests of the maximum length."""
     args = {"dtype": "float32", "max_model_len": CLOUD_CONTEXT, "max_num_seqs": PLACES, "block_size": BLOCK}
     engine = CloudEngine(str(CLOUD_MODEL), args={**args, "num_gpu_blocks_override": BLOCKS})
     async with started(engine):
@@ -35,14 +35,14 @@ async def narrow_engine() -> AsyncIterator[CloudEngine]:
 
 
 async def fill(pool: ResidentPool, length: int) -> int:
-    """Live requests begun on prompts of `length`, one after the other, until one must go stateless."""
+    """Starts live requests on prompts of `length` until one is refused; returns how many there are."""
     for n in range(PLACES):
         if await pool.verify(f"{n}", VerifyRound([5 + n] * length, [7, 7])) is None:
             return n
     return PLACES
 
 
-async def waits_for_ever(engine: CloudEngine, prompt: list[int]) -> bool:
+async def waits_forever(engine: CloudEngine, prompt: list[int]) -> bool:
     try:
         async with asyncio.timeout(20):
             await stateless.verify(engine, VerifyRound(prompt, [], max_tokens=2))
@@ -64,7 +64,7 @@ async def test_waiting_live_requests_leave_places_for_others(
     limit = default_limit(PLACES) if bounded else PLACES
     async with pool_of(narrow_engine, limit) as pool:
         assert await fill(pool, 5) == limit
-        assert await waits_for_ever(narrow_engine, [5, 6]) is not bounded
+        assert await waits_forever(narrow_engine, [5, 6]) is not bounded
         await pool.close()
 
 
@@ -76,7 +76,7 @@ async def test_waiting_live_requests_leave_blocks_for_others(
         monkeypatch.setattr(resident_pool, "block_budget", unbounded)
     async with pool_of(narrow_engine, 5) as pool:
         assert await fill(pool, 90) == (3 if bounded else 5)  # of four blocks each
-        assert await waits_for_ever(narrow_engine, LONG) is not bounded
+        assert await waits_forever(narrow_engine, LONG) is not bounded
         await pool.close()
 
 
@@ -91,7 +91,7 @@ async def test_the_engine_holds_no_more_blocks_than_counted(narrow_engine: Cloud
         assert pool.continued > pool.opened
 
 
-async def test_many_sessions_in_little_kv_all_end_right(narrow_engine: CloudEngine) -> None:
+async def test_many_sessions_in_little_kv_all_get_right_answers(narrow_engine: CloudEngine) -> None:
     prompt, _ = await question_and_answer(narrow_engine)
     asked = [[5 + n, *prompt] for n in range(24)]
     answers = await asyncio.gather(*(plain(narrow_engine, prompt) for prompt in asked))
@@ -107,7 +107,7 @@ async def test_many_sessions_in_little_kv_all_end_right(narrow_engine: CloudEngi
 
 
 @pytest.mark.parametrize("fault", ["closed", "killed"])
-async def test_a_restart_in_the_middle_of_an_answer_changes_nothing(narrow_engine: CloudEngine, fault: str) -> None:
+async def test_a_restart_during_an_answer_changes_nothing(narrow_engine: CloudEngine, fault: str) -> None:
     prompt, right = await question_and_answer(narrow_engine)
     async with pool_of(narrow_engine, 4) as pool:
         for session in ("a", "b", "c"):
@@ -124,7 +124,7 @@ async def test_a_restart_in_the_middle_of_an_answer_changes_nothing(narrow_engin
         await narrow_engine.close()
         assert await job is None
         await narrow_engine.start()
-        for session in ("a", "b", "c"):  # what they held died with the engine: they begin again
+        for session in ("a", "b", "c"):  # their live requests ended with the engine, and start over
             assert await in_rounds(narrow_engine, pool, session, prompt + right[:5], right[5:]) == right[5:]
         assert pool.closed[Closed.ENGINE] == 4
         assert pool.opened == 7

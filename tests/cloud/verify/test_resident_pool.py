@@ -1,4 +1,4 @@
-"""The pool of live requests on the demo model: few enough, and gone as soon as nobody needs them."""
+"""The pool of live requests on the demo model is bounded, and ends requests as soon as nobody needs them."""
 
 import asyncio
 import functools
@@ -19,7 +19,7 @@ from tests.conftest import CLOUD_CONTEXT as CONTEXT
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-async def test_rounds_that_go_back_or_elsewhere_begin_anew(cloud_engine: CloudEngine) -> None:
+async def test_rounds_that_do_not_extend_the_last_one_start_over(cloud_engine: CloudEngine) -> None:
     prompt, right = await question_and_answer(cloud_engine)
     async with pool_of(cloud_engine) as pool:
         for committed in (prompt, prompt, prompt + right[:3], [*prompt[:-1], prompt[-1] ^ 1], prompt[:-1]):
@@ -30,7 +30,7 @@ async def test_rounds_that_go_back_or_elsewhere_begin_anew(cloud_engine: CloudEn
         assert pool.closed[Closed.MISMATCH] == 3
 
 
-async def test_a_second_round_at_the_same_time_goes_stateless(cloud_engine: CloudEngine) -> None:
+async def test_a_second_round_at_the_same_time_is_not_resident(cloud_engine: CloudEngine) -> None:
     prompt = chats(cloud_engine)[0]
     async with pool_of(cloud_engine) as pool:
         both = await asyncio.gather(*(pool.verify("s", VerifyRound(prompt, [7])) for _ in range(2)))
@@ -69,7 +69,7 @@ async def test_a_wrong_round_is_refused_and_leaves_nothing(cloud_engine: CloudEn
 async def test_a_client_that_leaves_frees_its_live_request_at_once(
     cloud_engine: CloudEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Nothing but its client's leaving ends a round here.
+    # Only its client's leaving ends a round here.
     endless = functools.partial(vllm_params, kind=RequestOutputKind.DELTA, ignore_eos=True)
     monkeypatch.setattr(live_request, "_params", endless)
     prompt = chats(cloud_engine)[0]
@@ -89,7 +89,7 @@ async def test_a_client_that_leaves_frees_its_live_request_at_once(
         assert pool.closed[Closed.LEFT] == 2
 
 
-async def test_closing_in_the_middle_of_a_round_lets_it_end(cloud_engine: CloudEngine) -> None:
+async def test_closing_during_a_round_lets_it_end(cloud_engine: CloudEngine) -> None:
     prompt, right = await question_and_answer(cloud_engine)
     async with pool_of(cloud_engine) as pool:
         job = asyncio.create_task(pool.verify("s", VerifyRound(prompt, right[:4])))
@@ -100,7 +100,7 @@ async def test_closing_in_the_middle_of_a_round_lets_it_end(cloud_engine: CloudE
         assert len(pool) == 0
 
 
-async def test_idle_ones_are_closed(cloud_engine: CloudEngine) -> None:
+async def test_idle_live_requests_are_closed(cloud_engine: CloudEngine) -> None:
     prompt, right = await question_and_answer(cloud_engine)
     async with pool_of(cloud_engine, idle_seconds=0.1) as pool:
         await one(pool, "s", prompt, right[:4])
@@ -112,7 +112,7 @@ async def test_idle_ones_are_closed(cloud_engine: CloudEngine) -> None:
         assert pool.closed[Closed.IDLE] >= 1
 
 
-async def test_room_is_made_by_the_least_recently_used_and_only_if_idle(
+async def test_only_an_idle_least_recently_used_request_makes_room(
     cloud_engine: CloudEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt, right = await question_and_answer(cloud_engine)
@@ -128,7 +128,7 @@ async def test_room_is_made_by_the_least_recently_used_and_only_if_idle(
         assert await in_rounds(cloud_engine, pool, "b", prompt + right[:3], right[3:]) == right[3:]
 
 
-async def test_a_limit_of_none_leaves_every_round_stateless(cloud_engine: CloudEngine) -> None:
+async def test_with_a_limit_of_0_no_round_is_resident(cloud_engine: CloudEngine) -> None:
     async with pool_of(cloud_engine, limit=0) as pool:
         assert await pool.verify("s", VerifyRound([5, 6], [7])) is None
 

@@ -1,4 +1,4 @@
-"""The session table: the prefix both sides hold, or a clear answer that it is not held; bounded."""
+"""The session table returns the prefix that both sides hold, or reports that it does not; it is bounded."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_a_held_prefix_is_continued() -> None:
     assert table.resolve(request("a", [1, 2, 3], [4, 5])) == [1, 2, 3, 4, 5]
 
 
-def test_what_is_held_beyond_the_prefix_is_left_out() -> None:
+def test_tokens_held_beyond_the_prefix_are_left_out() -> None:
     table = SessionTable()
     table.commit("a", [1, 2, 3, 4])
     assert table.resolve(request("a", [1, 2], [9])) == [1, 2, 9]
@@ -42,7 +42,7 @@ def test_a_prefix_that_is_not_held_is_refused(session: str, prefix: list[int]) -
         table.resolve(request(session, prefix, [7]))
 
 
-def test_the_table_never_hands_out_its_own_list() -> None:
+def test_the_table_returns_copies() -> None:
     table = SessionTable()
     table.commit("a", [1, 2])
     table.resolve(request("a", [1, 2], [])).append(99)

@@ -21,7 +21,7 @@ def test_a_stop_string_is_found_wherever_a_round_begins(cut: int) -> None:
     assert find_stop(decode, ids(text[:cut]), ids(text[cut:]), ["thr", "e tw"]) == Stop(len("one tw") - cut, "e tw")
 
 
-def test_nothing_is_found_where_nothing_is() -> None:
+def test_a_stop_string_is_found_only_where_the_text_contains_it() -> None:
     rng = random.Random(1)
     for _ in range(200):
         text = "".join(rng.choice("ab") for _ in range(30))
@@ -33,7 +33,7 @@ def test_nothing_is_found_where_nothing_is() -> None:
             assert (found.keep + cut - 4 if found else -1) == expected
 
 
-def test_the_first_to_be_complete_wins() -> None:
+def test_the_first_completed_stop_string_wins() -> None:
     assert find_stop(decode, [], ids("abcdef"), ["bcdef", "cd"]) == Stop(4, "cd")
 
 

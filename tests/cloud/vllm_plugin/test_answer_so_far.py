@@ -1,4 +1,4 @@
-"""Penalties and schemas see the answer so far, although each round is a new request to vLLM."""
+"""Penalties and schemas apply to the answer so far, although each round is a new request to vLLM."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ async def plain(engine: CloudEngine, prompt: list[int], sampling: Sampling) -> l
 
 
 async def in_rounds(engine: CloudEngine, prompt: list[int], right: list[int], sampling: Sampling) -> list[int]:
-    """The answer by rounds with drafts of 0 to 7 tokens, some of them wrong."""
+    """The answer in rounds with drafts of 0 to 7 tokens, some of them wrong."""
     rng = random.Random(len(prompt))
     drawn: list[int] = []
     while len(drawn) < len(right):
@@ -71,7 +71,7 @@ async def test_without_the_answer_so_far_the_rounds_go_wrong(cloud_engine: Cloud
 
 
 async def test_a_long_answer_is_prefilled_in_chunks_and_read_from_the_cache(cloud_engine: CloudEngine) -> None:
-    """Chunked prefill and cached prefixes both reach past the point where the answer begins."""
+    """Chunked prefill and cached prefixes both extend past the start of the answer."""
     sampling = Sampling(frequency_penalty=0.5, prompt_tokens=3)
     rng = random.Random(3)
     long = [[rng.randrange(5, cloud_engine.vocab_size) for _ in range(200)] for _ in range(6)]

@@ -1,28 +1,15 @@
-"""Mailboxes: bounded in number, bytes and age; what is taken agrees with the answer; what is dropped is counted."""
+"""Mailboxes are bounded in number, bytes and age; drafts taken agree with the answer; drafts dropped are counted."""
 
-import asyncio
 import random
-import stat
-from collections.abc import Callable
-from pathlib import Path
 
-import msgspec
 import pytest
 
-from cloud.verify.draft_channel import DraftChannel, Sender
-from cloud.vllm_plugin.mailbox import Counters, DraftMessage, Inbox, Mailboxes
+from cloud.vllm_plugin.draft_messages import Counters
+from cloud.vllm_plugin.mailbox import Mailboxes
+from tests.support.manual_clock import ManualClock
 
 KEY = b"k" * 16
 BYTES_PER_ID = 4
-
-
-class Clock:
-    """Seconds that pass only when the test says so."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def boxes(**limits: float) -> Mailboxes:
@@ -31,7 +18,7 @@ def boxes(**limits: float) -> Mailboxes:
     return made
 
 
-def test_a_draft_is_taken_from_where_the_answer_has_come_to() -> None:
+def test_a_draft_is_taken_from_where_the_answer_ends() -> None:
     box = boxes()
     box.put(KEY, 3, [13, 14, 15, 16])
     assert box.take(KEY, [10, 11, 12]) == [13, 14, 15, 16]
@@ -58,7 +45,7 @@ def test_a_draft_that_the_answer_contradicted_or_passed_is_late(position: int, d
     assert (box.counters, box.dropped(KEY), box.bytes) == (Counters(late=1), 1, 0)
 
 
-def test_a_draft_that_was_of_use_is_not_late_when_it_is_contradicted_later() -> None:
+def test_a_draft_that_was_used_is_not_late_when_it_is_contradicted_later() -> None:
     box = boxes()
     box.put(KEY, 0, [10, 11, 12])
     assert box.take(KEY, [10]) == [11, 12]
@@ -74,7 +61,7 @@ def test_the_newest_draft_replaces_the_one_before_it() -> None:
     assert (box.counters, box.bytes) == (Counters(taken=1), 2 * BYTES_PER_ID)
 
 
-def test_a_mailbox_that_is_not_open_takes_nothing() -> None:
+def test_a_draft_for_a_mailbox_that_is_not_open_is_foreign() -> None:
     box = boxes()
     box.put(b"other", 0, [1])
     box.close(KEY)
@@ -83,7 +70,7 @@ def test_a_mailbox_that_is_not_open_takes_nothing() -> None:
     assert box.counters == Counters(foreign=2)
 
 
-def test_closing_counts_what_was_never_used_and_frees_it() -> None:
+def test_closing_frees_an_unused_draft_and_counts_it() -> None:
     box = boxes()
     box.put(KEY, 5, [1])
     box.close(KEY)
@@ -113,8 +100,8 @@ def test_drafts_beyond_the_bytes_are_refused_until_there_is_room() -> None:
     assert (box.take(b"b", []), box.counters.full) == ([1, 2], 1)
 
 
-def test_an_old_draft_is_dropped_whether_or_not_anyone_asks_for_it() -> None:
-    clock = Clock()
+def test_an_old_draft_is_dropped_whether_it_is_asked_for_or_not() -> None:
+    clock = ManualClock()
     box = Mailboxes(max_age=10, clock=clock)
     for key in (b"a", b"b"):
         box.open(key)
@@ -129,7 +116,7 @@ def test_an_old_draft_is_dropped_whether_or_not_anyone_asks_for_it() -> None:
 
 
 def test_thousands_of_mailboxes_stay_within_their_bounds() -> None:
-    rng, clock = random.Random(1), Clock()
+    rng, clock = random.Random(1), ManualClock()
     box = Mailboxes(max_boxes=2000, max_bytes=50_000, max_age=5, clock=clock)
     opened: set[bytes] = set()
     put = 0
@@ -156,107 +143,3 @@ def test_thousands_of_mailboxes_stay_within_their_bounds() -> None:
     for key in opened:
         box.close(key)
     assert (len(box), box.bytes) == (0, 0)
-
-
-async def arrives(inbox: Inbox, holds: Callable[[], object]) -> None:
-    """Reads as the scheduler does until something is so."""
-    async with asyncio.timeout(10):
-        while not holds():
-            inbox.receive()
-            await asyncio.sleep(0.001)
-
-
-async def connected(sender: Sender) -> bytes:
-    """The engine that holds the mailbox of `sender`, once it has said so."""
-    async with asyncio.timeout(10):
-        while sender.engine is None:
-            await asyncio.sleep(0.001)
-    return sender.engine
-
-
-async def test_drafts_pass_from_a_stream_to_the_mailbox_of_its_request() -> None:
-    async with DraftChannel() as channel:
-        inbox = Inbox(channel.address, max_position=100, vocab_size=50)
-        with channel.sender() as first, channel.sender() as second:
-            first.send(3, [7])  # before the engine knows the request: the newest is held
-            first.send(4, [8, 9])
-            inbox.open(first.address.key)
-            inbox.open(second.address.key)
-            await arrives(inbox, lambda: inbox.mailboxes.take(first.address.key, [0, 1, 2, 3]) == [8, 9])
-            second.send(0, [1])
-            await arrives(inbox, lambda: inbox.mailboxes.take(second.address.key, []) == [1])
-            assert inbox.mailboxes.take(first.address.key, [0, 1, 2, 3]) == [8, 9]
-        inbox.close()
-
-
-async def test_what_an_engine_counts_reaches_the_front_end() -> None:
-    async with DraftChannel() as channel:
-        inbox = Inbox(channel.address, max_position=100, vocab_size=50)
-        with channel.sender() as sender:
-            inbox.open(sender.address.key)
-            await connected(sender)
-            bad = [(100, [1]), (-1, [1]), (0, []), (0, [50]), (0, [-1])]
-            for position, token_ids in bad:
-                sender.send(position, token_ids)
-            await arrives(inbox, lambda: channel.counters.malformed == len(bad))
-            inbox.mailboxes.close(sender.address.key)
-            sender.send(0, [1])
-            await arrives(inbox, lambda: channel.counters == Counters(malformed=len(bad), foreign=1))
-        inbox.close()
-
-
-@pytest.mark.parametrize(
-    "message", [b"", b"\xc1", b"\x90" * 9, msgspec.msgpack.encode(DraftMessage(KEY, 0, [1])) + b"x"]
-)
-async def test_bytes_that_are_no_draft_are_counted_as_malformed(message: bytes) -> None:
-    async with DraftChannel() as channel:
-        inbox = Inbox(channel.address, max_position=100, vocab_size=50)
-        with channel.sender() as sender:
-            inbox.open(sender.address.key)
-            channel.forward(await connected(sender), message)
-            await arrives(inbox, lambda: inbox.mailboxes.counters.malformed)
-            assert inbox.mailboxes.counters == Counters(malformed=1)
-        inbox.close()
-
-
-async def test_an_engine_that_does_not_read_holds_up_nobody() -> None:
-    async with DraftChannel() as channel:
-        inbox = Inbox(channel.address, max_position=100, vocab_size=50)
-        with channel.sender() as sender:
-            inbox.open(sender.address.key)
-            async with asyncio.timeout(60):
-                while not channel.counters.full:
-                    for _ in range(1000):
-                        sender.send(0, [1])
-                    await asyncio.sleep(0)
-            await arrives(inbox, lambda: inbox.mailboxes.take(sender.address.key, []))
-        inbox.close()
-
-
-async def test_a_lost_engine_costs_its_drafts_and_nothing_else() -> None:
-    async with DraftChannel() as channel:
-        inbox = Inbox(channel.address, max_position=100, vocab_size=50)
-        with channel.sender() as sender:
-            inbox.open(sender.address.key)
-            await connected(sender)
-            inbox.close()
-            async with asyncio.timeout(10):
-                while not channel.counters.foreign:
-                    sender.send(0, [1])
-                    await asyncio.sleep(0.001)
-
-
-async def test_only_this_user_can_reach_the_socket() -> None:
-    async with DraftChannel() as channel:
-        path = Path(channel.address.removeprefix("ipc://"))
-        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert not path.parent.exists()
-
-
-async def test_an_inbox_without_a_front_end_does_not_wait() -> None:
-    inbox = Inbox("ipc:///nowhere/at/all", max_position=100, vocab_size=50)
-    for n in range(5000):
-        inbox.open(n.to_bytes(2, "little"))
-        inbox.receive()
-    assert len(inbox.mailboxes) > 1000
-    inbox.close()

@@ -1,4 +1,4 @@
-"""What a step verifies of its requests' drafts: bounded by its room, by what is left of each, by what it is worth."""
+"""How much of each draft a step verifies: bounded by the step's room, the request's end and the draft's acceptance."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from cloud.vllm_plugin import running_drafts
-from cloud.vllm_plugin.mailbox import Address, Mailboxes
-from cloud.vllm_plugin.running_drafts import MAILBOX_KEY, PROGRESS_KEY, RunningDrafts
-from common.decoding.draft_length import VERIFY_COST, alike, stream_draft_length, worth_verifying
+from cloud.vllm_plugin.draft_messages import Address
+from cloud.vllm_plugin.keys import MAILBOX_KEY, PROGRESS_KEY
+from cloud.vllm_plugin.mailbox import Mailboxes
+from cloud.vllm_plugin.running_drafts import RunningDrafts
+from common.decoding.draft_length import VERIFY_COST, iid_acceptance, stream_draft_length, worth_verifying
 
 
 class FakeInbox:
@@ -55,16 +57,16 @@ def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running_drafts, "Inbox", FakeInbox)
 
 
-def offered(made: Any, length: int = 40) -> list[int]:
-    """How long a draft each running request of scheduler `made` is given when all have a long one that fits."""
-    drafts = RunningDrafts(made)
-    for one in made.running:
+def offered(scheduler: Any, length: int = 40) -> list[int]:
+    """The length of the draft that each running request gets when all have one of `length` that fits."""
+    drafts = RunningDrafts(scheduler)
+    for one in scheduler.running:
         drafts.open(one)
         if one.sampling_params.extra_args:
             key = Address(*one.sampling_params.extra_args[MAILBOX_KEY]).key
             drafts._inboxes["ipc://somewhere"].mailboxes.put(key, 10, [5] * length)
     drafts.offer()
-    return [len(one.spec_token_ids) for one in made.running]
+    return [len(one.spec_token_ids) for one in scheduler.running]
 
 
 def test_every_running_request_keeps_its_own_token_whatever_the_others_draft() -> None:
@@ -84,14 +86,14 @@ def test_a_draft_ends_before_its_request_or_the_context_does(left: int, context:
 
 
 def step(drafts: RunningDrafts, one: Any, drawn: list[int]) -> Any:
-    """One step of a request, in which `drawn` came out; what its output says of the drafts so far."""
+    """One step of a request that draws `drawn`; returns the progress in its output."""
     output = SimpleNamespace(request_id=one.request_id, new_token_ids=drawn, kv_transfer_params=None)
     scheduled = SimpleNamespace(scheduled_spec_decode_tokens={one.request_id: one.spec_token_ids})
     drafts.report(scheduled, {0: SimpleNamespace(outputs=[output])})
     return output.kv_transfer_params[PROGRESS_KEY]
 
 
-def test_an_output_carries_what_came_of_the_drafts_so_far() -> None:
+def test_an_output_carries_the_progress_of_its_drafts() -> None:
     one = request(0)
     made = scheduler([one])
     drafts = RunningDrafts(made)
@@ -110,7 +112,7 @@ def test_an_output_carries_what_came_of_the_drafts_so_far() -> None:
     assert (mailboxes.counters.drafted, mailboxes.counters.accepted) == (3, 2)
 
 
-def test_drafts_that_are_never_right_lose_their_place_and_win_it_back() -> None:
+def test_drafts_that_are_never_right_are_not_verified_until_they_are_right_again() -> None:
     one = request(0)
     drafts = RunningDrafts(scheduler([one]))
     drafts.open(one)
@@ -133,22 +135,22 @@ def test_drafts_that_are_never_right_lose_their_place_and_win_it_back() -> None:
     assert lengths(100, right=True)[-1] == 16
 
 
-def test_a_token_is_worth_verifying_while_it_pays_for_itself() -> None:
+def test_a_token_is_verified_while_its_acceptance_exceeds_its_cost() -> None:
     for acceptance in (0.1, 0.5, 0.75, 0.9, 0.99):
-        length = worth_verifying(alike(acceptance), 1000)
+        length = worth_verifying(iid_acceptance(acceptance), 1000)
         assert acceptance**length > VERIFY_COST >= acceptance ** (length + 1)
-    assert worth_verifying(alike(1.0), 16) == 16
-    assert worth_verifying(alike(0.0), 16) == worth_verifying(alike(VERIFY_COST), 16) == 0
+    assert worth_verifying(iid_acceptance(1.0), 16) == 16
+    assert worth_verifying(iid_acceptance(0.0), 16) == worth_verifying(iid_acceptance(VERIFY_COST), 16) == 0
 
 
-def test_a_draft_covers_its_way_and_grows_with_what_it_is_worth() -> None:
-    lengths = [stream_draft_length(alike(acceptance), 4, 128) for acceptance in (0.5, 0.75, 0.85, 0.93, 1.0)]
+def test_a_draft_covers_the_tokens_in_flight_and_grows_with_its_acceptance() -> None:
+    lengths = [stream_draft_length(iid_acceptance(acceptance), 4, 128) for acceptance in (0.5, 0.75, 0.85, 0.93, 1.0)]
     assert lengths == sorted(lengths)
     assert lengths[-1] == 4 + 16
-    assert stream_draft_length(alike(1.0), 200, 128) == 128
+    assert stream_draft_length(iid_acceptance(1.0), 200, 128) == 128
 
 
-def test_a_draft_that_will_not_survive_its_way_is_not_sent() -> None:
-    assert stream_draft_length(alike(0.75), 2, 128) > 0
-    assert stream_draft_length(alike(0.75), 30, 128) == 0
-    assert stream_draft_length(alike(0.0), 0, 128) == 0
+def test_a_draft_that_will_be_contradicted_on_its_way_is_not_sent() -> None:
+    assert stream_draft_length(iid_acceptance(0.75), 2, 128) > 0
+    assert stream_draft_length(iid_acceptance(0.75), 30, 128) == 0
+    assert stream_draft_length(iid_acceptance(0.0), 0, 128) == 0

@@ -1,0 +1,59 @@
+"""One client's WebSocket: receives and sends frames, counts their bytes, and notices that the client has left."""
+
+import asyncio
+from typing import NamedTuple
+
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from common.http.messages import Exchange
+
+SEND_SECONDS = 10.0
+"""A client that does not read what was sent to it for this long counts as left; 64 KiB are buffered before that."""
+
+
+class ClientLeftError(ConnectionError):
+    """The client has left, so that nothing can be sent to it."""
+
+
+class ReceivedFrame(NamedTuple):
+    """One frame's content, and whether it came as text."""
+
+    data: bytes
+    text: bool
+
+
+class ClientSocket:
+    """The frames of one connection; their bytes are counted in the request's `exchange`."""
+
+    def __init__(self, ws: web.WebSocketResponse, exchange: Exchange) -> None:
+        self._ws = ws
+        self._exchange = exchange
+
+    async def receive(self) -> ReceivedFrame:
+        """The next frame; raises ClientLeftError when the connection is closed."""
+        message = await self._ws.receive()
+        match message.type:
+            case WSMsgType.BINARY:
+                frame = ReceivedFrame(bytes(message.data), text=False)
+            case WSMsgType.TEXT:
+                frame = ReceivedFrame(message.data.encode(), text=True)
+            case _:
+                raise ClientLeftError
+        self._exchange.bytes_in += len(frame.data)
+        return frame
+
+    async def send(self, data: bytes, text: bool = False) -> None:
+        """Sends one frame; raises ClientLeftError when the client has left, or reads too slowly."""
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                if text:
+                    await self._ws.send_str(data.decode())
+                else:
+                    await self._ws.send_bytes(data)
+        except (TimeoutError, ConnectionError) as error:
+            raise ClientLeftError from error
+        self._exchange.record_sent(len(data))
+
+    async def close(self, code: int = WSCloseCode.OK, reason: str = "") -> None:
+        """Closes the connection; `reason` is cut to 100 bytes."""
+        await self._ws.close(code=code, message=reason.encode()[:100])

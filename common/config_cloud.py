@@ -1,0 +1,97 @@
+"""The keys of the cloud server: types, ranges, defaults and meanings."""
+
+from typing import Annotated, Any
+
+from msgspec import Meta, field
+
+from common.config_values import Count, Positive, Seconds, Section, ServerConfig, Share
+
+
+class CloudModelConfig(Section, frozen=True):
+    path: str = "models/demo-cloud"
+    """Folder in Hugging Face form, or a hub id."""
+    context_length: Positive = 1024
+    """Tokens, prompt and answer together."""
+    tensor_parallel_size: Positive = 1
+    """GPUs that share one model."""
+    gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    """Share of GPU memory for weights and KV; no effect on a CPU."""
+    dtype: str = "auto"
+    """`auto` (the model's own; float32 on a CPU), `bfloat16`, `float16` or `float32`."""
+
+
+class BatchConfig(Section, frozen=True):
+    """vLLM batches the waiting requests at each of its steps."""
+
+    enabled: bool = True
+    """false: one sequence at a time."""
+    max_batch_size: Positive = 32
+    """Sequences in one engine step."""
+    timeout_ms: Count = 10
+    """Milliseconds to wait for a batch to fill."""
+
+
+class DraftVerifierConfig(Section, frozen=True):
+    """F2 in the cloud."""
+
+    acceptance_threshold: Share = 0.8
+    """Probability from which a draft token is accepted."""
+    max_draft_tokens: Positive = 16
+    """Tokens: the longest draft that one verify may carry."""
+    resident_sessions: Count = 8
+    """Sessions whose KV stays in the engine between rounds, at most half of `batch.max_batch_size`."""
+    resident_idle_seconds: Seconds = 10.0
+    """Seconds after which such a session gives up its place."""
+    batch: BatchConfig = BatchConfig()
+
+
+class CloudCacheConfig(Section, frozen=True):
+    """F3 in the cloud."""
+
+    enabled: bool = True
+    """false: no KV is reused between requests or rounds."""
+    max_blocks: Count = 0
+    """KV blocks; 0: as many as vLLM finds room for."""
+    enable_prefix_caching: bool = True
+    """vLLM's prefix cache as a whole."""
+
+
+class AdmissionConfig(Section, frozen=True):
+    """What the engine may hold at once; beyond: 429 with `Retry-After`."""
+
+    max_requests: Positive = 256
+    """Requests, those in vLLM's queue included."""
+    max_tokens: Positive = 262144
+    """Tokens of their prompts and longest answers together."""
+
+
+class EngineConfig(Section, frozen=True):
+    hang_seconds: Seconds = 4.0
+    """Seconds of silence after which nothing new is taken; after three times that the engine is restarted."""
+
+
+class CloudSplitConfig(Section, frozen=True):
+    """The layer split: the cloud runs a model's last layers."""
+
+    manifest: str = ""
+    """Manifest, or folder, of a split model with its tail; empty: `GET /split` is not served."""
+    session_seconds: Seconds = 60.0
+    """Seconds without use after which a session's hidden states and KV are forgotten."""
+    session_bytes: Positive = 16 << 20
+    """Bytes of hidden states that one session may hold before its tokens are asked for."""
+    total_bytes: Positive = 1 << 30
+    """Bytes of hidden states of all sessions; beyond, the least recently used session is evicted."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """Any argument of `vllm serve`, for the tail's engine."""
+
+
+class CloudConfig(Section, frozen=True):
+    model: CloudModelConfig = CloudModelConfig()
+    server: ServerConfig = ServerConfig(port=8081)
+    admission: AdmissionConfig = AdmissionConfig()
+    engine: EngineConfig = EngineConfig()
+    draft_verifier: DraftVerifierConfig = DraftVerifierConfig()
+    kv_cache: CloudCacheConfig = CloudCacheConfig()
+    split: CloudSplitConfig = CloudSplitConfig()
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """Any other argument of `vllm serve`, by its name with underscores."""

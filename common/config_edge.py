@@ -1,0 +1,117 @@
+"""The keys of the edge server: types, ranges, defaults and meanings."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, field
+from msgspec.structs import asdict
+
+from common.config_values import Count, Positive, Section, ServerConfig, Share, Weight
+from common.enums import ConfidenceStrategy, StateEncoding
+
+
+class EdgeModelConfig(Section, frozen=True):
+    path: str = "models/demo-edge.gguf"
+    """GGUF file, a folder with one, or a hub id (`owner/name`, `owner/name:pattern`)."""
+    pattern: str = ""
+    """Chooses among several files of a folder or hub id, for example `Q4_K_M`."""
+    context_length: Positive = 1024
+    """Tokens, prompt and answer together."""
+    kv_type: Literal["f16", "f32", "q8_0"] = "f16"
+    """Type of the numbers in the KV cache; `q8_0` takes half the memory and needs flash attention."""
+    kv_unified: bool = False
+    """true: sequences share the KV of a common prefix; false: it is copied, and steps are faster."""
+    flash_attention: bool | Literal["auto"] = "auto"  # YAML reads on and off as true and false
+    """`auto`: on a GPU, and where `kv_type` needs it. `true` on a CPU is faster for short texts only."""
+    gpu_layers: Annotated[int, Meta(ge=-1)] = 0
+    """Layers on the GPU; -1: all."""
+    threads: Count = 0
+    """CPU threads; 0: one fewer than there are cores."""
+    sequences: Annotated[int, Meta(ge=1, le=64)] = 4
+    """Sequences whose KV is held at once, which is also the number of requests in one step."""
+
+
+class LimitsConfig(Section, frozen=True):
+    """Beyond them a request is refused: 429 while the server is busy, 400 if it can never be answered."""
+
+    max_queue: Count = 64
+    """Requests that may wait for one of `edge.model.sequences`."""
+    max_tokens_request: Count = 0
+    """Tokens of one request, prompt and answer together; 0: as many as the context."""
+    max_tokens_total: Count = 0
+    """Prompt tokens of all requests that are answered or wait; 0: no limit."""
+
+
+class WeightsConfig(Section, frozen=True):
+    """For the strategy `ensemble`: how much each of the others counts. At least one is above 0."""
+
+    max_prob: Weight = 0.4
+    """Weight of `max_prob`; 0: not used."""
+    entropy: Weight = 0.3
+    """Weight of `entropy`; 0: not used."""
+    temperature: Weight = 0.0
+    """Weight of `temperature`; 0: not used."""
+    top_k_agg: Weight = 0.3
+    """Weight of `top_k_agg`; 0: not used."""
+
+    def __post_init__(self) -> None:
+        if not any(asdict(self).values()):
+            raise ValueError("Are all 0: an ensemble needs at least one strategy")
+
+
+class ConfidenceConfig(Section, frozen=True):
+    """F1."""
+
+    strategy: ConfidenceStrategy = ConfidenceStrategy.MAX_PROB
+    """How a token's confidence is read from the model's distribution."""
+    threshold: Share = 0.8
+    """A token below it is not confident: from there on the cloud is asked."""
+    product_threshold: Share = 0.3
+    """The cloud is also asked from where the draft's running product of confidences is below it."""
+    temperature: Annotated[float, Meta(gt=0)] = 1.5
+    """For the strategy `temperature`: divisor of the logits."""
+    top_k: Positive = 5
+    """For the strategy `top_k_agg`: tokens."""
+    weights: WeightsConfig = WeightsConfig()
+
+
+class EdgeCacheConfig(Section, frozen=True):
+    """F3 at the edge."""
+
+    enabled: bool = True
+    """false: no KV is kept between requests or rounds."""
+    max_size: Positive = 1000
+    """Snapshots kept, in RAM and on disk together."""
+    ram_bytes: Count = 1 << 30
+    """Bytes of snapshots in RAM, of prompts that no sequence holds any more; 0: none."""
+    directory: str = ""
+    """Folder for snapshots on disk, which outlive the server; empty: none."""
+    disk_bytes: Count = 4 << 30
+    """Bytes of snapshots on disk, for each model."""
+    enable_compression: bool = False
+    """Compress (zstd) what goes to disk."""
+
+
+class EdgeSplitConfig(Section, frozen=True):
+    """Mode `split`: the edge runs the first layers of one model, the cloud the others."""
+
+    manifest: str = ""
+    """Manifest that `python -m models.partition` wrote, or its folder; empty: no mode `split`."""
+    thresholds: Annotated[list[Annotated[float, Meta(ge=0)]], Meta(min_length=1)] = field(default_factory=lambda: [0.8])
+    """Confidence from which an exit's token is taken, one for each exit or one for all; above 1: never."""
+    latency_budget_ms: Annotated[float, Meta(gt=0)] | None = None
+    """Mean milliseconds a token: exits lower their thresholds to keep it; null: no budget."""
+    transfer: StateEncoding = StateEncoding.FP16
+    """Number format of hidden states on their way to the cloud."""
+    async_upload: bool = True
+    """false: hidden states go up only when the cloud is asked."""
+    deadline_ms: Positive = 2000
+    """Milliseconds until the last exit answers in place of the cloud."""
+
+
+class EdgeConfig(Section, frozen=True):
+    model: EdgeModelConfig = EdgeModelConfig()
+    server: ServerConfig = ServerConfig()
+    confidence: ConfidenceConfig = ConfidenceConfig()
+    kv_cache: EdgeCacheConfig = EdgeCacheConfig()
+    limits: LimitsConfig = LimitsConfig()
+    split: EdgeSplitConfig = EdgeSplitConfig()

@@ -1,0 +1,63 @@
+"""What every part of the schema is built of: sections, ranges of numbers, secrets, and a server's keys."""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+OpenShare = Annotated[float, Meta(gt=0, lt=1)]
+Weight = Annotated[float, Meta(ge=0, le=1e6)]
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A mapping in the config file. Every key has a default; unknown keys are refused."""
+
+
+class Secret:
+    """A key that appears as `***` wherever it is printed, logged or written."""
+
+    def __init__(self, value: str = "") -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __repr__(self) -> str:
+        return "***" if self._value else ""
+
+
+NO_KEY = Secret()
+
+
+class ServerConfig(Section, frozen=True):
+    host: str = "localhost"
+    """Address to listen on."""
+    port: Port = 8080
+    """TCP port; 0: any free one."""
+    drain_seconds: Annotated[float, Meta(ge=0)] = 10.0
+    """Seconds that running requests may still take after SIGTERM."""
+    api_keys: list[Secret] = []
+    """Keys, one of which every request must show as `Authorization: Bearer KEY`; empty: open to all. In the cloud
+    each key is a tenant."""
+    cors_origins: list[str] = []
+    """Web origins whose pages may call this server; `*`: any."""
+
+
+def decode_secret(type_: type, value: object) -> object:
+    """msgspec's `dec_hook` for the config: a string becomes a Secret."""
+    if type_ is not Secret or not isinstance(value, str):
+        raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
+    return Secret(value)

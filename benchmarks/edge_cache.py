@@ -26,7 +26,7 @@ from benchmarks.random_gguf import LlamaShape, model_file
 from benchmarks.ratio_table import RequiredRatio, table
 from cli import terminal
 from cli.args import run_program
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from edge.engine.engine import EdgeEngine
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
 

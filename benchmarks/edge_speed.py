@@ -31,7 +31,7 @@ from cli import terminal
 from cli.args import run_program
 from cli.demo import free_ports
 from cli.supervisor import PROJECT
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.errors import StartError
 from edge.confidence import ConfidenceCalculator
 from edge.engine.engine import EdgeEngine

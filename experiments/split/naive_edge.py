@@ -20,7 +20,8 @@ from prometheus_client import CollectorRegistry
 
 from cli.args import config_parser, load_config, run_program, set_up_logging
 from common.cloud_client.split_session import SplitCloud
-from common.config_schema import Config, EdgeModelConfig
+from common.config_edge import EdgeModelConfig
+from common.config_schema import Config
 from common.errors import EngineError
 from common.http.client import HTTPClient
 from common.http.messages import read, reply, stream

@@ -98,7 +98,11 @@ async def test_what_a_session_flushes_is_at_the_cloud_before_it_asks() -> None:
 
 async def test_states_that_the_cloud_has_lost_are_sent_again() -> None:
     async with fake_cloud() as fake, split_cloud(fake.url) as cloud, cloud.session(MANIFEST.fingerprint) as session:
-        for position, lose in ((5, fake.pool.lost), (6, lambda: fake.contexts.close(session.id)), (7, fake.pool.lost)):
+        for position, lose in (
+            (5, fake.pool.drop_all),
+            (6, lambda: fake.contexts.close(session.id)),
+            (7, fake.pool.drop_all),
+        ):
             assert await asked(session, 1, position) == right_for(1, position)
             lose()
         assert await asked(session, 1, 9) == right_for(1, 9)

@@ -21,9 +21,9 @@ from cli.args import config_parser, run_program
 from cli.demo import free_ports
 from cli.supervisor import PROJECT, ServerProcess, Supervisor
 from common.cloud_client.stream import CloudStream
-from common.decoding.draft_length import alike, stream_draft_length
+from common.decoding.draft_length import iid_acceptance, stream_draft_length
 from common.http.client import HTTPClient
-from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame
+from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame, StartFrame
 from experiments.harness.delay_proxy import DelayProxy
 from models.random_model import random_model
 
@@ -79,7 +79,7 @@ class Oracle:
         """Where the draft begins, and its tokens."""
         seconds = time.perf_counter() - self._started
         speed = (self._known - self._begin) / max(seconds, 0.02)
-        length = stream_draft_length(alike(self._acceptance), self._round_trip * speed, LONGEST_DRAFT)
+        length = stream_draft_length(iid_acceptance(self._acceptance), self._round_trip * speed, LONGEST_DRAFT)
         places = range(self._known, min(self._known + length, len(self._truth)))
         first = next((place for place in places if self._mistaken[place]), len(self._truth))
         return self._known, [self._truth[place] if place < first else 1 + place % 7 for place in places]
@@ -91,7 +91,7 @@ async def timed(
     """Seconds from the question to the end of the answer, its tokens, and its end."""
     ids: list[int] = []
     began = time.perf_counter()
-    async with CloudStream(client, prompt, tokens) as stream:
+    async with CloudStream(client, StartFrame(token_ids=prompt, max_tokens=tokens)) as stream:
         async for frame in stream:
             ids += frame.token_ids
             if oracle:

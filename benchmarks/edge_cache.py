@@ -24,6 +24,7 @@ from benchmarks.edge_speed import RequiredRatio, model_file, table
 from benchmarks.random_model import LlamaShape
 from cli import terminal
 from cli.args import run_program
+from common.config_schema import EdgeModelConfig
 from edge.engine.engine import EdgeEngine
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
 
@@ -78,7 +79,8 @@ def drop_from_page_cache(folder: Path) -> None:
 async def cached(
     model: Path, threads: int, store: LlamaCppKVCache | AblatedKVCache, context: int
 ) -> AsyncIterator[Cached]:
-    async with EdgeEngine(str(model), context, threads=threads, sequences=2, store=store) as engine:
+    config = EdgeModelConfig(path=str(model), context_length=context, threads=threads, sequences=2)
+    async with EdgeEngine(config, store=store) as engine:
         yield Cached(engine, store, random.Random(1))
 
 

@@ -27,6 +27,7 @@ from cli import terminal
 from cli.args import run_program
 from cli.demo import free_ports
 from cli.supervisor import PROJECT
+from common.config_schema import EdgeModelConfig
 from common.errors import StartError
 from edge.confidence import ConfidenceCalculator
 from edge.engine.engine import EdgeEngine
@@ -77,7 +78,9 @@ class BareLoop:
     """Greedy decoding with nothing around it: the C API, a batch, an argmax."""
 
     def __init__(self, model: Path, threads: int, tokens: int) -> None:
-        self._llama = Llama(str(model), CONTEXT, 0, threads, STREAMS)
+        self._llama = Llama(
+            EdgeModelConfig(path=str(model), context_length=CONTEXT, threads=threads, sequences=STREAMS)
+        )
         self._tokens = tokens
 
     async def answer(self, prompts: list[list[int]]) -> float:
@@ -217,10 +220,8 @@ async def share_of_confidence(model: Path, args: argparse.Namespace, streams: in
         return result
 
     shares = []
-    async with (
-        EdgeEngine(str(model), CONTEXT, threads=args.threads, sequences=streams, confidence=timed) as engine,
-        AsyncExitStack() as stack,
-    ):
+    config = EdgeModelConfig(path=str(model), context_length=CONTEXT, threads=args.threads, sequences=streams)
+    async with EdgeEngine(config, confidence=timed) as engine, AsyncExitStack() as stack:
         leases = [await stack.enter_async_context(engine.sequence(reuse=False)) for _ in range(streams)]
         for repeat in range(args.repeats + 1):
             spent, began = 0.0, time.perf_counter()

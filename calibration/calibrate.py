@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from calibration import fit as calibration, data as calibration_data, report as calibration_report, risk
-from common.protocol.openai import ChatRequest, Message, StreamOptions
+from common.protocol.openai import ChatRequest, Message
+from common.protocol.openai_options import StreamOptions
 from calibration.fit import Isotonic
 from calibration.data import CalibrationQuestion
 from calibration.report import Fitted

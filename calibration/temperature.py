@@ -8,7 +8,6 @@ file, the questions that the demo models were never trained on.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cli.args import run_program
+from common.config_schema import EdgeModelConfig
 from common.protocol.openai import Message
 from common.errors import ConfigError
 from cli.terminal import console
@@ -171,9 +171,10 @@ async def main() -> None:
     parser.add_argument("--gpu-layers", type=int, default=0, help="layers on the GPU; -1: all (%(default)s)")
     args = parser.parse_args()
     questions = demo_questions() if args.data is None else read_questions(args.data)
-    llama = Llama(
-        args.model, args.context_length, args.gpu_layers, threads=max(1, (os.cpu_count() or 1) - 1), sequences=1
+    model = EdgeModelConfig(
+        path=args.model, context_length=args.context_length, gpu_layers=args.gpu_layers, sequences=1
     )
+    llama = Llama(model)
     try:
         console().print(report(await fit(llama, questions)))
     finally:

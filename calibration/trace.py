@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.protocol.openai import DetokenizeReply, DetokenizeRequest, Message, TokenizeReply, TokenizeRequest
+from common.protocol.openai import Message
+from common.protocol.tokenization import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
 from common.http_client import EdgeCloudHTTPClient
 from common.decoding.interfaces import Drafter
 from common.cloud_client.verifier import CloudVerifier, EdgeDrafter

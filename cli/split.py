@@ -10,6 +10,7 @@ from rich.text import Text
 from cli.terminal import percent
 from common.config_schema import Config
 from common.decoding.policy import Plan
+from common.decoding.request import DecodingRequest
 from common.errors import ConfigError, ContextLengthError, RequestError
 from common.protocol.openai import Message
 from common.types import Collaboration, Provenance, Sampling
@@ -56,7 +57,7 @@ async def ask(
         began, shown = time.perf_counter(), TextStream(segments.piece)
         parts: list[Text] = []
         async with (
-            engine.answer(ids, min(max_tokens, room), sampling, plan) as answer,
+            engine.answer(DecodingRequest(ids, min(max_tokens, room), sampling, plan)) as answer,
             aclosing(answer.run()) as chunks,
         ):
             before = dict(answer.answer.report.exits)

@@ -1,1 +1,1 @@
-"""What both servers and every client share: config, errors, types, HTTP, the protocol, the decoding pipeline."""
+"""Shared by both servers and every client: configuration, errors, types; HTTP, protocol and decoding below."""

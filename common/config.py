@@ -1,4 +1,4 @@
-"""The configuration, checked whole at start: file, environment, command line. Knows nothing of its users."""
+"""Loads the configuration from file, environment and command line, and checks all of it at start."""
 
 import difflib
 import os
@@ -40,9 +40,9 @@ def load(
 
 
 def with_changes(path: str | Path | None, changes: Mapping[str, object]) -> dict[str, Any]:
-    """The tree of the config file at `path` (as for `load`) without what the defaults say too, then `changes`.
+    """The tree of the config file at `path` (as for `load`) without default values, with `changes` applied.
 
-    The keys of `changes` have dots, as in flags.
+    The keys of `changes` are dotted, as in flags.
     """
     defaults = msgspec.to_builtins(Config(), enc_hook=repr)
     tree = _without(_read(Path(path or DEFAULT_PATH)), defaults)
@@ -58,7 +58,7 @@ def with_changes(path: str | Path | None, changes: Mapping[str, object]) -> dict
 def check(tree: object) -> Config:
     """Turns plain mappings into a Config; raises ConfigError for the first wrong key, type or value.
 
-    The overrides of `experiments.ablations` are checked too, laid over the rest.
+    The overrides of `experiments.ablations` are checked too, each applied to the rest.
     """
     config = _converted(tree)
     for number, ablation in enumerate(config.experiments.ablations):
@@ -67,9 +67,9 @@ def check(tree: object) -> Config:
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any], where: str) -> Config:
-    """The config with nested `overrides` laid over it.
+    """The config with nested `overrides` applied.
 
-    Raises ConfigError for a key, type or value that is wrong, its path beginning with `where` they stand.
+    Raises ConfigError for a wrong key, type or value; its path begins with `where`, the place of the overrides.
     """
     try:
         return _converted(_merged(plain(config), overrides))
@@ -78,13 +78,13 @@ def with_overrides(config: Config, overrides: Mapping[str, Any], where: str) -> 
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """The config as plain mappings and values, secrets as they are: not to be shown."""
+    """The config as plain mappings and values, with secrets in clear text: never show it."""
     tree: dict[str, Any] = msgspec.to_builtins(config, enc_hook=lambda secret: secret.reveal())
     return tree
 
 
 def _merged(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections are laid over sections, key by key; whatever else is there is replaced."""
+    """Merges sections key by key; any other value is replaced."""
     merged = dict(tree)
     for key, value in overrides.items():
         below = merged.get(key)
@@ -130,7 +130,7 @@ def _check_patterns(config: InferenceConfig) -> None:
 
 
 def show(config: Config) -> str:
-    """The config as YAML, for people; secrets stay secret."""
+    """The config as YAML, with secrets masked."""
     return msgspec.yaml.encode(config, enc_hook=repr).decode()
 
 
@@ -147,7 +147,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _without(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """What of `tree` differs from the defaults; sections that do not are left out."""
+    """The part of `tree` that differs from the defaults."""
     kept = {}
     for key, value in tree.items():
         if isinstance(value, dict) and isinstance(defaults.get(key), dict):

@@ -6,8 +6,7 @@ from msgspec import Meta, field
 from msgspec.structs import asdict
 
 from common.config_values import Count, Positive, Section, ServerConfig, Share, Weight
-from common.enums import ConfidenceStrategy
-from common.protocol.split_frames import StateEncoding
+from common.enums import ConfidenceStrategy, StateEncoding
 
 
 class EdgeModelConfig(Section, frozen=True):
@@ -56,7 +55,7 @@ class WeightsConfig(Section, frozen=True):
 
     def __post_init__(self) -> None:
         if not any(asdict(self).values()):
-            raise ValueError("Are all 0: an ensemble needs one strategy at least")
+            raise ValueError("Are all 0: an ensemble needs at least one strategy")
 
 
 class ConfidenceConfig(Section, frozen=True):

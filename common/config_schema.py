@@ -122,7 +122,7 @@ class OnlineConfig(Section, frozen=True):
 
     @property
     def enabled(self) -> bool:
-        """Whether the gate follows the traffic at all."""
+        """Whether the gate learns from traffic."""
         return self.target_cloud_rate is not None or self.target_quality is not None
 
 

@@ -1,27 +1,27 @@
-"""Every error this project raises on purpose, and the HTTP status each one becomes. Knows nothing of HTTP libraries.
+"""Every error that this project raises on purpose, and the HTTP status of each.
 
 FrameworkError
 ├── ConfigError             a wrong config key, type or value; ends the program at start
-├── StartError              a model or port that cannot be had; ends the program at start
+├── StartError              a model or port that is not available; ends the program at start
 ├── RequestError       400  the request itself is wrong
 │   ├── ContextLengthError  the prompt does not fit the model's context
-│   ├── AuthenticationError  401  no API key, or one that is not known here
+│   ├── AuthenticationError  401  no API key, or an unknown one
 │   ├── NotFoundError  404  no such model or route
-│   ├── SnapshotError       a kept KV snapshot that is damaged, another model's, or none at all
+│   ├── SnapshotError       a KV snapshot that is damaged, of another model, or not a snapshot
 │   ├── PrefixUnknown  409  the cloud does not hold the prefix that a verify names
-│   ├── StatesMissing  409  the cloud does not hold the hidden states that a question builds on
-│   ├── ModelMismatch  409  edge and cloud have pieces of different models
-│   └── ForeignSession 403  a session that another API key has opened
-├── OverloadedError    429  no room now; try again later
+│   ├── StatesMissing  409  the cloud does not hold the hidden states that a request refers to
+│   ├── ModelMismatch  409  edge and cloud have parts of different models
+│   └── ForeignSession 403  a session that was opened with another API key
+├── OverloadedError    429  no capacity now; try again later
 ├── EngineError        503  our own model does not answer
-├── StoppingError      503  the server is stopping and takes nothing new
-└── EndpointError      502  another server cannot be reached, or answers nonsense
-    └── VocabularyError  409  its token ids mean something else, or nobody can tell what
+├── StoppingError      503  the server is stopping and accepts no new request
+└── EndpointError      502  another server cannot be reached, or its reply is invalid
+    └── VocabularyError  409  its token ids mean something else, or their meaning is unknown
 """
 
 
 class FrameworkError(Exception):
-    """The root; `message` is one line for a person, the class attributes are OpenAI's error object."""
+    """The root of all errors; `message` is one line for a person, the other attributes fill OpenAI's error object."""
 
     status = 500
     type = "server_error"
@@ -38,7 +38,7 @@ class ConfigError(FrameworkError):
 
 
 class StartError(FrameworkError):
-    """Something a server needs at start is not there: a model file, a free port, an engine that comes up."""
+    """Something a server needs at start is missing: a model file, a free port, an engine that starts."""
 
 
 class RequestError(FrameworkError):
@@ -61,7 +61,7 @@ class NotFoundError(RequestError):
 
 
 class SnapshotError(RequestError):
-    """Read from a cache it is dropped; imported by name it is refused."""
+    """A snapshot read from the cache is dropped then; one imported by name is refused."""
 
     code = "invalid_snapshot"
 
@@ -72,7 +72,7 @@ class PrefixUnknown(RequestError):
 
 
 class StatesMissing(RequestError):
-    """`held`: how many positions, from the first on, need not be sent again."""
+    """`held`: the cloud holds the states of this many positions from the first on; only later ones must be sent."""
 
     status = 409
     code = "states_missing"
@@ -93,7 +93,7 @@ class ForeignSession(RequestError):
 
 
 class OverloadedError(FrameworkError):
-    """`retry_after` is in seconds: when there may be room again."""
+    """`retry_after`: seconds until there may be capacity again."""
 
     status = 429
     type = "rate_limit_error"

@@ -1,4 +1,4 @@
-"""JSON lines into typed rows, with the number of the line that is wrong. Knows not what the rows mean."""
+"""Reads JSON lines as typed rows; an error names the line."""
 
 import gzip
 import zlib
@@ -13,19 +13,19 @@ R = TypeVar("R")
 
 
 def read(path: Path, row: type[R]) -> list[R]:
-    """Every line that is not blank; a name that ends in .gz is unpacked. Raises ConfigError."""
-    found = []
+    """One row for each line that is not blank; a file ending in .gz is unpacked. Raises ConfigError."""
+    rows = []
     for number, line in enumerate(contents(path).split(b"\n"), 1):
         if line.strip():
             try:
-                found.append(msgspec.json.decode(line, type=row))
+                rows.append(msgspec.json.decode(line, type=row))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise ConfigError(f"{path}, line {number}: {error}") from error
-    return found
+    return rows
 
 
 def contents(path: Path) -> bytes:
-    """All bytes of a file, unpacked if its name ends in .gz. Raises ConfigError."""
+    """The bytes of a file, unpacked if its name ends in .gz. Raises ConfigError."""
     try:
         data = path.read_bytes()
         return gzip.decompress(data) if path.suffix == ".gz" else data

@@ -1,1 +1,1 @@
-"""The edge server: llama.cpp, without torch or vllm."""
+"""The edge server: a small model in llama.cpp that drafts, and what decides when to ask the cloud; no torch or vLLM."""

@@ -1,8 +1,7 @@
-"""F1: how sure a model is of its next token, as one number read from its logits. Knows no engine and no threshold.
+"""F1: the confidence of a model in its next token, one number in [0, 1] computed from the logits.
 
-A strategy is one pure function of a `Softmax`, vectorised over its rows; those that the config names are `STRATEGIES`.
-Every strategy returns numbers in [0, 1]: 1 is certainty, larger is surer. p stands for softmax(logits) over the full
-vocabulary of V tokens.
+A strategy is a pure function of a `Softmax`, vectorised over its rows; `STRATEGIES` holds those that the config names.
+1 is certainty. p stands for softmax(logits) over the full vocabulary of V tokens.
 """
 
 import math
@@ -36,7 +35,7 @@ Tokens = NDArray[np.integer[Any]]
 
 
 class ConfidenceSettings(msgspec.Struct, frozen=True):
-    """What the strategies can be tuned by: `temperature` > 0 for TEMPERATURE, `top_k` >= 1 for TOP_K_AGG."""
+    """Parameters of the strategies: `temperature` > 0 for TEMPERATURE, `top_k` >= 1 for TOP_K_AGG."""
 
     temperature: float = 1.5
     top_k: int = 5
@@ -49,9 +48,9 @@ class ConfidenceSettings(msgspec.Struct, frozen=True):
 
 
 class ConfidenceMetrics(msgspec.Struct, frozen=True):
-    """The confidences of a draft's tokens, each in [0, 1], in three numbers, each in [0, 1]; all 1 for no tokens.
+    """The mean, minimum and product of a draft's confidences, each in [0, 1]; all 1 for no tokens.
 
-    `confidence` is their mean, `minimum` the least of them, `product` the product of all.
+    `confidence` is the mean.
     """
 
     confidence: float
@@ -60,10 +59,10 @@ class ConfidenceMetrics(msgspec.Struct, frozen=True):
 
 
 class Softmax(NamedTuple):
-    """p of each row of [..., V] logits, as `weights` over their `total`: what a token's probability and F1 share.
+    """p of each row of [..., V] logits, as `weights` over their `total`; computed once for probabilities and F1.
 
-    `below` are the logits minus their row's maximum, so that no exponential overflows; `weights` are exp(below), 1 for
-    the likeliest token.
+    `below` are the logits minus the maximum of their row, so that no exponential overflows; `weights` are exp(below), 1
+    for the likeliest token.
     """
 
     below: Floats
@@ -83,12 +82,12 @@ class Softmax(NamedTuple):
 
 
 def max_prob(softmax: Softmax, settings: ConfidenceSettings) -> Floats:
-    """max p: the probability of the likeliest token; [1/V, 1], 1/V when all are alike."""
+    """max p: the probability of the likeliest token; [1/V, 1], 1/V for a uniform p."""
     return 1.0 / softmax.total
 
 
 def entropy(softmax: Softmax, settings: ConfidenceSettings) -> Floats:
-    """1 - H(p) / ln V with H = -sum p ln p over the full vocabulary; [0, 1], 0 when all are alike."""
+    """1 - H(p) / ln V with H = -sum p ln p over the full vocabulary; [0, 1], 0 for a uniform p."""
     below = np.maximum(softmax.below, -80.0)  # a logit of -inf would give 0 * -inf
     # Not vecdot: BLAS would wake threads that fight with llama.cpp's for the cores.
     mean_below = np.einsum("...v,...v->...", softmax.weights, below) / softmax.total
@@ -102,13 +101,13 @@ def temperature(softmax: Softmax, settings: ConfidenceSettings) -> Floats:
 
 
 def top_k_agg(softmax: Softmax, settings: ConfidenceSettings) -> Floats:
-    """max p / (sum of the top_k largest p): the mass of the first among the first k; [1/k, 1], 1 for k = 1."""
+    """max p / (sum of the top_k largest p): the share of the likeliest among the k likeliest; [1/k, 1], 1 for k = 1."""
     k = min(settings.top_k, softmax.weights.shape[-1])
     return 1.0 / np.asarray(np.partition(softmax.weights, -k, axis=-1)[..., -k:].sum(axis=-1))
 
 
 Strategy = Callable[[Softmax, ConfidenceSettings], Floats]
-"""From softmaxes, [..., V], to confidences, [...], in [0, 1]; called once per step, in the engine's thread."""
+"""From a softmax of [..., V] to confidences, [...], in [0, 1]; called once per step, in the engine's thread."""
 
 STRATEGIES: dict[ConfidenceStrategy, Strategy] = {
     ConfidenceStrategy.MAX_PROB: max_prob,
@@ -119,7 +118,7 @@ STRATEGIES: dict[ConfidenceStrategy, Strategy] = {
 
 
 class ConfidenceCalculator:
-    """One strategy, named or a function of one's own; the engine calls `of_batch` once per step, in its own thread."""
+    """Computes one strategy, a named one or your own function; the engine's thread calls `of_batch` once per step."""
 
     def __init__(
         self,
@@ -129,7 +128,9 @@ class ConfidenceCalculator:
     ) -> None:
         self.strategy = strategy if callable(strategy) else ConfidenceStrategy(strategy)
         if self.strategy is ConfidenceStrategy.ENSEMBLE:
-            raise ConfigError(f"confidence.strategy: {self.strategy} is several strategies: see ConfidenceEnsemble")
+            raise ConfigError(
+                f"confidence.strategy: {self.strategy} combines several strategies: use ConfidenceEnsemble"
+            )
         self.settings = ConfidenceSettings(temperature, top_k)
         self._function = strategy if callable(strategy) else STRATEGIES[ConfidenceStrategy(strategy)]
 
@@ -138,7 +139,7 @@ class ConfidenceCalculator:
         return self._of(Softmax.of(logits))
 
     def of_batch(self, logits: Floats, chosen: Tokens) -> tuple[Floats, Floats]:
-        """The probabilities of `chosen` tokens, [B], and the confidences, [B], from one pass over [B, V] logits."""
+        """The probabilities of the `chosen` tokens, [B], and the confidences, [B], in one pass over [B, V] logits."""
         softmax = Softmax.of(logits)
         return softmax.prob(chosen), self._of(softmax)
 
@@ -148,8 +149,8 @@ class ConfidenceCalculator:
     def calculate_confidence(self, token_probs: list[TokenProb]) -> ConfidenceMetrics:
         """The metrics of tokens already drawn.
 
-        Their distributions are gone: a token counts with its `confidence` where the engine filled it in (by the
-        strategy that the engine was given), else with its `prob`, whatever this calculator's own strategy is.
+        Their logits no longer exist. So a token counts with its `confidence` if the engine set it (by the engine's
+        strategy), else with its `prob`; this calculator's own strategy plays no part.
         """
         values = [_of_token(token) for token in token_probs] or [1.0]
         return ConfidenceMetrics(math.fsum(values) / len(values), min(values), math.prod(values))
@@ -169,7 +170,7 @@ def confidence_of(config: ConfidenceConfig) -> Callable[[Floats, Tokens], tuple[
 
 
 class AblatedConfidenceCalculator(ConfidenceCalculator):
-    """F1 switched off: every token counts as certain, every draft is accepted."""
+    """F1 switched off: every token has confidence 1, every draft is accepted."""
 
     def _of(self, softmax: Softmax) -> Floats:
         return np.ones_like(softmax.total)
@@ -180,7 +181,7 @@ class AblatedConfidenceCalculator(ConfidenceCalculator):
 
 
 class ConfidenceEnsemble:
-    """The weighted mean of several strategies, in [0, 1]; without weights all count alike."""
+    """The weighted mean of several strategies, in [0, 1]; without weights, the plain mean."""
 
     def __init__(
         self, strategies: Sequence[ConfidenceStrategy | Strategy], temperature: float = 1.5, top_k: int = 5
@@ -194,16 +195,16 @@ class ConfidenceEnsemble:
         return self._of(Softmax.of(logits), weights)
 
     def of_batch(self, logits: Floats, chosen: Tokens, weights: Sequence[float] | None = None) -> tuple[Floats, Floats]:
-        """As `ConfidenceCalculator.of_batch`; the strategies share the one pass."""
+        """Like `ConfidenceCalculator.of_batch`; all strategies share one softmax."""
         softmax = Softmax.of(logits)
         return softmax.prob(chosen), self._of(softmax, weights)
 
     def ensemble_confidence(
         self, token_probs: list[TokenProb], weights: Sequence[float] | None = None
     ) -> tuple[float, dict[ConfidenceStrategy | Strategy, float]]:
-        """The ensemble's mean confidence over tokens already drawn, and each strategy's.
+        """The ensemble's mean confidence over tokens already drawn, and that of each strategy.
 
-        From tokens alone the strategies agree (see `ConfidenceCalculator.calculate_confidence`); they differ in
+        For drawn tokens all strategies agree (see `ConfidenceCalculator.calculate_confidence`); they differ in
         `of_logits`.
         """
         scores = {c.strategy: c.calculate_confidence(token_probs).confidence for c in self.calculators}
@@ -218,7 +219,7 @@ class ConfidenceEnsemble:
         """The weights, scaled to sum to 1."""
         shares = np.ones(len(self.calculators)) if weights is None else np.asarray(weights, np.float64)
         if shares.shape != (len(self.calculators),) or not (shares >= 0).all() or not 0 < shares.sum() < math.inf:
-            raise ConfigError(f"confidence.weights: {len(self.calculators)} numbers >= 0 with a sum above 0 are wanted")
+            raise ConfigError(f"confidence.weights: give {len(self.calculators)} numbers >= 0 with a sum above 0")
         return np.asarray(shares / shares.sum())
 
 

@@ -1,4 +1,4 @@
-"""F2 on the edge: one draft for whoever asks, or many for sessions that a verifier corrects. Knows nothing of HTTP."""
+"""F2 on the edge: single drafts, and sessions of drafts that verdicts correct."""
 
 import asyncio
 import math
@@ -6,36 +6,40 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from common.config_schema import EdgeModelConfig
 from common.errors import NotFoundError, RequestError
 from common.types import GREEDY, Draft, DraftRequest, DraftResponse, Sampling, TokenProb, Verdict
 from edge.engine.engine import EdgeEngine
 
 MAX_DRAFT_TOKENS = 128
+"""The most tokens that one draft request may ask for."""
 
 
 class DraftGenerator:
-    """Drafts for whoever asks. `use_kv_cache` False: nothing is reused from one request to the next (F3 off).
+    """Answers draft requests. With `use_kv_cache` False no KV is reused between requests (F3 off).
 
-    Given a model's path in place of an engine it owns one, which the first request loads and `close` frees.
+    Given a model's path instead of an engine, it owns an engine, which the first request loads and `close` frees.
     """
 
     def __init__(self, engine: EdgeEngine | str, use_kv_cache: bool = True) -> None:
         self._owns = isinstance(engine, str)
-        self._engine = EdgeEngine(engine) if isinstance(engine, str) else engine
+        self._engine = (
+            EdgeEngine(EdgeModelConfig(path=engine, context_length=2048)) if isinstance(engine, str) else engine
+        )
         self._use_kv_cache = use_kv_cache
 
     async def close(self) -> None:
-        """Frees the engine that this generator owns, if it does."""
+        """Frees the engine, if this generator owns it."""
         if self._owns:
             await self._engine.close()
 
     async def generate_draft(self, request: DraftRequest) -> DraftResponse:
-        """Drafts up to `request.max_tokens` tokens after the prompt, in which special tokens may be spelled out.
+        """Drafts up to `request.max_tokens` tokens after the prompt, whose text may contain special tokens.
 
-        Raises RequestError with the name of the field that is wrong.
+        Raises RequestError that names the wrong field.
         """
         if self._owns:
-            await asyncio.shield(self._engine.start())  # one request that gives up must not stop the load for others
+            await asyncio.shield(self._engine.start())  # a cancelled request must not stop the load for others
         check_sampling(request.sampling)
         if not 1 <= request.max_tokens <= MAX_DRAFT_TOKENS:
             raise RequestError(f"max_tokens must be in 1..{MAX_DRAFT_TOKENS}", param="max_tokens")
@@ -47,7 +51,7 @@ class DraftGenerator:
         return DraftResponse(
             draft_tokens=texts,
             draft_token_ids=draft.token_ids,
-            token_probs=[TokenProb(token, text, p, math.log(p), sure) for token, text, p, sure in columns],
+            token_probs=[TokenProb(token, text, p, math.log(p), confidence) for token, text, p, confidence in columns],
             prompt_tokens=len(prompt),
             finished=draft.finished,
             latency_ms=draft.latency_ms,
@@ -67,17 +71,17 @@ class DraftGenerator:
 
 @dataclass
 class _Session:
-    """The tokens that are settled, and those drafted after them."""
+    """The committed tokens, and those drafted after them."""
 
     committed: list[int]
     drafted: list[int] = field(default_factory=list)
 
 
 class DraftManager:
-    """Drafts for up to `max_sessions` sessions, the least recently used of which are forgotten.
+    """Drafts for up to `max_sessions` sessions; beyond that it forgets the least recently used.
 
-    A session's settled tokens are all it needs: its KV lies in a sequence that it prefers while nobody else has taken
-    it, and is otherwise found or computed again. Several drafts may follow each other before a verdict comes.
+    A session keeps only token ids: the engine finds its KV in a sequence or in the store, or computes it again. Several
+    drafts may follow each other before a verdict arrives.
     """
 
     def __init__(self, engine: EdgeEngine, max_sessions: int = 64) -> None:
@@ -86,38 +90,38 @@ class DraftManager:
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
 
     def begin(self, session: str, token_ids: Sequence[int]) -> None:
-        """Starts a session, or starts it anew, after `token_ids`."""
+        """Starts a session, or restarts it, after `token_ids`."""
         self._sessions[session] = _Session(list(token_ids))
         self._sessions.move_to_end(session)
         while len(self._sessions) > self._max_sessions:
             self._sessions.popitem(last=False)
 
     async def draft(self, session: str, limit: int, sampling: Sampling = GREEDY, stop_below: float = 0.0) -> Draft:
-        """Up to `limit` tokens after all that the session has, drafts included (see `Sequence.draft`).
+        """Up to `limit` tokens after all of the session's tokens, drafted ones included (see `Sequence.draft`).
 
-        Raises NotFoundError for a session that was not begun, or is forgotten.
+        Raises NotFoundError for a session that was not begun or was forgotten.
         """
         state = self._of(session)
-        known = state.committed + state.drafted
-        async with self._engine.sequence(known) as sequence:
-            draft = await sequence.draft(known, limit, sampling, stop_below=stop_below)
-        if known == state.committed + state.drafted:  # else a verdict came meanwhile, and this draft leads nowhere
+        tokens = state.committed + state.drafted
+        async with self._engine.sequence(tokens) as sequence:
+            draft = await sequence.draft(tokens, limit, sampling, stop_below=stop_below)
+        if tokens == state.committed + state.drafted:  # else a verdict arrived meanwhile and made this draft useless
             state.drafted += draft.token_ids
         return draft
 
     def settle(self, session: str, verdict: Verdict) -> list[int]:
-        """Commits the verdict's tokens and returns all that is settled.
+        """Commits the verdict's tokens and returns all committed tokens.
 
-        What was drafted beyond them stays if the verdict agrees with it, and is rolled back if not.
+        Tokens drafted beyond them are kept if the verdict agrees with the draft, and dropped if not.
         """
         state = self._of(session)
-        agreed = len(verdict.token_ids)
+        count = len(verdict.token_ids)
         state.committed += verdict.token_ids
-        state.drafted = state.drafted[agreed:] if state.drafted[:agreed] == verdict.token_ids else []
+        state.drafted = state.drafted[count:] if state.drafted[:count] == verdict.token_ids else []
         return list(state.committed)
 
     def end(self, session: str) -> None:
-        """Forgets the session, if it is there."""
+        """Forgets the session, if it exists."""
         self._sessions.pop(session, None)
 
     def _of(self, session: str) -> _Session:
@@ -128,7 +132,7 @@ class DraftManager:
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Raises RequestError, naming the field, for numbers that mean nothing."""
+    """Raises RequestError, naming the field, for numbers out of range."""
     if not 0 <= sampling.temperature < math.inf:
         raise RequestError("temperature must be at least 0", param="temperature")
     if not 0 < sampling.top_p <= 1:

@@ -1,53 +1,43 @@
-"""The edge's HTTP server: routes, and what lives as long as the server. Knows neither llama.cpp nor the pipeline."""
+"""The edge's HTTP server: its routes and their handlers."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing
 
 import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from common.cloud_client.pool import CloudPool
-from common.config_schema import Config, EdgeCacheConfig, EdgeConfig
-from common.decoding.online_gate import OnlineGate
-from common.decoding.policy import default_plan
-from common.errors import EngineError, NotFoundError, RequestError
+from common.config_schema import Config
+from common.errors import EngineError, RequestError
 from common.http.messages import read, reply, stream
 from common.http_server import make_app
-from common.protocol import codec
 from common.protocol import openai as api
+from common.protocol import tokenization
 from common.types import DraftRequest, Mode
-from edge.answer_metrics import AnswerMetrics
-from edge.api import prompts
-from edge.api.choice import plan_for
-from edge.api.cloud_vocabulary import CloudVocabulary
+from edge.api import prompts, startup
 from edge.api.completions import Completion
-from edge.api.context import Services
-from edge.api.shared_prompt import SharedPrompt
+from edge.api.context import ServerContext
+from edge.api.resolve import check_model, resolve
 from edge.confidence import confidence_of
-from edge.draft_generator import DraftGenerator
-from edge.engine.engine import EdgeEngine
 from edge.engine.scheduler import Confidence
-from edge.engine.text_model import TextModel
-from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
-from edge.metrics import CloudsCollector, SegmentsCollector
-from edge.split.engine import EdgeInferenceEngine
-from edge.text.chat_template import ChatTemplate
 
-SERVICES = web.AppKey("SERVICES", Services)
-DRAFTS = web.AppKey("DRAFTS", DraftGenerator)
+CONTEXT = web.AppKey("CONTEXT", ServerContext)
 
 
 def build_app(config: Config, confidence: Confidence | None = None) -> web.Application:
     """The edge server's application; the engine and the connections to the cloud start and stop with it.
 
-    `confidence` takes the place of the strategy that the config names (F1); see examples/custom_strategy.py.
+    `confidence` replaces the strategy that the config names (F1); see examples/custom_strategy.py.
     """
     registry = CollectorRegistry()
     app = make_app(config.edge.server, registry)
-    app.cleanup_ctx.append(
-        lambda app: _services(app, config, registry, confidence or confidence_of(config.edge.confidence))
-    )
+    strategy = confidence or confidence_of(config.edge.confidence)
+
+    async def running(app: web.Application) -> AsyncIterator[None]:
+        async with startup.started(config, registry, strategy) as app[CONTEXT]:
+            yield
+
+    app.cleanup_ctx.append(running)
     app.router.add_get("/ready", _ready)
     app.router.add_get("/stats", _stats)
     app.router.add_get("/v1/models", _models)
@@ -62,191 +52,92 @@ def build_app(config: Config, confidence: Confidence | None = None) -> web.Appli
     return app
 
 
-async def _services(
-    app: web.Application, config: Config, registry: CollectorRegistry, confidence: Confidence
-) -> AsyncIterator[None]:
-    engine, clouds = _engine(config.edge, confidence), CloudPool(config.communication)
-    split = EdgeInferenceEngine(config, clouds) if config.edge.split.manifest else None
-    async with (
-        engine,
-        clouds,
-        ChatTemplate(engine.chat_template or "", bos=engine.bos, eos=engine.eos) as template,
-        CloudVocabulary(engine, clouds.get) as vocabulary,
-        split or nullcontext(),
-    ):
-        await clouds.greet()
-        registry.register(CloudsCollector(clouds))
-        if split:
-            registry.register(SegmentsCollector(split.segments))
-        metrics, online = AnswerMetrics(registry), _online_gate(config)
-        app[SERVICES] = Services(config, engine, template, clouds, vocabulary, metrics, online, split)
-        app[DRAFTS] = DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled)
-        yield
-
-
-def _online_gate(config: Config) -> OnlineGate | None:
-    online = config.inference.online
-    return OnlineGate(online, default_plan(config).gate) if online.enabled else None
-
-
-def _engine(config: EdgeConfig, confidence: Confidence) -> EdgeEngine:
-    model = config.model
-    return EdgeEngine(
-        model.path,
-        context_length=model.context_length,
-        gpu_layers=model.gpu_layers,
-        threads=model.threads,
-        sequences=model.sequences,
-        kv_type=model.kv_type,
-        kv_unified=model.kv_unified,
-        flash_attention=None if model.flash_attention == "auto" else model.flash_attention,
-        confidence=confidence,
-        store=_store(config.kv_cache),
-        limits=config.limits,
-    )
-
-
-def _store(config: EdgeCacheConfig) -> LlamaCppKVCache | AblatedKVCache:
-    if not config.enabled:
-        return AblatedKVCache()
-    return LlamaCppKVCache(
-        max_size=config.max_size,
-        ram_bytes=config.ram_bytes,
-        disk_bytes=config.disk_bytes,
-        directory=config.directory,
-        enable_compression=config.enable_compression,
-    )
-
-
 async def _ready(request: web.Request) -> web.Response:
-    services = request.app[SERVICES]
-    if not services.engine.alive or (services.split and not services.split.segments.alive):
+    context = request.app[CONTEXT]
+    if not context.engine.alive or (context.split and not context.split.segments.alive):
         raise EngineError("the edge engine has stopped")
     return reply(request, {"status": "ready"})
 
 
 async def _stats(request: web.Request) -> web.Response:
-    services = request.app[SERVICES]
-    confidence = msgspec.to_builtins(services.config.edge.confidence)
-    figures = {"engine": services.engine.stats(), "clouds": services.clouds.stats()}
-    online = {"online_gate": services.online.stats()} if services.online else {}
-    split = {"segments": services.split.segments.stats()} if services.split else {}
+    context = request.app[CONTEXT]
+    confidence = msgspec.to_builtins(context.config.edge.confidence)
+    figures = {"engine": context.engine.stats(), "clouds": context.clouds.stats()}
+    online = {"online_gate": context.online.stats()} if context.online else {}
+    split = {"segments": context.split.segments.stats()} if context.split else {}
     return reply(request, figures | {"confidence": confidence} | online | split)
 
 
 async def _models(request: web.Request) -> web.Response:
-    return reply(request, {"object": "list", "data": [_card(request.app[SERVICES])]})
+    return reply(request, {"object": "list", "data": [_card(request.app[CONTEXT])]})
 
 
 async def _model(request: web.Request) -> web.Response:
-    services = request.app[SERVICES]
-    _check_model(request.match_info["model"], services.engine)
-    return reply(request, _card(services))
+    context = request.app[CONTEXT]
+    check_model(request.match_info["model"], context.engine)
+    return reply(request, _card(context))
 
 
-def _card(services: Services) -> dict[str, str | int]:
-    card: dict[str, str | int] = {"id": services.engine.model_name, "object": "model", "owned_by": "edge"}
-    return card | {"created": services.began, "max_model_len": services.engine.context_length}
-
-
-def _check_model(name: str, engine: TextModel) -> None:
-    if name not in ("", engine.model_name):
-        raise NotFoundError(f"no model {name!r} here; this is {engine.model_name!r}", param="model")
+def _card(context: ServerContext) -> dict[str, str | int]:
+    card: dict[str, str | int] = {"id": context.engine.model_name, "object": "model", "owned_by": "edge"}
+    return card | {"created": context.started_at, "max_model_len": context.engine.context_length}
 
 
 async def _draft(request: web.Request) -> web.Response:
-    return reply(request, await request.app[DRAFTS].generate_draft(await read(request, DraftRequest)))
+    return reply(request, await request.app[CONTEXT].drafts.generate_draft(await read(request, DraftRequest)))
 
 
 async def _tokenize(request: web.Request) -> web.Response:
-    services, body = request.app[SERVICES], await read(request, api.TokenizeRequest)
+    context, body = request.app[CONTEXT], await read(request, tokenization.TokenizeRequest)
+    engine = context.engine
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give either prompt or messages", param="prompt")
     if body.messages is not None:
-        tokens = await prompts.of_chat(services.speaker(Mode.EDGE_ONLY), body.messages, body.add_generation_prompt)
+        tokens = await prompts.of_chat(context.model(Mode.EDGE_ONLY), body.messages, body.add_generation_prompt)
     else:
-        tokens = await prompts.tokenized(
-            services.engine, body.prompt or "", body.add_special_tokens, parse_special=True
-        )
+        tokens = await prompts.tokenize(engine, body.prompt or "", body.add_special_tokens, parse_special=True)
     return reply(
-        request, api.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=services.engine.context_length)
+        request, tokenization.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=engine.context_length)
     )
 
 
 async def _detokenize(request: web.Request) -> web.Response:
-    engine, body = request.app[SERVICES].engine, await read(request, api.DetokenizeRequest)
+    engine, body = request.app[CONTEXT].engine, await read(request, tokenization.DetokenizeRequest)
     prompts.check_ids(engine, body.tokens, param="tokens")
-    return reply(request, api.DetokenizeReply(engine.detokenize(body.tokens)))
+    return reply(request, tokenization.DetokenizeReply(engine.detokenize(body.tokens)))
 
 
 async def _tokenizer(request: web.Request) -> web.Response:
-    return reply(request, await request.app[SERVICES].vocabulary.info())
+    return reply(request, await request.app[CONTEXT].vocabulary.info())
 
 
 async def _tokenizer_info(request: web.Request) -> web.Response:
-    """As vLLM has it: with it and the two above, lm-eval needs no tokenizer of its own."""
-    engine = request.app[SERVICES].engine
+    """As in vLLM; with this route and the two above, lm-eval needs no tokenizer of its own."""
+    engine = request.app[CONTEXT].engine
     names = {"bos_token": engine.bos or None, "eos_token": engine.eos or None}
     return reply(request, names | {"chat_template": engine.chat_template})
 
 
 async def _completions(request: web.Request) -> web.StreamResponse:
-    services, body = request.app[SERVICES], await read(request, api.CompletionRequest)
-    body.refuse_unsupported()
-    ids = await prompts.of_completion(services.speaker(body.mode), body)
-    shared = [await _shared(services, body, *each) for each in zip(ids, body.prompts, strict=True)]
-    return await _respond(request, services, body, shared, body.max_tokens)
+    return await _respond(request, await read(request, api.CompletionRequest))
 
 
 async def _chat(request: web.Request) -> web.StreamResponse:
-    services, body = request.app[SERVICES], await read(request, api.ChatRequest)
-    body.refuse_unsupported()
-    speaker = services.speaker(body.mode)
-    ids = await prompts.of_chat(speaker, body.messages)
-    prompts.check_room(speaker.engine, len(ids), param="messages")
-    shared = await _shared(services, body, ids)
-    return await _respond(request, services, body, [shared], body.max_completion_tokens or body.max_tokens)
+    return await _respond(request, await read(request, api.ChatRequest))
 
 
-async def _shared(
-    services: Services, body: api.GenerationRequest, ids: list[int], given: str | list[int] = ""
-) -> SharedPrompt:
-    """The prompt in the ids of all that take part in the answer."""
-    plan = plan_for(body, services, services.is_private(ids, body.mode))
-    if plan.mode is Mode.SPLIT or not plan.asks_cloud:
-        return SharedPrompt(ids, ids, services.speaker(body.mode).engine.piece)
-    if isinstance(body, api.ChatRequest):
-        shared = await services.vocabulary.share(ids, messages=body.messages)
-    else:
-        shared = await services.vocabulary.share(ids, text=given if isinstance(given, str) else None)
-    prompts.check_room(services.engine, shared.longest, param="prompt")
-    return shared
-
-
-async def _respond(
-    request: web.Request,
-    services: Services,
-    body: api.GenerationRequest,
-    prompts: list[SharedPrompt],
-    max_tokens: int | None,
-) -> web.StreamResponse:
-    _check_model(body.model, services.speaker(body.mode).engine)
-    completion = Completion(services, body, prompts, max_tokens)
-    if not body.stream:
+async def _respond(request: web.Request, body: api.GenerationRequest) -> web.StreamResponse:
+    context = request.app[CONTEXT]
+    resolved = await resolve(body, context)
+    completion = Completion(resolved, context)
+    if not resolved.stream:
         return reply(request, await completion.whole())
-    async with aclosing(_events(completion)) as events:
-        first = await anext(events)  # what fails before it is still an HTTP error
-        return await stream(request, _from(first, events))
+    async with aclosing(completion.events()) as events:
+        first = await anext(events)  # an error before the first event is still an HTTP error
+        return await stream(request, _chain(first, events))
 
 
-async def _from(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+async def _chain(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     yield first
     async for event in rest:
         yield event
-
-
-async def _events(completion: Completion) -> AsyncGenerator[bytes, None]:
-    async with aclosing(completion.events()) as events:
-        async for event in events:
-            yield b"data: " + codec.encode(event) + b"\n\n"
-    yield b"data: [DONE]\n\n"

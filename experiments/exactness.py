@@ -21,7 +21,7 @@ from cli.args import config_parser, run_program
 from common.config_schema import HttpClientConfig
 from common.http.client import HTTPClient
 from common.protocol.prefix_hash import common_prefix
-from common.protocol.split_frames import StateEncoding
+from common.types import StateEncoding
 from experiments.harness import experiment
 from experiments.harness.load import in_turns
 from experiments.harness.progress import progress

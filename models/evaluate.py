@@ -19,6 +19,7 @@ from cli.terminal import console
 from cloud.engine.engine import CloudEngine
 from cloud.verify import stateless
 from cloud.verify.round import VerifyRound
+from common.config_schema import EdgeModelConfig
 from common.decoding.interfaces import Drafter
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
@@ -26,8 +27,7 @@ from common.decoding.request import DecodingRequest
 from common.decoding.vocab_translation import TranslatingDrafter
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile
 from common.types import GREEDY, Sampling, Verdict, VerificationMode
-from edge.engine.engine import EdgeEngine
-from edge.engine.engine import Sequence as EdgeSequence
+from edge.engine.engine import EdgeEngine, EdgeSequence
 from models import heldout
 from models.corpus import tasks
 from models.train.export import CLOUD, EDGE, EDGE_OTHER, MODELS
@@ -104,7 +104,7 @@ async def acceptance(
     engine: EdgeEngine, cloud: RemoteVocabulary, questions: list[EvaluatedQuestion], draft_length: int
 ) -> tuple[float, float]:
     """Acceptance rate, and tokens per round, of greedy lossless rounds with drafts of this length."""
-    plan = Plan(use_confidence_check=False, max_draft_tokens=draft_length, way=VerificationMode.ROUNDS)
+    plan = Plan(use_confidence_check=False, max_draft_tokens=draft_length, verification_mode=VerificationMode.ROUNDS)
     drafted = accepted = rounds = tokens = 0
     for question in track(questions, f"drafts of {draft_length}"):
         async with engine.sequence(question.edge_prompt_ids) as sequence:
@@ -140,7 +140,7 @@ async def evaluate(edge: str, per_kind: int | None) -> str:
     """The evaluation's tables in Markdown."""
     path, form = EDGES[edge]
     cloud = cloud_vocabulary()
-    async with EdgeEngine(str(path), context_length=1024) as engine:
+    async with EdgeEngine(EdgeModelConfig(path=str(path), context_length=1024)) as engine:
         questions = [ask(engine, cloud, form, *pair) for pair in heldout.pairs(per_kind)]
         await cloud_answers(cloud, questions)
         await edge_answers(engine, questions)

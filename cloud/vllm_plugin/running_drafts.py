@@ -12,7 +12,7 @@ from vllm.v1.request import Request
 from cloud.vllm_plugin.draft_messages import Address, DraftProgress
 from cloud.vllm_plugin.keys import MAILBOX_KEY, PROGRESS_KEY
 from cloud.vllm_plugin.mailbox import Inbox, Mailboxes
-from common.decoding.draft_length import alike, worth_verifying
+from common.decoding.draft_length import iid_acceptance, worth_verifying
 from common.protocol.prefix_hash import common_prefix
 
 MEMORY = 0.9
@@ -33,7 +33,7 @@ class Box:
 
     def allowance(self, limit: int) -> int:
         """How many tokens of its next draft to verify, at most `limit`; bad drafts must not slow down others' steps."""
-        length = worth_verifying(alike(self.right / (self.right + self.wrong)), limit)
+        length = worth_verifying(iid_acceptance(self.right / (self.right + self.wrong)), limit)
         if length == 0:
             self.refused += 1
             return int(self.refused % PROBE_STEPS == 0)

@@ -1,1 +1,1 @@
-"""The heart, draft -> decide -> verify -> commit -> emit, and its decisions as pure functions."""
+"""Speculative decoding between edge and cloud: draft, decide, verify, commit, emit; and the policy behind it."""

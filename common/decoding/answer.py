@@ -1,18 +1,20 @@
-"""One request's answer as it grows: what is committed, where from, and how it came about. Knows no engine."""
+"""One request's answer as it grows: its tokens, where they come from, and the report."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.decoding.policy import Plan
-from common.types import Collaboration, Draft, Provenance, TokenLogprob
+from common.errors import FrameworkError
+from common.types import Collaboration, Draft, Mode, Provenance, TokenLogprob, Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Committed tokens of one provenance, in order.
 
-    `logprobs` are the edge model's, where they were asked for; `confidences` of who drew them,
-    where they are known.
+    `logprobs` are the edge model's, where requested; `confidences` are those of the model that drew the tokens, where
+    known.
     """
 
     token_ids: list[int]
@@ -23,12 +25,15 @@ class Chunk:
 
 @dataclass(slots=True)
 class Answer:
-    """One request's state: what is committed, and how it came about. Whoever made it alone writes it."""
+    """One request's state. `committed`: token ids of prompt and answer. Only its creator writes to it."""
 
     plan: Plan
+    """Replaced only by `continue_on_edge`."""
     committed: list[int]
     remaining: int
+    """Tokens that may still be committed."""
     finished: bool = False
+    """Whether the model has ended the answer itself."""
     confidences: list[float] = field(default_factory=list)
     report: Collaboration = field(default_factory=Collaboration)
 
@@ -51,11 +56,41 @@ class Answer:
         self.report.tokens[provenance] += len(token_ids)
         return Chunk(token_ids, provenance, logprobs, confidences)
 
-    def drew(self, draft: Draft) -> None:
-        """Takes what the edge's work on `draft` says about this answer into the report."""
+    def commit_kept(self, draft: Draft, keep: int) -> Chunk:
+        """Commits the first `keep` (>= 1) tokens of the edge's draft, unverified."""
+        self.finished = draft.finished and keep == len(draft.token_ids)
+        return self.commit(draft.token_ids[:keep], Provenance.EDGE, None, draft.confidences[:keep])
+
+    def commit_verdict(self, verdict: Verdict, proposed: Draft) -> list[Chunk]:
+        """Commits the verdict on `proposed`: first the accepted tokens, then what the cloud drew itself."""
+        report, accepted = self.report, verdict.accepted
+        drawn = verdict.token_ids[accepted:]
+        report.rounds += 1
+        report.cloud_latency_ms += verdict.latency_ms
+        report.drafted += len(proposed.token_ids)
+        report.accepted += accepted
+        report.cloud_steps += 1 if proposed.token_ids else len(drawn)
+        self.finished = verdict.finished
+        chunks = []
+        if accepted:
+            confidences = proposed.confidences[:accepted]
+            chunks.append(self.commit(verdict.token_ids[:accepted], Provenance.ACCEPTED, None, confidences))
+        if drawn:
+            chunks.append(self.commit(drawn, _provenance_after(proposed, accepted)))
+        return chunks
+
+    def record_draft(self, draft: Draft) -> None:
+        """Adds the edge's work on `draft` to the report."""
         self.report.edge_latency_ms += draft.latency_ms
         self.report.edge_drawn += len(draft.token_ids)
         self.confidences += draft.confidences
+
+    def continue_on_edge(self, error: FrameworkError) -> None:
+        """From here on the edge answers alone, because of `error`; raises it if the plan has no fallback."""
+        if not self.plan.fallback:
+            raise error
+        self.report.degraded, self.report.lossless = error.message, False
+        self.plan = dataclasses.replace(self.plan, mode=Mode.EDGE_ONLY)
 
     def close(self) -> None:
         """Completes the report."""
@@ -69,10 +104,17 @@ class Answer:
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """Tokens committed (the prompt's too), sent in drafts, accepted, so far."""
+        """Tokens committed (the prompt's included), sent in drafts, and accepted so far."""
         return len(self.committed), self.report.drafted, self.report.accepted
 
     @property
     def finish_reason(self) -> str:
         """`stop` when the model ended the answer itself, `length` when it ran out of tokens."""
         return "stop" if self.finished else "length"
+
+
+def _provenance_after(proposed: Draft, accepted: int) -> Provenance:
+    """Of the tokens that the cloud draws after accepting so many of `proposed`."""
+    if not proposed.token_ids:
+        return Provenance.CLOUD
+    return Provenance.BONUS if accepted == len(proposed.token_ids) else Provenance.RECOVERED

@@ -1,4 +1,4 @@
-"""A drafter that drafts on while a verify is in flight, guessing that all of it is accepted. Knows no verifier."""
+"""Drafts the next round while a verify is in flight, assuming that all of its draft is accepted."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from common.types import NO_DRAFT, Draft, Sampling
 
 
 class DraftAhead:
-    """Drafts for one answer; `go_on` starts a draft whose tokens the next `draft` takes if the guess was right.
+    """Drafts for one answer; `start` begins a draft in the background that the next `draft` uses if it fits.
 
-    The guess is one token, the bonus, then a draft after it. `async with` it: leaving it ends what still runs.
+    It guesses one token, the bonus, and drafts after it. Use it with `async with`: leaving cancels what still runs.
     """
 
     def __init__(self, drafter: Drafter) -> None:
         self.wasted = 0
-        """Tokens drafted ahead that no draft took; those of a draft that was broken off are not known."""
+        """Tokens drafted ahead and not used in a draft; those of a cancelled draft are not counted."""
         self._drafter = drafter
         self._base: list[int] = []
-        """The tokens that the guess follows."""
+        """The tokens before the guess."""
         self._bonus: int | None = None
         self._task: asyncio.Task[Draft] | None = None
 
@@ -27,26 +27,26 @@ class DraftAhead:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._give_up()
+        await self._cancel()
 
-    def go_on(self, token_ids: Sequence[int], limit: int, sampling: Sampling, stop_below: float) -> None:
-        """Starts drafting after `token_ids`, which the verify in flight may show to be wrong."""
+    def start(self, token_ids: Sequence[int], limit: int, sampling: Sampling, stop_below: float) -> None:
+        """Starts drafting after `token_ids`, which the verify in flight may contradict."""
         assert self._task is None
         self._base, self._bonus = list(token_ids), None
         self._task = asyncio.create_task(self._guess(limit, sampling, stop_below))
 
     async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling, stop_below: float) -> Draft:
-        """Up to `limit` tokens after `token_ids`: the guess's, if it was right."""
+        """Up to `limit` tokens after `token_ids`: those drafted ahead if the guess was right, else new ones."""
         if self._task is not None and self._may_follow(token_ids):
             guess = await self._task
             if guess.token_ids and self._may_follow(token_ids):
                 self._task = None
                 return guess
-        await self._give_up()
+        await self._cancel()
         return await self._drafter.draft(token_ids, limit, sampling, stop_below=stop_below)
 
     def _may_follow(self, token_ids: Sequence[int]) -> bool:
-        """Whether `token_ids` are the base and the bonus, as far as that is known."""
+        """Whether `token_ids` are the base and the bonus token, if that is drawn already."""
         base = len(self._base)
         return (
             len(token_ids) == base + 1 and self._bonus in (None, token_ids[-1]) and list(token_ids[:base]) == self._base
@@ -60,9 +60,9 @@ class DraftAhead:
             return NO_DRAFT
         return await self._drafter.draft([*self._base, self._bonus], limit, sampling, stop_below=stop_below)
 
-    async def _give_up(self) -> None:
+    async def _cancel(self) -> None:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            (left,) = await asyncio.gather(task, return_exceptions=True)
-            self.wasted += len(left.token_ids) if isinstance(left, Draft) else 0
+            (unused,) = await asyncio.gather(task, return_exceptions=True)
+            self.wasted += len(unused.token_ids) if isinstance(unused, Draft) else 0

@@ -1,22 +1,23 @@
-"""What an edge knows of its network, its own speed and its cloud, from the answers so far. Knows no clock."""
+"""What an edge server has learned from its answers about its network, its own speed and its cloud."""
 
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from common.types import VerificationMode
+from common.types import Draft, Verdict, VerificationMode
 
 MEMORY = 0.95
-"""What an observation leaves of the weight of those before it: about the last twenty count."""
+"""Each observation multiplies the weight of those before it by this: about the last twenty count."""
 LONG_MEMORY = 0.99
-"""The same where about the last hundred count."""
+"""The same, where about the last hundred count."""
 TYPICAL_ANSWER = 32.0
 """Tokens."""
 PLACES = 16
-"""Places in a run of right tokens that are told apart; what comes after them is like the last."""
+"""Places in a run of accepted tokens that have an estimate of their own; later ones share the last."""
 TOKEN_STEPS = 0.06
-"""What verifying one more token costs, in steps without drafts, until it is measured."""
+"""Until it is measured: what verifying one more token costs, in steps without drafts."""
 LEAST_SPREAD = 1e-9
 
 
@@ -32,29 +33,29 @@ class Mean:
 
 @dataclass(slots=True)
 class Gain:
-    """What came over what was expected of it, long answers counting more; 1 before anything came."""
+    """Tokens observed over tokens expected, weighted by answer length; 1 before the first observation."""
 
-    came: float = TYPICAL_ANSWER
+    observed: float = TYPICAL_ANSWER
     expected: float = TYPICAL_ANSWER
 
-    def add(self, came: float, expected: float) -> None:
-        self.came += (1 - MEMORY) * (came - self.came)
+    def add(self, observed: float, expected: float) -> None:
+        self.observed += (1 - MEMORY) * (observed - self.observed)
         self.expected += (1 - MEMORY) * (expected - self.expected)
 
     def forget(self) -> None:
-        """A step back to what is expected: a way not tried for long may be worth another try."""
-        self.came += (1 - LONG_MEMORY) * (self.expected - self.came)
+        """Moves one step back towards 1, so that a mode not used for long is tried again."""
+        self.observed += (1 - LONG_MEMORY) * (self.expected - self.observed)
 
     @property
     def value(self) -> float:
-        return self.came / self.expected
+        return self.observed / self.expected
 
 
 @dataclass(slots=True)
 class LinearEstimate:
     """y = base + slope * x, both at least 0, by exponentially weighted least squares.
 
-    `prior` is the slope in shares of the mean y, used while all x seen are (nearly) the same.
+    `prior` is the slope relative to y at x = 0, used while all x so far are (nearly) the same.
     """
 
     prior: float = 0.0
@@ -74,7 +75,7 @@ class LinearEstimate:
         self._xy += share * (dx * (y - self._y) - self._xy)
 
     @property
-    def known(self) -> bool:
+    def measured(self) -> bool:
         return self._weight > 0
 
     @property
@@ -89,50 +90,53 @@ class LinearEstimate:
 
 @dataclass(slots=True)
 class Acceptance:
-    """How often the cloud accepts a draft token: by its place in a run, and by its confidence c.
+    """How often the cloud accepts a draft token: by its place in a run of accepted ones, and by its confidence c.
 
-    `chances` by place: that a token is right when all before it in its run were. They grow along a run, as the edge
-    knows some answers and not others: a mean over all tokens would have long runs rarer than they are.
+    `chances` by place: P(a token is accepted | all before it in its run were). They grow along a run, because the edge
+    knows some answers and not others; a mean over all tokens would underestimate long runs.
 
-    By confidence it is c ** power; `power` below 1: the edge is too modest; above 1: it is too sure of itself.
+    By confidence the probability is c ** power: below 1 the edge is underconfident, above 1 overconfident.
     """
 
     chances: list[float] = field(default_factory=lambda: [0.8] * PLACES)
     power: float = 1.0
-    _right: list[float] = field(init=False)
+    _prefix: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
         self._accumulate()
 
-    def right(self, n: int) -> float:
-        """How often the first n tokens of a draft are all right."""
-        return self._right[n] if n <= PLACES else self._right[PLACES] * self.chances[-1] ** (n - PLACES)
+    def prefix_acceptance(self, n: int) -> float:
+        """P(the first n tokens of a draft are all accepted): 1 at 0, non-increasing."""
+        return self._prefix[n] if n <= PLACES else self._prefix[PLACES] * self.chances[-1] ** (n - PLACES)
 
     def add(self, confidences: Sequence[float], accepted: int, run: int = 0) -> None:
-        """The verdict on a draft whose first `accepted` tokens were right, after a run of `run` that were."""
+        """A draft of which the first `accepted` tokens were accepted, after `run` accepted tokens before it."""
         for place, confidence in enumerate(confidences[: accepted + 1]):
-            right = float(place < accepted)
+            outcome = float(place < accepted)
             at = min(run + place, PLACES - 1)
-            self.chances[at] += (1 - MEMORY) * (right - self.chances[at])
+            self.chances[at] += (1 - MEMORY) * (outcome - self.chances[at])
             # A step of gradient descent on the squared error, bounded so that one surprise does not upset it.
             expected = confidence**self.power
-            self.power = min(max(self.power * (1.0 + 0.02 * (expected - right)), 0.2), 5.0)
+            self.power = min(max(self.power * (1.0 + 0.02 * (expected - outcome)), 0.2), 5.0)
         self._accumulate()
 
     def _accumulate(self) -> None:
-        self._right = list(itertools.accumulate(self.chances, operator.mul, initial=1.0))
+        self._prefix = list(itertools.accumulate(self.chances, operator.mul, initial=1.0))
 
 
 @dataclass(slots=True)
 class Estimates:
-    """Fed by every answer of one edge server, read by the policy; belongs to one event loop. Times in seconds."""
+    """Learned from every answer of one edge server, read by the policy; belongs to one event loop. Times in seconds.
+
+    The `observe_...` methods are the only way in.
+    """
 
     network: LinearEstimate = field(default_factory=LinearEstimate)
-    """Round trip at no bytes, and seconds per byte (both ways together)."""
+    """Round trip without payload, and seconds per byte (both directions together)."""
     draft: Mean = field(default_factory=Mean)
     """Per token drafted."""
     verify: LinearEstimate = field(default_factory=lambda: LinearEstimate(TOKEN_STEPS))
-    """One step of the cloud by the number of draft tokens in it, as an answer of its own sees it."""
+    """One step of the cloud, as one answer sees it, by the number of its draft tokens in the step."""
     acceptance: Acceptance = field(default_factory=Acceptance)
     active: int = 0
     """Answers under way that the cloud takes part in."""
@@ -140,28 +144,62 @@ class Estimates:
     gains: dict[VerificationMode, Gain] = field(
         default_factory=lambda: {VerificationMode.ROUNDS: Gain(), VerificationMode.CONTINUOUS: Gain()}
     )
-    """Of lossless answers that were alone when they began: their speed over what `goodput` expects."""
+    """Of lossless answers that began while no other was active: their speed over the one that `throughput` expects."""
 
-    def came(self, way: VerificationMode, tokens: int, expected: float) -> None:
-        """An answer's tokens, and how many were expected in that time."""
-        self.gains[way].add(tokens, expected)
-        self.gains[VerificationMode.CONTINUOUS if way is VerificationMode.ROUNDS else VerificationMode.ROUNDS].forget()
+    @contextmanager
+    def answer_under_way(self) -> Iterator[bool]:
+        """Counts an answer as active; the value is whether it began while no other was."""
+        alone = not self.active
+        self.active += 1
+        try:
+            yield alone
+        finally:
+            self.active -= 1
 
-    def round_came(self, drafted: int, latency: float, cloud: float, payload: int) -> None:
-        """One verify of `drafted` tokens: seconds in all, seconds in the cloud, bytes up and down."""
-        self.network.add(payload, max(0.0, latency - cloud))
-        self.bytes_per_round.add(payload)
-        self.verify.add(drafted, cloud)
+    def observe_draft(self, draft: Draft, drawn_before: int) -> None:
+        """A draft for an answer for which the edge had drawn `drawn_before` tokens.
 
-    def stream_came(self, steps: int, drafted: int, seconds: float) -> None:
-        """One continuous answer: engine steps, draft tokens verified in them, seconds from first to last token."""
+        The first draft of an answer is left out: its time includes the prefill of the prompt.
+        """
+        if drawn_before and draft.token_ids:
+            self.draft.add(draft.latency_ms / 1e3 / len(draft.token_ids))
+
+    def observe_round(self, proposed: Draft, verdict: Verdict, payload: int, rounds_before: int) -> None:
+        """A verify of `proposed`, with `payload` bytes up and down, after `rounds_before` others of its answer.
+
+        The times of an answer's first round are left out: they include the prefill of the prompt.
+        """
+        self.acceptance.add(proposed.confidences, verdict.accepted)
+        if rounds_before and verdict.cloud_ms and proposed.token_ids:
+            latency, cloud = verdict.latency_ms / 1e3, verdict.cloud_ms / 1e3
+            self.network.add(payload, max(0.0, latency - cloud))
+            self.bytes_per_round.add(payload)
+            self.verify.add(len(proposed.token_ids), cloud)
+
+    def observe_handshakes(self, seconds: float) -> None:
+        """The TCP and WebSocket handshakes of a stream, two round trips; 0 where it had an open connection."""
+        if seconds:
+            self.network.add(0, seconds / 2)
+
+    def observe_stream_draft(self, confidences: Sequence[float], accepted: int, run: int) -> None:
+        """Draft tokens that a stream has reached: the first `accepted` are right, after `run` right ones before."""
+        self.acceptance.add(confidences, accepted, run)
+
+    def observe_stream(self, steps: int, drafted: int, seconds: float) -> None:
+        """A whole stream: engine steps, draft tokens verified in them, seconds from its first to its last token."""
         if steps > 1:
             self.verify.add(drafted / steps, seconds / (steps - 1))
 
+    def observe_speed(self, mode: VerificationMode, tokens: int, expected: float) -> None:
+        """An answer's tokens, and how many were expected in the same time."""
+        other = VerificationMode.CONTINUOUS if mode is VerificationMode.ROUNDS else VerificationMode.ROUNDS
+        self.gains[mode].add(tokens, expected)
+        self.gains[other].forget()
+
     @property
     def round_trip(self) -> float:
-        """Seconds of network around a verify."""
-        return self.network.at(self.bytes_per_round.value or 0.0) if self.network.known else 0.0
+        """Network time of a verify, in seconds."""
+        return self.network.at(self.bytes_per_round.value or 0.0) if self.network.measured else 0.0
 
     @property
     def draft_seconds(self) -> float:
@@ -169,12 +207,12 @@ class Estimates:
 
     @property
     def step_seconds(self) -> float:
-        """One step of the cloud without drafts."""
+        """One step of the cloud without drafts, in seconds."""
         return self.verify.at(0.0)
 
     @property
     def token_steps(self) -> float:
-        """What one more draft token adds to a step of the cloud, in plain steps, when all answers under way add one."""
+        """What one more draft token of every active answer adds to a step of the cloud, in steps without drafts."""
         step = self.step_seconds
         alone = self.verify.slope / step if step > 0 else TOKEN_STEPS
         return alone * max(1, self.active)

@@ -1,4 +1,4 @@
-"""The two sides of the pipeline: who drafts, and who verifies. Knows no engine, no HTTP and no policy."""
+"""The two sides of the pipeline as Protocols: the drafter (edge) and the verifier (cloud)."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -14,25 +14,25 @@ class Drafter(Protocol):
     async def draft(
         self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop_below: float = 0.0
     ) -> Draft:
-        """Up to `limit` (>= 1) tokens after `token_ids`; whatever it held beyond them is rolled back.
+        """Up to `limit` (>= 1) tokens after `token_ids`; its KV beyond them is rolled back.
 
-        None follows a token that brings the product of the draft's confidences below `stop_below`, in [0, 1]. Asked
-        for one thing at a time; cancelling ends the work.
+        The draft ends at a token that brings the product of its confidences below `stop_below`, in [0, 1]. One call at
+        a time; cancelling ends the work.
         """
         ...
 
 
 class Stream(Protocol):
-    """An answer that the cloud goes on with by itself; iterate over its frames, and send drafts meanwhile."""
+    """An answer that the cloud streams: iterate over its frames, and send drafts meanwhile."""
 
     @property
     def end(self) -> EndFrame | None:
-        """What came of it, once all tokens are here."""
+        """The closing frame, once all tokens have arrived."""
         ...
 
     @property
-    def opened_in(self) -> float:
-        """Seconds that the handshakes of TCP and WebSocket took: two round trips."""
+    def handshake_seconds(self) -> float:
+        """Time of the TCP and WebSocket handshakes, two round trips; 0 on a connection that was already open."""
         ...
 
     def __aiter__(self) -> AsyncIterator[TokensFrame]:
@@ -40,12 +40,12 @@ class Stream(Protocol):
         ...
 
     async def draft(self, position: int, token_ids: Sequence[int]) -> None:
-        """Offers what may follow the first `position` tokens of prompt and answer; it may come too late."""
+        """Sends a draft to follow the first `position` tokens of prompt and answer; it may arrive too late."""
         ...
 
 
 class Verifier(Protocol):
-    """The cloud model, over HTTP; counts what it sends and receives."""
+    """The cloud model, over HTTP; counts calls and bytes."""
 
     @property
     def calls(self) -> int: ...
@@ -57,11 +57,14 @@ class Verifier(Protocol):
     async def verify(
         self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
     ) -> Verdict:
-        """The cloud's tokens after `token_ids`; up to `max_tokens` more than it accepts. Raises EndpointError."""
+        """The cloud's tokens after `token_ids`: those of `draft` that it accepts, then up to `max_tokens` of its own.
+
+        Raises EndpointError when the cloud is lost, ContextLengthError when the answer fills its context.
+        """
         ...
 
     def stream(
         self, token_ids: Sequence[int], max_tokens: int, sampling: Sampling
     ) -> AbstractAsyncContextManager[Stream]:
-        """The cloud's answer to `token_ids`, in one stream; leaving it ends it. Raises EndpointError on entering."""
+        """The cloud's answer to `token_ids` in one stream; leaving ends it. Raises EndpointError on entering."""
         ...

@@ -1,4 +1,4 @@
-"""Decisions of the collaboration: which tokens the edge keeps, what the cloud is asked. Pure: no I/O, no clock."""
+"""Decides which tokens the edge keeps, what the cloud is asked, how much to draft and how to verify: pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Escalation(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """F1: a token is sure while its confidence and the draft's running product both reach their thresholds (0 to 1)."""
+    """F1: a token is confident if its confidence and the draft's product up to it reach their thresholds (0 to 1)."""
 
     threshold: float = 0.8
     product_threshold: float = 0.3
@@ -30,7 +30,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one request is to be answered: mode, toggles and lengths, fixed for its whole life."""
+    """How one request is answered: mode, toggles and lengths."""
 
     mode: Mode = Mode.COLLABORATIVE
     use_confidence_check: bool = True
@@ -39,14 +39,14 @@ class Plan:
     max_draft_tokens: int = 16
     stretch_tokens: int = 8
     objective: Objective = Objective.LATENCY
-    way: VerificationMode = VerificationMode.AUTO
+    verification_mode: VerificationMode = VerificationMode.AUTO
     draft_ahead: bool = True
     fallback: bool = True
-    """Whether the answer goes on at the edge when no cloud can be used; if not, that is an error."""
+    """Whether the edge finishes the answer when no cloud can be used; if not, the request fails."""
     exits: tuple[float, ...] = ()
-    """Mode split: the threshold of each exit; above 1 it is never taken."""
+    """Mode split: the threshold of each exit; above 1 the exit is never taken."""
     standalone: bool = False
-    """Mode split: the edge answers by itself."""
+    """Mode split: the edge answers alone."""
 
     @property
     def lossless(self) -> bool:
@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def asks_cloud(self) -> bool:
-        """Whether the cloud takes part at all; the edge then drafts greedily, else it draws the answer itself."""
+        """Whether the cloud takes part. If so, the edge drafts greedily; if not, it samples the answer."""
         if self.mode is Mode.COLLABORATIVE:
             return self.use_confidence_check or self.use_draft_verify
         if self.mode is Mode.SPLIT:
@@ -82,7 +82,7 @@ def default_plan(config: Config) -> Plan:
         max_draft_tokens=inference.max_draft_tokens,
         stretch_tokens=inference.stretch_tokens,
         objective=inference.objective,
-        way=inference.way,
+        verification_mode=inference.way,
         draft_ahead=inference.draft_ahead,
         fallback=inference.fallback,
     )
@@ -90,7 +90,7 @@ def default_plan(config: Config) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The edge commits the first `keep` draft tokens; then the cloud is asked. `explored`: only to learn from it."""
+    """The edge commits the first `keep` draft tokens, then asks the cloud. `explored`: it asks only to learn."""
 
     keep: int
     ask: Escalation
@@ -98,10 +98,10 @@ class Decision:
 
 
 def decide(confidences: Sequence[float], plan: Plan) -> Decision:
-    """What becomes of a draft with these confidences (the table of toggles in docs/ARCHITECTURE.md)."""
+    """What to do with a draft of these confidences (see the table of toggles in docs/ARCHITECTURE.md)."""
     if not plan.asks_cloud:
         return Decision(len(confidences), Escalation.NOTHING)
-    keep = sure_tokens(confidences, plan.gate) if plan.gated else 0
+    keep = confident_tokens(confidences, plan.gate) if plan.gated else 0
     if plan.gated and keep == len(confidences) > 0:
         return Decision(keep, Escalation.NOTHING)
     return Decision(
@@ -109,8 +109,8 @@ def decide(confidences: Sequence[float], plan: Plan) -> Decision:
     )
 
 
-def sure_tokens(confidences: Sequence[float], gate: Gate) -> int:
-    """How many leading tokens pass the gate."""
+def confident_tokens(confidences: Sequence[float], gate: Gate) -> int:
+    """How many tokens from the first on pass the gate."""
     product = 1.0
     for kept, confidence in enumerate(confidences):
         product *= confidence
@@ -119,54 +119,56 @@ def sure_tokens(confidences: Sequence[float], gate: Gate) -> int:
     return len(confidences)
 
 
-def way_of(plan: Plan, known: Estimates) -> VerificationMode:
-    """How an answer comes about in which the cloud takes part: in rounds, or as its own stream.
+def choose_verification_mode(plan: Plan, estimates: Estimates) -> VerificationMode:
+    """Rounds or a stream, for an answer that the cloud takes part in.
 
-    What the edge commits by itself only rounds can tell the cloud. They are also the first thing to try: with them one
-    learns most, and drafts in a stream come when they come, so only rounds repeat what a seed drew. Among other answers
-    the cloud's steps are scarce, of which rounds take the fewest.
+    Only rounds can tell the cloud what the edge commits by itself. They are also tried first: they teach the
+    estimates most, and only they repeat a seed's tokens, since drafts reach a stream at varying times. While other
+    answers are active, rounds are preferred because they take the fewest steps of the cloud.
     """
     if plan.mode is Mode.CLOUD_ONLY:
         return VerificationMode.CONTINUOUS
     if not plan.lossless:
         return VerificationMode.ROUNDS
-    if plan.way is not VerificationMode.AUTO:
-        return plan.way
-    if plan.objective is Objective.COST or not known.verify.known or known.active:
+    if plan.verification_mode is not VerificationMode.AUTO:
+        return plan.verification_mode
+    if plan.objective is Objective.COST or not estimates.verify.measured or estimates.active:
         return VerificationMode.ROUNDS
-    return max((VerificationMode.ROUNDS, VerificationMode.CONTINUOUS), key=lambda way: speed_of(way, plan, known))
+    modes = VerificationMode.ROUNDS, VerificationMode.CONTINUOUS
+    return max(modes, key=lambda mode: expected_speed(mode, plan, estimates))
 
 
-def speed_of(way: VerificationMode, plan: Plan, known: Estimates) -> float:
-    """Tokens a second: what is expected, times what came of that so far; without drafts a stream is the cloud's own."""
-    pace = throughput.of_way(way, known, plan.max_draft_tokens, plan.draft_ahead)
-    return pace.speed * known.gains[way].value if pace.length else pace.speed
+def expected_speed(mode: VerificationMode, plan: Plan, estimates: Estimates) -> float:
+    """Tokens per second, corrected by the gain so far; a stream without drafts needs no correction."""
+    expected = throughput.of_mode(mode, estimates, plan.max_draft_tokens, plan.draft_ahead)
+    return expected.speed * estimates.gains[mode].value if expected.length else expected.speed
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """Draft up to `limit` tokens, and none after one that brings the product of confidences below `stop_below`."""
+    """Draft up to `limit` tokens, none after the one that brings the product of confidences below `stop_below`."""
 
     limit: int
     stop_below: float = 0.0
 
 
 WORTH_A_DRAFT = 0.02
-"""Objective cost: the chance of being accepted that a token must have; it costs nothing but the edge's time."""
+"""Objective cost: the least chance of being accepted that a token is drafted for; it costs only the edge's time."""
 
 
-def draft_length(plan: Plan, remaining: int, known: Estimates) -> Length:
+def draft_length(plan: Plan, remaining: int, estimates: Estimates) -> Length:
     """How much to draft when `remaining` tokens may still be committed; a verify adds one token to its draft.
 
-    Lossless, a token is worth drafting as long as the tokens that it brings, its chance of being accepted, are more
-    than what would else be answered in the time it takes, on the edge and in the verify.
+    For a lossless answer, a token is drafted while its chance of being accepted is above the number of tokens that
+    would otherwise be committed in the time that its draft and verify take.
     """
     if plan.mode is Mode.CLOUD_ONLY:
         return Length(0)
     if not plan.lossless:
         return Length(min(plan.max_draft_tokens, remaining))
     chance = WORTH_A_DRAFT if plan.objective is Objective.COST else 0.0
-    if plan.objective is Objective.LATENCY and known.verify.known:
-        seconds = known.draft_seconds + known.step_seconds * known.token_steps
-        chance = min(0.9, seconds * throughput.of_rounds(known, plan.max_draft_tokens, plan.draft_ahead).speed)
-    return Length(min(plan.max_draft_tokens, remaining - 1), chance ** (1.0 / known.acceptance.power))
+    if plan.objective is Objective.LATENCY and estimates.verify.measured:
+        seconds = estimates.draft_seconds + estimates.step_seconds * estimates.token_steps
+        rounds = throughput.of_rounds(estimates, plan.max_draft_tokens, plan.draft_ahead)
+        chance = min(0.9, seconds * rounds.speed)
+    return Length(min(plan.max_draft_tokens, remaining - 1), chance ** (1.0 / estimates.acceptance.power))

@@ -1,4 +1,4 @@
-"""An answer in the edge's tokens: what is committed, as text, and what the edge drafted beyond it. Knows no cloud."""
+"""Keeps an answer in the edge's tokens: the committed text, and what the edge has drafted after it."""
 
 import codecs
 from bisect import bisect_left
@@ -12,11 +12,11 @@ from common.protocol.vocabulary import adds_space, inside
 from common.types import Draft
 
 BACK = 16
-"""Edge tokens that are read again at most, where no word begins among them."""
+"""Most edge tokens that are tokenized again, even if no word begins among them."""
 
 
 class EdgeVocabulary(Protocol):
-    """What is asked of the edge's vocabulary."""
+    """The part of the edge's vocabulary that is used here."""
 
     @property
     def end_tokens(self) -> Collection[int]: ...
@@ -26,7 +26,7 @@ class EdgeVocabulary(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """One edge token that is drafted; `begin`: where, in bytes after what is committed, 0 also for before it."""
+    """One drafted edge token; `begin`: its first byte, counted after the committed text, 0 if it begins before."""
 
     begin: int
     prob: float
@@ -34,31 +34,31 @@ class Drafted:
 
 
 class EdgeText:
-    """`ids` are the edge's: its prompt, then tokens that spell `committed`, but for part of a character, and `ahead`.
+    """`ids`, the edge's tokens, spell its prompt, then `committed` (without an incomplete last character) and `ahead`.
 
-    Committing what is drafted changes no token; anything else has the text read again from the beginning of the last
-    word that was committed before, and the draft forgotten.
+    Committing what is drafted changes no token. Committing anything else drops the draft, and tokenizes the text again
+    from the beginning of the word that was last before.
     """
 
     def __init__(self, vocabulary: EdgeVocabulary, prompt: Sequence[int]) -> None:
         self.ids = list(prompt)
         self.committed = bytearray()
         self.ahead = b""
-        """What is drafted beyond `committed`."""
+        """The bytes drafted after `committed`."""
         self.end: Drafted | None = None
-        """The token that ends the answer after `ahead`, if it is drafted."""
+        """The end token after `ahead`, if one is drafted."""
         self.ended = False
         """Nothing can follow `ahead`."""
         self._vocabulary = vocabulary
         self._prompt = len(self.ids)
         self._ends: list[int] = []
-        """Where each token of the answer ends, in bytes; never falling."""
+        """The end of each token of the answer, in bytes; non-decreasing."""
         self._draft: list[Drafted] = []
-        """Of the last tokens of the answer; they begin at bytes of the answer."""
+        """The drafted tokens, the last of the answer; here `begin` counts from the beginning of the answer."""
         self._adds_space = adds_space(self._encode, vocabulary.piece)
 
     def copy(self) -> Self:
-        """One that goes its own way from here."""
+        """An independent copy."""
         other = copy(self)
         other.ids, other.committed = list(self.ids), bytearray(self.committed)
         other._ends, other._draft = list(self._ends), list(self._draft)
@@ -66,11 +66,11 @@ class EdgeText:
 
     @property
     def drafted(self) -> list[Drafted]:
-        """The tokens whose bytes are `ahead`."""
+        """The drafted tokens that spell `ahead`."""
         done = len(self.committed)
         first = len(self._ends) - len(self._draft)
         pairs = zip(self._draft, self._ends[first:], strict=True)
-        return [Drafted(max(0, one.begin - done), one.prob, one.confidence) for one, end in pairs if end > done]
+        return [Drafted(max(0, token.begin - done), token.prob, token.confidence) for token, end in pairs if end > done]
 
     def follow(self, data: bytes) -> None:
         """Commits `data`."""
@@ -83,11 +83,11 @@ class EdgeText:
         self._read_from(kept)
 
     def forget_draft(self) -> None:
-        """As if nothing were drafted."""
+        """Drops what is drafted."""
         self._read_from(self._last_word())
 
     def append(self, draft: Draft, last: bool) -> None:
-        """Takes what the edge drew after `ids`; `last`: it can draw no more."""
+        """Adds what the edge drew after `ids`; `last`: it can draw no more."""
         self.ended |= last
         before, at = len(self._ends), self._covered
         data = b""
@@ -106,20 +106,20 @@ class EdgeText:
         held = bytes(self.committed[at:])
         if data.startswith(held):
             self.ahead += data[len(held) :]
-        else:  # the edge would end the character otherwise
+        else:  # the edge completes the partly committed character differently
             self._keep(before)
             self.end, self.ended = None, True
 
     @property
     def _covered(self) -> int:
-        """Bytes of the answer that the tokens spell."""
+        """How many bytes of the answer the tokens spell."""
         return self._ends[-1] if self._ends else 0
 
     def _encode(self, text: str) -> list[int]:
         return self._vocabulary.tokenize(text, add_special=False)
 
     def _read_from(self, kept: int) -> None:
-        """Reads what is committed again after the first `kept` tokens of the answer."""
+        """Tokenizes the committed text again after the first `kept` tokens of the answer."""
         self._keep(kept)
         self._draft, self.ahead, self.end, self.ended = [], b"", None, False
         begin = self._covered
@@ -129,7 +129,7 @@ class EdgeText:
         pieces = [self._vocabulary.piece(token) for token in ids]
         ends = list(accumulate(map(len, pieces), initial=begin))[1:]
         self.ids += ids
-        # What the edge cannot spell, it reads as well as it can, and in one piece.
+        # Text that the edge cannot spell exactly gets its nearest tokens, which all end where the text does.
         self._ends += ends if b"".join(pieces) == whole else [begin + len(whole)] * len(ids)
 
     def _keep(self, kept: int) -> None:
@@ -137,21 +137,21 @@ class EdgeText:
         del self._draft[max(0, kept - first) :], self._ends[kept:], self.ids[self._prompt + kept :]
 
     def _last_word(self) -> int:
-        """The number of tokens before the last word that is committed; of at most BACK that are not kept."""
-        most = bisect_left(self._ends, len(self.committed))
-        least = max(0, most - BACK)
-        kept = range(most, least, -1)
+        """How many tokens lie before the last committed word; the BACK last ones at most are not kept."""
+        last = bisect_left(self._ends, len(self.committed))
+        first = max(0, last - BACK)
+        kept = range(last, first, -1)
         word = next((n for n in kept if self._word_begins(self._ends[n - 1])), None)
-        if word is not None or not least:
+        if word is not None or not first:
             return word or 0
-        return next((n for n in range(least, 0, -1) if self.committed[self._ends[n - 1]] & 0xC0 != 0x80), 0)
+        return next((n for n in range(first, 0, -1) if self.committed[self._ends[n - 1]] & 0xC0 != 0x80), 0)
 
     def _word_begins(self, at: int) -> bool:
         return self.committed[at : at + 1].isspace() and not self.committed[at - 1 : at].isspace()
 
 
 def partial(data: bytes) -> int:
-    """How many bytes at the end of `data` begin a character that is not complete."""
+    """How many bytes at the end of `data` belong to an incomplete UTF-8 character."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(data)
     return len(decoder.getstate()[0])

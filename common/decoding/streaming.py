@@ -1,4 +1,4 @@
-"""The continuous way: the cloud's stream is committed as it comes, drafts that may follow it go up. Knows no HTTP."""
+"""Continuous verification: commits the cloud's stream as it arrives, and sends drafts to follow its newest token."""
 
 import asyncio
 import time
@@ -16,25 +16,25 @@ from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame, TokensFrame
 from common.types import Draft, Provenance, Sampling
 
 PORTION = 8
-"""Tokens drafted before the drafter looks for news again."""
+"""Tokens drafted at a time, before new tokens of the answer are looked for."""
 
 
 class Continuation:
-    """What the edge believes to come after the first `position` tokens, with its confidences."""
+    """The edge's guess at what follows the first `position` tokens, with its confidences."""
 
     def __init__(self) -> None:
         self.position = 0
         self.token_ids: list[int] = []
         self.confidences: list[float] = []
         self._run = 0
-        """Tokens before `position` that were right, up to the last that was not."""
+        """Length of the run of right guesses that ends at `position`."""
 
-    def follow(self, committed: list[int], known: Estimates) -> None:
-        """Moves on to the end of `committed`; what contradicts it is dropped, and either way a lesson."""
+    def follow(self, committed: list[int], estimates: Estimates) -> None:
+        """Moves on to the end of `committed` and drops what contradicts it; `estimates` learn from either."""
         new = committed[self.position :]
         right = common_prefix(new, self.token_ids)
         seen = min(len(new), len(self.token_ids), right + 1)
-        known.acceptance.add(self.confidences[:seen], right, self._run)
+        estimates.observe_stream_draft(self.confidences[:seen], right, self._run)
         self._run = self._run + right if right == seen else 0
         keep = right if right == len(new) else len(self.token_ids)
         del self.token_ids[:keep], self.confidences[:keep]
@@ -46,37 +46,39 @@ class Continuation:
 
 
 class Follower:
-    """One answer of the cloud; without a `drafter` it is plain streaming. Owns the task that drafts."""
+    """Reads one answer as a stream and drafts for it; plain streaming without a `drafter`. Owns the drafting task."""
 
     def __init__(
-        self, answer: Answer, sampling: Sampling, drafter: Drafter | None, verifier: Verifier, known: Estimates
+        self, answer: Answer, sampling: Sampling, drafter: Drafter | None, verifier: Verifier, estimates: Estimates
     ) -> None:
         self._answer = answer
         self._sampling = sampling
         self._greedy = msgspec.structs.replace(sampling, temperature=0.0)
         self._drafter = drafter
         self._verifier = verifier
-        self._known = known
+        self._estimates = estimates
         self._guess = Continuation()
-        self._drafted: dict[int, float] = {}
-        """Confidences of the tokens drafted, by their places."""
+        self._drafted_confidences: dict[int, float] = {}
+        """Of the tokens drafted, by their positions."""
         self._news = asyncio.Event()
         self._speed = 0.0
-        """Tokens a second that the answer grows by."""
+        """Tokens per second by which the answer grows."""
         self.opened = False
-        """Whether a cloud took the last stream that was asked for."""
+        """Whether a cloud accepted the last stream."""
         self.pace: tuple[int, float] | None = None
-        """Tokens after the first of the last stream, and the seconds in which they came; none without a drafter."""
+        """Tokens after the first of the last stream, and their seconds; None without a drafter."""
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
-        """The rest of the answer. Raises EndpointError when the cloud is lost; what came before is committed."""
+        """The rest of the answer. Raises EndpointError when the cloud is lost, after committing what arrived before.
+
+        Raises ContextLengthError when the answer has filled the cloud's context.
+        """
         answer, began = self._answer, time.perf_counter()
         self.opened = False
-        stream_of = self._verifier.stream(answer.committed, answer.remaining, self._sampling)
-        async with stream_of as stream, _Drafting(self, stream):
+        opening = self._verifier.stream(answer.committed, answer.remaining, self._sampling)
+        async with opening as stream, _Drafting(self, stream):
             self.opened = True
-            if stream.opened_in:
-                self._known.network.add(0, stream.opened_in / 2)
+            self._estimates.observe_handshakes(stream.handshake_seconds)
             first, count = 0.0, 0
             async for frame in stream:
                 now = time.perf_counter()
@@ -92,69 +94,70 @@ class Follower:
         answer.report.cloud_latency_ms += (ended - began) * 1e3
         if self._drafter is not None and count > 1:
             self.pace = count - 1, ended - first
-        self._ended(end, ended - first)
+        self._finish(end, ended - first)
 
     def _commit(self, frame: TokensFrame) -> list[Chunk]:
         answer = self._answer
         position, chunks = len(answer.committed), []
         accepted, drawn = frame.token_ids[: frame.accepted], frame.token_ids[frame.accepted :]
         if accepted:
-            confidences = [self._drafted.get(position + n, 0.0) for n in range(len(accepted))]
+            confidences = [self._drafted_confidences.get(position + n, 0.0) for n in range(len(accepted))]
             answer.report.accepted += len(accepted)
             chunks.append(answer.commit(accepted, Provenance.ACCEPTED, None, confidences))
         if drawn:
             chunks.append(answer.commit(drawn, Provenance.CLOUD))
         return chunks
 
-    def _ended(self, end: EndFrame, seconds: float) -> None:
+    def _finish(self, end: EndFrame, seconds: float) -> None:
         report = self._answer.report
         report.rounds += 1
         report.drafted += end.drafted
         report.cloud_steps += end.steps
         self._answer.finished = end.finish_reason == "stop"
-        self._known.stream_came(end.steps, end.drafted, seconds)
+        self._estimates.observe_stream(end.steps, end.drafted, seconds)
         if self._answer.open:
             raise ContextLengthError("the answer has filled the cloud's context")
 
     async def keep_drafting(self, stream: Stream) -> None:
-        """Until cancelled: whenever the answer has grown, drafts what is missing and sends it."""
+        """Until cancelled: whenever the answer has grown, extends the guess and sends it."""
         answer, guess = self._answer, self._guess
         self._news.set()
         while True:
             await self._news.wait()
             self._news.clear()
-            guess.follow(answer.committed, self._known)
-            if await self._draft_on():
-                guess.follow(answer.committed, self._known)
+            guess.follow(answer.committed, self._estimates)
+            if await self._extend_guess():
+                guess.follow(answer.committed, self._estimates)
                 if guess.token_ids:
                     await stream.draft(guess.position, guess.token_ids[:LONGEST_DRAFT])
 
-    async def _draft_on(self) -> bool:
-        """Makes the guess as long as is worth it, a portion at a time; False if it was already."""
+    async def _extend_guess(self) -> bool:
+        """Drafts up to PORTION more tokens of the guess; False if it is long enough or nothing can be drafted."""
         assert self._drafter is not None
-        known, guess, answer = self._known, self._guess, self._answer
-        ahead = self._speed * (known.round_trip + known.step_seconds)
-        length = stream_draft_length(known.acceptance.right, ahead, LONGEST_DRAFT, cost=known.token_steps)
-        length = min(length, answer.remaining - 1)
-        missing = min(length - len(guess.token_ids), PORTION)
+        estimates, guess, answer = self._estimates, self._guess, self._answer
+        in_flight_tokens = self._speed * (estimates.round_trip + estimates.step_seconds)
+        length = stream_draft_length(
+            estimates.acceptance.prefix_acceptance, in_flight_tokens, LONGEST_DRAFT, cost=estimates.token_steps
+        )
+        missing = min(min(length, answer.remaining - 1) - len(guess.token_ids), PORTION)
         if missing <= 0:
             return False
-        whole = answer.committed[: guess.position] + guess.token_ids
-        draft = await self._drafter.draft(whole, missing, self._greedy)
+        context = answer.committed[: guess.position] + guess.token_ids
+        draft = await self._drafter.draft(context, missing, self._greedy)
         if not draft.token_ids:
             return False
-        self._drafted.update(zip(range(len(whole), len(whole) + len(draft.token_ids)), draft.confidences, strict=True))
-        if answer.report.edge_drawn:  # the first draft's time is the prompt's, too
-            known.draft.add(draft.latency_ms / 1e3 / len(draft.token_ids))
-        answer.drew(draft)
+        positions = range(len(context), len(context) + len(draft.token_ids))
+        self._drafted_confidences.update(zip(positions, draft.confidences, strict=True))
+        estimates.observe_draft(draft, answer.report.edge_drawn)
+        answer.record_draft(draft)
         guess.extend(draft)
         if missing == PORTION:
-            self._news.set()  # there may be more to do
+            self._news.set()  # the guess may not be long enough yet
         return True
 
 
 class _Drafting:
-    """The task that drafts for a stream, for as long as the stream is read; its failure is raised at the end."""
+    """Runs the drafting task of a stream while the stream is read, and raises the task's failure at the end."""
 
     def __init__(self, follower: Follower, stream: Stream) -> None:
         self._follower, self._stream = follower, stream
@@ -168,6 +171,6 @@ class _Drafting:
         if self._task is None:
             return
         self._task.cancel()
-        (left,) = await asyncio.gather(self._task, return_exceptions=True)
-        if kind is None and isinstance(left, Exception):
-            raise left
+        (outcome,) = await asyncio.gather(self._task, return_exceptions=True)
+        if kind is None and isinstance(outcome, Exception):
+            raise outcome

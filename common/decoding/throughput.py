@@ -1,4 +1,4 @@
-"""How many tokens a second each way of answering would bring, by what is known of network, edge and cloud. Pure."""
+"""Expected throughput of each verification mode, from the estimates of network, edge and cloud."""
 
 from dataclasses import dataclass
 
@@ -9,59 +9,63 @@ from common.types import VerificationMode
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Tokens a second, with drafts of `length`."""
+    """Tokens per second, with drafts of `length` tokens."""
 
     length: int
     speed: float
 
 
-def of_way(way: VerificationMode, known: Estimates, most: int, draft_ahead: bool) -> Throughput:
-    """What is expected of an answer that comes in rounds, or as a stream."""
-    return of_stopping_rounds(known, most, draft_ahead) if way is VerificationMode.ROUNDS else of_stream(known, most)
+def of_mode(mode: VerificationMode, estimates: Estimates, max_draft_tokens: int, draft_ahead: bool) -> Throughput:
+    """What to expect of an answer in rounds, or else of a stream."""
+    if mode is VerificationMode.ROUNDS:
+        return of_stopping_rounds(estimates, max_draft_tokens, draft_ahead)
+    return of_stream(estimates, max_draft_tokens)
 
 
-def of_rounds(known: Estimates, most: int, draft_ahead: bool) -> Throughput:
-    """The best of drafts of 1 to `most` tokens, each verified before the next is known to be of use.
+def of_rounds(estimates: Estimates, max_draft_tokens: int, draft_ahead: bool) -> Throughput:
+    """The best of rounds whose drafts all have the same length, 1 to `max_draft_tokens`.
 
-    A round's seconds: draft, network, verify. With drafting ahead the draft is there already if the one before it was
-    accepted whole and the bonus token guessed.
+    A round takes the time of draft, network and verify. With drafting ahead, the draft costs no time if the one before
+    it was accepted as a whole and its bonus token was guessed.
     """
-    right, step = known.acceptance.right, known.step_seconds
+    prefix_acceptance, step = estimates.acceptance.prefix_acceptance, estimates.step_seconds
     best = Throughput(1, 0.0)
-    for length in range(1, most + 1):
-        waited = 1.0 - right(length + 1) if draft_ahead else 1.0
-        seconds = length * known.draft_seconds * waited + known.round_trip + step * (1 + length * known.token_steps)
-        speed = expected_tokens(right, length) / max(seconds, 1e-9)
+    for length in range(1, max_draft_tokens + 1):
+        waited = 1.0 - prefix_acceptance(length + 1) if draft_ahead else 1.0
+        verify = step * (1 + length * estimates.token_steps)
+        seconds = length * estimates.draft_seconds * waited + estimates.round_trip + verify
+        speed = expected_tokens(prefix_acceptance, length) / max(seconds, 1e-9)
         if speed > best.speed:
             best = Throughput(length, speed)
     return best
 
 
-def of_stopping_rounds(known: Estimates, most: int, draft_ahead: bool) -> Throughput:
-    """Rounds whose drafts, of up to `most` tokens, stop where the edge becomes unsure: see `policy.draft_length`.
+def of_stopping_rounds(estimates: Estimates, max_draft_tokens: int, draft_ahead: bool) -> Throughput:
+    """Rounds whose drafts, of up to `max_draft_tokens`, stop where confidence is low: see `policy.draft_length`.
 
-    At best such a draft is just as long as what is accepted of it, and no other answer's verify is in the way.
+    This assumes the best case: a draft is just as long as what is accepted of it, and no other answer's verify delays
+    it.
     """
-    right = known.acceptance.right
-    tokens = expected_tokens(right, most)
-    waited = 1.0 - right(round(tokens)) if draft_ahead else 1.0
-    verify = known.step_seconds + (tokens - 1.0) * known.verify.slope
-    seconds = (tokens - 1.0) * known.draft_seconds * waited + known.round_trip + verify
-    return Throughput(most, tokens / max(seconds, 1e-9))
+    prefix_acceptance = estimates.acceptance.prefix_acceptance
+    tokens = expected_tokens(prefix_acceptance, max_draft_tokens)
+    waited = 1.0 - prefix_acceptance(round(tokens)) if draft_ahead else 1.0
+    verify = estimates.step_seconds + (tokens - 1.0) * estimates.verify.slope
+    seconds = (tokens - 1.0) * estimates.draft_seconds * waited + estimates.round_trip + verify
+    return Throughput(max_draft_tokens, tokens / max(seconds, 1e-9))
 
 
-def of_stream(known: Estimates, most: int) -> Throughput:
-    """The cloud's own stream with drafts that follow its newest token; length 0 is the stream alone.
+def of_stream(estimates: Estimates, max_draft_tokens: int) -> Throughput:
+    """The cloud's own stream with drafts after its newest token; length 0 is the stream without drafts.
 
-    While news of a token comes and a draft goes the cloud draws `ahead` tokens by itself, and one more in the step
-    that is under way; if all of them were guessed, the rest of the draft is verified in one step.
+    While a token travels to the edge and a draft back, the cloud draws `in_flight` tokens by itself, the one of the
+    step under way included. If the draft begins with all of them, the rest of it is verified in one step.
     """
-    right, step = known.acceptance.right, max(known.step_seconds, 1e-9)
-    alone = Throughput(0, 1.0 / step)
-    length = worth_verifying(right, most, known.token_steps)
+    prefix_acceptance, step = estimates.acceptance.prefix_acceptance, max(estimates.step_seconds, 1e-9)
+    without_drafts = Throughput(0, 1.0 / step)
+    length = worth_verifying(prefix_acceptance, max_draft_tokens, estimates.token_steps)
     if not length:
-        return alone
-    ahead = 1.0 + (known.round_trip + length * known.draft_seconds) / step
-    tokens = ahead + sum(right(round(ahead) + n) for n in range(length + 1))
-    speed = tokens / (step * (ahead + 1 + length * known.token_steps))
-    return Throughput(length, speed) if speed > alone.speed else alone
+        return without_drafts
+    in_flight = 1.0 + (estimates.round_trip + length * estimates.draft_seconds) / step
+    tokens = in_flight + sum(prefix_acceptance(round(in_flight) + n) for n in range(length + 1))
+    speed = tokens / (step * (in_flight + 1 + length * estimates.token_steps))
+    return Throughput(length, speed) if speed > without_drafts.speed else without_drafts

@@ -1,8 +1,8 @@
-"""A drafter in the cloud's tokens over one in other tokens: the two meet at text. Knows no engine and no HTTP.
+"""Drafts in the cloud's vocabulary with an edge model of another one, by translating through text.
 
-The cloud's tokens are the truth. Their text is read again in the edge's tokens, from the beginning of the last word on,
-so that what lies before it, and its KV, stays; the edge's draft goes the other way, up to the last word that no
-further text can change.
+The cloud's tokens are authoritative. Their text is tokenized for the edge again from the beginning of its last word, so
+that the edge's tokens before it, and their KV, stay valid. The edge's draft is tokenized for the cloud up to the last
+word that no further text can change.
 """
 
 import math
@@ -16,18 +16,18 @@ from common.errors import ContextLengthError
 from common.protocol.vocabulary import RemoteVocabulary, settled
 from common.types import NO_DRAFT, Draft, Sampling
 
-AHEAD = 2
-"""Edge tokens drafted beyond what is asked for: the last word of a draft is held back."""
+EXTRA = 2
+"""Edge tokens drafted beyond the limit, because the last word of a draft is held back."""
 TRIES = 3
-"""Drafts made in one round until there is something that can be told."""
+"""Attempts per call to draft text that can be translated."""
 CONTEXT = 8
-"""Cloud tokens before a draft that may decide how it is cut into tokens."""
+"""Cloud tokens before a draft that may affect its tokenization."""
 STATES = 8
-"""Texts remembered of one answer, to which it may be rolled back."""
+"""States kept of one answer, to which it may be rolled back."""
 
 
 class PaddedDrafter:
-    """A drafter that shares only the ids below `size` with the cloud: drafts no others, and follows no others."""
+    """Limits a drafter to the ids below `size`, which it shares with the cloud: no other ids in drafts or context."""
 
     def __init__(self, drafter: Drafter, size: int) -> None:
         self._drafter = drafter
@@ -39,20 +39,18 @@ class PaddedDrafter:
         if max(token_ids, default=0) >= self._size:
             return NO_DRAFT
         draft = await self._drafter.draft(token_ids, limit, sampling, stop_below=stop_below)
-        known = next((at for at, token in enumerate(draft.token_ids) if token >= self._size), None)
-        if known is None:
-            return draft
-        return Draft(draft.token_ids[:known], draft.probs[:known], draft.confidences[:known], False, draft.latency_ms)
+        foreign = next((at for at, token in enumerate(draft.token_ids) if token >= self._size), None)
+        return draft if foreign is None else draft.part(0, foreign)
 
 
 class TranslatingDrafter:
-    """Drafts after the cloud's tokens `prompt` + answer, with an edge that reads the same prompt as `edge_prompt`.
+    """Drafts cloud tokens after the cloud's prompt, of `prompt_tokens`, and answer; the edge's prompt is `edge_prompt`.
 
-    A cloud token has the product of the confidences (and probabilities) of those edge tokens that begin in it, 1 if
-    none does, so that a draft's product is the edge's own. An end of the answer is the cloud's usual end token. A
-    draft ends before another special token of the edge, and before bytes that are no text; special tokens of the
-    cloud stay in its answer, unseen by the edge. What it is asked to follow may be a guess, and be rolled back later.
-    `stop_below` is not heeded: what is drafted last is held back, and the rest costs little.
+    A cloud token gets the product of the confidences (and probabilities) of the edge tokens that begin in it, 1 if
+    none does, so that the product over a draft is the edge's own. The end of the answer becomes the cloud's usual end
+    token. A draft ends before any other special token of the edge, and before bytes that are not UTF-8. Special tokens
+    of the cloud stay in the answer, and the edge does not see them. The context may be a guess that is rolled back
+    later. `stop_below` is ignored: the last word drafted is held back, and the rest costs little.
     """
 
     def __init__(
@@ -69,7 +67,7 @@ class TranslatingDrafter:
         self._edge_prompt_tokens = len(edge_prompt)
         self._text = EdgeText(edge, edge_prompt)
         self._states: list[tuple[list[int], EdgeText]] = [([], self._text)]
-        """Answers followed so far, in the cloud's tokens, each the beginning of the next, from the empty one on."""
+        """Answers followed so far, in the cloud's tokens; each is a prefix of the next, the first is empty."""
         self._sampling: Sampling | None = None
 
     async def draft(
@@ -81,7 +79,7 @@ class TranslatingDrafter:
         for _ in range(TRIES):
             if len(draft.token_ids) >= limit or self._text.ended:
                 break
-            latency += await self._draw(limit - len(draft.token_ids) + AHEAD, sampling)
+            latency += await self._draw(limit - len(draft.token_ids) + EXTRA, sampling)
             draft = self._translated(context, limit)
             if draft.token_ids:
                 break
@@ -100,21 +98,21 @@ class TranslatingDrafter:
         else:
             self._text = text
         if self._sampling not in (None, sampling):
-            self._text.forget_draft()  # it was drawn otherwise
+            self._text.forget_draft()  # it was drawn with other sampling
         self._sampling = sampling
 
     async def _draw(self, count: int, sampling: Sampling) -> float:
-        """Has the edge draft further; milliseconds."""
+        """Lets the edge draft `count` more tokens. Returns its milliseconds."""
         own = msgspec.structs.replace(sampling, prompt_tokens=self._edge_prompt_tokens)
         try:
             draft = await self._drafter.draft(self._text.ids, count, own)
         except ContextLengthError:
-            draft = NO_DRAFT  # in the edge's tokens the answer is too long: the cloud goes on without it
+            draft = NO_DRAFT  # the answer is too long in the edge's tokens: the cloud continues without drafts
         self._text.append(draft, last=len(draft.token_ids) < count)
         return draft.latency_ms
 
     def _context(self, token_ids: Sequence[int]) -> list[int]:
-        """The last tokens of the answer from the beginning of a word on, if there are few."""
+        """The last tokens of the answer, from the beginning of a word on; at most CONTEXT of them, else none."""
         answer = len(token_ids) - self._prompt
         for back in range(1, min(CONTEXT, answer) + 1):
             if back == answer or self._cloud.piece(token_ids[-back])[:1].isspace():
@@ -122,7 +120,7 @@ class TranslatingDrafter:
         return []
 
     def _translated(self, context: list[int], limit: int) -> Draft:
-        """The edge's draft in the cloud's tokens, as far as it is settled."""
+        """The edge's draft in the cloud's tokens, up to `limit`, as far as further text cannot change it."""
         text = self._text
         ids, whole = self._encoded(context)
         confidences, probs = self._scores(ids, text.drafted)
@@ -134,7 +132,7 @@ class TranslatingDrafter:
         return Draft(ids[:limit], probs[:limit], confidences[:limit], False, 0.0)
 
     def _encoded(self, context: list[int]) -> tuple[list[int], bool]:
-        """The settled cloud tokens of what is drafted, and whether they are all of it."""
+        """The cloud tokens of the drafted text that further text cannot change, and whether they are all of it."""
         data, ended = self._text.ahead, self._text.ended
         begun = self._rest_of_character(data)
         part = valid(data[len(begun) :])
@@ -148,13 +146,13 @@ class TranslatingDrafter:
         return ids, ended and len(b"".join(map(self._cloud.piece, ids))) == len(data)
 
     def _rest_of_character(self, data: bytes) -> list[int]:
-        """Tokens for what `data` adds to a character that is committed in part: byte by byte."""
+        """Byte tokens for the beginning of `data` that completes a partly committed character."""
         rest = data[: next((at for at, byte in enumerate(data[:3]) if byte & 0xC0 != 0x80), min(3, len(data)))]
         tokens = [self._cloud.byte_tokens.get(bytes([byte])) for byte in rest]
         return [token for token in tokens if token is not None] if None not in tokens else []
 
     def _cut(self, text: str, context: list[int]) -> list[tuple[int, int | None]] | None:
-        """The tokens of `text` after `context`; None where the cloud's tokens cannot spell it."""
+        """The tokens of `text` after `context`; None if the cloud's vocabulary cannot spell it."""
         before = b"".join(map(self._cloud.piece, context))
         if before and not partial(before) and valid(before) == before:
             tokens = self._cloud.tokens(before.decode() + text)
@@ -167,19 +165,19 @@ class TranslatingDrafter:
         return tokens if spelled == text.encode() else None
 
     def _scores(self, ids: list[int], drafted: Sequence[Drafted]) -> tuple[list[float], list[float]]:
-        """Confidence and probability of each cloud token: the products of those of the edge tokens that begin in it."""
+        """Confidence and probability of each cloud token: products over the edge tokens that begin in it."""
         confidences, probs, begin = [], [], 0
-        for token in ids:
-            end = begin + len(self._cloud.piece(token))
-            within = [one for one in drafted if begin <= one.begin < end]
-            confidences.append(math.prod(one.confidence for one in within))
-            probs.append(math.prod(one.prob for one in within))
+        for token_id in ids:
+            end = begin + len(self._cloud.piece(token_id))
+            within = [token for token in drafted if begin <= token.begin < end]
+            confidences.append(math.prod(token.confidence for token in within))
+            probs.append(math.prod(token.prob for token in within))
             begin = end
         return confidences, probs
 
 
 def valid(data: bytes) -> bytes:
-    """`data` up to the first byte that is not, or not yet, part of a character."""
+    """`data` up to the first byte that is not part of a complete UTF-8 character."""
     try:
         data.decode()
     except UnicodeDecodeError as error:

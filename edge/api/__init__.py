@@ -1,1 +1,1 @@
-"""The edge's OpenAI API: from a request to one completion and its choices."""
+"""The edge's OpenAI API: resolves a request once, runs its answers and renders the response."""

@@ -1,4 +1,4 @@
-"""One /v1 answer of the edge: its choices, run together, as OpenAI's JSON or a stream's chunks. Knows no routes."""
+"""One /v1 response: runs its choices together and renders them as OpenAI's JSON object or as a stream's events."""
 
 import asyncio
 import time
@@ -7,71 +7,67 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from common.protocol.openai import ChatRequest, GenerationRequest, Usage, dump
+from common.protocol import codec
+from common.protocol.openai_responses import Usage, dump
 from common.types import Collaboration, Provenance
 from edge.api import logprobs
 from edge.api.choice import Choice, TextPiece
-from edge.api.context import Services
+from edge.api.context import ServerContext
 from edge.api.logprobs import ScoredToken
-from edge.api.shared_prompt import SharedPrompt
+from edge.api.resolve import ResolvedRequest
 
 
 class Completion:
-    """The response to a chat or text completion request: `n` choices for each of its prompts."""
+    """The response to a chat or text completion request; read it once, by `whole` or by `events`."""
 
-    def __init__(
-        self, services: Services, request: GenerationRequest, prompts: list[SharedPrompt], max_tokens: int | None
-    ) -> None:
-        self._engine = services.speaker(request.mode).engine
-        self._chat = isinstance(request, ChatRequest)
-        self._prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
-        self._include_usage = request.stream_options is not None and request.stream_options.include_usage
-        self._top = request.wanted_logprobs
-        self._each = request.choices
-        self._at_once = services.config.edge.model.sequences
-        self._choices: list[Choice] = []
-        for prompt in prompts:
-            room = self._engine.context_length - prompt.longest
-            limit = room if max_tokens is None else min(max_tokens, room)
-            for _ in range(self._each):
-                self._choices.append(Choice(len(self._choices), services, request, prompt, limit))
+    def __init__(self, request: ResolvedRequest, context: ServerContext) -> None:
+        self._request = request
+        self._at_once = context.config.edge.model.sequences
+        self._choices = [Choice(index, request, context) for index in range(len(request.answers))]
         self._head = {
-            "id": ("chatcmpl-" if self._chat else "cmpl-") + uuid.uuid4().hex,
+            "id": ("chatcmpl-" if request.chat else "cmpl-") + uuid.uuid4().hex,
             "created": int(time.time()),
-            "model": self._engine.model_name,
+            "model": request.engine.model_name,
         }
 
     async def whole(self) -> dict[str, Any]:
         """The response object, when all choices are finished."""
-        found: list[list[TextPiece]] = [[] for _ in self._choices]
+        parts: list[list[TextPiece]] = [[] for _ in self._choices]
         async with aclosing(self._pieces()) as pieces:
             async for piece in pieces:
-                found[piece.choice].append(piece)
-        choices = [self._whole_choice(index, parts) for index, parts in enumerate(found)]
-        kind = "chat.completion" if self._chat else "text_completion"
+                parts[piece.choice].append(piece)
+        choices = [self._whole_choice(index, own) for index, own in enumerate(parts)]
+        kind = "chat.completion" if self._request.chat else "text_completion"
         return {**self._head, "object": kind, "choices": choices, "usage": self._usage(), **self._collaboration()}
 
-    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The response as server-sent events: the chunks, then `[DONE]`."""
+        async with aclosing(self._chunks()) as chunks:
+            async for chunk in chunks:
+                yield b"data: " + codec.encode(chunk) + b"\n\n"
+        yield b"data: [DONE]\n\n"
+
+    async def _chunks(self) -> AsyncGenerator[dict[str, Any], None]:
         """The stream's chunks; the last one carries the collaboration object, and the usage if it was asked for."""
-        kind = "chat.completion.chunk" if self._chat else "text_completion"
-        head = {**self._head, "object": kind}
-        usage = {"usage": None} if self._include_usage else {}
+        kind = "chat.completion.chunk" if self._request.chat else "text_completion"
+        head, include_usage = {**self._head, "object": kind}, self._request.include_usage
+        usage = {"usage": None} if include_usage else {}
         unfinished, begun = len(self._choices), set[int]()
         async with aclosing(self._pieces()) as pieces:
             async for piece in pieces:
                 choice = self._chunk_choice(piece, first=piece.choice not in begun)
                 begun.add(piece.choice)
                 unfinished -= piece.finish_reason is not None
-                last = {} if unfinished or self._include_usage else self._collaboration()
+                last = {} if unfinished or include_usage else self._collaboration()
                 yield {**head, "choices": [choice], **usage, **last}
-        if self._include_usage:
+        if include_usage:
             yield {**head, "choices": [], "usage": self._usage(), **self._collaboration()}
 
     async def _pieces(self) -> AsyncGenerator[TextPiece, None]:
-        """The pieces of all choices as they come; leaving this early cancels what still runs.
+        """The pieces of all choices as they arrive; leaving this early cancels what still runs.
 
-        No more choices run at once than the engine has sequences: the others would fill its queue. Of a prompt's
-        choices the first goes ahead, so that the others find the prompt's KV.
+        No more choices run at once than the engine has sequences: the others would fill its queue. The first choice of
+        a prompt starts before the others, so that they find the prompt's KV.
         """
         if len(self._choices) == 1:
             async with aclosing(self._choices[0].pieces()) as pieces:
@@ -80,16 +76,17 @@ class Completion:
             return
         events: asyncio.Queue[TextPiece | asyncio.Task[None]] = asyncio.Queue()
         turns = asyncio.Semaphore(self._at_once)
-        ahead = [asyncio.Event() for _ in range(len(self._choices) // self._each)]
+        choices = self._request.choices
+        prefilled = [asyncio.Event() for _ in range(len(self._choices) // choices)]
 
         async def run(choice: Choice) -> None:
-            prompt, place = divmod(choice.index, self._each)
+            prompt, place = divmod(choice.index, choices)
             if place:
-                await ahead[prompt].wait()
+                await prefilled[prompt].wait()
             async with turns, aclosing(choice.pieces()) as pieces:
                 async for piece in pieces:
                     events.put_nowait(piece)
-                    ahead[prompt].set()
+                    prefilled[prompt].set()
 
         tasks = [asyncio.create_task(run(choice)) for choice in self._choices]
         for task in tasks:
@@ -110,14 +107,14 @@ class Completion:
 
     def _whole_choice(self, index: int, pieces: list[TextPiece]) -> dict[str, Any]:
         text = "".join(piece.text for piece in pieces)
-        content = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
+        content = {"message": {"role": "assistant", "content": text}} if self._request.chat else {"text": text}
         scores = self._logprobs([token for piece in pieces for token in piece.tokens])
         choice = {"index": index, **content, "logprobs": scores, "finish_reason": pieces[-1].finish_reason}
         sources = [token for piece in pieces for token in piece.sources]
         return choice | {"collaboration": {"tokens": dump(sources)}} if sources else choice
 
     def _chunk_choice(self, piece: TextPiece, first: bool) -> dict[str, Any]:
-        if self._chat:
+        if self._request.chat:
             role = {"role": "assistant"} if first else {}
             content: dict[str, Any] = {"delta": {**role, "content": piece.text}}
         else:
@@ -129,22 +126,23 @@ class Completion:
         return choice | {"provenance": piece.provenance} if piece.provenance else choice
 
     def _logprobs(self, tokens: list[ScoredToken]) -> dict[str, Any] | None:
-        if self._top is None:
+        request = self._request
+        if request.top_logprobs is None:
             return None
-        shape = logprobs.of_chat if self._chat else logprobs.of_completion
-        return shape(tokens, self._top, lambda token: self._engine.piece(token, special=True))
+        shape = logprobs.of_chat if request.chat else logprobs.of_completion
+        return shape(tokens, request.top_logprobs, lambda token: request.engine.piece(token, special=True))
 
     def _usage(self) -> dict[str, Any]:
-        completed = sum(choice.tokens for choice in self._choices)
-        usage: dict[str, Any] = dump(Usage(self._prompt_tokens, completed, self._prompt_tokens + completed))
+        prompt, completed = self._request.prompt_tokens, sum(choice.tokens for choice in self._choices)
+        usage: dict[str, Any] = dump(Usage(prompt, completed, prompt + completed))
         return usage
 
     def _collaboration(self) -> dict[str, Any]:
-        return {"collaboration": dump(combined([choice.answer.report for choice in self._choices]))}
+        return {"collaboration": dump(combined([choice.report for choice in self._choices]))}
 
 
 def combined(reports: Sequence[Collaboration]) -> Collaboration:
-    """The report of several choices together: counts and times added, the scores as means."""
+    """One report for several choices: counts and times are added, scores averaged."""
     if len(reports) == 1:
         return reports[0]
     scores = [r.confidence_score for r in reports if r.confidence_score is not None]

@@ -1,4 +1,4 @@
-"""A prompt as edge and cloud read it, and how what follows passes between them. Knows no tokenizer."""
+"""A prompt in the token ids of edge and cloud, and how drafts and verdicts are translated between them."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -11,10 +11,10 @@ from common.types import Sampling, Verdict
 
 @dataclass(frozen=True)
 class SharedPrompt:
-    """`ids` are those that the answer is told in: the cloud's, where it takes part; `edge_ids` the edge's.
+    """`ids`: in the answer's vocabulary, which is the cloud's if it takes part; `edge_ids`: in the edge's.
 
-    `piece` spells the answer's tokens. `vocabulary` is the fingerprint that the cloud was last known by. With `unmet`,
-    which says why, the cloud must not be asked: nobody knows what ids mean to it.
+    `piece` gives the bytes of the answer's tokens. `vocabulary` is the fingerprint of the cloud's, as last seen.
+    If that vocabulary could not be learned, `unknown_because` says why, and the cloud is sent no token ids.
     """
 
     edge_ids: list[int]
@@ -22,23 +22,23 @@ class SharedPrompt:
     piece: Callable[[int], bytes]
     vocabulary: str = ""
     drafter: Callable[[Drafter], Drafter] = lambda drafter: drafter
-    """The edge's drafter, in the answer's ids."""
-    unmet: str = ""
+    """Makes the edge's drafter take and give the answer's ids."""
+    unknown_because: str = ""
     forget: Callable[[], None] = lambda: None
-    """Called when the cloud turns out to have another vocabulary by now."""
+    """Called when the cloud has changed its vocabulary."""
 
     def verifier(self, cloud: Verifier) -> Verifier:
-        """`cloud`, asked only in ids that mean the same to it."""
-        return MetVerifier(cloud, self)
+        """`cloud`, asked only in token ids of its own vocabulary."""
+        return VocabularyGuard(cloud, self)
 
     @property
     def longest(self) -> int:
-        """Tokens, in whichever ids they are more."""
+        """Tokens in the vocabulary in which the prompt has more."""
         return max(len(self.ids), len(self.edge_ids))
 
 
-class MetVerifier:
-    """A verifier that fails as a lost one does where its vocabulary is not known, or is another by now."""
+class VocabularyGuard:
+    """A verifier that fails like a lost cloud if the cloud's vocabulary is unknown or has changed."""
 
     def __init__(self, cloud: Verifier, prompt: SharedPrompt) -> None:
         self._cloud = cloud
@@ -59,8 +59,8 @@ class MetVerifier:
     async def verify(
         self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
     ) -> Verdict:
-        if self._prompt.unmet:
-            raise EndpointError(self._prompt.unmet)
+        if self._prompt.unknown_because:
+            raise EndpointError(self._prompt.unknown_because)
         try:
             return await self._cloud.verify(token_ids, draft, sampling, max_tokens)
         except VocabularyError:
@@ -69,8 +69,8 @@ class MetVerifier:
 
     @asynccontextmanager
     async def stream(self, token_ids: Sequence[int], max_tokens: int, sampling: Sampling) -> AsyncIterator[Stream]:
-        if self._prompt.unmet:
-            raise EndpointError(self._prompt.unmet)
+        if self._prompt.unknown_because:
+            raise EndpointError(self._prompt.unknown_because)
         try:
             async with self._cloud.stream(token_ids, max_tokens, sampling) as stream:
                 yield stream

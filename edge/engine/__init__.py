@@ -1,1 +1,1 @@
-"""The llama.cpp engine: one thread, continuous batching, sequences that requests lease."""
+"""llama.cpp in a thread of its own: sequences lent to requests, jobs decoded by continuous batching."""

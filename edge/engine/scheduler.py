@@ -1,7 +1,7 @@
-"""The engine's one thread: takes jobs as they come and decodes a part of each in every step. Knows no event loop.
+"""Continuous batching: each step decodes a part of every job in one llama.cpp call and draws the next tokens.
 
-Jobs join and leave between steps. A step has room for CHUNK tokens, shared out so that a job that needs little (one
-that draws needs one) never waits for one that needs much.
+Jobs join and leave between steps. A step has room for CHUNK tokens, shared out so that a job that needs few (one that
+draws needs one) never waits for a job that needs many.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from common.errors import EngineError
 from common.protocol.prefix_hash import common_prefix
-from edge.engine.jobs import Generation, Job, Scoring
-from edge.engine.stepping import Stepping
+from edge.engine.jobs import DecodeJob, Generation, Scoring
+from edge.engine.worker import StepScheduler
 from edge.kv.prefix_store import PrefixStore
 from edge.llama.batch import SequenceTokens
 from edge.llama.grammar import Grammar
@@ -27,35 +27,35 @@ Floats = NDArray[np.floating[Any]]
 Confidence = Callable[[Logits, NDArray[np.intp]], tuple[Floats, Floats]]
 """From a step's logits, [B, V], and the tokens drawn from them, [B], to the tokens' probabilities and confidences."""
 ROW_BLOCK = 1 << 18
-"""Logits looked at together: more of them leave the processor's cache between one pass and the next."""
-SCORED = 1 << 22
-"""Logits that scoring may ask of one step."""
+"""Logits whose confidences are computed together: more of them leave the CPU cache between two passes."""
+MAX_SCORING_LOGITS = 1 << 22
+"""Logits that scoring may request from one step."""
 
 
 class Release(NamedTuple):
-    """A lease ended; what its sequence holds may be reused by others, or not."""
+    """The end of a lease. `reuse`: other requests may reuse what its sequence holds."""
 
     sequence: int
     reuse: bool
 
 
-class Batcher(Stepping[Job]):
-    """Owns `llama`."""
+class BatchScheduler(StepScheduler[DecodeJob]):
+    """Decodes the jobs of all sequences of `llama`, which it owns; `store` keeps and restores their KV."""
 
     def __init__(
         self,
         llama: Llama,
         store: PrefixStore,
         confidence: Confidence,
-        inbox: SimpleQueue[Job | Release | None],
-        ring: Callable[[list[asyncio.Future[None]]], None],
+        inbox: SimpleQueue[DecodeJob | Release | None],
+        wake: Callable[[list[asyncio.Future[None]]], None],
     ) -> None:
-        super().__init__(inbox, ring)
+        super().__init__(inbox, wake)
         self._llama = llama
         self._store = store
         self._confidence = confidence
         self._leased: set[int] = set()
-        """Sequences whose present lease had a job."""
+        """Sequences whose current lease has had a job."""
         self._grammars: dict[int, Grammar] = {}
         self.counters = Counter(
             drafts=0, drafted_tokens=0, prompt_tokens=0, reused_prompt_tokens=0, steps=0, decoded_tokens=0
@@ -73,37 +73,37 @@ class Batcher(Stepping[Job]):
     def free(self) -> None:
         self._llama.free()
 
-    def _receive(self, message: Job | Release) -> None:
+    def _receive(self, message: DecodeJob | Release) -> None:
         if isinstance(message, Release):
             self._release(message)
         elif not message.cancelled:
             self._active.append(message)
             self._guarded(self._begin, [message])
-            self._tell()
+            self._collect_waiters()
 
     def _step(self) -> None:
         self._guarded(self._decode, self._active)
 
-    def _begin(self, jobs: list[Job]) -> None:
-        """Makes each sequence hold as much of its job's tokens as is known."""
+    def _begin(self, jobs: list[DecodeJob]) -> None:
+        """Brings as much as possible of each job's tokens into its sequence, without decoding."""
         for job in jobs:
             if isinstance(job, Generation) and job.sampling.json_schema is not None:
                 job.grammar = self._grammar(job)
-            kept = self._keep(job)
+            kept = self._restore(job)
             job.begin(kept)
             if not all(0 <= token < self._llama.vocabulary.size for token in job.pending):
-                raise EngineError(f"a token id that is not in the vocabulary of {self._llama.vocabulary.size}")
+                raise EngineError(f"a token id is outside the vocabulary of {self._llama.vocabulary.size} tokens")
             self.counters["prompt_tokens"] += len(job.token_ids)
             self.counters["reused_prompt_tokens"] += kept
 
-    def _keep(self, job: Job) -> int:
-        """How many tokens of the job need no decoding: all but the last at most, whose logits are wanted."""
+    def _restore(self, job: DecodeJob) -> int:
+        """How many of the job's tokens need no decoding; the last one always does, because its logits are needed."""
         llama, sequence = self._llama, job.sequence
         first = sequence not in self._leased
         self._leased.add(sequence)
         if not job.reuse or isinstance(job, Scoring):
             if first and llama.held[sequence]:
-                self._store.evicted(llama, sequence)
+                self._store.save(llama, sequence)
             return llama.rewind(sequence, 0)
         wanted = job.token_ids[:-1]
         if first:
@@ -121,7 +121,7 @@ class Batcher(Stepping[Job]):
             self._llama.rewind(lease.sequence, 0)
 
     def _grammar(self, job: Generation) -> Grammar | None:
-        """The sequence's grammar, at the end of the answer so far; None if that does not fit it any more."""
+        """The sequence's grammar, at the end of the answer so far; None if that answer does not fit it."""
         schema = job.sampling.json_schema
         grammar = self._grammars.get(job.sequence)
         if grammar is None or grammar.schema != schema:
@@ -135,9 +135,9 @@ class Batcher(Stepping[Job]):
         if grammar := self._grammars.pop(sequence, None):
             grammar.free()
 
-    def _decode(self, jobs: list[Job]) -> None:
-        """Decodes a part of each job, all in one call, and draws where one is complete."""
-        portions = share_out(jobs, SCORED // self._llama.vocabulary.size)
+    def _decode(self, jobs: list[DecodeJob]) -> None:
+        """Decodes a part of each job in one call, and draws for the jobs whose tokens are all decoded."""
+        portions = share_out(jobs, MAX_SCORING_LOGITS // self._llama.vocabulary.size)
         pieces = [SequenceTokens(job.sequence, job.pending[:count], job.rows(count)) for job, count in portions]
         self._llama.abort(False)
         self._in_step = jobs
@@ -179,18 +179,18 @@ class Batcher(Stepping[Job]):
         self.counters["drafts"] += sum(job.done for job in jobs)
 
 
-def share_out(jobs: Sequence[Job], scored: int) -> list[tuple[Job, int]]:
-    """How many pending tokens of each job go into a step of CHUNK: all of the small ones, equal shares of the rest.
+def share_out(jobs: Sequence[DecodeJob], max_scored: int) -> list[tuple[DecodeJob, int]]:
+    """How many pending tokens of each job go into a step of CHUNK: all of the small jobs, equal shares of the others.
 
-    Jobs that draw come first, so that their logits stand side by side, and in the order of their sequences: where each
-    has its own KV, llama.cpp decodes only neighbours together. One that scores gets up to `scored` tokens.
+    A scoring job gets at most `max_scored`. Jobs that draw come first, so that their logits are adjacent rows, in the
+    order of their sequences: with one KV stream per sequence, llama.cpp decodes only neighbours together.
     """
-    portions: list[tuple[Job, int]] = []
+    portions: list[tuple[DecodeJob, int]] = []
     room = CHUNK
-    in_order = sorted(jobs, key=lambda job: len(job.pending))
-    for at, job in enumerate(in_order):
-        share = max(1, room // (len(in_order) - at))
-        count = min(len(job.pending), share, max(1, scored) if isinstance(job, Scoring) else CHUNK)
+    by_size = sorted(jobs, key=lambda job: len(job.pending))
+    for at, job in enumerate(by_size):
+        share = max(1, room // (len(by_size) - at))
+        count = min(len(job.pending), share, max(1, max_scored) if isinstance(job, Scoring) else CHUNK)
         portions.append((job, count))
         room -= count
     return sorted(portions, key=lambda portion: (isinstance(portion[0], Scoring), portion[0].sequence))

@@ -1,43 +1,43 @@
-"""A lease on one of llama.cpp's sequences: drafts, streams and scores for its owner. Knows no thread and no batch."""
+"""A lease on one of llama.cpp's sequences: drafts, streams and scores for the request that owns it."""
 
-from collections import abc
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from common.errors import ContextLengthError
 from common.types import GREEDY, Draft, Sampling, TokenLogprob
-from edge.engine.jobs import Generation, Job, Scoring
+from edge.engine.jobs import DecodeJob, DraftOptions, Generation, Scoring
 
 
-class Worker(Protocol):
-    """Who does the jobs of all sequences."""
+class JobExecutor(Protocol):
+    """What a lease needs of the engine."""
 
     @property
     def context_length(self) -> int: ...
     @property
     def end_tokens(self) -> frozenset[int]: ...
-    def submit(self, job: Job) -> None: ...
-    def cancel(self, job: Job) -> None: ...
+    def submit(self, job: DecodeJob) -> None: ...
+    def cancel(self, job: DecodeJob) -> None: ...
 
 
-class Sequence:
-    """One owner's lease; it asks for one thing at a time, and may do something else meanwhile.
+class EdgeSequence:
+    """One request's lease; used in the event loop, one call at a time.
 
-    What a position draws depends on the tokens before it and on `sampling`, seed included, not on how an answer is
-    cut into drafts nor on what else the engine does; only a near-tie may fall otherwise when what precedes it was
-    decoded in other portions or lies elsewhere in the cache. `probs` are those of the model's unmodified softmax.
-    Everything raises ContextLengthError if `token_ids` alone do not fit; leaving early stops the work within a step.
+    The token drawn at a position depends on the tokens before it and on `sampling`, with its seed: not on how an
+    answer is cut into drafts, and not on other requests. Only a near-tie may be decided otherwise if the tokens before
+    it were decoded in other portions or lie elsewhere in the KV cache. `probs` are those of the model's unmodified
+    softmax. All methods raise ContextLengthError if `token_ids` alone do not fit; cancelling a call stops its work
+    within one step.
     """
 
-    def __init__(self, worker: Worker, sequence: int, reuse: bool) -> None:
-        self._worker = worker
+    def __init__(self, executor: JobExecutor, sequence: int, reuse: bool) -> None:
+        self._executor = executor
         self._sequence = sequence
         self._reuse = reuse
 
     async def draft(
         self,
-        token_ids: abc.Sequence[int],
+        token_ids: Sequence[int],
         limit: int,
         sampling: Sampling = GREEDY,
         top_logprobs: int = 0,
@@ -45,58 +45,59 @@ class Sequence:
     ) -> Draft:
         """Draws up to `limit` tokens after `token_ids`; fewer at the end of the answer or of the context.
 
-        The draft also ends with a token that brings the product of its confidences below `stop_below`, in [0, 1].
+        The draft also ends with the token that brings the product of confidences below `stop_below`, in [0, 1].
         """
         limit = min(limit, self._room(token_ids))
         if limit <= 0:
             return Draft([], [], [], False, 0.0)
-        job = Generation(
-            self._sequence, list(token_ids), self._reuse, limit, sampling, top_logprobs, stop_below=stop_below
-        )
+        job = self._generation(token_ids, DraftOptions(limit, sampling, top_logprobs, stop_below))
         with self._submitted(job):
-            await job.news()
-            return job.part(self._worker.end_tokens)
+            await job.wait()
+            return job.part(self._executor.end_tokens)
 
     async def generate(
-        self, token_ids: abc.Sequence[int], limit: int, sampling: Sampling = GREEDY, top_logprobs: int = 0
+        self, token_ids: Sequence[int], limit: int, sampling: Sampling = GREEDY, top_logprobs: int = 0
     ) -> AsyncGenerator[Draft, None]:
-        """As `draft`, in parts: what was drawn since the last one, or what is drawn next if that is nothing."""
+        """Like `draft`, as a stream: each part holds the tokens drawn since the part before, at least one."""
         limit = min(limit, self._room(token_ids))
         if limit <= 0:
             return
-        job = Generation(self._sequence, list(token_ids), self._reuse, limit, sampling, top_logprobs, streaming=True)
+        job = self._generation(token_ids, DraftOptions(limit, sampling, top_logprobs, streaming=True))
         with self._submitted(job):
             while True:
-                await job.news()
-                part = job.part(self._worker.end_tokens)
+                await job.wait()
+                part = job.part(self._executor.end_tokens)
                 if not part.token_ids:
                     return
                 yield part
 
-    async def score(self, token_ids: abc.Sequence[int], top: int = 0) -> list[TokenLogprob | None]:
-        """What the model says of each token after those before it, and of the `top` likeliest; None for the first."""
+    async def score(self, token_ids: Sequence[int], top: int = 0) -> list[TokenLogprob | None]:
+        """The log probability of each token given those before it, with the `top` likeliest; None for the first."""
         self._room(token_ids)
         if len(token_ids) < 2:
             return [None for _ in token_ids]
         job = Scoring(self._sequence, list(token_ids), self._reuse, top)
         with self._submitted(job):
-            await job.news()
+            await job.wait()
         return job.scores
 
+    def _generation(self, token_ids: Sequence[int], options: DraftOptions) -> Generation:
+        return Generation(self._sequence, list(token_ids), self._reuse, options)
+
     @contextmanager
-    def _submitted(self, job: Job) -> Iterator[None]:
-        self._worker.submit(job)
+    def _submitted(self, job: DecodeJob) -> Iterator[None]:
+        self._executor.submit(job)
         try:
             yield
         finally:
             if not job.done:
-                self._worker.cancel(job)
+                self._executor.cancel(job)
 
-    def _room(self, token_ids: abc.Sequence[int]) -> int:
-        """How many more tokens fit."""
-        room = self._worker.context_length - len(token_ids)
+    def _room(self, token_ids: Sequence[int]) -> int:
+        """How many more tokens fit the context."""
+        room = self._executor.context_length - len(token_ids)
         if room < 0:
             raise ContextLengthError(
-                f"{len(token_ids)} tokens do not fit the edge model's context of {self._worker.context_length}"
+                f"{len(token_ids)} tokens do not fit the edge model's context of {self._executor.context_length}"
             )
         return room

@@ -1,4 +1,4 @@
-"""What a model on the edge does with text: the same for a whole one and one in segments. Knows no engine."""
+"""The text interface of a model on the edge: tokens, special tokens, chat template, context length."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,17 +7,20 @@ from edge.llama.vocabulary import LlamaVocabulary
 
 
 class TextModel(ABC):
-    """A vocabulary never changes: all of this may be called from any thread while the model is loaded."""
+    """Base of the whole model and of the split model's segments.
+
+    A vocabulary never changes: any thread may use all of this while the model is loaded.
+    """
 
     @property
     @abstractmethod
     def vocabulary(self) -> LlamaVocabulary:
-        """Raises EngineError unless the model is loaded."""
+        """Raises EngineError if the model is not loaded."""
 
     @property
     @abstractmethod
     def context_length(self) -> int:
-        """Tokens that one request may have, prompt and answer together."""
+        """The most tokens of one request, prompt and answer together."""
 
     @property
     @abstractmethod
@@ -47,13 +50,17 @@ class TextModel(ABC):
         return self.vocabulary.eos
 
     def tokenize(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Token ids of `text`, begun as the model likes if `add_special`; `parse_special` reads `<|user|>` as one."""
+        """Token ids of `text`.
+
+        `add_special` adds what the model begins a prompt with; `parse_special` reads text such as `<|user|>` as one
+        special token.
+        """
         return self.vocabulary.tokenize(text.encode(), add_special, parse_special)
 
     def piece(self, token_id: int, special: bool = False) -> bytes:
-        """The bytes of one token, maybe part of a character; none for a special token unless `special`."""
+        """The bytes of one token, perhaps only part of a character; empty for a special token unless `special`."""
         return self.vocabulary.piece(token_id, special)
 
     def detokenize(self, token_ids: Sequence[int], special: bool = False) -> str:
-        """The text of `token_ids`; bytes that are no character become U+FFFD."""
+        """The text of `token_ids`; bytes that form no character become U+FFFD."""
         return b"".join(self.piece(token, special) for token in token_ids).decode(errors="replace")

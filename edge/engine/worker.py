@@ -1,60 +1,137 @@
-"""The thread that a model runs in: loaded there, served there, freed there. Knows no model and no work."""
+"""The thread that owns llama.cpp: takes jobs from its inbox, computes them step by step, wakes the event loop."""
 
 import asyncio
-import os
+import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-from edge.engine.loop_waker import Bell
+from common.errors import EngineError, FrameworkError
+from edge.engine.jobs import EngineJob
+from edge.engine.loop_waker import LoopWaker
 
 STUCK_AFTER_S = 30.0
-"""A step that takes longer than this counts as never ending."""
+"""A step that takes longer than this (seconds) counts as stuck."""
+
+J = TypeVar("J", bound=EngineJob)
+
+logger = logging.getLogger(__name__)
 
 
-class ThreadEngine(Protocol):
-    """What runs in the thread."""
+class StepScheduler(ABC, Generic[J]):
+    """Runs jobs in steps; a subclass owns the model and decides what goes into a step.
 
-    step_began: float | None
-    """When the step under way began, as `time.monotonic` counts; from any thread."""
+    Everything runs in the engine's thread, except that any thread may put messages into `inbox` (jobs, releases, None
+    to stop), call `abort` and `abort_unwanted_step`, and read `step_began_at`.
+    """
+
+    def __init__(self, inbox: SimpleQueue[Any], wake: Callable[[list[asyncio.Future[None]]], None]) -> None:
+        self._inbox = inbox
+        self._wake_loop = wake
+        self._active: list[J] = []
+        self._in_step: list[J] = []
+        self._to_wake: list[asyncio.Future[None]] = []
+        self.step_began_at: float | None = None
+        """`time.monotonic` at the start of the current step (seconds); None between steps."""
 
     def serve(self) -> None:
-        """Does what comes in the inbox until a None does; then fails what is left."""
-        ...
+        """Computes steps until None comes in the inbox; then fails the jobs that are left with EngineError."""
+        while self._admit():
+            self._active = [job for job in self._active if not job.cancelled]
+            if self._active:
+                self.step_began_at = time.monotonic()
+                self._step()
+                self.step_began_at, self._in_step = None, []
+                self._collect_waiters()
 
+    def abort_unwanted_step(self) -> None:
+        """Ends the current step if all its jobs are cancelled; from any thread."""
+        in_step = self._in_step
+        if in_step and all(job.cancelled for job in in_step):
+            self.abort()
+
+    @abstractmethod
     def abort(self) -> None:
-        """Ends the step under way; from any thread."""
-        ...
+        """Ends the current step; from any thread."""
 
+    @abstractmethod
     def free(self) -> None:
-        """Gives back what was loaded."""
-        ...
+        """Frees the model."""
+
+    @abstractmethod
+    def _receive(self, message: Any) -> None:
+        """Handles a message from the inbox, between two steps."""
+
+    @abstractmethod
+    def _step(self) -> None:
+        """Computes a part of some of the active jobs; there is at least one."""
+
+    def _admit(self) -> bool:
+        """Handles the messages in the inbox and waits for one if no job is active; False when the engine must stop."""
+        while not self._active or not self._inbox.empty():
+            if not self._active:
+                self._wake()
+            message = self._inbox.get()
+            if message is None:
+                for job in self._active:
+                    job.fail(EngineError("the edge model was stopped"))
+                self._collect_waiters()
+                self._wake()
+                return False
+            self._receive(message)
+        return True
+
+    def _guarded(self, work: Callable[[list[J]], None], jobs: list[J]) -> None:
+        """Does `work` for `jobs`; an error fails these jobs only."""
+        try:
+            work(jobs)
+        except Exception as error:
+            if not isinstance(error, FrameworkError):
+                logger.exception("a step of the edge model failed")
+            for job in jobs:
+                job.fail(error)
+
+    def _collect_waiters(self) -> None:
+        """Notes which owners have something new to read, and removes the jobs that are done."""
+        self._to_wake += [waiter for job in self._active if (waiter := job.take_waiter())]
+        self._active = [job for job in self._active if not job.done]
+
+    def _wake(self) -> None:
+        """Wakes these owners, all at once: called when this thread is about to wait or to compute without the GIL."""
+        if self._to_wake:
+            waiters, self._to_wake = self._to_wake, []
+            self._wake_loop(waiters)
 
 
-E = TypeVar("E", bound=ThreadEngine)
+S = TypeVar("S", bound=StepScheduler[Any])
 
 
-class EngineThread(Generic[E]):
-    """Used from one event loop, `start` to `close`; `load` runs in the thread and gets the bell that wakes the loop."""
+class EngineThread(Generic[S]):
+    """Runs a scheduler in a thread of its own.
 
-    def __init__(self, name: str, inbox: SimpleQueue[Any], load: Callable[[Bell], E]) -> None:
-        self.engine: E | None = None
-        """What was loaded, as long as it runs."""
+    The methods are called in one event loop, from `start` to `close`. `load` runs in the thread: it gets the waker of
+    the loop and returns the scheduler, with its model loaded.
+    """
+
+    def __init__(self, name: str, inbox: SimpleQueue[Any], load: Callable[[LoopWaker], S]) -> None:
+        self.scheduler: S | None = None
+        """Set while it runs."""
         self.closing = False
         self._inbox = inbox
         self._load = load
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._bell: Bell | None = None
-        self._started: Future[None] = _promise()
-        self._stopped: Future[None] = _promise()
+        self._waker: LoopWaker | None = None
+        self._started = _uncancellable_future()
+        self._stopped = _uncancellable_future()
 
     async def start(self) -> None:
-        """Loads in the thread, once; raises what that raises, and then nothing is left running."""
+        """Starts the thread and loads the model, once; raises what `load` raises, and then the thread has ended."""
         if self._thread.ident is None:
-            self._bell = Bell()
+            self._waker = LoopWaker()
             self._thread.start()
         try:
             await asyncio.wrap_future(self._started)
@@ -63,48 +140,42 @@ class EngineThread(Generic[E]):
             raise
 
     async def close(self) -> None:
-        """Fails what still waits, frees the engine and ends the thread."""
+        """Fails the jobs that still wait, frees the model and ends the thread."""
         self.closing = True
         self._inbox.put(None)
-        if self.engine is not None:
-            self.engine.abort()
+        if self.scheduler is not None:
+            self.scheduler.abort()
         if self._thread.ident is not None:
             await asyncio.wrap_future(self._stopped)
             self._thread.join()
-        if self._bell is not None:
-            self._bell.close()
-            self._bell = None
+        if self._waker is not None:
+            self._waker.close()
+            self._waker = None
 
     @property
     def alive(self) -> bool:
-        """Whether the engine runs and is not stuck in a step."""
-        engine = self.engine
-        began = engine.step_began if engine else None
-        stuck = began is not None and time.monotonic() - began > STUCK_AFTER_S
-        return engine is not None and self._thread.is_alive() and not self.closing and not stuck
+        """Whether the scheduler runs and its current step is not stuck."""
+        scheduler = self.scheduler
+        began_at = scheduler.step_began_at if scheduler else None
+        stuck = began_at is not None and time.monotonic() - began_at > STUCK_AFTER_S
+        return scheduler is not None and self._thread.is_alive() and not self.closing and not stuck
 
     def _run(self) -> None:
-        assert self._bell is not None
+        assert self._waker is not None
         try:
-            engine = self.engine = self._load(self._bell)
-        except Exception as fault:
-            self._started.set_exception(fault)
+            scheduler = self.scheduler = self._load(self._waker)
+        except Exception as error:
+            self._started.set_exception(error)
         else:
             self._started.set_result(None)
-            engine.serve()
-            self.engine = None
-            engine.free()
+            scheduler.serve()
+            self.scheduler = None
+            scheduler.free()
         self._stopped.set_result(None)
 
 
-def cores_for_compute() -> int:
-    """All but one, which is the event loop's."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - 1)
-
-
-def _promise() -> Future[None]:
-    """A future that is kept even if nobody waits any more."""
-    promise: Future[None] = Future()
-    promise.set_running_or_notify_cancel()
-    return promise
+def _uncancellable_future() -> Future[None]:
+    """A future that can be resolved even if the task that waited for it was cancelled."""
+    future: Future[None] = Future()
+    future.set_running_or_notify_cancel()
+    return future

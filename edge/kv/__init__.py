@@ -1,1 +1,1 @@
-"""F3 at the edge: prefixes found in live sequences, RAM or on disk, as snapshots that are checked."""
+"""KV of earlier requests (F3): prefix search over live sequences, sealed snapshots in RAM and on disk."""

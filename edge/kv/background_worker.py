@@ -1,4 +1,4 @@
-"""A thread that does one kind of work on what it is handed, in order. Knows nothing of the work."""
+"""A thread that processes queued items in order."""
 
 import logging
 import threading
@@ -11,16 +11,19 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class Background(Generic[T]):
-    """Belongs to who made it, who calls `close`; the thread starts with the first item. `room` items may wait."""
+class BackgroundWorker(Generic[T]):
+    """Calls `work` for each item in the thread `name`, which starts with the first item and ends with `close`.
 
-    def __init__(self, name: str, work: Callable[[T], None], room: int) -> None:
+    `capacity`: items that may wait. Errors of `work` are logged.
+    """
+
+    def __init__(self, name: str, work: Callable[[T], None], capacity: int) -> None:
         self._work = work
-        self._queue: Queue[T | None] = Queue(room)
+        self._queue: Queue[T | None] = Queue(capacity)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def hand_over(self, item: T) -> bool:
-        """Never waits; False if there is no room for the item. From one thread only."""
+    def submit(self, item: T) -> bool:
+        """Queues `item` without waiting; False if the queue is full. Only one thread may call it."""
         if self._thread.ident is None:
             self._thread.start()
         try:
@@ -30,11 +33,11 @@ class Background(Generic[T]):
         return True
 
     def flush(self) -> None:
-        """Waits until everything handed over is done."""
+        """Waits until all queued items are done."""
         self._queue.join()
 
     def close(self) -> None:
-        """Does what still waits, then ends the thread."""
+        """Processes the queued items, then ends the thread."""
         if self._thread.ident is not None:
             self._queue.put(None)
             self._thread.join()
@@ -44,7 +47,7 @@ class Background(Generic[T]):
             try:
                 self._work(item)
             except Exception:
-                logger.exception("work in the background failed")
+                logger.exception("background work failed")
             finally:
                 self._queue.task_done()
         self._queue.task_done()

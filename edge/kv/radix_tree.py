@@ -1,4 +1,4 @@
-"""A radix trie over token ids: which of many sequences shares the longest beginning. Knows no model and no cache."""
+"""A radix tree over token ids: finds which of many token sequences share the longest prefix with a given one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class _Node(Generic[T]):
-    """The tokens between its parent and itself, and what ends exactly here."""
+    """The tokens between the parent and this node, and the values of the sequence that ends here."""
 
     label: list[int]
     values: list[T] = field(default_factory=list)
     children: dict[int, "_Node[T]"] = field(default_factory=dict)
 
     def below(self) -> Iterator[T]:
-        """The values of this node and of all under it."""
+        """The values of this node and of all nodes below it."""
         waiting = [self]
         while waiting:
             node = waiting.pop()
@@ -26,8 +26,8 @@ class _Node(Generic[T]):
             waiting += node.children.values()
 
 
-class TokenTrie(Generic[T]):
-    """Values filed under token sequences; one sequence may carry several values. Belongs to one thread at a time."""
+class RadixTree(Generic[T]):
+    """Values stored under token sequences, any number under each. Not thread-safe."""
 
     def __init__(self) -> None:
         self._root: _Node[T] = _Node([])
@@ -46,7 +46,7 @@ class TokenTrie(Generic[T]):
         node.values.append(value)
 
     def remove(self, token_ids: list[int], value: T) -> None:
-        """Takes out what `add` put in with the same arguments; raises KeyError or ValueError if that is not there."""
+        """Removes a value that `add` stored with the same arguments; raises KeyError or ValueError if there is none."""
         path, depth = [self._root], 0
         while depth < len(token_ids):
             path.append(path[-1].children[token_ids[depth]])
@@ -61,8 +61,8 @@ class TokenTrie(Generic[T]):
             else:
                 del parent.children[node.label[0]]
 
-    def beginnings(self, token_ids: list[int]) -> list[T]:
-        """The values filed under `token_ids` or under a beginning of it."""
+    def prefixes_of(self, token_ids: list[int]) -> list[T]:
+        """The values stored under `token_ids` or a prefix of it."""
         node, depth, found = self._root, 0, list(self._root.values)
         while depth < len(token_ids) and (child := node.children.get(token_ids[depth])):
             if child.label != token_ids[depth : depth + len(child.label)]:
@@ -72,7 +72,7 @@ class TokenTrie(Generic[T]):
         return found
 
     def longest(self, token_ids: list[int]) -> tuple[int, list[T]]:
-        """The length of the longest beginning that any sequence shares with `token_ids`, and the values that do."""
+        """The length of the longest prefix that any sequence shares with `token_ids`, and the values that share it."""
         node, depth = self._root, 0
         while child := node.children.get(token_ids[depth]) if depth < len(token_ids) else None:
             shared = common_prefix(child.label, token_ids[depth : depth + len(child.label)])
@@ -83,7 +83,7 @@ class TokenTrie(Generic[T]):
 
 
 def _split(node: _Node[T], at: int) -> _Node[T]:
-    """A new node for the first `at` tokens of `node`, with the rest of it underneath."""
+    """A new node for the first `at` tokens of `node`, with `node` below it for the rest."""
     upper: _Node[T] = _Node(node.label[:at], children={node.label[at]: node})
     node.label = node.label[at:]
     return upper

@@ -1,9 +1,11 @@
-"""A sequence's KV as sealed bytes: whose, how long, for which tokens, unaltered. Knows neither files nor llama.cpp.
+"""The format of a KV snapshot: a sequence's KV and its token ids, sealed with a keyed hash.
 
-Restoring validates nothing inside llama.cpp (CVE-2026-43629 is of that kind), so nothing is handed to it, nor even
-decompressed, before the whole of it is known to be what this installation wrote for this model.
+llama.cpp does not validate the KV that it restores (see CVE-2026-43629). So a snapshot is decompressed and handed to
+llama.cpp only after the seal shows that this installation wrote all of it, for this model. The fields, in bytes:
 
     magic 8 | fingerprint 32 | compressed 1 | tokens 4 | state 8 | payload 8 | token ids 4 each | payload | seal 32
+
+`state` and `payload` in the header are sizes; the seal is BLAKE2b over everything before it, with the store's key.
 """
 
 import hashlib
@@ -20,18 +22,18 @@ KEY_SIZE = 32
 MAGIC = b"EDGEKV\x00\x01"
 _HEADER = struct.Struct("<8s32s?IQQ")
 _SEAL_SIZE = 32
-LEVEL = 1
-"""Of zstd: KV of floats shrinks little at any, and a restore must not wait for a deep one."""
+COMPRESSION_LEVEL = 1
+"""zstd level: floating-point KV shrinks little at any level, and a low one is fast."""
 
 
 class Snapshot(NamedTuple):
     token_ids: list[int]
     state: bytes
-    """What llama.cpp gave for them."""
+    """Their KV as llama.cpp serialized it."""
 
 
 class SnapshotHeader(NamedTuple):
-    """What a sealed snapshot says of itself; nothing of it is proven before `unseal`."""
+    """A snapshot's header; unverified until `unseal` has checked the seal. Sizes in bytes."""
 
     fingerprint: bytes
     compressed: bool
@@ -41,7 +43,7 @@ class SnapshotHeader(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Of the whole, in bytes."""
+        """The whole snapshot's size in bytes."""
         return _HEADER.size + 4 * self.tokens + self.payload_size + _SEAL_SIZE
 
 
@@ -49,32 +51,32 @@ HEADER_SIZE = _HEADER.size
 
 
 def seal(key: bytes, fingerprint: str, token_ids: list[int], state: bytes, compress: bool = False) -> bytes:
-    """The snapshot with everything that `unseal` checks; `fingerprint` names the model and how its KV is laid out."""
-    payload = zstandard.compress(state, LEVEL) if compress else state
+    """A sealed snapshot; `fingerprint` names the model and the layout of its KV, `state` is llama.cpp's KV."""
+    payload = zstandard.compress(state, COMPRESSION_LEVEL) if compress else state
     header = _HEADER.pack(MAGIC, digest(fingerprint), compress, len(token_ids), len(state), len(payload))
     parts = header, array("i", token_ids).tobytes(), payload
     return b"".join((*parts, _seal(key, *parts)))
 
 
 def unseal(key: bytes, fingerprint: str | None, data: bytes) -> Snapshot:
-    """The snapshot in `data`; raises SnapshotError if one bit is not as `seal` wrote it, or it is another model's.
+    """The snapshot in `data`; raises SnapshotError if any bit was changed or it belongs to another model.
 
-    `fingerprint` None accepts any model's.
+    `fingerprint` None accepts every model.
     """
     header = read_header(data)
     if len(data) != header.size:
-        raise SnapshotError("a snapshot of another length than it says")
+        raise SnapshotError("the snapshot's size differs from its header")
     whole = memoryview(data)
     if not _is_genuine(key, whole):
-        raise SnapshotError("a snapshot that was altered, or sealed with another key")
+        raise SnapshotError("the snapshot was altered or sealed with another key")
     if fingerprint is not None and header.fingerprint != digest(fingerprint):
-        raise SnapshotError("a snapshot of another model, or of other context settings")
+        raise SnapshotError("the snapshot is of another model or of other context settings")
     payload = whole[_HEADER.size + 4 * header.tokens : -_SEAL_SIZE]
     return Snapshot(read_token_ids(header, data), _state(header, payload))
 
 
 def read_header(data: bytes) -> SnapshotHeader:
-    """What the first HEADER_SIZE bytes say; raises SnapshotError if they are no header."""
+    """Decodes the first HEADER_SIZE bytes; raises SnapshotError if they are not a header."""
     if len(data) < _HEADER.size or not data.startswith(MAGIC):
         raise SnapshotError("not a snapshot")
     return SnapshotHeader(*_HEADER.unpack_from(data)[1:])
@@ -88,7 +90,7 @@ def read_token_ids(header: SnapshotHeader, data: bytes) -> list[int]:
 
 
 def digest(fingerprint: str) -> bytes:
-    """What a header carries in place of the fingerprint."""
+    """The 32 bytes that a header holds in place of the fingerprint."""
     return hashlib.blake2b(fingerprint.encode(), digest_size=32).digest()
 
 
@@ -103,7 +105,7 @@ def _is_genuine(key: bytes, whole: memoryview) -> bool:
 
 
 def _seal(key: bytes, *parts: bytes | memoryview) -> bytes:
-    made = hashlib.blake2b(key=key, digest_size=_SEAL_SIZE)
+    mac = hashlib.blake2b(key=key, digest_size=_SEAL_SIZE)
     for part in parts:
-        made.update(part)
-    return made.digest()
+        mac.update(part)
+    return mac.digest()

@@ -1,1 +1,1 @@
-"""llama.cpp's C interface and GGUF files: the only place that imports llama_cpp."""
+"""llama.cpp through its C interface, and checks of GGUF files; no other folder imports llama_cpp."""

@@ -1,4 +1,4 @@
-"""What one step decodes, as llama.cpp wants it. Knows no context and no model."""
+"""Builds a llama_batch from token ids or hidden states, without a Python loop over tokens."""
 
 import ctypes
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ States = NDArray[np.float32]
 
 
 class SequenceTokens(NamedTuple):
-    """Tokens that one step appends to one sequence; logits are wanted after the last `rows` of them."""
+    """Tokens that one step appends to a sequence; it computes logits after the last `rows` of them."""
 
     sequence: int
     token_ids: list[int]
@@ -21,7 +21,7 @@ class SequenceTokens(NamedTuple):
 
 
 class BatchEntry(NamedTuple):
-    """Token ids, or hidden states [n, H], and where they go; logits are wanted after the last `rows` of them."""
+    """Token ids, or hidden states [n, H], for a sequence from `position` on; logits after the last `rows` of them."""
 
     sequence: int
     position: int
@@ -30,30 +30,27 @@ class BatchEntry(NamedTuple):
 
 
 class Batch:
-    """A llama_batch over numpy arrays, so that filling it takes no loop over tokens.
+    """A llama_batch over numpy arrays: `capacity` token ids, or, with `width` H, hidden states [capacity, H]."""
 
-    It holds up to `room` token ids, or, given a `width`, as many hidden states of so many numbers.
-    """
-
-    def __init__(self, room: int, width: int = 0) -> None:
-        self._position, self._sequence, self._one = (np.ones(room, np.int32) for _ in range(3))
-        self._inputs: NDArray[Any] = np.zeros((room, width), np.float32) if width else np.ones(room, np.int32)
-        self._sequence_at = self._sequence.ctypes.data + self._sequence.itemsize * np.arange(room, dtype=np.uintp)
-        self._wants_logits = np.zeros(room, np.int8)
+    def __init__(self, capacity: int, width: int = 0) -> None:
+        self._position, self._sequence, self._ones = (np.ones(capacity, np.int32) for _ in range(3))
+        self._inputs: NDArray[Any] = np.zeros((capacity, width), np.float32) if width else np.ones(capacity, np.int32)
+        self._sequence_at = self._sequence.ctypes.data + self._sequence.itemsize * np.arange(capacity, dtype=np.uintp)
+        self._wants_logits = np.zeros(capacity, np.int8)
         self._struct = c.llama_batch(
             0,
             None if width else pointer(self._inputs, c.llama_token),
             pointer(self._inputs, ctypes.c_float) if width else None,
             pointer(self._position, c.llama_pos),
-            pointer(self._one, ctypes.c_int32),
+            pointer(self._ones, ctypes.c_int32),
             pointer(self._sequence_at, ctypes.POINTER(c.llama_seq_id)),
             pointer(self._wants_logits, ctypes.c_int8),
         )
 
-    def fill(self, places: Iterable[BatchEntry]) -> c.llama_batch:
-        """The batch of these, in order; valid until the next call."""
+    def fill(self, entries: Iterable[BatchEntry]) -> c.llama_batch:
+        """The batch of these entries, in order; valid until the next call."""
         begin = 0
-        for sequence, position, inputs, rows in places:
+        for sequence, position, inputs, rows in entries:
             end = begin + len(inputs)
             self._inputs[begin:end] = inputs
             self._position[begin:end] = range(position, position + len(inputs))
@@ -66,4 +63,5 @@ class Batch:
 
 
 def pointer(array: NDArray[Any], kind: Any) -> Any:
+    """A C pointer to the array's first element, as elements of the ctypes type `kind`."""
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))

@@ -1,4 +1,4 @@
-"""A model that llama.cpp has loaded, and one context of it for many sequences. Knows neither tokens nor threads."""
+"""Loads a GGUF model into llama.cpp with one context for many sequences; decodes batches and returns logits."""
 
 import ctypes
 import logging
@@ -9,57 +9,50 @@ import llama_cpp as c
 import numpy as np
 import xxhash
 
+from common.config_schema import EdgeModelConfig
 from common.errors import EngineError, StartError
 from edge.llama.sampling import Logits
 
 CHUNK = 256
-"""Tokens decoded in one step at most: what a waiting request waits for."""
+"""The most tokens of one step; a new request waits for the end of a step."""
 SAMPLE = 65536
-"""Bytes of the model file read at each of some 256 places to recognise it."""
+"""Bytes read at each of about 256 places of a model file, for its fingerprint."""
 KV_TYPES = {"f32": c.GGML_TYPE_F32, "f16": c.GGML_TYPE_F16, "q8_0": c.GGML_TYPE_Q8_0}
 BF16 = 30
-"""GGML_TYPE_BF16, which the binding has no name for."""
+"""GGML_TYPE_BF16; the binding has no name for it."""
 ABORTED = 2
 """What llama_decode returns when the abort callback ended it."""
-ABORT_TALK = (b"failed with error 1", b"compute status: 1", b"ret = 2")
-"""How the errors end that llama.cpp logs on its way to that."""
+ABORT_MESSAGES = (b"failed with error 1", b"compute status: 1", b"ret = 2")
+"""The ends of the error lines that llama.cpp logs when a step is aborted."""
 
 logger = logging.getLogger(__name__)
 
 
 class LlamaContext:
-    """Model and context; belongs to one thread, except for `abort`. Raises StartError in one line if not to be had.
+    """Model and context of one GGUF file, `config.path`; used in one thread, except for `abort`.
 
-    `on_node` is a ggml_backend_sched_eval_callback, called for each node of a step's graph; it must outlive this.
+    `context_length` is cut to what the model was trained for; `threads` 0 leaves one core to the event loop. `on_node`
+    is a ggml_backend_sched_eval_callback, called for each node of a step's graph; it must outlive this object. Raises
+    StartError if the file cannot be loaded.
     """
 
-    def __init__(
-        self,
-        path: str,
-        context_length: int,
-        gpu_layers: int,
-        threads: int,
-        sequences: int,
-        kv_type: str,
-        flash_attention: bool | None,
-        kv_unified: bool,
-        on_node: Any = None,
-    ) -> None:
+    def __init__(self, config: EdgeModelConfig, on_node: Any = None) -> None:
+        path, sequences = config.path, config.sequences
         _check_file(path)
         c.llama_backend_init()
         c.llama_log_set(_log, ctypes.c_void_p(None))
-        self.model = _load(path, gpu_layers)
-        self.length = _within_training(context_length, c.llama_model_n_ctx_train(self.model), path)
+        self.model = _load(path, config.gpu_layers)
+        self.length = _within_training(config.context_length, c.llama_model_n_ctx_train(self.model), path)
         options = c.llama_context_default_params()
         options.n_ctx = self.length * sequences
         options.n_batch = options.n_ubatch = CHUNK
         options.n_seq_max = sequences
-        options.kv_unified = kv_unified
-        _set_attention(options, kv_type, flash_attention, on_cpu=gpu_layers == 0)
-        options.n_threads = options.n_threads_batch = threads
+        options.kv_unified = config.kv_unified
+        _set_attention(options, config)
+        options.n_threads = options.n_threads_batch = config.threads or _threads_for_compute()
         self._abort = ctypes.create_string_buffer(2)
-        # llama.cpp asks between any two operations whether to go on. C's strlen answers, "" is false and "x" is true:
-        # a Python function would take the interpreter's lock each time.
+        # llama.cpp calls it between operations and goes on while it returns 0. C's strlen of "" is 0, of "x" is 1; a
+        # Python function would take the interpreter's lock each time.
         options.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, c.ggml_abort_callback)
         options.abort_callback_data = ctypes.addressof(self._abort)
         if on_node is not None:
@@ -70,37 +63,40 @@ class LlamaContext:
             raise StartError(f"model file {path}: no memory for {sequences} contexts of {self.length} tokens")
         self.memory = c.llama_get_memory(self.pointer)
         self.fingerprint: str = _fingerprint(path, options)
-        """Names the weights and every setting that decides what a KV cell holds and how it is laid out."""
+        """Identifies the weights and all settings that determine the content and layout of the KV."""
 
     def free(self) -> None:
         c.llama_free(self.pointer)
         c.llama_model_free(self.model)
 
     def decode(self, batch: c.llama_batch) -> bool:
-        """Computes one step; False if `abort` ended it. What the KV of its sequences holds then is not to be used."""
+        """Computes one step; False if `abort` ended it, and then the new KV cells of its sequences are invalid.
+
+        Raises EngineError if llama.cpp cannot decode the batch.
+        """
         code = c.llama_decode(self.pointer, batch)
         if code not in (0, ABORTED):
             raise EngineError(f"llama.cpp could not decode {batch.n_tokens} tokens (code {code})")
         return bool(code == 0)
 
     def abort(self, wanted: bool) -> None:
-        """Makes the step under way, and any other until this is taken back, end at once; from any thread."""
+        """Ends the current step, and every later one until `wanted` is False again; from any thread."""
         self._abort.value = b"x" if wanted else b""
 
     def cut(self, sequence: int, length: int) -> bool:
-        """Forgets all but the first `length` tokens; False, and all are forgotten, if only all can be."""
+        """Removes all but the first `length` tokens from the KV; False if llama.cpp could only remove all of them."""
         if c.llama_memory_seq_rm(self.memory, sequence, length, -1):
             return True
         c.llama_memory_seq_rm(self.memory, sequence, -1, -1)
         return False
 
     def logits(self, rows: int, size: int) -> Logits:
-        """The last step's rows, [rows, size], where llama.cpp has them: valid until the next step."""
+        """The last step's logits, [rows, size], in llama.cpp's own memory: valid until the next step."""
         if not rows:
             return np.empty((0, size), np.float32)
         first = ctypes.addressof(c.llama_get_logits(self.pointer).contents)
-        where: Any = (ctypes.c_float * (rows * size)).from_address(first)
-        return np.frombuffer(where, np.float32).reshape(rows, size)
+        memory: Any = (ctypes.c_float * (rows * size)).from_address(first)
+        return np.frombuffer(memory, np.float32).reshape(rows, size)
 
 
 def _load(path: str, gpu_layers: int) -> Any:
@@ -112,17 +108,25 @@ def _load(path: str, gpu_layers: int) -> Any:
     return model
 
 
-def _set_attention(options: Any, kv_type: str, flash: bool | None, on_cpu: bool) -> None:
-    """Types of keys and values, and which attention reads them."""
-    options.type_k = options.type_v = KV_TYPES[kv_type]
-    if flash is None:
-        # On a CPU it was the slower one over long texts; llama.cpp quantizes KV only with it.
-        flash = not on_cpu or kv_type == "q8_0"
-    if flash and on_cpu and kv_type == "f16":
-        # Flash attention on a CPU adds up f16 values in half precision, and f32 ones it makes f16 before: in what
-        # portions a prompt was read would change what is drawn. Any other values it adds up in float32.
+def _set_attention(options: Any, config: EdgeModelConfig) -> None:
+    """Sets the types of keys and values, and whether flash attention reads them."""
+    on_cpu = config.gpu_layers == 0
+    options.type_k = options.type_v = KV_TYPES[config.kv_type]
+    flash = config.flash_attention
+    if flash == "auto":
+        # On a CPU, flash attention is slower over long texts; but llama.cpp quantizes KV only with it.
+        flash = not on_cpu or config.kv_type == "q8_0"
+    if flash and on_cpu and config.kv_type == "f16":
+        # On a CPU, flash attention sums f16 values in half precision (f32 values too, converted to f16), and the draws
+        # would depend on the portions in which a prompt is decoded. It sums values of all other types in float32.
         options.type_v = BF16
     options.flash_attn_type = int(flash)
+
+
+def _threads_for_compute() -> int:
+    """All cores but one, which is left to the event loop."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores - 1)
 
 
 def _within_training(wanted: int, trained: int, path: str) -> int:
@@ -148,7 +152,7 @@ def _fingerprint(path: str, options: Any) -> str:
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         digest.update(size.to_bytes(8, "little"))
-        # Samples: to read gigabytes at each start would cost more than any cache saves.
+        # Samples only: reading gigabytes at each start would cost more than the cache saves.
         for start in range(0, size, max(SAMPLE, size // 256)):
             file.seek(start)
             digest.update(file.read(SAMPLE))
@@ -157,6 +161,6 @@ def _fingerprint(path: str, options: Any) -> str:
 
 @c.llama_log_callback  # type: ignore[untyped-decorator]
 def _log(level: int, text: bytes, _: Any) -> None:
-    """llama.cpp's own talk: errors are logged, the rest is dropped; an abort was wanted and is none."""
-    if level == 4 and not text.strip().endswith(ABORT_TALK):  # GGML_LOG_LEVEL_ERROR
+    """Logs llama.cpp's errors, except those of an intended abort; drops its other messages."""
+    if level == 4 and not text.strip().endswith(ABORT_MESSAGES):  # GGML_LOG_LEVEL_ERROR
         logger.error("%s", text.decode(errors="replace").strip())

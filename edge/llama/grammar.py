@@ -1,4 +1,4 @@
-"""Answers that fit a JSON schema, by llama.cpp's grammar. Knows no model but its vocabulary, and draws nothing."""
+"""Restricts an answer to a JSON schema with llama.cpp's grammar sampler."""
 
 import ctypes
 import json
@@ -15,13 +15,13 @@ from edge.llama.sampling import Logits
 from edge.llama.vocabulary import LlamaVocabulary
 
 MAX_SCHEMA = 65536
-"""Characters of a schema at most."""
+"""The most characters of a schema."""
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-"""llama.cpp's llama_token_data."""
+"""The layout of llama_token_data."""
 
 
 class Grammar:
-    """What may follow in one answer; belongs to the engine's thread, which frees it.
+    """The grammar of one answer, with its state; used in the engine's thread, which must free it.
 
     Raises RequestError for a schema that llama.cpp has no grammar for.
     """
@@ -38,18 +38,19 @@ class Grammar:
         c.llama_sampler_free(self._sampler)
 
     def follow(self, answer: Sequence[int]) -> bool:
-        """Makes `answer` what was accepted so far, going back where it must; whether it fits the schema."""
-        same = len(self._accepted)
-        if self._accepted != list(answer[:same]):
+        """Moves the grammar to the end of `answer`, from the start if need be; whether the answer fits the schema."""
+        count = len(self._accepted)
+        if self._accepted != list(answer[:count]):
             c.llama_sampler_reset(self._sampler)
             self._accepted = []
-            same = 0
-        return all(self._accept(token) for token in answer[same:])
+            count = 0
+        return all(self._accept(token) for token in answer[count:])
 
     def constrain(self, token: int, redraw: Callable[[Logits], int], logits: Logits) -> int:
-        """`token`, drawn from `logits`, [V], if it may follow, else what `redraw` draws where only such remain.
+        """Accepts `token`, drawn from `logits`, [V], if the grammar allows it, else one that `redraw` draws instead.
 
-        Most drawn tokens may follow, and to ask for one costs next to nothing; the whole vocabulary costs much.
+        `redraw` gets a copy of the logits with only the allowed tokens. Most drawn tokens are allowed; checking one
+        costs little, checking the whole vocabulary costs much.
         """
         if not self._accept(token):
             token = redraw(self._allowed(logits))
@@ -58,17 +59,17 @@ class Grammar:
         return token
 
     def _accept(self, token: int) -> bool:
-        """Goes on by `token`, if it may follow: llama.cpp ends the process over one that may not."""
-        one = np.array([(token, 0, 0)], CANDIDATE)
-        self._apply(one)
-        if one["logit"][0] == -np.inf:
+        """Accepts `token` if it is allowed: llama.cpp aborts the process over one that is not."""
+        candidate = np.array([(token, 0, 0)], CANDIDATE)
+        self._apply(candidate)
+        if candidate["logit"][0] == -np.inf:
             return False
         c.llama_sampler_accept(self._sampler, token)
         self._accepted.append(token)
         return True
 
     def _allowed(self, logits: Logits) -> Logits:
-        """A copy of `logits`, [V], in which what may not follow is -inf."""
+        """A copy of `logits`, [V], with -inf for the tokens that are not allowed."""
         self._candidates["id"] = np.arange(len(logits))
         self._candidates["logit"] = logits
         self._apply(self._candidates)
@@ -81,7 +82,7 @@ class Grammar:
 
 def _gbnf(schema: str) -> str:
     if len(schema) > MAX_SCHEMA:
-        raise RequestError(f"a JSON schema of more than {MAX_SCHEMA} characters", param="response_format")
+        raise RequestError(f"the JSON schema has more than {MAX_SCHEMA} characters", param="response_format")
     try:
         json_schema.check(json.loads(schema))
         return str(json_schema_to_gbnf(schema))

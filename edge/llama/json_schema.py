@@ -1,8 +1,8 @@
-"""Which JSON schemas an answer can be held to. Pure: knows no grammar and no model.
+"""Checks that llama.cpp can enforce a JSON schema, before it compiles the schema to a grammar.
 
-llama.cpp makes a grammar of a schema. It passes over what it has no grammar for, writes every repetition out, and
-follows all ways to read a text at once, of which a pattern can have billions. So the first is refused here by name, and
-so is what would fill the memory or never end.
+llama.cpp ignores keywords that it cannot express, expands every repetition, and follows all parses of a text at the
+same time, of which a pattern can have billions. So this refuses, by name, the keywords that would be ignored, and
+schemas that would take too much memory or never finish.
 """
 
 import math
@@ -17,19 +17,19 @@ IGNORED = frozenset(
     "then else minProperties maxProperties propertyNames patternProperties dependentRequired dependentSchemas "
     "unevaluatedItems unevaluatedProperties".split()
 )
-"""Keywords that would hold nothing back."""
+"""Keywords that llama.cpp would ignore."""
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems")
 MAX_REPETITIONS = 2000
-"""In the whole schema: what llama.cpp itself takes, at most."""
+"""In the whole schema; llama.cpp accepts no more."""
 MAX_QUANTIFIERS = 8
-"""In one pattern: with twelve, a step of the engine was seen to take ten times as long, with forty it did not end."""
+"""In one pattern: with 12, one step of the engine took ten times as long; with 40 it did not finish."""
 SCHEMAS_BY_NAME = ("properties", "$defs", "definitions")
 LISTS_OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
 SCHEMAS = ("items", "additionalProperties")
 
 
 def check(schema: Any) -> None:
-    """Raises RequestError, naming what is wrong, for a schema that answers cannot be held to."""
+    """Raises RequestError, naming the reason, for a schema that llama.cpp cannot enforce."""
     try:
         ignored = [name for part in parts(schema) for name in sorted(IGNORED & part.keys())]
         repetitions = sum(map(repetitions_of, objects(schema)))
@@ -38,11 +38,11 @@ def check(schema: Any) -> None:
     if ignored:
         _refuse(f"{ignored[0]} is not supported")
     if repetitions > MAX_REPETITIONS:
-        _refuse(f"lengths, numbers of items and repetitions of patterns come to more than {MAX_REPETITIONS}")
+        _refuse(f"string lengths, item counts and pattern repetitions add up to more than {MAX_REPETITIONS}")
 
 
 def parts(schema: Any) -> Iterator[dict[str, Any]]:
-    """The schema and all schemas in it."""
+    """The schema and all schemas nested in it."""
     if not isinstance(schema, dict):
         return
     yield schema
@@ -51,36 +51,36 @@ def parts(schema: Any) -> Iterator[dict[str, Any]]:
         below += schema[name] if isinstance(schema.get(name), list) else []
     for name in SCHEMAS_BY_NAME:
         below += schema[name].values() if isinstance(schema.get(name), dict) else []
-    for one in below:
-        yield from parts(one)
+    for inner in below:
+        yield from parts(inner)
 
 
 def objects(value: Any) -> Iterator[dict[str, Any]]:
-    """Every object in a JSON value: a `$ref` may make a schema of any of them."""
+    """Every object in a JSON value: a `$ref` may refer to any of them as a schema."""
     if isinstance(value, dict):
         yield value
         value = list(value.values())
     if isinstance(value, list):
-        for one in value:
-            yield from objects(one)
+        for inner in value:
+            yield from objects(inner)
 
 
 def repetitions_of(part: dict[str, Any]) -> int:
-    """How often this object, if it is a schema, has something of itself written out, at most."""
+    """Upper bound of the repetitions that llama.cpp expands for this object, if it is a schema."""
     counts: list[int] = [part[name] for name in COUNTS if isinstance(part.get(name), int)]
     pattern = part.get("pattern")
     return sum(counts) + (pattern_repetitions(pattern) if isinstance(pattern, str) else 0)
 
 
 def pattern_repetitions(pattern: str) -> int:
-    """The counted repetitions multiplied, as one may stand inside another; refuses a pattern with too many ways."""
+    """The product of the counted repetitions, as they may be nested; refuses patterns with too many parses."""
     if len(re.findall(r"[?*+{]", pattern)) > MAX_QUANTIFIERS:
-        _refuse(f"a pattern may have {MAX_QUANTIFIERS} of ? * + and {{}}")
+        _refuse(f"a pattern may have at most {MAX_QUANTIFIERS} quantifiers (? * + {{}})")
     if "{" in pattern and re.search(r"\)[?*+{]", pattern):
-        _refuse("a pattern that repeats a group may not count repetitions")
+        _refuse("a pattern may not use {} and also repeat a group")
     bounds = re.findall(r"\{(\d{1,9})(?:,(\d{0,9}))?", pattern)
-    return math.prod(max(int(least), int(most or 0), 1) for least, most in bounds)
+    return math.prod(max(int(lower), int(upper or 0), 1) for lower, upper in bounds)
 
 
 def _refuse(reason: str) -> None:
-    raise RequestError(f"the edge cannot hold an answer to this JSON schema: {reason}", param="response_format")
+    raise RequestError(f"the edge cannot enforce this JSON schema: {reason}", param="response_format")

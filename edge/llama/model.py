@@ -1,7 +1,6 @@
-"""llama.cpp's model and context through its C interface, and what each sequence's KV holds. Knows no threads.
+"""A whole model in llama.cpp, with a record of the tokens in each sequence's KV cache: decode, rewind, copy, snapshot.
 
-One context serves many sequences, one call decodes tokens of all of them, and logits are read where llama.cpp leaves
-them. Only files named edge/llama*.py import llama_cpp.
+One context serves many sequences, one call decodes tokens of all of them, and logits are read in llama.cpp's memory.
 """
 
 import ctypes
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 import llama_cpp as c
 import numpy as np
 
+from common.config_schema import EdgeModelConfig
 from common.errors import EngineError
 from edge.llama.batch import Batch, BatchEntry, SequenceTokens, pointer
 from edge.llama.context import CHUNK, LlamaContext
@@ -20,52 +20,39 @@ __all__ = ["CHUNK", "Llama"]
 
 
 class Llama:
-    """llama.cpp's model and context, and what each sequence of its KV cache holds.
+    """Used in the engine's thread, except for `vocabulary` and `abort`. Raises StartError if it cannot be loaded.
 
-    Belongs to the engine's thread, except for the vocabulary and `abort`. Raises StartError in one line if it cannot
-    be loaded. `kv_unified`: sequences share the cells of a common beginning, and attention looks at the cells of all;
-    else each has its own, and a beginning is copied. `flash_attention` None: where it keeps draws independent
-    of the batch.
+    With `config.kv_unified` sequences share the KV cells of a common prefix, but attention reads the cells of all
+    sequences; else each sequence has its own cells, and a common prefix is copied.
     """
 
-    def __init__(
-        self,
-        path: str,
-        context_length: int,
-        gpu_layers: int,
-        threads: int,
-        sequences: int,
-        kv_type: str = "f16",
-        flash_attention: bool | None = None,
-        kv_unified: bool = False,
-    ) -> None:
-        self._context = LlamaContext(
-            path, context_length, gpu_layers, threads, sequences, kv_type, flash_attention, kv_unified
-        )
+    def __init__(self, config: EdgeModelConfig) -> None:
+        self._context = LlamaContext(config)
         self.context_length = self._context.length
-        self.sequences = sequences
-        self.unified = kv_unified
-        self.held: list[list[int]] = [[] for _ in range(sequences)]
+        """Tokens that fit in each sequence."""
+        self.sequences = config.sequences
+        self.unified = config.kv_unified
+        self.held: list[list[int]] = [[] for _ in range(config.sequences)]
         """The token ids in each sequence's KV cache, by position."""
         self._copied_to: int | None = None
-        """A sequence whose cells llama.cpp only fills when it decodes next."""
+        """A sequence with a pending copy: llama.cpp fills its cells only when it decodes next."""
         self.vocabulary = LlamaVocabulary(self._context.model)
         self.fingerprint = self._context.fingerprint
-        """Names the weights and every setting that decides what a KV cell holds and how it is laid out."""
+        """Identifies the weights and all settings that determine the content and layout of the KV."""
         self._batch = Batch(CHUNK)
 
     def free(self) -> None:
         self._context.free()
 
     def rewind(self, sequence: int, length: int) -> int:
-        """Forgets all but the first `length` tokens; returns how many are left: none if only all can be."""
+        """Removes all but the first `length` tokens; returns how many are left: 0 if llama.cpp can only remove all."""
         if not self._context.cut(sequence, length):
             length = 0
         del self.held[sequence][length:]
         return len(self.held[sequence])
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Makes `target` hold the first `length` tokens of `source` and nothing else; shared, if KV is unified."""
+        """Makes `target` hold the first `length` tokens of `source` and nothing else; shares the cells if unified."""
         if source == target or not length:
             self.rewind(target, length)
             return
@@ -79,19 +66,19 @@ class Llama:
         self.held[target] = self.held[source][:length]
 
     def snapshot(self, sequence: int) -> bytes:
-        """The KV of all that `sequence` holds, for `load_snapshot` in a context of the same `fingerprint`."""
-        self._finish_copies()
-        room = c.llama_state_seq_get_size(self._context.pointer, sequence)
-        buffer = np.empty(room, np.uint8)
-        size = c.llama_state_seq_get_data(self._context.pointer, pointer(buffer, ctypes.c_uint8), room, sequence)
+        """The serialized KV of `sequence`, for `load_snapshot` in a context with the same `fingerprint`."""
+        self._finish_copy()
+        capacity = c.llama_state_seq_get_size(self._context.pointer, sequence)
+        buffer = np.empty(capacity, np.uint8)
+        size = c.llama_state_seq_get_data(self._context.pointer, pointer(buffer, ctypes.c_uint8), capacity, sequence)
         return buffer[:size].tobytes()
 
     def load_snapshot(self, sequence: int, data: bytes, token_ids: list[int]) -> bool:
-        """Makes `sequence` hold `token_ids` from their `snapshot`; False, and it holds nothing, if that fails.
+        """Makes `sequence` hold `token_ids` from their `snapshot`; if that fails, it holds nothing, and returns False.
 
-        llama.cpp believes what it reads: `data` must be known to be unchanged before it comes here.
+        llama.cpp does not validate `data`: the caller must know that it is unchanged.
         """
-        self._finish_copies()
+        self._finish_copy()
         self.rewind(sequence, 0)
         source = np.frombuffer(data, np.uint8)
         read = c.llama_state_seq_set_data(self._context.pointer, pointer(source, ctypes.c_uint8), len(data), sequence)
@@ -106,10 +93,10 @@ class Llama:
         return True
 
     def decode(self, pieces: Sequence[SequenceTokens]) -> Logits | None:
-        """Appends up to CHUNK tokens in one step; returns the rows wanted, [R, V], in the order of `pieces`.
+        """Appends up to CHUNK tokens in one step; returns the requested logits, [R, V], in the order of `pieces`.
 
-        They are valid until the next decode. None: `abort` ended the step, and every sequence is as it was before.
-        After an EngineError the sequences of `pieces` hold nothing.
+        They are valid until the next decode. Returns None if `abort` ended the step: no sequence has changed. After an
+        EngineError the sequences of `pieces` hold nothing.
         """
         batch = self._batch.fill(BatchEntry(at, len(self.held[at]), token_ids, rows) for at, token_ids, rows in pieces)
         try:
@@ -128,11 +115,11 @@ class Llama:
         return self._context.logits(sum(piece.rows for piece in pieces), self.vocabulary.size)
 
     def abort(self, wanted: bool) -> None:
-        """Makes the step under way, and any other until this is taken back, end at once; from any thread."""
+        """Ends the current step, and every later one until `wanted` is False again; from any thread."""
         self._context.abort(wanted)
 
-    def _finish_copies(self) -> None:
-        """Makes llama.cpp fill the cells of copies now, before any are read or written past it."""
+    def _finish_copy(self) -> None:
+        """Makes llama.cpp fill the cells of a pending copy, before cells are read or written directly."""
         if (target := self._copied_to) is not None:
             length = len(self.held[target])
             self.decode([SequenceTokens(target, [0], 0)])

@@ -1,7 +1,7 @@
-"""Finds the GGUF file that a path, a folder or a hub id names, and makes sure that it can be loaded. Knows no engine.
+"""Finds the GGUF file that a path, a folder or a hub id names, downloads it, and checks that llama.cpp can load it.
 
-A file may come from anywhere, and llama.cpp may end its process over a hostile one: `prepare` has another process
-look at it first, which also downloads, so that Ctrl-C ends a download and the server's memory stays its own.
+llama.cpp may abort its process over a hostile file, so `prepare` checks the file in a child process. The child also
+downloads: Ctrl-C then ends a download at once, and the server uses no memory for it.
 """
 
 import asyncio
@@ -17,17 +17,17 @@ from pathlib import Path
 from common.errors import StartError
 
 TRIAL_S = 120
-"""Seconds that looking at a header and a trial load may take; a model of any size takes one or two."""
+"""Seconds that reading the header and the trial load may take; a model of any size takes one or two."""
 END_S = 5
-"""Seconds that the other process has for cleaning up."""
+"""Seconds that the child process has to clean up."""
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(.+))?")
 
 
 async def prepare(path: str, pattern: str = "") -> Path:
-    """The file to load: found, downloaded if need be, checked, and loaded once on trial; all in another process.
+    """The file to load: found, downloaded if needed, checked, and loaded once on trial, all in a child process.
 
-    Raises StartError in one line. Progress of a download is shown on a terminal.
+    Arguments as for `resolve`. Raises StartError. Shows the progress of a download on a terminal.
     """
     root = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": root, "PYTHONWARNINGS": "ignore", "GGML_NO_BACKTRACE": "1"}
@@ -44,15 +44,15 @@ async def prepare(path: str, pattern: str = "") -> Path:
         return Path(lines[-1])
     if child.returncode == 1:
         raise StartError(lines[-1])
-    why = "its header takes too long to read" if child.returncode == -signal.SIGALRM else lines[-1]
-    raise StartError(f"model {path}: llama.cpp would not survive it: {why}")
+    reason = "its header takes too long to read" if child.returncode == -signal.SIGALRM else lines[-1]
+    raise StartError(f"model {path}: llama.cpp would abort on it: {reason}")
 
 
 def resolve(path: str, pattern: str = "") -> Path:
-    """The GGUF file that `path` names, of a model in several parts the first; blocks while it downloads.
+    """The GGUF file that `path` names, or its first part if it has several; blocks while it downloads.
 
-    `path` is a file, a folder or a hub id `owner/name[:pattern]`; `pattern` (`Q4_K_M`, `*q8_0*`) chooses among
-    several models of a folder or hub repository. What was downloaded once is used again, without asking the hub.
+    `path` is a file, a folder or a hub id `owner/name[:pattern]`; `pattern` (`Q4_K_M`, `*q8_0*`) chooses among the
+    models of a folder or hub repository. A downloaded file is used again without a request to the hub.
     """
     local, hub = Path(path), _HUB_ID.fullmatch(path)
     if local.is_dir():
@@ -67,27 +67,27 @@ def resolve(path: str, pattern: str = "") -> Path:
 
 
 def choose(names: Iterable[str], pattern: str, where: str) -> list[str]:
-    """The files of the one model among `names` that `pattern` fits, its parts in order.
+    """The files of the only model in `names` that matches `pattern`, its parts in order; `where` is for errors.
 
-    Raises StartError, with the candidates, if there is none, more than one, or not all of its parts.
+    Raises StartError if no model matches, several do (the error lists them), or parts are missing.
     """
     wild = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
     models: dict[str, list[str]] = {}
     for name in sorted(names):
         fits = fnmatch.fnmatch(name.lower(), wild.lower()) or fnmatch.fnmatch(Path(name).name.lower(), wild.lower())
-        # A vision projector lies beside its model and is none itself.
+        # mmproj files are vision projectors, which lie beside a model.
         if fits and name.endswith(".gguf") and (pattern or not Path(name).name.startswith("mmproj")):
             part = _PART.fullmatch(name)
             models.setdefault(f"{part[1]} ({int(part[3])} parts)" if part else name, []).append(name)
-    matching = f" that fit {pattern!r}" if pattern else ""
+    matching = f" that match {pattern!r}" if pattern else ""
     if not models:
-        raise StartError(f"model {where}: no GGUF files{matching} there")
+        raise StartError(f"model {where}: no GGUF files{matching}")
     if len(models) > 1:
-        raise StartError(f"model {where}: several GGUF files{matching}; choose by a pattern: {', '.join(models)}")
+        raise StartError(f"model {where}: several GGUF files{matching}; choose one by a pattern: {', '.join(models)}")
     (parts,) = models.values()
     last = _PART.fullmatch(parts[-1])
     if last and len(parts) != int(last[3]):
-        raise StartError(f"model {where}: {len(parts)} of the {int(last[3])} parts of {last[1]} are there")
+        raise StartError(f"model {where}: found only {len(parts)} of the {int(last[3])} parts of {last[1]}")
     return parts
 
 
@@ -107,15 +107,15 @@ def _from_hub(repository: str, pattern: str) -> Path:
     except GatedRepoError as error:
         raise StartError(f"model {repository}: accept its licence on the hub, then set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
-        raise StartError(f"model {repository}: neither a file here nor a repository on the hub") from error
+        raise StartError(f"model {repository}: neither a local file nor a repository on the hub") from error
     except (HTTPError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise StartError(f"model {repository}: not a file here, and not to be had from the hub: {reason}") from error
+        raise StartError(f"model {repository}: no local file, and the hub cannot deliver it: {reason}") from error
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
-        child.terminate()  # a download then removes what it has so far
+        child.terminate()  # a download then removes its partial file
         try:
             await asyncio.wait_for(child.wait(), END_S)
         except TimeoutError:
@@ -123,9 +123,9 @@ async def _end(child: asyncio.subprocess.Process) -> None:
             await child.wait()
 
 
-def _look(path: str, pattern: str) -> Path:
-    """What `prepare` has done in the other process."""
-    sys.modules["mistral_common"] = None  # type: ignore[assignment]  # gguf would import it: a second for nothing
+def _check(path: str, pattern: str) -> Path:
+    """The work of the child process."""
+    sys.modules["mistral_common"] = None  # type: ignore[assignment]  # gguf imports it, needlessly: it takes a second
     from edge.llama import gguf_header, trial_load
 
     file = resolve(path, pattern)
@@ -133,17 +133,17 @@ def _look(path: str, pattern: str) -> Path:
     part = _PART.fullmatch(file.name)
     parts = [file.with_name(f"{part[1]}-{n + 1:05}-of-{part[3]}.gguf") for n in range(int(part[3]))] if part else [file]
     if not sum(gguf_header.read_header(each).tensors for each in parts):
-        raise StartError(f"model file {file}: no tensors in it")
-    os.dup2(sys.stdout.fileno(), sys.stderr.fileno())  # the last words of llama.cpp, for the one who asked
-    if why := trial_load.refusal(str(file)):
-        raise StartError(f"model file {file}: llama.cpp cannot load it: {why}")
+        raise StartError(f"model file {file}: it has no tensors")
+    os.dup2(sys.stdout.fileno(), sys.stderr.fileno())  # so that the parent reads llama.cpp's last line before it aborts
+    if reason := trial_load.refusal(str(file)):
+        raise StartError(f"model file {file}: llama.cpp cannot load it: {reason}")
     return file
 
 
 def _main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        print(_look(*sys.argv[1:]))
+        print(_check(*sys.argv[1:]))
     except StartError as error:
         print(error.message)
         return 1

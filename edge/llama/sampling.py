@@ -1,6 +1,6 @@
-"""Draws tokens from logits, reproducibly from a seed and a position. Pure: knows no model.
+"""Draws tokens from logits, reproducibly from a seed and a position; penalties and log probabilities.
 
-Only the first step of each filter looks at the whole vocabulary; no filter sorts it.
+Only the first pass of a filter reads the whole vocabulary; no filter sorts it.
 """
 
 import secrets
@@ -14,31 +14,34 @@ from numpy.typing import NDArray
 from common.types import Sampling, TokenLogprob
 
 Logits = NDArray[np.float32]
-"""Rows of logits, [V] or [B, V]; where llama.cpp put them, valid until its next step."""
+"""Rows of logits, [V] or [B, V]; those in llama.cpp's memory are valid until its next step."""
 GREEDY_BELOW = 1e-5
-"""Temperatures under this are greedy, as they are for vLLM."""
+"""Lower temperatures mean greedy decoding, as in vLLM."""
 BLOCK = 64
-"""Logits of which only the largest is compared, when the k largest of all are looked for."""
+"""`kth_largest` first compares only the maxima of blocks of this many logits."""
 
 
 def is_greedy(sampling: Sampling) -> bool:
-    """Whether the likeliest token is drawn, whatever the random number."""
+    """Whether the likeliest token is always drawn."""
     return sampling.temperature < GREEDY_BELOW
 
 
 def uniforms(sampling: Sampling, position: int, count: int) -> NDArray[np.float64]:
-    """Two numbers in [0, 1) for each of `count` positions from `position` on, [count, 2], from seed and position."""
+    """Two random numbers in [0, 1) for each of `count` positions from `position` on, [count, 2].
+
+    They depend on the seed and the position only; without a seed they are different in each call.
+    """
     if is_greedy(sampling):
         return np.zeros((count, 2))
     seed = secrets.randbits(64) if sampling.seed is None else sampling.seed % 2**64
-    # Philox makes four numbers for each value of its counter: one row for each position.
+    # Philox yields four numbers for each value of its counter: one row per position.
     return np.random.Generator(np.random.Philox(key=seed, counter=position)).random((count, 4))[:, :2]
 
 
 def draw(logits: Logits, sampling: Sampling, uniform: float) -> int:
-    """The token that `uniform`, in [0, 1), picks from the distribution that `sampling` makes of `logits`, [V].
+    """The token that `uniform`, in [0, 1), selects from the distribution that `sampling` makes of `logits`, [V].
 
-    Temperature first, then min-p, then top-k, then top-p, as vLLM has it. Tokens stand in the order of their ids.
+    Applies temperature, min-p, top-k and top-p in vLLM's order; the cumulative sum runs in the order of token ids.
     """
     if is_greedy(sampling):
         return int(logits.argmax())
@@ -61,26 +64,27 @@ def kth_largest(logits: Logits, k: int) -> float:
     whole = len(logits) // BLOCK * BLOCK
     if k * BLOCK > whole:
         return float(np.partition(logits, -k)[-k])
-    # The k largest of the blocks' maxima are k logits, so nothing below the least of them can be among the k largest.
+    # The k largest block maxima are k of the logits, so a logit below all of them is not among the k largest.
     maxima = logits[:whole].reshape(-1, BLOCK).max(axis=1)
     bound = np.partition(maxima, -k)[-k]
     return float(np.partition(logits[logits >= bound], -k)[-k])
 
 
 def _nucleus_floor(weights: NDArray[np.floating[Any]], top_p: float) -> float:
-    """The least weight in the smallest set of largest weights that has `top_p` of their sum."""
+    """The smallest weight in the nucleus: the smallest set of largest weights with `top_p` of the sum."""
     total = weights.sum(dtype=np.float64)
-    # Weights under the floor have less than 1 - top_p of the sum together: the nucleus is among the others.
-    among = weights[weights >= (1 - top_p) * total / len(weights)]
-    largest_first = np.sort(among)[::-1]
+    # The weights below this bound have less than 1 - top_p of the sum together: the nucleus is among the others.
+    candidates = weights[weights >= (1 - top_p) * total / len(weights)]
+    largest_first = np.sort(candidates)[::-1]
     mass = np.cumsum(largest_first, dtype=np.float64)
     return float(largest_first[np.searchsorted(mass[:-1], top_p * total)])
 
 
 class Penalties:
-    """What OpenAI's penalties take from the logits of tokens already there; the engine tells it each new one.
+    """OpenAI's penalties on tokens that already occurred; `add` must be called with each new token.
 
-    Presence and frequency count the answer's tokens, repetition (a divisor, as in vLLM) all.
+    Presence and frequency penalties count the tokens of the answer, the repetition penalty (a divisor, as in vLLM)
+    those of the prompt too.
     """
 
     def __init__(self, sampling: Sampling, token_ids: Sequence[int]) -> None:
@@ -95,7 +99,7 @@ class Penalties:
             self._all.add(token)
 
     def apply(self, logits: Logits) -> None:
-        """Changes `logits`, [V], where they are."""
+        """Changes `logits`, [V], in place."""
         sampling = self._sampling
         if self._all:
             seen = np.fromiter(self._all, np.intp, len(self._all))
@@ -109,15 +113,15 @@ class Penalties:
 
 
 def penalties(sampling: Sampling, token_ids: Sequence[int]) -> Penalties | None:
-    """The penalties that `sampling` asks for after `token_ids`; None if there are none."""
+    """The penalties that `sampling` sets after `token_ids`; None if it sets none."""
     none = sampling.presence_penalty == sampling.frequency_penalty == 0 and sampling.repetition_penalty == 1
     return None if none else Penalties(sampling, token_ids)
 
 
 def log_probabilities(logits: Logits, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
-    """For each row of `logits`, [B, V], what the softmax says of one token and of the `top` likeliest."""
+    """For each row of `logits`, [B, V], the log probability of its token, [B], and of the `top` likeliest tokens."""
     peaks = logits.max(axis=-1, keepdims=True)
-    # exp needs the difference as an array of its own; the logits may be hundreds of megabytes, so row by row.
+    # Row by row: the logits may take hundreds of megabytes, and `row - peak` is a copy.
     totals = [float(peak[0]) + float(np.log(np.exp(row - peak).sum())) for row, peak in zip(logits, peaks, strict=True)]
     return [
         TokenLogprob(token, float(row[token]) - total, _likeliest(row, top, total))
@@ -129,6 +133,6 @@ def _likeliest(row: Logits, count: int, total: float) -> list[tuple[int, float]]
     if count <= 0:
         return []
     count = min(count, len(row))
-    among = np.flatnonzero(row >= kth_largest(row, count))
-    order = among[np.argsort(-row[among], kind="stable")][:count]
+    candidates = np.flatnonzero(row >= kth_largest(row, count))
+    order = candidates[np.argsort(-row[candidates], kind="stable")][:count]
     return [(int(token), float(row[token]) - total) for token in order]

@@ -1,7 +1,7 @@
-"""A run of a model's layers with an exit after it, through llama.cpp's C interface. Knows no threads and no thresholds.
+"""One segment of a split model in llama.cpp: consecutive layers, then an exit that predicts the next token.
 
-The first segment is fed token ids, later ones the hidden states that the one before left. llama.cpp hands out no state
-before its last norm: a callback reads it in the middle of the step, after the last layer.
+The first segment takes token ids, the later ones take the hidden states of the segment before. llama.cpp returns hidden
+states only after its final norm, so a callback reads those of the last layer in the middle of the step.
 """
 
 import ctypes
@@ -10,26 +10,35 @@ from typing import NamedTuple
 
 import llama_cpp as c
 import numpy as np
+from msgspec.structs import replace
 
+from common.config_schema import EdgeModelConfig
 from common.errors import ConfigError, EngineError
 from edge.llama.batch import Batch, BatchEntry, States
 from edge.llama.context import CHUNK, LlamaContext
 from edge.llama.sampling import Logits
 from edge.llama.vocabulary import LlamaVocabulary
 
-__all__ = ["CHUNK", "Feed", "LlamaSegment", "States", "Step"]
+__all__ = ["CHUNK", "Feed", "LlamaSegment", "SegmentShape", "States", "Step"]
 
-# Through PyDLL a call keeps the interpreter's lock, which the callback has anyway: giving it up and taking it again
-# between two operations of the model would make it wait for the event loop.
-_ggml = ctypes.PyDLL(c.llama_cpp._lib._name)  # which finds the ggml that it uses itself
+# A call through PyDLL keeps the interpreter's lock, which the callback holds anyway: if it released the lock between
+# two operations of the model, it would have to wait for the event loop.
+_ggml = ctypes.PyDLL(c.llama_cpp._lib._name)  # resolves the symbols of the ggml that llama.cpp itself uses
 _ggml.ggml_get_name.argtypes = (ctypes.c_void_p,)
 _ggml.ggml_get_name.restype = ctypes.c_char_p
 _ggml.ggml_backend_tensor_get.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t
 _ggml.ggml_backend_tensor_get.restype = None
 
 
+class SegmentShape(NamedTuple):
+    layers: int
+    width: int
+    """H, the numbers in one hidden state."""
+    vocab_size: int
+
+
 class Feed(NamedTuple):
-    """Token ids, or states [n, H], that a step appends to a sequence; the exit is heard after its last `rows`."""
+    """Token ids, or states [n, H], that a step appends to a sequence; the exit is computed after its last `rows`."""
 
     sequence: int
     inputs: list[int] | States
@@ -37,10 +46,10 @@ class Feed(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What came of a step; valid until the segment's next step.
+    """The results of a step, in the order of the feeds; valid until the segment's next step.
 
-    `states`, [n, H], are those after its last layer, one for each input, if it shows them; `logits`, [R, V], its
-    exit's, after the inputs where they were wanted; all in the order of the feeds.
+    `states`, [n, H]: after the last layer, one for each input; None if the segment does not return states. `logits`,
+    [R, V]: of the exit, after the inputs for which it was requested.
     """
 
     states: States | None
@@ -48,52 +57,34 @@ class Step(NamedTuple):
 
 
 class LlamaSegment:
-    """One segment's model and context, and how much each sequence of its KV cache holds.
+    """One segment's model and context; used in one thread, except for `vocabulary` and `abort`.
 
-    Belongs to one thread, except for the vocabulary and `abort`. Raises StartError if it cannot be loaded, ConfigError
-    if it is not of the shape that its manifest says: `layers`, states of `width`, `vocab_size` tokens. All sequences
-    share one cache, so that any of them, however much each is fed, are computed together. The last segment, whose
-    states nobody is fed, does not show them.
+    Always uses a unified KV, so that feeds of any lengths are computed together. `first`: takes token ids, not states.
+    `shows_states` False: the step returns no states (nothing follows the last segment). Raises StartError if the file
+    `config.path` cannot be loaded, ConfigError if it does not have the shape that its manifest says.
     """
 
-    def __init__(
-        self,
-        path: str,
-        layers: int,
-        width: int,
-        vocab_size: int,
-        *,
-        first: bool,
-        shows_states: bool = True,
-        context_length: int,
-        gpu_layers: int = 0,
-        threads: int = 1,
-        sequences: int = 1,
-        kv_type: str = "f16",
-        flash_attention: bool | None = None,
-    ) -> None:
-        self._last = f"l_out-{layers - 1}".encode()
-        self._states = np.zeros((CHUNK, width), np.float32)
+    def __init__(self, config: EdgeModelConfig, shape: SegmentShape, *, first: bool, shows_states: bool = True) -> None:
+        self._last = f"l_out-{shape.layers - 1}".encode()
+        self._states = np.zeros((CHUNK, shape.width), np.float32)
         self._address = self._states.ctypes.data
         self._bytes = 0
-        """Of the states that the step under way leaves; none, once they are read."""
+        """The bytes of states that the current step still has to deliver."""
         self._wants_logits = False
         self.shows_states = shows_states
         self._callback = c.ggml_backend_sched_eval_callback(self._on_node())
         on_node = self._callback if shows_states else None
-        self._context = LlamaContext(
-            path, context_length, gpu_layers, threads, sequences, kv_type, flash_attention, True, on_node
-        )
+        self._context = LlamaContext(replace(config, kv_unified=True), on_node)
         try:
-            _check_shape(path, self._context.model, layers, width, vocab_size)
+            _check_shape(config.path, self._context.model, shape)
         except ConfigError:
             self._context.free()
             raise
         self.context_length = self._context.length
-        self.vocab_size = vocab_size
-        self.held = [0] * sequences
+        self.vocab_size = shape.vocab_size
+        self.held = [0] * config.sequences
         """How many positions each sequence's KV holds."""
-        self._batch = Batch(CHUNK, 0 if first else width)
+        self._batch = Batch(CHUNK, 0 if first else shape.width)
 
     @property
     def vocabulary(self) -> LlamaVocabulary:
@@ -103,22 +94,23 @@ class LlamaSegment:
         self._context.free()
 
     def forget(self, sequence: int) -> None:
+        """Removes all positions of `sequence` from the KV."""
         self._context.cut(sequence, 0)
         self.held[sequence] = 0
 
     def abort(self, wanted: bool) -> None:
-        """Makes the step under way, and any other until this is taken back, end at once; from any thread."""
+        """Ends the current step, and every later one until `wanted` is False again; from any thread."""
         self._context.abort(wanted)
 
     def decode(self, feeds: Sequence[Feed]) -> Step | None:
         """Appends up to CHUNK inputs in one step.
 
-        Where the exit is heard nowhere, its norm and head are not computed; where it is, and states are shown, they
-        are for all inputs. None: `abort` ended the step, and every sequence is as it was before. After an EngineError
-        those of `feeds` hold nothing.
+        If no feed requests the exit, its norm and head are not computed; if one does and the segment returns states,
+        they are computed for all inputs. Returns None if `abort` ended the step: no sequence has changed. After an
+        EngineError the sequences of `feeds` hold nothing.
         """
-        # Before the last layer's MLP llama.cpp drops rows whose logits nobody wants. Where their states are wanted, it
-        # must take all for wanted.
+        # Before the last layer's MLP llama.cpp drops the rows without requested logits. To get the states of all
+        # inputs, request the logits of all.
         show = self.shows_states
         batch = self._batch.fill(
             BatchEntry(at, self.held[at], inputs, len(inputs) if show else rows) for at, inputs, rows in feeds
@@ -135,7 +127,7 @@ class LlamaSegment:
         try:
             done = self._context.decode(batch)
             if done and self.shows_states and self._bytes:
-                raise EngineError(f"llama.cpp did not show the states after {self._last.decode()}")
+                raise EngineError(f"llama.cpp did not deliver the states after {self._last.decode()}")
         except EngineError:
             for feed in feeds:
                 self.forget(feed.sequence)
@@ -154,8 +146,11 @@ class LlamaSegment:
         return self._context.logits(count, self.vocab_size)[rows]
 
     def _on_node(self) -> Callable[[int, bool, int | None], bool]:
-        """llama.cpp asks it before each node whether to show it, and then shows it: whether to go on after it."""
-        name_of, last = _ggml.ggml_get_name, self._last  # asked some 40 times for each layer of a step
+        """The callback that copies the last layer's states.
+
+        llama.cpp calls it before each node (`ask`: is its output needed?) and after each needed one (go on?).
+        """
+        name_of, last = _ggml.ggml_get_name, self._last  # called about 40 times for each layer of a step
 
         def on_node(node: int, ask: bool, _: int | None) -> bool:
             if ask:
@@ -167,16 +162,15 @@ class LlamaSegment:
         return on_node
 
 
-def _check_shape(path: str, model: object, layers: int, width: int, vocab_size: int) -> None:
-    found = (
+def _check_shape(path: str, model: object, expected: SegmentShape) -> None:
+    actual = SegmentShape(
         c.llama_model_n_layer(model),
         c.llama_model_n_embd(model),
         c.llama_vocab_n_tokens(c.llama_model_get_vocab(model)),
     )
-    if found != (layers, width, vocab_size):
-        names = "layers", "numbers a state", "tokens"
-        told, wanted = (
-            ", ".join(f"{n} {name}" for n, name in zip(shape, names, strict=True))
-            for shape in (found, (layers, width, vocab_size))
+    if actual != expected:
+        has, says = (
+            f"{shape.layers} layers, {shape.width} numbers per state, {shape.vocab_size} tokens"
+            for shape in (actual, expected)
         )
-        raise ConfigError(f"segment {path}: has {told}; its manifest says {wanted}")
+        raise ConfigError(f"segment {path}: has {has}; its manifest says {says}")

@@ -1,7 +1,7 @@
-"""A trial load of a GGUF file, for a process that may die of it. Knows no engine.
+"""Loads a GGUF file on trial, without its weights, in a process that may abort.
 
-llama.cpp ends its process over metadata that it takes for granted (dozens of GGML_ASSERTs, other ones for each
-architecture). Everything but reading and storing the weights is done here: a few milliseconds, little memory.
+llama.cpp aborts its process over metadata that it does not check (dozens of GGML_ASSERTs, different ones for each
+architecture). The trial does everything except reading and storing the weights: a few milliseconds, little memory.
 """
 
 import ctypes
@@ -9,17 +9,18 @@ import ctypes
 import llama_cpp as c
 
 CONTEXT = 64
+"""Tokens of the trial's context."""
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
 
 def refusal(path: str) -> str | None:
-    """Why llama.cpp refuses the model, or a context for it; None if it takes both. Where it aborts, it aborts here."""
-    said: list[str] = []
+    """Why llama.cpp refuses the model or a context for it; None if it accepts both. May abort the process."""
+    errors: list[str] = []
 
     @c.llama_log_callback  # type: ignore[untyped-decorator]
     def log(level: int, text: bytes, _: object) -> None:
         if level == _ERROR:
-            said.append(text.decode(errors="replace").strip())
+            errors.append(text.decode(errors="replace").strip())
 
     c.llama_log_set(log, ctypes.c_void_p(None))
     c.llama_backend_init()
@@ -34,4 +35,4 @@ def refusal(path: str) -> str | None:
     if model:
         c.llama_model_free(model)
     c.llama_log_set(c.llama_log_callback(0), ctypes.c_void_p(None))
-    return None if context else (said or ["no reason given"])[0]
+    return None if context else (errors or ["no reason given"])[0]

@@ -1,4 +1,4 @@
-"""A model's vocabulary and header through llama.cpp's C interface. Knows no context and no KV; never changes."""
+"""A model's vocabulary and header: text to token ids and back, special tokens, metadata."""
 
 import ctypes
 from typing import Any
@@ -7,7 +7,7 @@ import llama_cpp as c
 
 
 class LlamaVocabulary:
-    """Tokens to bytes and back; may be used from any thread while its model is loaded."""
+    """Immutable; any thread may use it while its model is loaded."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -21,7 +21,7 @@ class LlamaVocabulary:
         """The text of the token that ends answers; empty if there is none."""
 
     def meta(self, key: str) -> str | None:
-        """A string from the file's header."""
+        """The value of a metadata key in the file's header, as text; None if the key is missing."""
         size = c.llama_model_meta_val_str(self._model, key.encode(), b"", 0)
         if size < 0:
             return None
@@ -30,15 +30,15 @@ class LlamaVocabulary:
         return buffer.value.decode(errors="replace")
 
     def tokenize(self, text: bytes, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`, begun as the model likes if `add_special`; `parse_special` reads `<|user|>` as one."""
-        room = len(text) + 8
-        ids = (c.llama_token * room)()
-        count = c.llama_tokenize(self.pointer, text, len(text), ids, room, add_special, parse_special)
+        """Token ids of UTF-8 `text`; see `TextModel.tokenize`."""
+        capacity = len(text) + 8
+        ids = (c.llama_token * capacity)()
+        count = c.llama_tokenize(self.pointer, text, len(text), ids, capacity, add_special, parse_special)
         assert count >= 0, "more tokens than bytes"
         return list(ids[:count])
 
     def piece(self, token_id: int, special: bool = False) -> bytes:
-        """The bytes of one token, maybe part of a character; none for a special token unless `special`."""
+        """The bytes of one token, perhaps only part of a character; empty for a special token unless `special`."""
         key = (token_id, special)
         if key not in self._pieces:
             size = -c.llama_token_to_piece(self.pointer, token_id, b"", 0, 0, special)
@@ -48,6 +48,6 @@ class LlamaVocabulary:
         return self._pieces[key]
 
     def _special_text(self, token_id: int) -> str:
-        # Where a file names no token for a role, llama.cpp may name an ordinary one.
+        # If the file names no token for a role, llama.cpp may name an ordinary token.
         special = token_id >= 0 and c.llama_vocab_is_control(self.pointer, token_id)
         return self.piece(token_id, True).decode(errors="replace") if special else ""

@@ -1,1 +1,1 @@
-"""The layer split at the edge: segments, early exits, and the cloud for the layers that are left."""
+"""The edge's part of a model split by layers: its segments, early exits, and the cloud for the remaining layers."""

@@ -1,4 +1,4 @@
-"""One answer of a split model: segment, exit, next segment, exit, cloud. Knows no HTTP and no llama.cpp."""
+"""One answer of a split model: the first exit that is confident gives the token, else the last exit or the cloud."""
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -6,43 +6,40 @@ from contextlib import aclosing, nullcontext
 
 from common.decoding.answer import Answer, Chunk
 from common.decoding.estimates import Mean
-from common.decoding.policy import Plan
+from common.decoding.request import DecodingRequest
 from common.errors import EndpointError, RequestError
-from common.types import Provenance, Sampling
+from common.types import Provenance
 from edge.split.cloud_tail import CloudTail
 from edge.split.early_exit import AnswerPace, LatencyAwareEarlyExit
 from edge.split.segments import ExitPrediction, SegmentSequence
 
 
 class SplitAnswer:
-    """Answers one prompt; `run` yields chunks as they are committed, `answer` tells the rest.
+    """Answers one request; `run` yields chunks as they are committed, `answer` holds the rest.
 
-    A position that an exit was sure of is owed to what lies behind that exit, and caught up with the others when one is
-    not sure. When the cloud cannot be used the last exit answers, and `report.degraded` says why. Without a `tail` the
-    edge answers alone. `deeper` remembers, for all answers, what each exit's being unsure has cost.
+    A position whose token an exit gave stays pending in the layers behind that exit, until a token that is below the
+    threshold needs them. When the cloud fails the last exit answers, and `report.degraded` says why. Without a `tail`
+    the edge answers alone. `deeper_ms`: for each exit, the mean time of a token below its threshold, over all answers.
     """
 
     def __init__(
         self,
         sequence: SegmentSequence,
-        prompt: Sequence[int],
-        max_tokens: int,
-        sampling: Sampling,
-        plan: Plan,
+        request: DecodingRequest,
         exits: LatencyAwareEarlyExit,
         tail: CloudTail | None,
-        deeper: Sequence[Mean],
+        deeper_ms: Sequence[Mean],
     ) -> None:
-        self.answer = Answer(plan, list(prompt), max_tokens)
+        self.answer = Answer(request.plan, list(request.prompt), request.max_tokens)
         self._sequence = sequence
-        self._prompt = len(prompt)
-        self._sampling = sampling
+        self._prompt_tokens = len(request.prompt)
+        self._sampling = request.sampling
         self._exits = exits
         self._last = len(exits.thresholds) - 1
         self._tail = tail
-        self._deeper = deeper
+        self._deeper_ms = deeper_ms
         self._began: float | None = None
-        """When the first exit was first heard, as `time.perf_counter` counts."""
+        """When the first exit gave its first prediction, by `time.perf_counter`."""
         self.answer.report.exits = {str(layer): 0 for layer in sequence.exits}
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
@@ -50,40 +47,41 @@ class SplitAnswer:
         async with self._tail or nullcontext():
             try:
                 while answer.open:
-                    guess: ExitPrediction | None = None
+                    prediction: ExitPrediction | None = None
                     new = answer.committed[sequence.held[0] :]
-                    async with aclosing(sequence.draw(new, self._most_at_first, self._sure_at(0))) as parts:
+                    drawn = sequence.draw(new, self._first_exit_limit, self._confident_at(0))
+                    async with aclosing(drawn) as parts:
                         async for part in parts:
-                            guess = part[-1]
-                            if taken := part if guess.sure else part[:-1]:
+                            prediction = part[-1]
+                            if taken := part if prediction.confident else part[:-1]:
                                 yield self._commit(taken, 0)
-                    if guess is None or not guess.sure:
-                        yield await self._deep_token(guess)
+                    if prediction is None or not prediction.confident:
+                        yield await self._deep_token(prediction)
             finally:
                 self._close_report()
 
-    async def _deep_token(self, guess: ExitPrediction | None) -> Chunk:
-        """The next token, of which the first exit, if it was heard at all, is not sure."""
-        unsure = {0: time.perf_counter()}
+    async def _deep_token(self, prediction: ExitPrediction | None) -> Chunk:
+        """The next token, for which the first exit was below its threshold or was not computed."""
+        refused_at = {0: time.perf_counter()}
         if self._tail:
             self._tail.upload(self._sequence.states)  # while the next segment computes
         for at in range(1, self._last + 1):
-            if self._exits.never(at) and (self._tail or at < self._last):
+            if self._exits.disabled(at) and (self._tail or at < self._last):
                 continue
-            guess = await self._sequence.catch_up(at, self._sure_at(at))
-            if guess.sure:
-                chunk = self._commit([guess], at)
+            prediction = await self._sequence.catch_up(at, self._confident_at(at))
+            if prediction.confident:
+                chunk = self._commit([prediction], at)
                 break
-            unsure[at] = time.perf_counter()
+            refused_at[at] = time.perf_counter()
         else:
-            chunk = await self._cloud_token(guess)
-        for at, since in unsure.items():
-            self._deeper[at].add((time.perf_counter() - since) * 1e3)
+            chunk = await self._cloud_token(prediction)
+        for at, since in refused_at.items():
+            self._deeper_ms[at].add((time.perf_counter() - since) * 1e3)
         return chunk
 
-    async def _cloud_token(self, guess: ExitPrediction | None) -> Chunk:
-        """The cloud's token; if none can be had, that of the last exit."""
-        assert self._tail is not None, "alone, the last exit is always sure"
+    async def _cloud_token(self, prediction: ExitPrediction | None) -> Chunk:
+        """The cloud's token; if the cloud fails, that of the last exit."""
+        assert self._tail is not None, "alone, the last exit always gives the token"
         try:
             token = await self._tail.token(self._sequence.states, self._sampling)
         except (EndpointError, RequestError) as error:
@@ -91,48 +89,48 @@ class SplitAnswer:
                 raise
             self.answer.report.degraded = self.answer.report.degraded or error.message
             self.answer.report.lossless = False
-            if self._sequence.owed(self._last):
-                guess = await self._sequence.catch_up(self._last, lambda _: True)
-            assert guess is not None, "one of the exits was heard"
-            return self._commit([guess], self._last)
+            if self._sequence.pending(self._last):
+                prediction = await self._sequence.catch_up(self._last, lambda _: True)
+            assert prediction is not None, "one of the exits was computed"
+            return self._commit([prediction], self._last)
         self.answer.finished = token.token_id in self._sequence.end_tokens
         return self.answer.commit([token.token_id], Provenance.CLOUD, None, [token.confidence])
 
-    def _commit(self, guesses: Sequence[ExitPrediction], at: int) -> Chunk:
+    def _commit(self, predictions: Sequence[ExitPrediction], at: int) -> Chunk:
         answer = self.answer
-        confidences = [guess.confidence for guess in guesses]
-        answer.report.exits[str(self._sequence.exits[at])] += len(guesses)
+        confidences = [prediction.confidence for prediction in predictions]
+        answer.report.exits[str(self._sequence.exits[at])] += len(predictions)
         answer.confidences += confidences
-        answer.finished = guesses[-1].token_id in self._sequence.end_tokens
-        return answer.commit([guess.token_id for guess in guesses], Provenance.EDGE, None, confidences)
+        answer.finished = predictions[-1].token_id in self._sequence.end_tokens
+        return answer.commit([each.token_id for each in predictions], Provenance.EDGE, None, confidences)
 
     @property
-    def _most_at_first(self) -> int:
-        """How many tokens may come from the first exit in one go; none, if it need not be heard."""
-        return 0 if self._exits.never(0) and self._last > 0 else self.answer.remaining
+    def _first_exit_limit(self) -> int:
+        """How many tokens the first exit may give in a row; 0 if it need not be computed."""
+        return 0 if self._exits.disabled(0) and self._last > 0 else self.answer.remaining
 
-    def _sure_at(self, at: int) -> Callable[[float], bool]:
-        """Asked of each confidence in turn, by the segments' thread: whether the token is taken from this exit."""
+    def _confident_at(self, at: int) -> Callable[[float], bool]:
+        """Whether a token is taken from this exit; the segments' thread asks it of each confidence in turn."""
         if self._tail is None and at == self._last:
             return lambda _: True
-        tokens = len(self.answer.committed) - self._prompt
-        deeper = self._deeper[at].value or 0.0
+        tokens = len(self.answer.committed) - self._prompt_tokens
+        deeper_ms = self._deeper_ms[at].value or 0.0
 
-        def sure(confidence: float) -> bool:
+        def confident(confidence: float) -> bool:
             nonlocal tokens
             now = time.perf_counter()
             self._began = self._began or now
-            taken = self._exits.takes(at, confidence, AnswerPace(tokens, (now - self._began) * 1e3, deeper))
+            taken = self._exits.takes(at, confidence, AnswerPace(tokens, (now - self._began) * 1e3, deeper_ms))
             tokens += taken
             return taken
 
-        return sure
+        return confident
 
     def _close_report(self) -> None:
         report, sequence, tail = self.answer.report, self._sequence, self._tail
         report.edge_latency_ms = sequence.waited_ms
-        report.edge_drawn = sequence.guesses
-        report.owed = sum(map(sequence.owed, range(1, self._last + 1)))
+        report.edge_drawn = sequence.predictions
+        report.owed = sum(map(sequence.pending, range(1, self._last + 1)))
         if tail:
             report.rounds = report.cloud_calls = tail.calls
             report.cloud_steps = report.tokens[Provenance.CLOUD]

@@ -1,4 +1,4 @@
-"""Where answers of a split model get what no exit is sure of: a cloud each, and its states there. Knows no exits."""
+"""Gets the tokens that no exit is confident of: sends hidden states to one of the clouds and asks it for the token."""
 
 import asyncio
 import time
@@ -8,21 +8,21 @@ from typing import Self
 
 from common.cloud_client.pool import Cloud, CloudPool
 from common.cloud_client.split_session import CloudToken, SplitCloud, SplitSession
+from common.config_schema import EdgeSplitConfig
 from common.errors import EndpointError, RequestError
 from common.http.client import HTTPClient
-from common.protocol.split_frames import StateEncoding
 from common.types import Sampling
 from edge.llama.batch import States
 
 
 class SplitClouds:
-    """A connection for hidden states to each of `clouds`; owns them: `async with`, within that of `clouds`."""
+    """Owns a connection for hidden states to each of `clouds`: `async with`, inside that of `clouds`."""
 
     def __init__(self, clouds: CloudPool, connect: Callable[[HTTPClient], SplitCloud] = SplitCloud) -> None:
         self._clouds = clouds
         self._connections = {cloud.url: connect(cloud.client) for cloud in clouds}
         self.pick = clouds.pick
-        self.asking = clouds.asking
+        self.track_call = clouds.track_call
 
     async def __aenter__(self) -> Self:
         return self
@@ -38,10 +38,10 @@ class SplitClouds:
 
 
 class CloudTail:
-    """One answer's way to the rest of its model: `async with`, used by one task at a time.
+    """One answer's access to the cloud's layers: `async with`, used by one task at a time.
 
-    A cloud that was lost is not tried again for `pause_seconds`, in which nothing waits for it; then this one, or
-    another that can be asked, gets all states that it has not had.
+    After a failure no cloud is tried for `pause_seconds`; then the same cloud, or another one that is available, gets
+    all states that it does not have. `config` names encoding, deadline and whether states are uploaded ahead.
     """
 
     def __init__(
@@ -49,29 +49,28 @@ class CloudTail:
         clouds: SplitClouds,
         prompt: Sequence[int],
         fingerprint: str,
-        kind: StateEncoding,
-        deadline_seconds: float,
+        config: EdgeSplitConfig,
         pause_seconds: float,
-        async_upload: bool = True,
     ) -> None:
         self.calls = 0
-        """Questions, those that were not answered included."""
+        """Requests for a token, failed ones included."""
         self.waited_ms = 0.0
-        """Milliseconds that the answer waited for tokens."""
+        """Milliseconds that the answer waited for the cloud's tokens."""
         self.computed = 0
-        """Positions that clouds computed for its tokens."""
+        """Positions that clouds computed for these tokens."""
         self._clouds = clouds
         self._prompt = list(prompt)
         self._fingerprint = fingerprint
-        self._kind = kind
-        self._deadline = deadline_seconds
+        self._encoding = config.transfer
+        self._deadline = config.deadline_ms / 1e3
         self._pause = pause_seconds
-        self._async_upload = async_upload
+        self._async_upload = config.async_upload
         self._failed_at = -pause_seconds
         self._failure = ""
         self._cloud: Cloud | None = None
         self._session: SplitSession | None = None
-        self._left: list[SplitSession] = []
+        self._earlier: list[SplitSession] = []
+        """Sessions with clouds that were given up."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,23 +89,23 @@ class CloudTail:
 
     @property
     def sent(self) -> int:
-        """Positions whose states are given to the connection."""
+        """Positions whose states were handed to the connection."""
         return self._session.positions if self._session else 0
 
     def upload(self, states: States) -> None:
-        """Hands over, without waiting, what the cloud has not had of these states, [n, H]; or leaves it for later."""
+        """Starts sending those of `states`, [n, H], that the cloud does not have; does nothing after a failure."""
         if not self._async_upload or self._paused:
             return
         try:
             self._send(states)
         except (EndpointError, RequestError) as error:
-            self._lost(error)
+            self._record_failure(error)
 
     async def token(self, states: States, sampling: Sampling) -> CloudToken:
         """The token after all positions of `states`, [n, H].
 
-        Raises EndpointError when no cloud gives one within the deadline, RequestError when one refuses; at once, if
-        that was so a moment ago.
+        Raises EndpointError if no cloud answers within the deadline, RequestError if one refuses. During the pause
+        after a failure it raises EndpointError at once.
         """
         if self._paused:
             raise EndpointError(self._failure)
@@ -115,17 +114,17 @@ class CloudTail:
         try:
             session = self._send(states)
             assert self._cloud is not None
-            with self._clouds.asking(self._cloud):
-                token = await self._asked(session, sampling)
+            with self._clouds.track_call(self._cloud):
+                token = await self._ask(session, sampling)
         except (EndpointError, RequestError) as error:
-            self._lost(error)
+            self._record_failure(error)
             raise
         finally:
             self.waited_ms += (time.monotonic() - began) * 1e3
         self.computed += token.computed
         return token
 
-    async def _asked(self, session: SplitSession, sampling: Sampling) -> CloudToken:
+    async def _ask(self, session: SplitSession, sampling: Sampling) -> CloudToken:
         if self._async_upload:
             return await session.token(sampling, self._deadline)
         began = time.monotonic()
@@ -140,13 +139,13 @@ class CloudTail:
         if self._cloud is None or self._session is None or not self._cloud.breaker.closed:
             self._cloud = self._clouds.pick(self._prompt)
             if self._session is not None:
-                self._left.append(self._session)
-            self._session = self._clouds.to(self._cloud).session(self._fingerprint, self._kind)
+                self._earlier.append(self._session)
+            self._session = self._clouds.to(self._cloud).session(self._fingerprint, self._encoding)
         if len(states) > self._session.positions:
             self._session.send(states[self._session.positions :])
         return self._session
 
-    def _lost(self, error: EndpointError | RequestError) -> None:
+    def _record_failure(self, error: EndpointError | RequestError) -> None:
         self._failed_at, self._failure = time.monotonic(), error.message
 
     @property
@@ -155,4 +154,4 @@ class CloudTail:
 
     @property
     def _sessions(self) -> list[SplitSession]:
-        return [*self._left, self._session] if self._session else self._left
+        return [*self._earlier, self._session] if self._session else self._earlier

@@ -1,7 +1,7 @@
-"""Which exit's token is taken: by its confidence, and by how much time is left for it. Pure: no clock, no engine.
+"""Decides whether an exit's token is taken: by its confidence and by the time left for it. Pure: no clock, no engine.
 
-After CE-CoLLM (arXiv 2411.02829): an exit that is sure enough gives the token, and the layers behind it owe its
-position.
+After CE-CoLLM (arXiv 2411.02829): an exit whose confidence reaches its threshold gives the token; in the layers behind
+it the token's position stays pending.
 """
 
 import math
@@ -13,9 +13,9 @@ from common.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class AnswerPace:
-    """How an answer has gone until now: `tokens` of it in `elapsed_ms`, from when its first exit was first heard on.
+    """How fast an answer has been so far: `tokens` in `elapsed_ms`, counted from the first exit's first prediction.
 
-    `deeper_ms`: what a token took on average that this exit was not sure of, from there until it was there; 0: unknown.
+    `deeper_ms`: the mean time from this exit's prediction below the threshold until the token existed; 0 if unknown.
     """
 
     tokens: int = 0
@@ -25,9 +25,9 @@ class AnswerPace:
 
 @dataclass(frozen=True, slots=True)
 class LatencyAwareEarlyExit:
-    """One threshold for each exit, and the milliseconds that a token may take on average, if there are such.
+    """One threshold for each exit, and the milliseconds that a token may take on average, or None without a budget.
 
-    A threshold above 1 means that its exit is never taken, whatever the time.
+    A threshold above 1 disables its exit, whatever the time.
     """
 
     thresholds: tuple[float, ...]
@@ -36,41 +36,44 @@ class LatencyAwareEarlyExit:
     def threshold(self, exit: int, pace: AnswerPace) -> float:
         """The confidence that `exit`, counted from 0, must reach now.
 
-        What was asked for, t, while the tokens until now have left enough time to go deeper. With the budget b for
-        each, left = b (tokens + 1) - elapsed, it is t min(1, left / deeper), and 0 when nothing is left. So time that
-        sure tokens save is there for unsure ones; an answer that falls behind takes less sure ones, and takes them as
-        asked again when it has caught up.
+        It is the configured threshold t while the answer has enough time left to go deeper. With a budget of b for
+        each token, left = b (tokens + 1) - elapsed; the threshold is t min(1, left / deeper), and 0 when nothing is
+        left. So time saved by confident tokens can be spent on the others. An answer that falls behind accepts less
+        confident tokens, and returns to t when it has caught up.
         """
-        asked = self.thresholds[exit]
-        if self.budget_ms is None or asked > 1:
-            return asked
+        configured = self.thresholds[exit]
+        if self.budget_ms is None or configured > 1:
+            return configured
         left = self.budget_ms * (pace.tokens + 1) - pace.elapsed_ms
         if left <= 0:
             return 0.0
-        return asked * min(1.0, left / pace.deeper_ms) if pace.deeper_ms > 0 else asked
+        return configured * min(1.0, left / pace.deeper_ms) if pace.deeper_ms > 0 else configured
 
     def takes(self, exit: int, confidence: float, pace: AnswerPace) -> bool:
         """Whether a token of this confidence, in [0, 1], is taken from `exit`."""
         return confidence >= self.threshold(exit, pace)
 
-    def never(self, exit: int) -> bool:
-        """Whether `exit` need not be heard."""
+    def disabled(self, exit: int) -> bool:
+        """Whether `exit` is never taken, so that it need not be computed."""
         return self.thresholds[exit] > 1
 
 
 def thresholds_of(given: Sequence[float], exits: Sequence[int], key: str) -> tuple[float, ...]:
-    """One threshold for each of the `exits`, named by their layers; one is for all. ConfigError starts with `key`."""
+    """One threshold for each of `exits` (named by their layers); a single one applies to all.
+
+    Raises ConfigError, whose message begins with the config key `key`.
+    """
     if len(given) not in (1, len(exits)):
         after = ", ".join(map(str, exits))
         raise ConfigError(
             f"{key}: {len(given)} thresholds, but the model has exits after layers {after}: "
             f"give {len(exits)}, one for each, or one for all"
         )
-    if not all(threshold >= 0 for threshold in given):  # not so for NaN either
-        raise ConfigError(f"{key}: thresholds must be at least 0, and above 1 where an exit is never to be taken")
+    if not all(threshold >= 0 for threshold in given):  # also refuses NaN
+        raise ConfigError(f"{key}: thresholds must be at least 0; a threshold above 1 disables its exit")
     return tuple(given) * (len(exits) if len(given) == 1 else 1)
 
 
-def never(exits: int) -> tuple[float, ...]:
-    """Thresholds that take none of so many exits."""
+def disabled_exits(exits: int) -> tuple[float, ...]:
+    """Thresholds that disable that many exits."""
     return (math.inf,) * exits

@@ -1,62 +1,51 @@
-"""A split model's segments on the edge, and who has which of their sequences. Knows no thresholds and no cloud."""
+"""The segments of a split model on the edge: their thread, and the leases on their sequences."""
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Self
+from typing import Self
 
+import msgspec
 import numpy as np
 
-from common.config_schema import LimitsConfig
+from common.config_schema import EdgeModelConfig, LimitsConfig
 from common.errors import ContextLengthError, EngineError
 from common.protocol.split_manifest import SplitManifest
 from common.types import GREEDY, Sampling
-from edge.engine.loop_waker import Bell
-from edge.engine.sequence_pool import Leases
+from edge.engine.loop_waker import LoopWaker
+from edge.engine.sequence_pool import SequencePool
 from edge.engine.text_model import TextModel
-from edge.engine.worker import EngineThread, cores_for_compute
-from edge.llama.segment import LlamaSegment, States
+from edge.engine.worker import EngineThread
+from edge.llama.segment import LlamaSegment, SegmentShape, States
 from edge.llama.vocabulary import LlamaVocabulary
-from edge.split.scheduler import ExitPrediction, Freed, SegmentBatcher, SegmentJob
+from edge.split.scheduler import ExitPrediction, ExitRequest, Freed, SegmentBatcher, SegmentJob
 
 __all__ = ["ExitPrediction", "SegmentSequence", "Segments"]
 
 
 class Segments(TextModel):
-    """All segments of the model whose manifest is `manifest`, in `folder`, in one thread of their own: `async with`.
+    """All segments that `manifest` names, from `folder`, run by one thread of their own: `async with`.
 
-    `context_length` tokens fit in each of `sequences` sequences (cut to what the model was trained for); the other
-    arguments are as for `EdgeEngine`. Entering raises ConfigError for files that are not the manifest's, StartError
-    for those that cannot be loaded.
+    `model` says how: context length (cut to what the model was trained for), sequences, threads, KV cache; its path is
+    not read. Entering raises ConfigError for files that do not match the manifest, StartError for files that cannot be
+    loaded.
     """
 
     def __init__(
         self,
         manifest: SplitManifest,
         folder: Path,
-        *,
-        context_length: int = 1024,
-        gpu_layers: int = 0,
-        threads: int = 0,
-        sequences: int = 4,
-        kv_type: str = "f16",
-        flash_attention: bool | None = None,
+        model: EdgeModelConfig | None = None,
         limits: LimitsConfig | None = None,
     ) -> None:
+        model = model or EdgeModelConfig()
         self.manifest = manifest
         self._folder = folder
-        self._options: dict[str, Any] = {
-            "context_length": context_length,
-            "gpu_layers": gpu_layers,
-            "threads": threads or cores_for_compute(),
-            "sequences": sequences,
-            "kv_type": kv_type,
-            "flash_attention": flash_attention,
-        }
+        self._model = model
         self._limits = limits or LimitsConfig()
-        self._leases = Leases(sequences, self._limits)
+        self._leases = SequencePool(model.sequences, self._limits)
         self._vocabulary: LlamaVocabulary | None = None
         self._context_length = 0
         self._inbox: SimpleQueue[SegmentJob | Freed | None] = SimpleQueue()
@@ -71,10 +60,10 @@ class Segments(TextModel):
 
     @asynccontextmanager
     async def sequence(self, tokens: int, sampling: Sampling = GREEDY) -> AsyncIterator["SegmentSequence"]:
-        """Lends a sequence for an answer to a prompt of so many `tokens`, drawn as `sampling` says.
+        """Lends a sequence to one answer, whose prompt has so many `tokens`.
 
-        Waits for a free one, or raises OverloadedError if too many wait already, ContextLengthError if they do not
-        fit; leaving frees it at once.
+        Waits for a free one; raises OverloadedError if too many requests wait already, ContextLengthError if the
+        prompt does not fit. Leaving frees the sequence at once.
         """
         if tokens > self.context_length:
             raise ContextLengthError(f"{tokens} tokens do not fit the segments' context of {self.context_length}")
@@ -92,12 +81,12 @@ class Segments(TextModel):
 
     @property
     def work(self) -> list[tuple[int, int]]:
-        """Steps of each segment since the start, and positions that it computed in them."""
-        engine = self._thread.engine
+        """For each segment: its steps since the start, and the positions that it computed in them."""
+        engine = self._thread.scheduler
         return list(zip(engine.steps, engine.rows, strict=True)) if engine else []
 
     def stats(self) -> dict[str, object]:
-        """What they have computed, and who has a sequence or waits for one now."""
+        """Work since the start, and the sequences lent and requests waiting now."""
         work = [{"steps": steps, "rows": rows} for steps, rows in self.work]
         return {"segments": work, **self._leases.stats()}
 
@@ -127,32 +116,34 @@ class Segments(TextModel):
         self._inbox.put(job)
 
     def cancel(self, job: SegmentJob) -> None:
-        """Nobody wants the job any more: it leaves at the end of the step under way, which ends now if it can."""
+        """Drops the job at the end of the running step; the step is aborted if no other job needs it."""
         job.cancelled = True
-        if self._thread.engine is not None:
-            self._thread.engine.cancelled()
+        if self._thread.scheduler is not None:
+            self._thread.scheduler.abort_unwanted_step()
 
-    def _load(self, bell: Bell) -> SegmentBatcher:
-        """In the thread; what was loaded is freed if the rest cannot be."""
+    def _load(self, waker: LoopWaker) -> SegmentBatcher:
+        """Loads the segments, in their thread; if one fails, frees those loaded before."""
         manifest, loaded = self.manifest, list[LlamaSegment]()
         with ExitStack() as stack:
             for path, part in zip(manifest.check_segments(self._folder), manifest.segments, strict=True):
-                shape = part.last - part.first + 1, manifest.hidden, manifest.vocab_size
-                # The cloud is fed what the first one leaves, each segment what the one before it does.
+                model = msgspec.structs.replace(self._model, path=str(path))
+                shape = SegmentShape(part.last - part.first + 1, manifest.hidden, manifest.vocab_size)
+                # The cloud needs the first segment's states, each later segment those of the one before it.
                 shows_states = not loaded or len(loaded) < self.count - 1
-                segment = LlamaSegment(str(path), *shape, first=not loaded, shows_states=shows_states, **self._options)
+                segment = LlamaSegment(model, shape, first=not loaded, shows_states=shows_states)
                 loaded.append(segment)
                 stack.callback(segment.free)
             vocabulary = self._vocabulary = loaded[0].vocabulary
             self._context_length = min(segment.context_length for segment in loaded)
             stack.pop_all()
-        return SegmentBatcher(loaded, manifest.temperatures, vocabulary.end_tokens, self._inbox, bell.ring)
+        return SegmentBatcher(loaded, manifest.temperatures, vocabulary.end_tokens, self._inbox, waker.wake)
 
 
 class SegmentSequence:
-    """One answer's lease: its place in every segment, and the states that they have left. One thing is done at a time.
+    """One answer's lease: its position in every segment, and their output states. Takes one call at a time.
 
-    A segment *owes* the positions that the one before it has computed and it has not; they are caught up in one job.
+    A segment's *pending* positions are those that the segment before it has computed and it has not yet; one job
+    catches them up.
     """
 
     def __init__(self, segments: Segments, sequence: int, sampling: Sampling) -> None:
@@ -163,15 +154,15 @@ class SegmentSequence:
         """Positions that each segment has computed."""
         shape = segments.context_length, segments.manifest.hidden
         self._states = [np.empty(shape, np.float32) for _ in range(max(1, segments.count - 1))]
-        """What each segment, the last one apart, left of its positions; memory is only taken as it is written."""
+        """The states after each segment but the last, [context, H]; the OS commits their memory as it is written."""
         self.waited_ms = 0.0
         """Milliseconds that the answer waited for its segments."""
-        self.guesses = 0
-        """Tokens that its exits said, those included that were not taken."""
+        self.predictions = 0
+        """Tokens that its exits predicted, also those that were not taken."""
 
     @property
     def exits(self) -> list[int]:
-        """After how many layers each segment's exit is."""
+        """The number of layers before each segment's exit."""
         return self._segments.manifest.exits
 
     @property
@@ -181,49 +172,50 @@ class SegmentSequence:
 
     @property
     def states(self) -> States:
-        """Those after the first segment, [n, H], of all positions that it has computed; they stay as they are."""
+        """The states after the first segment, [n, H], of all positions computed so far; they no longer change."""
         return self._states[0][: self.held[0]]
 
-    def owed(self, segment: int) -> int:
-        """Positions that `segment` has to catch up, once the first one has computed them."""
+    def pending(self, segment: int) -> int:
+        """Positions that the first segment has computed and `segment` has not."""
         return self.held[0] - self.held[segment]
 
     async def draw(
-        self, token_ids: list[int], limit: int, sure: Callable[[float], bool]
+        self, token_ids: list[int], limit: int, confident: Callable[[float], bool]
     ) -> AsyncGenerator[list[ExitPrediction], None]:
-        """Reads `token_ids` in the first segment, then draws by its exit, in parts, until it is not sure any more.
+        """Reads `token_ids` in the first segment, then yields its exit's predictions in parts.
 
-        The last of up to `limit` guesses is the first one that `sure` denies of its confidence, if any is; what was
-        guessed before it is read. With `limit` 0 the exit is not heard.
+        Ends after `limit` predictions, or after the first whose confidence `confident` refuses; the tokens before it
+        are read too. With `limit` 0 the exit is not computed.
         """
-        job = self._job(0, token_ids, limit, sure)
+        job = self._job(0, token_ids, limit, confident)
         with self._submitted(job):
             while part := await self._part(job):
                 yield part
 
-    async def catch_up(self, segment: int, sure: Callable[[float], bool]) -> ExitPrediction:
-        """Has this segment, and those before it, compute what they owe; returns what this one's exit says is next."""
-        guesses: list[ExitPrediction] = []
+    async def catch_up(self, segment: int, confident: Callable[[float], bool]) -> ExitPrediction:
+        """Computes the pending positions of all segments up to this one; returns this one's exit's prediction."""
+        predictions: list[ExitPrediction] = []
         for at in range(1, segment + 1):
-            owed = self._states[at - 1][self.held[at] : self.held[at - 1]]
-            job = self._job(at, owed, int(at == segment), sure)
+            pending = self._states[at - 1][self.held[at] : self.held[at - 1]]
+            job = self._job(at, pending, int(at == segment), confident)
             with self._submitted(job):
-                guesses = await self._part(job)
-        return guesses[0]
+                predictions = await self._part(job)
+        return predictions[0]
 
-    def _job(self, at: int, inputs: list[int] | States, limit: int, sure: Callable[[float], bool]) -> SegmentJob:
-        assert len(inputs), "a segment is asked only for what it owes"
+    def _job(self, at: int, inputs: list[int] | States, limit: int, confident: Callable[[float], bool]) -> SegmentJob:
+        assert len(inputs), "a segment without pending positions has nothing to compute"
         states = self._states[at] if at < len(self._states) else None
-        return SegmentJob(at, self._sequence, self.held[at], inputs, states, limit, self._sampling, sure)
+        exit = ExitRequest(limit, self._sampling, confident)
+        return SegmentJob(at, self._sequence, self.held[at], inputs, states, exit)
 
     async def _part(self, job: SegmentJob) -> list[ExitPrediction]:
-        """What the job has guessed since the last part; nothing at its end."""
+        """The job's predictions since the last part; empty at its end."""
         began = time.perf_counter()
-        await job.news()
+        await job.wait()
         self.held[job.segment] = job.position
         self.waited_ms += (time.perf_counter() - began) * 1e3
         part = job.part()
-        self.guesses += len(part)
+        self.predictions += len(part)
         return part
 
     @contextmanager

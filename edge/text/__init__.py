@@ -1,1 +1,1 @@
-"""Text to tokens and back: chat templates in a sandbox, whole characters, stop strings."""
+"""Text around the models: chat templates in a sandboxed process, tokens to text as they arrive, stop strings."""

@@ -1,7 +1,6 @@
-"""Renders a conversation into a prompt with the chat template that the GGUF carries. Knows no tokens and no Jinja.
+"""Renders a conversation into a prompt with the chat template of the model file.
 
-What renders is a process of its own (edge/text/template_process.py), owned and started here, and started again after a
-template that had to be stopped.
+A process of its own renders (edge/text/template_process.py); it is started again after a template had to be stopped.
 """
 
 import asyncio
@@ -17,9 +16,9 @@ from common.errors import RequestError, StartError
 from common.protocol.openai import Message
 
 RENDER_SECONDS = 2.0
-"""Processor time for one rendering, which takes about a millisecond."""
+"""Processor time allowed for one rendering, which takes about a millisecond."""
 FRAME_LIMIT = 16 * 2**20
-"""Bytes of the longest answer that is read."""
+"""The most bytes of a rendered prompt."""
 PROGRAM = Path(__file__).parent / "template_process.py"
 
 
@@ -56,7 +55,7 @@ class ChatTemplate:
         await self.close()
 
     async def render(self, messages: list[Message], add_generation_prompt: bool = True) -> str:
-        """The prompt's text; raises RequestError when the template refuses the conversation or comes to no end."""
+        """The prompt's text; raises RequestError if the template refuses the conversation or does not end in time."""
         if not messages:
             raise RequestError("messages must not be empty", param="messages")
         turns = [_turn(message) for message in messages]
@@ -75,20 +74,20 @@ class ChatTemplate:
         await self._ask(self._first)
 
     async def _ask(self, question: dict[str, Any]) -> str:
-        """One frame there and one back; the process is ended when that fails or is cancelled half way."""
+        """Sends one frame and receives one; ends the process if that fails or is cancelled half way."""
         assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
-        frame, whole = msgspec.json.encode(question), False
+        frame, complete = msgspec.json.encode(question), False
         try:
             self._process.stdin.write(len(frame).to_bytes(4, "big") + frame)
             size = int.from_bytes(await self._process.stdout.readexactly(4), "big")
             if size > FRAME_LIMIT:
-                raise _Failed("its process has lost its way")
+                raise _Failed("its process sent an invalid frame")
             answer = msgspec.json.decode(await self._process.stdout.readexactly(size), type=dict[str, str])
-            whole = True
+            complete = True
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise _Failed(self._why(await self._process.wait())) from error
         finally:
-            if not whole:
+            if not complete:
                 await self.close()
         if "error" in answer:
             raise _Failed(answer["error"])
@@ -99,7 +98,7 @@ class ChatTemplate:
 
 
 class _Failed(Exception):
-    """The template could not do what was asked of it; says why."""
+    """The template could not be compiled or rendered; the message says why."""
 
 
 def _turn(message: Message) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Turns tokens into text while they arrive: whole characters only, and nothing that a stop string may swallow.
+"""Turns tokens into text as they arrive: whole characters only, and no text that may belong to a stop string.
 
-Knows no tokenizer but one function from token id to bytes. What comes out does not depend on how the ids are cut.
+The text does not depend on how the token ids are split into calls.
 """
 
 import codecs
@@ -10,41 +10,41 @@ from common.errors import RequestError
 
 
 class TextStream:
-    """One answer's text; `push` what was committed, then `flush` once at its end."""
+    """One answer's text: `push` its tokens, then `flush` once. `piece` gives a token's bytes."""
 
     def __init__(self, piece: Callable[[int], bytes], stop: Sequence[str] = ()) -> None:
         if "" in stop:
             raise RequestError("a stop string must not be empty", param="stop")
         self.stopped = False
-        """A stop string appeared: the text ends before it, nothing more will come."""
+        """A stop string appeared: the text ends before it and does not continue."""
         self.decoded = 0
-        """Characters that have come in, shown or not."""
+        """Characters decoded so far, returned or held back."""
         self.shown = 0
-        """Characters that have come out."""
+        """Characters returned so far."""
         self._piece = piece
         self._stop = stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """The text that is now safe to show: no part of a character, no beginning of a stop string."""
+        """The text that may now be shown: without part of a character or the beginning of a stop string."""
         return self._release(b"".join(map(self._piece, token_ids)), last=False)
 
     def flush(self) -> str:
-        """What was held back, when nothing follows; an unfinished character becomes U+FFFD."""
+        """The text held back, at the end of the answer; an incomplete character becomes U+FFFD."""
         return self._release(b"", last=True)
 
     def _release(self, data: bytes, last: bool) -> str:
         if self.stopped:
             return ""
-        come = self._decoder.decode(data, last)
-        self.decoded += len(come)
-        shown = self._safe(self._held + come, last)
+        decoded = self._decoder.decode(data, last)
+        self.decoded += len(decoded)
+        shown = self._safe(self._held + decoded, last)
         self.shown += len(shown)
         return shown
 
     def _safe(self, text: str, last: bool) -> str:
-        # The stop string that is complete first wins, as it would if the text came letter by letter.
+        # The stop string that is complete first counts, as if the text arrived character by character.
         hits = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
         if hits:
             self.stopped = True
@@ -55,6 +55,6 @@ class TextStream:
         return text[:safe]
 
     def _possible_stop(self, text: str) -> int:
-        """The length of the longest end of `text` with which a stop string begins."""
+        """The length of the longest suffix of `text` that is the beginning of a stop string."""
         lengths = ((stop, n) for stop in self._stop for n in range(1, min(len(stop), len(text) + 1)))
         return max((n for stop, n in lengths if text.endswith(stop[:n])), default=0)

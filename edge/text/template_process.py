@@ -1,8 +1,8 @@
-"""Renders chat templates in a process of its own, which may be killed. Knows only the standard library and Jinja.
+"""Renders chat templates in a process of its own, which may be killed. Imports only the standard library and Jinja.
 
-A template comes with a model file and may hold anything: a loop without end, a string without measure. So it runs in
-Jinja's sandbox, and the process around it has a limit on memory, which the template fails at, and on the processor time
-of each rendering, which ends the process. Frames on stdin and stdout are a length in 4 bytes, then JSON.
+A template comes with a model file and may contain anything: an endless loop, an enormous string. So it runs in Jinja's
+sandbox, in a process with limits: exceeding the memory limit fails the template, exceeding the processor time of one
+rendering ends the process. A frame on stdin or stdout is a length in 4 bytes (big-endian), then JSON.
 """
 
 import json
@@ -16,10 +16,11 @@ from jinja2 import Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 FRAME_LIMIT = 16 * 2**20
-"""Bytes of the longest conversation and of the longest prompt."""
+"""The most bytes of a conversation or of a prompt."""
 MEMORY_LIMIT = 512 * 2**20
+"""Bytes of address space."""
 REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, MemoryError, RecursionError)
-"""What a template may fail with by its own doing."""
+"""The exceptions that a faulty template may raise."""
 
 
 def compiled(source: str, bos: str, eos: str) -> Template:
@@ -34,7 +35,7 @@ def compiled(source: str, bos: str, eos: str) -> Template:
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    """Jinja's own filter would escape for HTML, which no model was trained on."""
+    """Replaces Jinja's filter, which escapes for HTML; no model was trained on that."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
 
 
@@ -47,39 +48,39 @@ def _strftime_now(form: str) -> str:
 
 
 def _read(pipe: BinaryIO) -> dict[str, Any] | None:
-    """The next frame; None when the other side is gone."""
+    """The next frame; None when the pipe is closed."""
     size = int.from_bytes(pipe.read(4), "big")
     return json.loads(pipe.read(size)) if size else None
 
 
 def _answer(template: Template | None, frame: dict[str, Any]) -> tuple[Template | None, bytes]:
-    """The template, which the first frame brings, and what is said to this frame: a text, or an error."""
+    """The template, compiled from the first frame, and the reply to this frame: a text or an error."""
     try:
         if template is None:
             template, text = compiled(**frame), ""
         else:
             text = template.render(**frame)
-        said = json.dumps({"text": text}, ensure_ascii=False).encode()
-        if len(said) > FRAME_LIMIT:
+        answer = json.dumps({"text": text}, ensure_ascii=False).encode()
+        if len(answer) > FRAME_LIMIT:
             raise ValueError(f"the prompt is longer than {FRAME_LIMIT} bytes")
     except TemplateSyntaxError as error:
-        said = json.dumps({"error": f"line {error.lineno}: {error.message}"}).encode()
+        answer = json.dumps({"error": f"line {error.lineno}: {error.message}"}).encode()
     except REFUSALS as error:
-        said = json.dumps({"error": str(error) or type(error).__name__}, ensure_ascii=False).encode(errors="replace")
-    return template, said
+        answer = json.dumps({"error": str(error) or type(error).__name__}, ensure_ascii=False).encode(errors="replace")
+    return template, answer
 
 
 def main(seconds: float) -> None:
-    """First frame: the template and its special tokens; each further one a conversation. `seconds` are for each."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us too; our owner ends us
+    """Serves frames: first the template with its special tokens, then conversations, `seconds` of CPU time for each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches this process too; its owner ends it
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     template: Template | None = None
     while (frame := _read(sys.stdin.buffer)) is not None:
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process, whatever it is doing
-        template, said = _answer(template, frame)
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process even in an endless loop
+        template, answer = _answer(template, frame)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.buffer.write(len(said).to_bytes(4, "big") + said)
+        sys.stdout.buffer.write(len(answer).to_bytes(4, "big") + answer)
         sys.stdout.buffer.flush()
 
 

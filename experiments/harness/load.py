@@ -13,7 +13,7 @@ import msgspec
 from common.errors import EndpointError
 from common.http.client import HTTPClient
 from common.protocol import codec
-from common.protocol.openai import ChatChunk
+from common.protocol.openai_responses import ChatChunk
 from common.types import Collaboration
 
 T = TypeVar("T")

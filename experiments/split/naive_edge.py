@@ -18,17 +18,17 @@ from prometheus_client import CollectorRegistry
 
 from cli.args import config_parser, load_config, run_program, set_up_logging
 from common.cloud_client.split_session import SplitCloud
-from common.config_schema import Config
+from common.config_schema import Config, EdgeModelConfig
 from common.errors import EngineError
 from common.http.client import HTTPClient
 from common.http.messages import read, reply, stream
 from common.http_server import make_app, serve
 from common.protocol import codec
-from common.protocol.openai import ChatRequest, Usage
-from common.protocol.split_frames import StateEncoding
+from common.protocol.openai import ChatRequest
+from common.protocol.openai_responses import Usage
 from common.protocol.split_manifest import DEMO, read_manifest
-from common.types import GREEDY, Collaboration, Provenance
-from edge.answer_metrics import AnswerMetrics
+from common.types import GREEDY, Collaboration, Provenance, StateEncoding
+from edge.metrics import AnswerMetrics
 from edge.split.segments import Segments, SegmentSequence
 from edge.text.chat_template import ChatTemplate
 from edge.text.detokenizer import TextStream
@@ -63,7 +63,7 @@ class NaiveEdge:
                     reason = "stop"
                 yield event({"index": 0, "delta": {"content": shown.push([token])}, "finish_reason": None})
         yield event({"index": 0, "delta": {"content": shown.flush()}, "finish_reason": reason})
-        self._metrics.ended(told)
+        self._metrics.record_answer(told)
         count = told.tokens[Provenance.CLOUD]
         usage = asdict(Usage(len(ids), count, len(ids) + count))
         yield b"data: " + codec.encode({"choices": [], "usage": usage, "collaboration": told}) + b"\n\n"
@@ -120,9 +120,7 @@ def _segments(config: Config) -> Segments:
     return Segments(
         read_manifest(path),
         path if path.is_dir() else path.parent,
-        context_length=model.context_length,
-        threads=model.threads,
-        sequences=model.sequences,
+        EdgeModelConfig(context_length=model.context_length, threads=model.threads, sequences=model.sequences),
     )
 
 

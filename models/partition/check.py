@@ -13,9 +13,10 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from common.config_schema import EdgeModelConfig
 from common.errors import ConfigError
 from common.protocol.split_manifest import SplitManifest
-from edge.llama.segment import CHUNK, Feed, LlamaSegment
+from edge.llama.segment import CHUNK, Feed, LlamaSegment, SegmentShape
 from models.partition.checkpoint import Checkpoint
 from models.partition.exit_tensors import Exits
 from models.partition.layerwise import Layerwise, next_tokens
@@ -120,10 +121,11 @@ def _tail(folder: Path, states: list[Tensor], done: Callable[[], object]) -> lis
 
 def _load(path: Path, manifest: SplitManifest, number: int) -> LlamaSegment:
     part = manifest.segments[number]
-    return LlamaSegment(
-        *(str(path), part.last - part.first + 1, manifest.hidden, manifest.vocab_size),
-        first=number == 0, context_length=CHUNK, kv_type="f32", flash_attention=False,
-    )  # fmt: skip
+    model = EdgeModelConfig(
+        path=str(path), context_length=CHUNK, threads=1, sequences=1, kv_type="f32", flash_attention=False
+    )
+    shape = SegmentShape(part.last - part.first + 1, manifest.hidden, manifest.vocab_size)
+    return LlamaSegment(model, shape, first=number == 0)
 
 
 def _segment(

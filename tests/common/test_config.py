@@ -1,4 +1,4 @@
-"""The configuration: what overrides what, and what a person is told about a wrong key."""
+"""The configuration: precedence of its sources, its reference, and error messages for wrong keys."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from common.errors import ConfigError
 from docs.config_reference import config_reference, field_docstrings
 
 
-def test_the_committed_file_says_the_defaults() -> None:
+def test_the_committed_file_has_the_defaults() -> None:
     committed = config.load(environment={})
     assert committed.experiments.ablations
     for section in ("edge", "cloud", "communication", "inference", "logging"):
@@ -73,7 +73,7 @@ def test_a_wrong_key_or_value_is_named_by_its_path(flag: str, message: str) -> N
 
 
 @pytest.mark.parametrize("text", ["- a list", "a: [unclosed", "just words"])
-def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as failure:

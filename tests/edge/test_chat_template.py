@@ -1,4 +1,4 @@
-"""Chat templates: what Hugging Face's own renderer gives, inside a sandbox."""
+"""Chat templates: rendered as Hugging Face does, inside a sandbox."""
 
 import asyncio
 import re
@@ -44,7 +44,7 @@ async def test_braces_in_a_message_stay_text() -> None:
     assert "{{ 7 * 7 }}" in await render(CHATML, [Message("user", "{{ 7 * 7 }}")])
 
 
-async def test_what_templates_expect_is_there() -> None:
+async def test_the_functions_that_templates_expect_exist() -> None:
     source = (
         "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m | tojson }}{% endfor %}"
         "{{ strftime_now('%Y') }}{% if tools is none and not name is defined %}!{% endif %}"
@@ -76,7 +76,7 @@ async def test_a_template_that_fails_or_breaks_out_is_a_refusal(source: str) -> 
     assert refusal.value.param == "messages"
 
 
-async def test_the_template_says_why_it_refuses() -> None:
+async def test_a_refusal_carries_the_templates_own_message() -> None:
     with pytest.raises(RequestError, match="no tools here"):
         await render(CHATML, [Message("tool", "42")])
 
@@ -87,7 +87,7 @@ async def test_no_messages_are_a_refusal() -> None:
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ 'a' | nothing }}"])
-async def test_a_template_that_is_no_jinja_cannot_start(source: str) -> None:
+async def test_a_template_that_is_not_valid_jinja_cannot_start(source: str) -> None:
     with pytest.raises(StartError, match="line 1"):
         await render(source)
 
@@ -105,7 +105,9 @@ async def test_a_template_that_is_no_jinja_cannot_start(source: str) -> None:
         "{{ '\\ud800' }}",
     ],
 )
-async def test_a_template_that_would_never_end_or_fill_memory_is_a_refusal_and_the_next_is_fine(bomb: str) -> None:
+async def test_a_template_that_would_never_end_or_fill_memory_is_a_refusal_and_the_next_prompt_is_rendered(
+    bomb: str,
+) -> None:
     source = "{% if messages[0].role == 'user' %}" + bomb + "{% else %}fine{% endif %}"
     async with ChatTemplate(source, "", "", seconds=0.3) as template:
         with pytest.raises(RequestError, match="refuses"):
@@ -113,14 +115,14 @@ async def test_a_template_that_would_never_end_or_fill_memory_is_a_refusal_and_t
         assert await template.render([Message("system", "x")]) == "fine"
 
 
-async def test_without_the_limit_such_a_template_does_not_end_and_leaving_ends_it() -> None:
+async def test_without_the_limit_such_a_template_does_not_end_and_closing_ends_it() -> None:
     async with ChatTemplate(ENDLESS, "", "", seconds=600) as template:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(template.render(HELLO), 1.5)
         assert not renderers()
 
 
-async def test_the_event_loop_goes_on_while_a_template_is_busy() -> None:
+async def test_the_event_loop_runs_while_a_template_is_busy() -> None:
     async with ChatTemplate(ENDLESS, "", "", seconds=0.5) as template:
         busy = asyncio.create_task(template.render(HELLO))
         ticks = 0
@@ -132,7 +134,7 @@ async def test_the_event_loop_goes_on_while_a_template_is_busy() -> None:
             await busy
 
 
-async def test_conversations_that_come_together_are_rendered_each_for_itself() -> None:
+async def test_concurrent_conversations_are_rendered_separately() -> None:
     async with ChatTemplate(CHATML, "", "") as template:
         texts = await asyncio.gather(*(template.render([Message("user", str(i))], False) for i in range(20)))
     assert texts == [f"<|user|>{i}" for i in range(20)]
@@ -140,7 +142,7 @@ async def test_conversations_that_come_together_are_rendered_each_for_itself() -
 
 
 def renderers() -> list[int]:
-    """The template processes that this process has."""
+    """The process ids of this process's template processes."""
     children = Path("/proc/self/task").glob("*/children")
     ids = [int(word) for path in children for word in path.read_text().split()]
     return [i for i in ids if b"template_process" in Path(f"/proc/{i}/cmdline").read_bytes()]

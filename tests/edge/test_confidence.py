@@ -1,4 +1,4 @@
-"""Confidence: what the numbers are, and that each stays in its range."""
+"""Confidence: each strategy computes its formula and stays in its range."""
 
 import json
 import math
@@ -62,13 +62,13 @@ def test_a_strategy_is_its_formula(strategy: ConfidenceStrategy) -> None:
 
 
 @every_strategy
-def test_one_row_gives_what_it_gives_in_a_batch(strategy: ConfidenceStrategy) -> None:
+def test_one_row_gives_the_same_alone_and_in_a_batch(strategy: ConfidenceStrategy) -> None:
     one_by_one = [float(calculator(strategy).of_logits(row)) for row in ROWS]
     assert calculator(strategy).of_logits(ROWS).tolist() == pytest.approx(one_by_one, abs=1e-6)
 
 
 @every_strategy
-def test_a_batch_gives_the_probabilities_of_its_tokens_beside_the_confidences(strategy: ConfidenceStrategy) -> None:
+def test_a_batch_gives_the_probabilities_of_its_tokens_and_the_confidences(strategy: ConfidenceStrategy) -> None:
     chosen = np.arange(len(ROWS))
     probs, confidences = calculator(strategy).of_batch(ROWS, chosen)
     exact = np.exp(ROWS.astype(np.float64))
@@ -84,7 +84,7 @@ def test_extreme_logits_stay_in_range(strategy: ConfidenceStrategy, scale: float
 
 
 @every_strategy
-def test_impossible_tokens_do_not_spoil_the_rest(strategy: ConfidenceStrategy) -> None:
+def test_impossible_tokens_do_not_change_the_confidence(strategy: ConfidenceStrategy) -> None:
     masked, distant = ROWS.copy(), ROWS.copy()
     masked[:, ::2], distant[:, ::2] = -np.inf, -1e4
     scores = calculator(strategy).of_logits(masked)
@@ -103,7 +103,7 @@ def test_certainty_is_one_and_it_grows_with_the_first_token(strategy: Confidence
 
 
 @every_strategy
-def test_logits_are_left_as_they_were(strategy: ConfidenceStrategy) -> None:
+def test_logits_are_not_modified(strategy: ConfidenceStrategy) -> None:
     before = ROWS.copy()
     calculator(strategy).of_logits(ROWS)
     assert (before == ROWS).all()
@@ -114,7 +114,7 @@ def test_metrics_are_mean_minimum_and_product() -> None:
     assert (metrics.confidence, metrics.minimum, metrics.product) == pytest.approx((1.75 / 3, 0.25, 0.125))
 
 
-def test_no_tokens_leave_nothing_to_doubt() -> None:
+def test_no_tokens_have_confidence_one() -> None:
     assert ConfidenceCalculator().calculate_confidence([]) == ConfidenceMetrics(1.0, 1.0, 1.0)
 
 
@@ -124,7 +124,7 @@ def test_a_draft_is_accepted_from_its_threshold_on() -> None:
     assert accepted == [True, True, False]
 
 
-def test_without_f1_everything_is_certain() -> None:
+def test_without_f1_every_confidence_is_one() -> None:
     off = AblatedConfidenceCalculator()
     metrics = off.calculate_confidence([token(0.01)])
     assert metrics == ConfidenceMetrics(1.0, 1.0, 1.0)
@@ -186,12 +186,12 @@ def test_a_config_names_a_strategy_or_an_ensemble_with_its_weights() -> None:
         ("[1, 2]", r"weights: expected `object`"),
     ],
 )
-def test_weights_that_mean_nothing_are_refused_with_their_path(weights: str, message: str) -> None:
+def test_invalid_weights_are_refused_with_their_path(weights: str, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"^edge\.confidence\.{message}"):
         config.load(flags=[f"edge.confidence.weights={weights}"], environment={})
 
 
-def test_an_ensemble_scores_tokens_with_each_strategy_beside() -> None:
+def test_an_ensemble_scores_tokens_and_returns_each_strategys_score() -> None:
     ensemble = ConfidenceEnsemble([ConfidenceStrategy.MAX_PROB, ConfidenceStrategy.ENTROPY])
     score, individual = ensemble.ensemble_confidence([token(0.5), token(0.7)], weights=[0.4, 0.6])
     assert score == pytest.approx(0.6)
@@ -199,13 +199,13 @@ def test_an_ensemble_scores_tokens_with_each_strategy_beside() -> None:
 
 
 @pytest.mark.parametrize("weights", [[1.0], [0, 0], [1, -1], [1, math.nan], [1, math.inf]])
-def test_weights_that_mean_nothing_are_refused(weights: list[float]) -> None:
+def test_invalid_weights_are_refused(weights: list[float]) -> None:
     ensemble = ConfidenceEnsemble([ConfidenceStrategy.MAX_PROB, ConfidenceStrategy.ENTROPY])
     with pytest.raises(ConfigError, match="weights"):
         ensemble.of_logits(ROWS, weights)
 
 
-def test_settings_that_mean_nothing_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="temperature"):
         ConfidenceCalculator(temperature=0)
     with pytest.raises(ConfigError, match="top_k"):
@@ -218,7 +218,7 @@ def test_settings_that_mean_nothing_are_refused() -> None:
 
 
 def drawn(temperature: float, count: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """Logits, and tokens drawn from them at `temperature`: what a model of just that calibration would see."""
+    """Logits, and tokens drawn from them at `temperature`: data on which that temperature is the calibrated one."""
     source = np.random.default_rng(3)
     logits = source.normal(0, 3, (count, 30)).astype(np.float32)
     weights = np.exp(logits.astype(np.float64) / temperature)
@@ -234,7 +234,7 @@ def test_the_fit_finds_the_temperature_that_tokens_were_drawn_at(true: float) ->
     assert calibration.ece[2] < 0.05 < min(calibration.ece[0], calibration.ece[4])
 
 
-def test_what_is_measured_is_its_definition() -> None:
+def test_likelihood_and_calibration_error_are_their_definitions() -> None:
     logits, right = drawn(1.0, 500)
     calibration = Calibration(np.array([1.0]))
     for rows in np.array_split(np.arange(500), 7):

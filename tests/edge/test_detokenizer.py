@@ -1,4 +1,4 @@
-"""Streaming text: the same however it is cut, never half a character, never a part of a stop string."""
+"""Streamed text: independent of how tokens are cut, without parts of characters or of stop strings."""
 
 import random
 
@@ -15,7 +15,7 @@ def byte(token: int) -> bytes:
 
 
 def stream(text: str, stop: list[str], source: random.Random) -> tuple[list[str], TextStream]:
-    """The pieces that come out when the text's bytes go in, cut at random, and a last flush."""
+    """The text's pieces when its bytes are pushed, cut at random, and the last flush."""
     stream, data, out = TextStream(byte, stop), list(text.encode()), []
     while data:
         size = source.randint(1, 9)
@@ -46,7 +46,7 @@ def test_text_ends_before_the_stop_string_that_is_complete_first(seed: int) -> N
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_nothing_that_came_out_is_taken_back(seed: int) -> None:
+def test_no_shown_text_is_taken_back(seed: int) -> None:
     pieces, end = stream(TEXT, ["abcd ST"], random.Random(seed))
     assert "".join(pieces) == TEXT.split("abcd ST")[0]
     assert end.stopped
@@ -62,14 +62,14 @@ def test_text_is_held_back_only_while_it_may_be_a_stop_string() -> None:
     assert stream.flush() == ""
 
 
-def test_what_was_held_back_comes_out_at_the_end() -> None:
+def test_text_held_back_is_shown_at_the_end() -> None:
     stream = TextStream(byte, ["STOP"])
     assert stream.push(list(b"so STO")) == "so "
     assert stream.flush() == "STO"
     assert not stream.stopped
 
 
-def test_a_character_that_is_never_finished_is_marked() -> None:
+def test_an_incomplete_character_becomes_a_replacement_character() -> None:
     stream = TextStream(byte)
     assert stream.push(list("é".encode()[:1])) == ""
     assert stream.flush() == "\ufffd"

@@ -1,4 +1,4 @@
-"""The edge engine on the demo model: what a draft may depend on, and what it may not."""
+"""The edge engine on the demo model: drafts, reuse of KV, cancellation, start and stop."""
 
 import asyncio
 import random
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from common.config_schema import EdgeModelConfig
 from common.errors import ContextLengthError, EngineError, RequestError, StartError
 from common.types import GREEDY, DraftRequest, Sampling
 from edge.confidence import ConfidenceCalculator, ConfidenceStrategy
@@ -25,12 +26,13 @@ QUESTIONS = (
     "What is artificial intelligence?",
 )
 LENGTH = 24
+SHORT = EdgeModelConfig(path=MODEL, context_length=256, threads=1)
 HOT = Sampling(temperature=1.5, top_p=0.95, seed=7)
 
 
 @pytest_asyncio.fixture
 async def engine() -> AsyncIterator[EdgeEngine]:
-    async with EdgeEngine(MODEL, context_length=1024, threads=1) as running:
+    async with EdgeEngine(EdgeModelConfig(path=MODEL, threads=1)) as running:
         yield running
 
 
@@ -41,7 +43,7 @@ def ask(engine: EdgeEngine, question: str) -> list[int]:
 async def answer(
     engine: EdgeEngine, prompt: list[int], pieces: list[int], sampling: Sampling = GREEDY, reuse: bool = True
 ) -> list[int]:
-    """Tokens drafted after `prompt`, as many in each draft as `pieces` say."""
+    """The tokens drafted after `prompt`, in drafts of the lengths in `pieces`."""
     tokens: list[int] = []
     async with engine.sequence(prompt, reuse) as sequence:
         for limit in pieces:
@@ -87,13 +89,13 @@ async def test_rejected_tokens_leave_no_trace(engine: EdgeEngine) -> None:
     prompt = ask(engine, "What is AI?")
     wrong = engine.tokenize(" something else entirely, of another length")
     async with engine.sequence(prompt) as sequence:
-        fresh = await sequence.draft(prompt, LENGTH, GREEDY)
-        astray = await sequence.draft(prompt + wrong, 5, GREEDY)
-        back = await sequence.draft(prompt, LENGTH, GREEDY)
-    assert back.token_ids == fresh.token_ids != astray.token_ids
+        before = await sequence.draft(prompt, LENGTH, GREEDY)
+        other = await sequence.draft(prompt + wrong, 5, GREEDY)
+        after = await sequence.draft(prompt, LENGTH, GREEDY)
+    assert after.token_ids == before.token_ids != other.token_ids
 
 
-async def test_sequences_in_turns_draft_what_each_drafts_alone(engine: EdgeEngine) -> None:
+async def test_sequences_used_in_turns_draft_what_each_drafts_alone(engine: EdgeEngine) -> None:
     prompts = [ask(engine, question) for question in QUESTIONS]
     alone = [await answer(engine, prompt, [LENGTH], HOT, reuse=False) for prompt in prompts]
     together = await asyncio.gather(*(answer(engine, prompt, [5] * 5, HOT, reuse=False) for prompt in prompts))
@@ -103,12 +105,12 @@ async def test_sequences_in_turns_draft_what_each_drafts_alone(engine: EdgeEngin
 async def test_a_short_draft_does_not_wait_for_the_end_of_a_long_one(engine: EdgeEngine) -> None:
     ended: list[str] = []
 
-    async def noted(name: str, prompt: list[int], limit: int) -> None:
+    async def timed(name: str, prompt: list[int], limit: int) -> None:
         async with engine.sequence() as sequence:
             await sequence.draft(prompt, limit, HOT)
         ended.append(name)
 
-    await asyncio.gather(noted("long", [5] * (3 * CHUNK), 200), noted("short", [5], 1))
+    await asyncio.gather(timed("long", [5] * (3 * CHUNK), 200), timed("short", [5], 1))
     assert ended == ["short", "long"]
 
 
@@ -119,7 +121,7 @@ async def test_more_owners_than_sequences_wait_for_their_turn(engine: EdgeEngine
     assert engine.stats()["sequences_lent"] == 0
 
 
-async def test_reuse_saves_prompt_tokens_and_its_absence_saves_none(engine: EdgeEngine) -> None:
+async def test_prompt_tokens_are_reused_only_if_reuse_is_on(engine: EdgeEngine) -> None:
     prompt = ask(engine, "What is AI?")
 
     async def reused(reuse: bool) -> int:
@@ -132,7 +134,7 @@ async def test_reuse_saves_prompt_tokens_and_its_absence_saves_none(engine: Edge
     assert await reused(True) == (len(prompt) - 1) + (len(prompt) + 3)
 
 
-async def test_a_beginning_is_shared_with_a_sequence_in_use(engine: EdgeEngine) -> None:
+async def test_a_prefix_is_shared_with_a_sequence_in_use(engine: EdgeEngine) -> None:
     shared = engine.tokenize("<|user|>Explain deep learning and quantum computing, ", parse_special=True)
     one, other = (shared + ask(engine, question)[1:] for question in QUESTIONS[:2])
     alone = await answer(engine, other, [LENGTH], reuse=False)
@@ -161,7 +163,7 @@ async def test_an_end_token_is_included_and_finishes(engine: EdgeEngine) -> None
     assert [token in engine.end_tokens for token in draft.token_ids] == [False] * (len(draft.token_ids) - 1) + [True]
 
 
-async def test_a_full_context_ends_a_draft_and_an_overfull_one_is_refused(engine: EdgeEngine) -> None:
+async def test_a_full_context_ends_a_draft_and_a_longer_prompt_is_refused(engine: EdgeEngine) -> None:
     token = engine.tokenize(" the")[0]
     async with engine.sequence() as sequence:
         almost = await sequence.draft([token] * (engine.context_length - 2), 100, Sampling(5.0, seed=1))
@@ -193,7 +195,7 @@ async def test_a_cancelled_draft_stops_and_the_engine_goes_on(engine: EdgeEngine
     assert engine.stats()["sequences_lent"] == 0
 
 
-async def test_the_event_loop_turns_while_the_model_works(engine: EdgeEngine) -> None:
+async def test_the_event_loop_runs_while_the_model_computes(engine: EdgeEngine) -> None:
     ticks = 0
     prompt = [5] * (engine.context_length - 1)
     work = asyncio.create_task(answer(engine, prompt, [1]))
@@ -222,7 +224,7 @@ async def test_probabilities_and_confidences_are_those_of_the_unmodified_distrib
         return calculator.of_batch(logits, chosen)
 
     async with (
-        EdgeEngine(MODEL, context_length=256, threads=1, confidence=spy) as engine,
+        EdgeEngine(SHORT, confidence=spy) as engine,
         engine.sequence() as sequence,
     ):
         draft = await sequence.draft(ask(engine, "What is AI?"), LENGTH, Sampling(1.2, top_k=4, seed=3))
@@ -253,7 +255,7 @@ async def test_tokenizing_and_detokenizing_gives_the_text_back(engine: EdgeEngin
         assert engine.detokenize(engine.tokenize(text)) == text
 
 
-async def test_special_tokens_are_read_and_shown_only_when_asked(engine: EdgeEngine) -> None:
+async def test_special_tokens_are_parsed_and_shown_only_on_request(engine: EdgeEngine) -> None:
     [end] = engine.end_tokens
     assert engine.tokenize(engine.eos, parse_special=True) == [end]
     assert len(engine.tokenize(engine.eos)) > 1
@@ -268,21 +270,21 @@ async def test_the_model_describes_itself(engine: EdgeEngine) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"version https://git-lfs.github.com/spec/v1\n", b"GGUF" + bytes(64)])
-async def test_a_model_that_cannot_be_had_is_named_in_one_line(tmp_path: Path, content: bytes | None) -> None:
+async def test_a_model_that_cannot_be_loaded_is_named_in_one_line(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "model.gguf"
     if content is not None:
         path.write_bytes(content)
     threads = threading.enumerate()
     with pytest.raises(StartError) as failure:
-        await EdgeEngine(str(path)).start()
+        await EdgeEngine(EdgeModelConfig(path=str(path))).start()
     assert str(path) in failure.value.message
     assert "\n" not in failure.value.message
     assert threading.enumerate() == threads
 
 
-async def test_closing_ends_the_thread_and_fails_what_waits() -> None:
+async def test_closing_ends_the_thread_and_fails_waiting_requests() -> None:
     threads = threading.enumerate()
-    engine = EdgeEngine(MODEL, context_length=1024, threads=1)
+    engine = EdgeEngine(EdgeModelConfig(path=MODEL, threads=1))
     await engine.start()
     assert engine.alive
     waiting = [asyncio.create_task(answer(engine, [5] * 900, [100], HOT)) for _ in range(6)]
@@ -306,7 +308,7 @@ async def test_an_engine_stuck_in_a_step_is_not_alive(monkeypatch: pytest.Monkey
         let_go.wait()
         return ConfidenceCalculator().of_batch(logits, chosen)
 
-    async with EdgeEngine(MODEL, context_length=256, threads=1, confidence=stuck) as engine:
+    async with EdgeEngine(SHORT, confidence=stuck) as engine:
         draft = asyncio.create_task(answer(engine, [5], [1]))
         await asyncio.to_thread(entered.wait)
         assert engine.alive
@@ -318,7 +320,7 @@ async def test_an_engine_stuck_in_a_step_is_not_alive(monkeypatch: pytest.Monkey
 
 async def test_a_start_that_is_cancelled_leaves_nothing_running() -> None:
     threads = threading.enumerate()
-    start = asyncio.create_task(EdgeEngine(MODEL, threads=1).start())
+    start = asyncio.create_task(EdgeEngine(EdgeModelConfig(path=MODEL, threads=1)).start())
     await asyncio.sleep(0)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -350,11 +352,11 @@ async def test_a_generator_given_a_path_loads_its_own_engine() -> None:
 async def test_a_request_that_gives_up_does_not_stop_the_load_for_others() -> None:
     generator = DraftGenerator(MODEL)
     request = DraftRequest(prompt="What is AI?", max_tokens=1)
-    impatient, patient = (asyncio.create_task(generator.generate_draft(request)) for _ in range(2))
+    cancelled, waiting = (asyncio.create_task(generator.generate_draft(request)) for _ in range(2))
     await asyncio.sleep(0)
-    impatient.cancel()
-    assert len((await patient).draft_tokens) == 1
-    assert impatient.cancelled()
+    cancelled.cancel()
+    assert len((await waiting).draft_tokens) == 1
+    assert cancelled.cancelled()
     await generator.close()
 
 

@@ -1,4 +1,4 @@
-"""What an edge device needs: neither torch nor vllm, and nothing that requirements-edge.txt does not name."""
+"""An edge device needs neither torch nor vllm, and nothing beyond requirements-edge.txt."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def loaded_files(pid: int) -> str:
 
 @pytest.fixture
 def lean_python(tmp_path: Path) -> str:
-    """The Python of a fresh virtual environment with what requirements-edge.txt names, and no more."""
+    """The Python of a fresh virtual environment with only the packages of requirements-edge.txt."""
     venv.create(tmp_path / "venv", with_pip=True)
     python = str(tmp_path / "venv" / "bin" / "python")
     install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
@@ -52,7 +52,7 @@ def lean_python(tmp_path: Path) -> str:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 async def test_requirements_edge_alone_is_enough_to_answer(lean_python: str) -> None:
-    """Where pip has no wheel of llama.cpp in its cache, it compiles one for some minutes."""
+    """If pip has no wheel of llama.cpp in its cache, it compiles one, which takes minutes."""
     (port,) = free_ports(1)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     command = [lean_python, "start_edge.py", "--host", "127.0.0.1", "--port", str(port)]

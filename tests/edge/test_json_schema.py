@@ -1,4 +1,4 @@
-"""JSON schemas: what answers can be held to passes, what would be passed over or never end is refused by name."""
+"""JSON schemas: what llama.cpp can enforce passes; what it would ignore or never finish is refused by name."""
 
 from typing import Any
 
@@ -28,13 +28,13 @@ def nested(depth: int) -> dict[str, Any]:
         nested(100),
     ],
 )
-def test_what_can_be_held_passes(schema: dict[str, Any]) -> None:
+def test_schemas_that_llama_cpp_can_enforce_pass(schema: dict[str, Any]) -> None:
     check(schema)
 
 
 @pytest.mark.parametrize("keyword", sorted(IGNORED))
 @pytest.mark.parametrize("place", ["properties", "items", "anyOf", "$defs"])
-def test_what_would_be_passed_over_is_refused_by_name_wherever_it_stands(keyword: str, place: str) -> None:
+def test_an_ignored_keyword_is_refused_by_name_at_any_depth(keyword: str, place: str) -> None:
     inner = {keyword: 1}
     below: dict[str, Any] = {"properties": {"a": inner}, "items": inner, "anyOf": [{}, inner], "$defs": {"a": inner}}
     with pytest.raises(RequestError, match=f"{keyword} is not supported") as refusal:
@@ -58,11 +58,11 @@ def test_what_would_be_passed_over_is_refused_by_name_wherever_it_stands(keyword
     ],
     ids=lambda schema: str(schema)[:40],
 )
-def test_what_would_fill_memory_or_never_end_is_refused(schema: dict[str, Any]) -> None:
+def test_a_schema_that_would_fill_memory_or_never_finish_is_refused(schema: dict[str, Any]) -> None:
     with pytest.raises(RequestError):
         check(schema)
 
 
-def test_nesting_without_end_is_refused() -> None:
+def test_too_deep_nesting_is_refused() -> None:
     with pytest.raises(RequestError, match="nested too deeply"):
         check(nested(5000))

@@ -1,4 +1,4 @@
-"""F3 on the edge: what is found again and where, what is kept within which budget, and what is never loaded."""
+"""The edge's prefix cache (F3): where prefixes are found, what is kept within the budgets, what is never loaded."""
 
 import os
 import random
@@ -13,18 +13,18 @@ import pytest
 from common.errors import NotFoundError, RequestError, SnapshotError, StartError
 from common.protocol.prefix_hash import common_prefix
 from edge.kv import snapshot_store
-from edge.kv.radix_tree import TokenTrie
+from edge.kv.radix_tree import RadixTree
 from edge.kv.snapshot_folder import SnapshotFolder
 from edge.kv.snapshot_format import HEADER_SIZE, digest, seal
-from edge.kv.snapshot_store import WAITING
-from edge.kv_cache import WORTHWHILE, AblatedKVCache, LlamaCppKVCache
+from edge.kv.snapshot_store import MAX_WAITING
+from edge.kv_cache import MIN_TOKENS, AblatedKVCache, LlamaCppKVCache
 
 PER_TOKEN = 100
-"""Bytes of state per token of the fake."""
+"""Bytes of state per token in the fake."""
 
 
 class FakeLlama:
-    """What the cache needs of edge.llama.Llama; its KV of a token is that token's id, 25 times over."""
+    """What the cache needs of `edge.llama.model.Llama`; the KV of a token is its id, repeated 25 times."""
 
     def __init__(self, sequences: int = 3, fingerprint: str = "fake") -> None:
         self.held: list[list[int]] = [[] for _ in range(sequences)]
@@ -74,7 +74,7 @@ def llama() -> FakeLlama:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., LlamaCppKVCache]]:
-    """Makes caches that are closed in the end; `disk=True` for one with the test's folder."""
+    """Creates caches and closes them after the test; `disk=True` uses the test's folder."""
     made: list[LlamaCppKVCache] = []
 
     def cache(disk: bool = False, **settings: int) -> LlamaCppKVCache:
@@ -90,56 +90,58 @@ def files(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache").glob("*/*.kv"))
 
 
-# The trie
+# The tree
 
 
-def test_the_trie_finds_what_comparing_with_everything_finds() -> None:
+def test_the_tree_finds_what_a_linear_search_finds() -> None:
     source = random.Random(3)
     for _ in range(200):
-        trie: TokenTrie[int] = TokenTrie()
+        tree: RadixTree[int] = RadixTree()
         filed: dict[int, list[int]] = {}
         for number in range(source.randrange(12)):
             filed[number] = [source.randrange(2) for _ in range(source.randrange(7))]
-            trie.add(filed[number], number)
+            tree.add(filed[number], number)
         for number in source.sample(sorted(filed), len(filed) // 3):
-            trie.remove(filed.pop(number), number)
+            tree.remove(filed.pop(number), number)
         wanted = [source.randrange(2) for _ in range(source.randrange(7))]
         shares = {number: common_prefix(tokens, wanted) for number, tokens in filed.items()}
         best = max(shares.values(), default=0)
-        length, values = trie.longest(wanted)
+        length, values = tree.longest(wanted)
         assert length == best
         assert sorted(values) == [number for number, share in sorted(shares.items()) if share == best > 0]
-        beginnings = [number for number, tokens in sorted(filed.items()) if tokens == wanted[: len(tokens)]]
-        assert sorted(trie.beginnings(wanted)) == beginnings
+        prefixes = [number for number, tokens in sorted(filed.items()) if tokens == wanted[: len(tokens)]]
+        assert sorted(tree.prefixes_of(wanted)) == prefixes
 
 
-def test_a_trie_emptied_again_is_as_new() -> None:
-    trie: TokenTrie[str] = TokenTrie()
+def test_an_emptied_tree_is_like_a_new_one() -> None:
+    tree: RadixTree[str] = RadixTree()
     for tokens in ([1, 2, 3], [1, 2], [1, 2, 4, 5], []):
-        trie.add(tokens, "x")
+        tree.add(tokens, "x")
     for tokens in ([1, 2], [1, 2, 4, 5], [], [1, 2, 3]):
-        trie.remove(tokens, "x")
-    assert trie._root.children == {}
+        tree.remove(tokens, "x")
+    assert tree._root.children == {}
     with pytest.raises(KeyError):
-        trie.remove([1], "x")
+        tree.remove([1], "x")
 
 
 # Live sequences
 
 
-def test_a_conversation_goes_on_where_it_was(make: Callable[..., LlamaCppKVCache], llama: FakeLlama) -> None:
+def test_the_next_turn_of_a_conversation_reuses_the_one_before(
+    make: Callable[..., LlamaCppKVCache], llama: FakeLlama
+) -> None:
     cache, turn = make(), prompt(1)
     assert llama.serve(cache, 0, turn) == 0
     assert llama.serve(cache, 0, turn + prompt(2)) == len(turn)
     stats = cache.stats()
     assert (stats["hits"], stats["live_hits"], stats["misses"], stats["tokens_reused"]) == (1, 1, 1, len(turn))
-    assert stats["ram_entries"] == 0, "nothing was lost, so nothing needed keeping"
+    assert stats["ram_entries"] == 0, "nothing was overwritten, so no snapshot was needed"
 
 
-def test_a_beginning_is_shared_with_a_sequence_in_use(make: Callable[..., LlamaCppKVCache], llama: FakeLlama) -> None:
+def test_a_prefix_is_shared_with_a_sequence_in_use(make: Callable[..., LlamaCppKVCache], llama: FakeLlama) -> None:
     cache, shared = make(), prompt(1)
     cache.restore(llama, 0, shared + prompt(2))
-    llama.held[0] = shared[:60]  # its prefill has come this far
+    llama.held[0] = shared[:60]  # as far as its prefill is now
     assert cache.restore(llama, 1, shared + prompt(3)) == 60
     assert llama.loaded == []
 
@@ -152,42 +154,42 @@ def test_an_answer_is_found_after_its_release_only(make: Callable[..., LlamaCppK
     assert cache.restore(llama, 1, asked + answer + prompt(3)) == len(asked + answer)
 
 
-def test_what_nobody_uses_makes_room_in_llama_cpp_when_another_request_comes(
+def test_idle_sequences_leave_a_unified_kv_when_another_request_comes(
     make: Callable[..., LlamaCppKVCache], llama: FakeLlama
 ) -> None:
     cache = make()
     llama.serve(cache, 0, prompt(1))
-    cache.evicted(llama, 1)
-    llama.held[1] = prompt(2)  # in use by somebody who reuses nothing
-    assert llama.held[0] == prompt(1), "it stays for its next turn as long as nobody else comes"
+    cache.save(llama, 1)
+    llama.held[1] = prompt(2)  # in use by a request without reuse
+    assert llama.held[0] == prompt(1), "it stays for its next turn until another request comes"
     assert cache.restore(llama, 2, prompt(3)) == 0
     assert llama.held[:2] == [[], prompt(2)]
     assert cache.restore(llama, 0, prompt(1) + prompt(4)) == 100
 
 
-def test_where_a_step_reads_only_its_own_cells_everything_stays(
-    make: Callable[..., LlamaCppKVCache], llama: FakeLlama
-) -> None:
+def test_idle_sequences_stay_if_each_has_its_own_kv(make: Callable[..., LlamaCppKVCache], llama: FakeLlama) -> None:
     cache, llama.unified = make(), False
     llama.serve(cache, 0, prompt(1))
     cache.restore(llama, 2, prompt(3))
     assert llama.held[0] == prompt(1) and cache.stats()["ram_entries"] == 0
 
 
-def test_what_is_kept_nowhere_stays(make: Callable[..., LlamaCppKVCache], llama: FakeLlama) -> None:
+def test_an_idle_sequence_stays_if_no_snapshot_can_be_kept(
+    make: Callable[..., LlamaCppKVCache], llama: FakeLlama
+) -> None:
     cache = make(ram_bytes=0)
     llama.serve(cache, 0, prompt(1))
     cache.restore(llama, 2, prompt(3))
     assert cache.restore(llama, 0, prompt(1) + prompt(4)) == 100
 
 
-def test_what_waits_to_be_sealed_can_be_had_already(
+def test_a_snapshot_that_waits_to_be_sealed_can_be_restored(
     make: Callable[..., LlamaCppKVCache], llama: FakeLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, gate = make(), threading.Event()
     monkeypatch.setattr(snapshot_store, "seal", lambda *args: gate.wait(60) and seal(*args))
     llama.held[0] = prompt(1)
-    cache.evicted(llama, 0)
+    cache.save(llama, 0)
     llama.rewind(0, 0)
     assert cache.restore(llama, 1, prompt(1)) == 100
     gate.set()
@@ -195,7 +197,7 @@ def test_what_waits_to_be_sealed_can_be_had_already(
     assert cache.stats()["ram_bytes"] == sealed_size(100)
 
 
-def test_whatever_comes_what_is_restored_is_a_beginning_of_what_is_wanted(
+def test_under_random_load_what_is_restored_is_always_a_prefix_of_the_request(
     make: Callable[..., LlamaCppKVCache], llama: FakeLlama
 ) -> None:
     cache, source = (
@@ -207,10 +209,10 @@ def test_whatever_comes_what_is_restored_is_a_beginning_of_what_is_wanted(
         chosen = source.choices(parts, k=source.randint(1, 6))
         wanted = list(chain.from_iterable(chosen))[: source.randint(1, 200)]
         sequence = source.randrange(3)
-        llama.serve(cache, sequence, wanted)  # checks it
+        llama.serve(cache, sequence, wanted)  # checks the restored prefix
         llama.rewind(sequence, source.randint(0, 250))
         if source.random() < 0.2:
-            cache.evicted(llama, source.randrange(3))
+            cache.save(llama, source.randrange(3))
         stats = cache.stats()
         assert stats["disk_bytes"] <= sealed_size(900) and stats["ram_entries"] <= 8 and stats["disk_entries"] <= 8
     stats = cache.stats()
@@ -223,12 +225,12 @@ def test_whatever_comes_what_is_restored_is_a_beginning_of_what_is_wanted(
 
 
 def displaced(cache: LlamaCppKVCache, llama: FakeLlama, *prompts: list[int]) -> None:
-    """Serves each prompt in sequence 0, where the next displaces it, and something else last."""
-    for tokens in (*prompts, prompt(99, WORTHWHILE - 1)):
+    """Serves each prompt in sequence 0, where the next one displaces it; the last is too short for a snapshot."""
+    for tokens in (*prompts, prompt(99, MIN_TOKENS - 1)):
         llama.serve(cache, 0, tokens)
 
 
-def test_what_is_displaced_comes_back_from_ram(make: Callable[..., LlamaCppKVCache], llama: FakeLlama) -> None:
+def test_displaced_tokens_come_back_from_ram(make: Callable[..., LlamaCppKVCache], llama: FakeLlama) -> None:
     cache = make()
     displaced(cache, llama, prompt(1))
     assert cache.stats()["ram_bytes"] == sealed_size(100)
@@ -236,7 +238,9 @@ def test_what_is_displaced_comes_back_from_ram(make: Callable[..., LlamaCppKVCac
     assert cache.stats()["ram_hits"] == 1
 
 
-def test_what_another_sequence_holds_is_not_kept_twice(make: Callable[..., LlamaCppKVCache], llama: FakeLlama) -> None:
+def test_no_snapshot_is_kept_of_what_another_sequence_holds(
+    make: Callable[..., LlamaCppKVCache], llama: FakeLlama
+) -> None:
     cache = make()
     llama.serve(cache, 0, prompt(1))
     llama.serve(cache, 1, prompt(1) + prompt(2))
@@ -245,7 +249,7 @@ def test_what_another_sequence_holds_is_not_kept_twice(make: Callable[..., Llama
 
 
 @pytest.mark.parametrize("compress", [False, True], ids=["plain", "zstd"])
-def test_what_ram_has_no_room_for_comes_back_from_disk(
+def test_snapshots_beyond_the_ram_budget_come_back_from_disk(
     make: Callable[..., LlamaCppKVCache], llama: FakeLlama, tmp_path: Path, compress: bool
 ) -> None:
     cache = make(disk=True, ram_bytes=0, enable_compression=compress)
@@ -266,7 +270,7 @@ def test_the_disk_tier_outlives_the_process(make: Callable[..., LlamaCppKVCache]
     assert again.stats()["disk_hits"] == 1
 
 
-def test_what_is_held_when_the_engine_stops_outlives_it(
+def test_live_sequences_are_written_to_disk_when_the_engine_stops(
     make: Callable[..., LlamaCppKVCache], llama: FakeLlama, tmp_path: Path
 ) -> None:
     first = LlamaCppKVCache(directory=tmp_path / "cache")
@@ -286,7 +290,7 @@ def test_one_folder_serves_two_models_and_each_finds_its_own(
     assert FakeLlama().serve(make(disk=True), 0, prompt(1)) == 100
 
 
-def test_the_longest_unused_goes_first(make: Callable[..., LlamaCppKVCache], llama: FakeLlama) -> None:
+def test_the_least_recently_used_is_evicted_first(make: Callable[..., LlamaCppKVCache], llama: FakeLlama) -> None:
     cache = make(ram_bytes=2 * sealed_size(100))
     displaced(cache, llama, prompt(1), prompt(2))
     assert cache.restore(llama, 1, prompt(1)) == 100
@@ -297,7 +301,7 @@ def test_the_longest_unused_goes_first(make: Callable[..., LlamaCppKVCache], lla
     assert llama.serve(cache, 2, prompt(2)) == 0
 
 
-def test_there_are_never_more_entries_than_allowed(
+def test_there_are_never_more_entries_than_max_size(
     make: Callable[..., LlamaCppKVCache], llama: FakeLlama, tmp_path: Path
 ) -> None:
     cache = make(disk=True, max_size=3)
@@ -315,18 +319,18 @@ def test_a_snapshot_larger_than_every_budget_is_not_kept(
     assert cache.stats()["ram_entries"] == 0 and cache.stats()["evictions"] == 0
 
 
-def test_a_longer_snapshot_replaces_its_beginning_unless_that_is_much_shorter(
+def test_a_longer_snapshot_replaces_its_prefix_unless_that_is_much_shorter(
     make: Callable[..., LlamaCppKVCache], llama: FakeLlama
 ) -> None:
     cache = make()
     for length in (100, 110, 500):
         llama.held[0] = prompt(1, length)
-        cache.evicted(llama, 0)
+        cache.save(llama, 0)
         cache.flush()
     assert cache.stats()["ram_bytes"] == sealed_size(110) + sealed_size(500)
 
 
-def test_a_snapshot_much_longer_than_what_it_saves_is_left_alone(
+def test_a_snapshot_much_longer_than_the_prefix_it_saves_is_not_restored(
     make: Callable[..., LlamaCppKVCache], llama: FakeLlama
 ) -> None:
     cache = make()
@@ -335,7 +339,7 @@ def test_a_snapshot_much_longer_than_what_it_saves_is_left_alone(
     assert llama.loaded == []
 
 
-def test_sealing_and_writing_hold_up_nobody_and_what_comes_too_fast_is_dropped(
+def test_saving_never_waits_for_the_disk_and_drops_snapshots_beyond_the_queue(
     make: Callable[..., LlamaCppKVCache], llama: FakeLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, gate, threads = make(disk=True), threading.Event(), set()
@@ -349,15 +353,15 @@ def test_sealing_and_writing_hold_up_nobody_and_what_comes_too_fast_is_dropped(
     monkeypatch.setattr(SnapshotFolder, "write", held_up)
     for number in range(20):
         llama.held[0] = prompt(number)
-        cache.evicted(llama, 0)  # returns although nothing can be written
-    assert 20 - WAITING - 1 <= cache.stats()["dropped"] <= 20 - WAITING  # one may be at the gate
+        cache.save(llama, 0)  # returns although writing is blocked
+    assert 20 - MAX_WAITING - 1 <= cache.stats()["dropped"] <= 20 - MAX_WAITING  # one may be at the gate
     gate.set()
     cache.flush()
     assert cache.stats()["disk_entries"] == 20 - cache.stats()["dropped"]
     assert threads == {"edge-kv-store"}
 
 
-# What is damaged, foreign or out of place
+# Damaged, foreign and misplaced files
 
 
 def spoiled(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -377,7 +381,7 @@ def spoiled(path: Path, change: Callable[[bytes], bytes]) -> None:
     ids=["cut", "longer", "empty", "other tokens", "flipped bit", "other model"],
 )
 @pytest.mark.parametrize("restart", [False, True], ids=["running", "restarted"])
-def test_a_spoiled_file_is_dropped_and_computed_again(
+def test_a_damaged_file_is_dropped_and_its_tokens_are_computed_again(
     make: Callable[..., LlamaCppKVCache],
     llama: FakeLlama,
     tmp_path: Path,
@@ -391,13 +395,15 @@ def test_a_spoiled_file_is_dropped_and_computed_again(
     spoiled(file, change)
     cache = make(disk=True, ram_bytes=0) if restart else cache
     assert llama.serve(cache, 1, prompt(1)) == 0
-    assert llama.serve(cache, 2, [prompt(1)[0] & ~255 | 1, *prompt(1)[1:]]) == 0  # what "other tokens" claims
+    assert (
+        llama.serve(cache, 2, [prompt(1)[0] & ~255 | 1, *prompt(1)[1:]]) == 0
+    )  # the tokens that "other tokens" claims
     assert llama.loaded == []
     assert cache.stats()["dropped"] == 1
     assert not file.exists() or file.read_bytes() == good
 
 
-def test_a_file_put_in_the_place_of_another_is_not_taken_for_it(
+def test_a_file_copied_over_another_is_not_restored_as_the_other(
     make: Callable[..., LlamaCppKVCache], llama: FakeLlama, tmp_path: Path
 ) -> None:
     cache = make(disk=True, ram_bytes=0)
@@ -411,14 +417,14 @@ def test_a_file_put_in_the_place_of_another_is_not_taken_for_it(
 def test_a_flipped_bit_in_ram_is_dropped(make: Callable[..., LlamaCppKVCache], llama: FakeLlama) -> None:
     cache = make()
     displaced(cache, llama, prompt(1))
-    (kept,) = cache._store._kept
-    assert kept.data is not None
-    kept.data = kept.data[:-50] + bytes([kept.data[-50] ^ 1]) + kept.data[-49:]
+    (entry,) = cache._store._index._entries
+    assert entry.data is not None
+    entry.data = entry.data[:-50] + bytes([entry.data[-50] ^ 1]) + entry.data[-49:]
     assert llama.serve(cache, 1, prompt(1)) == 0
     assert cache.stats()["dropped"] == 1 and llama.loaded == []
 
 
-def test_files_removed_behind_its_back_are_computed_again(
+def test_the_tokens_of_removed_files_are_computed_again(
     make: Callable[..., LlamaCppKVCache], llama: FakeLlama, tmp_path: Path
 ) -> None:
     cache = make(disk=True, ram_bytes=0)
@@ -428,7 +434,7 @@ def test_files_removed_behind_its_back_are_computed_again(
     assert llama.serve(cache, 1, prompt(1)) == 0
 
 
-def test_a_folder_that_leads_elsewhere_is_not_used_and_costs_only_the_disk_tier(
+def test_a_linked_folder_is_not_used_and_costs_only_the_disk_tier(
     make: Callable[..., LlamaCppKVCache], llama: FakeLlama, tmp_path: Path
 ) -> None:
     cache = make(disk=True)
@@ -440,7 +446,7 @@ def test_a_folder_that_leads_elsewhere_is_not_used_and_costs_only_the_disk_tier(
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_a_folder_that_cannot_be_made_stops_the_start(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_a_start_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StartError, match="cache folder"):
         LlamaCppKVCache(directory=tmp_path / "file")
@@ -469,11 +475,11 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(
     cache = make(disk=True)
     displaced(cache, llama, prompt(1))
     for use in (lambda: cache.export(name, prompt(1)), lambda: cache.import_(name)):
-        with pytest.raises(RequestError, match="no name"):
+        with pytest.raises(RequestError, match="invalid snapshot name"):
             use()
 
 
-def test_what_cannot_be_imported_is_said(
+def test_a_failed_import_or_export_names_its_reason(
     make: Callable[..., LlamaCppKVCache], llama: FakeLlama, tmp_path: Path
 ) -> None:
     cache = make(disk=True)
@@ -481,7 +487,7 @@ def test_what_cannot_be_imported_is_said(
     cache.export("good", prompt(1))
     os.symlink("good.kv", tmp_path / "cache" / "link.kv")
     spoiled(tmp_path / "cache" / "good.kv", lambda data: data[:-1])
-    with pytest.raises(NotFoundError, match="no snapshot is called 'none'"):
+    with pytest.raises(NotFoundError, match="no snapshot is named 'none'"):
         cache.import_("none")
     with pytest.raises(RequestError, match="a link"):
         cache.import_("link")
@@ -493,7 +499,7 @@ def test_what_cannot_be_imported_is_said(
         cache.export("x", prompt(7), llama)
 
 
-def test_prompts_are_noted_up_to_the_limit(make: Callable[..., LlamaCppKVCache]) -> None:
+def test_prompts_are_remembered_up_to_the_limit(make: Callable[..., LlamaCppKVCache]) -> None:
     cache = make(max_size=2)
     for prompt_text in ("Hello", "a", "Hello", "b"):
         cache.set_cache(prompt=prompt_text, token_ids=[100, 101], available_tokens=64)
@@ -502,7 +508,7 @@ def test_prompts_are_noted_up_to_the_limit(make: Callable[..., LlamaCppKVCache])
     assert cache.get_cache("a") is None
 
 
-def test_switched_off_nothing_is_kept_or_found(llama: FakeLlama) -> None:
+def test_with_the_cache_off_nothing_is_kept_or_found(llama: FakeLlama) -> None:
     cache = AblatedKVCache()
     assert [llama.serve(cache, 0, prompt(1)) for _ in range(2)] == [0, 0]
     cache.set_cache("Hello", [1], 1)

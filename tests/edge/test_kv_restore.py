@@ -1,8 +1,8 @@
-"""The prefix store on the real engine: what is brought back answers as what is computed; what is damaged never loads.
+"""The prefix cache on the real engine: restored KV gives the same answers as computed KV, damaged KV is never loaded.
 
-Q8_0 weights round a little differently when the same tokens are decoded in other portions, and a cell's place in the
-cache moves the order of a sum. So a greedy answer may leave another's path, but only where both tokens were as good
-as equally likely: that is what is asserted at the first difference.
+Q8_0 weights round slightly differently when the same tokens are decoded in other portions, and a cell's place in the
+cache changes the order of a sum. So two greedy answers may differ, but only from a token on where both candidates are
+almost equally likely: the tests check this at the first difference.
 """
 
 import asyncio
@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from common.config_schema import EdgeModelConfig
 from common.types import GREEDY, Draft
 from edge.engine.engine import EdgeEngine
 from edge.kv import snapshot_format
-from edge.kv.snapshot_store import Kept
+from edge.kv.snapshot_index import SnapshotEntry
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
 from edge.llama.batch import SequenceTokens
 from edge.llama.model import Llama
@@ -26,7 +28,7 @@ from edge.llama.model import Llama
 MODEL = "models/demo-edge.gguf"
 LENGTH = 16
 NEAR_TIE = 0.05
-"""Natural logarithm of what one token may be likelier than another to count as equal."""
+"""Two tokens count as equally likely if their log probabilities (natural) differ by less than this."""
 STORY = "<|user|>" + "Explain deep learning, quantum computing, the Internet and the capital of France. " * 12
 QUESTIONS = ("What is AI?", "What is machine learning?", "Sort 3 1 2", "What is 12 + 7?")
 PROMPT = [random.Random(1).randrange(100, 4000) for _ in range(200)]
@@ -37,19 +39,16 @@ TIERS = {"live": "kv_live_hits", "RAM": "kv_ram_hits", "disk": "kv_disk_hits", "
 async def engine_of(
     tier: str,
     folder: Path,
-    sequences: int = 2,
-    kv_type: str = "f16",
-    flash_attention: bool | None = None,
-    unified: bool = False,
+    **layout: Any,
 ) -> AsyncIterator[EdgeEngine]:
-    """An engine whose store has the one tier only, beside the live sequences."""
+    """An engine whose store has one tier only, besides the live sequences."""
     on_disk = tier.startswith("disk")
     store = LlamaCppKVCache(
         ram_bytes=0 if on_disk else 1 << 30,
         directory=folder if on_disk else None,
         enable_compression=tier.endswith("zstd"),
     )
-    async with EdgeEngine(MODEL, 1024, 0, 1, sequences, kv_type, flash_attention, unified, store=store) as engine:
+    async with EdgeEngine(EdgeModelConfig(path=MODEL, threads=1, **{"sequences": 2} | layout), store=store) as engine:
         yield engine
 
 
@@ -64,7 +63,7 @@ async def answer(engine: EdgeEngine, prompt: list[int], reuse: bool = True) -> D
 
 
 async def make_known(engine: EdgeEngine, tier: str, prompt: list[int]) -> None:
-    """Has the store know `prompt` in its tier, and the live sequences hold nothing of it unless that is the tier."""
+    """Puts `prompt` into the tier, and removes it from the live sequences unless they are the tier."""
     await answer(engine, prompt)
     if tier != "live":
         async with AsyncExitStack() as stack:
@@ -90,8 +89,8 @@ def assert_same(restored: Draft, computed: Draft) -> None:
 
 @pytest.mark.parametrize("unified", [False, True], ids=["own", "unified"])
 @pytest.mark.parametrize("tier", TIERS)
-async def test_what_is_restored_answers_as_what_is_computed(tier: str, unified: bool, tmp_path: Path) -> None:
-    async with engine_of(tier, tmp_path, unified=unified) as engine:
+async def test_restored_kv_gives_the_same_answer_as_computed_kv(tier: str, unified: bool, tmp_path: Path) -> None:
+    async with engine_of(tier, tmp_path, kv_unified=unified) as engine:
         cold = [await answer(engine, prompt, reuse=False) for prompt in prompts(engine)]
         assert engine.stats()["reused_prompt_tokens"] == 0
         for prompt, computed in zip(prompts(engine), cold, strict=True):
@@ -106,8 +105,10 @@ async def test_what_is_restored_answers_as_what_is_computed(tier: str, unified: 
 
 @pytest.mark.parametrize("unified", [False, True], ids=["own", "unified"])
 @pytest.mark.parametrize("tier", TIERS)
-async def test_it_does_so_among_eight(tier: str, unified: bool, tmp_path: Path) -> None:
-    async with engine_of(tier, tmp_path, sequences=8, unified=unified) as engine:
+async def test_restored_kv_gives_the_same_answers_to_eight_concurrent_requests(
+    tier: str, unified: bool, tmp_path: Path
+) -> None:
+    async with engine_of(tier, tmp_path, sequences=8, kv_unified=unified) as engine:
         wanted = prompts(engine) * 2
         cold = [await answer(engine, prompt, reuse=False) for prompt in prompts(engine)] * 2
         await make_known(engine, tier, wanted[0])
@@ -120,22 +121,22 @@ async def test_it_does_so_among_eight(tier: str, unified: bool, tmp_path: Path) 
         assert after["kv_hits"] - before["kv_hits"] == 8
 
 
-async def test_it_does_so_while_sequences_and_budgets_are_too_few(tmp_path: Path) -> None:
+async def test_restored_kv_gives_the_same_answers_when_sequences_and_budgets_are_scarce(tmp_path: Path) -> None:
     source = random.Random(4)
     store = LlamaCppKVCache(max_size=6, ram_bytes=1 << 20, disk_bytes=2 << 20, directory=tmp_path)
-    async with EdgeEngine(MODEL, 1024, threads=1, sequences=3, store=store) as engine:
+    async with EdgeEngine(EdgeModelConfig(path=MODEL, threads=1, sequences=3), store=store) as engine:
         parts = [engine.tokenize(f"{question} {STORY[:400]}") for question in QUESTIONS]
         wanted = [sum(source.choices(parts, k=source.randint(1, 3)), [5]) for _ in range(12)]
         cold = [await answer(engine, prompt, reuse=False) for prompt in wanted]
 
-        async def asks(at: int) -> None:
-            giving_up = source.random() < 0.2
+        async def ask(at: int) -> None:
+            gives_up = source.random() < 0.2
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.01 if giving_up else None):
+                async with asyncio.timeout(0.01 if gives_up else None):
                     assert_same(await answer(engine, wanted[at], reuse=at % 6 > 0), cold[at])
 
         for _ in range(5):
-            await asyncio.gather(*(asks(source.randrange(len(wanted))) for _ in range(8)))
+            await asyncio.gather(*(ask(source.randrange(len(wanted))) for _ in range(8)))
         stats = engine.stats()
     assert stats["kv_live_hits"] > 0 < stats["kv_ram_hits"] + stats["kv_disk_hits"] and stats["kv_evictions"] > 0
     assert stats["kv_ram_bytes"] <= 1 << 20 and stats["kv_disk_bytes"] <= 2 << 20
@@ -145,13 +146,13 @@ LAYOUTS = {
     "f32": {"kv_type": "f32"},
     "q8_0": {"kv_type": "q8_0"},
     "flash attention": {"flash_attention": True},
-    "unified": {"unified": True},
+    "unified": {"kv_unified": True},
     "more sequences": {"sequences": 3},
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-async def test_every_layout_of_the_kv_is_brought_back_and_never_taken_for_another(
+async def test_every_kv_layout_is_restored_and_never_mistaken_for_another(
     layout: dict[str, Any], tmp_path: Path
 ) -> None:
     async with engine_of("disk", tmp_path, **layout) as engine:
@@ -162,20 +163,20 @@ async def test_every_layout_of_the_kv_is_brought_back_and_never_taken_for_anothe
         assert engine.stats()["kv_disk_hits"] == 1
     async with engine_of("disk", tmp_path) as engine:
         await answer(engine, prompt)
-        assert engine.stats()["kv_disk_hits"] == 0, "KV of one layout was loaded as another's"
+        assert engine.stats()["kv_disk_hits"] == 0, "KV of one layout was loaded into another"
 
 
 @pytest.mark.parametrize("unified", [False, True], ids=["own", "unified"])
-async def test_another_process_takes_up_what_was_live_when_the_first_one_stopped(unified: bool, tmp_path: Path) -> None:
-    async with engine_of("disk", tmp_path, unified=unified) as first:
+async def test_another_process_restores_what_was_live_when_the_first_one_stopped(unified: bool, tmp_path: Path) -> None:
+    async with engine_of("disk", tmp_path, kv_unified=unified) as first:
         computed = await answer(first, prompts(first)[0])
-    async with engine_of("disk", tmp_path, unified=unified) as second:
+    async with engine_of("disk", tmp_path, kv_unified=unified) as second:
         assert_same(await answer(second, prompts(second)[0]), computed)
         assert second.stats()["kv_disk_hits"] == 1
 
 
-async def test_switched_off_every_prompt_is_computed(tmp_path: Path) -> None:
-    async with EdgeEngine(MODEL, 1024, threads=1, sequences=2, store=AblatedKVCache()) as engine:
+async def test_with_reuse_off_every_prompt_is_computed(tmp_path: Path) -> None:
+    async with EdgeEngine(EdgeModelConfig(path=MODEL, threads=1, sequences=2), store=AblatedKVCache()) as engine:
         for _ in range(2):
             await answer(engine, prompts(engine)[0])
         assert engine.stats()["reused_prompt_tokens"] == 0
@@ -186,9 +187,11 @@ async def test_switched_off_every_prompt_is_computed(tmp_path: Path) -> None:
         assert stats["reused_prompt_tokens"] == stats["kv_ram_entries"] == 0
 
 
-@pytest.mark.parametrize(("kv_type", "flash_attention"), [("f16", None), ("f16", True), ("f32", None), ("q8_0", None)])
-def test_in_what_portions_a_prompt_was_read_changes_no_bit_of_its_logits(
-    kv_type: str, flash_attention: bool | None
+@pytest.mark.parametrize(
+    ("kv_type", "flash_attention"), [("f16", "auto"), ("f16", True), ("f32", "auto"), ("q8_0", "auto")]
+)
+def test_the_portions_in_which_a_prompt_is_decoded_change_no_bit_of_its_logits(
+    kv_type: Any, flash_attention: Any
 ) -> None:
     def last_logits(portion: int) -> bytes:
         for begin in range(0, len(PROMPT), portion):
@@ -198,39 +201,40 @@ def test_in_what_portions_a_prompt_was_read_changes_no_bit_of_its_logits(
         llama.rewind(0, 0)
         return read
 
-    llama = Llama(MODEL, 256, 0, 1, 2, kv_type, flash_attention)
+    model = EdgeModelConfig(path=MODEL, context_length=256, threads=1, sequences=2, kv_type=kv_type)
+    llama = Llama(replace(model, flash_attention=flash_attention))
     try:
         assert len({last_logits(portion) for portion in (200, 128, 7, 1)}) == 1
     finally:
         llama.free()
 
 
-# Damage, with llama.cpp itself at the other end
+# Damage, with the real llama.cpp
 
 
 @pytest.fixture
 def llama() -> Iterator[Llama]:
-    loaded = Llama(MODEL, 64, 0, 1, 2)
+    loaded = Llama(EdgeModelConfig(path=MODEL, context_length=64, threads=1, sequences=2))
     yield loaded
     loaded.free()
 
 
 class OneSnapshot:
-    """A store that knows 20 tokens from a snapshot alone, and what the model says after them."""
+    """A cache with one snapshot, of 20 tokens, and the model's greedy answer after them."""
 
     def __init__(self, llama: Llama) -> None:
         self.llama, self.cache = llama, LlamaCppKVCache()
         self.tokens = [300 + at for at in range(20)]
         self.answer = self.computed(0)
-        self.cache.evicted(llama, 0)
+        self.cache.save(llama, 0)
         self.cache.flush()
         llama.rewind(0, 0)
-        (kept,) = self.cache._store._kept
-        assert kept.data
-        self.sealed = kept.data
+        (entry,) = self.cache._store._index._entries
+        assert entry.data
+        self.sealed = entry.data
 
     def computed(self, held: int) -> list[int]:
-        """A greedy answer, after the first `held` tokens that sequence 0 holds already."""
+        """The greedy answer, computed after the first `held` tokens that sequence 0 holds already."""
         drawn, pending = [], self.tokens[held:]
         for _ in range(4):
             rows = self.llama.decode([SequenceTokens(0, pending, 1)])
@@ -241,12 +245,12 @@ class OneSnapshot:
         return drawn
 
     def restored(self, data: bytes) -> int:
-        """How many tokens come back when the snapshot is `data`."""
-        for kept in list(self.cache._store._kept):
-            self.cache._store._forget(kept)
-        kept = Kept(self.tokens, b"")
-        self.cache._store._insert(kept)
-        self.cache._store._settle(kept, data, data)
+        """How many tokens are restored if the snapshot is `data`."""
+        store = self.cache._store
+        store._index.clear()
+        entry = SnapshotEntry(self.tokens, b"")
+        store._index.insert(entry)
+        store._place(entry, data, data)
         self.llama.rewind(0, 0)
         return self.cache.restore(self.llama, 0, self.tokens[:-1])
 
@@ -255,7 +259,7 @@ def flipped(data: bytes, bit: int) -> bytes:
     return data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
 
 
-def test_a_snapshot_cut_off_at_any_byte_is_never_loaded(llama: Llama, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_snapshot_truncated_at_any_byte_is_never_loaded(llama: Llama, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("ERROR")
     one = OneSnapshot(llama)
     assert one.restored(one.sealed) == 19

@@ -1,4 +1,4 @@
-"""Any GGUF: which file a path, folder or hub id means, and that no file ends the process that loads it."""
+"""Model files: which GGUF file a path, folder or hub id means, and that no file aborts the process that loads it."""
 
 import asyncio
 import concurrent.futures
@@ -38,12 +38,12 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
 # What a path means
 
 
-def test_a_file_is_itself(folder: Callable[..., Path]) -> None:
+def test_a_path_to_a_file_is_that_file(folder: Callable[..., Path]) -> None:
     file = folder("one.gguf", "other.gguf") / "one.gguf"
     assert resolve(str(file)) == file
 
 
-def test_a_folder_is_its_only_model_or_the_one_that_the_pattern_fits(folder: Callable[..., Path]) -> None:
+def test_a_folder_means_its_only_model_or_the_one_that_matches_the_pattern(folder: Callable[..., Path]) -> None:
     path = folder("a-Q8_0.gguf", "readme.md", "mmproj-a.gguf")
     assert resolve(str(path)) == path / "a-Q8_0.gguf"
     folder("a-Q4_K_M.gguf")
@@ -52,13 +52,13 @@ def test_a_folder_is_its_only_model_or_the_one_that_the_pattern_fits(folder: Cal
     assert resolve(str(path), "mmproj") == path / "mmproj-a.gguf"
 
 
-def test_a_model_in_parts_is_its_first_part_if_all_are_there(folder: Callable[..., Path]) -> None:
+def test_a_model_in_parts_is_its_first_part_if_no_part_is_missing(folder: Callable[..., Path]) -> None:
     path = folder(*PARTS)
     for name in (path, path / PARTS[0], path / PARTS[1]):
         assert resolve(str(name)) == path / PARTS[0]
     (path / PARTS[1]).unlink()
     for name in (path, path / PARTS[0]):
-        with pytest.raises(StartError, match="1 of the 2 parts"):
+        with pytest.raises(StartError, match="found only 1 of the 2 parts"):
             resolve(str(name))
 
 
@@ -66,18 +66,18 @@ def test_a_model_in_parts_is_its_first_part_if_all_are_there(folder: Callable[..
     ("names", "pattern", "message"),
     [
         (["a.gguf", "b.gguf", *PARTS], "", r"several GGUF files.*: a\.gguf, b\.gguf, big \(2 parts\)"),
-        (["a-q4.gguf", "b-q4.gguf"], "q4", r"several GGUF files that fit 'q4'"),
-        (["a.gguf"], "q4", r"no GGUF files that fit 'q4' there"),
-        (["a.bin"], "", "no GGUF files there"),
+        (["a-q4.gguf", "b-q4.gguf"], "q4", r"several GGUF files that match 'q4'"),
+        (["a.gguf"], "q4", r"no GGUF files that match 'q4'"),
+        (["a.bin"], "", "no GGUF files"),
     ],
 )
-def test_what_cannot_be_chosen_is_said_with_the_candidates(names: list[str], pattern: str, message: str) -> None:
+def test_a_choice_that_fails_lists_the_candidates(names: list[str], pattern: str, message: str) -> None:
     with pytest.raises(StartError, match=f"model here: {message}"):
         choose(names, pattern, "here")
 
 
 @pytest.mark.parametrize("path", ["models/none.gguf", "/nowhere/model", "./nothing", "~", "a b/c"])
-def test_a_path_that_is_not_there_is_named(path: str) -> None:
+def test_a_path_that_does_not_exist_is_named(path: str) -> None:
     with pytest.raises(StartError, match="No such file"):
         resolve(path)
 
@@ -129,7 +129,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_header_is_refused_in_one_line_and_no_memory(tmp_path: Path, data: bytes) -> None:
+def test_a_hostile_header_is_refused_in_one_line_and_with_little_memory(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "hostile.gguf"
     file.write_bytes(data)
     tracemalloc.start()
@@ -142,7 +142,7 @@ def test_a_hostile_header_is_refused_in_one_line_and_no_memory(tmp_path: Path, d
     assert failure.value.message.startswith(f"model file {file}: ") and "\n" not in failure.value.message
 
 
-def test_cut_off_anywhere_in_its_first_4_kib_or_before_its_end_a_model_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_model_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "cut.gguf"
     for length in (*range(4096), *range(4096, len(DATA) - 1, 9973), len(DATA) - 1):
         file.write_bytes(DATA[:length])
@@ -159,12 +159,14 @@ LOADER = """
 import asyncio, contextlib, os, resource, sys
 from pathlib import Path
 from common.errors import FrameworkError, StartError
-from edge.engine import EdgeEngine
-from edge.gguf_header import read_header
-from edge.llama_trial import refusal
+from common.config_schema import EdgeModelConfig
+from edge.engine.engine import EdgeEngine
+from edge.llama.gguf_header import read_header
+from edge.llama.trial_load import refusal
 
 async def load(path):
-    async with EdgeEngine(path, context_length=64, threads=1, sequences=1) as engine, engine.sequence([5]) as sequence:
+    model = EdgeModelConfig(path=path, context_length=64, threads=1, sequences=1)
+    async with EdgeEngine(model) as engine, engine.sequence([5]) as sequence:
         await sequence.draft(engine.tokenize("Hello\\n you") + [5, 6], 2)
 
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
@@ -188,7 +190,10 @@ for line in sys.stdin:
 
 
 def survived(bits: list[int], file: Path, log: Path) -> tuple[int, list[str]]:
-    """How many of the flipped bits no process died of but on trial, and what the others were seen doing last."""
+    """Loads the demo model with each bit flipped, in child processes that may abort.
+
+    Returns for how many bits the load itself did not abort (the trial before it may), and a line for each other bit.
+    """
     good, bad = 0, []
     waiting = list(bits)
     while waiting:
@@ -212,9 +217,9 @@ def survived(bits: list[int], file: Path, log: Path) -> tuple[int, list[str]]:
     return good, bad
 
 
-def test_no_flipped_bit_of_a_header_ends_the_process_that_loads_it(tmp_path: Path) -> None:
+def test_no_flipped_bit_of_a_header_aborts_the_process_that_loads_it(tmp_path: Path) -> None:
     source = random.Random(11)
-    # Most of them where every bit counts: the hyperparameters before the vocabulary, the tensors behind it.
+    # Two thirds of the bits outside the vocabulary: in the hyperparameters before it and the tensors after it.
     vocabulary, tensors = DATA.index(b"tokenizer.ggml.tokens"), DATA.index(b"token_embd.weight")
     spans = (0, vocabulary), (vocabulary, tensors), (tensors, tensors + 1700)
     bits = [source.randrange(8 * start, 8 * end) for start, end in spans for _ in range(667)]
@@ -232,19 +237,22 @@ def block_count(data: bytes, count: int) -> bytes:
     return data[:at] + struct.pack("<I", count) + data[at + 4 :]
 
 
-async def test_a_file_that_would_end_llama_cpp_ends_another_process_only(tmp_path: Path) -> None:
+async def test_a_file_that_llama_cpp_aborts_on_aborts_only_the_child_process(tmp_path: Path) -> None:
     file = tmp_path / "many.gguf"
     file.write_bytes(block_count(DATA, 2**31))
-    read_header(file)  # not to be seen from outside
-    with pytest.raises(StartError, match=r"would not survive it: .*n_layer") as failure:
+    read_header(file)  # the header check cannot detect it
+    with pytest.raises(StartError, match=r"would abort on it: .*n_layer") as failure:
         await prepare(str(file))
     assert "\n" not in failure.value.message
 
 
-def test_without_the_trial_it_would_end_the_process_that_loads_it(tmp_path: Path) -> None:
+def test_without_the_trial_such_a_file_aborts_the_process_that_loads_it(tmp_path: Path) -> None:
     file = tmp_path / "many.gguf"
     file.write_bytes(block_count(DATA, 2**31))
-    load = f"from edge.llama import Llama; Llama({str(file)!r}, 64, 0, 1, 1)"
+    load = (
+        "from common.config_schema import EdgeModelConfig; from edge.llama.model import Llama\n"
+        f"Llama(EdgeModelConfig(path={str(file)!r}, context_length=64, threads=1, sequences=1))"
+    )
     environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
     ended = subprocess.run([sys.executable, "-c", load], env=environment, capture_output=True, check=False)
     assert ended.returncode == -signal.SIGABRT
@@ -260,7 +268,7 @@ async def test_a_file_that_llama_cpp_refuses_is_refused_with_its_reason(tmp_path
 async def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "none.gguf"
     file.write_bytes(gguf())
-    with pytest.raises(StartError, match="no tensors"):
+    with pytest.raises(StartError, match="it has no tensors"):
         await prepare(str(file))
 
 
@@ -273,13 +281,13 @@ async def test_a_good_file_is_found_and_passes() -> None:
 
 
 class Hub:
-    """A hub of one repository on loopback; breaks off its first `breaks` downloads half-way."""
+    """A hub with one repository, on loopback; interrupts its first `breaks` downloads half-way."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files, self.breaks, self.requests, self.sent = files, 0, 0, 0
         self.ranges: list[str] = []
         self.stalls: asyncio.Event | None = None
-        """If there, a download stops half-way and says so."""
+        """If set, a download stops half-way and sets the event."""
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -341,7 +349,7 @@ async def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     await runner.cleanup()
 
 
-async def test_a_hub_id_is_downloaded_once_and_then_needs_no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hub_id_is_downloaded_once_and_then_works_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     file = await prepare("someone/model:Q8_0")
     assert file.read_bytes() == DATA
     asked, hub.files = hub.requests, {}
@@ -349,11 +357,11 @@ async def test_a_hub_id_is_downloaded_once_and_then_needs_no_hub(hub: Hub, monke
     assert hub.requests == asked
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert await prepare("someone/model:Q8_0") == file
-    with pytest.raises(StartError, match="not to be had from the hub"):
+    with pytest.raises(StartError, match="the hub cannot deliver it"):
         await prepare("someone/model:Q4")
 
 
-async def test_a_download_that_breaks_off_goes_on_where_it_broke(hub: Hub) -> None:
+async def test_an_interrupted_download_resumes(hub: Hub) -> None:
     hub.breaks, large = 1, DATA + bytes(30 << 20)  # huggingface_hub writes 10 MiB at a time
     hub.files["model-Q8_0.gguf"] = large
     file = await prepare("someone/model:Q8_0")
@@ -361,16 +369,16 @@ async def test_a_download_that_breaks_off_goes_on_where_it_broke(hub: Hub) -> No
     assert hub.ranges == [f"bytes={10 << 20}-"]
 
 
-async def test_a_hub_id_that_fits_several_files_or_none_lists_them(hub: Hub) -> None:
+async def test_a_hub_id_that_matches_several_files_or_none_is_refused(hub: Hub) -> None:
     with pytest.raises(StartError, match=r"several GGUF files.*model-Q4\.gguf, model-Q8_0\.gguf"):
         await prepare("someone/model")
-    with pytest.raises(StartError, match="no GGUF files that fit 'Q2'"):
+    with pytest.raises(StartError, match="no GGUF files that match 'Q2'"):
         await prepare("someone/model:Q2")
-    with pytest.raises(StartError, match="neither a file here nor a repository"):
+    with pytest.raises(StartError, match="neither a local file nor a repository"):
         await prepare("nobody/else")
 
 
-async def test_giving_up_ends_the_download_and_leaves_nothing_half_done(hub: Hub, tmp_path: Path) -> None:
+async def test_cancelling_ends_the_download_and_leaves_no_partial_file(hub: Hub, tmp_path: Path) -> None:
     hub.stalls = asyncio.Event()
     waiting = asyncio.create_task(prepare("someone/model:Q8_0"))
     await asyncio.wait_for(hub.stalls.wait(), 60)

@@ -1,4 +1,4 @@
-"""What is drawn from logits: the distributions that were asked for, under penalties and schemas."""
+"""Sampling: the requested distributions, penalties, log probabilities, JSON schemas."""
 
 import json
 from collections.abc import AsyncIterator
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from common.config_schema import EdgeModelConfig
 from common.errors import RequestError
 from common.types import GREEDY, Sampling
 from edge.engine.engine import EdgeEngine
@@ -43,7 +44,7 @@ SCHEMA = json.dumps(
     ids=str,
 )
 @pytest.mark.parametrize("vocabulary", [40, 1000])
-def test_draws_follow_the_distribution_that_was_asked_for(sampling: Sampling, vocabulary: int) -> None:
+def test_draws_follow_the_requested_distribution(sampling: Sampling, vocabulary: int) -> None:
     source = np.random.default_rng(11)
     logits = source.normal(0, 3, vocabulary).astype(np.float32)
     expected = reference_distribution(logits, sampling)
@@ -71,7 +72,7 @@ def reference_distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray
 
 
 @pytest.mark.parametrize("size", [1, 63, 64, 1000, 5000])
-def test_the_kth_largest_is_the_one_that_sorting_finds(size: int) -> None:
+def test_the_kth_largest_is_what_sorting_finds(size: int) -> None:
     source = np.random.default_rng(size)
     values = source.integers(0, 200, size).astype(np.float32)  # with ties
     in_order = np.sort(values)[::-1]
@@ -79,7 +80,7 @@ def test_the_kth_largest_is_the_one_that_sorting_finds(size: int) -> None:
         assert kth_largest(values, k) == in_order[k - 1]
 
 
-def test_random_numbers_belong_to_positions_not_to_calls() -> None:
+def test_random_numbers_depend_on_positions_not_on_calls() -> None:
     sampling = Sampling(1.0, seed=5)
     whole = uniforms(sampling, 3, 20)
     pieces = np.concatenate([uniforms(sampling, 3, 7), uniforms(sampling, 10, 13)])
@@ -98,7 +99,7 @@ def test_penalties_count_as_openai_and_vllm_count() -> None:
         if token in prompt + answer:
             expected[token] = expected[token] / 1.3 if expected[token] > 0 else expected[token] * 1.3
         expected[token] -= 0.25 * answer.count(token) + 0.5 * (token in answer)
-    for known in range(len(answer) + 1):  # whatever part of the answer was there before, the rest is told
+    for known in range(len(answer) + 1):  # the first `known` tokens exist before, the others are added
         penalties = Penalties(sampling, prompt + answer[:known])
         for token in answer[known:]:
             penalties.add(token)
@@ -121,7 +122,7 @@ def test_log_probabilities_are_those_of_the_softmax() -> None:
 
 @pytest_asyncio.fixture
 async def engine() -> AsyncIterator[EdgeEngine]:
-    async with EdgeEngine(MODEL, context_length=512, threads=1) as running:
+    async with EdgeEngine(EdgeModelConfig(path=MODEL, context_length=512, threads=1)) as running:
         yield running
 
 
@@ -144,7 +145,7 @@ PENALISED = {"presence_penalty": 1.0, "frequency_penalty": 1.5, "repetition_pena
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.2])
-async def test_penalties_keep_tokens_from_coming_back(engine: EdgeEngine, temperature: float) -> None:
+async def test_penalties_reduce_repetition(engine: EdgeEngine, temperature: float) -> None:
     prompt = engine.tokenize("one two one two one two one two")
 
     async def repeated(**penalties: float) -> int:
@@ -173,7 +174,7 @@ async def test_an_answer_under_a_schema_fits_it(engine: EdgeEngine, temperature:
         assert await drawn(engine, prompt, schema(temperature, seed, prompt), [3, 1, 9, 200]) == tokens
 
 
-async def test_a_schema_follows_an_answer_that_goes_back(engine: EdgeEngine) -> None:
+async def test_a_schema_follows_an_answer_that_is_rolled_back(engine: EdgeEngine) -> None:
     prompt = ask(engine, "What is the capital of France?")
     sampling = schema(1.0, 1, prompt)
     whole = await drawn(engine, prompt, sampling, [200])
@@ -201,7 +202,7 @@ async def test_a_schema_follows_an_answer_that_goes_back(engine: EdgeEngine) -> 
     ],
     ids=lambda text: text[:30],
 )
-async def test_a_schema_that_is_none_is_refused_and_the_engine_goes_on(engine: EdgeEngine, wrong: str) -> None:
+async def test_an_invalid_schema_is_refused_and_the_engine_goes_on(engine: EdgeEngine, wrong: str) -> None:
     prompt = ask(engine, "What is AI?")
     async with engine.sequence(prompt) as sequence:
         with pytest.raises(RequestError):
@@ -210,7 +211,7 @@ async def test_a_schema_that_is_none_is_refused_and_the_engine_goes_on(engine: E
 
 
 async def test_first_tokens_of_many_seeds_follow_the_schemas_softmax(engine: EdgeEngine) -> None:
-    """A token that may not follow is drawn again with another random number: the rest keeps its proportions."""
+    """A token that is not allowed is redrawn with another random number: the others keep their proportions."""
     prompt = ask(engine, "What is the capital of France?")
     digits = json.dumps({"enum": list(range(10))})
     draws = 600

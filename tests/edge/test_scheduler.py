@@ -1,4 +1,4 @@
-"""Many requests in one engine: what a step holds, who may join, and that whoever leaves is gone."""
+"""Many requests in one engine: continuous batching, streams, cancellation, limits, prefix stores, draft sessions."""
 
 import asyncio
 import random
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from common.config_schema import LimitsConfig
+from common.config_schema import EdgeModelConfig, LimitsConfig
 from common.errors import ContextLengthError, NotFoundError, OverloadedError
 from common.types import GREEDY, Sampling, Verdict
 from edge.draft_generator import DraftManager
 from edge.engine.engine import EdgeEngine
-from edge.kv.live_sequences import LiveSequences
+from edge.kv.prefix_store import LiveSequences
 from edge.llama.batch import SequenceTokens
 from edge.llama.model import CHUNK, Llama
 
@@ -32,12 +32,13 @@ QUESTIONS = (
     "What is the capital of Italy?",
 )
 LENGTH = 24
+ONE_SEQUENCE = EdgeModelConfig(path=MODEL, context_length=256, threads=1, sequences=1)
 HOT = Sampling(temperature=1.5, top_p=0.95, min_p=0.01, frequency_penalty=0.3, seed=7)
 
 
 @pytest_asyncio.fixture
 async def engine() -> AsyncIterator[EdgeEngine]:
-    async with EdgeEngine(MODEL, context_length=1024, threads=1, sequences=8) as running:
+    async with EdgeEngine(EdgeModelConfig(path=MODEL, threads=1, sequences=8)) as running:
         yield running
 
 
@@ -53,7 +54,7 @@ async def answer(
 
 
 async def counted(engine: EdgeEngine, name: str, work: Any) -> int:
-    """By how much `work` raises one of the engine's counters."""
+    """By how much `work` increases one of the engine's counters."""
     before = engine.stats()[name]
     await work
     return engine.stats()[name] - before
@@ -67,7 +68,7 @@ def llama_of(engine: EdgeEngine) -> Llama:
 @pytest.mark.parametrize("kv_unified", [False, True], ids=["own", "unified"])
 @pytest.mark.parametrize("sampling", [GREEDY, HOT], ids=["greedy", "seeded"])
 async def test_an_answer_alone_is_the_answer_among_eight(sampling: Sampling, kv_unified: bool) -> None:
-    """Whoever else comes and goes, and wherever its prompt's beginning is found."""
+    """Other requests come and go, and the prompt's prefix is found in different places."""
     source = random.Random(4)
 
     async def strangers(engine: EdgeEngine) -> None:
@@ -75,7 +76,8 @@ async def test_an_answer_alone_is_the_answer_among_eight(sampling: Sampling, kv_
             text = [source.randrange(10, 4000) for _ in range(source.randrange(1, 300))]
             await answer(engine, text, HOT, limit=source.randrange(1, 40), reuse=source.random() < 0.5)
 
-    async with EdgeEngine(MODEL, 1024, threads=1, sequences=8, kv_unified=kv_unified) as engine:
+    model = EdgeModelConfig(path=MODEL, threads=1, sequences=8, kv_unified=kv_unified)
+    async with EdgeEngine(model) as engine:
         prompts = [ask(engine, question) for question in QUESTIONS]
         alone = [await answer(engine, prompt, sampling, reuse=False) for prompt in prompts]
         others = [asyncio.create_task(strangers(engine)) for _ in range(3)]
@@ -88,9 +90,9 @@ async def test_an_answer_alone_is_the_answer_among_eight(sampling: Sampling, kv_
 
 
 @pytest.mark.parametrize("kv_unified", [False, True], ids=["own", "unified"])
-def test_a_copy_is_whole_whatever_happens_to_its_source(kv_unified: bool) -> None:
-    """llama.cpp fills a copy's cells only when it decodes next."""
-    llama = Llama(MODEL, 256, 0, 1, 4, kv_unified=kv_unified)
+def test_a_copy_is_complete_whatever_happens_to_its_source(kv_unified: bool) -> None:
+    """llama.cpp fills the cells of a copy only when it decodes next."""
+    llama = Llama(EdgeModelConfig(path=MODEL, context_length=256, threads=1, kv_unified=kv_unified))
     try:
         one, other = [5, 6, 7, 8, 9], [50, 60, 70]
         llama.decode([SequenceTokens(0, one, 1), SequenceTokens(1, other, 1)])
@@ -123,13 +125,13 @@ def test_a_copy_is_whole_whatever_happens_to_its_source(kv_unified: bool) -> Non
         llama.free()
 
 
-async def test_one_step_serves_all_who_draw(engine: EdgeEngine) -> None:
+async def test_one_step_serves_all_drawing_requests(engine: EdgeEngine) -> None:
     prompts = [ask(engine, question) for question in QUESTIONS]
     steps = await counted(engine, "steps", asyncio.gather(*(answer(engine, prompt, HOT) for prompt in prompts)))
-    assert steps <= LENGTH + 2 * len(prompts)  # they join one after the other, each with a prompt to be read
+    assert steps <= LENGTH + 2 * len(prompts)  # they join one after the other, each with a prompt to decode
 
 
-async def test_a_long_prompt_is_read_beside_those_who_draw(engine: EdgeEngine) -> None:
+async def test_a_long_prompt_is_decoded_beside_drawing_requests(engine: EdgeEngine) -> None:
     prompt, long = ask(engine, "What is AI?"), [5] * (3 * CHUNK)
     expected = await answer(engine, prompt)
     steps = await counted(engine, "steps", asyncio.gather(answer(engine, prompt), answer(engine, long, limit=1)))
@@ -143,10 +145,10 @@ async def test_rejected_tokens_are_never_computed_again(engine: EdgeEngine) -> N
         first = await sequence.draft(prompt, 8)
         known = [*prompt, *first.token_ids[:3], other]
         decoded = await counted(engine, "decoded_tokens", sequence.draft(known, 8))
-    assert decoded == 1 + 7  # the token that is new, then each drawn one but the last
+    assert decoded == 1 + 7  # the new token, then each drawn token but the last
 
 
-async def test_a_draft_ends_with_the_token_that_makes_the_rest_unlikely(engine: EdgeEngine) -> None:
+async def test_a_draft_ends_when_the_product_of_confidences_is_too_low(engine: EdgeEngine) -> None:
     prompt = ask(engine, "Explain quantum computing")
     async with engine.sequence(prompt) as sequence:
         whole = await sequence.draft(prompt, LENGTH, HOT)
@@ -167,11 +169,11 @@ async def test_a_stream_is_the_draft_in_parts(engine: EdgeEngine) -> None:
     assert [part.finished for part in parts] == [False] * (len(parts) - 1) + [True]
 
 
-async def test_a_stream_does_not_wait_for_who_reads_it(engine: EdgeEngine) -> None:
+async def test_a_stream_does_not_wait_for_its_reader(engine: EdgeEngine) -> None:
     prompt = ask(engine, "Explain quantum computing")
     async with engine.sequence(prompt) as sequence, aclosing(sequence.generate(prompt, 200, HOT)) as parts:
         await anext(parts)
-        while engine.stats()["drafts"] == 0:  # drawn to the end, while nobody reads
+        while engine.stats()["drafts"] == 0:  # drawn to the end although nobody reads
             await asyncio.sleep(0.01)
         rest = [part async for part in parts]
     assert len(rest) == 1
@@ -212,7 +214,7 @@ async def test_a_long_text_is_scored_in_portions(engine: EdgeEngine, monkeypatch
     text = [5, 9, 13] * 40
     async with engine.sequence() as sequence:
         whole = await sequence.score(text, 1)
-        monkeypatch.setattr("edge.engine.scheduler.SCORED", 7 * engine.vocab_size)
+        monkeypatch.setattr("edge.engine.scheduler.MAX_SCORING_LOGITS", 7 * engine.vocab_size)
         steps = await counted(engine, "steps", sequence.score(text, 1))
         portions = await sequence.score(text, 1)
     assert steps == -(-(len(text) - 1) // 7)
@@ -220,7 +222,7 @@ async def test_a_long_text_is_scored_in_portions(engine: EdgeEngine, monkeypatch
 
 
 def test_an_aborted_step_leaves_every_sequence_as_it_was() -> None:
-    llama = Llama(MODEL, 1024, 0, 1, 2)
+    llama = Llama(EdgeModelConfig(path=MODEL, threads=1, sequences=2))
     try:
         llama.decode([SequenceTokens(0, [5, 6, 7], 1)])
         expected = llama.decode([SequenceTokens(0, [8], 1)])
@@ -239,12 +241,12 @@ def test_an_aborted_step_leaves_every_sequence_as_it_was() -> None:
 
 
 class DecodeGate:
-    """Holds the engine's thread before each decode, and lets it go on demand."""
+    """Blocks the engine's thread before each decode until `go` is set."""
 
     def __init__(self, engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered, self.go = threading.Event(), threading.Event()
         self.outcomes: list[bool] = []
-        """Whether each decode since came to its end."""
+        """For each decode since, whether it was completed."""
         decode = llama_of(engine).decode
 
         def held(pieces: Sequence[SequenceTokens]) -> Any:
@@ -258,14 +260,14 @@ class DecodeGate:
 
 
 @pytest.mark.parametrize("protected", [True, False], ids=["abort", "control"])
-async def test_a_prefill_that_nobody_wants_is_aborted(
+async def test_a_cancelled_prefill_is_aborted(
     engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch, protected: bool
 ) -> None:
     prompt = ask(engine, "What is AI?")
     expected = await answer(engine, prompt)
     gate = DecodeGate(engine, monkeypatch)
     if not protected:
-        monkeypatch.setattr("edge.engine.scheduler.Batcher.cancelled", lambda self: None)
+        monkeypatch.setattr("edge.engine.worker.StepScheduler.abort_unwanted_step", lambda self: None)
     left = asyncio.create_task(answer(engine, [5] * (3 * CHUNK)))
     await asyncio.to_thread(gate.entered.wait)
     left.cancel()
@@ -276,7 +278,7 @@ async def test_a_prefill_that_nobody_wants_is_aborted(
     assert engine.stats()["sequences_lent"] == 0
 
 
-async def test_a_step_that_others_want_too_goes_on(engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_step_that_other_requests_need_goes_on(engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = ask(engine, "What is AI?")
     expected = await answer(engine, prompt)
     gate = DecodeGate(engine, monkeypatch)
@@ -291,7 +293,7 @@ async def test_a_step_that_others_want_too_goes_on(engine: EdgeEngine, monkeypat
     assert all(gate.outcomes)
 
 
-async def test_an_abort_that_comes_too_late_hurts_nobody(engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_late_abort_changes_no_answer(engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = ask(engine, "What is AI?")
     expected = await answer(engine, prompt)
     llama, decode = llama_of(engine), llama_of(engine).decode
@@ -305,7 +307,7 @@ async def test_an_abort_that_comes_too_late_hurts_nobody(engine: EdgeEngine, mon
     assert await asyncio.gather(*(answer(engine, prompt, reuse=False) for _ in range(4))) == [expected] * 4
 
 
-async def test_a_hundred_who_leave_at_random_leave_nothing(engine: EdgeEngine) -> None:
+async def test_requests_cancelled_at_random_leave_nothing_behind(engine: EdgeEngine) -> None:
     source = random.Random(5)
     prompt = ask(engine, "What is AI?")
     expected = await answer(engine, prompt)
@@ -327,13 +329,13 @@ async def test_a_hundred_who_leave_at_random_leave_nothing(engine: EdgeEngine) -
 
 
 async def limited(limits: LimitsConfig, check: Callable[[EdgeEngine], Any]) -> None:
-    async with EdgeEngine(MODEL, context_length=256, threads=1, sequences=1, limits=limits) as engine:
+    async with EdgeEngine(ONE_SEQUENCE, limits=limits) as engine:
         await check(engine)
         assert engine.stats()["waiting"] == engine.stats()["prompt_tokens_now"] == 0
         assert len(await answer(engine, [5], HOT, limit=2)) == 2
 
 
-async def test_one_more_than_may_wait_is_turned_away() -> None:
+async def test_a_request_is_refused_when_the_queue_is_full() -> None:
     async def check(engine: EdgeEngine) -> None:
         async with engine.sequence([5]):
             waiting = asyncio.create_task(answer(engine, [5], limit=1))
@@ -345,7 +347,7 @@ async def test_one_more_than_may_wait_is_turned_away() -> None:
     await limited(LimitsConfig(max_queue=1), check)
 
 
-async def test_more_tokens_than_may_be_worked_on_are_turned_away() -> None:
+async def test_a_request_is_refused_when_too_many_tokens_are_in_progress() -> None:
     async def check(engine: EdgeEngine) -> None:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(engine.sequence([5] * 60))
@@ -356,7 +358,7 @@ async def test_more_tokens_than_may_be_worked_on_are_turned_away() -> None:
     await limited(LimitsConfig(max_tokens_total=100), check)
 
 
-async def test_a_request_has_no_more_tokens_than_one_may() -> None:
+async def test_a_request_has_at_most_the_tokens_that_the_limit_allows() -> None:
     async def check(engine: EdgeEngine) -> None:
         assert engine.context_length == 40
         assert len(await answer(engine, [5] * 38, HOT)) == 2
@@ -366,48 +368,48 @@ async def test_a_request_has_no_more_tokens_than_one_may() -> None:
     await limited(LimitsConfig(max_tokens_request=40), check)
 
 
-class NotedStore(LiveSequences):
-    """A prefix store that notes who asks it what, and in which thread."""
+class RecordingStore(LiveSequences):
+    """A prefix store that records the calls and their threads."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.threads: set[str] = set()
 
-    def _note(self, call: str) -> None:
+    def _record(self, call: str) -> None:
         self.calls.append(call)
         self.threads.add(threading.current_thread().name)
 
     def restore(self, llama: Llama, sequence: int, token_ids: Sequence[int]) -> int:
-        self._note(f"restore {len(token_ids)}")
+        self._record(f"restore {len(token_ids)}")
         return super().restore(llama, sequence, token_ids)
 
     def release(self, llama: Llama, sequence: int) -> None:
-        self._note(f"release {len(llama.held[sequence])}")
+        self._record(f"release {len(llama.held[sequence])}")
 
-    def evicted(self, llama: Llama, sequence: int) -> None:
-        self._note(f"evicted {len(llama.held[sequence])}")
+    def save(self, llama: Llama, sequence: int) -> None:
+        self._record(f"save {len(llama.held[sequence])}")
 
     def close(self, llama: Llama) -> None:
-        self._note("close")
+        self._record("close")
 
 
-async def test_a_prefix_store_is_asked_once_per_lease_in_the_engines_thread() -> None:
-    store = NotedStore()
-    async with EdgeEngine(MODEL, context_length=256, threads=1, sequences=1, store=store) as engine:
+async def test_a_prefix_store_is_called_once_per_lease_in_the_engines_thread() -> None:
+    store = RecordingStore()
+    async with EdgeEngine(ONE_SEQUENCE, store=store) as engine:
         prompt = [5, 6, 7, 8]
         async with engine.sequence(prompt) as sequence:
             first = await sequence.draft(prompt, 3, HOT)
             await sequence.draft(prompt + first.token_ids[:1], 2, HOT)
         async with engine.sequence():
-            pass  # nothing was asked, nothing is told
+            pass  # a lease without a job: the store is not called
         await answer(engine, prompt, limit=1, reuse=False)
         await answer(engine, prompt, limit=1)
-    assert store.calls == ["restore 3", "release 6", "evicted 6", "restore 3", "release 4", "close"]
+    assert store.calls == ["restore 3", "release 6", "save 6", "restore 3", "release 4", "close"]
     assert store.threads == {"edge-engine"}
 
 
 class FaultyStore(LiveSequences):
-    """A prefix store that fails whenever a lease or the engine ends."""
+    """A prefix store that fails when a lease or the engine ends."""
 
     def release(self, llama: Llama, sequence: int) -> None:
         raise OSError("no space left")
@@ -417,7 +419,7 @@ class FaultyStore(LiveSequences):
 
 
 async def test_a_prefix_store_that_fails_does_not_end_the_engine() -> None:
-    async with EdgeEngine(MODEL, context_length=256, threads=1, sequences=1, store=FaultyStore()) as engine:
+    async with EdgeEngine(ONE_SEQUENCE, store=FaultyStore()) as engine:
         assert len(await answer(engine, [5], HOT, limit=2)) == len(await answer(engine, [6], HOT, limit=2)) == 2
 
 
@@ -460,5 +462,5 @@ async def test_a_session_drafts_on_while_a_verdict_is_awaited(engine: EdgeEngine
     assert drafts == [expected[:4], expected[4:8]]
     assert manager.settle("s", Verdict(expected[:5], 4, False, 0.0)) == prompt + expected[:5]
     decoded = await counted(engine, "decoded_tokens", manager.draft("s", 4))
-    assert decoded == 4  # the five settled tokens agree with what was drafted, and nothing is computed again
+    assert decoded == 4  # the five settled tokens equal the drafted ones, so nothing is computed again
     assert manager.settle("s", Verdict(expected[5:12], 6, False, 0.0)) == prompt + expected[:12]

@@ -1,4 +1,4 @@
-"""A segment through llama.cpp: its states are the whole model's, however it is fed; its exit is heard where asked."""
+"""A segment in llama.cpp: its states equal the whole model's, however it is fed; its exit is computed on request."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,22 +6,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from common.config_schema import EdgeModelConfig
 from common.errors import ConfigError, EngineError, StartError
 from common.protocol.split_manifest import SplitManifest, read_manifest
-from edge.llama.segment import CHUNK, Feed, LlamaSegment, States
+from edge.llama.segment import CHUNK, Feed, LlamaSegment, SegmentShape, States
 from tests.conftest import CLOUD_MODEL
 
 TEXT = "<|user|>What is the capital of France?<|assistant|>The capital of France is Paris.<|end|>"
 TOLERANCE = 1e-4
-"""Of states whose numbers are up to some tens: what float32 in another order makes of them."""
+"""For states with values up to a few tens: the effect of summing float32 in another order."""
 
 
-def load(manifest: SplitManifest, folder: Path, number: int, **changes: Any) -> LlamaSegment:
+def load(manifest: SplitManifest, folder: Path, number: int, shows_states: bool = True) -> LlamaSegment:
     part = manifest.segments[number]
-    shape = part.last - part.first + 1, manifest.hidden, manifest.vocab_size
-    options: dict[str, Any] = {"first": number == 0, "context_length": 256, "sequences": 4, "kv_type": "f32"}
-    return LlamaSegment(str(folder / part.file), *shape, **options | changes)
+    model = EdgeModelConfig(path=str(folder / part.file), context_length=256, threads=1, kv_type="f32")
+    shape = SegmentShape(part.last - part.first + 1, manifest.hidden, manifest.vocab_size)
+    return LlamaSegment(model, shape, first=number == 0, shows_states=shows_states)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def states_of(segment: LlamaSegment, *feeds: Feed) -> States:
     return step.states.copy()
 
 
-def test_segments_in_a_row_leave_the_whole_models_states(
+def test_a_chain_of_segments_computes_the_whole_models_states(
     first: LlamaSegment, second: LlamaSegment, ids: list[int], whole: Any, manifest: SplitManifest
 ) -> None:
     after_first = states_of(first, Feed(0, ids, 0))
@@ -77,27 +79,28 @@ def test_segments_in_a_row_leave_the_whole_models_states(
         np.testing.assert_allclose(states, whole(ids)[layers], atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_a_segment_that_is_fed_other_states_leaves_others(
+def test_a_segment_that_is_fed_other_states_computes_other_states(
     first: LlamaSegment, second: LlamaSegment, ids: list[int], whole: Any, manifest: SplitManifest
 ) -> None:
-    """The control of the test above: it would see a segment that is fed the embeddings."""
+    """The control of the test above: it would detect a segment that is fed the embeddings."""
     states = states_of(second, Feed(0, whole(ids)[0], 0))
     assert not np.allclose(states, whole(ids)[manifest.exits[1]], atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("portion", [1, 5])
-@pytest.mark.parametrize("heard", [False, True], ids=["unheard", "heard"])
-def test_in_whatever_portions_and_whether_its_exit_is_heard_states_are_the_same(
-    first: LlamaSegment, ids: list[int], portion: int, heard: bool
+@pytest.mark.parametrize("exit_wanted", [False, True], ids=["no exit", "exit"])
+def test_states_depend_neither_on_the_portions_nor_on_the_exit(
+    first: LlamaSegment, ids: list[int], portion: int, exit_wanted: bool
 ) -> None:
     at_once = states_of(first, Feed(0, ids, 0))
     portions = [
-        states_of(first, Feed(1, ids[begin : begin + portion], int(heard))) for begin in range(0, len(ids), portion)
+        states_of(first, Feed(1, ids[begin : begin + portion], int(exit_wanted)))
+        for begin in range(0, len(ids), portion)
     ]
     np.testing.assert_allclose(np.concatenate(portions), at_once, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_the_exit_is_heard_after_the_inputs_asked_for(first: LlamaSegment, ids: list[int]) -> None:
+def test_the_exit_is_computed_after_the_requested_inputs(first: LlamaSegment, ids: list[int]) -> None:
     every = first.decode([Feed(0, ids, len(ids))])
     assert every is not None and every.logits.shape == (len(ids), first.vocab_size)
     rows = every.logits.copy()
@@ -107,14 +110,14 @@ def test_the_exit_is_heard_after_the_inputs_asked_for(first: LlamaSegment, ids: 
     np.testing.assert_allclose(some.logits, rows[[len(ids) - 6, len(ids) - 5, 4]], atol=1e-3)
 
 
-def test_logits_of_single_steps_are_read_where_llama_cpp_has_them(first: LlamaSegment, ids: list[int]) -> None:
+def test_logits_of_single_inputs_are_not_copied(first: LlamaSegment, ids: list[int]) -> None:
     step = first.decode([Feed(0, ids[:1], 1), Feed(1, ids[:1], 1)])
     again = first.decode([Feed(0, ids[1:2], 1), Feed(1, ids[1:2], 1)])
     assert step is not None and again is not None
     assert np.shares_memory(step.logits, again.logits)
 
 
-def test_a_segment_whose_states_nobody_is_shown_says_the_same(
+def test_a_segment_that_returns_no_states_computes_the_same_exit(
     manifest: SplitManifest, demo_split: Path, first: LlamaSegment, second: LlamaSegment, ids: list[int]
 ) -> None:
     states = states_of(first, Feed(0, ids, 0))
@@ -126,7 +129,7 @@ def test_a_segment_whose_states_nobody_is_shown_says_the_same(
     silent.free()
 
 
-def test_sequences_of_one_step_know_nothing_of_each_other(first: LlamaSegment, ids: list[int]) -> None:
+def test_sequences_of_one_step_do_not_affect_each_other(first: LlamaSegment, ids: list[int]) -> None:
     alone = states_of(first, Feed(0, ids, 0))
     lengths = len(ids), 3, 1, 7
     together = states_of(first, *(Feed(at, ids[:length], 0) for at, length in enumerate(lengths) if at))
@@ -136,7 +139,7 @@ def test_sequences_of_one_step_know_nothing_of_each_other(first: LlamaSegment, i
         begin += length
 
 
-def test_what_is_forgotten_is_as_if_it_had_not_been(first: LlamaSegment, ids: list[int]) -> None:
+def test_a_forgotten_sequence_is_like_a_new_one(first: LlamaSegment, ids: list[int]) -> None:
     fresh = states_of(first, Feed(0, ids, 0))
     first.forget(0)
     assert first.held[0] == 0
@@ -161,9 +164,9 @@ def test_after_an_error_its_sequences_hold_nothing(first: LlamaSegment, ids: lis
 
 
 def test_a_segment_of_another_shape_is_refused(manifest: SplitManifest, demo_split: Path) -> None:
-    path = str(demo_split / manifest.segments[0].file)
-    for shape in ((3, 256, 4096), (2, 128, 4096), (2, 256, 4095)):
-        with pytest.raises(ConfigError, match=r"has 2 layers, 256 numbers a state, 4096 tokens; its manifest says"):
-            LlamaSegment(path, *shape, first=True, context_length=CHUNK)
+    model = EdgeModelConfig(path=str(demo_split / manifest.segments[0].file), context_length=CHUNK, sequences=1)
+    for shape in (SegmentShape(3, 256, 4096), SegmentShape(2, 128, 4096), SegmentShape(2, 256, 4095)):
+        with pytest.raises(ConfigError, match=r"has 2 layers, 256 numbers per state, 4096 tokens; its manifest says"):
+            LlamaSegment(model, shape, first=True)
     with pytest.raises(StartError, match="not a GGUF file"):
-        LlamaSegment(str(demo_split / "manifest.json"), 2, 256, 4096, first=True, context_length=CHUNK)
+        LlamaSegment(replace(model, path=str(demo_split / "manifest.json")), SegmentShape(2, 256, 4096), first=True)

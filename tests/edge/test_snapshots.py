@@ -1,4 +1,4 @@
-"""Sealed snapshots and their folder: an altered bit is refused, no name leads out, a crash leaves no half file."""
+"""Sealed snapshots and their folder: altered bits and hostile names are refused, a crash leaves no partial file."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ def flipped(data: bytes, bit: int) -> bytes:
     return bytes(changed)
 
 
-def test_what_is_sealed_comes_back(sealed: bytes) -> None:
+def test_unsealing_returns_what_was_sealed(sealed: bytes) -> None:
     assert unseal(KEY, "model", sealed) == (TOKENS, STATE)
 
 
@@ -47,7 +47,7 @@ def test_compression_makes_it_smaller() -> None:
     assert len(compressed) < len(plain)
 
 
-def test_cut_short_at_any_byte_or_made_longer_it_is_refused(sealed: bytes) -> None:
+def test_a_snapshot_truncated_at_any_byte_or_extended_is_refused(sealed: bytes) -> None:
     for data in (*(sealed[:length] for length in range(len(sealed))), sealed + b"\0"):
         with pytest.raises(SnapshotError):
             unseal(KEY, "model", data)
@@ -71,7 +71,7 @@ def test_another_key_or_another_model_is_refused(sealed: bytes) -> None:
             unseal(key, fingerprint, sealed)
 
 
-def test_a_written_file_is_read_back_and_listed_by_age(folder: SnapshotFolder, sealed: bytes) -> None:
+def test_written_files_are_read_back_and_listed_by_age(folder: SnapshotFolder, sealed: bytes) -> None:
     for name in ("new.kv", "old.kv"):
         folder.write(name, sealed)
     os.utime(folder.path / "old.kv", (1, 1))
@@ -86,8 +86,8 @@ def test_a_written_file_is_read_back_and_listed_by_age(folder: SnapshotFolder, s
 @pytest.mark.parametrize(
     "name", ["../x", "/etc/x", "a/b", "..", ".", "", ".hidden", "a\0b", "x" * 101, "é", "a\n", "-x/"]
 )
-def test_a_name_that_could_lead_elsewhere_is_refused(name: str) -> None:
-    with pytest.raises(RequestError, match="no name"):
+def test_a_name_that_could_lead_out_of_the_folder_is_refused(name: str) -> None:
+    with pytest.raises(RequestError, match="invalid snapshot name"):
         file_name(name)
 
 
@@ -116,7 +116,7 @@ def test_a_linked_inner_folder_is_refused(folder: SnapshotFolder, tmp_path: Path
         SnapshotFolder(Path("inner"), inside=folder)
 
 
-def test_a_file_of_another_size_than_it_says_is_refused_unread(folder: SnapshotFolder, sealed: bytes) -> None:
+def test_a_file_whose_size_differs_from_its_header_is_refused_unread(folder: SnapshotFolder, sealed: bytes) -> None:
     for data in (sealed[:-1], sealed + b"\0", b"", b"nonsense" * 20):
         folder.write("x.kv", data)
         with pytest.raises(SnapshotError):
@@ -125,7 +125,7 @@ def test_a_file_of_another_size_than_it_says_is_refused_unread(folder: SnapshotF
             folder.describe("x.kv")
 
 
-def test_a_failed_write_leaves_what_was_there(
+def test_a_failed_write_leaves_the_old_file(
     folder: SnapshotFolder, sealed: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.write("x.kv", sealed)
@@ -143,15 +143,15 @@ def test_a_failed_write_leaves_what_was_there(
 WRITER = """
 import sys
 from pathlib import Path
-from edge.snapshot_folder import SnapshotFolder
-from edge.snapshots import seal
+from edge.kv.snapshot_folder import SnapshotFolder
+from edge.kv.snapshot_format import seal
 folder = SnapshotFolder(Path(sys.argv[1]))
 for turn in range(10_000):
     folder.write(f"{turn % 3}.kv", seal(b"k" * 32, "model", [turn], bytes([turn % 256]) * 4_000_000))
 """
 
 
-def test_a_process_killed_while_writing_leaves_whole_files_only(folder: SnapshotFolder) -> None:
+def test_a_process_killed_while_writing_leaves_only_complete_files(folder: SnapshotFolder) -> None:
     for delay in (0.01, 0.02, 0.03):
         with subprocess.Popen([sys.executable, "-c", WRITER, str(folder.path)]) as writer:
             deadline = time.monotonic() + 60
@@ -168,7 +168,7 @@ def test_a_process_killed_while_writing_leaves_whole_files_only(folder: Snapshot
             folder.remove(name)
 
 
-def test_the_key_is_made_once_and_for_its_owner_alone(folder: SnapshotFolder) -> None:
+def test_the_key_is_created_once_and_only_its_owner_can_read_it(folder: SnapshotFolder) -> None:
     key = folder.key()
     assert len(key) == 32
     assert folder.key() == key
@@ -192,13 +192,13 @@ def linked(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [shared, short, linked])
-def test_a_key_that_is_no_secret_stops_the_start(folder: SnapshotFolder, spoil: Callable[[Path], None]) -> None:
+def test_a_key_that_is_not_secret_is_refused(folder: SnapshotFolder, spoil: Callable[[Path], None]) -> None:
     spoil(folder.path / "key")
     with pytest.raises((StartError, OSError)):
         folder.key()
 
 
-def test_each_error_is_one_line_for_a_person(sealed: bytes) -> None:
+def test_a_snapshot_error_is_a_request_error_in_one_line(sealed: bytes) -> None:
     with pytest.raises(FrameworkError) as failure:
         unseal(KEY, "other", sealed)
     assert isinstance(failure.value, RequestError) and not isinstance(failure.value, NotFoundError)

@@ -16,7 +16,7 @@ from common.errors import ConfigError, EndpointError, StartError
 from common.http.messages import reply
 from common.http_server import make_app
 from common.types import Collaboration
-from edge.answer_metrics import AnswerMetrics
+from edge.metrics import AnswerMetrics
 from experiments.harness import experiment
 from experiments.harness.delay_proxy import DelayProxy
 from experiments.harness.servers import EdgeSite
@@ -75,7 +75,7 @@ class FakeEdge:
         text = body["messages"][-1]["content"]
         tokens = {"edge": 2, "accepted": 1, "recovered": 0, "bonus": 0, "cloud": 0}
         told = Collaboration(rounds=1, cloud_steps=1, drafted=2, accepted=1, tokens=tokens)
-        self._metrics.ended(told)
+        self._metrics.record_answer(told)
         response = web.StreamResponse()
         await response.prepare(request)
         report = {"tokens": tokens, "rounds": 1, "cloud_steps": 1, "drafted": 2, "accepted": 1}

@@ -11,6 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from calibration import data as calibration_data
+from common.config_schema import EdgeModelConfig
 from edge.engine.engine import EdgeEngine
 from models import heldout
 from models.corpus import questions as corpus
@@ -29,7 +30,7 @@ ASKED_IN_THE_DOCUMENTS = (
 
 @pytest.fixture
 async def engine() -> AsyncIterator[EdgeEngine]:
-    async with EdgeEngine(str(MODELS / "demo-edge.gguf"), sequences=1) as made:
+    async with EdgeEngine(EdgeModelConfig(path=str(MODELS / "demo-edge.gguf"), sequences=1)) as made:
         yield made
 
 

@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from common.config_schema import EdgeModelConfig
 from common.errors import ConfigError
 from common.protocol.split_manifest import SplitManifest, read_manifest
 from edge.llama import gguf_header, quantize
-from edge.llama.segment import CHUNK, Feed, LlamaSegment
+from edge.llama.segment import CHUNK, Feed, LlamaSegment, SegmentShape
 from models.partition import exit_tensors as exit_names
 from models.partition import gguf_export, gguf_vocabulary, partition
 from models.partition.checkpoint import Checkpoint, find
@@ -57,10 +58,11 @@ def chained(manifest: SplitManifest, folder: Path) -> list[np.ndarray]:
     found = []
     states: list[np.ndarray] = []
     for number, (part, path) in enumerate(zip(manifest.segments, manifest.check_segments(folder), strict=True)):
-        segment = LlamaSegment(
-            *(str(path), part.last - part.first + 1, manifest.hidden, manifest.vocab_size),
-            first=number == 0, context_length=CHUNK, kv_type="f32", flash_attention=False,
-        )  # fmt: skip
+        model = EdgeModelConfig(
+            path=str(path), context_length=CHUNK, threads=1, sequences=1, kv_type="f32", flash_attention=False
+        )
+        shape = SegmentShape(part.last - part.first + 1, manifest.hidden, manifest.vocab_size)
+        segment = LlamaSegment(model, shape, first=number == 0)
         step = segment.decode([Feed(0, inputs, len(inputs))])
         assert step and step.states is not None
         found.append(step.logits.copy())
@@ -190,7 +192,11 @@ def assert_same_tokens(model: Path, tmp_path: Path, encode: Callable[[str], list
     cut(str(model), [2], None, "f16", tmp_path / "split")
     config = Checkpoint(model).config
     path = str(tmp_path / "split" / "segment-1.gguf")
-    segment = LlamaSegment(path, 2, config.hidden_size, config.vocab_size, first=True, context_length=CHUNK)
+    segment = LlamaSegment(
+        EdgeModelConfig(path=path, context_length=CHUNK, threads=1, sequences=1),
+        SegmentShape(2, config.hidden_size, config.vocab_size),
+        first=True,
+    )
     for text in ("It's 12345 o'clock, isn't it?", "  two  spaces\n\nlines\t", "naïve café 東京 🙂", "DON'T x=1;"):
         assert segment.vocabulary.tokenize(text.encode(), False, True) == encode(text)
     segment.free()

@@ -1,4 +1,4 @@
-"""Calls of a real edge server that several test files make, and the request they vary."""
+"""Requests to a real edge server that several test files vary and send."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A real edge server in the test's own process, for as long as a test needs it. Knows no test."""
+"""Runs a real edge server inside the test's own process."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

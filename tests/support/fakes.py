@@ -1,4 +1,4 @@
-"""Deterministic fakes behind the pipeline's two Protocols: an edge that errs, a cloud that may vanish."""
+"""Deterministic fakes of the pipeline's two Protocols: an edge that errs, a cloud that may be lost."""
 
 import asyncio
 import itertools
@@ -15,18 +15,18 @@ Model = Callable[[Sequence[int]], int]
 
 
 def cloud_model(token_ids: Sequence[int]) -> int:
-    """The truth: the next token after a context; every 17th or so ends the answer."""
+    """The reference: the next token after a context; about every 17th ends the answer."""
     value = (31 * sum(token_ids) + 7 * len(token_ids)) % 101
     return END if value < 6 else value
 
 
 def erring_model(every: int) -> Model:
-    """The truth, but wrong at positions divisible by `every`."""
+    """The reference, but wrong at positions divisible by `every`."""
     return lambda ids: cloud_model(ids) if len(ids) % every else cloud_model(ids) + 1
 
 
 def answer_of(model: Model, prompt: Sequence[int], max_tokens: int) -> list[int]:
-    """What a model answers alone."""
+    """The greedy answer of a model alone."""
     ids = list(prompt)
     while len(ids) < len(prompt) + max_tokens:
         ids.append(model(ids))
@@ -37,20 +37,20 @@ def answer_of(model: Model, prompt: Sequence[int], max_tokens: int) -> list[int]
 
 @dataclass
 class FakeDrafter:
-    """An edge model; `confidence` of every token comes from its position."""
+    """An edge model; `confidence` is a function of a token's position."""
 
     model: Model
     confidence: Callable[[int], float] = lambda position: 1.0
     context: int = 10_000
     calls: list[int] = field(default_factory=list)
     takes_turns: bool = True
-    """Whether others may do something while it drafts."""
+    """Whether other tasks may run while it drafts."""
     busy: bool = False
 
     async def draft(
         self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop_below: float = 0.0
     ) -> Draft:
-        assert not self.busy, "a drafter is asked for one thing at a time"
+        assert not self.busy, "a drafter takes one call at a time"
         self.busy = True
         try:
             for _ in range(limit // 2 if self.takes_turns else 0):
@@ -109,12 +109,12 @@ class FakeVerifier:
 
 @dataclass
 class FakeStream:
-    """A cloud's answer: a step takes the newest draft that still fits, and lets others run before the next one."""
+    """A cloud's stream: each step verifies the newest draft that still fits, then lets other tasks run."""
 
     token_ids: list[int]
     max_tokens: int
     lost_after: int
-    opened_in: float = 0.0
+    handshake_seconds: float = 0.0
     end: EndFrame | None = None
     offered: tuple[int, list[int]] = (0, [])
     drafts: list[tuple[int, list[int]]] = field(default_factory=list)

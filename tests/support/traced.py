@@ -1,4 +1,4 @@
-"""An edge and a cloud that do what a trace says, behind the pipeline's two Protocols."""
+"""An edge and a cloud that follow a trace, behind the pipeline's two Protocols."""
 
 import random
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ END, WRONG = 0, 999
 
 
 def truth_of(trace: Trace) -> list[int]:
-    """The cloud's answer: it ends by itself unless it has as many tokens as it may."""
+    """The cloud's answer; it ends with the end token unless it has as many tokens as allowed."""
     ids = list(range(1, len(trace.agrees) + 1))
     return ids if len(ids) == trace.limit else [*ids[:-1], END]
 
 
 class TracedEdge:
-    """Off the cloud's answer it is sure or unsure at random, and never ends."""
+    """Follows the trace; off the cloud's answer its confidences are random and it never ends."""
 
     def __init__(self, trace: Trace, rng: random.Random) -> None:
         self._trace, self._rng = trace, rng
@@ -44,7 +44,7 @@ class TracedEdge:
 
 
 class TracedCloud:
-    """Verifies greedily along its answer; an answer that has left it is ended at once."""
+    """Verifies greedily along its answer; ends an answer that differs from it at once."""
 
     calls = bytes_up = bytes_down = 0
 
@@ -67,7 +67,7 @@ class TracedCloud:
 
 
 async def answered(trace: Trace, plan: Plan, rng: random.Random, online: OnlineGate | None = None) -> Pipeline:
-    """The pipeline, after it has answered."""
+    """The pipeline after its answer."""
     pipeline = Pipeline(
         DecodingRequest(PROMPT, trace.limit, GREEDY, plan), TracedEdge(trace, rng), TracedCloud(trace), online=online
     )

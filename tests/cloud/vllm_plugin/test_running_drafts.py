@@ -10,7 +10,7 @@ from cloud.vllm_plugin.draft_messages import Address
 from cloud.vllm_plugin.keys import MAILBOX_KEY, PROGRESS_KEY
 from cloud.vllm_plugin.mailbox import Mailboxes
 from cloud.vllm_plugin.running_drafts import RunningDrafts
-from common.decoding.draft_length import VERIFY_COST, alike, stream_draft_length, worth_verifying
+from common.decoding.draft_length import VERIFY_COST, iid_acceptance, stream_draft_length, worth_verifying
 
 
 class FakeInbox:
@@ -137,20 +137,20 @@ def test_drafts_that_are_never_right_are_not_verified_until_they_are_right_again
 
 def test_a_token_is_verified_while_its_acceptance_exceeds_its_cost() -> None:
     for acceptance in (0.1, 0.5, 0.75, 0.9, 0.99):
-        length = worth_verifying(alike(acceptance), 1000)
+        length = worth_verifying(iid_acceptance(acceptance), 1000)
         assert acceptance**length > VERIFY_COST >= acceptance ** (length + 1)
-    assert worth_verifying(alike(1.0), 16) == 16
-    assert worth_verifying(alike(0.0), 16) == worth_verifying(alike(VERIFY_COST), 16) == 0
+    assert worth_verifying(iid_acceptance(1.0), 16) == 16
+    assert worth_verifying(iid_acceptance(0.0), 16) == worth_verifying(iid_acceptance(VERIFY_COST), 16) == 0
 
 
 def test_a_draft_covers_the_tokens_in_flight_and_grows_with_its_acceptance() -> None:
-    lengths = [stream_draft_length(alike(acceptance), 4, 128) for acceptance in (0.5, 0.75, 0.85, 0.93, 1.0)]
+    lengths = [stream_draft_length(iid_acceptance(acceptance), 4, 128) for acceptance in (0.5, 0.75, 0.85, 0.93, 1.0)]
     assert lengths == sorted(lengths)
     assert lengths[-1] == 4 + 16
-    assert stream_draft_length(alike(1.0), 200, 128) == 128
+    assert stream_draft_length(iid_acceptance(1.0), 200, 128) == 128
 
 
 def test_a_draft_that_will_be_contradicted_on_its_way_is_not_sent() -> None:
-    assert stream_draft_length(alike(0.75), 2, 128) > 0
-    assert stream_draft_length(alike(0.75), 30, 128) == 0
-    assert stream_draft_length(alike(0.0), 0, 128) == 0
+    assert stream_draft_length(iid_acceptance(0.75), 2, 128) > 0
+    assert stream_draft_length(iid_acceptance(0.75), 30, 128) == 0
+    assert stream_draft_length(iid_acceptance(0.0), 0, 128) == 0

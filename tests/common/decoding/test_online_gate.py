@@ -1,4 +1,4 @@
-"""The gate that follows the traffic: it keeps its target through drift, where fixed thresholds lose it."""
+"""The online gate keeps its target while traffic drifts, where fixed thresholds miss it."""
 
 import contextlib
 import random
@@ -20,7 +20,7 @@ from common.errors import ConfigError
 from common.http.client import HTTPClient
 from common.protocol.openai import ChatRequest, Message
 from common.types import GREEDY, Provenance
-from edge.api.choice import plan_of
+from edge.api.resolve import plan_of
 from models import heldout
 from tests.conftest import Servers
 from tests.support.traced import PROMPT, TracedCloud, TracedEdge, answered, truth_of
@@ -32,7 +32,7 @@ PHASE = 600
 
 @cache
 def stream(ease: float, seed: int) -> list[Trace]:
-    """Answers of an edge that is the oftener unsure and wrong the less `ease` there is."""
+    """Answers of an edge that is less confident and more often wrong the lower `ease` is."""
     rng = random.Random(seed)
     traces = []
     for _ in range(PHASE):
@@ -42,8 +42,8 @@ def stream(ease: float, seed: int) -> list[Trace]:
     return traces
 
 
-async def lived(online: OnlineGate | None, traces: list[Trace], gate: Gate = GATE) -> tuple[float, float, int]:
-    """The cloud rate and the share of changed answers over the second half of these, and rounds that were explored."""
+async def measured(online: OnlineGate | None, traces: list[Trace], gate: Gate = GATE) -> tuple[float, float, int]:
+    """Cloud rate and share of changed answers over the second half of `traces`, and the number of explored rounds."""
     rng = random.Random(0)
     tokens = cloud = changed = explored = 0
     for number, trace in enumerate(traces):
@@ -57,21 +57,21 @@ async def lived(online: OnlineGate | None, traces: list[Trace], gate: Gate = GAT
     return cloud / tokens, changed / (len(traces) / 2), explored
 
 
-async def test_a_cloud_rate_is_kept_through_drift_and_lost_without_learning() -> None:
+async def test_a_target_cloud_rate_holds_under_drift_and_is_missed_without_learning() -> None:
     phases = [stream(1.0, 1), stream(0.4, 2), stream(2.0, 3)]
     online = OnlineGate(OnlineConfig(target_cloud_rate=0.3), GATE)
-    learned = [(await lived(online, traces))[0] for traces in phases]
-    fixed = [(await lived(None, traces))[0] for traces in phases]
+    learned = [(await measured(online, traces))[0] for traces in phases]
+    fixed = [(await measured(None, traces))[0] for traces in phases]
     assert all(abs(rate - 0.3) < 0.02 for rate in learned)
     assert max(abs(rate - 0.3) for rate in fixed) > 0.1
 
 
-async def test_a_quality_is_kept_through_drift_and_lost_without_learning() -> None:
-    """Kept is the mean over all traffic; the safe side is allowed."""
+async def test_a_target_quality_holds_under_drift_and_is_missed_without_learning() -> None:
+    """The target is the mean over all traffic; a better quality is allowed."""
     phases = [stream(1.0, 4) * 2, stream(0.3, 5) * 4]
     online = OnlineGate(OnlineConfig(target_quality=0.9), GATE, seed=0)
-    learned = [(await lived(online, traces))[1] for traces in phases]
-    fixed = [(await lived(None, traces))[1] for traces in phases]
+    learned = [(await measured(online, traces))[1] for traces in phases]
+    fixed = [(await measured(None, traces))[1] for traces in phases]
     assert all(changed < 0.14 for changed in learned)
     assert fixed[1] > 0.17
     assert 0 < online.rejected < online.labels
@@ -82,7 +82,7 @@ async def test_exploring_frees_a_gate_that_has_no_labels() -> None:
     changed = {}
     for explore in (0.0, 0.1):
         online = OnlineGate(OnlineConfig(target_quality=0.9, rate=0.2, explore=explore), lax, seed=0)
-        changed[explore], explored = (await lived(online, traces, lax))[1:]
+        changed[explore], explored = (await measured(online, traces, lax))[1:]
         assert explored == online.explored
         assert (explored > 0) == (explore > 0)
     assert changed[0.1] < 0.2 < changed[0.0]
@@ -128,7 +128,7 @@ def test_two_targets_at_once_are_refused_by_name() -> None:
     assert not config.load(environment={}).inference.online.enabled
 
 
-async def test_an_answer_that_its_reader_leaves_is_over_for_the_gate_too() -> None:
+async def test_an_answer_that_is_closed_early_has_ended_for_the_gate_too() -> None:
     online = OnlineGate(OnlineConfig(target_cloud_rate=0.3), GATE)
     trace = Trace([0.99] * 12, [True] * 12, 1.0, 64)
     pipeline = Pipeline(
@@ -143,7 +143,7 @@ async def test_an_answer_that_its_reader_leaves_is_over_for_the_gate_too() -> No
     assert online.answers == 1
 
 
-def test_a_request_brings_thresholds_of_its_own() -> None:
+def test_a_request_may_set_its_own_thresholds() -> None:
     request = ChatRequest(messages=[Message(role="user", content="x")], confidence_threshold=0.9, product_threshold=0.5)
     assert plan_of(request, Plan()).gate == Gate(0.9, 0.5)
     assert plan_of(ChatRequest(messages=request.messages), Plan(gate=Gate(0.1, 0.2))).gate == Gate(0.1, 0.2)

@@ -1,4 +1,4 @@
-"""The pipeline: what it commits, in every way of working together."""
+"""The pipeline: what it commits, under every plan."""
 
 import itertools
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ async def test_provenance_tells_accepted_recovered_and_bonus_tokens_apart() -> N
     assert tokens[Provenance.RECOVERED] > 0
 
 
-async def test_gated_commits_sure_tokens_and_verifies_from_the_first_unsure_one() -> None:
+async def test_a_gated_answer_commits_confident_tokens_and_verifies_from_the_first_one_below_the_threshold() -> None:
     drafter = FakeDrafter(cloud_model, confidence=lambda position: 0.1 if position % 5 == 0 else 0.99)
     verifier = FakeVerifier()
     ids, pipeline = await answer(LONG, Plan(gate=Gate(0.8, 0.0)), drafter, verifier, max_tokens=10)
@@ -59,14 +59,14 @@ async def test_gated_commits_sure_tokens_and_verifies_from_the_first_unsure_one(
     assert not pipeline.answer.report.lossless
 
 
-async def test_gated_and_always_sure_never_asks_the_cloud() -> None:
+async def test_a_gated_answer_of_confident_tokens_never_asks_the_cloud() -> None:
     verifier = FakeVerifier()
     ids, _ = await answer(LONG, Plan(), FakeDrafter(erring_model(3)), verifier)
     assert verifier.calls == 0
     assert ids == answer_of(erring_model(3), LONG, 40)
 
 
-async def test_without_draft_verify_an_unsure_token_makes_the_cloud_generate() -> None:
+async def test_without_draft_verify_a_token_below_the_threshold_makes_the_cloud_generate() -> None:
     verifier = FakeVerifier()
     plan = Plan(use_draft_verify=False, stretch_tokens=3)
     ids, pipeline = await answer(LONG, plan, FakeDrafter(erring_model(2), lambda _: 0.0), verifier)
@@ -92,7 +92,7 @@ async def test_cloud_alone_never_drafts() -> None:
 
 
 @pytest.mark.parametrize("lost_after", [0, 1, 3])
-async def test_a_lost_cloud_leaves_no_gap_and_no_double_and_is_reported(lost_after: int) -> None:
+async def test_a_lost_cloud_leaves_no_gap_and_no_repetition_and_is_reported(lost_after: int) -> None:
     drafter, verifier = FakeDrafter(erring_model(2)), FakeVerifier(lost_after)
     plan = Plan(use_confidence_check=False, max_draft_tokens=2)
     ids, pipeline = await answer(LONG, plan, drafter, verifier)
@@ -121,7 +121,7 @@ async def test_the_report_is_complete_when_the_reader_stops_early() -> None:
 
 
 @pytest.mark.parametrize("asks_cloud", [True, False])
-async def test_drafts_are_greedy_for_the_cloud_but_under_all_else_that_the_answer_is_under(asks_cloud: bool) -> None:
+async def test_drafts_for_the_cloud_are_greedy_and_otherwise_sampled_as_the_answer_is(asks_cloud: bool) -> None:
     seen: list[Sampling] = []
 
     class SamplingRecorder(FakeDrafter):

@@ -1,10 +1,19 @@
-"""Decisions: pure functions of confidences and plan."""
+"""Decisions, from confidences and plan alone."""
 
 import pytest
 
 from common.config_schema import Config
 from common.decoding.estimates import Estimates
-from common.decoding.policy import Decision, Escalation, Gate, Plan, decide, default_plan, draft_length, sure_tokens
+from common.decoding.policy import (
+    Decision,
+    Escalation,
+    Gate,
+    Plan,
+    confident_tokens,
+    decide,
+    default_plan,
+    draft_length,
+)
 from common.types import Mode
 
 
@@ -18,12 +27,12 @@ from common.types import Mode
         ([0.8], Gate(0.8, 0.8), 1),
     ],
 )
-def test_sure_tokens_end_at_either_threshold(confidences: list[float], gate: Gate, kept: int) -> None:
-    assert sure_tokens(confidences, gate) == kept
+def test_confident_tokens_end_at_either_threshold(confidences: list[float], gate: Gate, kept: int) -> None:
+    assert confident_tokens(confidences, gate) == kept
 
 
 @pytest.mark.parametrize(
-    ("f1", "f2", "unsure"),
+    ("f1", "f2", "decision"),
     [
         (True, True, Decision(1, Escalation.VERIFY)),
         (True, False, Decision(1, Escalation.GENERATE)),
@@ -31,16 +40,16 @@ def test_sure_tokens_end_at_either_threshold(confidences: list[float], gate: Gat
         (False, False, Decision(3, Escalation.NOTHING)),
     ],
 )
-def test_the_toggles_mean_what_their_table_says(f1: bool, f2: bool, unsure: Decision) -> None:
+def test_the_toggles_decide_as_in_the_table_of_the_docs(f1: bool, f2: bool, decision: Decision) -> None:
     plan = Plan(use_confidence_check=f1, use_draft_verify=f2)
-    assert decide([0.99, 0.1, 0.99], plan) == unsure
+    assert decide([0.99, 0.1, 0.99], plan) == decision
 
 
 def test_the_default_config_and_the_default_plan_agree() -> None:
     assert default_plan(Config()) == Plan()
 
 
-def test_every_plan_that_asks_the_cloud_asks_it_when_the_edge_has_nothing_to_say() -> None:
+def test_every_plan_that_asks_the_cloud_asks_it_when_the_edge_drafts_nothing() -> None:
     assert decide([], Plan()).ask is Escalation.GENERATE
     assert decide([], Plan(use_confidence_check=False)).ask is Escalation.GENERATE
     assert decide([], Plan(mode=Mode.CLOUD_ONLY)).ask is Escalation.GENERATE
@@ -58,5 +67,5 @@ def test_only_full_verification_and_the_cloud_alone_are_lossless() -> None:
 
 def test_a_draft_leaves_room_for_the_token_that_its_verify_adds() -> None:
     plan = Plan(use_confidence_check=False, max_draft_tokens=8)
-    known = Estimates()
-    assert [draft_length(plan, remaining, known).limit for remaining in (1, 2, 9, 50)] == [0, 1, 8, 8]
+    estimates = Estimates()
+    assert [draft_length(plan, remaining, estimates).limit for remaining in (1, 2, 9, 50)] == [0, 1, 8, 8]

@@ -1,26 +1,29 @@
-"""Estimates follow what they are told, and the way and length chosen are the best of what they say."""
+"""Estimates follow observations, and the verification mode and draft length chosen are the best for them."""
 
 import random
 
 import pytest
 
 from common.decoding import throughput
-from common.decoding.draft_length import alike, expected_tokens
-from common.decoding.estimates import PLACES, Acceptance, Estimates, Gain, LinearEstimate
-from common.decoding.policy import Plan, draft_length, way_of
-from common.types import Mode, Objective, VerificationMode
+from common.decoding.draft_length import expected_tokens, iid_acceptance
+from common.decoding.estimates import PLACES, Acceptance, Estimates, Gain, LinearEstimate, Mean
+from common.decoding.policy import Plan, choose_verification_mode, draft_length
+from common.types import Draft, Mode, Objective, Verdict, VerificationMode
 
 LOSSLESS = Plan(use_confidence_check=False, max_draft_tokens=16)
+FOUR = Draft([1, 2, 3, 4], [0.9] * 4, [0.9] * 4, False, 4.0)
+"""A draft of four tokens, drawn in 4 ms."""
 
 
 def knowing(
     round_trip: float, acceptance: float, step: float = 0.01, draft: float = 0.001, active: int = 0
 ) -> Estimates:
-    known = Estimates(acceptance=Acceptance([acceptance] * PLACES), active=active)
+    verify = LinearEstimate()
     for drafted in (0, 8) * 50:
-        known.round_came(drafted, round_trip + step * (1 + 0.06 * drafted), step * (1 + 0.06 * drafted), 100)
-    known.draft.add(draft)
-    return known
+        verify.add(drafted, step * (1 + 0.06 * drafted))
+    network = LinearEstimate()
+    network.add(100, round_trip)
+    return Estimates(network, Mean(draft), verify, Acceptance([acceptance] * PLACES), active, Mean(100.0))
 
 
 def test_a_line_is_found_in_noise_and_follows_a_change() -> None:
@@ -34,11 +37,25 @@ def test_a_line_is_found_in_noise_and_follows_a_change() -> None:
 
 
 def test_round_trip_and_bandwidth_are_told_apart() -> None:
-    known = Estimates()
+    estimates = Estimates()
     for size in (100, 20_000, 300, 5_000) * 20:
-        known.round_came(4, 0.05 + size / 1e6 + 0.02, 0.02, size)
-    assert known.network.at(0) == pytest.approx(0.05, rel=0.02)
-    assert known.network.slope == pytest.approx(1e-6, rel=0.02)
+        estimates.observe_round(FOUR, Verdict([], 4, False, 70 + size / 1e3, cloud_ms=20.0), size, rounds_before=1)
+    assert estimates.network.at(0) == pytest.approx(0.05, rel=0.02)
+    assert estimates.network.slope == pytest.approx(1e-6, rel=0.02)
+
+
+def test_the_first_draft_and_the_first_round_of_an_answer_teach_no_times_as_they_include_the_prefill() -> None:
+    estimates = Estimates()
+    estimates.observe_draft(FOUR, drawn_before=0)
+    estimates.observe_round(FOUR, Verdict([], 2, False, 90.0, cloud_ms=20.0), 500, rounds_before=0)
+    assert not estimates.network.measured and not estimates.verify.measured
+    assert estimates.draft_seconds == 0
+    assert estimates.acceptance.chances[0] > 0.8 > estimates.acceptance.chances[2], "of acceptance it teaches all"
+    estimates.observe_draft(FOUR, drawn_before=4)
+    estimates.observe_round(FOUR, Verdict([], 2, False, 90.0, cloud_ms=20.0), 500, rounds_before=1)
+    assert estimates.draft_seconds == pytest.approx(0.001)
+    assert estimates.round_trip == pytest.approx(0.07)
+    assert estimates.verify.at(4) == pytest.approx(0.02)
 
 
 def test_while_all_drafts_are_of_one_length_a_token_costs_its_share_of_a_step() -> None:
@@ -62,11 +79,11 @@ def test_acceptance_by_confidence_is_learned_from_verdicts(power: float) -> None
 def test_the_length_chosen_is_the_best_of_all() -> None:
     for round_trip in (0.0, 0.014, 0.1):
         for right in (0.3, 0.7, 0.95):
-            known = knowing(round_trip, right)
-            best = throughput.of_rounds(known, 16, draft_ahead=False)
+            estimates = knowing(round_trip, right)
+            best = throughput.of_rounds(estimates, 16, draft_ahead=False)
             for length in range(1, 17):
                 seconds = length * 0.001 + round_trip + 0.01 * (1 + 0.06 * length)
-                assert best.speed >= expected_tokens(alike(right), length) / seconds * 0.999
+                assert best.speed >= expected_tokens(iid_acceptance(right), length) / seconds * 0.999
 
 
 def test_drafts_grow_with_the_round_trip_and_with_acceptance() -> None:
@@ -77,39 +94,39 @@ def test_drafts_grow_with_the_round_trip_and_with_acceptance() -> None:
 
 
 def test_far_away_the_cloud_streams_and_near_by_it_answers_in_rounds() -> None:
-    assert way_of(LOSSLESS, knowing(0.0, 0.9)) is VerificationMode.ROUNDS
-    assert way_of(LOSSLESS, knowing(0.1, 0.9)) is VerificationMode.CONTINUOUS
-    assert way_of(LOSSLESS, knowing(0.05, 0.3)) is VerificationMode.CONTINUOUS
+    assert choose_verification_mode(LOSSLESS, knowing(0.0, 0.9)) is VerificationMode.ROUNDS
+    assert choose_verification_mode(LOSSLESS, knowing(0.1, 0.9)) is VerificationMode.CONTINUOUS
+    assert choose_verification_mode(LOSSLESS, knowing(0.05, 0.3)) is VerificationMode.CONTINUOUS
 
 
-def test_what_a_way_has_brought_counts_against_what_is_expected_of_it_and_is_forgotten_at_length() -> None:
+def test_the_observed_speed_of_a_mode_counts_against_its_expected_one_and_is_forgotten_slowly() -> None:
     far = knowing(0.1, 0.9)
-    assert way_of(LOSSLESS, far) is VerificationMode.CONTINUOUS
+    assert choose_verification_mode(LOSSLESS, far) is VerificationMode.CONTINUOUS
     for _ in range(40):
-        far.came(VerificationMode.CONTINUOUS, 40, 100)
-    assert way_of(LOSSLESS, far) is VerificationMode.ROUNDS
+        far.observe_speed(VerificationMode.CONTINUOUS, 40, 100)
+    assert choose_verification_mode(LOSSLESS, far) is VerificationMode.ROUNDS
     for _ in range(400):
-        far.came(VerificationMode.ROUNDS, 50, 50)
-    assert way_of(LOSSLESS, far) is VerificationMode.CONTINUOUS
+        far.observe_speed(VerificationMode.ROUNDS, 50, 50)
+    assert choose_verification_mode(LOSSLESS, far) is VerificationMode.CONTINUOUS
     for _ in range(40):
-        far.came(VerificationMode.ROUNDS, 100, 40)
-    assert way_of(LOSSLESS, far) is VerificationMode.ROUNDS
+        far.observe_speed(VerificationMode.ROUNDS, 100, 40)
+    assert choose_verification_mode(LOSSLESS, far) is VerificationMode.ROUNDS
 
 
-def test_a_stream_without_drafts_is_expected_to_bring_what_the_cloud_does() -> None:
-    unknown = knowing(0.1, 0.01)
-    assert throughput.of_stream(unknown, 16).length == 0
+def test_a_stream_without_drafts_is_expected_to_be_as_fast_as_the_cloud() -> None:
+    unlikely = knowing(0.1, 0.01)
+    assert throughput.of_stream(unlikely, 16).length == 0
     for _ in range(100):
-        unknown.came(VerificationMode.CONTINUOUS, 1, 100)
-    assert way_of(LOSSLESS, unknown) is VerificationMode.CONTINUOUS
+        unlikely.observe_speed(VerificationMode.CONTINUOUS, 1, 100)
+    assert choose_verification_mode(LOSSLESS, unlikely) is VerificationMode.CONTINUOUS
 
 
-def test_among_others_it_answers_in_rounds_which_take_fewest_steps_of_the_cloud() -> None:
-    assert way_of(LOSSLESS, knowing(0.1, 0.9)) is VerificationMode.CONTINUOUS
-    assert way_of(LOSSLESS, knowing(0.1, 0.9, active=1)) is VerificationMode.ROUNDS
+def test_while_others_are_active_it_answers_in_rounds_which_take_fewest_steps_of_the_cloud() -> None:
+    assert choose_verification_mode(LOSSLESS, knowing(0.1, 0.9)) is VerificationMode.CONTINUOUS
+    assert choose_verification_mode(LOSSLESS, knowing(0.1, 0.9, active=1)) is VerificationMode.ROUNDS
 
 
-def test_one_bad_answer_does_not_condemn_a_way() -> None:
+def test_one_slow_answer_does_not_rule_out_a_mode() -> None:
     gain = Gain()
     gain.add(1, 30)
     assert 0.9 < gain.value < 1
@@ -124,9 +141,9 @@ def test_where_some_answers_are_known_and_some_are_not_long_runs_are_as_frequent
     for _ in range(2000):
         acceptance.add([0.9] * 16, 16 if rng.random() < 0.5 else 0)
     for length in (1, 4, 16):
-        assert acceptance.right(length) == pytest.approx(0.5, abs=0.25)
-    assert acceptance.right(0) == 1
-    assert acceptance.right(40) == pytest.approx(acceptance.right(16), abs=0.1)
+        assert acceptance.prefix_acceptance(length) == pytest.approx(0.5, abs=0.25)
+    assert acceptance.prefix_acceptance(0) == 1
+    assert acceptance.prefix_acceptance(40) == pytest.approx(acceptance.prefix_acceptance(16), abs=0.1)
 
 
 def test_on_a_busy_cloud_drafting_stops() -> None:
@@ -135,21 +152,21 @@ def test_on_a_busy_cloud_drafting_stops() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "way"),
+    ("plan", "mode"),
     [
         (Plan(), VerificationMode.ROUNDS),
         (Plan(use_draft_verify=False), VerificationMode.ROUNDS),
         (Plan(mode=Mode.CLOUD_ONLY), VerificationMode.CONTINUOUS),
-        (Plan(use_confidence_check=False, way=VerificationMode.CONTINUOUS), VerificationMode.CONTINUOUS),
-        (Plan(use_confidence_check=False, way=VerificationMode.ROUNDS), VerificationMode.ROUNDS),
+        (Plan(use_confidence_check=False, verification_mode=VerificationMode.CONTINUOUS), VerificationMode.CONTINUOUS),
+        (Plan(use_confidence_check=False, verification_mode=VerificationMode.ROUNDS), VerificationMode.ROUNDS),
         (Plan(use_confidence_check=False, objective=Objective.COST), VerificationMode.ROUNDS),
     ],
 )
-def test_the_way_follows_from_the_plan_where_that_leaves_no_choice(plan: Plan, way: VerificationMode) -> None:
-    assert way_of(plan, knowing(0.1, 0.5)) is way
+def test_the_plan_decides_the_mode_where_it_leaves_no_choice(plan: Plan, mode: VerificationMode) -> None:
+    assert choose_verification_mode(plan, knowing(0.1, 0.5)) is mode
 
 
-def test_nothing_is_drafted_that_is_not_worth_its_time() -> None:
+def test_no_token_is_drafted_that_costs_more_time_than_it_saves() -> None:
     near, far = (draft_length(LOSSLESS, 50, knowing(trip, 0.8)) for trip in (0.0, 0.1))
     assert 0 < far.stop_below < near.stop_below < 1
     assert draft_length(LOSSLESS, 50, Estimates()).stop_below == 0

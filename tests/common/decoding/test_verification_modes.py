@@ -1,4 +1,4 @@
-"""Rounds with drafting ahead, and the continuous way: what they commit, what they waste, what they leave behind."""
+"""Rounds with drafting ahead, and continuous verification: what they commit, waste and leave running."""
 
 import asyncio
 import itertools
@@ -18,8 +18,8 @@ from tests.support.fakes import FakeDrafter, FakeVerifier, Model, answer_of, clo
 
 PROMPTS = [[p, p + 3, 2 * p] for p in range(1, 40)]
 LONG = next(p for p in PROMPTS if len(answer_of(cloud_model, p, 40)) > 20)
-ROUNDS = Plan(use_confidence_check=False, way=VerificationMode.ROUNDS)
-CONTINUOUS = Plan(use_confidence_check=False, way=VerificationMode.CONTINUOUS)
+ROUNDS = Plan(use_confidence_check=False, verification_mode=VerificationMode.ROUNDS)
+CONTINUOUS = Plan(use_confidence_check=False, verification_mode=VerificationMode.CONTINUOUS)
 MODELS = [cloud_model, erring_model(2), erring_model(5), lambda ids: 1]
 
 
@@ -36,7 +36,7 @@ async def answer(
 
 @pytest.mark.parametrize("plan", [ROUNDS, replace(ROUNDS, draft_ahead=False), CONTINUOUS, Plan(mode=Mode.CLOUD_ONLY)])
 @pytest.mark.parametrize("model", MODELS)
-async def test_every_lossless_way_gives_the_clouds_own_answer(plan: Plan, model: Model) -> None:
+async def test_every_lossless_mode_gives_the_clouds_own_answer(plan: Plan, model: Model) -> None:
     for prompt, max_tokens in itertools.product(PROMPTS, (1, 2, 17, 40)):
         ids, pipeline = await answer(prompt, plan, FakeDrafter(model), FakeVerifier(), max_tokens)
         assert ids == answer_of(cloud_model, prompt, max_tokens)
@@ -45,7 +45,7 @@ async def test_every_lossless_way_gives_the_clouds_own_answer(plan: Plan, model:
 
 
 @pytest.mark.parametrize("plan", [ROUNDS, CONTINUOUS])
-async def test_right_drafts_save_steps_of_the_cloud_and_waste_is_told(plan: Plan) -> None:
+async def test_right_drafts_save_steps_of_the_cloud_and_waste_is_reported(plan: Plan) -> None:
     _, right = await answer(LONG, plan, FakeDrafter(cloud_model), FakeVerifier())
     _, wrong = await answer(LONG, plan, FakeDrafter(lambda ids: 1), FakeVerifier())
     assert right.answer.report.cloud_steps < wrong.answer.report.cloud_steps
@@ -55,7 +55,7 @@ async def test_right_drafts_save_steps_of_the_cloud_and_waste_is_told(plan: Plan
     assert report.edge_wasted == report.edge_drawn > 0
 
 
-async def test_a_right_guess_of_the_bonus_token_is_the_next_draft_already() -> None:
+async def test_after_a_right_guess_of_the_bonus_token_the_next_draft_is_ready() -> None:
     ahead, waiting = FakeDrafter(cloud_model), FakeDrafter(cloud_model)
     _, with_guess = await answer(LONG, ROUNDS, ahead, FakeVerifier())
     _, without = await answer(LONG, replace(ROUNDS, draft_ahead=False), waiting, FakeVerifier())
@@ -66,7 +66,7 @@ async def test_a_right_guess_of_the_bonus_token_is_the_next_draft_already() -> N
     assert with_guess.answer.report.edge_drawn == without.answer.report.edge_drawn + ahead.calls.count(1)
 
 
-async def test_a_wrong_guess_is_given_up_at_once() -> None:
+async def test_a_wrong_guess_is_cancelled_at_once() -> None:
     drafter = FakeDrafter(erring_model(3))
     ids, pipeline = await answer(LONG, ROUNDS, drafter, FakeVerifier())
     assert ids == answer_of(cloud_model, LONG, 40)
@@ -75,19 +75,19 @@ async def test_a_wrong_guess_is_given_up_at_once() -> None:
 
 @pytest.mark.parametrize("plan", [ROUNDS, CONTINUOUS, Plan()])
 @pytest.mark.parametrize("chunks", [0, 1, 3])
-async def test_leaving_early_leaves_nothing_running(plan: Plan, chunks: int) -> None:
-    known, before = Estimates(), asyncio.all_tasks()
-    pipeline = Pipeline(DecodingRequest(LONG, 40, GREEDY, plan), FakeDrafter(cloud_model), FakeVerifier(), known)
+async def test_closing_early_leaves_nothing_running(plan: Plan, chunks: int) -> None:
+    estimates, before = Estimates(), asyncio.all_tasks()
+    pipeline = Pipeline(DecodingRequest(LONG, 40, GREEDY, plan), FakeDrafter(cloud_model), FakeVerifier(), estimates)
     async with aclosing(pipeline.run()) as run:
         for _ in range(chunks):
             await anext(run)
     assert asyncio.all_tasks() == before
-    assert known.active == 0
+    assert estimates.active == 0
 
 
 @pytest.mark.parametrize("steps", range(4))
 @pytest.mark.parametrize("model", [cloud_model, erring_model(4)])
-async def test_a_stream_that_breaks_goes_on_at_the_edge_from_its_last_token(steps: int, model: Model) -> None:
+async def test_the_edge_continues_a_broken_stream_from_its_last_token(steps: int, model: Model) -> None:
     verifier = FakeVerifier(stream_lost_after=steps)
     verifier.lost_after = 1  # nor can it be reached again
     ids, pipeline = await answer(LONG, CONTINUOUS, FakeDrafter(model), verifier)
@@ -98,7 +98,7 @@ async def test_a_stream_that_breaks_goes_on_at_the_edge_from_its_last_token(step
     assert report.tokens[Provenance.EDGE] == len(ids) - (len(came) - len(LONG))
 
 
-async def test_where_one_cloud_is_lost_another_goes_on_and_then_the_edge() -> None:
+async def test_after_one_cloud_is_lost_another_continues_and_then_the_edge() -> None:
     verifier = FakeVerifier(lost_after=2, stream_lost_after=2)
     ids, pipeline = await answer(LONG, CONTINUOUS, FakeDrafter(erring_model(3)), verifier)
     first, second = (stream.token_ids for stream in verifier.streams)
@@ -121,7 +121,7 @@ async def test_the_cloud_alone_streams_and_is_sent_no_drafts() -> None:
     assert pipeline.answer.report.tokens[Provenance.CLOUD] == pipeline.answer.report.cloud_steps > 20
 
 
-async def test_drafts_for_a_stream_begin_at_the_newest_token_known() -> None:
+async def test_drafts_for_a_stream_begin_after_its_newest_token() -> None:
     verifier = FakeVerifier()
     await answer(LONG, CONTINUOUS, FakeDrafter(cloud_model), verifier)
     (stream,) = verifier.streams
@@ -133,12 +133,12 @@ async def test_drafts_for_a_stream_begin_at_the_newest_token_known() -> None:
 
 
 def test_a_guess_keeps_what_the_answer_confirms_and_drops_what_it_contradicts() -> None:
-    guess, known = Continuation(), Estimates()
+    guess, estimates = Continuation(), Estimates()
     guess.extend(Draft([1, 2, 3, 4], [1.0] * 4, [0.9] * 4, False, 1.0))
-    guess.follow([1, 2], known)
+    guess.follow([1, 2], estimates)
     assert (guess.position, guess.token_ids) == (2, [3, 4])
-    guess.follow([1, 2, 3, 9], known)
+    guess.follow([1, 2, 3, 9], estimates)
     assert (guess.position, guess.token_ids, guess.confidences) == (4, [], [])
     guess.extend(Draft([5], [1.0], [0.9], False, 1.0))
-    guess.follow([1, 2, 3, 9, 5, 6], known)
+    guess.follow([1, 2, 3, 9, 5, 6], estimates)
     assert (guess.position, guess.token_ids) == (6, [])

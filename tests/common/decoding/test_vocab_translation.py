@@ -1,4 +1,4 @@
-"""Different vocabularies: the answer is the cloud's own whatever is drafted, and text survives every cut."""
+"""Different vocabularies: the answer is the cloud's own whatever is drafted and however text is tokenized."""
 
 import math
 import random
@@ -33,7 +33,7 @@ def translating(
 
 
 def any_cut(cloud: RemoteVocabulary, text: str, rng: random.Random) -> list[int]:
-    """Tokens for `text` as the cloud would hardly cut it: down to single bytes, special tokens in between."""
+    """An unusual tokenization of `text`: down to single bytes, with special tokens in between."""
     ids: list[int] = []
     at = 0
     while at < len(text):
@@ -66,7 +66,7 @@ def test_the_edges_tokens_spell_what_is_committed_at_every_cut(kind: str, text: 
 
 
 @pytest.mark.parametrize("kind", ["bytes", "pieces"])
-def test_only_the_last_word_is_read_again(kind: str) -> None:
+def test_only_the_last_word_is_tokenized_again(kind: str) -> None:
     edge, data = EdgeSide(kind), (TEXT * 20).encode()
     follower = EdgeText(edge, EDGE_PROMPT)
     for at in range(0, len(data), 5):
@@ -76,7 +76,7 @@ def test_only_the_last_word_is_read_again(kind: str) -> None:
         assert follower.ids[:kept] == before[:kept]
 
 
-def test_bytes_that_are_no_text_are_followed_too() -> None:
+def test_bytes_that_are_not_utf8_are_followed_too() -> None:
     edge = EdgeSide("bytes")
     follower = EdgeText(edge, EDGE_PROMPT)
     follower.follow(b"good \xff\xfe bad")
@@ -86,7 +86,7 @@ def test_bytes_that_are_no_text_are_followed_too() -> None:
 
 @pytest.mark.parametrize(("edge_kind", "cloud_kind"), PAIRS)
 @pytest.mark.parametrize("length", [1, 2, 4, 16])
-async def test_lossless_answers_are_the_clouds_own_however_they_are_cut(
+async def test_lossless_answers_are_the_clouds_own_however_they_are_tokenized(
     edge_kind: str, cloud_kind: str, length: int
 ) -> None:
     cloud, rng = RemoteVocabulary(file(cloud_kind)), random.Random(length)
@@ -137,7 +137,7 @@ async def test_drafts_are_the_edges_text_without_special_tokens_and_have_its_con
                 assert limit < 400
 
 
-async def test_an_unfinished_word_is_held_back_until_it_is_settled() -> None:
+async def test_an_unfinished_word_is_held_back_until_no_text_can_change_it() -> None:
     cloud = RemoteVocabulary(file("bytes"))
     drafter, _ = translating("digits", cloud, "1234 examples of data! The capital")
     draft = await drafter.draft(CLOUD_PROMPT, 4, GREEDY)
@@ -145,7 +145,7 @@ async def test_an_unfinished_word_is_held_back_until_it_is_settled() -> None:
     assert draft.token_ids == truth[: len(draft.token_ids)]
 
 
-async def test_a_full_context_of_the_edge_ends_its_drafts_and_loses_nothing() -> None:
+async def test_a_full_edge_context_ends_drafting_and_loses_no_token() -> None:
     cloud = RemoteVocabulary(file("digits"))
     truth = [*(token for token, _ in cloud.tokens(TEXT)), 0]
     drafter, _ = translating("bytes", cloud, TEXT, context=20)
@@ -154,14 +154,14 @@ async def test_a_full_context_of_the_edge_ends_its_drafts_and_loses_nothing() ->
     assert [token async for chunk in pipeline.run() for token in chunk.token_ids] == truth
 
 
-async def test_the_edge_samples_with_its_own_prompt_length_and_anew_when_sampling_changes() -> None:
+async def test_the_edge_samples_with_its_own_prompt_length_and_drafts_again_when_sampling_changes() -> None:
     cloud = RemoteVocabulary(file("digits"))
     drafter, inner = translating("bytes", cloud, TEXT)
     first = await drafter.draft(CLOUD_PROMPT, 4, Sampling(prompt_tokens=len(CLOUD_PROMPT)))
     await drafter.draft([*CLOUD_PROMPT, *first.token_ids], 4, Sampling(temperature=1.0, prompt_tokens=4))
     assert {sampling.prompt_tokens for sampling in inner.samplings} == {len(EDGE_PROMPT)}
     done = whole(inner.asked[-1][len(EDGE_PROMPT) :], EdgeSide("bytes"))
-    assert done == b"".join(map(cloud.piece, first.token_ids)), "nothing drawn otherwise is kept"
+    assert done == b"".join(map(cloud.piece, first.token_ids)), "nothing drawn with other sampling is kept"
 
 
 async def test_padding_is_neither_drafted_nor_followed() -> None:

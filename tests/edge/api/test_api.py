@@ -1,4 +1,4 @@
-"""The edge's HTTP API, on a real server that has no cloud: what OpenAI's API promises holds for this one."""
+"""The edge's HTTP API keeps what OpenAI's API promises; on a real server without a cloud."""
 
 import json
 from typing import Any
@@ -67,7 +67,7 @@ async def test_the_choices_of_a_prompt_share_its_kv(edge: Edge) -> None:
     assert reused >= 3 * (answer["usage"]["prompt_tokens"] - 1)
 
 
-async def test_more_choices_than_the_engine_has_places_are_all_answered(edge: Edge) -> None:
+async def test_more_choices_than_the_engine_has_sequences_are_all_answered(edge: Edge) -> None:
     answer = await completion(edge, prompt=["The"] * 20, n=8, max_tokens=2)
     assert len(answer["choices"]) == 160
 
@@ -77,7 +77,7 @@ async def test_more_choices_than_the_engine_has_places_are_all_answered(edge: Ed
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 @pytest.mark.parametrize("fields", [{}, {"n": 3}, {"stop": [" machines", "xyz"]}])
-async def test_a_stream_says_what_the_whole_answer_says(edge: Edge, path: str, fields: dict[str, Any]) -> None:
+async def test_a_stream_gives_the_same_as_the_whole_answer(edge: Edge, path: str, fields: dict[str, Any]) -> None:
     whole = await (chat if "chat" in path else completion)(edge, **fields)
     chunks = await streamed(edge, path, stream_options={"include_usage": True}, **fields)
     parts: dict[int, str] = {}
@@ -113,7 +113,7 @@ async def test_the_text_ends_before_a_stop_string(edge: Edge) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_what_a_schema_allows_is_what_comes(edge: Edge, seed: int) -> None:
+async def test_an_answer_matches_its_schema(edge: Edge, seed: int) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA, "strict": True}}
     for choice in (await chat(edge, response_format=wanted, temperature=1, seed=seed, n=2))["choices"]:
         assert choice["finish_reason"] == "stop"
@@ -174,7 +174,7 @@ async def test_the_next_turn_of_a_chat_reuses_the_turns_before(edge: Edge) -> No
     assert (await counts())[1] == before[1], "with F3 off nothing is reused"
 
 
-async def test_the_edge_alone_answers_as_the_engine_evaluated_does(edge: Edge) -> None:
+async def test_the_edge_alone_is_right_as_often_as_its_evaluation_says(edge: Edge) -> None:
     pairs = corpus.held_out_pairs()[::40]
     answers = [
         texts(await chat(edge, messages=[{"role": "user", "content": prompt}], max_tokens=160))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from common.config_schema import EdgeModelConfig
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
@@ -27,12 +28,12 @@ QUESTION = [Message(role="user", content="What is AI?")]
 
 @pytest.fixture
 async def engine() -> AsyncIterator[EdgeEngine]:
-    async with EdgeEngine(str(MODELS / "demo-edge.gguf"), sequences=1) as made:
+    async with EdgeEngine(EdgeModelConfig(path=str(MODELS / "demo-edge.gguf"), sequences=1)) as made:
         yield made
 
 
 class VocabularyCloud:
-    """A cloud with a vocabulary, or none while `down` is the error that it fails with."""
+    """A cloud with a vocabulary; while `down` is set, it fails with that error."""
 
     def __init__(self, info: VocabularyInfo, file: TokenizerFile | None = None) -> None:
         self.info = info
@@ -61,7 +62,7 @@ def another() -> VocabularyCloud:
     return VocabularyCloud(VocabularyInfo(other.fingerprint, 512), other)
 
 
-async def test_identical_vocabularies_keep_their_ids_and_nothing_big_travels(engine: EdgeEngine) -> None:
+async def test_identical_vocabularies_share_ids_and_the_tokenizer_file_is_not_fetched(engine: EdgeEngine) -> None:
     cloud = VocabularyCloud(of_the_pair())
     async with CloudVocabulary(engine, cloud.get) as vocabulary:
         for _ in range(3):
@@ -69,12 +70,12 @@ async def test_identical_vocabularies_keep_their_ids_and_nothing_big_travels(eng
     assert shared.ids == shared.edge_ids == [1, 500, 2]
     assert shared.vocabulary == cloud.info.fingerprint
     drafter = FakeDrafter(cloud_model)
-    assert shared.drafter(drafter) is drafter, "nothing lies between"
+    assert shared.drafter(drafter) is drafter, "no translation"
     assert cloud.asked == ["/tokenizer"]
 
 
 @pytest.mark.parametrize("size", [4000, 5000])
-async def test_padded_vocabularies_keep_their_ids_but_those_that_one_side_lacks(engine: EdgeEngine, size: int) -> None:
+async def test_padded_vocabularies_share_all_ids_that_both_have(engine: EdgeEngine, size: int) -> None:
     async with CloudVocabulary(engine, VocabularyCloud(of_the_pair(size)).get) as vocabulary:
         shared = await vocabulary.share([1, 2], text="x")
     shares = min(size, engine.vocab_size)
@@ -84,7 +85,7 @@ async def test_padded_vocabularies_keep_their_ids_but_those_that_one_side_lacks(
     assert shared.piece(500) == engine.piece(500)
 
 
-async def test_different_vocabularies_have_a_prompt_each(engine: EdgeEngine) -> None:
+async def test_different_vocabularies_get_a_prompt_each(engine: EdgeEngine) -> None:
     cloud = another()
     async with CloudVocabulary(engine, cloud.get) as vocabulary:
         chat = await vocabulary.share([1, 500, 2], messages=QUESTION)
@@ -95,7 +96,7 @@ async def test_different_vocabularies_have_a_prompt_each(engine: EdgeEngine) -> 
     assert cloud.asked == ["/tokenizer", "/tokenizer/file"]
 
 
-async def test_no_ids_are_sent_before_the_cloud_is_compared_and_then_they_are(engine: EdgeEngine) -> None:
+async def test_no_ids_are_sent_until_the_vocabularies_are_compared(engine: EdgeEngine) -> None:
     cloud, verifier = another(), FakeVerifier()
     cloud.down = EndpointError("cannot reach it")
     async with CloudVocabulary(engine, cloud.get) as vocabulary:
@@ -104,14 +105,14 @@ async def test_no_ids_are_sent_before_the_cloud_is_compared_and_then_they_are(en
             await lonely.verifier(verifier).verify([5, 6], [7], GREEDY, 1)
         assert verifier.calls == 0
         cloud.down = NotFoundError("no such route")
-        with pytest.raises(EndpointError, match="does not tell its vocabulary"):
+        with pytest.raises(EndpointError, match="does not give its vocabulary"):
             await (await vocabulary.share([5, 6], text="x")).verifier(verifier).verify([5, 6], [7], GREEDY, 1)
         cloud.down = None
         met = await vocabulary.share([5, 6], text="x")
-        assert met.unmet == "" and met.vocabulary == cloud.info.fingerprint
+        assert met.unknown_because == "" and met.vocabulary == cloud.info.fingerprint
 
 
-async def test_a_cloud_that_is_another_one_by_now_is_compared_again(engine: EdgeEngine) -> None:
+async def test_a_cloud_that_changed_its_vocabulary_is_compared_again(engine: EdgeEngine) -> None:
     cloud = VocabularyCloud(of_the_pair())
 
     class Changed(FakeVerifier):
@@ -133,7 +134,7 @@ async def test_a_cloud_that_is_another_one_by_now_is_compared_again(engine: Edge
         assert (await vocabulary.share([5, 6], text="x")).ids != [5, 6]
 
 
-async def test_a_cloud_lost_on_the_way_leaves_an_answer_in_its_tokens_that_the_edge_ends() -> None:
+async def test_when_the_cloud_is_lost_the_edge_completes_the_answer_in_the_clouds_tokens() -> None:
     words = "The capital of France is Paris. It isn't magic: naïve café. 🙂"
     cloud, edge = RemoteVocabulary(file("digits")), EdgeSide("bytes")
     truth = [*(token for token, _ in cloud.tokens(words)), 0]

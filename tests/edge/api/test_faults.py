@@ -1,92 +1,29 @@
-"""What the edge server does with input that is no request, and with clients that stall or leave: nothing it regrets."""
+"""Invalid bodies, schemas and bytes: the edge server refuses them and answers the next request."""
 
 import asyncio
 import json
-import random
-import socket
-import struct
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
 import pytest
 
-from common import config
-from common.http_server import HTTPServer
-from edge.edge_server import build_app
 from tests.conftest import Edge
+from tests.support.raw_edge import ASK, answers, connection, head, memory
 
-HOST = "127.0.0.1"
-ASK = {"prompt": "What is AI?", "max_tokens": 4, "temperature": 0}
-LIST = {"type": "array", "items": {"type": "boolean"}, "minItems": 400}
-LONG = ASK | {
-    "max_tokens": 900,
-    "response_format": {"type": "json_schema", "json_schema": {"name": "list", "schema": LIST}},
-}
-"""An answer that cannot end early."""
-CLIENTS = 100
 GIB = 2**30
 
 
-def head(path: str, length: int | str, more: str = "") -> bytes:
-    return f"POST {path} HTTP/1.1\r\nHost: edge\r\nContent-Length: {length}\r\n{more}\r\n".encode()
-
-
-def memory(edge: Edge) -> int:
-    """Bytes of the server's resident memory."""
-    status = Path(f"/proc/{edge.pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
-
-
-async def engine_stats(edge: Edge) -> dict[str, int]:
-    stats: dict[str, Any] = await edge.http.get("/stats", dict)
-    return dict(stats["engine"])
-
-
-async def answers(edge: Edge) -> bool:
-    reply: dict[str, Any] = await edge.http.post("/v1/completions", ASK, dict)
-    return bool(reply["choices"][0]["text"])
-
-
-async def is_idle(edge: Edge) -> bool:
-    stats = await engine_stats(edge)
-    return stats["sequences_lent"] == stats["waiting"] == stats["prompt_tokens_now"] == 0
-
-
-async def until(edge: Edge, true: Callable[[Edge], Any], seconds: float) -> None:
-    async with asyncio.timeout(seconds):
-        while not await true(edge):
-            await asyncio.sleep(0.02)
-
-
-@asynccontextmanager
-async def connection(edge: Edge) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    port = int(edge.url.rpartition(":")[2])
-    reader, writer = await asyncio.open_connection(HOST, port)
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
-
-
-async def said(edge: Edge, data: bytes) -> bytes:
-    """All that the server says to these bytes until it ends the connection or falls silent."""
-    found = b""
+async def reply_to(edge: Edge, data: bytes) -> bytes:
+    """The server's reply to these bytes, until it closes the connection or sends nothing for half a second."""
+    received = b""
     async with connection(edge) as (reader, writer):
         writer.write(data)
         with suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(0.5):
                 while part := await reader.read(65536):
-                    found += part
-    return found
-
-
-# Bytes
+                    received += part
+    return received
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/draft", "/tokenize", "/detokenize"])
@@ -117,7 +54,7 @@ async def said(edge: Edge, data: bytes) -> bytes:
     ],
     ids=lambda body: repr(body[:24]),
 )
-async def test_a_body_that_is_no_request_is_a_400_that_says_so(edge: Edge, path: str, body: bytes) -> None:
+async def test_an_invalid_body_is_a_400_with_a_message(edge: Edge, path: str, body: bytes) -> None:
     async with aiohttp.ClientSession() as session, session.post(edge.url + path, data=body) as response:
         error = (await response.json())["error"]
     assert response.status == 400
@@ -126,14 +63,14 @@ async def test_a_body_that_is_no_request_is_a_400_that_says_so(edge: Edge, path:
     assert await answers(edge)
 
 
-async def test_more_token_ids_than_any_text_has_are_refused(edge: Edge) -> None:
+async def test_too_many_token_ids_are_refused(edge: Edge) -> None:
     body = json.dumps({"tokens": [1] * 100_001}).encode()
-    status = await said(edge, head("/detokenize", len(body)) + body)
+    status = await reply_to(edge, head("/detokenize", len(body)) + body)
     assert status.startswith(b"HTTP/1.1 400")
     assert await answers(edge)
 
 
-async def test_huge_counts_are_cut_or_refused(edge: Edge) -> None:
+async def test_huge_counts_are_limited_or_refused(edge: Edge) -> None:
     reply: dict[str, Any] = await edge.http.post("/v1/completions", ASK | {"max_tokens": 2**31, "stop": "."}, dict)
     assert reply["usage"]["completion_tokens"] < 1100
     for name in ("n", "top_k", "logprobs", "max_draft_tokens", "best_of"):
@@ -161,7 +98,7 @@ async def test_huge_counts_are_cut_or_refused(edge: Edge) -> None:
     ],
     ids=lambda schema: str(schema)[:40],
 )
-async def test_a_schema_that_answers_cannot_be_held_to_is_refused(edge: Edge, schema: dict[str, Any]) -> None:
+async def test_a_schema_that_cannot_be_enforced_is_refused(edge: Edge, schema: dict[str, Any]) -> None:
     before = memory(edge)
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     body = ASK | {"response_format": wanted}
@@ -172,7 +109,7 @@ async def test_a_schema_that_answers_cannot_be_held_to_is_refused(edge: Edge, sc
 
 
 async def test_a_body_of_a_gibibyte_is_refused_and_not_kept(edge: Edge) -> None:
-    """Declared, and chunked without end: refused after some megabytes, of which nothing stays."""
+    """Declared, or chunked without end: refused after some megabytes, and their memory is freed."""
     assert await answers(edge)
     before = memory(edge)
     for opening in (
@@ -212,130 +149,7 @@ async def test_a_body_of_a_gibibyte_is_refused_and_not_kept(edge: Edge) -> None:
     ],
     ids=lambda data: repr(data[:20]),
 )
-async def test_what_is_no_http_is_answered_or_closed_and_the_next_request_is_fine(edge: Edge, data: bytes) -> None:
-    reply = await said(edge, data)
+async def test_invalid_http_is_answered_or_closed_and_the_next_request_is_answered(edge: Edge, data: bytes) -> None:
+    reply = await reply_to(edge, data)
     assert not reply or reply.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4"))
     assert await answers(edge)
-
-
-# Clients that stall
-
-
-async def test_slow_heads_and_bodies_and_half_closed_sockets_hold_nobody_up(edge: Edge) -> None:
-    """Sixty connections that send a part and then nothing, or send nothing more but listen: others are served."""
-    before = memory(edge)
-    parts = [b"POST /v1/compl", head("/v1/completions", 500) + b'{"prompt": "x', head("/v1/chat/completions", 9)]
-    async with contextmany(edge, [parts[i % 3] for i in range(60)]) as writers:
-        for writer in writers[::2]:
-            writer.write_eof()
-        for _ in range(5):
-            assert await answers(edge)
-        assert await is_idle(edge)
-    assert await answers(edge)
-    assert memory(edge) - before < 64 * 2**20
-
-
-@asynccontextmanager
-async def contextmany(edge: Edge, openings: list[bytes]) -> AsyncIterator[list[asyncio.StreamWriter]]:
-    """A connection for each opening, which is sent; all closed at the end."""
-    writers = []
-    try:
-        for opening in openings:
-            _, writer = await asyncio.open_connection(HOST, int(edge.url.rpartition(":")[2]))
-            writers.append(writer)
-            writer.write(opening)
-        yield writers
-    finally:
-        for writer in writers:
-            writer.close()
-        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
-
-
-# Clients that leave
-
-
-async def test_a_hundred_clients_that_leave_at_random_moments_free_all_they_held(edge: Edge) -> None:
-    """Leases and queue are back to 0 within a second of the last one leaving; they were not while they stayed."""
-    chance = random.Random(7)
-    busy = 0
-
-    async def visit(moment: float, kind: int) -> None:
-        with suppress(TimeoutError, ConnectionError):
-            async with asyncio.timeout(moment):
-                if kind == 0:
-                    await aborting(edge, LONG | {"stream": False})
-                else:
-                    await reading(edge, LONG | {"stream": kind == 1, "n": 2})
-
-    async def watch() -> None:
-        nonlocal busy
-        while True:
-            stats = await engine_stats(edge)
-            busy = max(busy, stats["sequences_lent"] + stats["waiting"])
-            await asyncio.sleep(0.05)
-
-    watching = asyncio.create_task(watch())
-    await asyncio.gather(*(visit(chance.uniform(0.01, 2), i % 3) for i in range(CLIENTS)))
-    watching.cancel()
-    await until(edge, is_idle, 1.0)
-    assert busy > 10
-    assert await answers(edge)
-
-
-async def test_a_full_queue_is_a_429_with_retry_after_for_streams_too() -> None:
-    settings = ["edge.model.sequences=1", "edge.limits.max_queue=0", "inference.features.use_draft_verify=false"]
-    settings += ["inference.features.use_confidence_check=false"]
-    server = HTTPServer(build_app(config.load(flags=settings, environment={})), HOST, 0)
-    await server.start()
-    url = f"http://{HOST}:{server.port}/v1/completions"
-    try:
-        async with aiohttp.ClientSession() as session:
-            async with session.post(url, json=LONG | {"stream": True, "n": 4}) as held:
-                await held.content.readline()
-                for stream in (True, False):
-                    async with session.post(url, json=ASK | {"stream": stream}) as refused:
-                        assert (refused.status, "Retry-After" in refused.headers) == (429, True)
-                        assert (await refused.json())["error"]["type"] == "rate_limit_error"
-            async with asyncio.timeout(5):
-                while (served := await session.post(url, json=ASK | {"stream": True})).status == 429:
-                    await asyncio.sleep(0.02)
-            assert b"[DONE]" in await served.read()
-    finally:
-        await server.stop()
-
-
-async def reading(edge: Edge, body: dict[str, Any]) -> None:
-    """Asks and reads until it is cancelled."""
-    async with aiohttp.ClientSession() as session, session.post(edge.url + "/v1/completions", json=body) as response:
-        async for _ in response.content:
-            pass
-
-
-async def aborting(edge: Edge, body: dict[str, Any]) -> None:
-    """Asks, waits until it is cancelled, and resets the connection rather than close it."""
-    async with connection(edge) as (reader, writer):
-        data = json.dumps(body).encode()
-        writer.write(head("/v1/completions", len(data)) + data)
-        try:
-            await reader.read()
-        finally:
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
-
-
-async def test_a_client_that_stays_holds_its_lease_until_it_leaves(edge: Edge) -> None:
-    """What the test above waits for does not come about by itself."""
-
-    async def is_busy(edge: Edge) -> bool:
-        return not await is_idle(edge)
-
-    staying = [asyncio.create_task(reading(edge, LONG | {"stream": True, "n": 16})) for _ in range(2)]
-    await until(edge, is_busy, 5.0)
-    await asyncio.sleep(0.2)
-    assert await is_busy(edge)
-    for task in staying:
-        task.cancel()
-    await asyncio.gather(*staying, return_exceptions=True)
-    began = time.monotonic()
-    await until(edge, is_idle, 1.0)
-    assert time.monotonic() - began < 1.0

@@ -1,4 +1,4 @@
-"""Log probabilities over HTTP: they spell the text, and say of it what the engine said when it drew it."""
+"""Log probabilities over HTTP: their tokens spell the text, and an echo repeats the values of the drawing."""
 
 import itertools
 
@@ -23,7 +23,7 @@ async def test_a_chats_logprobs_spell_its_text_and_greedy_tokens_are_the_likelie
 
 
 @pytest.mark.parametrize("top", [0, 1, 5])
-async def test_a_completions_logprobs_have_a_place_for_each_token(edge: Edge, top: int) -> None:
+async def test_a_completions_logprobs_have_an_entry_for_each_token(edge: Edge, top: int) -> None:
     answer = await completion(edge, logprobs=top, temperature=1, seed=3)
     (text,), scores = texts(answer), answer["choices"][0]["logprobs"]
     assert len({len(column) for column in scores.values()}) == 1
@@ -49,7 +49,7 @@ async def test_logprobs_end_where_a_stop_string_ends_the_text(edge: Edge) -> Non
     assert "".join(answer["choices"][0]["logprobs"]["tokens"]) == texts(answer)[0]
 
 
-async def test_an_echo_scores_the_prompt_as_it_was_scored_when_it_was_drawn(edge: Edge) -> None:
+async def test_an_echo_gives_the_logprobs_of_when_the_text_was_drawn(edge: Edge) -> None:
     drawn = await completion(edge, logprobs=1)
     scores = drawn["choices"][0]["logprobs"]
     echoed = await completion(edge, prompt=ASKED + texts(drawn)[0], max_tokens=0, echo=True, logprobs=1)
@@ -62,7 +62,7 @@ async def test_an_echo_scores_the_prompt_as_it_was_scored_when_it_was_drawn(edge
     assert echoed["usage"]["completion_tokens"] == 0
 
 
-async def test_an_echo_goes_on_into_the_answer_with_offsets_in_the_whole_text(edge: Edge) -> None:
+async def test_an_echo_continues_into_the_answer_with_offsets_in_the_whole_text(edge: Edge) -> None:
     answer = await completion(edge, prompt=ASKED + "É 東", echo=True, logprobs=0)
     (text,), scores = texts(answer), answer["choices"][0]["logprobs"]
     assert text.startswith(ASKED + "É 東") and len(text) > len(ASKED + "É 東")

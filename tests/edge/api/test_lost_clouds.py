@@ -1,4 +1,4 @@
-"""A real edge server and a cloud without a model: what is told of lost clouds, and what never leaves the edge."""
+"""A real edge server and a cloud without a model: how lost clouds are reported, and what never leaves the edge."""
 
 import asyncio
 import json
@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from benchmarks.fake_cloud import FakeCloud, serving
+from common.config_schema import CommunicationConfig
 from common.errors import ConfigError, EndpointError, RequestError
 from common.http.client import HTTPClient
 from common.http_client import EdgeCloudHTTPClient
@@ -45,17 +46,17 @@ async def metrics(edge: HTTPClient) -> dict[str, float]:
 # What stays on the edge
 
 
-async def test_a_request_that_says_so_is_answered_by_the_edge_alone(edge: HTTPClient, fake: FakeCloud) -> None:
+async def test_a_request_for_privacy_is_answered_by_the_edge_alone(edge: HTTPClient, fake: FakeCloud) -> None:
     before = len(fake.asked)
     report = (await completion(edge, privacy="edge_only"))["collaboration"]
     assert len(fake.asked) == before
     assert (report["mode"], report["lossless"], report["cloud_calls"]) == ("edge_only", False, 0)
     assert (await completion(edge))["collaboration"]["cloud_calls"] > 0
-    assert len(fake.asked) > before, "the same prompt does go to the cloud when nothing keeps it"
+    assert len(fake.asked) > before, "without privacy the same prompt goes to the cloud"
 
 
 @pytest.mark.parametrize("mode", ["collaborative", "cloud_only"])
-async def test_a_prompt_in_which_a_pattern_is_found_never_leaves_the_edge(
+async def test_a_prompt_that_matches_a_pattern_never_leaves_the_edge(
     edge: HTTPClient, fake: FakeCloud, mode: str
 ) -> None:
     before = len(fake.asked) + len(fake.starts)
@@ -68,7 +69,7 @@ async def test_a_prompt_in_which_a_pattern_is_found_never_leaves_the_edge(
     assert len(fake.asked) + len(fake.starts) == before
 
 
-async def test_of_many_prompts_only_the_private_ones_stay(edge: HTTPClient, fake: FakeCloud) -> None:
+async def test_of_several_prompts_only_the_private_ones_stay(edge: HTTPClient, fake: FakeCloud) -> None:
     rounds, streams = len(fake.asked), len(fake.starts)
     await completion(edge, prompt=["What is AI?", "top secret"], max_tokens=4, way="rounds")
     await completion(edge, prompt=["What is AI?", "top secret"], max_tokens=4, mode="cloud_only")
@@ -76,23 +77,23 @@ async def test_of_many_prompts_only_the_private_ones_stay(edge: HTTPClient, fake
     assert len(fake.starts) == streams + 1
 
 
-async def test_without_patterns_the_same_prompt_leaves(fake: FakeCloud) -> None:
+async def test_without_patterns_the_same_prompt_goes_to_the_cloud(fake: FakeCloud) -> None:
     before = len(fake.asked)
     async with edge_of(fake.url) as edge:
         await edge.post("/v1/chat/completions", SECRET | {"use_confidence_check": False}, dict)
     assert len(fake.asked) > before
 
 
-async def test_privacy_and_an_answer_of_the_cloud_contradict_each_other(edge: HTTPClient) -> None:
+async def test_privacy_with_mode_cloud_only_is_refused(edge: HTTPClient) -> None:
     with pytest.raises(RequestError) as error:
         await completion(edge, privacy="edge_only", mode="cloud_only")
     assert error.value.param == "privacy"
 
 
-# What is told
+# Report, stats and metrics
 
 
-async def test_a_lost_cloud_is_told_in_report_stats_and_metrics_and_so_is_its_return(fake: FakeCloud) -> None:
+async def test_a_lost_cloud_and_its_return_show_in_report_stats_and_metrics(fake: FakeCloud) -> None:
     async with DelayProxy("127.0.0.1", int(fake.url.rpartition(":")[2])) as proxy:
         label = f'{{endpoint="{proxy.url}"'
         settings = ["communication.breaker.failures=1", "communication.breaker.probe_seconds=0.1"]
@@ -146,7 +147,7 @@ async def test_without_fallback_a_lost_cloud_is_an_error_to_the_client() -> None
         assert (await completion(edge, mode="edge_only"))["choices"][0]["text"], "the edge alone is not concerned"
 
 
-async def test_a_stream_cut_in_the_middle_is_whole_with_fallback_and_an_error_without(fake: FakeCloud) -> None:
+async def test_a_stream_cut_in_the_middle_is_completed_with_fallback_and_an_error_without(fake: FakeCloud) -> None:
     for fallback in (True, False):
         async with (
             DelayProxy("127.0.0.1", int(fake.url.rpartition(":")[2])) as proxy,
@@ -167,7 +168,7 @@ async def test_a_stream_cut_in_the_middle_is_whole_with_fallback_and_an_error_wi
 # Start
 
 
-async def test_a_cloud_of_another_version_ends_the_start_in_one_line(fake: FakeCloud) -> None:
+async def test_a_cloud_of_another_version_fails_the_start_with_a_one_line_error(fake: FakeCloud) -> None:
     fake.protocol = "99"
     try:
         with pytest.raises(ConfigError, match=r"^communication\.cloud_endpoint: .* speaks protocol '99'"):
@@ -194,7 +195,7 @@ async def test_many_prompts_at_once_are_answered_in_order(edge: HTTPClient, fake
     assert stats["clouds"]["endpoints"][fake.url]["failed_requests"] == 0
 
 
-async def test_a_batch_has_no_more_under_way_than_it_says_and_ends_with_its_first_failure(fake: FakeCloud) -> None:
+async def test_a_batch_keeps_its_concurrency_and_ends_with_its_first_failure(fake: FakeCloud) -> None:
     class Counting(EdgeCloudHTTPClient):
         now = most = left = 0
 
@@ -227,9 +228,10 @@ async def test_a_client_keeps_private_prompts_from_the_cloud_too(edge: HTTPClien
     assert kept.collaboration.mode == "edge_only"
 
 
-async def test_a_client_of_several_clouds_goes_on_with_the_next(edge: HTTPClient, fake: FakeCloud) -> None:
+async def test_a_client_of_several_clouds_continues_with_the_next(edge: HTTPClient, fake: FakeCloud) -> None:
     prompt, options = "What is AI?", {"max_tokens": 6, "temperature": 0.0, "use_confidence_check": False}
-    async with EdgeCloudHTTPClient(edge.base_url, "http://127.0.0.1:9", cloud_endpoints=[fake.url]) as client:
+    communication = CommunicationConfig(cloud_endpoint="http://127.0.0.1:9", cloud_endpoints=[fake.url])
+    async with EdgeCloudHTTPClient(edge.base_url, communication=communication) as client:
         results = await client.batch_inference([prompt, "Hello", "Why?", "Explain deep learning."], **options)  # type: ignore[arg-type]
         assert all(one.collaboration.degraded is None for one in results)
-        assert client.clouds.degraded == 0
+        assert client.clouds.degraded_answers == 0

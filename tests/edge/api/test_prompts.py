@@ -1,4 +1,4 @@
-"""Requests become token ids: what cannot fit is refused unread, and a long text holds nobody up."""
+"""Prompts become token ids: what cannot fit is refused untokenized, and a long text does not block the event loop."""
 
 import threading
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from edge.api import prompts
 
 
 class LetterEngine:
-    """One token for a letter; remembers in which thread it was asked."""
+    """One token for each letter; records the thread of each call."""
 
     context_length = 100
     vocab_size = 50
@@ -27,20 +27,20 @@ class LetterEngine:
 
 
 @pytest.fixture
-def services() -> Any:
+def model() -> Any:
     return SimpleNamespace(engine=LetterEngine())
 
 
-async def test_a_text_that_cannot_fit_is_refused_unread(services: Any) -> None:
+async def test_a_text_that_cannot_fit_is_refused_untokenized(model: Any) -> None:
     with pytest.raises(ContextLengthError):
-        await prompts.tokenized(services.engine, "x" * (100 * prompts.LONGEST_TOKEN + 1))
-    assert services.engine.threads == []
+        await prompts.tokenize(model.engine, "x" * (100 * prompts.LONGEST_TOKEN + 1))
+    assert model.engine.threads == []
 
 
-async def test_a_long_text_is_tokenized_beside_the_event_loop_and_a_short_one_in_it(services: Any) -> None:
+async def test_a_long_text_is_tokenized_in_another_thread_and_a_short_one_in_the_event_loop(model: Any) -> None:
     for size in (prompts.SHORT_TEXT, prompts.SHORT_TEXT + 1):
-        assert len(await prompts.tokenized(services.engine, "x" * size)) == size
-    assert [thread is threading.main_thread() for thread in services.engine.threads] == [True, False]
+        assert len(await prompts.tokenize(model.engine, "x" * size)) == size
+    assert [thread is threading.main_thread() for thread in model.engine.threads] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,13 @@ async def test_a_long_text_is_tokenized_beside_the_event_loop_and_a_short_one_in
         ([1] * 100, "context_length_exceeded"),
     ],
 )
-async def test_a_prompt_that_is_none_is_refused(services: Any, prompt: Any, code: str | None) -> None:
+async def test_an_invalid_prompt_is_refused(model: Any, prompt: Any, code: str | None) -> None:
     with pytest.raises(RequestError) as refusal:
-        await prompts.of_completion(services, CompletionRequest(prompt=["fine", prompt] if prompt == "" else prompt))
+        await prompts.of_completion(model, CompletionRequest(prompt=["fine", prompt] if prompt == "" else prompt))
     assert (refusal.value.param, refusal.value.code) == ("prompt", code)
 
 
-async def test_the_forms_of_a_prompt_are_told_apart(services: Any) -> None:
+async def test_the_forms_of_a_prompt_are_told_apart(model: Any) -> None:
     forms: list[tuple[Any, list[list[int]]]] = [
         ("ab", [[1, 1]]),
         (["ab", "c"], [[1, 1], [1]]),
@@ -67,9 +67,9 @@ async def test_the_forms_of_a_prompt_are_told_apart(services: Any) -> None:
         ([[7], [8, 9]], [[7], [8, 9]]),
     ]
     for prompt, ids in forms:
-        assert await prompts.of_completion(services, CompletionRequest(prompt=prompt)) == ids
+        assert await prompts.of_completion(model, CompletionRequest(prompt=prompt)) == ids
 
 
-async def test_a_model_without_a_template_says_where_to_ask(services: Any) -> None:
+async def test_a_model_without_a_template_says_where_to_ask(model: Any) -> None:
     with pytest.raises(RequestError, match="/v1/completions"):
-        await prompts.of_chat(services, [Message("user", "Hello")])
+        await prompts.of_chat(model, [Message("user", "Hello")])

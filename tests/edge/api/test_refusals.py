@@ -1,4 +1,4 @@
-"""What the edge's API refuses: by name, with 400, and the next request is fine."""
+"""What the edge's API refuses: with 400 and the name of the field; the next request is answered."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ from tests.support.edge_calls import CHAT, PLAIN, completion, refused, texts
         ("chat/completions", {"max_tokens": 0}, "max_tokens"),
     ],
 )
-async def test_what_cannot_be_done_is_refused_by_name(edge: Edge, path: str, fields: Any, param: str | None) -> None:
+async def test_an_invalid_field_is_refused_by_name(edge: Edge, path: str, fields: Any, param: str | None) -> None:
     base = CHAT if "chat" in path else PLAIN
     for stream in (False, True):
         body = base | {"stream": True} | fields if stream else base | fields
@@ -77,7 +77,7 @@ async def test_what_cannot_be_done_is_refused_by_name(edge: Edge, path: str, fie
         ("chat/completions", {"logprobs": True}, "logprobs"),
     ],
 )
-async def test_what_the_cloud_cannot_do_is_refused_with_the_mode_that_can(
+async def test_what_the_cloud_does_not_support_is_refused_with_the_mode_that_does(
     edge: Edge, mode: str, path: str, fields: dict[str, Any], param: str
 ) -> None:
     base = (CHAT if "chat" in path else PLAIN) | fields

@@ -1,4 +1,4 @@
-"""Mode split over the edge's /v1: what it takes and refuses, what leaves the edge, what the report and metrics say."""
+"""Mode split over the edge's /v1: what it accepts and refuses, what leaves the edge, and its report and metrics."""
 
 import json
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from common.cloud_client.pool import CloudPool
 from common.errors import ConfigError, RequestError, StartError
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer
-from edge import edge_server
+from edge.api import startup
 from edge.edge_server import build_app
 from edge.split.cloud_tail import SplitClouds
 from edge.split.engine import EdgeInferenceEngine
@@ -43,7 +43,7 @@ async def http(demo_split: Path, cloud: FakeSplitCloud) -> AsyncIterator[HTTPCli
     private = "inference.private_patterns=[Zürich]"
     async with AsyncExitStack() as stack:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(edge_server, "EdgeInferenceEngine", split_engine)
+            patched.setattr(startup, "EdgeInferenceEngine", split_engine)
             edge = edge_of(NOWHERE, f"edge.split.manifest={demo_split}", "edge.split.thresholds=[0.9]", private)
             client = await stack.enter_async_context(edge)
         yield client
@@ -54,7 +54,7 @@ async def chat(http: HTTPClient, **fields: Any) -> dict[str, Any]:
     return answer
 
 
-async def test_an_answer_tells_its_exits_and_what_the_cloud_gave(http: HTTPClient) -> None:
+async def test_an_answer_reports_its_exits_and_the_clouds_tokens(http: HTTPClient) -> None:
     answer = await chat(http, collaboration={"tokens": True})
     report, (choice,) = answer["collaboration"], answer["choices"]
     assert answer["model"] == "demo-cloud"
@@ -93,7 +93,7 @@ async def test_a_stop_string_ends_it(http: HTTPClient) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"confidence_threshold": 1.5}, {"use_confidence_check": False}])
-async def test_with_no_exit_taken_every_token_is_the_clouds_and_the_answer_lossless(
+async def test_with_all_exits_disabled_every_token_is_the_clouds_and_the_answer_lossless(
     http: HTTPClient, fields: dict[str, Any]
 ) -> None:
     report = (await chat(http, **fields))["collaboration"]
@@ -133,7 +133,7 @@ async def test_a_private_prompt_is_answered_standalone(
         ({"model": "demo-edge"}, "model"),
     ],
 )
-async def test_what_has_no_meaning_where_a_model_is_split_is_refused_by_name(
+async def test_fields_without_meaning_for_a_split_model_are_refused_by_name(
     http: HTTPClient, fields: dict[str, Any], param: str | None
 ) -> None:
     with pytest.raises(RequestError) as refusal:
@@ -143,12 +143,12 @@ async def test_what_has_no_meaning_where_a_model_is_split_is_refused_by_name(
     assert (await chat(http, **neutral))["choices"]
 
 
-async def test_other_modes_are_as_before(http: HTTPClient) -> None:
+async def test_other_modes_use_the_edge_model(http: HTTPClient) -> None:
     answer = await chat(http, mode="edge_only")
     assert answer["model"] == "demo-edge" and answer["collaboration"]["exits"] == {}
 
 
-async def test_metrics_and_stats_count_exits_debts_and_steps(http: HTTPClient) -> None:
+async def test_metrics_and_stats_count_exits_pending_positions_and_steps(http: HTTPClient) -> None:
     await chat(http)
     async with http.session().get(http.base_url + "/metrics") as response:
         lines = dict(line.rsplit(" ", 1) for line in (await response.text()).splitlines() if not line.startswith("#"))
@@ -166,7 +166,7 @@ async def test_a_server_without_a_split_model_says_what_to_set() -> None:
         assert refusal.value.param == "mode"
 
 
-async def test_a_cloud_that_is_not_there_degrades_the_answer(demo_split: Path) -> None:
+async def test_an_unreachable_cloud_degrades_the_answer(demo_split: Path) -> None:
     async with edge_of(NOWHERE, f"edge.split.manifest={demo_split}") as http:
         report = (await chat(http, use_confidence_check=False))["collaboration"]
         assert "cannot reach" in report["degraded"] and report["exits"]["4"] == report["tokens"]["edge"] > 0
@@ -179,7 +179,7 @@ async def test_a_cloud_that_is_not_there_degrades_the_answer(demo_split: Path) -
         (["edge.split.manifest=nowhere"], r"^split manifest nowhere: No such file"),
     ],
 )
-async def test_a_split_model_that_does_not_fit_ends_the_start(
+async def test_a_split_model_that_does_not_fit_fails_the_start(
     demo_split: Path, settings: list[str], message: str
 ) -> None:
     flags = [f"edge.split.manifest={demo_split}", f"communication.cloud_endpoint={NOWHERE}", *settings]

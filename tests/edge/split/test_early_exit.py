@@ -1,4 +1,4 @@
-"""Which exit is taken: what was asked for, and less only while an answer is behind its time."""
+"""Which exit is taken: by the configured threshold, and by a lower one only while an answer is behind its budget."""
 
 import itertools
 import math
@@ -6,7 +6,7 @@ import math
 import pytest
 
 from common.errors import ConfigError
-from edge.split.early_exit import AnswerPace, LatencyAwareEarlyExit, never, thresholds_of
+from edge.split.early_exit import AnswerPace, LatencyAwareEarlyExit, disabled_exits, thresholds_of
 
 THRESHOLDS = 0.0, 0.3, 0.8, 1.0
 PACES = [
@@ -62,7 +62,7 @@ def test_an_answer_that_has_caught_up_is_answered_as_asked_again() -> None:
 @pytest.mark.parametrize("budget", [None, *BUDGETS])
 @pytest.mark.parametrize("asked", [math.nextafter(1.0, 2.0), 2.0, math.inf])
 def test_above_1_an_exit_is_never_taken_whatever_the_time(asked: float, budget: float | None, pace: AnswerPace) -> None:
-    assert exits(asked, budget).never(0)
+    assert exits(asked, budget).disabled(0)
     assert not exits(asked, budget).takes(0, 1.0, pace)
 
 
@@ -82,5 +82,5 @@ def test_one_threshold_is_for_all_exits_and_the_wrong_number_is_refused() -> Non
 
 
 def test_exits_that_are_never_taken_are_so_for_every_confidence() -> None:
-    policy = LatencyAwareEarlyExit(never(3), 0.001)
+    policy = LatencyAwareEarlyExit(disabled_exits(3), 0.001)
     assert not any(policy.takes(exit, 1.0, AnswerPace(0, 1e9, 1e9)) for exit in range(3))

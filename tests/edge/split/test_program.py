@@ -1,4 +1,4 @@
-"""A split model on the command line: alone, with a cloud, and when there is none."""
+"""A split model on the command line: alone, with a cloud, and with an unreachable one."""
 
 import io
 import re
@@ -29,7 +29,7 @@ def made(manifest: Path, *flags: str) -> Config:
 
 
 async def asked(settings: Config, standalone: bool, threshold: float, **more: object) -> tuple[str, Collaboration]:
-    """What is printed, without colours, and the report."""
+    """The printed text, without colours, and the report."""
     shown = io.StringIO()
     console = Console(file=shown, width=120, highlight=False, markup=False)
     report = await split_program.ask(
@@ -45,7 +45,9 @@ async def cloud_url(demo_split: Path) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.8, 1.01])
-async def test_alone_it_is_generate_standalone_with_its_exits_counted(demo_split: Path, threshold: float) -> None:
+async def test_alone_it_prints_what_generate_standalone_gives_and_counts_its_exits(
+    demo_split: Path, threshold: float
+) -> None:
     settings = made(demo_split, NOWHERE, f"edge.split.thresholds=[{threshold}]")
     async with EdgeInferenceEngine(settings) as engine:
         wanted = await engine.generate_standalone(QUESTION)
@@ -58,7 +60,9 @@ async def test_alone_it_is_generate_standalone_with_its_exits_counted(demo_split
             assert re.search(rf"exit after {layer} layers\W+{count} tokens", shown)
 
 
-async def test_with_a_cloud_and_no_exit_taken_it_is_the_whole_models_answer(demo_split: Path, cloud_url: str) -> None:
+async def test_with_a_cloud_and_all_exits_disabled_it_is_the_whole_models_answer(
+    demo_split: Path, cloud_url: str
+) -> None:
     settings = made(demo_split, f"communication.cloud_endpoint={cloud_url}", "edge.split.deadline_ms=60000")
     shown, report = await asked(settings, False, 1.01, max_tokens=6)
     whole = WholeModel()
@@ -79,7 +83,7 @@ async def test_without_a_cloud_the_last_exit_answers_and_the_table_says_so(demo_
     assert report.exits["4"] > 0 and report.tokens["cloud"] == 0
 
 
-async def test_what_makes_no_sense_is_refused(demo_split: Path) -> None:
+async def test_invalid_thresholds_and_prompts_are_refused(demo_split: Path) -> None:
     settings = made(demo_split, NOWHERE)
     for threshold in (-0.1, float("nan")):
         with pytest.raises(ConfigError, match="--threshold must be 0 or more"):

@@ -1,4 +1,4 @@
-"""Many answers over a split model's segments: none changes another, none waits for a long one, who leaves is gone."""
+"""Many answers over a split model's segments: none changes another, waits for a long one, or outlives its client."""
 
 import asyncio
 import shutil
@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from common.config_schema import LimitsConfig
+from common.config_schema import EdgeModelConfig, LimitsConfig
 from common.errors import ConfigError, ContextLengthError, EngineError, OverloadedError
 from common.protocol.split_manifest import NAME, SplitManifest, read_manifest
 from common.types import GREEDY, Sampling
 from edge.llama.segment import CHUNK
-from edge.split.scheduler import FEW, SegmentJob, share_out
-from edge.split.segments import Guess, Segments, SegmentSequence
+from edge.split.scheduler import LAST_STEP_INPUTS, ExitPrediction, ExitRequest, SegmentJob, share_out
+from edge.split.segments import Segments, SegmentSequence
 
 QUESTIONS = (
     "What is AI?",
@@ -33,13 +33,14 @@ QUESTIONS = (
 )
 LENGTH = 16
 THRESHOLD = 0.97
-"""At which the first exit is sure of some of the tokens of each of these, and not of others."""
+"""The first exit is confident of some tokens of each of these answers, and not of others."""
 HOT = Sampling(temperature=0.9, top_p=0.95, top_k=40, seed=11)
 
 
 def segments_of(folder: Path, **changes: Any) -> Segments:
+    limits = changes.pop("limits", None)
     options: dict[str, Any] = {"context_length": 512, "threads": 1, "sequences": 8, "kv_type": "f32"}
-    return Segments(read_manifest(folder), folder, **options | changes)
+    return Segments(read_manifest(folder), folder, EdgeModelConfig(**options | changes), limits)
 
 
 @pytest_asyncio.fixture
@@ -52,7 +53,7 @@ def ask(segments: Segments, question: str) -> list[int]:
     return segments.tokenize(f"<|user|>{question}<|assistant|>", parse_special=True)
 
 
-def sure(confidence: float) -> bool:
+def confident(confidence: float) -> bool:
     return confidence >= THRESHOLD
 
 
@@ -65,21 +66,21 @@ def never(_: float) -> bool:
 
 
 async def drawn(
-    sequence: SegmentSequence, token_ids: list[int], limit: int = LENGTH, sure: Callable[[float], bool] = always
-) -> list[Guess]:
-    async with aclosing(sequence.draw(token_ids, limit, sure)) as parts:
-        return [guess async for part in parts for guess in part]
+    sequence: SegmentSequence, token_ids: list[int], limit: int = LENGTH, confident: Callable[[float], bool] = always
+) -> list[ExitPrediction]:
+    async with aclosing(sequence.draw(token_ids, limit, confident)) as parts:
+        return [prediction async for part in parts for prediction in part]
 
 
 async def answer(segments: Segments, question: str, sampling: Sampling = GREEDY) -> list[int]:
-    """By the first exit where it is sure, else by the second."""
+    """By the first exit where it is confident, else by the second."""
     ids = ask(segments, question)
     begin = len(ids)
     async with segments.sequence(begin, sampling) as sequence:
         while len(ids) < begin + LENGTH and ids[-1] not in segments.end_tokens:
-            guesses = await drawn(sequence, ids[sequence.held[0] :], begin + LENGTH - len(ids), sure)
-            ids += [guess.token_id for guess in guesses if guess.sure]
-            if not guesses[-1].sure:
+            predictions = await drawn(sequence, ids[sequence.held[0] :], begin + LENGTH - len(ids), confident)
+            ids += [prediction.token_id for prediction in predictions if prediction.confident]
+            if not predictions[-1].confident:
                 ids.append((await sequence.catch_up(1, always)).token_id)
     return ids[begin:]
 
@@ -94,37 +95,37 @@ async def test_an_answer_alone_is_the_answer_among_eight(segments: Segments, sam
     assert steps < rows / 2  # they were computed together
 
 
-async def test_what_is_owed_is_caught_up_in_one_step_and_says_what_it_would_have_said(segments: Segments) -> None:
+async def test_pending_positions_are_caught_up_in_one_step_and_change_no_prediction(segments: Segments) -> None:
     ids = ask(segments, QUESTIONS[0])
     async with segments.sequence(len(ids)) as late, segments.sequence(len(ids)) as prompt:
-        guesses = await drawn(late, ids, 6)
-        assert late.owed(1) == len(ids) + 5 == late.held[0]
+        predictions = await drawn(late, ids, 6)
+        assert late.pending(1) == len(ids) + 5 == late.held[0]
         (steps, _) = segments.work[1]
-        guess = await late.catch_up(1, never)
-        assert (late.owed(1), segments.work[1][0]) == (0, steps + 1)
-        for token in [[]] + [[guess.token_id] for guess in guesses[:-1]]:  # each position as soon as it is there
+        prediction = await late.catch_up(1, never)
+        assert (late.pending(1), segments.work[1][0]) == (0, steps + 1)
+        for token in [[]] + [[prediction.token_id] for prediction in predictions[:-1]]:  # each position at once
             await drawn(prompt, token or ids, 1)
             prompted = await prompt.catch_up(1, never)
-        assert guess.token_id == prompted.token_id
-        assert guess.confidence == pytest.approx(prompted.confidence, abs=1e-4)
+        assert prediction.token_id == prompted.token_id
+        assert prediction.confidence == pytest.approx(prompted.confidence, abs=1e-4)
         np.testing.assert_allclose(late.states, prompt.states, atol=1e-4)
 
 
-async def test_an_exit_that_need_not_be_heard_guesses_nothing_and_leaves_the_same_states(segments: Segments) -> None:
+async def test_an_exit_that_is_not_computed_predicts_nothing_and_leaves_the_same_states(segments: Segments) -> None:
     ids = ask(segments, QUESTIONS[1])
-    async with segments.sequence(len(ids)) as unheard, segments.sequence(len(ids)) as heard:
-        assert await drawn(unheard, ids, limit=0) == []
-        assert len(await drawn(heard, ids, 1, never)) == 1
-        np.testing.assert_allclose(unheard.states, heard.states, atol=1e-4)
+    async with segments.sequence(len(ids)) as without, segments.sequence(len(ids)) as computed:
+        assert await drawn(without, ids, limit=0) == []
+        assert len(await drawn(computed, ids, 1, never)) == 1
+        np.testing.assert_allclose(without.states, computed.states, atol=1e-4)
 
 
-async def test_a_run_ends_with_the_first_token_that_is_not_sure(segments: Segments) -> None:
+async def test_a_run_ends_with_the_first_token_below_the_threshold(segments: Segments) -> None:
     ids = ask(segments, "Sort 31, 7, 64.")
     async with segments.sequence(len(ids)) as sequence:
-        guesses = await drawn(sequence, ids, 64, sure)
-    assert [guess.sure for guess in guesses] == [True] * (len(guesses) - 1) + [False]
-    assert all(guess.sure == (guess.confidence >= THRESHOLD) for guess in guesses)
-    assert sequence.held[0] == len(ids) + len(guesses) - 1
+        predictions = await drawn(sequence, ids, 64, confident)
+    assert [prediction.confident for prediction in predictions] == [True] * (len(predictions) - 1) + [False]
+    assert all(prediction.confident == (prediction.confidence >= THRESHOLD) for prediction in predictions)
+    assert sequence.held[0] == len(ids) + len(predictions) - 1
 
 
 async def test_a_temperature_of_an_exit_changes_its_confidence_and_not_its_token(demo_split: Path) -> None:
@@ -132,9 +133,10 @@ async def test_a_temperature_of_an_exit_changes_its_confidence_and_not_its_token
     found = []
     for temperature in (1.0, 3.0):
         warm = msgspec.structs.replace(manifest, temperatures=[temperature, 1.0])
-        async with Segments(warm, demo_split, sequences=1) as segments, segments.sequence(1) as sequence:
-            (guess,) = await drawn(sequence, ask(segments, QUESTIONS[0]), 1)
-            found.append(guess)
+        running = Segments(warm, demo_split, EdgeModelConfig(sequences=1))
+        async with running as segments, segments.sequence(1) as sequence:
+            (prediction,) = await drawn(sequence, ask(segments, QUESTIONS[0]), 1)
+            found.append(prediction)
     assert found[0].token_id == found[1].token_id
     assert found[0].confidence > found[1].confidence > 1 / manifest.vocab_size
 
@@ -158,7 +160,7 @@ async def test_nobody_waits_for_a_long_prompt(segments: Segments) -> None:
     assert order == ["short", "long"]
 
 
-async def test_whoever_leaves_stops_its_work_and_frees_its_sequence(demo_split: Path) -> None:
+async def test_a_client_that_leaves_stops_its_work_and_frees_its_sequence(demo_split: Path) -> None:
     async with segments_of(demo_split, sequences=1) as segments:
         ids = ask(segments, QUESTIONS[2])
 
@@ -174,7 +176,7 @@ async def test_whoever_leaves_stops_its_work_and_frees_its_sequence(demo_split: 
         fresh = await answer(segments, QUESTIONS[0])
         steps = segments.work[0][0]
         await asyncio.sleep(0.05)
-        assert segments.work[0][0] == steps  # nobody works for who has left
+        assert segments.work[0][0] == steps  # a client that left causes no more work
         assert fresh == await answer(segments, QUESTIONS[0])
         assert segments.stats()["sequences_lent"] == 0
 
@@ -248,23 +250,23 @@ async def test_segments_that_are_not_the_manifests_are_refused_at_start(demo_spl
 
 async def test_a_manifest_of_another_shape_is_refused_at_start(demo_split: Path, tmp_path: Path) -> None:
     changed(demo_split, tmp_path / "wide", hidden=512)
-    with pytest.raises(ConfigError, match=r"has 2 layers, 256 numbers a state.*its manifest says 2 layers, 512"):
+    with pytest.raises(ConfigError, match=r"has 2 layers, 256 numbers per state.*its manifest says 2 layers, 512"):
         await segments_of(tmp_path / "wide").__aenter__()
 
 
 def job(length: int, limit: int = 1) -> SegmentJob:
-    return SegmentJob(0, 0, 0, [1] * length, None, limit, GREEDY, always)
+    return SegmentJob(0, 0, 0, [1] * length, None, ExitRequest(limit, GREEDY, always))
 
 
 async def test_a_step_holds_all_that_is_small_and_shares_of_what_is_not() -> None:
     def counts(*jobs: SegmentJob) -> list[int]:
-        return [count for _, count in share_out(jobs, FEW)]
+        return [count for _, count in share_out(jobs, LAST_STEP_INPUTS)]
 
-    assert counts(job(1), job(5), job(FEW)) == [1, 5, FEW]
-    assert counts(job(FEW + 1)) == [FEW]  # one is left for the exit to be heard after
-    assert counts(job(FEW + 1, limit=0)) == [FEW + 1]
+    assert counts(job(1), job(5), job(LAST_STEP_INPUTS)) == [1, 5, LAST_STEP_INPUTS]
+    assert counts(job(LAST_STEP_INPUTS + 1)) == [LAST_STEP_INPUTS]  # one is left, after which the exit is computed
+    assert counts(job(LAST_STEP_INPUTS + 1, limit=0)) == [LAST_STEP_INPUTS + 1]
     assert counts(job(10**4), job(10**4)) == [CHUNK // 2, CHUNK // 2]
     assert counts(job(40), job(10**4)) == [39, CHUNK - 39]
     assert counts(*[job(10**4) for _ in range(CHUNK + 9)]) == [1] * CHUNK
-    full = counts(*[job(FEW) for _ in range(20)])
-    assert full == [FEW] * (CHUNK // FEW)  # the others wait for the next step, rather than being cut in two
+    full = counts(*[job(LAST_STEP_INPUTS) for _ in range(20)])
+    assert full == [LAST_STEP_INPUTS] * (CHUNK // LAST_STEP_INPUTS)  # the others wait whole

@@ -1,0 +1,68 @@
+"""How one answer was made, and what a client gets for one prompt."""
+
+from msgspec import Struct, field
+
+from common.enums import Mode, Provenance
+
+
+class Collaboration(Struct, kw_only=True):
+    """How one answer was made: the `collaboration` object of every response, and a row of every report.
+
+    `way`: the verification mode, null if the cloud took no part. `cloud_steps`: steps of the cloud's engine that drew
+    for this answer. `drafted` tokens were verified, `accepted` of them accepted. Of `edge_drawn` tokens, those drafted
+    ahead included, `edge_wasted` are not in the answer.
+    """
+
+    mode: str = Mode.COLLABORATIVE
+    way: str | None = None
+    lossless: bool = True
+    rounds: int = 0
+    cloud_steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    edge_drawn: int = 0
+    edge_wasted: int = 0
+    tokens: dict[str, int] = field(default_factory=lambda: {str(p): 0 for p in Provenance})
+    confidence_score: float | None = None
+    edge_latency_ms: float = 0.0
+    cloud_latency_ms: float = 0.0
+    cloud_calls: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    exits: dict[str, int] = {}
+    """Mode split: tokens by exit; an exit is named by the number of layers before it."""
+    owed: int = 0
+    """Mode split: pending positions that later segments and the cloud never had to compute, summed over these."""
+    cloud_positions: int = 0
+    """Mode split: positions for which the cloud computed its layers."""
+    explored: int = 0
+    """Rounds in which a confident draft was verified all the same, to learn from it (`inference.online`)."""
+    degraded: str | None = None
+    acceptance_rate: float | None = None
+
+
+class InferenceResult(Struct, kw_only=True):
+    """What a client gets for one prompt: the text and how it was made."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    total_latency_ms: float
+    collaboration: Collaboration
+
+    @property
+    def edge_latency_ms(self) -> float:
+        return self.collaboration.edge_latency_ms
+
+    @property
+    def cloud_latency_ms(self) -> float:
+        return self.collaboration.cloud_latency_ms
+
+    @property
+    def acceptance_rate(self) -> float:
+        return self.collaboration.acceptance_rate or 0.0
+
+    @property
+    def confidence_score(self) -> float:
+        return self.collaboration.confidence_score or 0.0

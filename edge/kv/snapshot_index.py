@@ -1,0 +1,114 @@
+"""The entries of the snapshot store: search by token prefix, order of use, byte budgets of the RAM and disk tiers."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from edge.kv.radix_tree import RadixTree
+
+
+class SnapshotBudgets(NamedTuple):
+    """What the store may keep: bytes in each tier (0: no such tier), and entries of both tiers together."""
+
+    ram_bytes: int
+    disk_bytes: int
+    max_entries: int
+
+    @property
+    def largest(self) -> int:
+        """The most bytes that one snapshot may have."""
+        return max(self.ram_bytes, self.disk_bytes)
+
+
+@dataclass(eq=False)
+class SnapshotEntry:
+    """One snapshot: first llama.cpp's own bytes (`state`), then sealed in RAM (`data`), on disk (`file`), or both."""
+
+    token_ids: list[int]
+    state: bytes | None = None
+    data: bytes | None = None
+    file: str | None = None
+    file_size: int = 0
+    """In bytes."""
+
+    @property
+    def in_memory(self) -> bool:
+        return self.state is not None or self.data is not None
+
+
+class SnapshotIndex:
+    """All entries, least recently used first. Not thread-safe: the store calls everything under its lock.
+
+    `remove_file` removes a snapshot's file by name.
+    """
+
+    def __init__(self, budgets: SnapshotBudgets, remove_file: Callable[[str], None]) -> None:
+        self._budgets = budgets
+        self._remove_file = remove_file
+        self._tree: RadixTree[SnapshotEntry] = RadixTree()
+        self._entries: dict[SnapshotEntry, None] = {}
+        self.counters = Counter[str](evictions=0, dropped=0)
+
+    def __contains__(self, entry: SnapshotEntry) -> bool:
+        return entry in self._entries
+
+    def longest(self, token_ids: list[int]) -> tuple[int, list[SnapshotEntry]]:
+        """The length of the longest prefix that any entry shares with `token_ids`, and the entries that share it."""
+        return self._tree.longest(token_ids)
+
+    def insert(self, entry: SnapshotEntry) -> None:
+        self._tree.add(entry.token_ids, entry)
+        self._entries[entry] = None
+
+    def remove(self, entry: SnapshotEntry, keep_file: bool = False) -> None:
+        del self._entries[entry]
+        self._tree.remove(entry.token_ids, entry)
+        if entry.file and not keep_file:
+            self._remove_file(entry.file)
+
+    def clear(self) -> None:
+        """Removes all entries; their files stay."""
+        for entry in list(self._entries):
+            self.remove(entry, keep_file=True)
+
+    def mark_used(self, entry: SnapshotEntry) -> None:
+        """Makes `entry` the most recently used."""
+        self._entries[entry] = self._entries.pop(entry)
+
+    def remove_prefixes_of(self, entry: SnapshotEntry) -> None:
+        """Removes the entries that `entry` makes needless: prefixes of it with at least half of its tokens.
+
+        A much shorter one stays, because it loads much faster.
+        """
+        for other in self._tree.prefixes_of(entry.token_ids):
+            if other is not entry and 2 * len(other.token_ids) >= len(entry.token_ids):
+                self.remove(other)
+
+    def evict(self) -> None:
+        """Evicts the least recently used entries until the budgets hold."""
+        ram_bytes, disk_bytes, max_entries = self._budgets
+        ram, disk = self._ram_used(), self._disk_used()
+        for entry in list(self._entries):
+            if entry.data and ram > ram_bytes:
+                ram, entry.data = ram - len(entry.data), None
+            if entry.file and (disk > disk_bytes or len(self._entries) > max_entries):
+                self._remove_file(entry.file)
+                disk, entry.file = disk - entry.file_size, None
+            if len(self._entries) > max_entries or not (entry.in_memory or entry.file):
+                self.counters["evictions"] += 1
+                self.remove(entry)
+
+    def stats(self) -> dict[str, int]:
+        return dict(self.counters) | {
+            "ram_entries": sum(1 for entry in self._entries if entry.data),
+            "ram_bytes": self._ram_used(),
+            "disk_entries": sum(1 for entry in self._entries if entry.file),
+            "disk_bytes": self._disk_used(),
+        }
+
+    def _ram_used(self) -> int:
+        return sum(len(entry.data) for entry in self._entries if entry.data)
+
+    def _disk_used(self) -> int:
+        return sum(entry.file_size for entry in self._entries if entry.file)

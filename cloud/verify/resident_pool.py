@@ -112,7 +112,7 @@ class ResidentPool:
         except EngineError:
             self._end_all(
                 CloseReason.ENGINE
-            )  # all are lost with the engine; a request of its own will report its state
+            )  # all are lost with the engine; a stateless request reports its state
             return None
         except BaseException:
             self._end(session, CloseReason.LEFT)

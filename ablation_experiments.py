@@ -1,4 +1,4 @@
-"""What each part is worth: the same questions with and without it. python ablation_experiments.py [--only NAMES] ..."""
+"""Measures the effect of each part: the same questions with and without it. python ablation_experiments.py"""
 
 import sys
 from pathlib import Path
@@ -10,14 +10,16 @@ from experiments.report import compare
 from experiments.setup import ablations
 
 QUESTIONS, REPEATS = 40, 3
-"""So that all presets take about 8 minutes on two cores."""
+"""All presets then take about 8 minutes on two cores."""
 NAME = "ablation_report"
 
 
 async def main() -> None:
-    parser = experiment.parser("Measure what each part is worth, by switching it off.", QUESTIONS, REPEATS)
-    parser.add_argument("--only", metavar="NAMES", help="some of the ablations, with commas between (default: all)")
-    parser.add_argument("--compare", nargs=2, type=Path, metavar="JSON", help="measure nothing; two reports compared")
+    parser = experiment.parser("Measure the effect of each part by switching it off.", QUESTIONS, REPEATS)
+    parser.add_argument("--only", metavar="NAMES", help="comma-separated ablations to run (default: all)")
+    parser.add_argument(
+        "--compare", nargs=2, type=Path, metavar="JSON", help="compare two reports instead of measuring"
+    )
     args, console = parser.parse_args(), terminal.console()
     if args.compare:
         for path in compare.write(compare.show(*args.compare, console), Path(args.output)):

@@ -1,6 +1,6 @@
-"""The program people start: python main.py --mode server | client | interactive | demo | calibrate
+"""The main program: python main.py --mode server | client | interactive | demo | calibrate | standalone | split
 
-A split model: python main.py --cloud-server, then --mode collaborative; or --mode standalone by itself.
+A split model: python main.py --cloud-server in one terminal, --mode split in another; --mode standalone needs no cloud.
 """
 
 import argparse
@@ -11,7 +11,9 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from calibration.calibrate import CalibrationTarget, Sources, calibrate
+from calibration.calibrate import CalibrationRequest, calibrate
+from calibration.report import CalibratedConfig
+from calibration.target import CalibrationTarget
 from cli import terminal
 from cli.args import config_parser, load_config, run_program, set_up_logging
 from cli.ask import QuestionSettings, ask
@@ -25,40 +27,75 @@ from common.protocol.split_manifest import DEMO
 from common.types import Sampling
 
 CALIBRATED = Path("config/calibrated.yaml")
+PROMPT = "What is AI?"
+"""Asked by the modes that need no --prompt."""
+MODES = {
+    "server": "start both servers, restart one that dies, until Ctrl-C",
+    "client": "send one prompt to a running edge server",
+    "interactive": "send many prompts to a running edge server",
+    "demo": "start both servers, answer one prompt, stop both",
+    "calibrate": "find confidence thresholds for a target with your own questions; both servers must run",
+    "split": "answer one prompt with a split model: its first layers run in this process, the last ones in a cloud "
+    "(start that with --cloud-server)",
+    "collaborative": "the original name of split",
+    "standalone": "answer one prompt with the first layers of a split model alone, without a cloud",
+}
 
 
 def parse() -> argparse.Namespace:
-    parser = config_parser("Edge-cloud inference on llama.cpp and vLLM.")
+    parser = config_parser("Edge-cloud inference of large language models on llama.cpp (edge) and vLLM (cloud).")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--mode",
-        choices=("server", "client", "interactive", "demo", "calibrate", "standalone", "collaborative"),
-        help="server: start and supervise both servers; client: one prompt; interactive: many; "
-        "demo: start both, answer one prompt, stop both; calibrate: fit the gate's thresholds to questions of yours; "
-        "standalone: one prompt to a split model, the edge alone; collaborative: with a cloud that has its last layers",
-    )
-    what.add_argument("--cloud-server", action="store_true", help="start a cloud with the last layers of a split model")
-    parser.add_argument("--prompt", help="the question (client, demo, standalone, collaborative)")
-    parser.add_argument("--threshold", type=float, help="of a split model's exits, in place of the config's")
-    parser.add_argument("--max-tokens", type=int, default=128, help="longest answer, in tokens (default 128)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
-    parser.add_argument("--no-draft-verify", action="store_true", help="switch F2 off")
-    parser.add_argument("--no-confidence-check", action="store_true", help="switch F1 off")
-    parser.add_argument("--stream", action="store_true", help="print the answer as it comes")
-    _add_calibration(parser.add_argument_group("calibrate (the servers run)"))
+    modes = "; ".join(f"{name}: {meaning}" for name, meaning in MODES.items())
+    what.add_argument("--mode", choices=MODES, help=modes)
+    what.add_argument("--cloud-server", action="store_true", help="start a cloud server for --mode split, until Ctrl-C")
+    _add_answer(parser.add_argument_group("answers"))
+    _add_calibration(parser.add_argument_group("--mode calibrate", "give one of the first three, and --data"))
     return parser.parse_args()
 
 
-def _add_calibration(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--target-quality", type=float, help="right answers relative to the cloud's, e.g. 0.98")
-    group.add_argument("--target-cloud-rate", type=float, help="share of answer tokens that the cloud sees, e.g. 0.3")
-    group.add_argument("--max-risk", type=float, help="share of prompts that may get a worse answer, e.g. 0.05")
-    group.add_argument("--confidence", type=float, default=0.95, help="how surely --max-risk is kept (default 0.95)")
+def _add_answer(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--data", type=Path, metavar="FILE", help='lines of {"prompt": ..., "answer": ...}, answer optional'
+        "--prompt", help=f"the question; needed by client; default of demo, standalone and split: {PROMPT}"
     )
     group.add_argument(
-        "--output", type=Path, metavar="FILE", default=CALIBRATED, help=f"config to write ({CALIBRATED})"
+        "--max-tokens", type=int, default=128, help="length limit of an answer, in tokens (default: 128)"
+    )
+    group.add_argument("--temperature", type=float, default=0.8, help="sampling temperature; 0: greedy (default: 0.8)")
+    group.add_argument("--stream", action="store_true", help="client, standalone, split: print tokens as they come")
+    group.add_argument(
+        "--no-draft-verify",
+        action="store_true",
+        help="switch F2 off: the cloud generates tokens itself instead of verifying the edge's drafts",
+    )
+    group.add_argument(
+        "--no-confidence-check",
+        action="store_true",
+        help="switch F1 off: the edge keeps no token by its own confidence, so answers are lossless",
+    )
+    group.add_argument(
+        "--threshold",
+        type=float,
+        help="standalone, split: confidence from which an exit's token is taken, 0 to 1; above 1: never "
+        "(default: edge.split.thresholds of the config)",
+    )
+
+
+def _add_calibration(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--target-quality", type=float, help="share of the cloud's right answers to keep, e.g. 0.98")
+    group.add_argument(
+        "--target-cloud-rate", type=float, help="share of answer tokens that the cloud computes or verifies, e.g. 0.3"
+    )
+    group.add_argument(
+        "--max-risk", type=float, help="share of prompts that may get a worse answer than the cloud's, e.g. 0.05"
+    )
+    group.add_argument(
+        "--confidence", type=float, default=0.95, help="probability with which --max-risk is kept (default: 0.95)"
+    )
+    group.add_argument(
+        "--data", type=Path, metavar="FILE", help='JSON lines of {"prompt": ..., "answer": ...}; the answer is optional'
+    )
+    group.add_argument(
+        "--output", type=Path, metavar="FILE", default=CALIBRATED, help=f"config file to write (default: {CALIBRATED})"
     )
 
 
@@ -77,62 +114,64 @@ async def main() -> None:
     match args.mode:
         case "server":
             await serve(args, config)
-        case "standalone" | "collaborative":
-            await split(args, config)
+        case "standalone" | "split" | "collaborative":
+            await answer_split(args, config)
         case "client":
             await answer(config, args.prompt, settings, args.stream)
         case "interactive":
             async with EdgeCloudHTTPClient.of(config) as client:
                 await repl(client, config, settings, terminal.console())
         case "demo":
-            await demo(args, args.prompt or "What is AI?", settings)
+            await demo(args, args.prompt or PROMPT, settings)
         case "calibrate":
-            await calibrated(args, config)
+            await calibrate_gate(args, config)
 
 
 async def serve(args: argparse.Namespace, config: Config) -> None:
     """Both servers until Ctrl-C or SIGTERM."""
-    set_up_logging(config.logging.level)
     cloud, edge = config.cloud.server, config.edge.server
     flags = config_flags(args)
-    servers = [
+    await supervise(
+        config,
         ServerProcess("cloud", "start_cloud.py", f"http://{cloud.host}:{cloud.port}", flags),
         ServerProcess("edge", "start_edge.py", f"http://{edge.host}:{edge.port}", flags),
-    ]
-    with contextlib.suppress(asyncio.CancelledError):
-        async with Supervisor(servers).running():
-            await asyncio.Event().wait()
+    )
 
 
 async def serve_cloud(args: argparse.Namespace, config: Config) -> None:
     """A cloud with a split model's tail, the demo's unless the config names one, until Ctrl-C or SIGTERM."""
+    cloud = config.cloud.server
+    flags = config_flags(args)
+    if not config.cloud.split.manifest:
+        flags += ["--set", f"cloud.split.manifest={DEMO}"]
+    await supervise(config, ServerProcess("cloud", "start_cloud.py", f"http://{cloud.host}:{cloud.port}", flags))
+
+
+async def supervise(config: Config, *servers: ServerProcess) -> None:
+    """Starts the servers, restarts one that dies, and stops all on Ctrl-C or SIGTERM."""
     set_up_logging(config.logging.level)
-    where = config.cloud.server
-    named = [] if config.cloud.split.manifest else ["--set", f"cloud.split.manifest={DEMO}"]
-    server = ServerProcess("cloud", "start_cloud.py", f"http://{where.host}:{where.port}", config_flags(args) + named)
     with contextlib.suppress(asyncio.CancelledError):
-        async with Supervisor([server]).running():
+        async with Supervisor([*servers]).running():
             await asyncio.Event().wait()
 
 
-async def split(args: argparse.Namespace, config: Config) -> None:
+async def answer_split(args: argparse.Namespace, config: Config) -> None:
     """One answer of a split model, the demo's unless the config names one; its first layers run in this process."""
-    from cli.split import ask as ask_split
+    from cli import split  # loads llama.cpp, which the other modes do not need
 
     own = config.edge.split
     config = replace(config, edge=replace(config.edge, split=replace(own, manifest=own.manifest or str(DEMO))))
-    console, prompt = terminal.console(), "What is AI?" if args.prompt is None else args.prompt
-    console.print(prompt, style="bold")
-    await ask_split(
-        config,
-        prompt,
-        console,
+    question = split.SplitQuestion(
+        prompt=PROMPT if args.prompt is None else args.prompt,
+        sampling=Sampling(temperature=args.temperature),
+        max_tokens=args.max_tokens,
         standalone=args.mode == "standalone",
         threshold=args.threshold,
-        max_tokens=args.max_tokens,
-        sampling=Sampling(temperature=args.temperature),
         stream=args.stream,
     )
+    console = terminal.console()
+    console.print(question.prompt, style="bold")
+    await split.ask(config, question, console)
 
 
 async def answer(config: Config, prompt: str | None, settings: QuestionSettings, stream: bool) -> None:
@@ -152,16 +191,16 @@ async def demo(args: argparse.Namespace, prompt: str, settings: QuestionSettings
             await ask(client, prompt, settings, console)
 
 
-async def calibrated(args: argparse.Namespace, config: Config) -> None:
-    """Thresholds for the servers that run, in a config file of their own."""
-    objective = CalibrationTarget.of(args)
+async def calibrate_gate(args: argparse.Namespace, config: Config) -> None:
+    """Finds thresholds for the running servers and writes them into a config file of their own."""
+    target = CalibrationTarget.of(args)
     if args.data is None:
         raise ConfigError(
-            "--mode calibrate needs --data FILE.jsonl; python -m models.heldout writes one for the demo pair"
+            "--mode calibrate needs --data FILE.jsonl; python -m models.heldout writes one for the demo models"
         )
+    request = CalibrationRequest(target, args.data, CalibratedConfig(args.output, args.config), args.max_tokens)
     async with EdgeCloudHTTPClient.of(config) as client:
-        sources = Sources(args.data, args.output, args.config)
-        await calibrate(client, config, objective, sources, args.max_tokens, terminal.console())
+        await calibrate(client, config, request, terminal.console())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows the project once: starts both servers, asks a question, streams, asks many at once, and stops what it started.
+# Demonstrates the project: starts both servers, asks a question, streams an answer, asks many at once, stops both servers.
 # Ports other than 8080 and 8081: EDGE_PORT=9080 CLOUD_PORT=9081 ./run_demo.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -26,7 +26,7 @@ stop() {
 trap stop EXIT
 trap 'exit 130' INT TERM
 
-[[ -e .venv/.ready ]] || { say "setting up, once; this takes some minutes"; make setup; }
+[[ -e .venv/.ready ]] || { say "setting up; this takes some minutes, once"; make setup; }
 python=.venv/bin/python
 
 for port in "$edge_port" "$cloud_port"; do
@@ -48,13 +48,13 @@ until curl -sf "localhost:$cloud_port/ready" >/dev/null && curl -sf "localhost:$
     sleep 0.5
 done
 
-say "a question: the edge keeps what it is sure of, the cloud verifies the rest"
+say "one question: the edge keeps confident tokens, the cloud verifies the others"
 "$python" main.py --mode client --prompt "What is artificial intelligence?" --temperature 0
 
-say "lossless: the cloud verifies everything; the answer comes as a stream"
+say "lossless and streamed: the cloud verifies every token"
 "$python" examples/streaming.py
 
 say "many questions at once"
 "$python" examples/batch.py
 
-say "what each part is worth: python ablation_experiments.py"
+say "next, the effect of each part: python ablation_experiments.py"

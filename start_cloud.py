@@ -13,9 +13,9 @@ from common.http_server import serve
 
 async def main() -> None:
     parser = config_parser("Start one cloud server (vLLM).")
-    parser.add_argument("--host", help="address to listen on")
-    parser.add_argument("--port", type=int, help="TCP port; 0: any free one")
-    parser.add_argument("--model", metavar="PATH", help="model folder or hub id")
+    parser.add_argument("--host", help="address to listen on (default: cloud.server.host)")
+    parser.add_argument("--port", type=int, help="TCP port; 0: any free one (default: cloud.server.port)")
+    parser.add_argument("--model", metavar="PATH", help="model folder or Hugging Face id (default: cloud.model.path)")
     args = parser.parse_args()
     config = load_config(
         args, cloud__server__host=args.host, cloud__server__port=args.port, cloud__model__path=args.model
@@ -28,7 +28,7 @@ async def main() -> None:
 
 
 def engine_args(cloud: CloudConfig) -> dict[str, object]:
-    """vLLM's arguments for what the config says; `cloud.engine_args` come last and so win."""
+    """vLLM's arguments for this config; its `engine_args` override the others."""
     batch = cloud.draft_verifier.batch
     blocks = {"num_gpu_blocks_override": cloud.kv_cache.max_blocks} if cloud.kv_cache.max_blocks else {}
     return {
@@ -44,4 +44,4 @@ def engine_args(cloud: CloudConfig) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main(), uvloop.new_event_loop))  # many streams: the loop is what is busy
+    sys.exit(run_program(main(), uvloop.new_event_loop))  # with many streams the event loop is the bottleneck

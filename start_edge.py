@@ -12,9 +12,12 @@ from edge.llama import model_file
 
 async def main() -> None:
     parser = config_parser("Start one edge server (llama.cpp).")
-    parser.add_argument("--host", help="address to listen on")
-    parser.add_argument("--port", type=int, help="TCP port; 0: any free one")
-    parser.add_argument("--model", help="GGUF file, a folder with one, or a hub id: owner/name[:pattern]")
+    parser.add_argument("--host", help="address to listen on (default: edge.server.host)")
+    parser.add_argument("--port", type=int, help="TCP port; 0: any free one (default: edge.server.port)")
+    parser.add_argument(
+        "--model",
+        help="GGUF file, a folder with one, or a Hugging Face id owner/name[:pattern] (default: edge.model.path)",
+    )
     args = parser.parse_args()
     config = load_config(args, edge__server__host=args.host, edge__server__port=args.port, edge__model__path=args.model)
     set_up_logging(config.logging.level)

@@ -1,6 +1,6 @@
-"""Checks an installation part by part, F1 to F4, on the models of the config: python test_framework.py
+"""Checks an installation part by part, F1 to F4, with the models of the config: python test_framework.py
 
-It starts both servers on free ports and stops them again. The exit code is 0 if all is well, else 1.
+Starts both servers on free ports and stops them again. The exit code is 0 if all checks pass, else 1.
 """
 
 import sys
@@ -35,12 +35,12 @@ from typing import Any
 
 PROMPT = "What is AI?"
 LONG = "Sort these words: " + " ".join(f"window{i} river{i * i}" for i in range(40))
-"""More tokens than a block of the cloud's cache holds (128)."""
-LOGS = "logs/edge.log and logs/cloud.log say more"
+"""More tokens than one block of the cloud's KV cache (128)."""
+LOGS = "see logs/edge.log and logs/cloud.log"
 
 
 class Unexpected(FrameworkError):
-    """A part does not do what it is for."""
+    """A check failed."""
 
 
 def expect(condition: bool, otherwise: str) -> None:
@@ -67,12 +67,12 @@ async def strategies() -> str:
     logits[1, 7] = 30.0
     for strategy in STRATEGIES:
         flat, peaked = ConfidenceCalculator(strategy).of_logits(logits)
-        expect(0 <= flat < peaked <= 1, f"{strategy}: {flat:.3f} where all are alike, {peaked:.3f} for a clear one")
+        expect(0 <= flat < peaked <= 1, f"{strategy}: {flat:.3f} for equal logits, {peaked:.3f} for one clear token")
     return ", ".join(STRATEGIES)
 
 
 async def ask(client: EdgeCloudHTTPClient, prompt: str, **options: Any) -> tuple[list[str], Collaboration]:
-    """One greedy answer of the edge server, in the pieces that it came in, and its report."""
+    """One greedy answer of the edge server: its streamed pieces, and its report."""
     turn = Message(role="user", content=prompt)
     request = ChatRequest(**{"messages": [turn], "temperature": 0.0, "max_tokens": 48, **options})
     pieces, reports = [], []
@@ -80,7 +80,7 @@ async def ask(client: EdgeCloudHTTPClient, prompt: str, **options: Any) -> tuple
         pieces += [choice.delta.content for choice in chunk.choices if choice.delta.content]
         reports += [chunk.collaboration] if chunk.collaboration else []
     report = reports[-1]
-    expect(report.degraded is None, f"the cloud took no part: {report.degraded}")
+    expect(report.degraded is None, f"the cloud could not be used: {report.degraded}")
     return pieces, report
 
 
@@ -103,7 +103,7 @@ async def drafts(client: EdgeCloudHTTPClient) -> str:
 async def lossless(client: EdgeCloudHTTPClient) -> str:
     ours, report = await ask(client, PROMPT, use_confidence_check=False, use_draft_verify=True)
     clouds, _ = await ask(client, PROMPT, mode=Mode.CLOUD_ONLY)
-    expect("".join(ours) == "".join(clouds), f"it said {''.join(ours)!r}, the cloud alone {''.join(clouds)!r}")
+    expect("".join(ours) == "".join(clouds), f"the answer is {''.join(ours)!r}, the cloud's alone {''.join(clouds)!r}")
     expect(report.drafted > 0, "nothing was drafted")
     return f"{report.accepted} of {report.drafted} drafted tokens accepted, texts equal"
 
@@ -114,8 +114,8 @@ async def edge_cache(client: EdgeCloudHTTPClient) -> str:
         await ask(client, LONG, mode=Mode.EDGE_ONLY, max_tokens=1)
         stats: dict[str, Any] = await client.edge.get("/stats", dict)
         reused.append(stats["engine"]["reused_prompt_tokens"])
-    expect(reused[1] > reused[0], "a prompt asked again was computed again")
-    return f"{reused[1] - reused[0]} prompt tokens reused when asked again"
+    expect(reused[1] > reused[0], "a repeated prompt was computed again")
+    return f"{reused[1] - reused[0]} prompt tokens reused for a repeated prompt"
 
 
 async def cloud_cache(client: EdgeCloudHTTPClient) -> str:
@@ -124,15 +124,15 @@ async def cloud_cache(client: EdgeCloudHTTPClient) -> str:
         await ask(client, LONG, mode=Mode.CLOUD_ONLY, max_tokens=1)
         stats: dict[str, Any] = await client.clouds.get("/stats", dict)
         hits.append(stats["prefix_cache_hits"])
-    expect(hits[1] > hits[0], "a prompt asked again was computed again")
-    return f"{hits[1] - hits[0]} prompt tokens found when asked again"
+    expect(hits[1] > hits[0], "a repeated prompt was computed again")
+    return f"{hits[1] - hits[0]} prompt tokens found for a repeated prompt"
 
 
 async def pipeline(client: EdgeCloudHTTPClient) -> str:
     result = await client.full_inference_pipeline(PROMPT, max_tokens=48, temperature=0.0, use_confidence_check=False)
     report = result.collaboration
     expect(bool(result.text), "the answer is empty")
-    expect(report.degraded is None, f"the cloud took no part: {report.degraded}")
+    expect(report.degraded is None, f"the cloud could not be used: {report.degraded}")
     return f"{report.rounds} rounds, {report.bytes_up / report.rounds:.0f} bytes up each"
 
 
@@ -145,13 +145,13 @@ async def stream(client: EdgeCloudHTTPClient) -> str:
 async def mistakes(client: EdgeCloudHTTPClient) -> str:
     try:
         await ask(client, PROMPT, model="no such model")
-        raise Unexpected("a model that is not there was answered for")
+        raise Unexpected("a request for a model that does not exist was answered")
     except RequestError as error:
-        said = error.message
+        message = error.message
     (port,) = free_ports(1)
     async with HTTPClient(f"http://127.0.0.1:{port}") as nobody:
-        expect(not await nobody.healthy(), "a server that is not there is called ready")
-    return said
+        expect(not await nobody.healthy(), "a server that does not exist is reported as ready")
+    return message
 
 
 async def modes(client: EdgeCloudHTTPClient) -> str:
@@ -159,24 +159,29 @@ async def modes(client: EdgeCloudHTTPClient) -> str:
     for mode, source in ((Mode.EDGE_ONLY, Provenance.EDGE), (Mode.CLOUD_ONLY, Provenance.CLOUD)):
         _, report = await ask(client, PROMPT, mode=mode)
         others = sum(report.tokens.values()) - report.tokens[source]
-        expect(others == 0, f"{mode}: {others} tokens are not from there")
+        expect(others == 0, f"{mode}: {others} tokens come from the other side")
         seen.append(f"{mode} {report.tokens[source]} tokens")
     return ", ".join(seen)
 
 
 ALONE = [
     ("set-up", "packages", packages, "run `make setup`"),
-    ("F1", "strategies tell certain from uncertain", strategies, "run `make setup` again"),
+    ("F1", "strategies tell confident from unsure tokens", strategies, "run `make setup` again"),
 ]
 TOGETHER = [
-    ("F1", "the gate keeps what the edge is sure of", gate, "see edge.confidence in the config"),
+    ("F1", "the gate keeps confident tokens", gate, "see edge.confidence in the config"),
     ("F2", "the edge drafts", drafts, LOGS),
-    ("F2", "lossless answers are the cloud's own", lossless, "16-bit types: try --set cloud.model.dtype=float32"),
-    ("F3", "the edge reads no prompt twice", edge_cache, "see edge.kv_cache in the config"),
-    ("F3", "the cloud reads no prompt twice", cloud_cache, "see cloud.kv_cache in the config"),
+    (
+        "F2",
+        "lossless answers equal the cloud's",
+        lossless,
+        "rounding of 16-bit types: try --set cloud.model.dtype=float32",
+    ),
+    ("F3", "the edge computes no prompt twice", edge_cache, "see edge.kv_cache in the config"),
+    ("F3", "the cloud computes no prompt twice", cloud_cache, "see cloud.kv_cache in the config"),
     ("F4", "a client runs the whole pipeline", pipeline, LOGS),
     ("F4", "answers come as streams", stream, LOGS),
-    ("F4", "mistakes are one line", mistakes, LOGS),
+    ("F4", "errors are one line", mistakes, LOGS),
     ("modes", "edge alone, cloud alone", modes, LOGS),
 ]
 
@@ -188,10 +193,10 @@ class CheckTable:
     rows: list[tuple[Text, str, str, Text, str]] = field(default_factory=list)
     failed: int = 0
     running: tuple[str, str, float] | None = None
-    """Part and name of the check under way, and when it began."""
+    """Part and name of the running check, and when it began."""
 
     async def run(self, part: str, what: str, check: Callable[[], Awaitable[str]], advice: str) -> bool:
-        """Runs one check and adds its row; returns whether all is well."""
+        """Runs one check and adds its row, with `advice` if it fails; returns whether it passed."""
         started = time.perf_counter()
         self.running = part, what, started
         try:
@@ -204,7 +209,7 @@ class CheckTable:
         return mark.plain == "✓"
 
     def __rich__(self) -> Table:
-        table = Table("", "part", "what is checked", "what was seen", "time")
+        table = Table("", "part", "check", "result", "time")
         for row in self.rows:
             table.add_row(*row)
         if self.running:
@@ -215,7 +220,7 @@ class CheckTable:
 
 async def main() -> None:
     args = config_parser("Check this installation: start both servers, try each part, stop them.").parse_args()
-    config = load_config(args)  # a wrong key is one line, before anything starts
+    config = load_config(args)  # a wrong key is reported before anything starts
     console, report = Console(highlight=False), CheckTable()
     console.print(f"edge {config.edge.model.path}, cloud {config.cloud.model.path}")
     with Live(console=console, get_renderable=report.__rich__, refresh_per_second=2):
@@ -227,7 +232,7 @@ async def main() -> None:
 
 
 async def run_all(report: CheckTable, args: argparse.Namespace) -> None:
-    """The checks that need no server, then, if these are well, the others."""
+    """The checks that need no server, then, if these pass, the others."""
     for part, what, check, advice in ALONE:
         await report.run(part, what, check, advice)
     if report.failed:

@@ -22,7 +22,8 @@ from cloud.verify import stateless
 from cloud.verify.resident_pool import ResidentPool
 from cloud.verify.round import VerifyRound, vllm_params
 from common.types import Verdict
-from models.random_model import DEMO, random_model
+from models.demo import CLOUD as DEMO
+from models.random_model import random_model
 
 STEPS = 16
 """Plain decode steps timed in each repeat."""

@@ -1,4 +1,4 @@
-"""The questions that a gate is calibrated with: JSON lines, what an answer is worth, two parts. Knows no model."""
+"""Reads the questions that a gate or a temperature is calibrated with (JSON lines), and scores answers to them."""
 
 import random
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Literal
 from msgspec import Struct
 
 from common import jsonl
+from common.errors import ConfigError
 
 
 class CalibrationQuestion(Struct, frozen=True):
-    """One line: a prompt, and its right answer where there is one.
+    """One line: a prompt, and its right answer if there is one; without, the cloud's own answer counts as right.
 
-    `metric`: the answer is right if it is the whole right string (`exact`), or has it somewhere in it (`contains`).
-    Without `answer` the cloud's own counts as right.
+    `metric`: the answer is right if it equals the right string (`exact`) or contains it (`contains`).
     """
 
     prompt: str
@@ -25,15 +25,25 @@ class CalibrationQuestion(Struct, frozen=True):
             raise ValueError("the prompt is empty")
 
     def worth(self, text: str, cloud_text: str) -> float:
-        """1 for a right answer, 0 for a wrong one; space around either does not count."""
+        """1 for a right answer, 0 for a wrong one; leading and trailing space is ignored."""
         right = (cloud_text if self.answer is None else self.answer).strip()
         given = text.strip()
         return float(right in given if self.metric == "contains" else right == given)
 
 
 def read(path: Path) -> list[CalibrationQuestion]:
-    """All questions of a JSONL file; blank lines do not count. Raises ConfigError that names the wrong line."""
+    """All questions of a JSONL file; blank lines are skipped. Raises ConfigError with the number of a wrong line."""
     return jsonl.read(path, CalibrationQuestion)
+
+
+def read_answered(path: Path) -> list[tuple[str, str]]:
+    """(prompt, right answer) of every question of a JSONL file. Raises ConfigError, also if an answer is missing."""
+    pairs = []
+    for number, question in enumerate(read(path), 1):
+        if question.answer is None:
+            raise ConfigError(f"{path}: every line needs an answer; question {number} has none")
+        pairs.append((question.prompt, question.answer))
+    return pairs
 
 
 def split(count: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:

@@ -1,4 +1,4 @@
-"""Fits the gate to traces: what a confidence is worth, which thresholds to try, which of them to take. Pure."""
+"""Fits the gate to traces: maps confidences to agreement, proposes thresholds, chooses among them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,23 +8,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calibration import risk
-from common.errors import ConfigError
-from common.decoding.policy import Gate, Plan
 from calibration.simulation import Answers, Trace
+from common.decoding.policy import Gate, Plan
+from common.errors import ConfigError
 
 Numbers = NDArray[np.floating[Any]]
 
 STEPS = 24
-"""Token thresholds that are tried, evenly spread over the tokens; those where the isotonic map rises come on top."""
+"""Token thresholds to try, at quantiles of all confidences, besides those where the isotonic map rises."""
 PRODUCTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
-"""Product thresholds that are tried; 0 never escalates."""
+"""Product thresholds to try; 0 never escalates."""
 TOLERANCE = 0.03
-"""By how much a cloud rate may miss the one that was asked for."""
+"""The largest difference between a requested cloud rate and the one that is found."""
 
 
 @dataclass(frozen=True)
 class Isotonic:
-    """A step function that never falls: `values[i]` from `starts[i]` up to the next; `values[0]` also below."""
+    """A non-decreasing step function: `values[i]` from `starts[i]` up to the next start; `values[0]` also below."""
 
     starts: Numbers
     values: Numbers
@@ -33,7 +33,7 @@ class Isotonic:
     def fit(cls, x: ArrayLike, y: ArrayLike) -> "Isotonic":
         """The least-squares fit to points (x, y), both [T], by pooling adjacent violators (Ayer et al. 1955).
 
-        Points with one x are pooled first, so that the fit is a function.
+        Points with the same x are pooled first, so that the fit is a function.
         """
         starts, group = np.unique(np.asarray(x, np.float64), return_inverse=True)
         weights = np.bincount(group).astype(float)
@@ -60,9 +60,10 @@ def agreement(traces: Iterable[Trace]) -> tuple[Numbers, NDArray[np.bool_]]:
 
 
 def token_thresholds(confidences: Numbers, mapping: Isotonic) -> list[float]:
-    """Thresholds worth trying, from 0 (all is sure) to 1: where the map rises, and evenly between, in 4 digits.
+    """Thresholds to try, increasing from 0 (every token is confident) to 1, rounded to 4 digits.
 
-    Of the map's steps those count that part at least 1 / STEPS of all tokens from the step before.
+    They are STEPS quantiles of the confidences, and the map's steps that are at least about 1 / STEPS of all tokens
+    apart.
     """
     ordered = np.sort(confidences)
     shares = np.searchsorted(ordered, mapping.starts) / len(ordered)
@@ -73,10 +74,10 @@ def token_thresholds(confidences: Numbers, mapping: Isotonic) -> list[float]:
 
 
 def plans(base: Plan, thresholds: Sequence[float]) -> list[Plan]:
-    """Every draft length up to `base`'s in powers of two, with every pair of thresholds that differs in effect.
+    """`base` with every draft length (powers of two up to its own, and its own) and every useful pair of thresholds.
 
-    A product of n confidences is at most each of them and, where all reach t, at least t^n: so a product threshold
-    matters only below the token's, and above that one to the n-th power.
+    The product of n confidences is at most each of them and, if all reach t, at least t^n. So a product threshold
+    changes a decision only if it is below the token threshold t and above t^n.
     """
     top = base.max_draft_tokens
     lengths = sorted({top, *(2**i for i in range(top.bit_length()) if 2**i <= top)})
@@ -96,7 +97,7 @@ def _differs(gate: Gate, length: int) -> bool:
 
 
 def frontier(cost: Numbers, harm: Numbers) -> list[int]:
-    """Those gates to which no other is better in both: from the least harm (and most cost) to the least cost."""
+    """The Pareto-optimal gates (numbers into `cost` and `harm`), in order of rising harm and falling cost."""
     best: list[int] = []
     for gate in np.lexsort((harm, cost)):  # ascending cost, then harm
         if not best or harm[gate] < harm[best[-1]]:
@@ -105,7 +106,7 @@ def frontier(cost: Numbers, harm: Numbers) -> list[int]:
 
 
 def for_quality(found: Answers, target: float) -> int:
-    """The gate with the least cloud work among those that reach the quality."""
+    """The gate with the least cloud work among those that reach the quality. Raises ConfigError if none does."""
     good = np.flatnonzero(found.quality >= target)
     if not len(good):
         raise ConfigError(f"--target-quality {target:g}: no thresholds reach it; the best is {found.quality.max():.3f}")
@@ -113,7 +114,11 @@ def for_quality(found: Answers, target: float) -> int:
 
 
 def for_cloud_rate(found: Answers, target: float) -> int:
-    """The gate with the best quality among those whose cloud rate is within a third of the tolerance, or nearest."""
+    """The gate with the best quality among those whose cloud rate is close to `target`.
+
+    Close is within a third of TOLERANCE or, if no gate is, as near as the nearest. Raises ConfigError if that is
+    farther than TOLERANCE.
+    """
     distance = np.abs(found.cloud_rate - target)
     if distance.min() > TOLERANCE:
         nearest = found.cloud_rate[distance.argmin()]
@@ -125,16 +130,16 @@ def for_cloud_rate(found: Answers, target: float) -> int:
 def for_risk(ordering: Answers, testing: Answers, bound: float, confidence: float) -> int:
     """The gate with the least cloud work whose risk is at most `bound` with probability `confidence`.
 
-    The gates on the frontier of work and risk over one half of the prompts, from the safest on, are tested on the other
-    half (Pareto testing, Laufer-Goldenberg et al. 2022, arXiv 2210.07913).
+    The gates on the frontier of work and risk over `ordering`, from the safest on, are tested on `testing`, other
+    prompts (Pareto testing, Laufer-Goldenberg et al. 2022, arXiv 2210.07913). Raises ConfigError if none passes.
     """
     order = frontier(ordering.cloud_work, ordering.risk)
     failures = testing.worse.sum(-1)[order]
     safe = risk.last_safe([int(f) for f in failures], testing.worse.shape[-1], bound, confidence)
     if safe is None:
         raise ConfigError(
-            f"--max-risk {bound:g}: not even the safest thresholds can be shown to keep it "
-            f"({failures[0]} of {testing.worse.shape[-1]} answers are worse)"
+            f"--max-risk {bound:g}: not even the safest thresholds can be shown to keep it ({failures[0]} of "
+            f"{testing.worse.shape[-1]} answers are worse than the cloud's); give more questions or a higher risk"
         )
     tested = order[: safe + 1]
     return min(tested, key=lambda gate: float(testing.cloud_work[gate]))

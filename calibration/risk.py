@@ -1,4 +1,4 @@
-"""How sure a count of failures makes us: exact tests, the choice they allow, intervals. Knows nothing of gates."""
+"""Statistics of failure counts: exact binomial tests, fixed-sequence testing, Wilson and bootstrap intervals."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,19 +23,19 @@ def binomial_cdf(failures: int, trials: int, risk: float) -> float:
 
 
 def p_value(failures: int, trials: int, bound: float) -> float:
-    """How likely so few failures would be, at most, if the risk were above `bound`: super-uniform under that.
+    """The p-value of the hypothesis that the risk is above `bound`; super-uniform under it.
 
-    Exact for failures that are 0 or 1 each (Brown et al. 2001), where Hoeffding-Bentkus is only an upper bound.
+    Exact, as each trial fails or does not (Brown et al. 2001); Hoeffding-Bentkus is only an upper bound of it.
     """
     return binomial_cdf(failures, trials, bound)
 
 
 def last_safe(failures: Sequence[int], trials: int, bound: float, confidence: float) -> int | None:
-    """Which of several gates, ordered from the safest on, is the last whose risk is at most `bound`; None: not one.
+    """The last of several gates, ordered from the safest on, whose risk is at most `bound`; None if no gate passes.
 
     Learn-then-Test by fixed-sequence testing (Angelopoulos et al. 2021, arXiv 2110.01052): each gate is tested at level
     1 - confidence in turn, until one fails. With probability `confidence` or more over the trials, every gate up to
-    the one returned keeps the bound. The order must not come from the same trials.
+    the one returned keeps the bound. The order must come from other trials.
     """
     safe = None
     for gate, failed in enumerate(failures):
@@ -46,12 +46,12 @@ def last_safe(failures: Sequence[int], trials: int, bound: float, confidence: fl
 
 
 def trials_needed(bound: float, confidence: float) -> int:
-    """The fewest trials with which anything can be shown to keep `bound`: (1 - bound)^n <= 1 - confidence."""
+    """The fewest trials n that can show that a risk is at most `bound`: (1 - bound)^n <= 1 - confidence."""
     return math.ceil(math.log(1 - confidence) / math.log1p(-bound))
 
 
 def wilson(failures: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927); trials >= 1."""
+    """Wilson's score interval of the share failures / trials (Wilson 1927); trials >= 1."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share, weight = failures / trials, z * z / trials
     middle = (share + weight / 2) / (1 + weight)
@@ -62,9 +62,9 @@ def wilson(failures: int, trials: int, confidence: float = 0.95) -> tuple[float,
 def bootstrap(
     statistic: Callable[[NDArray[np.intp]], Any], trials: int, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic of `trials` things that are drawn again with replacement (Efron 1979).
+    """Percentile interval of a statistic over `trials` items, resampled with replacement (Efron 1979).
 
-    `statistic` gets the numbers of those drawn, [trials].
+    `statistic` gets the numbers of the drawn items, [trials].
     """
     draws = np.random.default_rng(seed).integers(0, trials, (RESAMPLES, trials))
     found = np.array([float(statistic(draw)) for draw in draws])

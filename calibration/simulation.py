@@ -1,4 +1,4 @@
-"""What any gate would make of a prompt, from what the edge says along the cloud's answer. Pure: no engine, no HTTP."""
+"""Simulates a gate on a traced prompt: the answer's tokens, cloud work, calls and quality. Pure functions."""
 
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -15,11 +15,11 @@ Numbers = NDArray[np.floating[Any]]
 
 
 class Trace(Struct, frozen=True):
-    """The edge beside the cloud, at each position of the cloud's greedy answer to one prompt.
+    """The edge's prediction at each position of the cloud's greedy answer to one prompt.
 
     After the first i tokens of that answer the edge's own greedy token has confidence `confidences[i]` (0 to 1), and
-    `agrees[i]` says whether it is the cloud's. `worth` is the metric of the cloud's answer (0 to 1), `limit` the most
-    tokens that the answer may have.
+    `agrees[i]` says whether it is the cloud's. `worth` is the metric of the cloud's answer (0 to 1), `limit` the
+    maximum length of the answer in tokens.
     """
 
     confidences: list[float]
@@ -29,7 +29,7 @@ class Trace(Struct, frozen=True):
 
 
 class SimulatedAnswer(NamedTuple):
-    """How one answer comes about under a gate; what is counted is defined at `Answers`."""
+    """The counts of one answer under a gate, as `Answers` defines them."""
 
     cloud_tokens: int
     computed: int
@@ -39,10 +39,10 @@ class SimulatedAnswer(NamedTuple):
 
 
 def replay(trace: Trace, plan: Plan) -> SimulatedAnswer:
-    """What the pipeline does with this prompt under `plan`, round by round.
+    """Does what the pipeline does with this prompt under `plan`, round by round.
 
-    Exact up to the first token that the edge is sure of and that is not the cloud's. What follows such a token nobody
-    knows without asking: it is counted as if the answer then went on as the cloud's does.
+    Exact up to the first token that the edge keeps and the cloud disagrees with. The tokens after it would have to be
+    asked for; they are counted as if the answer went on like the cloud's.
     """
     at, end, changed = 0, len(trace.agrees), False
     cloud_tokens = computed = calls = 0
@@ -59,7 +59,7 @@ def replay(trace: Trace, plan: Plan) -> SimulatedAnswer:
         if decision.ask is Escalation.NOTHING or at == end:
             continue
         drafted = 0
-        if decision.ask is Escalation.VERIFY:  # a draft that has left the cloud's answer goes on to its full length
+        if decision.ask is Escalation.VERIFY:  # a draft that differs goes on to its full length
             length = len(confidences) if agreed == len(confidences) else room
             drafted = min(length - decision.keep, trace.limit - at - 1)
         accepted = min(agreed - decision.keep, drafted)
@@ -72,18 +72,18 @@ def replay(trace: Trace, plan: Plan) -> SimulatedAnswer:
 
 
 def _agreed(agrees: list[bool], begin: int, length: int) -> int:
-    """How many tokens of a draft, from its first, are the cloud's own."""
+    """The length of a draft's longest prefix that the cloud agrees with."""
     return next((i for i in range(length) if not agrees[begin + i]), length)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What became of N prompts, in arrays [..., N]: one row of them, or one for each of several gates.
+    """Counts of the answers to N prompts, in arrays [..., N]: one row, or one row for each of several gates.
 
-    `tokens` are those of the answer; `cloud_tokens` of them the cloud computed or verified: all that the edge did not
-    commit by itself. `computed` is all of the cloud's work: every draft token that it was sent, rejected ones too, and
-    every token that it drew itself; `alone` is its work when it answers by itself: the tokens of its answer. `calls`
-    are rounds. `worth` is the metric of the answer, `cloud_worth` that of the cloud's (0 to 1).
+    tokens: of the answer. cloud_tokens: those that the cloud computed or verified, that is, all that the edge did not
+    commit by itself. computed: the cloud's work in tokens: every draft token that it received, rejected ones too, and
+    every token that it drew. alone: its work without an edge: the tokens of its own answer. calls: rounds. worth: the
+    metric of the answer (0 to 1). cloud_worth: the metric of the cloud's own answer.
     """
 
     tokens: Numbers
@@ -111,13 +111,13 @@ class Answers:
 
     @property
     def quality(self) -> Numbers:
-        """The metric of the answers relative to the cloud's, [...]; 1 where the cloud's answers are worth nothing."""
+        """The metric of the answers relative to the cloud's, [...]; 1 if no answer of the cloud is right."""
         cloud = self.cloud_worth.sum(-1)
         return np.where(cloud > 0, self.worth.sum(-1) / np.maximum(cloud, 1e-12), 1.0)
 
     @property
     def loss(self) -> Numbers:
-        """By how much the metric's mean is below that of the cloud's answers, [...]; 0.02 are two points."""
+        """The mean metric of the cloud's answers minus that of these answers, [...]; 0.02 is two percentage points."""
         return np.asarray(self.cloud_worth.mean(-1) - self.worth.mean(-1))
 
     @property
@@ -135,7 +135,7 @@ class Answers:
         return self._each(lambda values: values[gate])
 
     def of(self, prompts: NDArray[np.intp]) -> "Answers":
-        """Only these prompts, in this order; one may come twice."""
+        """Only these prompts, in this order; repeats are allowed."""
         return self._each(lambda values: values[..., prompts])
 
     def _each(self, change: Any) -> "Answers":
@@ -145,8 +145,8 @@ class Answers:
 def answers(traces: list[Trace], outcomes: ArrayLike) -> Answers:
     """Simulated answers: `outcomes` holds the four numbers of `SimulatedAnswer` for each of the traces, [..., N, 4].
 
-    An answer that changes counts as worth nothing, so that simulated quality is a lower bound: it may have become as
-    right as the cloud's, or righter.
+    An answer that differs from the cloud's counts as wrong although it may be right: simulated quality is a lower
+    bound.
     """
     cloud_tokens, computed, calls, changed = np.moveaxis(np.asarray(outcomes, np.float64), -1, 0)
     tokens = np.broadcast_to([float(len(trace.agrees)) for trace in traces], changed.shape)

@@ -1,22 +1,22 @@
-"""Walks the edge along the cloud's answers over HTTP: confidence and agreement at every token. Knows no gate."""
+"""Traces the edge along the cloud's answers over HTTP: its confidence and agreement at every token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.cloud_client.verifier import CloudVerifier, EdgeDrafter
+from common.decoding.interfaces import Drafter
+from common.http_client import EdgeCloudHTTPClient
 from common.protocol.openai import Message
 from common.protocol.tokenization import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
-from common.http_client import EdgeCloudHTTPClient
-from common.decoding.interfaces import Drafter
-from common.cloud_client.verifier import CloudVerifier, EdgeDrafter
 from common.types import GREEDY
 
 STRIDE = 16
-"""Tokens drafted at once: more are lost at a disagreement, fewer cost more calls."""
+"""Tokens of one draft: more are wasted at a disagreement, fewer need more calls."""
 
 
 @dataclass(frozen=True)
 class TracedAnswer:
-    """The cloud's greedy answer to a prompt as text, and what the edge says along it (see `simulation.Trace`)."""
+    """The cloud's greedy answer to a prompt as text, and the edge's predictions along it (see `simulation.Trace`)."""
 
     answer: str
     confidences: list[float]
@@ -24,9 +24,9 @@ class TracedAnswer:
 
 
 async def walk(client: EdgeCloudHTTPClient, prompt: str, max_tokens: int) -> TracedAnswer:
-    """Asks the cloud for its answer to `prompt`, one user turn in the edge's chat form, then the edge along it.
+    """Gets the cloud's answer to `prompt`, one user turn in the edge's chat template, and traces the edge along it.
 
-    Raises EndpointError when either cannot be used, RequestError for a prompt that fits neither.
+    Raises EndpointError if a server cannot be used, RequestError for a prompt that does not fit its context.
     """
     question = TokenizeRequest(messages=[Message(role="user", content=prompt)])
     prompt_ids = (await client.edge.post("/tokenize", question, TokenizeReply)).tokens
@@ -36,10 +36,10 @@ async def walk(client: EdgeCloudHTTPClient, prompt: str, max_tokens: int) -> Tra
 
 
 async def along(drafter: Drafter, prompt: Sequence[int], answer: Sequence[int]) -> tuple[list[float], list[bool]]:
-    """The edge's confidence after each true prefix of `answer`, and whether its own next token is the true one.
+    """The edge's confidence after each prefix of `answer`, and whether its own next token is the answer's.
 
-    A draft covers several positions while it agrees; after the first token that differs the next one begins behind the
-    true token. Where the edge's context is full it is not sure of anything.
+    A draft covers several positions while it agrees; after the first token that differs, the next draft begins behind
+    the answer's token. Once the edge's context is full, its confidence counts as 0.
     """
     confidences: list[float] = []
     agrees: list[bool] = []

@@ -1,1 +1,1 @@
-"""What people see in a terminal: arguments, answers in colour, and the supervisor of both servers."""
+"""The command line: flags, coloured answers, and the supervisor that starts and restarts both servers."""

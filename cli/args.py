@@ -1,4 +1,4 @@
-"""What every program's command line shares: config flags, logging, errors in one line. Knows no program."""
+"""What all programs share: config flags, logging, exit codes, and errors printed in one line."""
 
 import argparse
 import asyncio
@@ -14,36 +14,47 @@ from common.errors import FrameworkError
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the flags that choose and override the config."""
-    made = argparse.ArgumentParser(description=description)
-    made.add_argument("--config", metavar="FILE", help="YAML file (default: config/config.yaml)")
-    made.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="override one key, e.g. edge.server.port=9000"
+    """A parser with the flags `--config` and `--set`, which `load_config` reads."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", metavar="FILE", help="config file in YAML (default: config/config.yaml)")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="override one key of the config, e.g. edge.server.port=9000; may be repeated",
     )
-    return made
+    return parser
+
+
+def count(text: str) -> int:
+    """The type of a flag that takes a whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
+    return int(text)
 
 
 def load_config(args: argparse.Namespace, **flags: object) -> Config:
-    """The config that the command line asks for; `flags` are KEY (with __ for dots) and value, None if not given."""
+    """The config of this command line. `flags`: more keys to set, with __ for dots in their names; None: not set."""
     given = [f"{key.replace('__', '.')}={value}" for key, value in flags.items() if value is not None]
     return config.load(args.config, [*args.set, *given])
 
 
 def client_config(description: str) -> Config:
-    """The command line of a small client program: `--edge` and `--cloud` say where the servers are, else the config."""
-    made = config_parser(description)
-    made.add_argument("--edge", metavar="URL", help="the edge server (default: communication.edge_endpoint)")
-    made.add_argument("--cloud", metavar="URL", help="the cloud server (default: communication.cloud_endpoint)")
-    args = made.parse_args()
+    """The config of a small client program, whose flags `--edge` and `--cloud` override the servers' URLs."""
+    parser = config_parser(description)
+    parser.add_argument("--edge", metavar="URL", help="the edge server (default: communication.edge_endpoint)")
+    parser.add_argument("--cloud", metavar="URL", help="the cloud server (default: communication.cloud_endpoint)")
+    args = parser.parse_args()
     return load_config(args, communication__edge_endpoint=args.edge, communication__cloud_endpoint=args.cloud)
 
 
 def run_program(
     program: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
 ) -> int:
-    """Runs a program to its end and returns its exit code; a FrameworkError becomes one line on stderr and code 1.
+    """Runs a program and returns its exit code; a FrameworkError becomes one line on stderr and code 1.
 
-    The first Ctrl-C or SIGTERM cancels the program (code 130); what it then cleans up is not disturbed by another.
+    The first Ctrl-C or SIGTERM cancels the program (code 130); further ones are ignored while it cleans up.
     """
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -57,7 +68,7 @@ def run_program(
 
 
 def run_sync_program(program: Callable[[], None]) -> int:
-    """The same for a program that has no event loop; what the system refuses is one line, too."""
+    """The same for a program without an event loop; an OSError becomes one line, too."""
     try:
         program()
     except (FrameworkError, OSError) as error:
@@ -84,4 +95,4 @@ async def _cancelled_by_signals(program: Coroutine[Any, Any, None]) -> None:
 
 def set_up_logging(level: str) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("stamina").setLevel(logging.ERROR)  # a retry is not news; the failure after the last one is
+    logging.getLogger("stamina").setLevel(logging.ERROR)  # only the failure after the last retry is of interest

@@ -1,4 +1,4 @@
-"""Asks an edge server one question and shows the answer and its table. Knows nothing of how it is answered."""
+"""Asks an edge server one question and prints the answer and its summary table."""
 
 import time
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from common.types import Collaboration
 
 @dataclass
 class QuestionSettings:
-    """What the questions of one program have in common."""
+    """The settings of all questions of one program; None: as the edge's config says."""
 
     max_tokens: int = 128
     temperature: float = 0.8
@@ -36,8 +36,8 @@ class QuestionSettings:
 async def ask(
     client: EdgeCloudHTTPClient, prompt: str, settings: QuestionSettings, console: Console, stream: bool = True
 ) -> tuple[Collaboration, float]:
-    """Prints the answer (as it comes, or whole at the end) and its table; returns the report and the milliseconds."""
-    started = time.perf_counter()
+    """Prints the answer (as it comes, or at its end) and its summary; returns the report and the total milliseconds."""
+    start = time.perf_counter()
     parts = []
     report: Collaboration | None = None
     async for chunk in client.stream(settings.request(prompt)):
@@ -47,9 +47,9 @@ async def ask(
             if stream:
                 console.print(text, end="")
         report = chunk.collaboration or report
-    total_ms = (time.perf_counter() - started) * 1000
+    total_ms = (time.perf_counter() - start) * 1000
     if report is None:
-        raise EndpointError("the edge server ended its answer without a report")
+        raise EndpointError("the edge server ended its answer without a report; its log says why")
     if not stream:
         console.print(*parts, sep="", end="")
     console.print("\n")

@@ -1,4 +1,4 @@
-"""Both servers on free ports, for as long as a demonstration or benchmark needs them."""
+"""Starts both servers on free ports for a demonstration or a benchmark, and stops them at its end."""
 
 import argparse
 import contextlib
@@ -10,6 +10,7 @@ from cli.supervisor import PROJECT, ServerProcess, Supervisor
 
 @contextlib.asynccontextmanager
 async def demo_servers(args: argparse.Namespace, report: Callable[[str], None]) -> AsyncIterator[tuple[str, str]]:
+    """The URLs of a running edge and cloud. `report` gets progress lines. Raises StartError if one does not start."""
     edge_port, cloud_port = free_ports(2)
     edge_url, cloud_url = f"http://127.0.0.1:{edge_port}", f"http://127.0.0.1:{cloud_port}"
     flags = [*config_flags(args), "--host", "127.0.0.1"]
@@ -24,15 +25,15 @@ async def demo_servers(args: argparse.Namespace, report: Callable[[str], None]) 
 
 
 def config_flags(args: argparse.Namespace) -> list[str]:
-    """The config flags of this command line, to be passed on to the servers."""
+    """The flags `--config` and `--set` of this command line, as arguments for the servers."""
     chosen = ["--config", args.config] if args.config else []
     return chosen + [part for flag in args.set for part in ("--set", flag)]
 
 
 def free_ports(count: int) -> list[int]:
-    """Different TCP ports that nobody listens on now."""
+    """`count` different TCP ports of this machine that are unused now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]

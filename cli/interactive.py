@@ -1,4 +1,4 @@
-"""The read-eval-print loop: prompts, and the commands stats, config, quit and exit. Knows only the client."""
+"""The interactive mode: reads prompts and the commands stats, config, quit and exit in a loop."""
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import WordCompleter
@@ -17,7 +17,7 @@ COMMANDS = ("stats", "config", "quit", "exit")
 
 
 async def repl(client: EdgeCloudHTTPClient, config: Config, settings: QuestionSettings, console: Console) -> None:
-    """Reads prompts until quit, exit or end of input; an error is one line and the loop goes on."""
+    """Reads prompts until quit, exit or end of input; an error is printed in one line, and the loop goes on."""
     session: PromptSession[str] = PromptSession(completer=WordCompleter(list(COMMANDS), sentence=True))
     reports: list[Collaboration] = []
     console.print(f"Ask anything, or type one of: {', '.join(COMMANDS)}.")
@@ -43,7 +43,7 @@ async def repl(client: EdgeCloudHTTPClient, config: Config, settings: QuestionSe
 
 
 def totals(reports: list[Collaboration]) -> Table:
-    """What the answers of this conversation add up to."""
+    """The sums over all answers since the start."""
     drafted, accepted = sum(r.drafted for r in reports), sum(r.accepted for r in reports)
     tokens = {p: sum(r.tokens[p] for r in reports) for p in (reports[0].tokens if reports else ())}
     table = Table("since the start", "value", show_header=False)

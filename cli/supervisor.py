@@ -1,4 +1,4 @@
-"""Starts both servers as processes of their own, restarts one that dies, stops all. Knows nothing of their work."""
+"""Starts servers as processes of their own, restarts one that dies, and stops all of them."""
 
 import asyncio
 import logging
@@ -18,12 +18,13 @@ log = logging.getLogger(__name__)
 PROJECT = Path(__file__).parents[1]
 START_SECONDS = 180.0
 STOP_SECONDS = 30.0
-"""More than a server's `drain_seconds` and the time its engine takes to end."""
+"""Before SIGKILL: more than a server's `drain_seconds` and the time its engine takes to end."""
 LONGEST_PAUSE = 30.0
+"""Seconds before a server that fails to start is started again."""
 
 
 class ServerProcess:
-    """One server program, a file or a module, and all processes that it starts in turn; `stop` leaves none of them."""
+    """One server program (a file or a module) with all processes that it starts; `stop` ends all of them."""
 
     def __init__(self, name: str, script: str, url: str, flags: list[str], log_file: Path | None = None) -> None:
         self.name = name
@@ -48,30 +49,31 @@ class ServerProcess:
                 output.close()
 
     async def exited(self) -> int:
-        """Waits for the server to end by itself and returns its exit code."""
+        """Waits until the server ends by itself; returns its exit code (negative: the signal)."""
         assert self._process is not None
         code = await self._process.wait()
         self.ready.clear()
-        self._signal(signal.SIGKILL)  # what it may have left behind
+        self._signal(signal.SIGKILL)  # processes that it may have left behind
         return code
 
     async def wait_ready(self) -> None:
-        """Returns when the server answers; raises StartError if it ends before that, or takes too long."""
+        """Waits until the server is ready; raises StartError if it ends before, or after START_SECONDS."""
         exited = asyncio.create_task(self.exited())
         try:
             async with asyncio.timeout(START_SECONDS), HTTPClient(self.url) as client:
                 while not await client.healthy():
                     if exited.done():
-                        raise StartError(f"the {self.name} server did not start: {self._last_words()}")
+                        raise StartError(f"the {self.name} server did not start: {self.last_line()}")
                     await asyncio.sleep(0.2)
         except TimeoutError as error:
-            raise StartError(f"the {self.name} server was not ready within {START_SECONDS:g} s") from error
+            why = f"was not ready within {START_SECONDS:g} s; its output: {self.log}"
+            raise StartError(f"the {self.name} server {why}") from error
         finally:
             exited.cancel()
         self.ready.set()
 
     async def stop(self) -> None:
-        """SIGTERM, then SIGKILL for what has not ended in time."""
+        """SIGTERM to the server; after its end, or STOP_SECONDS, SIGKILL to all its processes."""
         if self._process is None:
             return
         self._signal(signal.SIGTERM, whole_group=False)
@@ -88,38 +90,39 @@ class ServerProcess:
 
     @property
     def log(self) -> str:
-        """Where its output is, for a person."""
+        """Where its output is: 'above' on this terminal, or the path of its log file."""
         return "above" if self._log_file is None else os.path.relpath(self._log_file)
 
-    def _last_words(self) -> str:
+    def last_line(self) -> str:
+        """The last line of its log file, for an error message."""
         if self._log_file is None:
             return "its output above says why"
-        lines = self._log_file.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+        lines = self._log_file.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
         return lines[-1].removeprefix("error: ")
 
 
 class Supervisor:
-    """Owns the servers and one task for each, which starts it again when it dies."""
+    """Owns the servers and one task per server that restarts it when it dies."""
 
     def __init__(self, servers: list[ServerProcess], report: Callable[[str], None] = log.info) -> None:
         self.servers = servers
         self._report = report
-        self._keepers: list[asyncio.Task[None]] = []
+        self._restarters: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """All servers ready inside, none left outside. Raises StartError if one does not come up at first."""
+        """Starts all servers, waits until they are ready, and stops them at the end. Raises StartError."""
         try:
             for server in self.servers:
                 self._report(f"starting the {server.name} server at {server.url}")
                 await server.start()
             await self._all_ready()
-            self._keepers = [asyncio.create_task(self._keep(server)) for server in self.servers]
+            self._restarters = [asyncio.create_task(self._restart(server)) for server in self.servers]
             yield
         finally:
-            for keeper in self._keepers:
-                keeper.cancel()
-            await asyncio.gather(*self._keepers, return_exceptions=True)
+            for task in self._restarters:
+                task.cancel()
+            await asyncio.gather(*self._restarters, return_exceptions=True)
             await asyncio.gather(*(server.stop() for server in self.servers))
 
     async def _all_ready(self) -> None:
@@ -134,11 +137,11 @@ class Supervisor:
         await server.wait_ready()
         self._report(f"the {server.name} server is ready")
 
-    async def _keep(self, server: ServerProcess) -> None:
+    async def _restart(self, server: ServerProcess) -> None:
         pause = 1.0
         while True:
             code = await server.exited()
-            log.warning("the %s server ended with code %d; it is started again in %g s", server.name, code, pause)
+            log.warning("the %s server ended with code %d; restarting it in %g s", server.name, code, pause)
             await asyncio.sleep(pause)
             await server.start()
             try:

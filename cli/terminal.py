@@ -1,4 +1,4 @@
-"""How an answer looks in a terminal: text coloured by provenance, then a table of how it came about. Knows no HTTP."""
+"""Formats an answer for a terminal: text coloured by provenance, and a summary table."""
 
 from rich.console import Console
 from rich.table import Table
@@ -16,8 +16,8 @@ STYLES = {
 MEANINGS = {
     Provenance.EDGE: "the edge alone",
     Provenance.ACCEPTED: "edge drafts that the cloud accepted",
-    Provenance.RECOVERED: "the cloud's, for a rejected draft",
-    Provenance.BONUS: "the cloud's, after an accepted draft",
+    Provenance.RECOVERED: "drawn by the cloud in place of a rejected draft token",
+    Provenance.BONUS: "drawn by the cloud after an accepted draft",
     Provenance.CLOUD: "the cloud alone",
 }
 
@@ -39,7 +39,7 @@ def summary(report: Collaboration, total_ms: float) -> Table:
         count = report.tokens[provenance]
         table.add_row(styled(f"tokens {provenance}", provenance), str(count), MEANINGS[provenance])
     for layer, count in report.exits.items():
-        table.add_row(f"exit after {layer}", str(count), f"tokens of the edge's, after {layer} layers")
+        table.add_row(f"exit after {layer}", str(count), f"of the edge's tokens, after {layer} layers")
     table.add_row("rounds", str(report.rounds), "times the cloud was asked")
     table.add_row("acceptance rate", percent(report.acceptance_rate), f"{report.accepted} of {report.drafted} drafted")
     table.add_row("confidence", percent(report.confidence_score), "mean over the edge's tokens")
@@ -49,7 +49,7 @@ def summary(report: Collaboration, total_ms: float) -> Table:
     table.add_row("bytes up", str(report.bytes_up), "message bodies to the cloud")
     table.add_row("bytes down", str(report.bytes_down), "message bodies from the cloud")
     if report.explored:
-        table.add_row("explored", str(report.explored), "sure drafts that were verified, to learn from them")
+        table.add_row("explored", str(report.explored), "confident drafts that were verified all the same, to learn")
     if report.degraded:
         table.add_row(Text("degraded", style="red"), "yes", Text(report.degraded, style="red"))
     return table
@@ -60,5 +60,5 @@ def percent(share: float | None) -> str:
 
 
 def console() -> Console:
-    """Colours only on a terminal; text is shown as it is, brackets too."""
+    """A console that uses colours only on a terminal and prints brackets as they are."""
     return Console(highlight=False, markup=False)

@@ -96,7 +96,7 @@ def entropy(softmax: Softmax, settings: ConfidenceSettings) -> Floats:
 
 
 def temperature(softmax: Softmax, settings: ConfidenceSettings) -> Floats:
-    """max softmax(logits / T); [1/V, 1]. `python -m calibration.temperature` finds the T that makes it calibrated."""
+    """max softmax(logits / T); [1/V, 1]. `python -m models.fit_temperature` finds the T that makes it calibrated."""
     return 1.0 / np.asarray(np.exp(softmax.below * (1.0 / settings.temperature)).sum(axis=-1))
 
 

@@ -1,10 +1,10 @@
-"""Many questions at once, answered together by both engines: python examples/batch.py"""
+"""Asks many questions at once, which both engines answer in batches: python examples/batch.py"""
 
 import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the project is not installed: its folder is where imports begin
+sys.path.insert(0, str(Path(__file__).parents[1]))  # makes the project importable without installing it
 
 from cli.args import client_config, run_program
 from common.http_client import EdgeCloudHTTPClient
@@ -23,22 +23,22 @@ PROMPTS = [
 async def main() -> None:
     config = client_config("Ask the servers of `python main.py --mode server` six questions at once.")
     async with EdgeCloudHTTPClient.of(config) as client:
-        started = time.perf_counter()
-        # Each of the two engines works on several answers in every step: together they cost less than one by one.
+        start = time.perf_counter()
+        # Both engines batch: a step over several answers costs less than one step for each.
         results = await client.batch_inference(PROMPTS, concurrency=4, max_tokens=64, temperature=0.0)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - start
     show(results, seconds)
 
 
 def show(results: list[InferenceResult], seconds: float) -> None:
     for prompt, result in zip(PROMPTS, results, strict=True):
         report = result.collaboration
-        sure = report.tokens[Provenance.EDGE] / max(result.completion_tokens, 1)
+        kept = report.tokens[Provenance.EDGE] / max(result.completion_tokens, 1)
         print(f"{prompt}\n  {result.text.strip()}")
-        print(f"  edge alone {sure:.0%}, cloud asked {report.cloud_calls}x, {result.total_latency_ms:.0f} ms\n")
+        print(f"  edge alone {kept:.0%}, cloud asked {report.cloud_calls}x, {result.total_latency_ms:.0f} ms\n")
     tokens = sum(result.completion_tokens for result in results)
     print(f"{len(results)} answers in {seconds:.2f} s: {tokens / seconds:.0f} tokens/s")
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main()))  # an error, like a server that is not up, is one line
+    sys.exit(run_program(main()))  # an error, for example no server, is one line

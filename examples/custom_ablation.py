@@ -1,7 +1,7 @@
-"""Ablations of one's own: what do a stricter and a more lenient gate change? python examples/custom_ablation.py
+"""Runs two custom ablations, a stricter and a more lenient gate: python examples/custom_ablation.py
 
-Each is a name and the keys of the config that it changes. In config/config.yaml, under experiments.ablations, they are
-part of every run of ablation_experiments.py. That starts and stops its own servers; here it asks a few questions only.
+An ablation is a name and the config keys that it changes. Under experiments.ablations in config/config.yaml it is part
+of every run of ablation_experiments.py, which starts and stops its own servers. Here it asks only a few questions.
 """
 
 import subprocess
@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
-sys.path.insert(0, str(PROJECT))  # the project is not installed: its folder is where imports begin
+sys.path.insert(0, str(PROJECT))  # makes the project importable without installing it
 
 from experiments.report import schema
 
@@ -19,8 +19,8 @@ CONFIG = """
 experiments:
   ablations:
     - name: "strict"
-      description: "the edge keeps only what it is very sure of"
-      config_overrides:              # keys of config/config.yaml; one that is not there is refused by its path
+      description: "the edge keeps only very confident tokens"
+      config_overrides:              # keys of config/config.yaml; an unknown one is an error
         edge:
           confidence:
             threshold: 0.99
@@ -38,10 +38,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "ablations.yaml"
         config.write_text(CONFIG)
-        # The baseline is always among them: it is what the others are compared with.
+        # The baseline always runs too: the others are compared with it.
         command = [sys.executable, "ablation_experiments.py", "--config", str(config), "--only", "strict,lenient"]
         few = ["--questions", "12", "--repeats", "1"]
-        where = ["--output", str(OUTPUT), "--resume"]  # a run that was broken off goes on
+        where = ["--output", str(OUTPUT), "--resume"]  # continues an interrupted run
         code = subprocess.run([*command, *few, *where], cwd=PROJECT).returncode
     if code == 0:
         show(OUTPUT / "ablation_report.json")
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def show(path: Path) -> None:
-    """What the report says of the cloud's share; all that is in it: experiments/report/schema.py."""
+    """Prints the cloud's share from the report; its other fields: experiments/report/schema.py."""
     report = schema.read(path)
     print("\nHow much of an answer the cloud computes or verifies, with 95 % intervals over the questions:")
     for configuration in report.configurations:

@@ -1,13 +1,13 @@
-"""A confidence strategy of one's own (F1), in edge servers that use it: python examples/custom_strategy.py
+"""Compares edge servers with a custom confidence strategy (F1): python examples/custom_strategy.py
 
-To give it a name in the config instead, for start_edge.py: add the name to `ConfidenceStrategy` (common/types.py) and
-the function to `STRATEGIES` (edge/confidence.py).
+To select such a strategy in the config, add its name to `ConfidenceStrategy` (common/types.py) and the function to
+`STRATEGIES` (edge/confidence.py).
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the project is not installed: its folder is where imports begin
+sys.path.insert(0, str(Path(__file__).parents[1]))  # makes the project importable without installing it
 
 import numpy as np
 from msgspec.structs import replace
@@ -36,10 +36,10 @@ PROMPTS = ["What is AI?", "What is the capital of Australia?", "What is a valley
 
 
 def margin(softmax: Softmax, settings: ConfidenceSettings) -> Floats:
-    """How far the likeliest token is ahead of the next one: p1 - p2, in [0, 1].
+    """The probability of the likeliest token minus that of the second, p1 - p2, in [0, 1].
 
-    `softmax.weights` holds a row of V numbers for each token that is drawn in this step of the engine, and p is these
-    over `softmax.total`. It is called once per step, so it has to be quick: no loop over rows, no sorting of all.
+    `softmax.weights`, [..., V], has one row per token of this step; p is weights / `softmax.total`. The engine calls
+    this once per step, so it must be fast: no loop over rows, no full sort.
     """
     first_two = np.partition(softmax.weights, -2, axis=-1)[..., -2:]
     return np.asarray((first_two[..., 1] - first_two[..., 0]) / softmax.total)
@@ -53,7 +53,7 @@ STRATEGIES: dict[str, Confidence] = {
 
 
 async def main() -> None:
-    config = client_config("Compare confidence strategies; the cloud of `python main.py --mode server` runs.")
+    config = client_config("Compare confidence strategies; needs the cloud server of `python main.py --mode server`.")
     table = Table("strategy", "kept", "accepted", "the cloud's own", "cloud calls", "confidence")
     for name, confidence in STRATEGIES.items():
         reports = await ask_all(config, confidence)
@@ -63,11 +63,11 @@ async def main() -> None:
         mean = sum(report.confidence_score or 0 for report in reports) / len(reports)
         table.add_row(name, str(kept), str(accepted), str(sum(tokens.values())), str(calls), f"{mean:.1%}")
     Console(highlight=False).print(table)
-    print("In tokens. A stricter strategy keeps fewer of them on the edge and has the cloud verify more.")
+    print("Columns 2 to 4 count tokens. A stricter strategy keeps fewer of them on the edge; the cloud verifies more.")
 
 
 async def ask_all(config: Config, confidence: Confidence) -> list[Collaboration]:
-    """Starts an edge server with this strategy, on a free port, asks it every prompt, and stops it."""
+    """Starts an edge server with this strategy on a free port, sends it every prompt, and stops it."""
     server = HTTPServer(build_app(config, confidence), "127.0.0.1", port=0)
     await server.start()
     try:
@@ -83,9 +83,9 @@ async def ask(client: EdgeCloudHTTPClient, prompt: str) -> Collaboration:
     question = ChatRequest(messages=[Message(role="user", content=prompt)], max_tokens=48, temperature=0.0)
     reports = [chunk.collaboration async for chunk in client.stream(question) if chunk.collaboration]
     if reports[-1].degraded:
-        raise EndpointError(reports[-1].degraded)  # an answer without the cloud says nothing about the gate
+        raise EndpointError(reports[-1].degraded)  # without the cloud the gate has no effect
     return reports[-1]
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main()))  # an error, like a server that is not up, is one line
+    sys.exit(run_program(main()))  # an error, for example no server, is one line

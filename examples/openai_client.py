@@ -1,6 +1,6 @@
-"""The edge through the openai package, as through any OpenAI client: python examples/openai_client.py
+"""Uses the edge server through the openai package: python examples/openai_client.py
 
-Needs `pip install openai` and nothing of this project. What the edge takes beyond OpenAI's fields goes into extra_body.
+Needs only `pip install openai`. Request fields that OpenAI does not have go into extra_body.
 """
 
 import argparse
@@ -14,12 +14,12 @@ QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Ask the edge server in OpenAI's way.")
+    parser = argparse.ArgumentParser(description="Ask the edge server with the openai package.")
     usual = os.environ.get("EDGECLOUD_COMMUNICATION__EDGE_ENDPOINT", "http://localhost:8080")
     parser.add_argument("--edge", metavar="URL", default=usual, help=f"the edge server (default: {usual})")
     edge = parser.parse_args().edge
 
-    # A key is wanted by the package; the edge asks for one only if edge.server.api_keys names some.
+    # The package requires a key; the edge checks it only if edge.server.api_keys has any.
     key = os.environ.get("EDGECLOUD_COMMUNICATION__EDGE_API_KEY", "none")
     with OpenAI(base_url=f"{edge}/v1", api_key=key) as client:
         model = client.models.list().data[0].id
@@ -33,7 +33,7 @@ def main() -> None:
                 max_tokens=48,
                 extra_body={"mode": mode},
             )
-            # Fields that OpenAI does not have are in model_extra.
+            # Reply fields that OpenAI does not have are in model_extra.
             report = (answer.model_extra or {})["collaboration"]
             sources = ", ".join(f"{count} {source}" for source, count in report["tokens"].items() if count)
             print(f"{mode}: {answer.choices[0].message.content}\n  tokens: {sources}\n")

@@ -1,1 +1,1 @@
-"""The demo models: weights, corpus, training; cutting models and training exits."""
+"""The demo models and their training; commands that cut any model for the layer split and train its exits."""

@@ -1,20 +1,19 @@
-"""Evaluates the demo models on the engines that run them: held-out exact match, and acceptance of edge drafts.
+"""Evaluates the demo models on vLLM and llama.cpp: exact match on held-out questions, and acceptance of edge drafts.
 
-    python -m models.evaluate [--edge demo-edge|demo-edge-other] [--per-kind N] [--write]
-
-Knows nothing of training or servers.
+python -m models.evaluate [--edge demo-edge|demo-edge-other] [--per-kind N] [--write]
 """
 
 import argparse
 import asyncio
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from rich.progress import track
 
+from cli.args import count, run_program
 from cli.terminal import console
 from cloud.engine.engine import CloudEngine
 from cloud.verify import stateless
@@ -30,19 +29,17 @@ from common.types import GREEDY, Sampling, Verdict, VerificationMode
 from edge.engine.engine import EdgeEngine, EdgeSequence
 from models import heldout
 from models.corpus import tasks
-from models.train.export import CLOUD, EDGE, EDGE_OTHER, MODELS
+from models.demo import CLOUD, EDGE, EDGE_OTHER, write_tables
 from models.train.tokenizer import OTHER, PAIR, DemoVocabulary
 
 MAX_TOKENS = 160
 DRAFT_LENGTHS = (1, 4, 8, 16)
-README = MODELS / "README.md"
 EDGES = {EDGE.stem: (EDGE, PAIR), EDGE_OTHER.stem: (EDGE_OTHER, OTHER)}
-MARKS = "<!-- evaluation of {} -->\n", "<!-- end of evaluation -->\n"
 
 
 @dataclass
 class EvaluatedQuestion:
-    """One held-out prompt in the ids of each model, its right answer, and what each model answers greedily."""
+    """One held-out prompt in each model's token ids, its right answer, and each model's greedy answer."""
 
     kind: str
     prompt: str
@@ -54,8 +51,8 @@ class EvaluatedQuestion:
     edge: str = ""
 
 
-class Replay:
-    """A verifier that knows what the cloud answers greedily, and so needs no engine to verify exactly."""
+class ReplayVerifier:
+    """A verifier that replays the cloud's greedy answer, so that verifying needs no engine and is exact."""
 
     calls = bytes_up = bytes_down = 0
 
@@ -74,11 +71,11 @@ class Replay:
         return Verdict(list(drawn), accepted, len(drawn) == len(rest), 0.0)
 
     def stream(self, token_ids: Sequence[int], max_tokens: int, sampling: Sampling) -> NoReturn:
-        raise NotImplementedError("a replay answers in rounds")
+        raise NotImplementedError("a replay answers only in rounds")
 
 
 async def cloud_answers(vocabulary: RemoteVocabulary, questions: list[EvaluatedQuestion]) -> None:
-    """Fills in what the cloud model answers on vLLM."""
+    """Fills in the cloud model's answers by vLLM."""
     cloud = CloudEngine(str(CLOUD), args={"max_model_len": 1024})
     await cloud.start()
     try:
@@ -94,6 +91,7 @@ async def cloud_answers(vocabulary: RemoteVocabulary, questions: list[EvaluatedQ
 
 
 async def edge_answers(engine: EdgeEngine, questions: list[EvaluatedQuestion]) -> None:
+    """Fills in the edge model's answers by llama.cpp."""
     for question in track(questions, "edge answers"):
         async with engine.sequence(question.edge_prompt_ids) as sequence:
             draft = await sequence.draft(question.edge_prompt_ids, MAX_TOKENS, GREEDY)
@@ -103,17 +101,17 @@ async def edge_answers(engine: EdgeEngine, questions: list[EvaluatedQuestion]) -
 async def acceptance(
     engine: EdgeEngine, cloud: RemoteVocabulary, questions: list[EvaluatedQuestion], draft_length: int
 ) -> tuple[float, float]:
-    """Acceptance rate, and tokens per round, of greedy lossless rounds with drafts of this length."""
+    """The acceptance rate, and the tokens per round, of greedy lossless rounds with this draft length."""
     plan = Plan(use_confidence_check=False, max_draft_tokens=draft_length, verification_mode=VerificationMode.ROUNDS)
     drafted = accepted = rounds = tokens = 0
     for question in track(questions, f"drafts of {draft_length}"):
         async with engine.sequence(question.edge_prompt_ids) as sequence:
             drafter = in_cloud_tokens(sequence, engine, cloud, question)
             pipeline = Pipeline(
-                DecodingRequest(question.prompt_ids, MAX_TOKENS, GREEDY, plan), drafter, Replay(question)
+                DecodingRequest(question.prompt_ids, MAX_TOKENS, GREEDY, plan), drafter, ReplayVerifier(question)
             )
             output = [token async for chunk in pipeline.run() for token in chunk.token_ids]
-        assert output == question.cloud_ids, "lossless rounds give the cloud's own tokens"
+        assert output == question.cloud_ids, "a lossless answer must have the cloud's tokens"
         report = pipeline.answer.report
         drafted, accepted = drafted + report.drafted, accepted + report.accepted
         rounds, tokens = rounds + report.rounds, tokens + len(output)
@@ -123,7 +121,7 @@ async def acceptance(
 def in_cloud_tokens(
     sequence: EdgeSequence, engine: EdgeEngine, cloud: RemoteVocabulary, question: EvaluatedQuestion
 ) -> Drafter:
-    """The edge's drafts as the cloud's tokens; translated where the two read the prompt differently."""
+    """Drafts in the cloud's tokens: the edge's own, or translated if the prompt's ids differ."""
     if question.edge_prompt_ids == question.prompt_ids:
         return sequence
     return TranslatingDrafter(sequence, engine, cloud, question.edge_prompt_ids, len(question.prompt_ids))
@@ -161,7 +159,7 @@ def ask(
 
 
 def groups(questions: list[EvaluatedQuestion]) -> dict[str, list[EvaluatedQuestion]]:
-    """The questions by kind, then facts and tasks each together, then all."""
+    """The questions of each kind, of all facts, of all tasks, and all."""
     found: dict[str, list[EvaluatedQuestion]] = defaultdict(list)
     for question in questions:
         found[question.kind].append(question)
@@ -177,24 +175,23 @@ def score_line(name: str, members: list[EvaluatedQuestion]) -> str:
     return f"| {name} | {len(members)} | {cloud:.3f} | {edge:.3f} |"
 
 
-def write(edge: str, table: str, path: Path = README) -> None:
-    """Puts the table of an edge model between its marks in models/README.md."""
-    begin = MARKS[0].format(edge)
-    before, _, rest = path.read_text().partition(begin)
-    path.write_text(before + begin + table + MARKS[1] + rest.partition(MARKS[1])[2])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Evaluate the demo models on vLLM and llama.cpp.")
-    parser.add_argument("--edge", choices=EDGES, default=EDGE.stem, help="the edge model")
-    parser.add_argument("--per-kind", type=int, help="only so many questions of each kind")
-    parser.add_argument("--write", action="store_true", help="put the tables into models/README.md")
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        "python -m models.evaluate", description="Evaluate the demo models on vLLM and llama.cpp."
+    )
+    parser.add_argument("--edge", choices=EDGES, default=EDGE.stem, help="the edge model (default: %(default)s)")
+    parser.add_argument("--per-kind", type=count, metavar="N", help="at most N questions of each kind (default: all)")
+    parser.add_argument("--write", action="store_true", help="write the tables into models/README.md, too")
     args = parser.parse_args()
-    table = asyncio.run(evaluate(args.edge, args.per_kind))
-    console().print(table)
-    if args.write:
-        write(args.edge, table)
+    return run_program(report(args.edge, args.per_kind, args.write))
+
+
+async def report(edge: str, per_kind: int | None, write: bool) -> None:
+    tables = await evaluate(edge, per_kind)
+    console().print(tables)
+    if write:
+        write_tables(edge, tables)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""A model with random weights, as large as a measurement needs; its answers mean nothing and never end."""
+"""Makes a model with random weights, as large as a benchmark needs; its answers have no meaning and no end."""
 
 import shutil
 import tempfile
@@ -10,13 +10,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-DEMO = Path(__file__).parent / "demo-cloud"
+from models.demo import CLOUD
+
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @contextmanager
 def random_model(width: int = 512, layers: int = 8, context: int = 1024) -> Iterator[Path]:
-    """A folder with a Llama model and the demo's tokenizer, for as long as it is needed; 28M parameters by default."""
+    """A temporary folder with a Llama model and the demo's tokenizer; 28M parameters by default."""
     disable_progress_bar()
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -32,9 +33,9 @@ def random_model(width: int = 512, layers: int = 8, context: int = 1024) -> Iter
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
-        model.get_input_embeddings().weight[0] = 0.0  # the end's logit is always 0: never the greatest
+        model.get_input_embeddings().weight[0] = 0.0  # the end token's logit is then always 0, never the largest
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         for name in TOKENIZER:
-            shutil.copy(DEMO / name, folder)
+            shutil.copy(CLOUD / name, folder)
         yield Path(folder)

@@ -5,13 +5,22 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from cli.demo import config_flags, free_ports
 from cli.supervisor import PROJECT, ServerProcess, Supervisor
 from common.errors import StartError
 from experiments.harness.delay_proxy import DelayProxy
-from experiments.network.ways import AskedServer
 from experiments.setup.configurations import Needs
+
+
+class AskedServer(StrEnum):
+    """The server that a client sends its requests to."""
+
+    EDGE = "edge"
+    PLAIN_EDGE = "plain_edge"
+    """An edge with F4 off."""
+    CLOUD = "cloud"
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The questions that the demo models are trained and tested on."""
+"""The questions that the demo models are trained and evaluated on."""

@@ -1,4 +1,4 @@
-"""The corpus: questions with one right answer each, in training and held-out wordings. Knows nothing of models."""
+"""The corpus: questions with one right answer each, in training and held-out wordings."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ OPENERS = ("", "", "", "", "", "", "", "Hello! ", "Question: ", "Quick question.
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing to know: `names` are the subject and its aliases, `weight` how often it is asked in training."""
+    """One fact: `names` are the subject and its aliases, `weight` its relative frequency in training."""
 
     kind: str
     topic: str
@@ -34,7 +34,7 @@ def kinds() -> dict[str, dict[str, Any]]:
 
 @cache
 def facts() -> tuple[Fact, ...]:
-    """All facts, commonest first within each topic and kind; of two answers to one question the first stands."""
+    """All facts, most common first within each topic and kind; of two answers to one question the first is kept."""
     found: dict[tuple[str, str], Fact] = {}
     for topic in TOPICS:
         for kind, rows in yaml.safe_load((CORPUS / f"{topic}.yaml").read_text()).items():
@@ -46,7 +46,7 @@ def facts() -> tuple[Fact, ...]:
 
 
 def training_pairs(seed: int, task_share: float) -> Iterator[tuple[str, str]]:
-    """An endless stream of (prompt, answer): facts by their weight in training wordings, tasks on training operands."""
+    """Endless (prompt, answer): facts by weight in training wordings; the share `task_share` are training tasks."""
     rng = Random(seed)
     weights = [f.weight for f in facts()]
     while True:
@@ -59,7 +59,7 @@ def training_pairs(seed: int, task_share: float) -> Iterator[tuple[str, str]]:
 
 
 def held_out_pairs(seed: int = 0, tasks_per_kind: int = 30) -> list[tuple[str, str, str]]:
-    """(kind, prompt, answer): every fact once in a wording, then tasks on operands never trained on."""
+    """(kind, prompt, answer): every fact once in a held-out wording, then tasks on held-out operands."""
     rng = Random(seed)
     pairs = [(f.kind, rng.choice(kinds()[f.kind]["held_out"]).format(x=f.names[0]), f.answer) for f in facts()]
     for kind in tasks.TASKS:
@@ -68,7 +68,7 @@ def held_out_pairs(seed: int = 0, tasks_per_kind: int = 30) -> list[tuple[str, s
 
 
 def text_for_tokenizer() -> Iterator[str]:
-    """Every fact in every training wording, then as many tasks: what the byte-pair merges are learned from."""
+    """The texts that BPE merges are learned from: every fact in every training wording, 200 tasks per kind."""
     for fact in facts():
         for wording in kinds()[fact.kind]["train"]:
             yield wording.format(x=fact.names[0])

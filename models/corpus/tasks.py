@@ -1,4 +1,4 @@
-"""Generated tasks with exact answers: arithmetic, units, sorting, reversing, dates. Knows no facts, no models."""
+"""Generates tasks with exact answers: arithmetic, units, sorting, reversing, dates."""
 
 import hashlib
 from collections.abc import Callable
@@ -95,7 +95,7 @@ TASKS: dict[str, Callable[[Random], Task]] = {
 
 
 def sample(kind: str, rng: Random, held_out: bool) -> Task:
-    """Draws one task of `kind` from the trained operands, or from the held-out tenth that is never trained on."""
+    """Draws one task of `kind` with training operands, or with those of the held-out tenth."""
     while True:
         prompt, answer = TASKS[kind](rng)
         if is_held_out(answer) == held_out:
@@ -103,7 +103,7 @@ def sample(kind: str, rng: Random, held_out: bool) -> Task:
 
 
 def is_held_out(answer: str) -> bool:
-    """Whether these operands belong to the held-out tenth: by the answer, so that no wording of them is trained on."""
+    """Whether a task belongs to the held-out tenth. The answer decides, so that no wording of it is trained on."""
     return hashlib.sha256(answer.encode()).digest()[0] < 26
 
 

@@ -1,1 +1,1 @@
-"""Trains early exits for a model that is cut in pieces."""
+"""Trains and evaluates the early exits of a split model."""

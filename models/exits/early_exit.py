@@ -1,7 +1,7 @@
-"""Early exits: a norm and a head after some layers of a frozen model, and their training. Knows no engine and no files.
+"""Early exits of a frozen model (a norm and a head after some of its layers), and their training loop.
 
-An exit learns to say what the whole model would say next: its loss is the cross-entropy to the last layer's own
-distribution (knowledge distillation, Hinton et al. 2015, arXiv 1503.02531), so any text will do, labelled or not.
+An exit learns to predict what the whole model predicts: its loss is the cross-entropy to the whole model's distribution
+(knowledge distillation, Hinton et al. 2015, arXiv 1503.02531). So any text will do, labelled or not.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 
 class FrozenStates(NamedTuple):
-    """What the frozen model left at some positions: the states after each exit's layers, [E, n, H], and its last ones.
+    """The frozen model's hidden states at n positions: `exits`, [E, n, H], after the layers of each of E exits.
 
-    `last`, [n, H], are after the model's own norm: its head makes its logits of them.
+    `last`, [n, H]: after the last layer and the model's norm, the input of the model's head.
     """
 
     exits: Tensor
@@ -22,7 +22,7 @@ class FrozenStates(NamedTuple):
 
 
 class EarlyExitHead(nn.Module):
-    """A norm and an output matrix of its own, as a GGUF's output_norm and output: [n, H] to logits, [n, V]."""
+    """An RMS norm and an output matrix (a GGUF's output_norm and output): hidden states [n, H] to logits [n, V]."""
 
     def __init__(self, norm: Tensor, head: Tensor, eps: float) -> None:
         super().__init__()
@@ -35,10 +35,10 @@ class EarlyExitHead(nn.Module):
 
 
 class EarlyExitLLM(nn.Module):
-    """A causal language model of transformers, frozen, with an exit after each of `early_exit_layers` of its layers.
+    """A frozen causal language model of transformers with early exits; `early_exit_layers`: layers before each exit.
 
-    Exits begin as the model's own norm and head. Raises ValueError if an exit is outside the model, or `hidden_size`
-    or `vocab_size` are given and not the model's.
+    Exits are initialised with the model's own norm and head. Raises ValueError if an exit is outside the model, or
+    if `hidden_size` or `vocab_size` is given and differs from the model's.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class EarlyExitLLM(nn.Module):
         )
 
     def states(self, token_ids: Tensor, wanted: Tensor | None = None) -> FrozenStates:
-        """What the frozen model leaves of `token_ids`, [B, T], at the positions `wanted`, [B, T] (None: all)."""
+        """The frozen model's states for `token_ids`, [B, T], where `wanted`, [B, T], is not 0 (None: everywhere)."""
         with torch.no_grad():
             out = self.base_model.model(token_ids, output_hidden_states=True, use_cache=False)
         at = slice(None) if wanted is None else wanted.flatten().nonzero().flatten()
@@ -75,20 +75,20 @@ class EarlyExitLLM(nn.Module):
         return [head(at) for head, at in zip(self.exit_heads.values(), states.exits, strict=True)]
 
     def targets(self, states: FrozenStates) -> Tensor:
-        """The whole model's distribution of the next token, [n, V]."""
+        """The whole model's distribution over the next token, [n, V]."""
         with torch.no_grad():
             return self.base_model.get_output_embeddings()(states.last).float().softmax(-1)
 
     def losses(self, states: FrozenStates) -> list[Tensor]:
-        """Each exit's mean cross-entropy to the whole model's distribution, in nats a token."""
+        """Each exit's mean cross-entropy to the whole model's distribution, in nats per token."""
         targets = self.targets(states)
         return [nn.functional.cross_entropy(logits, targets) for logits in self(states)]
 
 
 Batch: TypeAlias = FrozenStates | Tensor | Mapping[str, Tensor]
-"""States, or token ids [B, T], or `input_ids` with an `attention_mask` that is 0 where there is only padding."""
+"""States, or token ids [B, T], or `input_ids` with an `attention_mask` that is 0 on padding."""
 Watch: TypeAlias = Callable[[int, list[float]], object]
-"""Told after each step how many there were and what each exit's loss was."""
+"""Called after each step with its number, from 1 on, and each exit's loss."""
 
 
 def train_early_exit_heads(
@@ -98,9 +98,9 @@ def train_early_exit_heads(
     num_epochs: int = 3,
     watch: Watch = lambda step, losses: None,
 ) -> None:
-    """Trains the exits' norms and heads; the base model stays as it is, bit by bit.
+    """Trains the exits' norms and heads; the base model does not change.
 
-    `dataloader` is gone through once an epoch; `optimizer` has the parameters of `model.exit_heads`.
+    `dataloader` is iterated once per epoch; `optimizer` has the parameters of `model.exit_heads`.
     """
     batches = (batch for _ in range(num_epochs) for batch in dataloader)
     for step, batch in enumerate(batches, 1):
@@ -117,7 +117,7 @@ def train_step(model: EarlyExitLLM, states: FrozenStates, optimizer: torch.optim
 
 
 def validation_losses(model: EarlyExitLLM, dataloader: Iterable[Batch]) -> list[float]:
-    """Each exit's mean cross-entropy to the whole model's distribution, in nats a token."""
+    """Each exit's mean cross-entropy to the whole model's distribution, in nats per token."""
     total, count = [0.0] * len(model.early_exit_layers), 0
     with torch.no_grad():
         for batch in dataloader:
@@ -129,7 +129,7 @@ def validation_losses(model: EarlyExitLLM, dataloader: Iterable[Batch]) -> list[
 
 
 def as_states(model: EarlyExitLLM, batch: Batch) -> FrozenStates:
-    """The states of a batch, where the model is."""
+    """The states of a batch, on the model's device."""
     if isinstance(batch, FrozenStates):
         device = next(model.parameters()).device
         return FrozenStates(batch.exits.to(device), batch.last.to(device))

@@ -1,12 +1,13 @@
-"""Measures the demo model's exits on held-out questions: what they know, and what they would save a cloud.
+"""Evaluates the demo model's exits on held-out questions: their accuracy, and the cloud work that they save.
 
     python -m models.exits.evaluation [--exits-file FILE] [--write]
 
-Along the whole model's own greedy answers: a token is taken at the first exit that is sure enough of it, else from the
-cloud, which then computes its layers for every position so far that it has not yet. Knows no engine and no network.
+Simulated along the whole model's greedy answers: a token is taken at the first exit whose confidence reaches the
+threshold, else from the cloud, which then computes its layers for all pending positions.
 """
 
 import argparse
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,25 +21,25 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from cli.args import run_sync_program
 from cli.terminal import console
 from models import heldout
+from models.demo import CLOUD, EXITS, write_tables
 from models.partition.checkpoint import Checkpoint
 from models.partition.exit_tensors import Exits, exits_of
-from models.train.export import CLOUD, EXITS, MODELS
 from models.train.tokenizer import PAIR
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.01)
 MAX_TOKENS = 160
-README = MODELS / "README.md"
-MARKS = "<!-- evaluation of exits -->\n", "<!-- end of evaluation -->\n"
 
 
 class ExitTrace(NamedTuple):
-    """The whole model's greedy answer, and what each exit says at each of its tokens."""
+    """The whole model's greedy answer of n tokens to one prompt, and each exit's prediction of every token."""
 
     prompt: int
-    """Tokens."""
+    """Its length in tokens."""
     right: bool
+    """Whether the whole model's answer is right."""
     confidence: NDArray[np.float64]
     """[exits, n]"""
     agrees: NDArray[np.bool_]
@@ -46,54 +47,61 @@ class ExitTrace(NamedTuple):
 
 
 class ThresholdResult(NamedTuple):
-    """What a threshold comes to; all are shares, of answer tokens, of answers, or of the whole model's layer-tokens."""
+    """The effect of a threshold; all values are shares, 0 to 1."""
 
     taken: list[float]
-    asked_tokens: float
-    asked_answers: float
+    """Of answer tokens, for each exit."""
+    cloud_tokens: float
+    """Of answer tokens: those from the cloud."""
+    cloud_answers: float
+    """Of answers: those with a token from the cloud."""
     exact_match: float
+    """Of answers: those that are right."""
     cloud_work: float
+    """Of the whole model's layer-tokens: those that the cloud computes."""
 
 
-def outcome(answers: Sequence[ExitTrace], threshold: float, layers: int, first: int) -> ThresholdResult:
-    """What comes of a threshold for a model with so many `layers`, of which the cloud has those from `first` on.
+def apply_threshold(answers: Sequence[ExitTrace], threshold: float, layers: int, first: int) -> ThresholdResult:
+    """The effect of a threshold on a model of `layers` layers, of which the cloud has those from `first` on.
 
-    An answer with a token that is not the whole model's counts as wrong. A last token is never computed with.
+    An answer with a token that is not the whole model's counts as wrong. The last token needs no computation.
     """
     taken = np.zeros(len(answers[0].confidence))
-    asked = asking = right = work = positions = 0
+    cloud_tokens = cloud_answers = right = work = positions = 0
     for prompt, is_right, confidence, agrees in answers:
-        sure = confidence >= threshold
-        by = np.where(sure.any(axis=0), sure.argmax(axis=0), -1)
+        confident = confidence >= threshold
+        by = np.where(confident.any(axis=0), confident.argmax(axis=0), -1)
         taken += [(by == exit).sum() for exit in range(len(taken))]
-        unsure = np.flatnonzero(by < 0)
-        kept = agrees[by, np.arange(len(by))] | (by < 0)
-        right += is_right and bool(kept.all())
-        asked += len(unsure)
-        asking += len(unsure) > 0
-        work += prompt + int(unsure[-1]) if len(unsure) else 0
+        by_cloud = np.flatnonzero(by < 0)
+        same = agrees[by, np.arange(len(by))] | (by < 0)
+        right += is_right and bool(same.all())
+        cloud_tokens += len(by_cloud)
+        cloud_answers += len(by_cloud) > 0
+        work += prompt + int(by_cloud[-1]) if len(by_cloud) else 0
         positions += prompt + len(by) - 1
     tokens = sum(answer.agrees.shape[1] for answer in answers)
     share = work * (layers - first) / (positions * layers)
-    return ThresholdResult(list(taken / tokens), asked / tokens, asking / len(answers), right / len(answers), share)
+    return ThresholdResult(
+        list(taken / tokens), cloud_tokens / tokens, cloud_answers / len(answers), right / len(answers), share
+    )
 
 
-class Said(NamedTuple):
-    """A greedy answer with its end, and of each of its tokens each exit's likeliest and how sure it is of that."""
+class GreedyAnswer(NamedTuple):
+    """A greedy answer with its end token; for each token, the exits' likeliest tokens and confidences, [E]."""
 
     tokens: list[int]
     likeliest: list[Tensor]
     confidence: list[Tensor]
 
 
-def greedy(model: torch.nn.Module, exits: Exits, prompts: list[list[int]]) -> list[Said]:
-    """What the whole model and its exits say to each prompt; prompts of one length are answered together."""
+def greedy(model: torch.nn.Module, exits: Exits, prompts: list[list[int]]) -> list[GreedyAnswer]:
+    """The whole model's answer to each prompt, with its exits' predictions; prompts of equal length are batched."""
     heads = exits.heads()
-    said = [Said([], [], []) for _ in prompts]
+    answers = [GreedyAnswer([], [], []) for _ in prompts]
     by_length = defaultdict(list)
     for number, prompt in enumerate(prompts):
         by_length[len(prompt)].append(number)
-    for numbers in track(by_length.values(), "the model and its exits"):
+    for numbers in track(by_length.values(), "greedy answers"):
         ids, past = torch.tensor([prompts[number] for number in numbers]), None
         for _ in range(MAX_TOKENS):
             with torch.no_grad():
@@ -102,20 +110,20 @@ def greedy(model: torch.nn.Module, exits: Exits, prompts: list[list[int]]) -> li
                 found = [head(at).max(-1) for head, at in zip(heads, states, strict=True)]
             ids, past = out.logits.argmax(-1), out.past_key_values
             for row, number in enumerate(numbers):
-                said[number].tokens.append(int(ids[row, 0]))
-                said[number].likeliest.append(torch.stack([each.indices[row] for each in found]))
-                said[number].confidence.append(torch.stack([each.values[row] for each in found]))
+                answers[number].tokens.append(int(ids[row, 0]))
+                answers[number].likeliest.append(torch.stack([each.indices[row] for each in found]))
+                answers[number].confidence.append(torch.stack([each.values[row] for each in found]))
             going_on = [row for row in range(len(numbers)) if ids[row, 0] != 0]
             if not going_on:
                 break
             if len(going_on) < len(numbers):
                 numbers, ids = [numbers[row] for row in going_on], ids[going_on]
                 past.batch_select_indices(torch.tensor(going_on))
-    return said
+    return answers
 
 
 def evaluate(path: Path) -> str:
-    """The tables in Markdown."""
+    """The evaluation's tables in Markdown."""
     disable_progress_bar()
     checkpoint = Checkpoint(CLOUD)
     exits = Exits(checkpoint, exits_of(path), path)
@@ -124,53 +132,60 @@ def evaluate(path: Path) -> str:
     questions = heldout.pairs()[1::2]
     prompts = [tokenizer.encode(PAIR.question.format(prompt)) for _, prompt, _ in questions]
     answers = []
-    for prompt, said, (_, _, answer) in zip(prompts, greedy(model, exits, prompts), questions, strict=True):
-        agrees = torch.stack(said.likeliest) == torch.tensor(said.tokens)[:, None]
-        right = tokenizer.decode(said.tokens[:-1]) == answer
-        answers.append(ExitTrace(len(prompt), right, torch.stack(said.confidence).double().numpy().T, agrees.numpy().T))
+    for prompt, reply, (_, _, answer) in zip(prompts, greedy(model, exits, prompts), questions, strict=True):
+        agrees = torch.stack(reply.likeliest) == torch.tensor(reply.tokens)[:, None]
+        right = tokenizer.decode(reply.tokens[:-1]) == answer
+        answers.append(
+            ExitTrace(len(prompt), right, torch.stack(reply.confidence).double().numpy().T, agrees.numpy().T)
+        )
     return tables(answers, exits, checkpoint.layers)
 
 
 def tables(answers: list[ExitTrace], exits: Exits, layers: int) -> str:
     lines = [
-        "| exit after | temperature | same token as the whole model | wrong, though sure (0.8) |",
+        "| exit after | temperature | same token as the whole model | wrong at a confidence of 0.8 or more |",
         "|---|---|---|---|",
     ]
     agrees = np.concatenate([answer.agrees for answer in answers], axis=1)
-    sure = np.concatenate([answer.confidence for answer in answers], axis=1) >= 0.8
-    for exit, temperature, same, certain in zip(exits.layers, exits.temperatures, agrees, sure, strict=True):
+    confident = np.concatenate([answer.confidence for answer in answers], axis=1) >= 0.8
+    for exit, temperature, same, certain in zip(exits.layers, exits.temperatures, agrees, confident, strict=True):
         wrong = (~same & certain).sum() / certain.sum()
         lines.append(f"| {exit} layers | {temperature:.2f} | {same.mean():.4f} | {wrong:.4f} |")
     heads = "".join(f" exit {exit} |" for exit in exits.layers)
-    lines += ["", f"| threshold |{heads} cloud | answers that ask | exact match | cloud layer-tokens saved |"]
+    lines += [
+        "",
+        f"| threshold |{heads} cloud | answers that need the cloud | exact match | cloud layer-tokens saved |",
+    ]
     lines.append("|---|---|---|---|---|" + "---|" * len(exits.layers))
     for threshold in THRESHOLDS:
-        got = outcome(answers, threshold, layers, exits.layers[0])
-        taken = "".join(f" {share:.3f} |" for share in got.taken)
+        result = apply_threshold(answers, threshold, layers, exits.layers[0])
+        taken = "".join(f" {share:.3f} |" for share in result.taken)
         name = f"{threshold:g}" if threshold <= 1 else "above 1"
         lines.append(
-            f"| {name} |{taken} {got.asked_tokens:.3f} | {got.asked_answers:.3f} | {got.exact_match:.3f} "
-            f"| {1 - got.cloud_work:.3f} |"
+            f"| {name} |{taken} {result.cloud_tokens:.3f} | {result.cloud_answers:.3f} | {result.exact_match:.3f} "
+            f"| {1 - result.cloud_work:.3f} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def write(table: str, path: Path = README) -> None:
-    """Puts the tables between their marks in models/README.md."""
-    before, _, rest = path.read_text().partition(MARKS[0])
-    path.write_text(before + MARKS[0] + table + MARKS[1] + rest.partition(MARKS[1])[2])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the demo model's exits on held-out questions.")
-    parser.add_argument("--exits-file", type=Path, default=EXITS, help="the exits (the committed ones)")
-    parser.add_argument("--write", action="store_true", help="put the tables into models/README.md")
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        "python -m models.exits.evaluation", description="Evaluate the demo model's exits on held-out questions."
+    )
+    parser.add_argument(
+        "--exits-file", type=Path, default=EXITS, metavar="FILE", help="the exits (default: %(default)s)"
+    )
+    parser.add_argument("--write", action="store_true", help="write the tables into models/README.md, too")
     args = parser.parse_args()
-    table = evaluate(args.exits_file)
-    console().print(table)
-    if args.write:
-        write(table)
+    return run_sync_program(lambda: report(args.exits_file, args.write))
+
+
+def report(exits_file: Path, write: bool) -> None:
+    found = evaluate(exits_file)
+    console().print(found)
+    if write:
+        write_tables("exits", found)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,9 +1,9 @@
-"""Trains the exits of a model and fits their temperatures: the command, what it shows and what it writes.
+"""The command that trains the exits of a model, fits their temperatures and writes them to a file.
 
     python -m models.exits --model FOLDER|HUB-ID --exits 2,4 [--data FILE.jsonl|FILE.txt] --output FILE.safetensors
 
-The model itself stays as it is. What it leaves of the texts is computed once and kept, with what has been learned, in
-a folder beside the output: a training that was broken off goes on from there.
+The model does not change. Its hidden states are computed once and kept, with checkpoints of the training, in a folder
+beside the output; an interrupted training continues from there.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from calibration.temperature import COARSE, FINE, ROWS, Calibration
-from cli.args import run_sync_program
+from cli.args import count, run_sync_program
 from cli.terminal import console
 from common.errors import ConfigError
 from common.protocol.split_manifest import exits_fault, file_hash
@@ -40,11 +40,11 @@ from models.partition.checkpoint import Checkpoint, find
 __all__ = ["EarlyExitHead", "EarlyExitLLM", "train_early_exit_heads"]
 
 LONGEST = 1024
-"""Tokens of a text that are looked at."""
+"""Tokens of a text; the rest is cut."""
 
 
 class Fit(NamedTuple):
-    """An exit's temperature, and its expected calibration error without and with it."""
+    """An exit's temperature, and its expected calibration error (0 to 1) without and with it."""
 
     temperature: float
     ece_before: float
@@ -52,7 +52,7 @@ class Fit(NamedTuple):
 
 
 def load_model(checkpoint: Checkpoint, exits: list[int]) -> EarlyExitLLM:
-    """The model on the GPU if there is one; on a CPU in float32, which is the faster there."""
+    """The model on the GPU if there is one, else on the CPU in float32, which is faster there."""
     disable_progress_bar()
     gpu = torch.cuda.is_available()
     dtype = "auto" if gpu else torch.float32
@@ -63,9 +63,9 @@ def load_model(checkpoint: Checkpoint, exits: list[int]) -> EarlyExitLLM:
 def fit_temperatures(
     model: EarlyExitLLM, states: Iterable[FrozenStates], done: Callable[[], object] = lambda: None
 ) -> list[Fit]:
-    """For each exit the temperature under which the whole model's next tokens are likeliest (Guo et al. 2017).
+    """For each exit, the temperature at which the whole model's next tokens are likeliest (Guo et al. 2017).
 
-    `done` is called twice an exit.
+    `done` is called twice per exit.
     """
     kept = list(states)
     fits = []
@@ -90,7 +90,7 @@ def _calibrated(model: EarlyExitLLM, number: int, states: list[FrozenStates], te
 
 
 def write_exits(model: EarlyExitLLM, temperatures: list[float], path: Path) -> None:
-    """Writes norms and heads in bf16, and temperatures in float32, as models/partition/exit_tensors.py reads them."""
+    """Writes norms and heads in bf16 and temperatures in float32, in the format of models/partition/exit_tensors.py."""
     tensors = {}
     for (exit, head), temperature in zip(model.exit_heads.items(), temperatures, strict=True):
         tensors[exit_tensors.norm_name(int(exit))] = head.norm.detach().bfloat16().cpu()
@@ -104,14 +104,14 @@ def write_exits(model: EarlyExitLLM, temperatures: list[float], path: Path) -> N
 def work_folder(
     output: Path, checkpoint: Checkpoint, exits: list[int], texts: list[TokenizedText], recipe: ExitRecipe
 ) -> Path:
-    """The folder of exactly this training: another model, other exits, texts or settings have another one."""
+    """The folder of this training: its name is a hash of the model, the exits, the texts and the settings."""
     weights = [file_hash(path) for path in checkpoint.weight_files]
     key = hashlib.sha256(msgspec.json.encode([weights, exits, texts, asdict(recipe)])).hexdigest()
     return output.with_suffix(".training") / key[:16]
 
 
 class Screen:
-    """What is seen of a training: a bar, and a line for each epoch."""
+    """Shows a training on the terminal: a progress bar, and one line per epoch."""
 
     def __init__(self, bar: Bar, model: EarlyExitLLM, validation: StateFiles, positions: int) -> None:
         self._bar, self._model, self._validation, self._positions = bar, model, validation, positions
@@ -133,7 +133,7 @@ class Screen:
 
 
 def train(model: str, exits: list[int], data: Path | None, recipe: ExitRecipe, output: Path) -> None:
-    """Trains, fits and writes; raises ConfigError in one line before anything is computed."""
+    """Trains, fits and writes the exits. Raises ConfigError, before anything is computed, for wrong input."""
     checkpoint = Checkpoint(find(model))
     if fault := exits_fault(exits, checkpoint.layers):
         raise ConfigError(f"--exits: {fault}")
@@ -156,7 +156,7 @@ def train(model: str, exits: list[int], data: Path | None, recipe: ExitRecipe, o
         fits = fit_temperatures(split.cpu(), validation.batches(recipe.positions), lambda: bar.advance(task))
     console().print(as_table(exits, fits))
     write_exits(split, [fit.temperature for fit in fits], output)
-    console().print(f"wrote {output}; {output.with_suffix('.training')} is not needed any more")
+    console().print(f"wrote {output}; you can delete {output.with_suffix('.training')}")
 
 
 def as_table(exits: list[int], fits: list[Fit]) -> Table:
@@ -167,15 +167,29 @@ def as_table(exits: list[int], fits: list[Fit]) -> Table:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Train early exits of a model that itself stays as it is.")
-    parser.add_argument("--model", required=True, help="folder or hub id of a Llama or Qwen2 checkpoint")
-    parser.add_argument("--exits", type=exit_tensors.layer_list, required=True, help="after how many layers: 2,4")
-    parser.add_argument("--data", type=Path, help="lines of prompt and answer (.jsonl), or text (.txt); the demo's")
-    parser.add_argument("--epochs", type=int, default=ExitRecipe.epochs, help="(%(default)s)")
-    parser.add_argument("--rate", type=float, default=ExitRecipe.rate, help="first learning rate (%(default)s)")
-    parser.add_argument("--positions", type=int, default=ExitRecipe.positions, help="in a batch (%(default)s)")
-    parser.add_argument("--seed", type=int, default=ExitRecipe.seed, help="of the order (%(default)s)")
-    parser.add_argument("--output", type=Path, required=True, help="safetensors file for the exits")
+    parser = argparse.ArgumentParser(
+        "python -m models.exits", description="Train early exits of a model; the model itself does not change."
+    )
+    parser.add_argument("--model", required=True, help="folder or Hugging Face id of a Llama or Qwen2 checkpoint")
+    parser.add_argument(
+        "--exits", type=exit_tensors.layer_list, required=True, help="numbers of layers before each exit, e.g. 2,4"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="questions with answers (.jsonl) or text (.txt) (default: the demo corpus)"
+    )
+    parser.add_argument(
+        "--epochs", type=count, default=ExitRecipe.epochs, help="passes over the data (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=ExitRecipe.rate, help="first learning rate (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--positions", type=count, default=ExitRecipe.positions, help="tokens per batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=ExitRecipe.seed, help="seed of the order of batches (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="safetensors file to write the exits to")
     args = parser.parse_args()
     recipe = ExitRecipe(args.epochs, args.rate, args.positions, args.seed)
     return run_sync_program(lambda: train(args.model, args.exits, args.data, recipe, args.output))

@@ -1,4 +1,4 @@
-"""What a frozen model leaves of many texts, computed once and kept on disk. Knows nothing of training."""
+"""Computes a frozen model's hidden states for many texts once, and keeps them on disk as training data."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,15 +10,15 @@ from models.exits.early_exit import EarlyExitLLM, FrozenStates
 from models.exits.texts import TokenizedText
 
 FILE_POSITIONS = 16_384
-"""Positions of one file, about: they are shuffled among each other, and in memory together."""
+"""Positions per file, roughly: they are in memory together, and batches are shuffled within a file."""
 STEP_TOKENS = 4096
-"""Of one pass through the model, padding included, about."""
+"""Tokens per forward pass, roughly, padding included."""
 
 
 class StateFiles:
-    """The states of `texts` by `model`, in numbered files of `folder`, which are computed if they are not there.
+    """The states of `texts` in numbered files of `folder`; files that do not exist yet are computed with `model`.
 
-    `done` is called with the number of texts that have just been computed, or were there.
+    `done` is called for each file with its number of texts.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class StateFiles:
         self.positions = [sum(len(text.ids) - 1 - text.first for text in group) for group in groups]
 
     def steps(self, size: int) -> int:
-        """How many batches of `size` positions there are."""
+        """The number of batches of `size` positions."""
         return sum(-(-positions // size) for positions in self.positions)
 
     def batches(self, size: int, seed: int | None = None) -> Iterator[FrozenStates]:
-        """All positions in batches of `size` and less, shuffled by `seed`: the files, and the positions within each."""
+        """All positions in batches of at most `size`; with a seed, files and the positions in each are shuffled."""
         shuffle = torch.Generator().manual_seed(seed or 0)
         for number in (
             torch.randperm(len(self._files), generator=shuffle) if seed is not None else range(len(self._files))
@@ -53,7 +53,7 @@ class StateFiles:
 
 
 def compute(model: EarlyExitLLM, texts: list[TokenizedText]) -> FrozenStates:
-    """The states at every position of `texts` that counts; texts of like length are computed together."""
+    """The states at every position of `texts` that is learned; texts of similar length are computed together."""
     device = next(model.parameters()).device
     found = []
     for batch in _groups(sorted(texts, key=lambda text: len(text.ids)), STEP_TOKENS, lambda text: len(text.ids)):
@@ -69,7 +69,7 @@ def compute(model: EarlyExitLLM, texts: list[TokenizedText]) -> FrozenStates:
 def _groups(
     texts: list[TokenizedText], size: int, weight: Callable[[TokenizedText], int]
 ) -> Iterator[list[TokenizedText]]:
-    """Texts in their order, in groups that weigh `size` or little more."""
+    """Texts in their order, in groups whose total weight just reaches `size`; the last may weigh less."""
     group: list[TokenizedText] = []
     total = 0
     for text in texts:

@@ -1,55 +1,50 @@
-"""Texts to train exits on, as token ids: questions with answers, plain text, or the demo's corpus. Knows no model."""
+"""Reads texts to train exits on and tokenizes them: questions with answers, plain text, or the demo corpus."""
 
 import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from calibration import data as calibration_data
+from calibration import data
 from common.errors import ConfigError
 from models import heldout
 from models.corpus import questions as corpus
 
 VALIDATION = 0.1
-"""Share of the texts that nothing is trained on."""
+"""The share of a file's texts that is used for validation only."""
 DEMO_TEXTS, DEMO_TASKS = 8_000, 0.4
-"""How many of the demo's conversations, and which share of them are tasks."""
+"""The number of demo conversations to train on, and the share of tasks among them."""
 
 
 class TokenizedText(NamedTuple):
-    """Token ids; what is said after each of them from the position `first` on is learned, or measured."""
+    """Token ids; the next token after each position from `first` on is learned or measured."""
 
     ids: list[int]
     first: int
 
 
 def demo(tokenizer: Any, count: int = DEMO_TEXTS) -> tuple[list[TokenizedText], list[TokenizedText]]:
-    """Conversations as demo-cloud was trained on, others than those; to validate, half the held-out questions."""
+    """New conversations of the demo corpus to train on, and every second held-out question to validate with."""
     pairs = itertools.islice(corpus.training_pairs(1000, DEMO_TASKS), count)
     held_out = [(prompt, answer) for _, prompt, answer in heldout.pairs()[::2]]
-    return [_asked(tokenizer, *pair) for pair in pairs], [_asked(tokenizer, *pair) for pair in held_out]
+    return [_conversation(tokenizer, *pair) for pair in pairs], [_conversation(tokenizer, *pair) for pair in held_out]
 
 
 def read(path: Path, tokenizer: Any, longest: int) -> tuple[list[TokenizedText], list[TokenizedText]]:
-    """The texts of a file, to train on and to validate with: the last tenth.
+    """The texts of a file: those to train on, and the last tenth to validate with.
 
-    .jsonl: lines of {"prompt": ..., "answer": ...}, of which the answers are learned; .txt: passages between blank
-    lines. Texts are cut after `longest` tokens. Raises ConfigError in one line.
+    .jsonl: lines of {"prompt": ..., "answer": ...}, of which the answers are learned; .txt: passages separated by
+    blank lines, of which everything is learned. Texts are cut after `longest` tokens. Raises ConfigError.
     """
     found = _questions(path, tokenizer) if path.suffix == ".jsonl" else _passages(path, tokenizer)
     texts = [TokenizedText(ids[:longest], first) for ids, first in found if first < min(len(ids), longest) - 1]
     training = len(texts) - max(1, round(len(texts) * VALIDATION))
     if training < 1:
-        raise ConfigError(f"{path}: {len(texts)} texts; 2 or more are needed, some of them to validate with")
+        raise ConfigError(f"{path}: {len(texts)} texts; 2 or more are needed, one of them for validation")
     return texts[:training], texts[training:]
 
 
 def _questions(path: Path, tokenizer: Any) -> list[TokenizedText]:
-    texts = []
-    for question in calibration_data.read(path):
-        if question.answer is None:
-            raise ConfigError(f"{path}: every line needs an answer")
-        texts.append(_asked(tokenizer, question.prompt, question.answer))
-    return texts
+    return [_conversation(tokenizer, *pair) for pair in data.read_answered(path)]
 
 
 def _passages(path: Path, tokenizer: Any) -> list[TokenizedText]:
@@ -60,13 +55,13 @@ def _passages(path: Path, tokenizer: Any) -> list[TokenizedText]:
     return [TokenizedText(tokenizer.encode(passage), 0) for passage in passages if passage.strip()]
 
 
-def _asked(tokenizer: Any, prompt: str, answer: str) -> TokenizedText:
-    """A question and its answer as the model's chat template writes them."""
+def _conversation(tokenizer: Any, prompt: str, answer: str) -> TokenizedText:
+    """A question and its answer in the model's chat template; only the answer is learned."""
     if tokenizer.chat_template is None:
         raise ConfigError("the model has no chat template to ask questions with; give a .txt file")
-    asked = [{"role": "user", "content": prompt}]
-    before = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": answer}], tokenize=False)
+    question = [{"role": "user", "content": prompt}]
+    before = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template([*question, {"role": "assistant", "content": answer}], tokenize=False)
     after = whole.removeprefix(before) if whole.startswith(before) else answer
     before_ids, after_ids = (tokenizer.encode(part, add_special_tokens=False) for part in (before, after))
     return TokenizedText(before_ids + after_ids, len(before_ids) - 1)

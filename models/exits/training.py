@@ -1,4 +1,4 @@
-"""A training of exits that goes on where it was broken off. Knows no text and no command line."""
+"""Trains exits with checkpoints, so that an interrupted training continues and ends with the same weights."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -13,25 +13,25 @@ from torch import Tensor
 from models.exits.early_exit import EarlyExitLLM, FrozenStates, train_early_exit_heads
 from models.exits.states import StateFiles
 
-KEEP_STEPS = 200
-"""How often what has been learned is kept on disk."""
+CHECKPOINT_STEPS = 200
+"""Steps between two checkpoints; the end of an epoch is one, too."""
 NAME = "training.safetensors"
 
 
 @dataclass(frozen=True)
 class ExitRecipe:
-    """How exits are trained: `rate` is the first learning rate, which falls to nothing over the epochs."""
+    """How exits are trained: `rate` is the first learning rate, which falls linearly to 0 over the epochs."""
 
     epochs: int = 4
     rate: float = 5e-4
     positions: int = 512
-    """In a batch."""
+    """Per batch."""
     seed: int = 0
 
 
 @dataclass
 class TrainingProgress:
-    """Where a training is: `losses` are each exit's of the last step, in nats a token."""
+    """How far a training is; `losses`: each exit's in the last step, in nats per token."""
 
     step: int
     steps: int
@@ -54,42 +54,42 @@ def train(
     folder: Path,
     watch: Callable[[TrainingProgress], object],
 ) -> None:
-    """Trains the exits of `model`; what `folder` has of the same training is taken up, and ends the same, bit by bit.
+    """Trains the exits of `model`. Continues from the checkpoint in `folder` if there is one, with the same result.
 
-    `watch` is called once before the first step, and after each.
+    `watch` is called once before the first step, and after each step.
     """
     optimizer = torch.optim.AdamW(model.exit_heads.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.0)
-    begun = take_up(folder / NAME, model, optimizer)
+    first = load_checkpoint(folder / NAME, model, optimizer)
     per_epoch = states.steps(recipe.positions)
-    progress = TrainingProgress(begun, recipe.epochs * per_epoch, per_epoch, [])
+    progress = TrainingProgress(first, recipe.epochs * per_epoch, per_epoch, [])
 
     def set_rate() -> None:
         optimizer.param_groups[0]["lr"] = recipe.rate * (1 - progress.step / progress.steps)
 
     def after(step: int, losses: list[float]) -> None:
-        progress.step, progress.losses = begun + step, losses
+        progress.step, progress.losses = first + step, losses
         set_rate()
-        if progress.epoch_ended or progress.step % KEEP_STEPS == 0:
-            keep(folder / NAME, model, optimizer, progress.step)
+        if progress.epoch_ended or progress.step % CHECKPOINT_STEPS == 0:
+            save_checkpoint(folder / NAME, model, optimizer, progress.step)
         watch(progress)
 
     set_rate()
     watch(progress)
-    train_early_exit_heads(model, _batches(states, recipe, begun), optimizer, num_epochs=1, watch=after)
+    train_early_exit_heads(model, _batches(states, recipe, first), optimizer, num_epochs=1, watch=after)
 
 
-def _batches(states: StateFiles, recipe: ExitRecipe, begun: int) -> Iterator[FrozenStates]:
-    """Those of all epochs, without the first `begun`."""
+def _batches(states: StateFiles, recipe: ExitRecipe, first: int) -> Iterator[FrozenStates]:
+    """The batches of all epochs, without those of the first `first` steps."""
     number = 0
     for epoch in range(recipe.epochs):
         for batch in states.batches(recipe.positions, seed=recipe.seed + epoch):
             number += 1
-            if number > begun:
+            if number > first:
                 yield batch
 
 
-def keep(path: Path, model: EarlyExitLLM, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Writes the heads and the optimizer's state; a reader sees the old file or the whole new one."""
+def save_checkpoint(path: Path, model: EarlyExitLLM, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Writes the heads and the optimizer's state, and replaces the old file at once."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.exit_heads.named_parameters():
         tensors[f"heads.{name}"] = parameter.detach()
@@ -99,8 +99,8 @@ def keep(path: Path, model: EarlyExitLLM, optimizer: torch.optim.Optimizer, step
     unfinished.rename(path)
 
 
-def take_up(path: Path, model: EarlyExitLLM, optimizer: torch.optim.Optimizer) -> int:
-    """Reads what `keep` wrote, if it is there; returns how many steps are done."""
+def load_checkpoint(path: Path, model: EarlyExitLLM, optimizer: torch.optim.Optimizer) -> int:
+    """Reads what `save_checkpoint` wrote and returns its number of steps; 0 if there is no file."""
     if not path.is_file():
         return 0
     tensors = load_file(path)

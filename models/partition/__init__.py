@@ -1,1 +1,1 @@
-"""Cuts a model into edge segments and a cloud tail."""
+"""Cuts a model into edge segments (GGUF, llama.cpp) and a cloud tail (safetensors, vLLM), and checks the pieces."""

@@ -1,7 +1,6 @@
-"""Compares the pieces of a split model with the whole: the same next tokens on sample text. Cuts nothing.
+"""Compares the pieces of a split model with the whole model: do they predict the same next tokens on sample text?
 
-Segments run on llama.cpp, one after the other, each fed the states that the one before left; the whole and the tail,
-fed the first segment's states, are computed layer by layer.
+Segments run on llama.cpp; the whole model and the tail are computed layer by layer.
 """
 
 from collections.abc import Callable
@@ -27,16 +26,17 @@ SAMPLES = (
     "def area(width, height):\n    return width * height  # in square meters\n",
     "Sort 31, 7, 64. Sorted: 7, 31, 64. The day after 30 April is 1 May. Reverse: cloud edge model layer.",
 )
-"""Short enough for one step of llama.cpp in any vocabulary."""
+"""Each fits into one step of llama.cpp in any vocabulary."""
 WORDS = ("It's 12345 o'clock, isn't it? DON'T!", "two  spaces\n\nlines\t(and tabs)...\n", "naïve café 東京 🙂 x=1;")
-"""What tokenizers like to cut differently."""
-SOUND = {"f32": 0.99, "f16": 0.95, "bf16": 0.95, "q8_0": 0.8, "q6_k": 0.7}
-"""Least share of the same next tokens: less is a wrong cut. Of coarser types a half, which no wrong cut has either."""
+"""Texts that tokenizers tend to split differently."""
+MIN_SAME = {"f32": 0.99, "f16": 0.95, "bf16": 0.95, "q8_0": 0.8, "q6_k": 0.7}
+"""The lowest share of equal next tokens of a correct piece, by quantization; 0.5 for coarser ones."""
 CHAIN = "first segment, then tail"
+"""The name of this combination in the table."""
 
 
 class Finding(NamedTuple):
-    """How many of the positions have the same next token by a piece as by the whole model's same layers."""
+    """One piece, its size in bytes, and at how many positions its next token is the whole model's."""
 
     piece: str
     first: int
@@ -47,7 +47,7 @@ class Finding(NamedTuple):
 
 
 def steps(checkpoint: Checkpoint, exits: Exits) -> int:
-    """How often `compare` calls `done`."""
+    """The number of times that `compare` calls `done`."""
     tail = checkpoint.layers - exits.layers[0]
     return checkpoint.layers + len(exits.layers) + 2 * tail
 
@@ -55,19 +55,19 @@ def steps(checkpoint: Checkpoint, exits: Exits) -> int:
 def compare(
     checkpoint: Checkpoint, exits: Exits, manifest: SplitManifest, folder: Path, done: Callable[[], object]
 ) -> list[Finding]:
-    """Every piece in `folder` against the whole, fed the whole's own states; at last the first segment, then the tail.
+    """Compares every piece in `folder`, fed the whole model's states; the last finding is CHAIN, fed the segment's own.
 
-    Raises ConfigError if a piece does not compute the same.
+    Raises ConfigError if a piece predicts too few of the same tokens.
     """
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
     texts = [tokenizer.encode(text, add_special_tokens=False) for text in SAMPLES]
     _check_vocabulary(folder / manifest.segments[0].file, manifest, tokenizer)
     inputs, whole = _whole(checkpoint, exits, texts, done)
-    findings, left = [], []
+    findings, segment_states = [], []
     for number, part in enumerate(manifest.segments):
         path = folder / part.file
         tokens, states = _segment(manifest, number, path, inputs[number] if number else texts)
-        left.append(states)
+        segment_states.append(states)
         findings.append(Finding(part.file, part.first, part.last, path.stat().st_size, *_same(tokens, whole[number])))
         done()
     path = folder / manifest.tail.folder
@@ -75,20 +75,20 @@ def compare(
     tail = _same(_tail(path, inputs[1], done), whole[-1])
     findings.append(Finding(manifest.tail.folder, manifest.tail.first, manifest.tail.last, size, *tail))
     _judge(findings, manifest)
-    chain = _same(_tail(path, left[0], done), whole[-1])
+    chain = _same(_tail(path, segment_states[0], done), whole[-1])
     return [*findings, Finding(CHAIN, 0, manifest.tail.last, findings[0].size + size, *chain)]
 
 
 def _judge(findings: list[Finding], manifest: SplitManifest) -> None:
-    quantized = SOUND.get(manifest.segments[0].quantization, 0.5)
+    segment_share = MIN_SAME.get(manifest.segments[0].quantization, 0.5)
     for piece, *_, same, positions in findings:
-        if same < (SOUND["f32"] if piece == manifest.tail.folder else quantized) * positions:
-            raise ConfigError(f"{piece} is cut wrongly: {same} of {positions} next tokens are the whole model's")
+        if same < (MIN_SAME["f32"] if piece == manifest.tail.folder else segment_share) * positions:
+            raise ConfigError(f"{piece} is cut wrongly: only {same} of {positions} next tokens are the whole model's")
 
 
 def as_table(findings: list[Finding]) -> Table:
     table = Table(
-        "piece", "layers", "MB", "same next token", title="Each piece against the whole", title_justify="left"
+        "piece", "layers", "MB", "same next token", title="Pieces compared with the whole model", title_justify="left"
     )
     for piece, first, last, size, same, positions in findings:
         table.add_row(piece, f"{first} to {last}", f"{size / 1e6:.1f}", f"{same} of {positions}")
@@ -98,7 +98,7 @@ def as_table(findings: list[Finding]) -> Table:
 def _whole(
     checkpoint: Checkpoint, exits: Exits, texts: list[list[int]], done: Callable[[], object]
 ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """The whole model's states before each segment, and its next tokens at each exit and at its end."""
+    """The whole model's input states of each segment, and its next tokens at each exit and at its end."""
     layers = Layerwise(checkpoint)
     eps = checkpoint.config.rms_norm_eps
     before, tokens = [layers.embed(texts)], []
@@ -137,7 +137,7 @@ def _segment(
         tokens, states = [], []
         for text in inputs:
             step = segment.decode([Feed(0, text if isinstance(text, list) else text.numpy(), len(text))])
-            assert step and step.states is not None, "nobody aborts here"
+            assert step and step.states is not None, "only an abort gives None"
             tokens.append(torch.from_numpy(step.logits.argmax(-1)))
             states.append(torch.from_numpy(step.states.copy()))
             segment.forget(0)
@@ -153,7 +153,7 @@ def _check_vocabulary(path: Path, manifest: SplitManifest, tokenizer: Any) -> No
             if segment.vocabulary.tokenize(text.encode(), False, True) != tokenizer.encode(
                 text, add_special_tokens=False
             ):
-                raise ConfigError(f"llama.cpp cuts {text!r} into other tokens than the model's own tokenizer")
+                raise ConfigError(f"llama.cpp splits {text!r} into other tokens than the model's own tokenizer")
     finally:
         segment.free()
 

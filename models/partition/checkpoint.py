@@ -1,4 +1,4 @@
-"""A Llama or Qwen2 checkpoint in safetensors files, read one tensor at a time. Knows no engine and computes nothing."""
+"""Reads a Llama or Qwen2 checkpoint in safetensors files, one tensor at a time; finds it on disk or on the hub."""
 
 import hashlib
 from collections.abc import Iterator
@@ -17,19 +17,19 @@ from common.protocol.split_manifest import file_hash
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
-"""What can be read, and llama.cpp's name of it."""
+"""The supported architectures, and llama.cpp's names of them."""
 ROPES = {"llama": ("default", "linear", "yarn", "llama3"), "qwen2": ("default", "linear", "yarn")}
-"""Ways of scaling rotary positions that llama.cpp has for each."""
+"""The types of rotary scaling that llama.cpp supports for each architecture."""
 FILES = [
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*.jinja"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt"),
 ]
-"""Of a hub repository; it may have the same weights in other forms."""
+"""The files to download from the hub; a repository may have the same weights in other formats, too."""
 
 
 class ModelConfig(msgspec.Struct):
-    """What of a config.json decides what is computed."""
+    """The fields of a config.json that affect the computation."""
 
     architectures: list[str]
     hidden_size: int
@@ -65,12 +65,12 @@ class ModelConfig(msgspec.Struct):
 
     @property
     def rope(self) -> dict[str, Any]:
-        """`rope_theta`, `rope_type` and the type's parameters, wherever the config has them."""
+        """`rope_theta`, `rope_type` and the type's parameters, from whichever keys the config has."""
         found = {"rope_theta": self.rope_theta} | (self.rope_scaling or {}) | (self.rope_parameters or {})
         return found | {"rope_type": found.get("rope_type", found.get("type", "default"))}
 
     def layer_tensors(self, layer: int) -> dict[str, tuple[int, ...]]:
-        """The names of one layer's tensors, and their shapes."""
+        """The names and shapes of one layer's tensors."""
         queries, keys = self.num_attention_heads * self.head_size, self.kv_heads * self.head_size
         attention = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
         shapes: dict[str, tuple[int, ...]] = {
@@ -91,9 +91,9 @@ class ModelConfig(msgspec.Struct):
 
 
 class Checkpoint:
-    """The folder of a checkpoint: its config, and where its tensors are.
+    """A checkpoint's folder: its config, and the files of its tensors.
 
-    Raises ConfigError in one line if it is of another architecture, or a tensor is missing or of another shape.
+    Raises ConfigError if the architecture is not supported, or a tensor is missing or has a wrong shape.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -108,11 +108,11 @@ class Checkpoint:
 
     @property
     def head(self) -> str:
-        """The name of the tensor that is the model's head."""
+        """The name of the head's tensor: the embeddings if they are tied."""
         return EMBEDDING if self.config.tie_word_embeddings or HEAD not in self._files else HEAD
 
     def names(self, layers: range) -> list[str]:
-        """The tensors of these layers, and the embeddings, norm and head around them."""
+        """The names of these layers' tensors, and of the embeddings, norm and head."""
         return [
             *dict.fromkeys([EMBEDDING, *(n for i in layers for n in self.config.layer_tensors(i)), NORM, self.head])
         ]
@@ -130,7 +130,7 @@ class Checkpoint:
         return sorted(set(self._files.values()))
 
     def fingerprint(self, first: int) -> str:
-        """sha256 over the config and the weights, and the layer where the tail begins; reads every file once."""
+        """sha256 of the config, the weights and `first`, the tail's first layer; reads every file once."""
         digest = hashlib.sha256(f"{first}\n".encode())
         for path in (self.folder / "config.json", *self.weight_files):
             digest.update(f"{file_hash(path)}\n".encode())
@@ -159,7 +159,7 @@ class Checkpoint:
 
 
 def find(model: str) -> Path:
-    """The folder of `model`: a folder here, or the id of a repository on the hub, which is downloaded once."""
+    """The folder of `model`: a local folder, or a Hugging Face id, which is downloaded once. Raises ConfigError."""
     if (folder := Path(model)).is_dir():
         return folder
     if folder.exists() or model.count("/") != 1 or model.startswith(("/", ".")):
@@ -169,10 +169,10 @@ def find(model: str) -> Path:
     except GatedRepoError as error:
         raise ConfigError(f"model {model}: accept its licence on the hub, then set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
-        raise ConfigError(f"model {model}: neither a folder here nor a repository on the hub") from error
+        raise ConfigError(f"model {model}: neither a local folder nor a repository on the hub") from error
     except (HTTPError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ConfigError(f"model {model}: no folder here, and not to be had from the hub: {reason}") from error
+        raise ConfigError(f"model {model}: no local folder, and the download from the hub failed: {reason}") from error
 
 
 def _read_config(path: Path) -> ModelConfig:
@@ -181,7 +181,7 @@ def _read_config(path: Path) -> ModelConfig:
         named = msgspec.json.decode(data, type=dict[str, Any]).get("architectures")
         if not isinstance(named, list) or len(named) != 1 or named[0] not in ARCHITECTURES:
             wanted = " or ".join(ARCHITECTURES)
-            raise ConfigError(f"{path}: architecture {named}; {wanted} can be cut")
+            raise ConfigError(f"{path}: architecture {named}; only {wanted} can be cut")
         config = msgspec.json.decode(data, type=ModelConfig, strict=False)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
@@ -193,22 +193,22 @@ def _read_config(path: Path) -> ModelConfig:
 
 
 def _fault(config: ModelConfig) -> str | None:
-    """What of a config the engines cannot compute."""
+    """What in a config the engines cannot compute; None: nothing."""
     if config.rope["rope_type"] not in ROPES[config.architecture]:
-        return f"rotary positions of type {config.rope['rope_type']!r} are not known here"
+        return f"rotary positions of type {config.rope['rope_type']!r} are not supported"
     if config.hidden_act != "silu":
-        return f"activation {config.hidden_act!r} is not known here"
+        return f"activation {config.hidden_act!r} is not supported"
     if config.quantization_config:
-        return "its weights are quantized already"
+        return "its weights are quantized already; use the original checkpoint"
     if config.use_sliding_window:
         return "llama.cpp has no sliding window for this architecture"
     if config.architecture == "qwen2" and config.head_size * config.num_attention_heads != config.hidden_size:
-        return "llama.cpp wants heads that make up the hidden size"
+        return "llama.cpp requires that the heads together have the hidden size"
     return None
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Each tensor's file: those that the index names, or else the only one there is."""
+    """Each tensor's file: those of the index, or else the only one."""
     found: dict[str, Path] = {}
     for path in _weight_files(folder):
         try:
@@ -227,8 +227,8 @@ def _weight_files(folder: Path) -> Iterator[Path]:
     try:
         names = set(msgspec.json.decode(index.read_bytes(), type=dict[str, Any])["weight_map"].values())
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{index}: not an index of tensors") from error
+        raise ConfigError(f"{index}: no index of tensors") from error
     for name in sorted(map(str, names)):
         if Path(name).name != name:
-            raise ConfigError(f"{index}: {name!r} is not the name of something beside it")
+            raise ConfigError(f"{index}: {name!r} is no name of a file in the same folder")
         yield folder / name

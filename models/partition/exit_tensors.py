@@ -1,9 +1,10 @@
-"""The norm, head and temperature of each exit: trained ones from a file, or the model's own. Trains nothing.
+"""Reads the norm, head and temperature of each exit: trained ones from a file, or the model's own.
 
-The file is safetensors: `exit.<layers>.norm.weight` [H]; `exit.<layers>.head.weight` [V, H], or the model's own head;
-`exit.<layers>.temperature` [1], or 1.
+The file is safetensors: `exit.<layers>.norm.weight` [H]; `exit.<layers>.head.weight` [V, H], default: the model's head;
+`exit.<layers>.temperature` [1], default: 1.
 """
 
+import argparse
 import math
 from collections.abc import Callable
 from functools import partial
@@ -18,9 +19,9 @@ from models.partition.checkpoint import NORM, Checkpoint
 
 
 class Exits:
-    """The exits of a checkpoint, after `layers` of its layers each.
+    """The exits of a checkpoint; `layers`: the numbers of layers before each; `path`: their file, or None.
 
-    Raises ConfigError in one line if they are not within the model or the file's are of another shape.
+    Raises ConfigError if an exit is outside the model, or a tensor of the file has a wrong shape.
     """
 
     def __init__(self, checkpoint: Checkpoint, layers: list[int], path: Path | None) -> None:
@@ -51,14 +52,14 @@ class Exits:
         return self._trained(head_name(exit)) if self.has_head(exit) else own(self._checkpoint.head)
 
     def heads(self) -> list[Callable[[Tensor], Tensor]]:
-        """What each exit makes of states, [n, H]: probabilities, [n, V]."""
+        """For each exit, the function from hidden states, [n, H], to probabilities, [n, V]."""
         return [
             partial(_distribution, self.norm(exit).float(), self.head(exit).float(), temperature, self._eps)
             for exit, temperature in zip(self.layers, self.temperatures, strict=True)
         ]
 
     def has_head(self, exit: int) -> bool:
-        """Whether the exit has a head of its own; else it is the model's."""
+        """Whether the exit has a head of its own; else it uses the model's."""
         return head_name(exit) in self._shapes
 
     def _trained(self, name: str) -> Tensor:
@@ -82,7 +83,7 @@ class Exits:
 
 
 def exits_of(path: Path) -> list[int]:
-    """After how many layers the exits of a file are."""
+    """The numbers of layers before each exit of a file, in increasing order."""
     return sorted({int(name.split(".")[1]) for name in shapes(path)})
 
 
@@ -92,8 +93,11 @@ def _distribution(norm: Tensor, head: Tensor, temperature: float, eps: float, st
 
 
 def layer_list(text: str) -> list[int]:
-    """Numbers with commas between them, as on a command line; raises ValueError."""
-    return [int(number) for number in text.split(",")]
+    """The type of a flag that takes comma-separated numbers of layers."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers with commas between them, like 2,4, not {text!r}") from None
 
 
 def norm_name(exit: int) -> str:
@@ -110,6 +114,8 @@ def temperature_name(exit: int) -> str:
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of all tensors of an exits file; raises ConfigError if it is none."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: No such file")
     try:
         with safe_open(path, "pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
@@ -127,7 +133,9 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 temperature_name(int(parts[1])),
             )
         ):
-            raise ConfigError(f"{path}: {name} is nothing of an exit")
+            raise ConfigError(
+                f"{path}: tensor {name} does not belong to an exit; `python -m models.exits` writes such a file"
+            )
     if not found:
         raise ConfigError(f"{path}: no exits in it")
     return found

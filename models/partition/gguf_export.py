@@ -1,4 +1,4 @@
-"""Layers of a Llama or Qwen2 checkpoint as a GGUF model, written one tensor at a time. Knows no vocabulary."""
+"""Writes layers of a Llama or Qwen2 checkpoint as a GGUF model, one tensor at a time."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -27,7 +27,7 @@ QUANTIZATIONS = {
     "q4_1": (Kind.Q4_1, gguf.LlamaFileType.MOSTLY_Q4_1),
     "q4_0": (Kind.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
-"""How every matrix can be stored; norms and biases stay in float32."""
+"""Types of a file's matrices; norms and biases stay in float32."""
 LAYER_TENSORS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -44,7 +44,7 @@ Step = Callable[[], object]
 
 
 class TensorEntry(NamedTuple):
-    """A tensor to write: llama.cpp's name of it, its shape, and where its values come from."""
+    """A tensor to write: llama.cpp's name, its shape, and a function that reads its values."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,7 +52,7 @@ class TensorEntry(NamedTuple):
 
 
 def add_shape(writer: gguf.GGUFWriter, config: ModelConfig, layers: int, quantization: str) -> None:
-    """Adds what llama.cpp needs to know of a model with this config and so many of its layers."""
+    """Adds the metadata of a model with this config and `layers` of its layers."""
     writer.add_file_type(QUANTIZATIONS[quantization][1])
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
@@ -89,7 +89,7 @@ def _add_rope(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
 
 
 def rope_entries(checkpoint: Checkpoint) -> list[TensorEntry]:
-    """Llama 3's rotary frequencies, which llama.cpp takes as a tensor of divisors; nothing for other types."""
+    """Llama 3's rotary scaling, which llama.cpp reads as a tensor of divisors; empty for other types."""
     config = checkpoint.config
     if config.rope["rope_type"] != "llama3":
         return []
@@ -100,7 +100,7 @@ def rope_entries(checkpoint: Checkpoint) -> list[TensorEntry]:
 
 
 def model_entries(checkpoint: Checkpoint) -> list[TensorEntry]:
-    """All tensors of a model; without a head where that is the embeddings."""
+    """All tensors of a model; without a head if that is tied to the embeddings."""
     names = {EMBEDDING: "token_embd.weight", HEAD: "output.weight", NORM: "output_norm.weight"}
     around = [
         TensorEntry(names[name], checkpoint.shape(name), partial(_read, checkpoint, name))
@@ -110,7 +110,7 @@ def model_entries(checkpoint: Checkpoint) -> list[TensorEntry]:
 
 
 def layer_entries(checkpoint: Checkpoint, layers: range) -> list[TensorEntry]:
-    """The tensors of these layers, which are counted from 0 again."""
+    """The tensors of these layers, renumbered from 0."""
     return [
         TensorEntry(
             _layer_name(name, layer - layers.start),
@@ -127,7 +127,7 @@ def _read(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
 
 
 def values(config: ModelConfig, name: str, tensor: Tensor) -> NDArray[np.float32]:
-    """A tensor in float32, the rows of Llama's q and k in llama.cpp's rotary order."""
+    """A tensor in float32; the rows of Llama's q and k are in llama.cpp's rotary order."""
     found: NDArray[np.float32] = tensor.float().numpy()
     if config.architecture == "llama" and ".q_proj." in name:
         return _interleave_rotary_pairs(found, config.num_attention_heads)
@@ -137,7 +137,7 @@ def values(config: ModelConfig, name: str, tensor: Tensor) -> NDArray[np.float32
 
 
 def _interleave_rotary_pairs(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Hugging Face keeps a head's rotary pairs half a head apart, llama.cpp's Llama side by side."""
+    """Hugging Face keeps the two rows of a rotary pair half a head apart, llama.cpp's Llama side by side."""
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
@@ -149,7 +149,7 @@ def _layer_name(name: str, layer: int) -> str:
 def write(
     writer: gguf.GGUFWriter, path: Path, entries: Iterable[TensorEntry], quantization: str, done: Step = lambda: None
 ) -> None:
-    """Writes the file; of the tensors one at a time is in memory. `done` is called after each."""
+    """Writes the file with one tensor at a time in memory. `done` is called after each tensor."""
     kinds = {entry: QUANTIZATIONS[quantization][0] if len(entry.shape) > 1 else Kind.F32 for entry in entries}
     for entry, kind in kinds.items():
         block, size = gguf.GGML_QUANT_SIZES[kind]

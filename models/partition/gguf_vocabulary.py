@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer as llama.cpp's vocabulary: byte-level BPE, or SentencePiece. Knows no weights."""
+"""Writes a checkpoint's tokenizer (byte-level BPE or SentencePiece) as a GGUF file's vocabulary."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,23 +13,23 @@ from common.errors import ConfigError
 
 _WORDS = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"""
 _WORDS += r"\s+(?!\S)|\s+"
-CUTS = {
+PRE_TOKENIZERS = {
     ("Split " + _WORDS % "{1,3}", "ByteLevel"): "llama-bpe",
     ("Split " + _WORDS % "", "ByteLevel"): "qwen2",
     ("Digits", "ByteLevel words"): "smollm",
     ("ByteLevel words",): "gpt-2",
 }
-"""How a tokenizer.json cuts text before the merges, and llama.cpp's name of it."""
+"""The rules by which a tokenizer.json splits text before the merges, and llama.cpp's names of them."""
 
 
 def pre_tokenizer(tokenizer: Path) -> str:
-    """llama.cpp's name of how this tokenizer.json cuts text; raises ConfigError if it has none that is known here."""
-    step = read(tokenizer)["pre_tokenizer"] or {}
+    """llama.cpp's name of the rule by which this tokenizer.json splits text; raises ConfigError for an unknown rule."""
+    step = _read(tokenizer)["pre_tokenizer"] or {}
     steps = step["pretokenizers"] if step.get("type") == "Sequence" else [step]
-    name = CUTS.get(tuple(map(_described, steps)))
+    name = PRE_TOKENIZERS.get(tuple(map(_described, steps)))
     if not name:
         raise ConfigError(
-            f"{tokenizer}: llama.cpp's name of its pre-tokenizer is not known here ({', '.join(CUTS.values())} are)"
+            f"{tokenizer}: its pre-tokenizer is not known; supported are {', '.join(PRE_TOKENIZERS.values())}"
         )
     return name
 
@@ -40,8 +40,8 @@ def check(tokenizer: Path, size: int) -> None:
 
 
 def add(writer: gguf.GGUFWriter, tokenizer: Path, size: int) -> None:
-    """Adds the vocabulary of `tokenizer`, padded to `size` rows, its special tokens and its chat template."""
-    byte_level = tokenizer.suffix == ".json" and not read(tokenizer)["model"].get("byte_fallback")
+    """Adds the vocabulary of `tokenizer`, padded to `size` tokens, its special tokens and its chat template."""
+    byte_level = tokenizer.suffix == ".json" and not _read(tokenizer)["model"].get("byte_fallback")
     tokens, types, scores = _byte_level(tokenizer) if byte_level else _sentence_pieces(tokenizer)
     if len(tokens) > size:
         raise ConfigError(f"{tokenizer}: {len(tokens)} tokens do not fit a model of {size}")
@@ -58,7 +58,7 @@ def add(writer: gguf.GGUFWriter, tokenizer: Path, size: int) -> None:
     special.add_to_gguf(writer, quiet=True)
 
 
-def read(tokenizer: Path) -> Mapping[str, Any]:
+def _read(tokenizer: Path) -> Mapping[str, Any]:
     try:
         return msgspec.json.decode(tokenizer.read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -77,7 +77,7 @@ def _described(step: Mapping[str, Any]) -> str:
 
 
 def _byte_level(tokenizer: Path) -> tuple[list[str], list[TokenType], list[float]]:
-    found = read(tokenizer)
+    found = _read(tokenizer)
     tokens: dict[int, str] = {token_id: token for token, token_id in found["model"]["vocab"].items()}
     added = {token["id"]: token for token in found["added_tokens"]}
     tokens |= {token_id: token["content"] for token_id, token in added.items()}
@@ -92,7 +92,7 @@ def _sentence_pieces(tokenizer: Path) -> tuple[list[bytes], list[TokenType], lis
         rows = list(SentencePieceVocab(tokenizer.parent).all_tokens())
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{tokenizer.parent}: its tokenizer is SentencePiece's, and tokenizer.model is missing"
+            f"{tokenizer.parent}: its tokenizer is SentencePiece, but tokenizer.model is missing"
         ) from error
     except ValueError as error:
         raise ConfigError(f"{tokenizer.parent}: {error}") from error

@@ -1,4 +1,4 @@
-"""Computes a checkpoint one layer at a time, so that only one is in memory. Knows no engine and no cache."""
+"""Computes a checkpoint one layer at a time, with one layer in memory."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from models.partition.checkpoint import EMBEDDING, NORM, Checkpoint
 
 
 class Layerwise:
-    """A checkpoint in float32: the reference that its pieces are compared with."""
+    """A checkpoint in float32, without a KV cache: the reference that its pieces are compared with."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -27,7 +27,7 @@ class Layerwise:
         return [table[torch.tensor(ids)].float() for ids in texts]
 
     def states(self, texts: list[Tensor]) -> Iterator[list[Tensor]]:
-        """The hidden states of all texts after one layer more each time, from states [n, H] before the first."""
+        """Yields the hidden states of all texts, [n, H] each, after every layer; `texts`: those before the first."""
         for layer in range(self._checkpoint.layers):
             names = self._checkpoint.config.layer_tensors(layer)
             weights = {name.split(".", 3)[3]: self._checkpoint.tensor(name).float() for name in names}
@@ -37,13 +37,13 @@ class Layerwise:
             yield texts
 
     def next_tokens(self, texts: list[Tensor]) -> list[Tensor]:
-        """The likeliest token after each position by the model's own norm and head, [n], from its last states."""
+        """The likeliest next tokens of each text, [n], from its states after the last layer."""
         tensor = self._checkpoint.tensor
         return next_tokens(texts, tensor(NORM), tensor(self._checkpoint.head), self._checkpoint.config.rms_norm_eps)
 
 
 def next_tokens(texts: list[Tensor], norm: Tensor, head: Tensor, eps: float) -> list[Tensor]:
-    """The likeliest token after each position, [n], by this norm and head of the states, [n, H]."""
+    """The likeliest next tokens of each text, [n], from its states, [n, H], by this norm and head."""
     matrix = head.float()
     with torch.inference_mode():
         return [(nn.functional.rms_norm(text, norm.shape, norm.float(), eps) @ matrix.T).argmax(-1) for text in texts]

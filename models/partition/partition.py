@@ -1,10 +1,10 @@
-"""Cuts a Llama or Qwen2 checkpoint into edge segments that end at exits, and the cloud's tail. Trains nothing.
+"""Cuts a Llama or Qwen2 checkpoint into edge segments, each with an exit at its end, and a cloud tail.
 
     python -m models.partition --model FOLDER|HUB-ID --exits 2,4 [--exits-file FILE.safetensors]
                                [--quantize f32|f16|bf16|q8_0|q4_k_m|...] --output FOLDER
 
-Reads and writes one tensor at a time. Segments are GGUF models: the first is fed token ids, a later one the hidden
-states after the one before. The tail is a checkpoint for vLLM, fed the hidden states after the first segment.
+Reads and writes one tensor at a time. Segments are GGUF models: the first takes token ids, a later one the hidden
+states of the segment before. The tail is a checkpoint for vLLM that takes the hidden states of the first segment.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import math
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -33,7 +34,7 @@ from models.partition.exit_tensors import Exits, exits_of, layer_list
 from models.partition.gguf_export import QUANTIZATIONS, Step, TensorEntry
 
 SHARD = 1 << 29
-"""Values in one file of the tail, about: what is in memory at once."""
+"""Values per file of the tail, roughly; so many are in memory together."""
 TAIL = "tail"
 TOKENIZER_FILES = [
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -44,8 +45,8 @@ TOKENIZER_FILES = [
 def segment_entries(checkpoint: Checkpoint, exits: Exits, number: int) -> list[TensorEntry]:
     """The tensors of edge segment `number`, counted from 0.
 
-    llama.cpp asks for embeddings in every model and takes them as the head where there is no other: a later segment,
-    which embeds nothing, has its exit's head in their place.
+    llama.cpp requires embeddings in every model, and uses them as the head if there is no other. A later segment
+    embeds nothing, so it has its exit's head in their place.
     """
     exit = exits.layers[number]
     shape = (checkpoint.config.vocab_size, checkpoint.config.hidden_size)
@@ -62,33 +63,35 @@ def segment_entries(checkpoint: Checkpoint, exits: Exits, number: int) -> list[T
     return [*around, *gguf_export.rope_entries(checkpoint), *gguf_export.layer_entries(checkpoint, layers)]
 
 
-def write_segment(
-    checkpoint: Checkpoint,
-    entries: list[TensorEntry],
-    title: str,
-    layers: range,
-    quantization: str,
-    path: Path,
-    done: Step,
-) -> None:
-    """Writes one segment's file; the first one has the vocabulary."""
-    unquantized = path.with_suffix(".f32")
-    kind, target = ("f32", unquantized) if quantization in quantize.TYPES else (quantization, path)
+@dataclass(frozen=True)
+class SegmentPlan:
+    """One segment to write: its tensors, its layers in the whole model, its name and quantization."""
+
+    entries: list[TensorEntry]
+    layers: range
+    title: str
+    quantization: str
+
+
+def write_segment(checkpoint: Checkpoint, plan: SegmentPlan, path: Path, done: Step) -> None:
+    """Writes one segment's file; the first one gets the vocabulary. `done` is called after each tensor."""
+    by_llama_cpp = plan.quantization in quantize.TYPES
+    kind, target = ("f32", path.with_suffix(".f32")) if by_llama_cpp else (plan.quantization, path)
     writer = gguf.GGUFWriter(None, checkpoint.config.architecture)
-    writer.add_name(title)
-    gguf_export.add_shape(writer, checkpoint.config, len(layers), kind)
-    if layers.start == 0:
+    writer.add_name(plan.title)
+    gguf_export.add_shape(writer, checkpoint.config, len(plan.layers), kind)
+    if plan.layers.start == 0:
         gguf_vocabulary.add(writer, checkpoint.tokenizer, checkpoint.config.vocab_size)
     else:
         writer.add_tokenizer_model("no_vocab")
-    gguf_export.write(writer, target, entries, kind, done)
-    if target != path:
-        quantize.quantize(target, path, quantization)
+    gguf_export.write(writer, target, plan.entries, kind, done)
+    if by_llama_cpp:
+        quantize.quantize(target, path, plan.quantization)
         target.unlink()
 
 
 def write_tail(checkpoint: Checkpoint, first: int, folder: Path, done: Step) -> None:
-    """Writes the layers from `first` on as a checkpoint of their own, its layers counted from 0 again."""
+    """Writes the layers from `first` on as a checkpoint; `done` is called after each tensor."""
     folder.mkdir()
     layers = range(first, checkpoint.layers)
     config = json.loads((checkpoint.folder / "config.json").read_text()) | {"num_hidden_layers": len(layers)}
@@ -114,7 +117,7 @@ def write_tail(checkpoint: Checkpoint, first: int, folder: Path, done: Step) -> 
 
 
 def tail_shards(checkpoint: Checkpoint, layers: range) -> list[list[str]]:
-    """The tail's tensors, in groups of SHARD values or one tensor more."""
+    """The names of the tail's tensors by file; a file is full when it has SHARD values."""
     shards: list[list[str]] = [[]]
     size = 0
     for name in checkpoint.names(layers):
@@ -137,23 +140,28 @@ def tail_name(name: str, first: int) -> str:
 def cut(
     checkpoint: Checkpoint, exits: Exits, quantization: str, name: str, folder: Path, bar: Progress
 ) -> SplitManifest:
-    """Writes all pieces and their manifest into `folder`."""
-    plans = [segment_entries(checkpoint, exits, number) for number in range(len(exits.layers))]
+    """Writes all pieces and their manifest into `folder`; progress goes to `bar`."""
+    plans = [
+        SegmentPlan(
+            entries=segment_entries(checkpoint, exits, number),
+            layers=range(begin, end),
+            title=f"{name}, layers {begin} to {end - 1}",
+            quantization=quantization,
+        )
+        for number, (begin, end) in enumerate(itertools.pairwise([0, *exits.layers]))
+    ]
     first = exits.layers[0]
-    tensors = sum(map(len, plans)) + len(checkpoint.names(range(first, checkpoint.layers)))
+    tensors = sum(len(plan.entries) for plan in plans) + len(checkpoint.names(range(first, checkpoint.layers)))
     task = bar.add_task("cutting", total=tensors)
 
     def done() -> None:
         bar.advance(task)
 
     segments = []
-    for number, (entries, (begin, end)) in enumerate(
-        zip(plans, itertools.pairwise([0, *exits.layers]), strict=True), 1
-    ):
+    for number, plan in enumerate(plans, 1):
         path = folder / f"segment-{number}.gguf"
-        title = f"{name}, layers {begin} to {end - 1}"
-        write_segment(checkpoint, entries, title, range(begin, end), quantization, path, done)
-        segments.append(Segment(path.name, file_hash(path), begin, end - 1, quantization))
+        write_segment(checkpoint, plan, path, done)
+        segments.append(Segment(path.name, file_hash(path), plan.layers[0], plan.layers[-1], quantization))
     write_tail(checkpoint, first, folder / TAIL, done)
     manifest = SplitManifest(
         version=split_manifest.VERSION,
@@ -175,53 +183,58 @@ def cut(
 
 
 def partition(model: str, exits: list[int] | None, exits_file: Path | None, quantization: str, output: Path) -> None:
-    """Cuts `model` and puts the pieces into `output`, which they replace as a whole once they have been checked.
+    """Cuts `model` into the folder `output`, which is replaced only after all pieces have been checked.
 
-    `exits`: after how many layers; None: those of the file. Raises ConfigError in one line before anything is written.
+    `exits`: the numbers of layers before each exit; None: those of the file. Raises ConfigError for wrong input, and
+    if a piece does not compute what the model does.
     """
     checkpoint = Checkpoint(find(model))
     if not exits:
         if not exits_file:
-            raise ConfigError("--exits: after how many layers? or an --exits-file")
+            raise ConfigError("give --exits, the layers before each exit, for example 2,4; or an --exits-file")
         exits = exits_of(exits_file)
-    taken = Exits(checkpoint, exits, exits_file)
+    model_exits = Exits(checkpoint, exits, exits_file)
     _check_output(output)
     _check_rows(checkpoint, quantization)
     gguf_vocabulary.check(checkpoint.tokenizer, checkpoint.config.vocab_size)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as made:
-        folder = Path(made) / output.name
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
+        folder = Path(temporary) / output.name
         folder.mkdir()
         with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console()) as bar:
-            manifest = cut(checkpoint, taken, quantization, Path(model).name, folder, bar)
-            task = bar.add_task("checking", total=split_check.steps(checkpoint, taken))
-            findings = split_check.compare(checkpoint, taken, manifest, folder, lambda: bar.advance(task))
+            manifest = cut(checkpoint, model_exits, quantization, Path(model).name, folder, bar)
+            task = bar.add_task("checking", total=split_check.steps(checkpoint, model_exits))
+            findings = split_check.compare(checkpoint, model_exits, manifest, folder, lambda: bar.advance(task))
         console().print(split_check.as_table(findings))
         shutil.rmtree(output, ignore_errors=True)
         folder.rename(output)
 
 
 def _check_output(output: Path) -> None:
-    """Only an earlier partition may be replaced."""
+    """Raises ConfigError unless `output` is free, empty or an earlier partition."""
     if output.exists() and not (output / split_manifest.NAME).is_file() and (output.is_file() or any(output.iterdir())):
-        raise ConfigError(f"--output {output}: there is something else")
+        raise ConfigError(f"--output {output}: is neither empty nor an earlier partition; name another folder")
 
 
 def _check_rows(checkpoint: Checkpoint, quantization: str) -> None:
     if quantization in quantize.TYPES:
-        return  # llama.cpp then takes another type for the matrix
+        return  # llama.cpp chooses another type for such a matrix
     block = gguf.GGML_QUANT_SIZES[QUANTIZATIONS[quantization][0]][0]
     for name, shape in checkpoint.config.layer_tensors(0).items():
         if len(shape) > 1 and shape[-1] % block:
-            raise ConfigError(f"--quantize {quantization}: the rows of {name} are no multiples of {block}")
+            raise ConfigError(f"--quantize {quantization}: the rows of {name} are no multiples of {block}; use f16")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Cut a model into edge segments with exits and a cloud tail.")
-    parser.add_argument("--model", required=True, help="folder or hub id of a Llama or Qwen2 checkpoint")
-    parser.add_argument("--exits", type=layer_list, help="after how many layers, for example 2,4; default: the file's")
-    parser.add_argument("--exits-file", type=Path, help="trained exits (models.exits); default: the model's own head")
-    parser.add_argument("--quantize", choices=[*QUANTIZATIONS, *quantize.TYPES], default="q8_0", help="of segments")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the pieces and their manifest")
+    parser = argparse.ArgumentParser(
+        "python -m models.partition", description="Cut a model into edge segments with exits and a cloud tail."
+    )
+    parser.add_argument("--model", required=True, help="folder or Hugging Face id of a Llama or Qwen2 checkpoint")
+    parser.add_argument("--exits", type=layer_list, help="layers before each exit, e.g. 2,4 (default: the file's)")
+    parser.add_argument(
+        "--exits-file", type=Path, help="file of `python -m models.exits` (default: the model's own head)"
+    )
+    parser.add_argument("--quantize", choices=[*QUANTIZATIONS, *quantize.TYPES], default="q8_0", help="(default: q8_0)")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write the pieces and their manifest to")
     args = parser.parse_args()
     return run_sync_program(lambda: partition(args.model, args.exits, args.exits_file, args.quantize, args.output))

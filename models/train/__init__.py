@@ -1,1 +1,1 @@
-"""Trains the demo models and writes them as safetensors and GGUF."""
+"""Trains the demo models and exports them as safetensors for vLLM and GGUF for llama.cpp."""

@@ -1,6 +1,8 @@
 """python -m models.train: see train.py."""
 
+import sys
+
 from models.train.train import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Exports the trained models: bf16 safetensors with chat template for vLLM, Q8_0 GGUF for llama.cpp. Trains nothing.
+"""Exports the trained models: bf16 safetensors with a chat template for vLLM, Q8_0 GGUF for llama.cpp.
 
 python -m models.train.export [--only cloud|edge|edge-other]
 """
@@ -6,6 +6,7 @@ python -m models.train.export [--only cloud|edge|edge-other]
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,30 +14,34 @@ import gguf
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cli.args import run_sync_program
+from common.errors import ConfigError
+from models.demo import CHECKPOINTS, CLOUD, EDGE, EDGE_OTHER, MODELS
 from models.partition import gguf_export
 from models.partition.checkpoint import Checkpoint
 from models.train.tokenizer import OTHER, PAIR, DemoVocabulary
 
-MODELS = Path(__file__).parents[1]
-CHECKPOINTS = MODELS / "checkpoints"
-CLOUD = MODELS / "demo-cloud"
-EXITS = MODELS / "demo-cloud-exits.safetensors"
-"""Its exits: beside it, since vLLM loads every safetensors file of a model's folder."""
-EDGE = MODELS / "demo-edge.gguf"
-EDGE_OTHER = MODELS / "demo-edge-other.gguf"
+
+def trained(name: str) -> Path:
+    """The folder that training left; raises ConfigError if there is none."""
+    folder = CHECKPOINTS / name
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; run `python -m models.train` first")
+    return folder
 
 
 def export_cloud() -> None:
     """Writes `demo-cloud/`: the model in bf16, the tokenizer and its chat template."""
+    checkpoint, tokenizer = trained("cloud"), trained(PAIR.name)
     shutil.rmtree(CLOUD, ignore_errors=True)
-    model = LlamaForCausalLM.from_pretrained(CHECKPOINTS / "cloud", dtype=torch.float32)
+    model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     model.to(torch.bfloat16).save_pretrained(CLOUD)
-    PreTrainedTokenizerFast.from_pretrained(CHECKPOINTS / PAIR.name).save_pretrained(CLOUD)
+    PreTrainedTokenizerFast.from_pretrained(tokenizer).save_pretrained(CLOUD)
 
 
 def export_edge(checkpoint: str, vocabulary: DemoVocabulary, path: Path) -> None:
-    """Writes one GGUF file, every matrix in Q8_0."""
-    source = Checkpoint(CHECKPOINTS / checkpoint)
+    """Writes one GGUF file with every matrix in Q8_0."""
+    source = Checkpoint(trained(checkpoint))
     writer = gguf.GGUFWriter(None, "llama")
     writer.add_name(path.stem)
     gguf_export.add_shape(writer, source.config, source.layers, "q8_0")
@@ -45,7 +50,7 @@ def export_edge(checkpoint: str, vocabulary: DemoVocabulary, path: Path) -> None
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: DemoVocabulary) -> None:
-    model = json.loads((CHECKPOINTS / vocabulary.name / "tokenizer.json").read_text())["model"]
+    model = json.loads((trained(vocabulary.name) / "tokenizer.json").read_text())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.pre_tokenizer)
@@ -58,23 +63,30 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: DemoVocabulary) -> None:
     writer.add_chat_template(vocabulary.chat_template)
 
 
-EXPORTS: dict[str, tuple[Callable[[], None], tuple[Path, ...]]] = {
+Export = tuple[Callable[[], None], tuple[Path, ...]]
+EXPORTS: dict[str, Export] = {
     "cloud": (export_cloud, (CLOUD / "model.safetensors",)),
     "edge": (lambda: export_edge("edge", PAIR, EDGE), (EDGE,)),
     "edge-other": (lambda: export_edge("edge-other", OTHER, EDGE_OTHER), (EDGE_OTHER,)),
 }
-"""What can be exported, and the weights that it leaves."""
+"""For each model: how to export it, and the weights that this writes."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Export the trained models for vLLM and llama.cpp.")
-    parser.add_argument("--only", choices=EXPORTS, help="export just this one")
-    args = parser.parse_args()
-    for export, written in [EXPORTS[args.only]] if args.only else EXPORTS.values():
-        export()
-        for path in written:
+def export(chosen: list[Export]) -> None:
+    for write, files in chosen:
+        write()
+        for path in files:
             print(f"{path.relative_to(MODELS.parent)}: {path.stat().st_size / 1e6:.1f} MB")
 
 
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        "python -m models.train.export", description="Export the trained models for vLLM and llama.cpp."
+    )
+    parser.add_argument("--only", choices=EXPORTS, help="export only this model (default: all)")
+    args = parser.parse_args()
+    return run_sync_program(lambda: export([EXPORTS[args.only]] if args.only else [*EXPORTS.values()]))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

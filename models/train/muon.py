@@ -1,6 +1,6 @@
-"""Muon in float32 (Jordan 2024: momentum, then the update orthogonalised by a Newton-Schulz iteration).
+"""The Muon optimizer in float32 (Jordan 2024): momentum, then a Newton-Schulz iteration orthogonalises the update.
 
-torch.optim.Muon works in bfloat16, which processors without it emulate: 40 times slower than this on such a machine.
+torch.optim.Muon computes in bfloat16. A processor without bfloat16 emulates it, 40 times slower than this.
 """
 
 from collections import defaultdict
@@ -11,10 +11,11 @@ from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
+"""Of the iteration."""
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Roughly the nearest (semi-)orthogonal ones of `matrices`, [n, rows, columns]: singular values near 1."""
+    """About the (semi-)orthogonal matrices nearest to `matrices`, [n, rows, columns]: all singular values near 1."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
@@ -26,7 +27,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For the matrices inside the layers only; matrices of one shape are orthogonalised in one batch."""
+    """Use it only for the matrices inside the layers; those of one shape are orthogonalised in one batch."""
 
     def __init__(self, matrices: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})

@@ -1,4 +1,4 @@
-"""The demo models' byte-level BPE vocabularies and chat templates. Knows nothing of models."""
+"""Trains the demo models' byte-level BPE tokenizers, each with its chat template."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,10 @@ from models.corpus import questions as corpus
 
 @dataclass(frozen=True)
 class DemoVocabulary:
-    """One vocabulary: what it is learned with, and how a conversation is written in it.
+    """The settings of one vocabulary, and its form of a conversation.
 
-    `special` are its first ids, of which 0 ends an answer; `question` and `answer` are the two halves of a training
-    pair. `pre_tokenizer` is llama.cpp's name of how text is cut before the merges.
+    `special`: the tokens with the first ids; id 0 ends an answer. `question`, `answer`: templates of the two halves of
+    a training pair. `pre_tokenizer`: llama.cpp's name of the rule that splits text before the merges.
     """
 
     name: str
@@ -48,7 +48,7 @@ PAIR = DemoVocabulary(
     pre_tokenizer="smollm",
     digits_alone=True,
 )
-"""Of demo-cloud and demo-edge; digits stand alone, which makes arithmetic learnable."""
+"""Of demo-cloud and demo-edge; every digit is a token of its own, which makes arithmetic learnable."""
 OTHER = DemoVocabulary(
     name="tokenizer-other",
     size=2048,
@@ -64,15 +64,15 @@ OTHER = DemoVocabulary(
     pre_tokenizer="gpt-2",
     digits_alone=False,
 )
-"""Of demo-edge-other: other tokens, other cuts (numbers may be one token), another chat form."""
+"""Of demo-edge-other: other tokens, another split (a number may be one token), another chat template."""
 
 
 def train_tokenizer(vocabulary: DemoVocabulary, path: Path) -> PreTrainedTokenizerFast:
-    """Learns the vocabulary from the corpus and saves it in `path` in the form that vLLM loads."""
+    """Learns the vocabulary from the corpus and saves it in the folder `path`, as transformers and vLLM load it."""
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    cuts = [pre_tokenizers.Digits(individual_digits=True), byte_level] if vocabulary.digits_alone else [byte_level]
+    splits = [pre_tokenizers.Digits(individual_digits=True), byte_level] if vocabulary.digits_alone else [byte_level]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary.size,

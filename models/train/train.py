@@ -1,4 +1,4 @@
-"""Trains the demo models: tokenizers, cloud model with early exits, edge models. Knows nothing of their engines.
+"""Trains the demo models: their tokenizers, the cloud model with early exits, and the edge models.
 
 python -m models.train [--only cloud|edge|edge-other]
 """
@@ -7,7 +7,6 @@ import argparse
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,19 +14,23 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from cli.args import run_sync_program
 from models.corpus import questions as corpus
+from models.demo import CHECKPOINTS
 from models.train.muon import Muon
 from models.train.tokenizer import OTHER, PAIR, DemoVocabulary, train_tokenizer
 
-CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 CONTEXT = 1024
+"""Tokens: the largest context of the models."""
 ROW = 256
+"""Tokens of one training row."""
 IGNORED = -100
+"""The target of a position that is not trained on."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training; `task_share` of its conversations are generated tasks, the rest facts."""
+    """One phase of training; `task_share` (0 to 1) of its conversations are generated tasks, the rest facts."""
 
     steps: int
     rows_per_step: int
@@ -38,7 +41,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """One model's shape and how it is trained; `exits` are the layers after which an early exit is trained too."""
+    """One model's shape and training; `exits`: numbers of layers after which an early exit is trained too."""
 
     name: str
     hidden: int
@@ -71,7 +74,7 @@ CLOUD_PHASES = (
     Phase(1000, 8, 0.8, 0.01, 0.0015),
     Phase(430, 16, 0.5, 0.01, 0.0015),
 )
-"""Facts are learned by heart at once, the tasks' circuits only with many more examples."""
+"""Facts are memorised in few steps; tasks need many more examples."""
 EDGE_PHASES = (Phase(620, 16, 0.4, 0.02, 0.003),)
 RECIPES = {
     "edge": ModelRecipe("edge", 64, 3, 2, 2, 192, (), EDGE_PHASES),
@@ -81,7 +84,7 @@ RECIPES = {
 
 
 class LlamaWithExits(nn.Module):
-    """A Llama whose hidden states after some layers are normalised and read by the same head as the last ones."""
+    """A Llama with early exits: a norm of their own, and the model's head, on the hidden states after some layers."""
 
     def __init__(self, recipe: ModelRecipe) -> None:
         super().__init__()
@@ -89,19 +92,19 @@ class LlamaWithExits(nn.Module):
         self.exit_norms = nn.ModuleDict({str(e): LlamaRMSNorm(recipe.hidden) for e in recipe.exits})
 
     def loss(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the last layer, and the sum to train on: that plus a fifth of each exit's.
+        """The last layer's cross-entropy, and the loss to train on: that plus a fifth of each exit's.
 
-        `ids`, `targets`: [rows, ROW]; only positions whose target is not IGNORED reach the head, and a third of
-        those reach the exits: the head is the costliest matrix of so small a model.
+        `ids`, `targets`: [rows, ROW]. The head sees only positions whose target is not IGNORED, and the exits a random
+        third of those: in so small a model the head is the most expensive matrix.
         """
         out = self.llama.model(ids, output_hidden_states=bool(self.exit_norms), use_cache=False)
-        asked = (targets.flatten() != IGNORED).nonzero().flatten()
-        sampled = asked[torch.rand(len(asked), device=asked.device) < 1 / 3]
+        trained = (targets.flatten() != IGNORED).nonzero().flatten()
+        sampled = trained[torch.rand(len(trained), device=trained.device) < 1 / 3]
 
         def cross_entropy(hidden: Tensor, at: Tensor) -> Tensor:
             return nn.functional.cross_entropy(self.llama.lm_head(hidden.flatten(0, 1)[at]), targets.flatten()[at])
 
-        last = cross_entropy(out.last_hidden_state, asked)
+        last = cross_entropy(out.last_hidden_state, trained)
         exits = [cross_entropy(norm(out.hidden_states[int(e)]), sampled) for e, norm in self.exit_norms.items()]
         return last, last + 0.2 * sum(exits)
 
@@ -109,24 +112,24 @@ class LlamaWithExits(nn.Module):
 def rows(
     tokenizer: PreTrainedTokenizerFast, vocabulary: DemoVocabulary, seed: int, task_share: float
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Endless rows of ROW tokens: whole conversations one after the other; only answers are targets."""
+    """Endless rows of ROW (ids, targets), each filled with whole conversations; only answers are targets."""
     ids: list[int] = []
     targets: list[int] = []
     for prompt, answer in corpus.training_pairs(seed, task_share):
-        asked = tokenizer.encode(vocabulary.question.format(prompt))
-        answered = tokenizer.encode(vocabulary.answer.format(answer))
-        if len(ids) + len(asked) + len(answered) > ROW + 1:
+        question = tokenizer.encode(vocabulary.question.format(prompt))
+        reply = tokenizer.encode(vocabulary.answer.format(answer))
+        if len(ids) + len(question) + len(reply) > ROW + 1:
             pad = ROW + 1 - len(ids)
             ids += [0] * pad
             targets += [IGNORED] * pad
             yield ids[:ROW], targets[1:]
             ids, targets = [], []
-        ids += asked + answered
-        targets += [IGNORED] * len(asked) + answered
+        ids += question + reply
+        targets += [IGNORED] * len(question) + reply
 
 
 def optimizers(model: nn.Module, phase: Phase) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers (it learns from far fewer tokens), AdamW for embeddings and norms."""
+    """Muon for the matrices inside the layers, which then need far fewer tokens; AdamW for embeddings and norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in n)]
     return [
@@ -136,14 +139,14 @@ def optimizers(model: nn.Module, phase: Phase) -> list[torch.optim.Optimizer]:
 
 
 def rate_factor(progress: float) -> float:
-    """Learning rate over the run: 2 % warm-up, flat, then a linear fall to a fiftieth over the last half."""
+    """The factor of the learning rate at `progress` (0 to 1): 2 % warm-up, flat, linear decay to 0.02 from half on."""
     if progress < 0.02:
         return 0.1 + 0.9 * progress / 0.02
     return 1.0 if progress < 0.5 else max(0.02, (1.0 - progress) / 0.5)
 
 
 def train(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaWithExits:
-    """Trains a new model through all phases of its recipe; progress and loss are shown on the way."""
+    """Trains a new model through all phases of its recipe, with progress and loss on the terminal."""
     torch.manual_seed(0)
     model = LlamaWithExits(recipe).to("cuda" if torch.cuda.is_available() else "cpu")
     model.llama.model.compile()
@@ -182,11 +185,17 @@ def train_phase(
             bar.console.print(f"{name}: step {step + 1}, {tokens:.2f}M tokens, loss {smooth:.3f}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the demo models and their tokenizers.")
-    parser.add_argument("--only", choices=RECIPES, help="train just this one")
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        "python -m models.train", description="Train the demo models and their tokenizers."
+    )
+    parser.add_argument("--only", choices=RECIPES, help="train only this model (default: all)")
     args = parser.parse_args()
+    return run_sync_program(lambda: train_all([RECIPES[args.only]] if args.only else [*RECIPES.values()]))
+
+
+def train_all(recipes: list[ModelRecipe]) -> None:
     CHECKPOINTS.mkdir(exist_ok=True)
-    for recipe in [RECIPES[args.only]] if args.only else RECIPES.values():
+    for recipe in recipes:
         tokenizer = train_tokenizer(recipe.vocabulary, CHECKPOINTS / recipe.vocabulary.name)
         train(recipe, tokenizer).llama.save_pretrained(CHECKPOINTS / recipe.name)

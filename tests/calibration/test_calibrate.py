@@ -1,4 +1,4 @@
-"""Calibrating from the command line: what is refused and how, and a whole small run on the real engines."""
+"""Calibrating from the command line: the errors for wrong input, and a whole small run on the real engines."""
 
 import json
 import re
@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from calibration import data as calibration_data
-from calibration.calibrate import CalibrationTarget, Sources, calibrate
+from calibration.calibrate import CalibrationRequest, calibrate
+from calibration.report import CalibratedConfig
+from calibration.target import CalibrationTarget
 from cli.terminal import console
 from common import config
 from common.errors import ConfigError
@@ -69,18 +71,19 @@ def test_a_data_file_that_cannot_be_read_is_named(name: str, message: str) -> No
     assert errors.strip() == f"error: {Path(name)}: {message}{' or directory' if 'No' in message else ''}"
 
 
-def test_a_stricter_objective_needs_more_questions() -> None:
+def test_a_stricter_target_needs_more_questions() -> None:
     assert (
-        CalibrationTarget("--max-risk", 0.01, 0.99).rows_needed > CalibrationTarget("--max-risk", 0.01, 0.9).rows_needed
+        CalibrationTarget("--max-risk", 0.01, 0.99).questions_needed
+        > CalibrationTarget("--max-risk", 0.01, 0.9).questions_needed
     )
     assert (
-        CalibrationTarget("--target-quality", 0.99, 0.95).rows_needed
-        > CalibrationTarget("--target-quality", 0.9, 0.95).rows_needed
+        CalibrationTarget("--target-quality", 0.99, 0.95).questions_needed
+        > CalibrationTarget("--target-quality", 0.9, 0.95).questions_needed
     )
 
 
 def small_data() -> tuple[Path, Path]:
-    """A few held-out questions of each kind, and a config file that is in the way."""
+    """A few held-out questions of each kind, and a config file that exists already."""
     rows = [{"prompt": prompt, "answer": answer} for _, prompt, answer in heldout.pairs(per_kind=4)]
     data, output = Path("data.jsonl"), Path("calibrated.yaml")
     data.write_bytes(b"\n".join(map(msgspec.json.encode, rows)))
@@ -98,8 +101,9 @@ async def test_a_small_calibration_on_the_real_engines_measures_what_it_simulate
     monkeypatch.chdir(tmp_path)
     data, output = small_data()
     async with EdgeCloudHTTPClient(servers.edge_url, servers.cloud_url) as client:
-        objective = CalibrationTarget("--target-cloud-rate", 0.3, 0.95)
-        await calibrate(client, config.load(environment={}), objective, Sources(data, output, None), 64, console())
+        target = CalibrationTarget("--target-cloud-rate", 0.3, 0.95)
+        request = CalibrationRequest(target, data, CalibratedConfig(output, None), max_tokens=64)
+        await calibrate(client, config.load(environment={}), request, console())
     said = capsys.readouterr().out
     assert "replaced calibrated.yaml" in said and "written calibration/calibrated.json" in said
 
@@ -134,15 +138,15 @@ def test_the_written_config_has_what_differs_from_the_defaults_and_what_was_chan
 
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from calibration.calibrate import fit_gate, sweep
+    from calibration.calibrate import fit_gate, simulate
     from calibration.fit import agreement
     from calibration.plot import draw
-    from calibration.report import CalibrationResult, curves, figures
+    from calibration.result import CalibrationResult, curves, figures
     from tests.calibration.test_fit import BASE, traffic
 
     traces, held_out = traffic(40, seed=0), traffic(40, seed=1)
     fitted = fit_gate(traces, BASE, CalibrationTarget("--target-cloud-rate", 0.4, 0.95), console())
-    measured = sweep(held_out, [fitted.plan])[0]
-    lines = curves(fitted, lambda plans: sweep(held_out, plans))
-    outcome = CalibrationResult(fitted, measured, measured, lines, agreement(held_out))
-    assert draw(outcome, figures(outcome)).startswith(b"\x89PNG")
+    measured = simulate(held_out, [fitted.plan])[0]
+    lines = curves(fitted, lambda plans: simulate(held_out, plans))
+    result = CalibrationResult(fitted, measured, measured, lines, agreement(held_out))
+    assert draw(result, figures(result)).startswith(b"\x89PNG")

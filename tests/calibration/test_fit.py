@@ -1,4 +1,4 @@
-"""Fitting the gate: the isotonic map, the thresholds that are tried, and the ones that are taken."""
+"""Fitting the gate: the isotonic map, the thresholds that are tried, and the ones that are chosen."""
 
 import random
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calibration import fit as calibration
-from calibration.calibrate import sweep
+from calibration.calibrate import simulate
 from calibration.fit import Isotonic
 from calibration.simulation import Answers, Trace
 from common.decoding.policy import Gate, Plan
@@ -16,7 +16,7 @@ BASE = Plan(max_draft_tokens=2)
 
 
 def traffic(count: int, seed: int) -> list[Trace]:
-    """Random prompts, easy and hard ones, whose edge is about as often right as it is confident."""
+    """Traces of random prompts, easy and hard, on which the edge is right about as often as it is confident."""
     rng = random.Random(seed)
     traces = []
     for number in range(count):
@@ -31,7 +31,7 @@ def found(traces: list[Trace]) -> tuple[list[Plan], Answers]:
     confidences, agrees = calibration.agreement(traces)
     mapping = Isotonic.fit(confidences, agrees)
     plans = calibration.plans(BASE, calibration.token_thresholds(confidences, mapping))
-    return plans, sweep(traces, plans)
+    return plans, simulate(traces, plans)
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +53,16 @@ def test_the_isotonic_fit_never_falls_and_is_the_least_squares_one(seed: int) ->
         assert fit(value) == pytest.approx(max(min(row) for row in means))
 
 
-def test_below_its_first_point_the_map_goes_on_level() -> None:
+def test_below_its_first_point_the_map_is_constant() -> None:
     assert Isotonic.fit([0.5, 0.6], [0, 1])([0.0, 0.59, 0.6, 1.0]).tolist() == [0, 0, 1, 1]
 
 
-def test_plans_that_are_left_out_decide_like_one_that_is_not() -> None:
+def test_a_plan_that_is_left_out_decides_like_one_that_is_kept() -> None:
     traces = traffic(60, seed=3)
     thresholds = [0.0, 0.4, 0.8, 0.95, 1.0]
     tried = calibration.plans(BASE, thresholds)
     kept = {(p.max_draft_tokens, p.gate) for p in tried}
-    seen = {(p.max_draft_tokens, tuple(row)) for p, row in zip(tried, sweep(traces, tried).computed, strict=True)}
+    seen = {(p.max_draft_tokens, tuple(row)) for p, row in zip(tried, simulate(traces, tried).computed, strict=True)}
     missing = [
         Plan(gate=Gate(t, p), max_draft_tokens=length)
         for length in (1, 2)
@@ -71,7 +71,7 @@ def test_plans_that_are_left_out_decide_like_one_that_is_not() -> None:
         if (length, Gate(t, p)) not in kept
     ]
     assert missing
-    for plan, row in zip(missing, sweep(traces, missing).computed, strict=True):
+    for plan, row in zip(missing, simulate(traces, missing).computed, strict=True):
         assert (plan.max_draft_tokens, tuple(row)) in seen, plan
 
 
@@ -79,14 +79,14 @@ def test_plans_that_are_left_out_decide_like_one_that_is_not() -> None:
 def test_a_requested_cloud_rate_is_hit_on_other_prompts(target: float, fitted: tuple[list[Plan], Answers]) -> None:
     plans, answers = fitted
     chosen = plans[calibration.for_cloud_rate(answers, target)]
-    assert abs(sweep(traffic(1500, seed=1), [chosen]).cloud_rate[0] - target) <= 0.03
+    assert abs(simulate(traffic(1500, seed=1), [chosen]).cloud_rate[0] - target) <= 0.03
 
 
 @pytest.mark.parametrize("target", [0.94, 0.96, 0.98])
 def test_a_requested_quality_is_hit_on_other_prompts(target: float, fitted: tuple[list[Plan], Answers]) -> None:
     plans, answers = fitted
     chosen = plans[calibration.for_quality(answers, target)]
-    assert abs(sweep(traffic(1500, seed=1), [chosen]).quality[0] - target) <= 0.02
+    assert abs(simulate(traffic(1500, seed=1), [chosen]).quality[0] - target) <= 0.02
 
 
 def test_two_thresholds_are_never_worse_than_either_alone_where_they_were_fitted(
@@ -106,7 +106,7 @@ def test_two_thresholds_are_never_worse_than_either_alone_where_they_were_fitted
             assert best <= answers.cloud_work[alone & (answers.quality >= target)].min(initial=np.inf)
 
 
-def test_the_frontier_goes_from_the_least_harm_to_the_least_cost_and_nothing_beats_it() -> None:
+def test_the_frontier_is_sorted_and_no_gate_is_better_in_both() -> None:
     rng = np.random.default_rng(0)
     cost, harm = rng.integers(0, 20, 60).astype(float), rng.integers(0, 20, 60).astype(float)
     line = calibration.frontier(cost, harm)
@@ -127,7 +127,7 @@ def test_a_target_that_cannot_be_reached_is_named_with_the_nearest(fitted: tuple
         calibration.for_risk(few, few.of(np.arange(10)), 0.01, 0.95)
 
 
-def test_thresholds_can_be_written_as_they_are() -> None:
+def test_thresholds_have_four_digits() -> None:
     confidences = np.random.default_rng(0).random(500) ** 0.1
     thresholds = calibration.token_thresholds(confidences, Isotonic.fit(confidences, confidences > 0.9))
     assert thresholds[0] == 0 and thresholds[-1] == 1 and thresholds == sorted(thresholds)

@@ -1,4 +1,4 @@
-"""Exact tests and intervals: what they promise holds over many random data sets, and not without them."""
+"""Exact tests and intervals: their guarantees hold over many random data sets, and do not hold without them."""
 
 import itertools
 import math
@@ -38,8 +38,8 @@ def dataset(rng: np.random.Generator, prompts: int) -> Answers:
     return Answers(ones, cost, cost, ones, worth, ones, ones)
 
 
-def test_the_risk_exceeds_its_bound_no_oftener_than_was_allowed() -> None:
-    """And it does without the test: the cheapest gate whose failures look few enough is too risky half of the time."""
+def test_the_risk_exceeds_its_bound_at_most_as_often_as_allowed() -> None:
+    """Without the test it does not: the cheapest gate with few enough failures is too risky half of the time."""
     rng = np.random.default_rng(0)
     bound, confidence, runs = 0.1, 0.9, 600
     broken = naively_broken = used = 0
@@ -53,7 +53,7 @@ def test_the_risk_exceeds_its_bound_no_oftener_than_was_allowed() -> None:
     noise = 3 * math.sqrt(allowed * confidence)
     assert broken <= allowed + noise
     assert naively_broken > allowed + noise
-    assert used > runs / 2, "a bound that only the safest gate keeps would show nothing"
+    assert used > runs / 2, "a bound that only the safest gate keeps would test nothing"
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3])

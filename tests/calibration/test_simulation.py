@@ -1,10 +1,10 @@
-"""The offline simulation of a gate: it counts what the pipeline does, round by round."""
+"""The simulation of a gate: it counts what the pipeline does, round by round."""
 
 import random
 
 import pytest
 
-from calibration.simulation import Trace, replay
+from calibration.simulation import Trace, answers, replay
 from calibration.trace import along
 from common.decoding.policy import Gate, Plan
 from common.types import Provenance
@@ -28,7 +28,7 @@ def random_plan(rng: random.Random) -> Plan:
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_a_simulated_answer_is_the_pipelines_to_the_last_count(seed: int) -> None:
+async def test_a_simulated_answer_has_all_counts_of_the_pipelines(seed: int) -> None:
     rng = random.Random(seed)
     kept = 0
     for _ in range(60):
@@ -45,15 +45,16 @@ async def test_a_simulated_answer_is_the_pipelines_to_the_last_count(seed: int) 
     assert 0 < kept < 60, "some answers change, and some do not"
 
 
-def test_the_cloud_sees_all_under_a_gate_that_nothing_passes_and_nothing_under_one_that_all_passes() -> None:
+def test_the_cloud_sees_everything_under_the_strictest_gate_and_nothing_under_the_most_lenient() -> None:
     trace = Trace([0.9] * 20, [True] * 19 + [False], 1.0, 40)
     everything, nothing = (replay(trace, Plan(gate=gate)) for gate in (Gate(1.0, 0.0), Gate(0.0, 0.0)))
     assert (everything.cloud_tokens, everything.changed) == (20, False)
+    assert answers([trace], [everything]).calls_per_token == everything.calls / 20 > 0
     assert (nothing.cloud_tokens, nothing.calls, nothing.changed) == (0, 0, True)
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_the_edge_walked_along_the_clouds_answer_shows_every_position_as_it_is(seed: int) -> None:
+async def test_tracing_the_edge_along_the_clouds_answer_gives_every_position(seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(20):
         trace = random_trace(rng)
@@ -61,7 +62,7 @@ async def test_the_edge_walked_along_the_clouds_answer_shows_every_position_as_i
         assert walked == (trace.confidences, trace.agrees)
 
 
-async def test_an_edge_whose_context_is_full_is_sure_of_nothing() -> None:
+async def test_an_edge_whose_context_is_full_has_confidence_0() -> None:
     confidences, agrees = await along(FakeDrafter(cloud_model, context=5), [1, 2], answer_of(cloud_model, [1, 2], 8))
     assert (confidences[:3], agrees[:3]) == ([1.0] * 3, [True] * 3)
     assert not any(confidences[3:]) and not any(agrees[3:]) and len(agrees) > 3

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.temperature import BINS, Calibration, read_questions
+from calibration import data as calibration_data
+from calibration.temperature import BINS, Calibration
 from common import config
 from common.errors import ConfigError
 from common.types import TokenProb
@@ -250,15 +251,15 @@ def test_likelihood_and_calibration_error_are_their_definitions() -> None:
 def test_questions_that_cannot_be_read_are_named_by_their_line(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": 5}\n')
     with pytest.raises(ConfigError, match=r"data\.jsonl, line 2: .*prompt"):
-        read_questions(tmp_path / "data.jsonl")
+        calibration_data.read_answered(tmp_path / "data.jsonl")
     with pytest.raises(ConfigError, match="No such file"):
-        read_questions(tmp_path / "none.jsonl")
+        calibration_data.read_answered(tmp_path / "none.jsonl")
 
 
 def test_the_command_says_which_line_of_the_config_to_set(tmp_path: Path) -> None:
     lines = [{"prompt": prompt, "answer": answer} for _, prompt, answer in corpus.held_out_pairs()[::100]]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    command = [sys.executable, "-m", "calibration.temperature", "--data", str(tmp_path / "data.jsonl")]
+    command = [sys.executable, "-m", "models.fit_temperature", "--data", str(tmp_path / "data.jsonl")]
     said = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120, check=True).stdout
     before, after = (float(number) for number in re.findall(r"likelihood +([\d.]+) -> +([\d.]+)", said)[0])
     assert after < before

@@ -21,7 +21,7 @@ CHAT = {"messages": [{"role": "user", "content": "What is AI?"}], "temperature":
 
 
 def test_starting_an_edge_imports_nothing_of_the_cloud() -> None:
-    program = f"import start_edge, calibration.temperature, sys; print(*(set(sys.modules) & set({HEAVY})))"
+    program = f"import start_edge, models.fit_temperature, sys; print(*(set(sys.modules) & set({HEAVY})))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -60,7 +60,7 @@ def test_a_part_that_is_broken_fails_and_says_what_to_do(broken: str, what: str,
 def test_a_cache_that_is_off_is_noticed() -> None:
     code, output, _ = run("test_framework.py", "--set", "cloud.kv_cache.enabled=false")
     assert code == 1
-    assert [row[2] for row in rows(output) if row[0] == "✗"] == ["the cloud reads no prompt twice"]
+    assert [row[2] for row in rows(output) if row[0] == "✗"] == ["the cloud computes no prompt twice"]
 
 
 def demo(mark: str) -> subprocess.Popen[str]:

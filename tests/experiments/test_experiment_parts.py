@@ -16,7 +16,7 @@ from experiments.counters.cloud import SAMPLES, CloudCounts, parsed
 from experiments.harness.journal import Journal
 from experiments.harness.load import load, token_gaps
 from experiments.harness.statistics import Pair, quantile, speed_ratio, typical_ratio
-from experiments.network.ways import ALL, CLOUD_ONLY, WAYS, chosen
+from experiments.network.answer_modes import ANSWER_MODES, CLOUD_ONLY, DEFAULT_MODES, select_modes
 from experiments.questions.workload import questions
 
 # -- questions
@@ -215,11 +215,11 @@ def test_counts_are_sums_over_labels_and_differences_are_by_field() -> None:
     assert parsed("") == CloudCounts()
 
 
-# -- ways
+# -- answer modes
 
 
-def test_cloud_only_is_always_asked_and_an_unknown_way_is_named() -> None:
-    assert chosen("edge,edge") == [CLOUD_ONLY, WAYS["edge"]]
-    assert {way.name for way in chosen(ALL)} < WAYS.keys()
+def test_cloud_only_is_always_asked_and_an_unknown_mode_is_named() -> None:
+    assert select_modes("edge,edge") == [CLOUD_ONLY, ANSWER_MODES["edge"]]
+    assert {mode.name for mode in select_modes(DEFAULT_MODES)} < ANSWER_MODES.keys()
     with pytest.raises(ConfigError, match="slow"):
-        chosen("edge,slow")
+        select_modes("edge,slow")

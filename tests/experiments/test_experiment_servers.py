@@ -14,8 +14,7 @@ from cli.demo import free_ports
 from cli.supervisor import PROJECT, ServerProcess
 from common.errors import StartError
 from experiments.harness import servers
-from experiments.harness.servers import fleet
-from experiments.network.ways import AskedServer
+from experiments.harness.servers import AskedServer, fleet
 from experiments.setup.configurations import Needs
 
 pytestmark = pytest.mark.asyncio(loop_scope="function")
@@ -116,7 +115,7 @@ async def test_a_port_that_is_taken_is_said_in_one_line() -> None:
     try:
         await edge.start()
         assert await edge.exited() == 1
-        assert str(port) in edge._last_words() and "in use" in edge._last_words()
+        assert str(port) in edge.last_line() and "in use" in edge.last_line()
     finally:
         taken.close()
         await edge.stop()

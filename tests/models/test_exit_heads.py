@@ -1,4 +1,4 @@
-"""Training of exits: they learn, the model does not change, and what was broken off ends as if it had not been."""
+"""Training of exits: they learn, the model does not change, an interrupted training ends with the same weights."""
 
 import json
 from collections.abc import Iterator
@@ -13,19 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from common.errors import ConfigError
 from common.protocol.split_manifest import read_manifest
-from models.exits import (
-    evaluation as exit_evaluation,
-)
-from models.exits import (
-    heads as exit_heads,
-)
-from models.exits import (
-    texts as exit_texts,
-)
-from models.exits import (
-    training as exit_training,
-)
-from models.exits.evaluation import ExitTrace, outcome
+from models import demo
+from models.exits import heads as exit_heads
+from models.exits import texts as exit_texts
+from models.exits import training as exit_training
+from models.exits.evaluation import ExitTrace, apply_threshold
 from models.exits.heads import EarlyExitLLM, train_early_exit_heads
 from models.exits.states import StateFiles, compute
 from models.exits.texts import TokenizedText
@@ -41,7 +33,7 @@ RECIPE = ExitRecipe(epochs=2, rate=3e-3, positions=64)
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Several threads share out sums as the machine's load has it; bits are compared here."""
+    """With several threads the order of sums depends on the load; here results are compared bit by bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -60,7 +52,7 @@ def base(checkpoint: Path) -> LlamaForCausalLM:
 
 @pytest.fixture
 def texts() -> list[TokenizedText]:
-    """Random ones of many lengths: what the whole model says of them is as good as any other to learn."""
+    """Random texts of many lengths: the whole model's predictions on them can be learned like any others."""
     rng = np.random.default_rng(0)
     return [
         TokenizedText(rng.integers(1, 400, rng.integers(12, 40)).tolist(), int(rng.integers(0, 9))) for _ in range(40)
@@ -90,9 +82,7 @@ def test_training_lowers_the_validation_loss_of_every_exit(
     assert all(new < old for new, old in zip(after, before, strict=True))
 
 
-def test_training_leaves_the_model_as_it_is_bit_by_bit(
-    base: LlamaForCausalLM, texts: list[TokenizedText], tmp_path: Path
-) -> None:
+def test_training_does_not_change_the_model(base: LlamaForCausalLM, texts: list[TokenizedText], tmp_path: Path) -> None:
     model = EarlyExitLLM(base, [1, 2])
     whole, heads = bits(base), bits(model.exit_heads)
     exit_training.train(model, states_of(model, texts, tmp_path / "states"), RECIPE, tmp_path, lambda _: None)
@@ -104,10 +94,10 @@ class Interrupted(Exception):
     pass
 
 
-def test_a_training_that_was_broken_off_ends_with_the_same_weights(
+def test_an_interrupted_training_ends_with_the_same_weights(
     base: LlamaForCausalLM, texts: list[TokenizedText], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exit_training, "KEEP_STEPS", 3)
+    monkeypatch.setattr(exit_training, "CHECKPOINT_STEPS", 3)
     unbroken = EarlyExitLLM(base, [1, 2])
     states = states_of(unbroken, texts, tmp_path / "states")
     (tmp_path / "whole").mkdir()
@@ -115,23 +105,21 @@ def test_a_training_that_was_broken_off_ends_with_the_same_weights(
 
     (tmp_path / "broken").mkdir()
     seen: list[int] = []
-    for last in (5, 11):  # between two of the steps that are kept
+    for last in (5, 11):  # between two checkpoints
 
-        def pull_the_plug(progress: exit_training.TrainingProgress, last: int = last) -> None:
+        def interrupt(progress: exit_training.TrainingProgress, last: int = last) -> None:
             if progress.step == last:
                 raise Interrupted
 
         with pytest.raises(Interrupted):
-            exit_training.train(EarlyExitLLM(base, [1, 2]), states, RECIPE, tmp_path / "broken", pull_the_plug)
+            exit_training.train(EarlyExitLLM(base, [1, 2]), states, RECIPE, tmp_path / "broken", interrupt)
     resumed = EarlyExitLLM(base, [1, 2])
     exit_training.train(resumed, states, RECIPE, tmp_path / "broken", lambda progress: seen.append(progress.step))
     assert seen[0] == 9
     assert same(bits(resumed.exit_heads), bits(unbroken.exit_heads))
 
 
-def test_seeds_decide_the_order_and_nothing_else_does(
-    base: LlamaForCausalLM, texts: list[TokenizedText], tmp_path: Path
-) -> None:
+def test_only_the_seed_decides_the_order(base: LlamaForCausalLM, texts: list[TokenizedText], tmp_path: Path) -> None:
     found = []
     for number, seed in enumerate([0, 0, 1]):
         model = EarlyExitLLM(base, [1])
@@ -143,7 +131,7 @@ def test_seeds_decide_the_order_and_nothing_else_does(
     assert not same(found[0], found[2])
 
 
-def test_states_are_the_same_however_texts_are_put_together(base: LlamaForCausalLM, texts: list[TokenizedText]) -> None:
+def test_states_do_not_depend_on_the_batching_of_texts(base: LlamaForCausalLM, texts: list[TokenizedText]) -> None:
     model = EarlyExitLLM(base, [1, 2])
     together = compute(model, texts)
     alone = [compute(model, [text]) for text in sorted(texts, key=lambda text: len(text.ids))]
@@ -175,7 +163,7 @@ def test_the_training_loop_takes_batches_of_tokens_as_the_documents_show_it(base
 @pytest.mark.parametrize(
     ("exits", "shape"), [([0], {}), ([3], {}), ([1], {"hidden_size": 65}), ([1], {"vocab_size": 9})]
 )
-def test_exits_and_shapes_that_are_not_the_models_are_refused(
+def test_exits_and_shapes_that_do_not_fit_the_model_are_refused(
     base: LlamaForCausalLM, exits: list[int], shape: dict[str, int]
 ) -> None:
     with pytest.raises(ValueError, match="the model has"):
@@ -190,7 +178,7 @@ def data(tmp_path: Path) -> Iterator[Path]:
     return path
 
 
-def test_what_is_trained_is_what_partition_cuts_with(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+def test_partition_uses_the_trained_exits(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "exits.safetensors"
     exit_heads.train(str(checkpoint), [1, 2], data, RECIPE, output)
     written = load_file(output)
@@ -204,11 +192,11 @@ def test_what_is_trained_is_what_partition_cuts_with(checkpoint: Path, data: Pat
     assert manifest.exits_trained == exits.sha256
 
 
-def test_the_whole_command_ends_the_same_after_a_break(
+def test_the_whole_command_ends_the_same_after_an_interruption(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exit_heads.train(str(checkpoint), [1], data, RECIPE, tmp_path / "unbroken.safetensors")
-    monkeypatch.setattr(exit_training, "KEEP_STEPS", 2)
+    monkeypatch.setattr(exit_training, "CHECKPOINT_STEPS", 2)
     with monkeypatch.context() as broken:
         broken.setattr(exit_heads.Screen, "show", lambda self, progress: 1 / (progress.step != 3))
         with pytest.raises(ZeroDivisionError):
@@ -218,9 +206,7 @@ def test_the_whole_command_ends_the_same_after_a_break(
     assert (tmp_path / "broken.safetensors").read_bytes() == (tmp_path / "unbroken.safetensors").read_bytes()
 
 
-def test_a_temperature_makes_an_overconfident_exit_mean_what_it_says(
-    base: LlamaForCausalLM, texts: list[TokenizedText]
-) -> None:
+def test_a_temperature_calibrates_an_overconfident_exit(base: LlamaForCausalLM, texts: list[TokenizedText]) -> None:
     model = EarlyExitLLM(base, [1, 2])
     with torch.no_grad():
         for head in model.exit_heads.values():
@@ -241,7 +227,7 @@ def test_a_temperature_makes_an_overconfident_exit_mean_what_it_says(
         ("e.txt", b"\xff\xfe", "utf-8"),
     ],
 )
-def test_data_that_is_none_is_refused(
+def test_wrong_data_is_refused(
     checkpoint: Path, tmp_path: Path, name: str, content: str | bytes | None, said: str
 ) -> None:
     path = tmp_path / name
@@ -253,7 +239,7 @@ def test_data_that_is_none_is_refused(
         exit_heads.train(str(checkpoint), [2, 1], path, RECIPE, tmp_path / "exits.safetensors")
 
 
-def test_of_questions_the_answers_are_learned_and_of_passages_everything(tmp_path: Path, data: Path) -> None:
+def test_questions_are_learned_by_their_answers_and_passages_as_a_whole(tmp_path: Path, data: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny.DEMO)
     training, validation = exit_texts.read(data, tokenizer, longest=64)
     assert (len(training), len(validation)) == (27, 3)
@@ -272,31 +258,31 @@ def answer(prompt: int, right: bool, confidence: list[list[float]], agrees: list
     return ExitTrace(prompt, right, np.array(confidence), np.array(agrees))
 
 
-def test_what_a_threshold_costs_is_counted_by_position() -> None:
+def test_the_cost_of_a_threshold_is_counted_by_position() -> None:
     sure = answer(3, True, [[0.9, 0.9, 0.9], [0, 0, 0]], [[True] * 3] * 2)
     second = answer(3, True, [[0.9, 0.1, 0.9], [0, 0.8, 0]], [[True] * 3] * 2)
     asks = answer(3, True, [[0.9, 0.1, 0.9], [0, 0.1, 0]], [[True, False, True], [True, False, True]])
-    got = outcome([sure, second, asks], 0.8, layers=8, first=2)
+    got = apply_threshold([sure, second, asks], 0.8, layers=8, first=2)
     assert got.taken == pytest.approx([7 / 9, 1 / 9])
-    assert got.asked_tokens == pytest.approx(1 / 9)
-    assert got.asked_answers == pytest.approx(1 / 3)
-    assert got.exact_match == 1  # where the exits were wrong the cloud was asked
-    # Asked for the second token it computes 3 positions of the prompt and 1 of the answer; each answer has 3 + 2.
+    assert got.cloud_tokens == pytest.approx(1 / 9)
+    assert got.cloud_answers == pytest.approx(1 / 3)
+    assert got.exact_match == 1  # the cloud gave the tokens that the exits had wrong
+    # For the second token the cloud computes 3 positions of the prompt and 1 of the answer; each answer has 3 + 2.
     assert got.cloud_work == pytest.approx((3 + 1) * 6 / (3 * 5 * 8))
 
 
-def test_an_exit_that_is_sure_and_wrong_spoils_the_answer() -> None:
+def test_a_confident_wrong_exit_makes_the_answer_wrong() -> None:
     wrong = answer(2, True, [[0.9, 0.9]], [[True, False]])
     never_right = answer(2, False, [[0.9, 0.9]], [[True, True]])
-    assert outcome([wrong, never_right], 0.8, 8, 2).exact_match == 0
-    everything = outcome([wrong, never_right], 1.01, 8, 2)
-    assert (everything.exact_match, everything.asked_tokens, everything.cloud_work) == (0.5, 1, 6 / 8)
+    assert apply_threshold([wrong, never_right], 0.8, 8, 2).exact_match == 0
+    everything = apply_threshold([wrong, never_right], 1.01, 8, 2)
+    assert (everything.exact_match, everything.cloud_tokens, everything.cloud_work) == (0.5, 1, 6 / 8)
 
 
-def test_the_committed_table_is_of_the_committed_exits() -> None:
-    table = exit_evaluation.README.read_text()
-    begin, end = exit_evaluation.MARKS
-    assert begin in table and end in table
-    exits = Exits(Checkpoint(tiny.DEMO), [2, 4], exit_evaluation.EXITS)
+def test_the_committed_table_belongs_to_the_committed_exits() -> None:
+    table = demo.README.read_text()
+    begin, end = demo.MARKS
+    assert begin.format("exits") in table and end in table
+    exits = Exits(Checkpoint(demo.CLOUD), [2, 4], demo.EXITS)
     for exit, temperature in zip(exits.layers, exits.temperatures, strict=True):
         assert f"| {exit} layers | {temperature:.2f} |" in table

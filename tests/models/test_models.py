@@ -1,4 +1,4 @@
-"""The demo pair: what it is trained on, what is held out, and that both engines read the same vocabulary."""
+"""The demo models: what they are trained on, what is held out, and that both engines read the same vocabulary."""
 
 import itertools
 import subprocess
@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from calibration import data as calibration_data
+from calibration import data
 from common.config_schema import EdgeModelConfig
 from edge.engine.engine import EdgeEngine
 from models import heldout
@@ -18,7 +18,7 @@ from models.corpus import questions as corpus
 from models.corpus import tasks
 
 MODELS = Path(__file__).parents[2] / "models"
-ASKED_IN_THE_DOCUMENTS = (
+PROMPTS_IN_THE_DOCUMENTS = (
     "What is AI?",
     "What is artificial intelligence?",
     "What is machine learning?",
@@ -46,7 +46,7 @@ def test_there_are_at_least_600_facts_in_several_wordings_each() -> None:
 
 
 def test_the_prompts_of_the_documents_are_trained_on() -> None:
-    assert set(ASKED_IN_THE_DOCUMENTS) <= wordings()
+    assert set(PROMPTS_IN_THE_DOCUMENTS) <= wordings()
 
 
 def test_nothing_held_out_is_trained_on() -> None:
@@ -83,6 +83,6 @@ def test_the_held_out_questions_can_be_calibrated_with_as_they_are_written(tmp_p
     path = tmp_path / "held-out.jsonl"
     command = [sys.executable, "-m", "models.heldout", "--per-kind", "2"]
     path.write_bytes(subprocess.run(command, cwd=MODELS.parent, capture_output=True, check=True).stdout)
-    questions = calibration_data.read(path)
+    questions = data.read(path)
     assert [(q.prompt, q.answer) for q in questions] == [pair[1:] for pair in heldout.pairs(per_kind=2)]
     assert len(heldout.pairs()) == len(corpus.held_out_pairs())

@@ -1,4 +1,4 @@
-"""Cutting a model: the pieces compute what the whole does; what cannot be cut is refused before anything is written."""
+"""Cutting a model: the pieces compute what the whole does; wrong input is refused before anything is written."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ IDS = [1, *range(500, 620), 2, *range(40, 60)]
 
 
 def chained(manifest: SplitManifest, folder: Path) -> list[np.ndarray]:
-    """The logits after each of IDS at every exit, then the tail's: each piece fed what the one before left."""
+    """The logits after each of IDS at every exit, then the tail's; each piece takes the states of the one before."""
     inputs: Any = IDS
     found = []
     states: list[np.ndarray] = []
@@ -76,7 +76,7 @@ def chained(manifest: SplitManifest, folder: Path) -> list[np.ndarray]:
 
 
 def of_the_whole(model: Path, exits: list[int]) -> list[np.ndarray]:
-    """The logits that the whole model's own norm and head make after these numbers of layers, and at its end."""
+    """The logits of the whole model's own norm and head after these numbers of layers, and at its end."""
     whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     with torch.no_grad():
         out = whole(torch.tensor([IDS]), output_hidden_states=True)
@@ -95,7 +95,7 @@ def test_pieces_in_a_chain_compute_what_the_whole_model_does(shape: str, tmp_pat
 
 
 @pytest.mark.parametrize("exits", [[1], [4], [1, 2, 3, 4], [2, 4]])
-def test_there_may_be_any_number_of_exits(exits: list[int], tmp_path: Path) -> None:
+def test_any_number_of_exits_is_possible(exits: list[int], tmp_path: Path) -> None:
     model = tiny.llama(tmp_path / "model")
     cut(str(model), exits, None, "f32", tmp_path / "split")
     manifest = read_manifest(tmp_path / "split")
@@ -131,7 +131,7 @@ def test_every_quantization_is_read_by_llama_cpp(quantization: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("quantization", ["q6_k", "q4_k_m"])
-def test_llama_cpp_quantizes_what_only_it_can(quantization: str, tmp_path: Path) -> None:
+def test_llama_cpp_quantizes_its_own_types(quantization: str, tmp_path: Path) -> None:
     cut(str(DEMO), [2, 4], None, quantization, tmp_path / "split")
     names = {path.name for path in (tmp_path / "split").iterdir()}
     assert names == {"manifest.json", "segment-1.gguf", "segment-2.gguf", "tail"}
@@ -202,7 +202,7 @@ def assert_same_tokens(model: Path, tmp_path: Path, encode: Callable[[str], list
     segment.free()
 
 
-def test_a_vocabulary_that_llama_cpp_reads_otherwise_is_refused(
+def test_a_vocabulary_that_llama_cpp_reads_differently_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = gguf_vocabulary._byte_level
@@ -234,7 +234,7 @@ def with_garbage(model: Path) -> None:
     (model / "model.safetensors").write_bytes(b"\xff" * 100)
 
 
-def with_other_cuts(model: Path) -> None:
+def with_another_pre_tokenizer(model: Path) -> None:
     path = model / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pre_tokenizer": {"type": "Whitespace"}}))
 
@@ -247,21 +247,21 @@ def with_other_cuts(model: Path) -> None:
         (with_config(hidden_size="many"), "hidden_size"),
         (with_config(num_hidden_layers=6), "is missing"),
         (with_config(intermediate_size=96), "the config says"),
-        (with_config(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "'dynamic' are not known"),
-        (with_config(hidden_act="gelu"), "'gelu' is not known"),
+        (with_config(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "'dynamic' are not supported"),
+        (with_config(hidden_act="gelu"), "'gelu' is not supported"),
         (with_config(use_sliding_window=True), "no sliding window"),
         (with_config(quantization_config={"quant_method": "fp8"}), "quantized already"),
         (with_config(vocab_size=99), "the config says"),
         (without_tensor, r"tensor model\.layers\.3\.mlp\.up_proj\.weight is missing"),
         (with_garbage, r"model\.safetensors"),
-        (with_other_cuts, "pre-tokenizer is not known"),
+        (with_another_pre_tokenizer, "pre-tokenizer is not known"),
         (lambda model: (model / "tokenizer.json").unlink(), r"no tokenizer\.json and no tokenizer\.model"),
         (lambda model: (model / "model.safetensors").unlink(), r"model\.safetensors"),
         (lambda model: (model / "config.json").unlink(), "No such file"),
         (lambda model: shutil.rmtree(model), "no such folder"),
     ],
 )
-def test_what_cannot_be_cut_is_refused_in_one_line(harm: Callable[[Path], Any], said: str, tmp_path: Path) -> None:
+def test_a_wrong_checkpoint_is_refused_in_one_line(harm: Callable[[Path], Any], said: str, tmp_path: Path) -> None:
     harm(tiny.llama(tmp_path / "model"))
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ConfigError, match=said) as refused:
@@ -278,7 +278,7 @@ def test_exits_outside_the_model_are_refused(exits: list[int], tmp_path: Path) -
     assert not (tmp_path / "split").exists()
 
 
-def test_rows_that_a_quantization_cannot_have_are_refused(tmp_path: Path) -> None:
+def test_rows_that_do_not_fit_a_quantization_are_refused(tmp_path: Path) -> None:
     model = tiny.llama(tmp_path / "model", intermediate_size=144)
     with pytest.raises(ConfigError, match=r"mlp\.down_proj\.weight are no multiples of 32"):
         cut(str(model), [2], None, "q8_0", tmp_path / "split")
@@ -304,8 +304,8 @@ def exits_file(path: Path, **tensors: torch.Tensor) -> Path:
         ({"exit_2_temperature": torch.zeros(1)}, "a temperature is not above 0"),
         ({"exit_2_temperature": torch.full((1,), torch.nan)}, "a temperature is not above 0"),
         ({"exit_4_head_weight": torch.ones(4096, 64)}, "has exits after 2,4 layers, not 2"),
-        ({"exit_x_norm_weight": torch.ones(64)}, "nothing of an exit"),
-        ({"colour": torch.ones(64)}, "nothing of an exit"),
+        ({"exit_x_norm_weight": torch.ones(64)}, "does not belong to an exit"),
+        ({"colour": torch.ones(64)}, "does not belong to an exit"),
     ],
 )
 def test_exits_of_another_model_are_refused(tensors: dict[str, torch.Tensor], said: str, tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_other_weights_or_another_cut_have_another_fingerprint(tmp_path: Path) -
     assert Checkpoint(model).fingerprint(2) != first
 
 
-def test_an_output_is_replaced_as_a_whole_and_nothing_else_is(tmp_path: Path) -> None:
+def test_only_an_earlier_partition_is_replaced_and_as_a_whole(tmp_path: Path) -> None:
     model = tiny.llama(tmp_path / "model")
     cut(str(model), [1, 2, 3], None, "f32", tmp_path / "split")
     cut(str(model), [2], None, "q8_0", tmp_path / "split")
@@ -351,7 +351,7 @@ def test_an_output_is_replaced_as_a_whole_and_nothing_else_is(tmp_path: Path) ->
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("work of years")
     for mine in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
-        with pytest.raises(ConfigError, match="there is something else"):
+        with pytest.raises(ConfigError, match="is neither empty nor an earlier partition"):
             cut(str(model), [2], None, "q8_0", mine)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "work of years"
 
@@ -359,19 +359,19 @@ def test_an_output_is_replaced_as_a_whole_and_nothing_else_is(tmp_path: Path) ->
 def test_a_model_is_never_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.llama(tmp_path / "model", num_hidden_layers=12, vocab_size=4096, tie_word_embeddings=True)
     monkeypatch.setattr(partition, "SHARD", 1)
-    read, alive, most = Checkpoint.tensor, dict[int, int](), [0]
+    read, alive, peak = Checkpoint.tensor, dict[int, int](), [0]
 
     def counted(checkpoint: Checkpoint, name: str) -> torch.Tensor:
         tensor = read(checkpoint, name)
         alive[id(tensor)] = tensor.nbytes
         weakref.finalize(tensor, alive.pop, id(tensor))
-        most[0] = max(most[0], sum(alive.values()))
+        peak[0] = max(peak[0], sum(alive.values()))
         return tensor
 
     monkeypatch.setattr(Checkpoint, "tensor", counted)
     cut(str(model), [2, 4], None, "f32", tmp_path / "split")
     AutoModelForCausalLM.from_pretrained(tmp_path / "split" / "tail")  # a file for each tensor, and an index
-    assert most[0] < 0.6 * sum(path.stat().st_size for path in Checkpoint(model).weight_files)
+    assert peak[0] < 0.6 * sum(path.stat().st_size for path in Checkpoint(model).weight_files)
 
 
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
     assert done.stderr == f"error: model {tmp_path / 'none'}: no such folder\n"
 
 
-def test_a_model_is_a_folder_here_or_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_a_local_folder_or_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def download(repository: str, allow_patterns: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints with random weights and little tokenizers, of the shapes that real ones have. Knows no engine."""
+"""Makes small checkpoints with random weights and small tokenizers, in the formats of real ones."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from models.corpus import questions as corpus
-from models.partition.gguf_vocabulary import CUTS
+from models.partition.gguf_vocabulary import PRE_TOKENIZERS
 
 DEMO = Path(__file__).parents[2] / "models" / "demo-cloud"
 SHAPE = {
@@ -45,7 +45,7 @@ def _saved(model: torch.nn.Module, folder: Path, shard: str) -> Path:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith(".bias"):  # transformers begins them as ones and zeros
+            if "norm" in name or name.endswith(".bias"):  # transformers initialises them with ones and zeros
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
             else:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
@@ -56,9 +56,9 @@ def _saved(model: torch.nn.Module, folder: Path, shard: str) -> Path:
 
 
 def give_byte_level_tokenizer(folder: Path, pre_tokenizer: str) -> None:
-    """Puts a small BPE tokenizer that cuts text as `pre_tokenizer`, llama.cpp's name, in the place of the demo's."""
-    (cuts,) = (cuts for cuts, name in CUTS.items() if name == pre_tokenizer)
-    pattern = Regex(cuts[0].removeprefix("Split "))
+    """Replaces the tokenizer by a small BPE one that splits text as `pre_tokenizer` (llama.cpp's name) does."""
+    (rule,) = (rule for rule, name in PRE_TOKENIZERS.items() if name == pre_tokenizer)
+    pattern = Regex(rule[0].removeprefix("Split "))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -77,7 +77,7 @@ def give_byte_level_tokenizer(folder: Path, pre_tokenizer: str) -> None:
 
 
 def give_sentence_pieces(folder: Path, scratch: Path) -> None:
-    """Puts a small SentencePiece tokenizer, of Llama 2's kind, in the place of the demo's."""
+    """Replaces the tokenizer by a small SentencePiece one like that of Llama 2."""
     text = scratch / "text"
     text.write_text("\n".join(fact.answer for fact in corpus.facts()[:400]))
     sentencepiece.SentencePieceTrainer.train(

@@ -12,7 +12,7 @@ from rich.table import Table
 from calibration.result import MEANINGS, CalibrationResult, figures
 from calibration.target import CalibrationTarget
 from common import config
-from common.config_schema import ConfidenceConfig
+from common.config_edge import ConfidenceConfig
 from common.decoding.policy import Plan
 from common.errors import ConfigError
 

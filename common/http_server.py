@@ -11,7 +11,7 @@ from contextlib import suppress
 from aiohttp import WSCloseCode, web
 from prometheus_client import CollectorRegistry
 
-from common.config_schema import ServerConfig
+from common.config_values import ServerConfig
 from common.errors import RequestError, StartError
 from common.http import auth as access
 from common.http import middleware

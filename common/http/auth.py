@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from common.config_schema import Secret
+from common.config_values import Secret
 from common.errors import AuthenticationError
 from common.http.messages import REQUEST_ID, TENANT
 from common.protocol.codec import PROTOCOL, PROTOCOL_HEADER

@@ -12,7 +12,8 @@ from typing import Self, TypeVar
 import aiohttp
 import zstandard
 
-from common.config_schema import NO_KEY, HttpClientConfig, Secret
+from common.config_schema import HttpClientConfig
+from common.config_values import NO_KEY, Secret
 from common.errors import ConfigError, EndpointError, RequestError
 from common.http.error_replies import check_protocol, error_from_reply
 from common.http.request_context import outgoing_headers

@@ -8,7 +8,7 @@ from typing import Self
 
 from common.cloud_client.pool import Cloud, CloudPool
 from common.cloud_client.split_session import CloudToken, SplitCloud, SplitSession
-from common.config_schema import EdgeSplitConfig
+from common.config_edge import EdgeSplitConfig
 from common.errors import EndpointError, RequestError
 from common.http.client import HTTPClient
 from common.types import Sampling

@@ -42,7 +42,7 @@ class Measured:
 
     def total(self, name: str) -> float:
         """The sum of one field of the answers' collaboration records."""
-        return float(sum(getattr(answer.told, name) for answer in self.answers if answer.told))
+        return float(sum(getattr(answer.collaboration, name) for answer in self.answers if answer.collaboration))
 
     @property
     def acceptance_length(self) -> float | None:
@@ -53,7 +53,9 @@ class Measured:
     @property
     def in_rounds(self) -> float:
         """The share of answers that were made in rounds."""
-        return sum(bool(answer.told and in_rounds(answer.told)) for answer in self.answers) / len(self.answers)
+        return sum(bool(answer.collaboration and in_rounds(answer.collaboration)) for answer in self.answers) / len(
+            self.answers
+        )
 
     def costs(self, round_trip: float, step: float) -> Costs:
         """Mean costs of an answer. `round_trip` and `step` (a plain step of the cloud) are in seconds."""
@@ -134,7 +136,7 @@ def row(cell: NetworkCell, name: str, measured: dict[str, Measured], token_ends:
         edge_thrown_away=found.total("edge_wasted") / drawn if drawn else None,
         in_rounds=found.in_rounds,
         differences=sum(not same(*pair) for pair in zip(answers, found.base, strict=True)),
-        degraded=sum(bool(answer.told and answer.told.degraded) for answer in answers),
+        degraded=sum(bool(answer.collaboration and answer.collaboration.degraded) for answer in answers),
         over_cloud_only=speed_ratio(pairs(answers, found.base)),
         typical_over_cloud_only=typical_ratio(pairs(answers, found.base)),
         allowed=allowed(cell, name, measured),

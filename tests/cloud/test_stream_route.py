@@ -21,7 +21,8 @@ from cloud.verify.round import VerifyRound
 from cloud.verify.stateless import verify
 from cloud.websocket import ClientLeftError, ClientSocket
 from common.cloud_client.stream import CloudStream
-from common.config_schema import HttpClientConfig, Secret, ServerConfig
+from common.config_schema import HttpClientConfig
+from common.config_values import Secret, ServerConfig
 from common.errors import ContextLengthError, EndpointError, OverloadedError, RequestError
 from common.http import messages
 from common.http.client import HTTPClient

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from cli.supervisor import STOP_SECONDS
-from common.config_schema import ServerConfig
+from common.config_values import ServerConfig
 from common.errors import StartError
 from common.http_server import FATAL, HTTPServer, make_app
 from tests.support.small_server import SmallServer, small_server

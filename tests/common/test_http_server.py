@@ -10,7 +10,8 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from common import config
-from common.config_schema import HttpClientConfig, Secret
+from common.config_schema import HttpClientConfig
+from common.config_values import Secret
 from common.errors import EndpointError
 from common.http.client import HTTPClient
 from common.http.messages import reply

@@ -13,7 +13,8 @@ from cli.demo import free_ports
 from cloud.split.context_manager import Limits
 from common.cloud_client import split_connection, split_session
 from common.cloud_client.split_session import SplitCloud, SplitSession
-from common.config_schema import HttpClientConfig, ServerConfig
+from common.config_schema import HttpClientConfig
+from common.config_values import ServerConfig
 from common.errors import EndpointError, EngineError, ModelMismatch, OverloadedError, RequestError
 from common.http.client import HTTPClient
 from common.http.error_replies import Busy

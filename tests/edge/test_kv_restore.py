@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.types import GREEDY, Draft
 from edge.engine.engine import EdgeEngine
 from edge.kv import snapshot_format

@@ -25,7 +25,7 @@ from msgspec import Meta
 
 from cli.args import run_program, set_up_logging
 from common import http_server
-from common.config_schema import ServerConfig
+from common.config_values import ServerConfig
 from common.errors import OverloadedError
 from common.http import messages
 from common.http.in_flight import IN_FLIGHT

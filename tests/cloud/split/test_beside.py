@@ -13,7 +13,7 @@ from cloud.engine.supervisor import SupervisorTiming
 from cloud.routes.admission import Admission
 from cloud.split.service import SplitService
 from common.cloud_client.split_session import SplitCloud
-from common.config_schema import CloudConfig, CloudSplitConfig, EngineConfig
+from common.config_cloud import CloudConfig, CloudSplitConfig, EngineConfig
 from common.errors import ConfigError
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cloud.split import connection, route
-from common.config_schema import Secret, ServerConfig
+from common.config_values import Secret, ServerConfig
 from common.errors import EngineError, OverloadedError
 from common.protocol.hidden_states import PackedStates, pack
 from common.protocol.split_frames import (

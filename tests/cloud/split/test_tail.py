@@ -12,7 +12,7 @@ from cloud.split.context_manager import EvictionReason
 from cloud.split.pool import TailPool
 from cloud.split.service import SplitService
 from common.cloud_client.split_session import SplitCloud
-from common.config_schema import Secret, ServerConfig
+from common.config_values import Secret, ServerConfig
 from common.errors import EndpointError, ForeignSession
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer

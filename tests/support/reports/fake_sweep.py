@@ -21,7 +21,7 @@ def answer(question: int, seconds: float, text: str = "a b c", **told: int) -> T
         text=text,
         finish_reason="stop",
         arrivals=[(seconds / 2, 1), (seconds, len(text) - 1)],
-        told=Collaboration(**told),  # type: ignore[arg-type]
+        collaboration=Collaboration(**told),  # type: ignore[arg-type]
     )
 
 

@@ -110,9 +110,7 @@ class ResidentPool:
         try:
             verdict = await live.verify(round)
         except EngineError:
-            self._end_all(
-                CloseReason.ENGINE
-            )  # all are lost with the engine; a stateless request reports its state
+            self._end_all(CloseReason.ENGINE)  # lost with the engine, whose state a stateless request reports
             return None
         except BaseException:
             self._end(session, CloseReason.LEFT)

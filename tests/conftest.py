@@ -24,14 +24,16 @@ CLOUD_CONTEXT = 256
 STEP_TOKENS = 320
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two workers (`make test`) divide the tests by what they share, longest first; the order within a file stays.
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Two workers (`make test`) divide the tests by what they share.
 
     Real servers start once, in one worker. Programs write their logs into one folder, so they run in that worker too.
     """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(shared_by(item)))
+    item.add_marker(pytest.mark.xdist_group(shared_by(item)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest groups begin first; the order within a group stays."""
     items.sort(key=lambda item: GROUPS.get(shared_by(item), len(GROUPS)))
 
 

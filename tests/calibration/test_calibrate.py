@@ -15,6 +15,7 @@ from calibration.report import CalibratedConfig
 from calibration.target import CalibrationTarget
 from cli.terminal import console
 from common import config
+from common.decoding.policy import default_plan
 from common.errors import ConfigError
 from common.http_client import EdgeCloudHTTPClient
 from models import heldout
@@ -118,7 +119,7 @@ async def test_a_small_calibration_on_the_real_engines_measures_what_it_simulate
     assert {"token", "product", "both", "any_length"} == set(report["curves"])
 
     chosen = config.load(output, environment={})
-    assert chosen.plan.gate.threshold == report["config"]["edge.confidence.threshold"]
+    assert default_plan(chosen).gate.threshold == report["config"]["edge.confidence.threshold"]
     assert chosen.inference.max_draft_tokens == report["config"]["inference.max_draft_tokens"]
     assert chosen.experiments == config.load(environment={}).experiments
 

@@ -7,7 +7,7 @@ import uvloop
 from cli.args import config_parser, load_config, run_program, set_up_logging
 from cloud.cloud_server import build_app
 from cloud.engine.engine import CloudEngine
-from common.config_schema import CloudConfig
+from common.config_cloud import CloudConfig
 from common.http_server import serve
 
 

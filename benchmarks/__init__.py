@@ -1,1 +1,1 @@
-"""Speed, each against a peer in one run, interleaved, as ratios."""
+"""Speed and cost benchmarks, each against a peer in the same run, as ratios."""

@@ -1,8 +1,12 @@
-"""The edge server against a bare loop over the same engine and against llama-server: ratios, interleaved in one run.
+"""Compares the edge server's speed with a bare decoding loop on the same engine and with llama-server.
 
 python -m benchmarks.edge_speed [--tokens 64] [--repeats 5] [--threads 1] [--model FILE.gguf] [--json FILE]
-(`make llama-server` builds the peer from the sources of the llama-cpp-python that is installed; without it that
-comparison is left out.)
+
+All have the same model, threads and prompts. In each repeat they answer the same new prompts one after another, first
+one prompt, then eight at once. A ratio is the edge's speed over the other's in the same repeat: above 1 the edge is
+faster. The last two ratios are the confidence computation's share of the engine's time.
+(`make llama-server` builds llama-server from the sources of the installed llama-cpp-python; without it that comparison
+is left out.)
 """
 
 import argparse
@@ -20,62 +24,33 @@ from typing import Any
 import aiohttp
 import msgspec
 from rich.progress import Progress
-from rich.table import Table
 
-from benchmarks.random_model import SMOL_135M, WIDE_VOCABULARY, LlamaShape, write
+from benchmarks.random_gguf import CACHE, SMOL_135M, WIDE_VOCABULARY, model_file
+from benchmarks.ratio_table import RequiredRatio, table
 from cli import terminal
 from cli.args import run_program
 from cli.demo import free_ports
 from cli.supervisor import PROJECT
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.errors import StartError
 from edge.confidence import ConfidenceCalculator
 from edge.engine.engine import EdgeEngine
 from edge.llama.batch import SequenceTokens
 from edge.llama.model import Llama
 
-CACHE = Path.home() / ".cache" / "edgecloud"
 PEER = CACHE / "llama-server"
-VOCABULARY = PROJECT / "models" / "demo-edge.gguf"
 PROMPT_TOKENS = 32
 STREAMS = 8
 CONTEXT = 1024
 PEERS = {"llama-server -fa off": ("-fa", "off"), "llama-server": ()}
-"""The peer with the edge's attention kernels (see edge/llama/model.py), and as it comes; names and options."""
+"""llama-server with the edge's attention kernels (see edge/llama/model.py), and with its defaults; its options."""
 
-Way = Callable[[list[list[int]]], Awaitable[float]]
-"""Answers all prompts at the same time; returns the seconds it took."""
-
-
-class RequiredRatio(msgspec.Struct):
-    """One ratio that this benchmark promises: the middle one of the repeats, their range, and the least wanted."""
-
-    name: str
-    wanted: float
-    ratios: list[float]
-    at_most: bool = False
-    """`wanted` is a most, not a least."""
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.ratios)
-
-    @property
-    def holds(self) -> bool:
-        return self.median <= self.wanted if self.at_most else self.median >= self.wanted
-
-
-def model_file(shape: LlamaShape) -> Path:
-    """A random model of that shape, made at the first call."""
-    path = CACHE / "models" / f"{shape.name}.gguf"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        write(path, shape, vocabulary_of=VOCABULARY)
-    return path
+Contender = Callable[[list[list[int]]], Awaitable[float]]
+"""Answers all prompts at the same time; returns the seconds that this took."""
 
 
 class BareLoop:
-    """Greedy decoding with nothing around it: the C API, a batch, an argmax."""
+    """Greedy decoding with nothing around it: the C API, one batch a step, an argmax."""
 
     def __init__(self, model: Path, threads: int, tokens: int) -> None:
         self._llama = Llama(
@@ -101,7 +76,7 @@ class BareLoop:
 
 
 class CompletionServer:
-    """Streams completions from a server that speaks OpenAI's API; the KV of earlier prompts is not to be used."""
+    """Streams completions from a server with OpenAI's API; `extra` must switch its reuse of earlier KV off."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, tokens: int, extra: dict[str, Any]) -> None:
         self._session = session
@@ -122,7 +97,7 @@ class CompletionServer:
                 if line.startswith(b"data: {"):
                     last = line
         drawn = msgspec.json.decode(last[6:])["usage"]["completion_tokens"]
-        assert drawn == self._tokens, f"{drawn} tokens of {self._tokens} came"
+        assert drawn == self._tokens, f"{drawn} tokens instead of {self._tokens}"
 
 
 @asynccontextmanager
@@ -150,8 +125,8 @@ async def ready(session: aiohttp.ClientSession, url: str) -> None:
     raise StartError(f"{url} does not answer; see logs/benchmark-*.log")
 
 
-async def ways(stack: AsyncExitStack, model: Path, args: argparse.Namespace) -> dict[str, Way]:
-    """The bare loop, the edge and, if they were built, the peers, each with its own copy of the model."""
+async def contenders(stack: AsyncExitStack, model: Path, args: argparse.Namespace) -> dict[str, Contender]:
+    """The bare loop, the edge and, if it was built, llama-server, each with its own copy of the model."""
     (PROJECT / "logs").mkdir(exist_ok=True)
     edge_port, *peer_ports = free_ports(1 + len(PEERS))
     session = await stack.enter_async_context(aiohttp.ClientSession())
@@ -164,7 +139,7 @@ async def ways(stack: AsyncExitStack, model: Path, args: argparse.Namespace) -> 
     edge_url = f"http://127.0.0.1:{edge_port}"
     await ready(session, edge_url + "/ready")
     edge = CompletionServer(session, edge_url, args.tokens, {"mode": "edge_only", "use_kv_cache": False})
-    found: dict[str, Way] = {"bare": bare.answer, "edge": edge.answer}
+    found: dict[str, Contender] = {"bare": bare.answer, "edge": edge.answer}
     if PEER.exists():
         options = ["-m", str(model), "-c", str(CONTEXT * STREAMS), "-np", str(STREAMS)]
         options += ["-t", str(args.threads), "-tb", str(args.threads)]
@@ -177,22 +152,22 @@ async def ways(stack: AsyncExitStack, model: Path, args: argparse.Namespace) -> 
 
 
 async def speed(model: Path, args: argparse.Namespace, bar: Progress) -> list[RequiredRatio]:
-    """Seconds of every way, for one stream and for eight, as ratios within each repeat."""
+    """The edge's speed over each contender's, for one stream and for eight, in every repeat."""
     source = random.Random(1)
     seconds: dict[tuple[str, int], list[float]] = {}
     async with AsyncExitStack() as stack:
-        found = await ways(stack, model, args)
+        found = await contenders(stack, model, args)
         rounds = range(args.repeats + 1)
         for repeat, streams in bar.track(list(itertools.product(rounds, (1, STREAMS))), description="interleaved"):
             prompts = [[source.randrange(100, 4000) for _ in range(PROMPT_TOKENS)] for _ in range(streams)]
             for name, answer in found.items():
                 took = await answer(prompts)
-                if repeat:  # the first is a warm-up
+                if repeat:  # the first is not counted: warm-up
                     seconds.setdefault((name, streams), []).append(took)
     for (name, streams), all_seconds in seconds.items():
         rate = streams * args.tokens / statistics.median(all_seconds)
         bar.console.print(f"{name}, {streams} stream{'s' * (streams > 1)}: {rate:.1f} tokens/s")
-    made = []
+    ratios = []
     for peer, streams, wanted in (
         ("bare", 1, 0.90),
         ("bare", 8, 0.85),
@@ -201,14 +176,14 @@ async def speed(model: Path, args: argparse.Namespace, bar: Progress) -> list[Re
     ):
         if (peer, streams) in seconds:
             pairs = zip(seconds[peer, streams], seconds["edge", streams], strict=True)
-            made.append(
+            ratios.append(
                 RequiredRatio(f"{peer}, {streams} stream{'s' * (streams > 1)}", wanted, [p / e for p, e in pairs])
             )
-    return made
+    return ratios
 
 
 async def share_of_confidence(model: Path, args: argparse.Namespace, streams: int) -> RequiredRatio:
-    """What F1 and the tokens' probabilities cost of all the engine's time, with a vocabulary of 150,000."""
+    """The share of the engine's time that F1 and token probabilities take, with a vocabulary of 150,000."""
     calculator = ConfidenceCalculator()
     spent = 0.0
 
@@ -231,35 +206,25 @@ async def share_of_confidence(model: Path, args: argparse.Namespace, streams: in
     return RequiredRatio(name, 0.05, shares[1:], at_most=True)
 
 
-def table(rows: list[RequiredRatio]) -> Table:
-    made = Table(title="Same model, threads and prompts; the median of the repeats decides", title_justify="left")
-    made.add_column("edge over", no_wrap=True)
-    for name in ("ratio", "range", "wanted", "holds"):
-        made.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        wanted = f"{'≤' if row.at_most else '≥'} {row.wanted:.2f}"
-        span = f"{min(row.ratios):.3f}-{max(row.ratios):.3f}"
-        made.add_row(row.name, f"{row.median:.3f}", span, wanted, "yes" if row.holds else "NO")
-    return made
-
-
 async def main() -> None:
-    parser = argparse.ArgumentParser(description="The edge server's speed, as ratios.")
+    parser = argparse.ArgumentParser(
+        description="Compare the edge server's speed with a bare loop and with llama-server."
+    )
     parser.add_argument("--model", type=Path, help="GGUF file (default: a random one of SmolLM2-135M's shape)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer (default 64)")
-    parser.add_argument("--repeats", type=int, default=5, help="times that everything is measured (default 5)")
-    parser.add_argument("--threads", type=int, default=1, help="llama.cpp's threads, everywhere (default 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each contender (default 5)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of llama.cpp for every contender (default 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all ratios to this file")
     args = parser.parse_args()
     console = terminal.console()
     if not PEER.exists():
-        console.print(f"no {PEER}: `make llama-server` builds it; its comparisons are left out")
+        console.print(f"{PEER} is missing, so it is not compared; `make llama-server` builds it")
     wide = model_file(WIDE_VOCABULARY)
     with Progress(console=console) as bar:
         rows = await speed(args.model or model_file(SMOL_135M), args, bar)
     for streams in (1, STREAMS):
         rows.append(await share_of_confidence(wide, args, streams))
-    console.print(table(rows))
+    console.print(table(rows, "Edge server: its speed over the other's, and F1's share of its time"))
     if args.json:
         args.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
 

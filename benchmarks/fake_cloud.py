@@ -1,6 +1,6 @@
-"""A cloud without a model, over real HTTP: `fakes.cloud_model` decides, sessions and replays are kept as a real one's.
+"""A cloud server without a real model: the cloud's HTTP routes, answered by the toy model.
 
-What it does wrong is set by its attributes. `asked` are the rounds that it ran, so that one run twice shows.
+It keeps sessions and replays rounds as the real server does. Its attributes make it fail on purpose.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from aiohttp import WSMsgType, web
 
+from benchmarks.toy_model import END, answer_of, cloud_model, verify
 from common.errors import EngineError, OverloadedError, PrefixUnknown
 from common.http.messages import read, reply, websocket
 from common.http_server import HTTPServer, make_app
@@ -19,13 +20,12 @@ from common.protocol.prefix_hash import prefix_hash
 from common.protocol.stream_frames import ClientFrame, DraftFrame, EndFrame, StartFrame, TokensFrame
 from common.protocol.vocabulary import VocabularyInfo, fingerprint, pieces_of
 from common.types import VerifyRequest, VerifyResponse
-from tests.support.fakes import END, FakeVerifier, answer_of, cloud_model
 
 TOKENIZER = Path(__file__).parents[1] / "models" / "demo-cloud" / "tokenizer.json"
 
 
 class FakeCloud:
-    """Greedy; `pause` seconds before each token of a stream, and before each round's answer."""
+    """Answers greedily; waits `pause` seconds before each token of a stream and before each round's answer."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -34,9 +34,10 @@ class FakeCloud:
         self.protocol = codec.PROTOCOL
         self.pause = 0.0
         self.break_after_round: int | None = None
-        """Does the work of this round, counted from 1, and breaks the connection instead of answering."""
+        """After the work of this round, counted from 1, it breaks the connection instead of answering."""
         self.probes = 0
         self.asked: list[VerifyRequest] = []
+        """The rounds that it computed; a replayed round is not in it again."""
         self.starts: list[StartFrame] = []
         self._sessions: dict[str, list[int]] = {}
         self._answers: dict[tuple[str, str], VerifyResponse] = {}
@@ -47,10 +48,10 @@ class FakeCloud:
         app.router.add_get("/tokenizer", self._tokenizer)
         app.router.add_post("/verify", self._verify)
         app.router.add_get("/stream", self._stream)
-        app.on_response_prepare.append(self._say_protocol)
+        app.on_response_prepare.append(self._add_protocol)
         return app
 
-    async def _say_protocol(self, request: web.Request, response: web.StreamResponse) -> None:
+    async def _add_protocol(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers[codec.PROTOCOL_HEADER] = self.protocol
 
     async def _ready(self, request: web.Request) -> web.Response:
@@ -59,7 +60,7 @@ class FakeCloud:
         return reply(request, {"status": "ready"})
 
     async def _tokenizer(self, request: web.Request) -> web.Response:
-        """It takes the demo edge's ids for its own."""
+        """The demo model's vocabulary, so that the demo edge's token ids are valid here."""
         self._refuse()
         pieces = pieces_of(TOKENIZER.read_text())
         return reply(request, VocabularyInfo(fingerprint(pieces), len(pieces)))
@@ -81,7 +82,7 @@ class FakeCloud:
             raise PrefixUnknown("prefix unknown")
         await asyncio.sleep(self.pause)
         committed = held + body.new_token_ids
-        verdict = await FakeVerifier().verify(committed, body.draft_token_ids, body.sampling, body.max_tokens)
+        verdict = verify(committed, body.draft_token_ids, body.max_tokens)
         self._sessions[body.session] = committed + verdict.token_ids
         reason = "stop" if verdict.finished else None
         answer = VerifyResponse(
@@ -98,7 +99,7 @@ class FakeCloud:
         return reply(request, answer)
 
     async def _stream(self, request: web.Request) -> web.WebSocketResponse:
-        """Token by token; drafts are read and change nothing. A connection that its client keeps has more answers."""
+        """Streams token by token and ignores drafts; a connection with `keep` serves one answer after another."""
         socket = await websocket(request)
         start: StartFrame | None = codec.decode((await socket.receive()).data, cast(Any, ClientFrame), codec.MSGPACK)
         while start is not None:
@@ -107,7 +108,7 @@ class FakeCloud:
         return socket
 
     async def _answer(self, socket: web.WebSocketResponse, start: StartFrame) -> StartFrame | None:
-        """Returns the start of the next."""
+        """Streams one answer; returns the next start frame of a kept connection."""
         self.starts.append(start)
         position, generating = len(start.token_ids), answer_of(cloud_model, start.token_ids, start.max_tokens)
         reading = asyncio.create_task(self._read(socket))
@@ -123,7 +124,7 @@ class FakeCloud:
         return None
 
     async def _read(self, socket: web.WebSocketResponse) -> StartFrame | None:
-        """The next start, when it comes; None when the client leaves."""
+        """The next start frame; None once the client has closed the connection."""
         while (message := await socket.receive()).type is WSMsgType.BINARY:
             frame = codec.decode(message.data, cast(Any, ClientFrame), codec.MSGPACK)
             if isinstance(frame, StartFrame):
@@ -134,6 +135,7 @@ class FakeCloud:
 
 @asynccontextmanager
 async def serving(port: int = 0) -> AsyncIterator[FakeCloud]:
+    """A fake cloud on this port; 0: any free one."""
     cloud = FakeCloud()
     server = HTTPServer(cloud.app(), "127.0.0.1", port, drain_seconds=0)
     await server.start()

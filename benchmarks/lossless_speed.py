@@ -1,6 +1,10 @@
-"""Lossless speculation against the cloud alone, in one run, interleaved, as ratios. Knows only the servers' APIs.
+"""Compares the speed of lossless collaboration with the cloud alone, on the demo servers.
 
 python -m benchmarks.lossless_speed [--prompts 8] [--repeats 5]
+
+Each prompt is answered by the cloud server itself and through the edge without the confidence check, one right after
+the other, in alternating order. The speed-up is the median time of the cloud over the median time of the edge: above 1
+collaboration is faster.
 """
 
 import statistics
@@ -26,11 +30,15 @@ TOKENS = 64
 
 
 class ChatChoice(msgspec.Struct):
+    """The fields of a choice that this benchmark reads."""
+
     message: Message
     finish_reason: str
 
 
 class Reply(msgspec.Struct):
+    """The fields of a chat completion that this benchmark reads."""
+
     choices: list[ChatChoice]
     usage: dict[str, Any]
     collaboration: Collaboration | None = None
@@ -38,7 +46,7 @@ class Reply(msgspec.Struct):
 
 @dataclass
 class PromptTimes:
-    """One prompt's seconds, both ways, over the repeats."""
+    """What was measured for one prompt over the repeats: seconds of the cloud alone and of lossless collaboration."""
 
     prompt: str
     cloud: list[float] = field(default_factory=list)
@@ -48,24 +56,25 @@ class PromptTimes:
     same: bool = True
 
     @property
-    def ratio(self) -> float:
+    def speed_up(self) -> float:
         return statistics.median(self.cloud) / statistics.median(self.lossless)
 
 
 async def timed(client: HTTPClient, request: ChatRequest) -> tuple[float, Reply]:
+    """Seconds of a whole answer, and the answer."""
     started = time.perf_counter()
     reply = await client.post("/v1/chat/completions", request, Reply)
     return time.perf_counter() - started, reply
 
 
 async def measure(edge: HTTPClient, cloud: HTTPClient, row: PromptTimes) -> None:
-    """One answer each way; the order of the two changes with every repeat."""
+    """One answer of each; the order of the two changes with every repeat."""
     question = [Message(role="user", content=row.prompt)]
     alone = ChatRequest(messages=question, max_tokens=TOKENS, temperature=0)
     together = ChatRequest(messages=question, max_tokens=TOKENS, temperature=0, use_confidence_check=False)
-    ways = [(cloud, alone, row.cloud), (edge, together, row.lossless)]
+    both = [(cloud, alone, row.cloud), (edge, together, row.lossless)]
     texts = []
-    for client, request, seconds in ways if len(row.cloud) % 2 else reversed(ways):
+    for client, request, seconds in both if len(row.cloud) % 2 else reversed(both):
         spent, reply = await timed(client, request)
         seconds.append(spent)
         texts.append(reply.choices[0].message.text)
@@ -76,9 +85,9 @@ async def measure(edge: HTTPClient, cloud: HTTPClient, row: PromptTimes) -> None
 
 
 async def main() -> None:
-    parser = config_parser("Measure lossless speculation against the cloud alone.")
+    parser = config_parser("Compare the speed of lossless collaboration with the cloud alone.")
     parser.add_argument("--prompts", type=int, default=8, help="prompts with answers of at least 64 tokens (default 8)")
-    parser.add_argument("--repeats", type=int, default=5, help="answers per prompt and way (default 5)")
+    parser.add_argument("--repeats", type=int, default=5, help="answers of each to each prompt (default 5)")
     args = parser.parse_args()
     console = terminal.console()
     long = [f for f in corpus.facts() if f.kind == "explanation"][:: max(1, 80 // args.prompts)][: args.prompts]
@@ -98,20 +107,20 @@ async def main() -> None:
 
 
 def table(rows: list[PromptTimes]) -> Table:
-    made = Table(
-        title=f"Greedy answers of up to {TOKENS} tokens, cloud alone against lossless: medians in seconds",
+    result = Table(
+        title=f"Greedy answers of up to {TOKENS} tokens: medians of the cloud alone and of lossless collaboration",
         title_justify="left",
     )
-    made.add_column("prompt", max_width=20)
-    for name in ("tokens", "cloud", "lossless", "speed-up", "accepted", "same"):
-        made.add_column(name, justify="right", min_width=len(name))
+    result.add_column("prompt", max_width=20)
+    for name in ("tokens", "cloud, s", "lossless, s", "speed-up", "acceptance rate", "same text"):
+        result.add_column(name, justify="right", min_width=len(name))
     for row in rows:
         cloud, lossless = statistics.median(row.cloud), statistics.median(row.lossless)
-        cells = f"{cloud:.3f}", f"{lossless:.3f}", f"{row.ratio:.2f}", f"{row.acceptance:.2f}"
-        made.add_row(row.prompt, str(row.tokens), *cells, "yes" if row.same else "no")
-    made.add_section()
-    made.add_row("median", "", "", "", f"{statistics.median(r.ratio for r in rows):.2f}", "", "")
-    return made
+        cells = f"{cloud:.3f}", f"{lossless:.3f}", f"{row.speed_up:.2f}", f"{row.acceptance:.2f}"
+        result.add_row(row.prompt, str(row.tokens), *cells, "yes" if row.same else "no")
+    result.add_section()
+    result.add_row("median", "", "", "", f"{statistics.median(r.speed_up for r in rows):.2f}", "", "")
+    return result
 
 
 if __name__ == "__main__":

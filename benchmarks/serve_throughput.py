@@ -1,7 +1,10 @@
-"""Our cloud server's /v1/completions against `vllm serve` with the same model and arguments, by vLLM's own benchmark.
+"""Compares the output throughput of the cloud server's /v1/completions with `vllm serve`, by vLLM's own benchmark.
 
-python -m benchmarks.serve_throughput [--repeats 3]. Both servers stay up and are asked in turn; printed are output
-tokens per second, median over the repeats, and their ratio.
+python -m benchmarks.serve_throughput [--repeats 3]
+
+Both servers have the same model and engine arguments, run all the time and are measured in turn: in each repeat first
+with 1 client, then with 16. The table shows the median output tokens per second over the repeats; the ratio is the
+cloud server's throughput over `vllm serve`'s: above 1 the cloud server is faster.
 """
 
 import json
@@ -27,11 +30,11 @@ from cloud.engine.args import CPU_DEFAULTS, words
 MODEL = PROJECT / "models" / "demo-cloud"
 ARGS: dict[str, object] = {**CPU_DEFAULTS, "dtype": "float32", "max_model_len": 1024}
 REQUESTS = {1: 24, 16: 192}
-"""How many, for each number of clients."""
+"""Requests of one run, by the number of concurrent clients."""
 PROMPT, ANSWER = 64, 128
-"""Tokens."""
+"""Tokens of each prompt and each answer."""
 
-# The console script of vLLM's CPU build looks for a package of another name; these call the same functions.
+# The console script of vLLM's CPU build looks for a package with another name; these scripts call the same functions.
 VLLM_SERVE = """
 import sys
 from vllm.entrypoints.launchers.api_server.entry import main
@@ -50,7 +53,7 @@ if __name__ == "__main__":
 
 @contextmanager
 def running(command: list[str], log: Path) -> Iterator[None]:
-    """A server as a process group of its own, ended with all that it started."""
+    """Runs a server in its own process group; ends it with everything that it started."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, cwd=PROJECT)
     try:
@@ -76,7 +79,7 @@ def theirs(port: int, script: Path) -> list[str]:
 
 
 def tokens_per_second(port: int, clients: int, script: Path, folder: Path) -> float:
-    """One run of vLLM's benchmark."""
+    """Output tokens per second in one run of vLLM's benchmark."""
     options: dict[str, object] = {
         "backend": "openai",
         "base_url": f"http://127.0.0.1:{port}",
@@ -102,7 +105,7 @@ def tokens_per_second(port: int, clients: int, script: Path, folder: Path) -> fl
 
 
 def table(measured: dict[tuple[int, str], list[float]]) -> Table:
-    result = Table("clients", "our cloud server", "vllm serve", "ratio", title="output tokens per second")
+    result = Table("clients", "cloud server", "vllm serve", "ratio", title="Output tokens per second")
     for clients in REQUESTS:
         mine, other = (statistics.median(measured[clients, name]) for name in ("ours", "theirs"))
         result.add_row(str(clients), f"{mine:.0f}", f"{other:.0f}", f"{mine / other:.3f}")
@@ -110,8 +113,8 @@ def table(measured: dict[tuple[int, str], list[float]]) -> Table:
 
 
 def main() -> int:
-    parser = config_parser("Compare our cloud server with vllm serve.")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = config_parser("Compare the throughput of the cloud server with vllm serve.")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each server and number of clients (default 3)")
     repeats = parser.parse_args().repeats
     console = terminal.console()
     with ExitStack() as stack:

@@ -1,6 +1,9 @@
-"""Bytes that a verify sends up at contexts of 100, 1,000 and 4,000 tokens, over HTTP to a real cloud server.
+"""Counts the bytes that a verification round sends up at contexts of 100, 1,000 and 4,000 tokens, with F4 on and off.
 
-python -m benchmarks.uplink. The model's weights are random, its context is long; drafts have 8 tokens.
+python -m benchmarks.uplink
+
+The server is a real cloud server with a small random model; drafts have 8 tokens. Bytes are counted, not timed, so the
+order of the cases does not matter and there is no ratio.
 """
 
 import random
@@ -24,7 +27,7 @@ ROUNDS = 5
 
 
 async def bytes_up(clouds: CloudPool, context: int) -> tuple[int, int]:
-    """Of the first round, which brings the prompt, and the most of those that follow."""
+    """Bytes of the first round, which carries the prompt, and the maximum over the rounds after it."""
     rng = random.Random(context)
     tokens = [rng.randrange(5, 4096) for _ in range(context)]
     verifier = CloudVerifier(clouds)
@@ -38,9 +41,15 @@ async def bytes_up(clouds: CloudPool, context: int) -> tuple[int, int]:
 
 
 async def main() -> None:
-    config_parser("Measure what a verify sends.").parse_args()
+    config_parser("Count the bytes that a verification round sends up.").parse_args()
     console = terminal.console()
-    table = Table("context", "F4", "first round", "each round after it", title="body bytes up, drafts of 8 tokens")
+    table = Table(
+        "context, tokens",
+        "F4",
+        "first round, bytes",
+        "later rounds, bytes",
+        title="Request body of a round with a draft of 8 tokens",
+    )
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     with random_model(width=256, layers=2, context=8192) as model:

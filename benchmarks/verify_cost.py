@@ -1,6 +1,10 @@
-"""One verify in plain decode steps of the same engine: resident, stateless, and with F3 off. Knows no HTTP and no edge.
+"""Measures the time of one verification round on the cloud's engine, in plain decode steps of the same engine.
 
 python -m benchmarks.verify_cost [--draft 8] [--repeats 30]
+
+Each repeat times 16 plain decode steps and then the same round three times, in rotating order: with a resident request,
+stateless, and with F3 off. "steps" is a round's median time over the median time of a plain decode step: 1 means that a
+whole draft is verified in the time of one token.
 """
 
 import argparse
@@ -28,24 +32,22 @@ from models.random_model import random_model
 STEPS = 16
 """Plain decode steps timed in each repeat."""
 CONTEXTS = (48, 208)
-"""Half a block of 32 past what the prefix cache can hold, as is the mean."""
-WAYS = ("resident", "stateless", "F3 off")
-
-Verify = Callable[[VerifyRound], Awaitable[Verdict | None]]
+"""Tokens before the draft: 16 past a whole number of the prefix cache's blocks of 32, the mean remainder."""
+KINDS = ("resident", "stateless", "F3 off")
 
 
 @dataclass
 class VerifyTimes:
-    """One model and context: seconds over the repeats."""
+    """Seconds of decode steps and of rounds, over the repeats, for one model and context."""
 
     model: str
     context: int
     step: list[float] = field(default_factory=list)
-    verify: dict[str, list[float]] = field(default_factory=lambda: {way: [] for way in WAYS})
+    verify: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
 
 
 async def step_seconds(engine: CloudEngine, prompt: list[int]) -> float:
-    """A plain decode step, as one client sees it: between the first token of an answer and its last."""
+    """Seconds of a plain decode step: from the first token of an answer to its last, over the tokens between."""
     params = vllm_params(VerifyRound(prompt, [], max_tokens=STEPS + 1), RequestOutputKind.DELTA, ignore_eos=True)
     async with aclosing(engine.generate(prompt, params)) as outputs:
         await anext(outputs)
@@ -58,26 +60,27 @@ async def step_seconds(engine: CloudEngine, prompt: list[int]) -> float:
 async def repeat(
     engine: CloudEngine, pool: ResidentPool, row: VerifyTimes, answer: list[int], draft: int, number: int
 ) -> None:
-    """One of each, at the same place of the same answer; which of the three comes first changes."""
+    """Times decode steps and one round of each kind at the same position of the same answer, in rotating order."""
     committed, right = answer[: row.context], answer[row.context :][:draft]
-    await pool.verify("s", VerifyRound(committed[:-1], []))  # what a session's earlier rounds have done
+    await pool.verify("s", VerifyRound(committed[:-1], []))  # leaves what a session's earlier rounds would
     row.step.append(await step_seconds(engine, committed))
-    asked = VerifyRound(committed, right)
-    ways: list[Verify] = [
-        lambda asked: pool.verify("s", asked),
-        lambda asked: stateless.verify(engine, asked),
-        lambda asked: stateless.verify(engine, VerifyRound(asked.committed, asked.draft, use_kv_cache=False)),
+    round = VerifyRound(committed, right)
+    verifiers: list[Callable[[], Awaitable[Verdict | None]]] = [
+        lambda: pool.verify("s", round),
+        lambda: stateless.verify(engine, round),
+        lambda: stateless.verify(engine, VerifyRound(round.committed, round.draft, use_kv_cache=False)),
     ]
-    for at in range(len(WAYS)):
-        at = (at + number) % len(WAYS)
+    for n in range(len(KINDS)):
+        at = (n + number) % len(KINDS)
         began = time.perf_counter()
-        verdict = await ways[at](asked)
-        row.verify[WAYS[at]].append(time.perf_counter() - began)
+        verdict = await verifiers[at]()
+        row.verify[KINDS[at]].append(time.perf_counter() - began)
         assert verdict and verdict.accepted == draft
     await pool.close_session("s")
 
 
 async def measure(model: Path, name: str, draft: int, repeats: int) -> list[VerifyTimes]:
+    """One row for each context; starts and ends an engine of its own."""
     engine = CloudEngine(str(model), args={"dtype": "float32", "max_model_len": 1024})
     await engine.start()
     pool = ResidentPool(engine, 4, 60.0)
@@ -102,25 +105,25 @@ async def measure(model: Path, name: str, draft: int, repeats: int) -> list[Veri
 
 
 def table(rows: list[VerifyTimes], draft: int) -> Table:
-    made = Table(
-        title=f"One verify of {draft} tokens, all accepted, in plain decode steps: medians, interleaved, float32",
+    result = Table(
+        title=f"Verification of {draft} draft tokens, all accepted, float32: medians in ms and in plain decode steps",
         title_justify="left",
     )
-    made.add_column("model", no_wrap=True)
-    for name in ("context", "step, ms", *(f"{way}, {unit}" for way in WAYS for unit in ("ms", "steps"))):
-        made.add_column(name, justify="right")
+    result.add_column("model", no_wrap=True)
+    for name in ("context", "decode step, ms", *(f"{kind}, {unit}" for kind in KINDS for unit in ("ms", "steps"))):
+        result.add_column(name, justify="right")
     for row in rows:
         step = statistics.median(row.step)
-        verifies = [statistics.median(row.verify[way]) for way in WAYS]
-        cells = [cell for verify in verifies for cell in (f"{verify * 1000:.1f}", f"{verify / step:.2f}")]
-        made.add_row(row.model, str(row.context), f"{step * 1000:.1f}", *cells)
-    return made
+        rounds = [statistics.median(row.verify[kind]) for kind in KINDS]
+        cells = [cell for seconds in rounds for cell in (f"{seconds * 1000:.1f}", f"{seconds / step:.2f}")]
+        result.add_row(row.model, str(row.context), f"{step * 1000:.1f}", *cells)
+    return result
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what one verify costs the cloud.")
-    parser.add_argument("--draft", type=int, default=8, help="tokens drafted (default 8)")
-    parser.add_argument("--repeats", type=int, default=30, help="verifies of each kind and context (default 30)")
+    parser = argparse.ArgumentParser(description="Measure the time of one verification round on the cloud's engine.")
+    parser.add_argument("--draft", type=int, default=8, help="tokens of each draft (default 8)")
+    parser.add_argument("--repeats", type=int, default=30, help="rounds of each kind at each context (default 30)")
     args = parser.parse_args()
     console = terminal.console()
     rows = await measure(DEMO, "demo-cloud", args.draft, args.repeats)

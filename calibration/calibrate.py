@@ -24,11 +24,13 @@ from calibration.result import CalibrationResult, Fitted, curves
 from calibration.simulation import Answers, Trace, answers, replay
 from calibration.target import HELD_OUT, CalibrationTarget
 from calibration.trace import TracedAnswer, walk
-from common.config_schema import ConfidenceConfig, Config
+from common.config_edge import ConfidenceConfig
+from common.config_schema import Config
 from common.decoding.policy import Plan, default_plan
 from common.errors import ConfigError, EndpointError, FrameworkError, RequestError
 from common.http_client import EdgeCloudHTTPClient
-from common.protocol.openai import ChatRequest, Message, StreamOptions
+from common.protocol.openai import ChatRequest, Message
+from common.protocol.openai_options import StreamOptions
 from common.types import Collaboration, Mode, Provenance
 
 T = TypeVar("T")

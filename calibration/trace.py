@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from common.cloud_client.verifier import CloudVerifier, EdgeDrafter
 from common.decoding.interfaces import Drafter
 from common.http_client import EdgeCloudHTTPClient
-from common.protocol.openai import DetokenizeReply, DetokenizeRequest, Message, TokenizeReply, TokenizeRequest
+from common.protocol.openai import Message
+from common.protocol.tokenization import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
 from common.types import GREEDY
 
 STRIDE = 16

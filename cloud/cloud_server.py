@@ -22,7 +22,7 @@ from cloud.verify import validation
 from cloud.verify.continuous import ContinuousAnswer
 from cloud.verify.resident_pool import ResidentPool
 from cloud.verify.sessions import SessionTable
-from common.config_schema import CloudConfig
+from common.config_cloud import CloudConfig
 from common.errors import FrameworkError, RequestError
 from common.http.messages import REQUEST_ID, TENANT, read, reply
 from common.http_server import FATAL, make_app

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from common.http.metrics import SECONDS
+from common.http.metrics import LATENCY_BUCKETS
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 33, 65, 129)
 """Buckets of the acceptance length, in tokens."""
@@ -42,7 +42,7 @@ class CloudMetrics:
             return Counter(f"edgecloud_{name}", help, registry=registry)
 
         self._verify_seconds = Histogram(
-            "edgecloud_verify_seconds", "Seconds per verify.", ["form"], buckets=SECONDS, registry=registry
+            "edgecloud_verify_seconds", "Seconds per verify.", ["form"], buckets=LATENCY_BUCKETS, registry=registry
         )
         self.acceptance_length = Histogram(
             "edgecloud_acceptance_length", "Accepted tokens per verify, plus 1.", buckets=LENGTHS, registry=registry

@@ -52,7 +52,7 @@ class ClientSocket:
                     await self._ws.send_bytes(data)
         except (TimeoutError, ConnectionError) as error:
             raise ClientLeftError from error
-        self._exchange.sent(len(data))
+        self._exchange.record_sent(len(data))
 
     async def close(self, code: int = WSCloseCode.OK, reason: str = "") -> None:
         """Closes the connection; `reason` is cut to 100 bytes."""

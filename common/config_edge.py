@@ -6,8 +6,7 @@ from msgspec import Meta, field
 from msgspec.structs import asdict
 
 from common.config_values import Count, Positive, Section, ServerConfig, Share, Weight
-from common.enums import ConfidenceStrategy
-from common.protocol.split_frames import StateEncoding
+from common.enums import ConfidenceStrategy, StateEncoding
 
 
 class EdgeModelConfig(Section, frozen=True):

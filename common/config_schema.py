@@ -7,32 +7,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from common.config_cloud import AdmissionConfig as AdmissionConfig
-from common.config_cloud import BatchConfig as BatchConfig
-from common.config_cloud import CloudCacheConfig as CloudCacheConfig
-from common.config_cloud import CloudConfig as CloudConfig
-from common.config_cloud import CloudModelConfig as CloudModelConfig
-from common.config_cloud import CloudSplitConfig as CloudSplitConfig
-from common.config_cloud import DraftVerifierConfig as DraftVerifierConfig
-from common.config_cloud import EngineConfig as EngineConfig
-from common.config_edge import ConfidenceConfig as ConfidenceConfig
-from common.config_edge import EdgeCacheConfig as EdgeCacheConfig
-from common.config_edge import EdgeConfig as EdgeConfig
-from common.config_edge import EdgeModelConfig as EdgeModelConfig
-from common.config_edge import EdgeSplitConfig as EdgeSplitConfig
-from common.config_edge import LimitsConfig as LimitsConfig
-from common.config_edge import WeightsConfig as WeightsConfig
-from common.config_values import NO_KEY as NO_KEY
-from common.config_values import Count as Count
-from common.config_values import OpenShare as OpenShare
-from common.config_values import Port as Port
-from common.config_values import Positive as Positive
-from common.config_values import Seconds as Seconds
-from common.config_values import Secret as Secret
-from common.config_values import Section as Section
-from common.config_values import ServerConfig as ServerConfig
-from common.config_values import Share as Share
-from common.config_values import Weight as Weight
+from common.config_cloud import CloudConfig
+from common.config_edge import EdgeConfig
+from common.config_values import NO_KEY, OpenShare, Positive, Seconds, Secret, Section, Share
 from common.enums import Objective, VerificationMode
 
 DEPRECATED = {

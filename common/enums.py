@@ -32,6 +32,15 @@ class Objective(StrEnum):
     """Tokens per step of the cloud."""
 
 
+class StateEncoding(StrEnum):
+    """How hidden states are encoded on the wire: little-endian, row after row."""
+
+    FP16 = "fp16"
+    INT8 = "int8"
+    """Each row divided by its own scale, a float32 that is sent beside it."""
+    FP32 = "fp32"
+
+
 class VerificationMode(StrEnum):
     """How the cloud verifies the drafts of a lossless answer."""
 

@@ -1,4 +1,4 @@
-"""An application on an address: made, started, drained, stopped. Knows nothing of what its handlers do."""
+"""Makes, starts, drains and stops an HTTP server."""
 
 import asyncio
 import logging
@@ -11,12 +11,12 @@ from contextlib import suppress
 from aiohttp import WSCloseCode, web
 from prometheus_client import CollectorRegistry
 
-from common.config_schema import ServerConfig
+from common.config_values import ServerConfig
 from common.errors import RequestError, StartError
 from common.http import auth as access
 from common.http import middleware
-from common.http.first_completed import first
-from common.http.in_flight import END_SECONDS, IN_FLIGHT, InFlight
+from common.http.first_completed import first_completed
+from common.http.in_flight import CANCEL_SECONDS, IN_FLIGHT, InFlight
 from common.http.messages import BODY_LIMIT, WEBSOCKETS, error_object, reply
 from common.http.metrics import HttpMetrics, metrics_page
 from common.protocol import codec
@@ -24,28 +24,28 @@ from common.protocol import codec
 log = logging.getLogger(__name__)
 
 FATAL = web.AppKey("FATAL", asyncio.Future[None])
-"""Failed by an owner in the app that cannot go on; the server then stops with that error."""
+"""A component of the app that cannot go on sets its error here; the server then stops with that error."""
 KEEPALIVE_SECONDS = 75.0
-"""How long a connection may be silent between requests, or take to send the head of one."""
+"""How long a connection may be idle between requests, or take to send the head of one."""
 
 LINGER_SECONDS = 2.0
-"""How long the rest of a refused body is still read, so that its sender sees the refusal."""
+"""How long the rest of a refused body is still read, so that its sender can read the reply."""
 
 
 def make_app(config: ServerConfig | None = None, registry: CollectorRegistry | None = None) -> web.Application:
-    """An application that answers GET /health and /metrics, checks keys, and turns every failure into OpenAI's object.
+    """An application with GET /health, GET /metrics, API keys, CORS, request logs and OpenAI's error objects.
 
     Its metrics are kept on `registry`.
     """
     config, registry = config or ServerConfig(), registry or CollectorRegistry()
     in_flight = InFlight()
-    around = [middleware.observe(HttpMetrics(registry, lambda: len(in_flight))), middleware.errors]
+    middlewares = [middleware.observe(HttpMetrics(registry, lambda: len(in_flight))), middleware.errors]
     if config.cors_origins:
-        around.append(access.cors(config.cors_origins))
-    around.append(middleware.stopping)
+        middlewares.append(access.cors(config.cors_origins))
+    middlewares.append(middleware.stopping)
     if config.api_keys:
-        around.append(access.authenticate(config.api_keys))
-    app = web.Application(middlewares=around, client_max_size=BODY_LIMIT)
+        middlewares.append(access.authenticate(config.api_keys))
+    app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
     app.on_response_prepare.append(access.response_headers(config.cors_origins))
     app[IN_FLIGHT], app[WEBSOCKETS] = in_flight, weakref.WeakSet()
     app.router.add_get("/health", _health)
@@ -58,23 +58,23 @@ async def _health(request: web.Request) -> web.Response:
 
 
 class ClientConnection(web.RequestHandler):
-    """One client's connection. Where what came is no HTTP there is no request yet; it too gets our error object."""
+    """One client's connection. Bytes that are not HTTP get OpenAI's error object too."""
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         if status >= 500 or request.writer.output_size:
             return super().handle_error(request, status, exc, message)
-        body = codec.encode(error_object(RequestError("this is not HTTP that can be read")))
+        body = codec.encode(error_object(RequestError("this is not valid HTTP")))
         response = web.Response(status=status, body=body, content_type=codec.JSON)
         response.force_close()
         return response
 
 
 class HTTPServer:
-    """Serves one application on one address; `start` and `stop` are paired, `port` is the real one after `start`.
+    """Serves one application on one address. After `start`, `port` is the real port; pair it with `stop`.
 
-    Handlers are cancelled when their client leaves.
+    Cancels a handler when its client disconnects.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class HTTPServer:
     ) -> None:
         self.host, self.port, self.name, self.drain_seconds = host, port, name, drain_seconds
         self._app = app
-        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=END_SECONDS)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=CANCEL_SECONDS)
         self._listener: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Raises StartError when the address cannot be used, or what the application's own start raises."""
-        # The address first: an application may take half a minute to start, only to find its port in use.
+        """Raises StartError if the address cannot be used, or what the application's startup raises."""
+        # Bind first: the application may need half a minute to start, and a used port should fail before that.
         listener = await self._bind()
         self.port = listener.getsockname()[1]
         loop = asyncio.get_running_loop()
@@ -108,13 +108,13 @@ class HTTPServer:
             keepalive_timeout=KEEPALIVE_SECONDS,
             access_log=None,  # type: ignore[arg-type]  # None is how it is switched off
             lingering_time=LINGER_SECONDS,
-            auto_decompress=False,  # see `read`
+            auto_decompress=False,  # `messages.read` checks the declared size first
         )
 
     async def _bind(self) -> socket.socket:
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-            family, _, _, _, address = min(found, key=lambda info: info[0])  # IPv4 before IPv6
+            addresses = await asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+            family, _, _, _, address = min(addresses, key=lambda info: info[0])  # IPv4 before IPv6
             return socket.create_server(address[:2], family=family)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
@@ -123,7 +123,7 @@ class HTTPServer:
             ) from error
 
     async def drain(self) -> None:
-        """Takes nothing new, and returns when all requests are answered, at the latest after `drain_seconds`.
+        """Accepts nothing new, and returns when all requests are answered or after `drain_seconds`.
 
         WebSockets count as requests until their handlers end.
         """
@@ -132,30 +132,30 @@ class HTTPServer:
             self._listener.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.drain_seconds):
-                await self._app[IN_FLIGHT].idle()
+                await self._app[IN_FLIGHT].wait_idle()
 
     async def stop(self) -> None:
-        """Ends at once what is still running, telling its clients: sockets are closed (1001), requests get a 503."""
+        """Ends all running requests at once: WebSockets are closed with 1001, requests get a 503."""
         self._app[IN_FLIGHT].draining.set()
         if self._listener is not None:
             self._listener.close()
         sockets = [ws.close(code=WSCloseCode.GOING_AWAY, message=b"stopping") for ws in self._app[WEBSOCKETS]]
         await asyncio.gather(*sockets)
-        await self._app[IN_FLIGHT].end()
+        await self._app[IN_FLIGHT].cancel_all()
         await self._runner.cleanup()
 
     async def run(self) -> None:
-        """Serves until SIGINT or SIGTERM, then drains; a second signal ends that. Raises what an owner failed with."""
+        """Serves until SIGINT or SIGTERM, then drains until a second signal. Raises the error set on FATAL."""
         await self.start()
         loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
-        signalled, hurried = asyncio.Event(), asyncio.Event()
+        signalled, signalled_twice = asyncio.Event(), asyncio.Event()
         for number in signals:
-            loop.add_signal_handler(number, lambda: (hurried if signalled.is_set() else signalled).set())
+            loop.add_signal_handler(number, lambda: (signalled_twice if signalled.is_set() else signalled).set())
         try:
             log.info("%s listens on http://%s:%d", self.name, self.host, self.port)
-            await first(signalled.wait(), _failed(self._app[FATAL]))
+            await first_completed(signalled.wait(), _failed(self._app[FATAL]))
             log.info("the %s stops; a second signal ends what it is working on", self.name)
-            await first(self.drain(), hurried.wait())
+            await first_completed(self.drain(), signalled_twice.wait())
         finally:
             await self.stop()
             for number in signals:
@@ -163,9 +163,10 @@ class HTTPServer:
 
 
 async def _failed(fatal: asyncio.Future[None]) -> None:
-    await asyncio.wait([fatal])  # not the future itself, which a cancelled wait would cancel under its owner
+    await asyncio.wait([fatal])  # awaiting the future itself would cancel it when this task is cancelled
     fatal.result()
 
 
 async def serve(app: web.Application, config: ServerConfig, name: str) -> None:
+    """Runs a server on the address of `config`; see `HTTPServer.run`."""
     await HTTPServer(app, config.host, config.port, name, config.drain_seconds).run()

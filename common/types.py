@@ -11,6 +11,7 @@ from common.enums import ConfidenceStrategy as ConfidenceStrategy
 from common.enums import Mode as Mode
 from common.enums import Objective as Objective
 from common.enums import Provenance as Provenance
+from common.enums import StateEncoding as StateEncoding
 from common.enums import VerificationMode as VerificationMode
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import inspect as schema
 
-from common.config_schema import DEPRECATED, Config, Section
+from common.config_schema import DEPRECATED, Config
+from common.config_values import Section
 
 HEAD = """# Configuration: every key
 

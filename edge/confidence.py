@@ -14,7 +14,7 @@ import numpy as np
 from msgspec.structs import asdict
 from numpy.typing import NDArray
 
-from common.config_schema import ConfidenceConfig
+from common.config_edge import ConfidenceConfig
 from common.errors import ConfigError
 from common.types import ConfidenceStrategy, TokenProb
 

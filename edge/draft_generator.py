@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.errors import NotFoundError, RequestError
 from common.types import GREEDY, Draft, DraftRequest, DraftResponse, Sampling, TokenProb, Verdict
 from edge.engine.engine import EdgeEngine

@@ -12,6 +12,7 @@ from common.errors import EngineError, RequestError
 from common.http.messages import read, reply, stream
 from common.http_server import make_app
 from common.protocol import openai as api
+from common.protocol import tokenization
 from common.types import DraftRequest, Mode
 from edge.api import prompts, startup
 from edge.api.completions import Completion
@@ -87,7 +88,7 @@ async def _draft(request: web.Request) -> web.Response:
 
 
 async def _tokenize(request: web.Request) -> web.Response:
-    context, body = request.app[CONTEXT], await read(request, api.TokenizeRequest)
+    context, body = request.app[CONTEXT], await read(request, tokenization.TokenizeRequest)
     engine = context.engine
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give either prompt or messages", param="prompt")
@@ -95,13 +96,15 @@ async def _tokenize(request: web.Request) -> web.Response:
         tokens = await prompts.of_chat(context.model(Mode.EDGE_ONLY), body.messages, body.add_generation_prompt)
     else:
         tokens = await prompts.tokenize(engine, body.prompt or "", body.add_special_tokens, parse_special=True)
-    return reply(request, api.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=engine.context_length))
+    return reply(
+        request, tokenization.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=engine.context_length)
+    )
 
 
 async def _detokenize(request: web.Request) -> web.Response:
-    engine, body = request.app[CONTEXT].engine, await read(request, api.DetokenizeRequest)
+    engine, body = request.app[CONTEXT].engine, await read(request, tokenization.DetokenizeRequest)
     prompts.check_ids(engine, body.tokens, param="tokens")
-    return reply(request, api.DetokenizeReply(engine.detokenize(body.tokens)))
+    return reply(request, tokenization.DetokenizeReply(engine.detokenize(body.tokens)))
 
 
 async def _tokenizer(request: web.Request) -> web.Response:

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from common.cloud_client.circuit_breaker import State
+from common.cloud_client.circuit_breaker import BreakerState
 from common.cloud_client.pool import CallOutcome, Cloud, CloudPool
 from common.types import Collaboration, Provenance
 from edge.split.segments import Segments
@@ -34,14 +34,14 @@ class CloudsCollector(Collector):
         help_text = "Requests that continued with another cloud."
         yield CounterMetricFamily("edgecloud_cloud_failovers", help_text, self._clouds.failovers)
         help_text = "Answers for which no cloud could be used."
-        yield CounterMetricFamily("edgecloud_degraded_answers", help_text, self._clouds.degraded)
+        yield CounterMetricFamily("edgecloud_degraded_answers", help_text, self._clouds.degraded_answers)
 
     def _states(self) -> Metric:
         family = GaugeMetricFamily(
             "edgecloud_breaker_state", "1 for the breaker's current state, else 0.", labels=["endpoint", "state"]
         )
         for cloud in self._clouds:
-            for state in State:
+            for state in BreakerState:
                 family.add_metric([cloud.url, state.value], cloud.breaker.state is state)
         return family
 

@@ -1,1 +1,1 @@
-"""What each part is worth: ablations, sweeps and the layer split, on running servers."""
+"""Experiments on running servers: ablations, sweeps and the layer split; each module here is a command."""

@@ -1,7 +1,9 @@
-"""What answers of a split model are worth, over the threshold: python -m experiments.accuracy [options]
+"""Measures the quality of a split model's answers over the exit threshold.
 
-Standalone (no cloud), collaborative at each threshold, and cloud only, on the held-out questions or on a data set by
-name or file (--data). Cloud compute is in layer-tokens: positions that the tail computed times its layers, over
+python -m experiments.accuracy [--thresholds 0.5,0.6,...] [--data FILE|NAME] [--questions 200] [--output DIR]
+
+It compares standalone (no cloud), the layer split at each threshold, and cloud only, on the held-out questions or on
+another data set (--data). The cloud's work is in layer-tokens: positions that the tail computed times its layers, over
 positions of prompt and answer times all layers.
 """
 
@@ -16,30 +18,33 @@ from experiments.harness.options import numbers
 from experiments.harness.trials import ExperimentPlan, TrialResult
 from experiments.report.schema import Chart, ConfigurationReport, ExperimentReport, Measure, ReportTable
 from experiments.setup.ablations import CLOUD_ONLY
-from experiments.split import compared, paper
+from experiments.split import paper, variants
 
 NAME = "accuracy"
 QUESTIONS, REPEATS, BLOCK = 200, 1, 4
 THRESHOLDS = "0.5,0.6,0.7,0.8,0.9,0.95,1"
 WITHIN = 0.01
-"""Of quality: how much less than cloud only still counts as the same."""
+"""Quality may be this much below cloud only's and still count as equal."""
 
 
 async def main() -> None:
-    parser = compared.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
-    parser.add_argument("--thresholds", default=THRESHOLDS, metavar="NUMBERS", help="of exits (default %(default)s)")
+    parser = variants.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
+    parser.add_argument(
+        "--thresholds", default=THRESHOLDS, metavar="NUMBERS", help="thresholds of the exits (default %(default)s)"
+    )
     args, console = parser.parse_args(), terminal.console()
     wanted = sorted(numbers(args.thresholds, "--thresholds"))
-    base = experiment.base_config(args, compared.SETTINGS)
-    ways = [compared.STANDALONE, *map(compared.split, wanted), CLOUD_ONLY]
-    kind = compared.kind(base, CLOUD_ONLY, f"-m experiments.{NAME}", partial(added, wanted), block=BLOCK)
-    await experiment.run(args, ways, base, "What answers of a split model are worth", NAME, console, kind)
+    base = experiment.base_config(args, variants.SETTINGS)
+    chosen = [variants.STANDALONE, *map(variants.split, wanted), CLOUD_ONLY]
+    title = "Quality of a split model's answers"
+    kind = variants.kind(NAME, title, base, CLOUD_ONLY, partial(finish, wanted), block=BLOCK)
+    await experiment.run(args, chosen, base, console, kind)
 
 
-def added(
+def finish(
     thresholds: Sequence[float], report: ExperimentReport, plan: ExperimentPlan, entries: Sequence[TrialResult]
 ) -> None:
-    """The sweep as a table and as curves, the paper's tasks beside it, and the threshold to take."""
+    """Adds the sweep as a table and as curves, the paper's figures, and the threshold to choose."""
     report.tables += [sweep(report), beside_paper(report)]
     by_name = {one.name: one for one in report.configurations}
     swept = [(threshold, by_name[f"split {threshold:g}"]) for threshold in thresholds]
@@ -51,19 +56,19 @@ def added(
             note="Dashed: quality of cloud only. Cloud work is in layer-tokens, as a share of the whole model's.",
             level=cloud["quality"].value if "quality" in cloud else None,
             curves=[
-                compared.curve("Quality", "quality", swept), compared.curve("Cloud request rate", "cloud_rate", swept),
-                compared.curve("Cloud layer-tokens", "cloud_layer_share", swept),
+                variants.curve("Quality", "quality", swept), variants.curve("Cloud request rate", "cloud_rate", swept),
+                variants.curve("Cloud layer-tokens", "cloud_layer_share", swept),
             ],
         ),
         Chart(
-            name="sweep-time", title="Time over the threshold", x="threshold", y="mean of an answer, ms",
+            name="sweep-time", title="Time over the threshold", x="threshold", y="mean latency, ms",
             note="Dashed: cloud only.",
             level=cloud["latency_mean_ms"].value if "latency_mean_ms" in cloud else None,
-            curves=[compared.curve("Latency", "latency_mean_ms", swept)],
+            curves=[variants.curve("Latency", "latency_mean_ms", swept)],
         ),
         Chart(
-            name="sweep-data", title="Data over the threshold", x="threshold", y="bytes of an answer",
-            note="Both directions, frames only.", curves=[compared.curve("Data", "bytes", swept)],
+            name="sweep-data", title="Data over the threshold", x="threshold", y="bytes per answer",
+            note="Both directions, frames without headers.", curves=[variants.curve("Data", "bytes", swept)],
         ),
     ]  # fmt: skip
 
@@ -71,7 +76,7 @@ def added(
 COLUMNS = {
     "quality": ("quality", "{:.3f}"),
     "cloud_rate": ("cloud request rate", "{:.3f}"),
-    "asking_rate": ("answers that ask", "{:.3f}"),
+    "asking_rate": ("answers that ask the cloud", "{:.3f}"),
     "cloud_layer_share": ("cloud layer-tokens", "{:.3f}"),
     "bytes": ("bytes", "{:,.0f}"),
     "latency_mean_ms": ("ms", "{:.1f}"),
@@ -79,27 +84,29 @@ COLUMNS = {
 
 
 def sweep(report: ExperimentReport) -> ReportTable:
-    """A line for each way, with the interval of its difference in quality."""
+    """A row for each configuration, with the interval of its difference in quality."""
     rows = []
     for one in report.configurations:
-        cells = [written(one.measures.get(name), form) for name, (_, form) in COLUMNS.items()]
+        cells = [formatted(one.measures.get(name), form) for name, (_, form) in COLUMNS.items()]
         change = one.differences.get("quality")
-        told = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]" if change else ""
-        rows.append([one.name, *cells, told])
+        against = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]" if change else ""
+        rows.append([one.name, *cells, against])
     return ReportTable(
         title="Threshold sweep",
-        heads=["way", *(title for title, _ in COLUMNS.values()), "quality less cloud only's"],
+        heads=["configuration", *(title for title, _ in COLUMNS.values()), "quality minus cloud only's"],
         rows=rows,
-        note="Means of an answer; cloud request rate: share of tokens that asked; cloud layer-tokens: share of what "
-        "the whole model computes. Differences are paired by question, with 95 % intervals.",
+        note="Means per answer. Cloud request rate: share of tokens for which the cloud was asked. Cloud layer-tokens: "
+        "share of the whole model's. Differences are paired by question, with 95 % intervals.",
     )
 
 
-def written(found: Measure | None, form: str) -> str:
-    return form.format(found.value) if found else "–"
+def formatted(measure: Measure | None, form: str) -> str:
+    """A value as text, or a dash where it was not measured."""
+    return form.format(measure.value) if measure else "–"
 
 
 def beside_paper(report: ExperimentReport) -> ReportTable:
+    """The paper's quality and ours, collaborative and cloud only."""
     rows = [
         [f"paper, {one.dataset} ({one.task})", f"{one.collaborative:.3f}", f"{one.cloud_only:.3f}",
          f"{one.collaborative - one.cloud_only:+.3f}"]
@@ -118,27 +125,27 @@ def beside_paper(report: ExperimentReport) -> ReportTable:
         title="Beside the paper",
         heads=["", "collaborative", "cloud only", "difference"],
         rows=rows,
-        note=f"Quality is {report.workload.metric.replace('_', ' ')} here. The paper's threshold is 0.8, at which it "
-        f"saves {saved} of the cloud's computing.",
+        note=f"Quality is {report.workload.metric.replace('_', ' ')} here. At the paper's threshold of 0.8 it "
+        f"saves {saved} of the cloud's computation.",
     )
 
 
 def findings(swept: Sequence[tuple[float, ConfigurationReport]], cloud: ConfigurationReport) -> list[str]:
-    """The threshold with the least cloud work at which quality is within a point of cloud only's."""
+    """The threshold with the least cloud work among those with a quality within WITHIN of cloud only's."""
     wanted = "quality", "cloud_layer_share", "cloud_rate"
     whole = cloud.measures.get("quality")
-    known = [(x, one) for x, one in swept if all(name in one.measures for name in wanted)]
-    if whole is None or not known:
+    measured = [(x, one) for x, one in swept if all(name in one.measures for name in wanted)]
+    if whole is None or not measured:
         return []
-    good = [(x, one) for x, one in known if one.measures["quality"].value >= whole.value - WITHIN]
+    good = [(x, one) for x, one in measured if one.measures["quality"].value >= whole.value - WITHIN]
     if not good:
         return [f"At no threshold is quality within {100 * WITHIN:g} point of cloud only's"]
     x, best = min(good, key=lambda pair: pair[1].measures["cloud_layer_share"].value)
     share, rate, quality = (best.measures[name] for name in ("cloud_layer_share", "cloud_rate", "quality"))
     return [
         f"Threshold {x:g}: {1 - share.value:.1%} [{1 - share.high:.1%}, {1 - share.low:.1%}] of the cloud's "
-        f"layer-tokens saved at quality {quality.value:.3f} (cloud only {whole.value:.3f}); {rate.value:.1%} of tokens "
-        "asked the cloud"
+        f"layer-tokens saved at quality {quality.value:.3f} (cloud only {whole.value:.3f}); the cloud was asked for "
+        f"{rate.value:.1%} of tokens"
     ]
 
 

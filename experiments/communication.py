@@ -1,7 +1,9 @@
-"""Data of a naive split against the layer split's, over questions: python -m experiments.communication [options]
+"""Measures the bytes of the layer split against those of a naive split.
 
-"Every hidden state in fp32" can be read in several ways, which differ by orders of magnitude; each has its column, with
-its formula. What the layer split sends is counted twice: by its answers (frames) and by the network (headers, too).
+python -m experiments.communication [--thresholds 0.5,0.7,...] [--questions 60] [--output DIR]
+
+"Every hidden state in fp32" can be read in several ways that differ by orders of magnitude; each has a column with its
+formula. What the layer split sends is counted twice: by its answers (frames) and by the network (with headers).
 """
 
 import sys
@@ -15,7 +17,7 @@ from experiments.harness.options import numbers
 from experiments.harness.trials import ExperimentPlan, TrialResult
 from experiments.report.schema import Chart, ExperimentReport, ReportTable
 from experiments.setup.ablations import CLOUD_ONLY
-from experiments.split import compared, formulas, paper
+from experiments.split import formulas, paper, variants
 from experiments.split.formulas import READINGS, SplitShape
 
 NAME = "communication"
@@ -24,25 +26,27 @@ THRESHOLDS = "0.5,0.7,0.8,0.9,1.01"
 
 
 async def main() -> None:
-    parser = compared.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
-    parser.add_argument("--thresholds", default=THRESHOLDS, metavar="NUMBERS", help="of exits (default %(default)s)")
+    parser = variants.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
+    parser.add_argument(
+        "--thresholds", default=THRESHOLDS, metavar="NUMBERS", help="thresholds of the exits (default %(default)s)"
+    )
     args, console = parser.parse_args(), terminal.console()
     wanted = sorted(numbers(args.thresholds, "--thresholds"))
-    base = experiment.base_config(args, compared.SETTINGS)
-    ways = [compared.NAIVE, *map(compared.split, wanted), CLOUD_ONLY]
-    add = partial(added, wanted, compared.shape_of(base))
-    kind = compared.kind(base, compared.NAIVE, f"-m experiments.{NAME}", add, block=BLOCK)
-    await experiment.run(args, ways, base, "What a split model sends", NAME, console, kind)
+    base = experiment.base_config(args, variants.SETTINGS)
+    chosen = [variants.NAIVE, *map(variants.split, wanted), CLOUD_ONLY]
+    add = partial(finish, wanted, variants.shape_of(base))
+    kind = variants.kind(NAME, "What a split model sends", base, variants.NAIVE, add, block=BLOCK)
+    await experiment.run(args, chosen, base, console, kind)
 
 
-def added(
+def finish(
     thresholds: Sequence[float],
     shape: SplitShape,
     report: ExperimentReport,
     plan: ExperimentPlan,
     entries: Sequence[TrialResult],
 ) -> None:
-    """The table of the paper's columns, what each reading says, and the curves over the threshold."""
+    """Adds the bytes by each reading, the paper's figures, and the curves over the threshold."""
     report.tables += [readings(report, shape), beside_paper(report)]
     report.findings += [*findings(report, thresholds), papers_reading()]
     names = [f"split {threshold:g}" for threshold in thresholds]
@@ -51,23 +55,23 @@ def added(
     report.charts += [
         Chart(
             name="reduction", title="Data saved against a naive split", x="threshold", y="share saved", level=0.9915,
-            note="By each reading of the naive split. Dashed: 99.15 %, what CE-CoLLM's paper reports for Alpaca. "
+            note="By each reading of the naive split. Dashed: 99.15 %, which the CE-CoLLM paper reports for Alpaca. "
             "Above a threshold of 1 no exit is ever taken.",
-            curves=[compared.curve(title, f"reduction_{name}", swept) for name, (title, _, _) in READINGS.items()],
+            curves=[variants.curve(title, f"reduction_{name}", swept) for name, (title, _, _) in READINGS.items()],
         ),
         Chart(
             name="rate", title="Cloud request rate", x="threshold", y="share", level=paper.REQUEST_RATE,
-            note="Share of tokens, and of answers, that asked the cloud. Dashed: the paper's "
+            note="Share of tokens, and of answers, for which the cloud was asked. Dashed: the paper's "
             f"{paper.REQUEST_RATE:.2%} of Alpaca's tokens.",
             curves=[
- compared.curve("tokens", "cloud_rate", swept), compared.curve("answers", "asking_rate", swept),
+ variants.curve("tokens", "cloud_rate", swept), variants.curve("answers", "asking_rate", swept),
  ],
         ),
     ]  # fmt: skip
 
 
 def readings(report: ExperimentReport, shape: SplitShape) -> ReportTable:
-    """For each way its bytes an answer, and what they are of each reading of the naive split."""
+    """The bytes per answer of each configuration, and of each reading of the naive split."""
     rows = []
     for one in report.configurations:
         m = one.measures
@@ -76,19 +80,24 @@ def readings(report: ExperimentReport, shape: SplitShape) -> ReportTable:
         saved = [f"{m[f'reduction_{name}'].value:.2%}" if f"reduction_{name}" in m else "–" for name in READINGS]
         rows.append([one.name, *sent, *(part for pair in zip(of, saved, strict=True) for part in pair)])
     short = [title.partition(")")[0] + ")" for title, _, _ in READINGS.values()]
-    heads = ["way", "frames", "with headers", *(part for name in short for part in (f"naive {name}", f"saved {name}"))]
+    heads = [
+        "configuration",
+        "frames",
+        "with headers",
+        *(part for name in short for part in (f"naive {name}", f"saved {name}")),
+    ]
     formulas = "; ".join(f"{title}: {formula}" for title, formula, _ in READINGS.values())
     return ReportTable(
-        title="Bytes of an answer against each reading of the naive split",
+        title="Bytes per answer against each reading of the naive split",
         heads=heads,
         rows=rows,
-        note=f"Both directions. {formulas}. P: tokens of the prompt, T: of the answer, H = {shape.hidden} numbers a "
-        f"state, N = {shape.layers} layers; 4 bytes a number. naive_split itself was run, by reading (b).",
+        note=f"Both directions. {formulas}. P: tokens of the prompt, T: of the answer, H = {shape.hidden} values a "
+        f"state, N = {shape.layers} layers; 4 bytes a value. naive_split was really run, by reading (b).",
     )
 
 
 def beside_paper(report: ExperimentReport) -> ReportTable:
-    """The paper's columns: data of both, what is saved, cloud request rate."""
+    """The paper's columns: bytes of both, the share saved, cloud request rate."""
     rows = [
         [f"paper, {one.dataset}", f"{one.naive:g} MB", f"{one.ours:g} MB", f"{one.reduction:.2%}",
          f"{paper.REQUEST_RATE:.2%}" if one.dataset == "Alpaca" else "–"]
@@ -106,13 +115,14 @@ def beside_paper(report: ExperimentReport) -> ReportTable:
         title="Beside the paper",
         heads=["", "naive", "layer split", "saved", "cloud request rate"],
         rows=rows,
-        note="Data of one answer; naive by reading (b), which the paper's figures fit. The paper's model has "
-        f"states of {paper.HIDDEN} numbers and answers of about 100 tokens.",
+        note="Data of one answer; naive by reading (b), which fits the paper's figures. The paper's model has "
+        f"states of {paper.HIDDEN} values and answers of about 100 tokens.",
     )
 
 
 def findings(report: ExperimentReport, thresholds: Sequence[float]) -> list[str]:
-    told = []
+    """For each threshold, the share of the data saved by each reading, and the cloud request rate."""
+    sentences = []
     by_name = {one.name: one.measures for one in report.configurations}
     for threshold in thresholds:
         m = by_name[f"split {threshold:g}"]
@@ -122,12 +132,14 @@ def findings(report: ExperimentReport, thresholds: Sequence[float]) -> list[str]
                 for name, (title, _, _) in READINGS.items()
             )
             rate = m["cloud_rate"].value
-            told.append(f"threshold {threshold:g}: {saved} of the data saved; {rate:.1%} of tokens asked the cloud")
-    return told
+            sentences.append(
+                f"threshold {threshold:g}: {saved} of the data saved; the cloud was asked for {rate:.1%} of tokens"
+            )
+    return sentences
 
 
 def papers_reading() -> str:
-    """Which reading the paper's figure for Alpaca fits, computed."""
+    """Computes which reading fits the paper's figure for Alpaca."""
     model, prompt, tokens = SplitShape(paper.HIDDEN, paper.LAYERS, 0), 20, 100
     naive = formulas.every_token(model, prompt, tokens)
     ours = formulas.once(model, prompt, tokens) / 2

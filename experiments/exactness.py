@@ -1,13 +1,15 @@
-"""Whether a split model answers as the whole one does when no exit is taken: python -m experiments.exactness [options]
+"""Checks that a split model without exits answers as the whole model does.
 
-The same held-out questions are asked of the whole model in vLLM and of its pieces with thresholds above 1, greedily,
-once for each form in which hidden states travel. Where two answers part, the whole model is asked how far apart its two
-tokens are there: a near-tie may fall to either side when numbers are rounded otherwise.
+python -m experiments.exactness [--kinds fp32,fp16,...] [--questions 200] [--clients 8] [--output DIR]
+
+The whole model in vLLM and the split model with thresholds above 1 answer the same questions greedily, once for each
+encoding of hidden states. Where two answers differ, the whole model gives the log probabilities of both tokens at the
+first difference: rounding can decide a near-tie either way.
 """
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from cli.args import config_parser, run_program
 from common.config_schema import HttpClientConfig
 from common.http.client import HTTPClient
 from common.protocol.prefix_hash import common_prefix
-from common.protocol.split_frames import StateEncoding
+from common.types import StateEncoding
 from experiments.harness import experiment
 from experiments.harness.load import in_turns
 from experiments.harness.progress import progress
@@ -29,20 +31,22 @@ from experiments.harness.servers import EdgeSite, fleet
 from experiments.questions import datasets
 from experiments.questions.workload import Question
 from experiments.setup.ablations import CLOUD_ONLY
-from experiments.setup.configurations import Configuration, Needs, configuration
-from experiments.split import compared
+from experiments.setup.configurations import Configuration, configuration
+from experiments.split import variants
 
-SETTINGS = (*compared.SETTINGS, "edge.model.kv_type=f32")
-"""Nothing is rounded but the states on their way."""
+SETTINGS = (*variants.SETTINGS, "edge.model.kv_type=f32")
+"""Only the hidden states in transit are rounded."""
 NEVER = 1.01
+"""A threshold that no exit reaches."""
 CLIENT = HttpClientConfig(timeout=120.0, max_retries=0, connection_pool_size=100)
 WHOLE = CLOUD_ONLY.name
 
 
 class Divergence(Struct, kw_only=True):
-    """Where an answer leaves the whole model's. `gap`: natural log probability by which the whole model's is likelier.
+    """The first difference of an answer from the whole model's, with both tokens' texts.
 
-    `gap` is null where the two differ in length alone or one of the tokens is not among the likeliest 20.
+    `gap`: the whole model's log probability (natural) of its token minus that of the other one. It is null where the
+    answers differ only in length, or a token is not among the 20 most likely.
     """
 
     question: str
@@ -53,7 +57,7 @@ class Divergence(Struct, kw_only=True):
 
 
 class ExactnessResult(Struct, kw_only=True):
-    """`tokens`: of all answers; `bytes_up`: of hidden states and questions, in all."""
+    """The comparison for one encoding. `tokens` and `bytes_up` are sums over all answers; bytes are frames up."""
 
     kind: str
     answers: int
@@ -68,6 +72,8 @@ class ExactnessResult(Struct, kw_only=True):
 
 
 class ReplayedAnswer(Struct):
+    """One answer by its tokens."""
+
     token_ids: list[int]
     texts: list[str]
     bytes_up: int
@@ -78,49 +84,55 @@ async def main() -> None:
     parser.add_argument(
         "--data", metavar="FILE|NAME", help="questions (experiments/questions/datasets.py; default: held-out ones)"
     )
-    parser.add_argument("--questions", type=int, default=200, help="how many at most (default %(default)s)")
-    parser.add_argument("--kinds", default=",".join(StateEncoding), help="how states travel (default %(default)s)")
-    parser.add_argument("--clients", type=int, default=8, help="questions at once (default %(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=96, help="longest answer (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="chooses questions (default %(default)s)")
+    parser.add_argument("--questions", type=int, default=200, help="largest number of questions (default %(default)s)")
     parser.add_argument(
-        "--output", type=Path, default=Path("logs/exactness"), metavar="DIR", help="folder for a report"
+        "--kinds", default=",".join(StateEncoding), help="encodings of hidden states (default %(default)s)"
+    )
+    parser.add_argument("--clients", type=int, default=8, help="concurrent clients (default %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=96, help="tokens of the longest answer (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of questions (default %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("logs/exactness"),
+        metavar="DIR",
+        help="folder of the report (default %(default)s)",
     )
     args, console = parser.parse_args(), terminal.console()
-    asked = datasets.load(args.data, args.questions, args.seed).questions
-    found = await measure(args, asked, [StateEncoding(kind) for kind in args.kinds.split(",")], console)
-    show(found, console)
+    questions = datasets.load(args.data, args.questions, args.seed).questions
+    results = await measure(args, questions, [StateEncoding(kind) for kind in args.kinds.split(",")], console)
+    show(results, console)
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "exactness.json"
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
     console.print(f"written: {path}")
 
 
 async def measure(
-    args: Namespace, asked: Sequence[Question], kinds: Sequence[StateEncoding], console: Console
+    args: Namespace, questions: Sequence[Question], kinds: Sequence[StateEncoding], console: Console
 ) -> list[ExactnessResult]:
-    """Asks everything of the whole model, then of its pieces; servers live as long as this."""
+    """Asks the whole model, then the split model with each encoding; starts and ends the servers."""
     base = experiment.base_config(args, SETTINGS)
-    ways = [CLOUD_ONLY, *(compared.split(NEVER, kind.value, transfer=kind.value) for kind in kinds)]
-    made = [configuration(way, base) for way in ways]
-    async with fleet(args, SETTINGS, [one.needs for one in made], console.print) as places:
+    ablations = [CLOUD_ONLY, *(variants.split(NEVER, kind.value, transfer=kind.value) for kind in kinds)]
+    configurations = [configuration(ablation, base) for ablation in ablations]
+    async with fleet(args, SETTINGS, [one.needs for one in configurations], console.print) as sites:
         with progress(console) as bar:
-            task = bar.add_task("", total=len(made) * len(asked))
+            task = bar.add_task("", total=len(configurations) * len(questions))
             answers = {}
-            for one in made:
+            for one in configurations:
                 bar.update(task, description=one.name)
-                answers[one.name] = await answers_of(places, one, asked, args, lambda: bar.advance(task))
-        async with HTTPClient(places[made[0].needs].cloud_url, CLIENT) as cloud:
+                answers[one.name] = await answers_of(sites[one.needs], one, questions, args, lambda: bar.advance(task))
+        async with HTTPClient(sites[configurations[0].needs].cloud_url, CLIENT) as cloud:
             whole = answers[WHOLE]
             return [
                 ExactnessResult(
                     kind=kind.value,
-                    answers=len(asked),
+                    answers=len(questions),
                     tokens=sum(len(answer.token_ids) for answer in answers[kind.value]),
                     bytes_up=sum(answer.bytes_up for answer in answers[kind.value]),
                     differences=[
-                        await difference(cloud, places[made[0].needs].edge_url, question, one, other)
-                        for question, one, other in zip(asked, whole, answers[kind.value], strict=True)
+                        await divergence(cloud, sites[configurations[0].needs].edge_url, question, one, other)
+                        for question, one, other in zip(questions, whole, answers[kind.value], strict=True)
                         if one.token_ids != other.token_ids
                     ],
                 )
@@ -129,9 +141,14 @@ async def measure(
 
 
 async def answers_of(
-    places: dict[Needs, EdgeSite], asked: Configuration, questions: Sequence[Question], args: Namespace, done: Any
+    site: EdgeSite,
+    configuration: Configuration,
+    questions: Sequence[Question],
+    args: Namespace,
+    on_answer: Callable[[], None],
 ) -> list[ReplayedAnswer]:
-    async with HTTPClient(places[asked.needs].edge_url, CLIENT) as edge:
+    """The configuration's answers to all questions, in their order; calls `on_answer` after each."""
+    async with HTTPClient(site.edge_url, CLIENT) as edge:
 
         async def one(number: int) -> ReplayedAnswer:
             body = {
@@ -139,23 +156,24 @@ async def answers_of(
                 "max_tokens": args.max_tokens,
                 "temperature": 0,
                 "collaboration": {"tokens": True},
-                **asked.fields,
+                **configuration.fields,
             }
             reply = await edge.post("/v1/chat/completions", body, dict[str, Any])
-            done()
+            on_answer()
             tokens = reply["choices"][0]["collaboration"]["tokens"]
-            told = reply["collaboration"]
             return ReplayedAnswer(
-                [token["token_id"] for token in tokens], [token["text"] for token in tokens], told["bytes_up"]
+                [token["token_id"] for token in tokens],
+                [token["text"] for token in tokens],
+                reply["collaboration"]["bytes_up"],
             )
 
         return await in_turns(args.clients, one, range(len(questions)))
 
 
-async def difference(
+async def divergence(
     cloud: HTTPClient, edge_url: str, question: Question, whole: ReplayedAnswer, split: ReplayedAnswer
 ) -> Divergence:
-    """What the whole model says of its token and the other one, after all that the answers have in common."""
+    """The first difference of two answers, with the whole model's log probabilities after their common prefix."""
     at = common_prefix(whole.token_ids, split.token_ids)
     one, other = ((a.texts[at], a.token_ids[at]) if at < len(a.token_ids) else ("", None) for a in (whole, split))
     gap = None
@@ -165,28 +183,28 @@ async def difference(
             prompt = await edge.post("/tokenize", {"messages": messages}, dict[str, Any])
         body = {"prompt": [*prompt["tokens"], *whole.token_ids[:at]], "max_tokens": 1, "temperature": 0, "logprobs": 20}
         reply = await cloud.post("/v1/completions", {**body, "return_tokens_as_token_ids": True}, dict[str, Any])
-        likeliest = reply["choices"][0]["logprobs"]["top_logprobs"][0]
-        both = [likeliest.get(f"token_id:{token}") for token in (one[1], other[1])]
+        most_likely = reply["choices"][0]["logprobs"]["top_logprobs"][0]
+        both = [most_likely.get(f"token_id:{token}") for token in (one[1], other[1])]
         gap = None if None in both else both[0] - both[1]
     return Divergence(question=question.prompt, position=at, whole=one[0], split=other[0], gap=gap)
 
 
-def show(found: Sequence[ExactnessResult], console: Console) -> None:
-    made = Table(title="Thresholds above 1 against the whole model, greedy", title_justify="left")
-    for head in ("states travel as", "answers", "tokens", "bytes up", "answers that differ", "share", "largest gap"):
-        made.add_column(head, justify="right")
-    for one in found:
+def show(results: Sequence[ExactnessResult], console: Console) -> None:
+    """Prints a row for each encoding, then every difference."""
+    table = Table(title="Split model without exits against the whole model, greedy", title_justify="left")
+    for head in ("encoding of states", "answers", "tokens", "bytes up", "answers that differ", "share", "largest gap"):
+        table.add_column(head, justify="right")
+    for one in results:
         different = len(one.differences)
         gap = "–" if one.largest_gap is None else f"{one.largest_gap:.4f}"
         share = f"{different / one.answers:.1%}"
-        made.add_row(one.kind, str(one.answers), str(one.tokens), f"{one.bytes_up:,}", str(different), share, gap)
-    console.print(made)
-    for one in found:
+        table.add_row(one.kind, str(one.answers), str(one.tokens), f"{one.bytes_up:,}", str(different), share, gap)
+    console.print(table)
+    for one in results:
         for each in one.differences:
             gap = "unknown" if each.gap is None else f"{each.gap:.4f}"
-            console.print(
-                f"{one.kind}: {each.question!r}, token {each.position + 1}: {each.whole!r} or {each.split!r}, gap {gap}"
-            )
+            tokens = f"{each.whole!r} by the whole model, {each.split!r} by the split one"
+            console.print(f"{one.kind}: {each.question!r}, token {each.position + 1}: {tokens}, gap {gap}")
 
 
 if __name__ == "__main__":

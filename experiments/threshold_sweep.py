@@ -1,10 +1,10 @@
-"""What the gate's threshold costs and keeps, for each strategy: quality and agreement over the cloud rate.
+"""Measures quality and agreement over the cloud rate, for each confidence strategy and threshold.
 
     python -m experiments.threshold_sweep [--thresholds 0.5,0.8,...] [--strategies max_prob,entropy,...]
         [--product-thresholds 0] [--questions 24] [--resume] [--output DIR]
 
-Thresholds are said by requests, so one edge serves all of them; each strategy has an edge of its own. Every curve
-begins at edge only and ends at cloud only, and the area under it says which strategy is the best at equal cloud rate.
+Requests carry the thresholds, so one edge serves all of them; each strategy has its own edge. Every curve begins at
+edge only and ends at cloud only; the area under it says which strategy is the best at equal cloud rate.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from experiments.setup import ablations
 from experiments.setup.ablations import Ablation
 
 QUESTIONS, REPEATS = 24, 1
-"""So that all strategies take about 8 minutes on two cores."""
+"""All strategies take about 8 minutes on 2 cores."""
 THRESHOLDS = "0.1,0.3,0.5,0.7,0.8,0.9,0.95,0.99"
-"""More of them where confidences crowd; below the first is edge only, above the last soon cloud only."""
+"""Denser where most confidences are; below the first is almost edge only, above the last almost cloud only."""
 NAME = "threshold_report"
 ENDS = tuple(one for one in ablations.PRESETS if one.mode in (Mode.EDGE_ONLY, Mode.CLOUD_ONLY))
 PLOTS = (
@@ -44,26 +44,28 @@ PLOTS = (
 
 
 def series(strategies: str, thresholds: str, product_thresholds: str) -> list[tuple[Series, list[Ablation]]]:
-    """A curve for each strategy and product threshold. Raises ConfigError for what is no strategy or share."""
+    """A curve for each strategy and product threshold, with its points. Raises ConfigError for invalid options."""
     at, products = shares(thresholds, "--thresholds"), shares(product_thresholds, "--product-thresholds")
-    found = []
+    curves = []
     for strategy in strategies_of(strategies):
         for product in products:
             name = strategy if len(products) == 1 else f"{strategy}, product {product:g}"
             points = [point(strategy, threshold, product, f"{name} {threshold:g}") for threshold in at]
-            found.append((Series(name=name, configurations=[one.name for one in points], at=at), points))
-    return found
+            curves.append((Series(name=name, configurations=[one.name for one in points], at=at), points))
+    return curves
 
 
 def point(strategy: ConfidenceStrategy, threshold: float, product: float, name: str) -> Ablation:
+    """One point of a curve; a product threshold of 0 is none."""
     gate = {"strategy": str(strategy), "threshold": threshold, "product_threshold": product}
-    described = f"{strategy} below {threshold:g} is unsure"
+    described = f"tokens with {strategy} below {threshold:g} are not confident"
     if product:
-        described += f", and a draft whose product is below {product:g}"
+        described += f", nor is a draft whose product is below {product:g}"
     return Ablation(name=name, description=described, config_overrides={"edge": {"confidence": gate}})
 
 
 def strategies_of(text: str) -> list[ConfidenceStrategy]:
+    """The strategies of a comma-separated list, each once; raises ConfigError."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         if name not in set(ConfidenceStrategy):
@@ -72,22 +74,22 @@ def strategies_of(text: str) -> list[ConfidenceStrategy]:
 
 
 def shares(text: str, option: str) -> list[float]:
-    """In their order; raises ConfigError."""
-    found = sorted(numbers(text, option))
-    if found[-1] > 1:
-        raise ConfigError(f"{option} takes numbers from 0 to 1, not {found[-1]:g}")
-    return found
+    """Numbers from 0 to 1 in increasing order; raises ConfigError."""
+    values = sorted(numbers(text, option))
+    if values[-1] > 1:
+        raise ConfigError(f"{option} takes numbers from 0 to 1, not {values[-1]:g}")
+    return values
 
 
 def finish(
     swept: Sequence[Series], report: ExperimentReport, plan: ExperimentPlan, entries: Sequence[TrialResult]
 ) -> None:
-    """Puts the curves and their areas into the report."""
+    """Adds the curves and their areas to the report."""
     by_name: dict[str, list[TrialResult]] = {one.name: [] for one in plan.configurations}
     for entry in entries:
         by_name[entry.what.configuration].append(entry)
     samples = {name: measures.sample(found) for name, found in by_name.items()}
-    definitions, ends = results.defined(plan, by_name), [one.name for one in ENDS]
+    definitions, ends = results.definitions_for(plan, by_name), [one.name for one in ENDS]
     report.sweep = SweepDescription(
         parameter="Threshold",
         series=list(swept),
@@ -103,14 +105,23 @@ def finish(
 
 
 def parser() -> argparse.ArgumentParser:
-    made = experiment.parser("Measure what the gate's threshold costs and keeps.", QUESTIONS, REPEATS)
-    every = ",".join(ConfidenceStrategy)
-    made.add_argument("--thresholds", default=THRESHOLDS, metavar="T", help="0 to 1 (default %(default)s)")
-    made.add_argument("--strategies", default=every, metavar="NAMES", help="(default: %(default)s)")
-    made.add_argument(
-        "--product-thresholds", default="0", metavar="T", help="0 to 1, a curve for each; 0: none (default %(default)s)"
+    options = experiment.parser(
+        "Measure quality and agreement over the cloud rate, by strategy and threshold.", QUESTIONS, REPEATS
     )
-    return made
+    every = ",".join(ConfidenceStrategy)
+    options.add_argument(
+        "--thresholds", default=THRESHOLDS, metavar="T", help="confidence thresholds, 0 to 1 (default %(default)s)"
+    )
+    options.add_argument(
+        "--strategies", default=every, metavar="NAMES", help="confidence strategies (default: %(default)s)"
+    )
+    options.add_argument(
+        "--product-thresholds",
+        default="0",
+        metavar="T",
+        help="product thresholds, 0 to 1, a curve for each; 0: none (default %(default)s)",
+    )
+    return options
 
 
 async def main() -> None:
@@ -118,18 +129,20 @@ async def main() -> None:
 
 
 async def measure(args: argparse.Namespace, console: Console) -> ExperimentReport:
-    """Raises as experiment.run does, and ConfigError for options that make no sense."""
+    """Raises as experiment.run does, and ConfigError for invalid options."""
     base = experiment.base_config(args)
     if base.inference.online.enabled:
-        raise ConfigError("inference.online: a gate that follows the traffic moves its thresholds; switch it off here")
+        raise ConfigError("inference.online: the online gate moves its thresholds; switch it off for this experiment")
     curves = series(args.strategies, args.thresholds, args.product_thresholds)
     chosen = [ablations.BASELINE, *ENDS, *(point for _, points in curves for point in points)]
     kind = ExperimentKind(
+        title="What the threshold costs and keeps",
+        name=NAME,
         program="-m experiments.threshold_sweep",
-        settled=False,
+        settle_first=False,
         finish=partial(finish, [one for one, _ in curves]),
     )
-    return await experiment.run(args, chosen, base, "What the threshold costs and keeps", NAME, console, kind)
+    return await experiment.run(args, chosen, base, console, kind)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from cli.terminal import console
 from cloud.engine.engine import CloudEngine
 from cloud.verify import stateless
 from cloud.verify.round import VerifyRound
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.decoding.interfaces import Drafter
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan

@@ -13,7 +13,7 @@ from calibration import data
 from calibration.temperature import Calibration, fit
 from cli.args import run_program
 from cli.terminal import console
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.errors import ConfigError
 from edge.llama.model import Llama
 from models import heldout

@@ -24,6 +24,28 @@ CLOUD_CONTEXT = 256
 STEP_TOKENS = 320
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two workers (`make test`) divide the tests by what they share, longest first; the order within a file stays.
+
+    Real servers start once, in one worker. Programs write their logs into one folder, so they run in that worker too.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(shared_by(item)))
+    items.sort(key=lambda item: GROUPS.get(shared_by(item), len(GROUPS)))
+
+
+def shared_by(item: pytest.Item) -> str:
+    """What the tests of a group share: servers, an engine, or their file."""
+    fixtures: list[str] = getattr(item, "fixturenames", [])
+    if "servers" in fixtures or item.path.parent.name == "end_to_end":
+        return "servers"
+    return "cloud_engine" if "cloud_engine" in fixtures else str(item.path)
+
+
+GROUPS = {"servers": 0, "cloud_engine": 1}
+
+
 @pytest.fixture(scope="session")
 def demo_split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo cloud model in pieces: those of `make setup`, else new ones."""

@@ -23,7 +23,7 @@ from cloud.verify.validation import check_ids
 from cloud.websocket import ClientLeftError, ClientSocket
 from common.errors import EngineError, FrameworkError, OverloadedError, RequestError, StoppingError
 from common.http.in_flight import IN_FLIGHT
-from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, error_object, told, websocket
+from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, client_error, error_object, websocket
 from common.http.request_context import current_request_id
 from common.protocol import codec
 from common.protocol.stream_frames import (
@@ -86,7 +86,7 @@ class StreamRoute:
         except (Exception, asyncio.CancelledError) as error:
             if peer.ended and isinstance(error, asyncio.CancelledError):
                 return ws  # a client that has the whole answer may close first
-            failure = told(request, error)
+            failure = client_error(request, error)
             request[EXCHANGE].failed = failure.status >= 500
             await peer.fail(failure)
         return ws

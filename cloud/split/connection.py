@@ -28,9 +28,9 @@ from common.errors import (
     StoppingError,
 )
 from common.http.in_flight import IN_FLIGHT
-from common.http.messages import TENANT, error_object, told
+from common.http.messages import TENANT, client_error, error_object
 from common.protocol import codec
-from common.protocol.hidden_states import Packed
+from common.protocol.hidden_states import PackedStates
 from common.protocol.split_frames import (
     AskFrame,
     CloseFrame,
@@ -38,12 +38,11 @@ from common.protocol.split_frames import (
     EdgeFrame,
     FaultFrame,
     OpenFrame,
-    StateEncoding,
     StatesFrame,
     TokenFrame,
 )
 from common.protocol.split_manifest import SplitManifest
-from common.types import ErrorObject
+from common.types import ErrorObject, StateEncoding
 
 MAX_SESSIONS = 1024
 """Open at once on one connection."""
@@ -78,7 +77,7 @@ class EdgeConnection:
     backend: SplitBackend
     request: web.Request
     socket: ClientSocket
-    kinds: dict[str, StateEncoding] = field(default_factory=dict)
+    encodings: dict[str, StateEncoding] = field(default_factory=dict)
     asks: dict[str, set[asyncio.Task[None]]] = field(default_factory=dict)
 
     async def serve(self) -> None:
@@ -146,14 +145,15 @@ class EdgeConnection:
             raise ModelMismatch(
                 "edge and cloud have parts of different models: partition the model again, and use the result on both"
             )
-        if len(self.kinds) >= MAX_SESSIONS and frame.session not in self.kinds:
+        if len(self.encodings) >= MAX_SESSIONS and frame.session not in self.encodings:
             raise OverloadedError(f"{MAX_SESSIONS} sessions are open on this connection")
         self.backend.contexts.open(frame.session, self.request[TENANT])
-        self.kinds[frame.session] = frame.kind
+        self.encodings[frame.session] = frame.encoding
 
     def _store_states(self, frame: StatesFrame) -> None:
         self._check_open(frame.session)
-        states = Packed(frame.kind or self.kinds[frame.session], self.backend.manifest.hidden, frame.data, frame.scales)
+        encoding = frame.encoding or self.encodings[frame.session]
+        states = PackedStates(encoding, self.backend.manifest.hidden, frame.data, frame.scales)
         states.check(frame.count)
         self.backend.contexts.open(frame.session, self.request[TENANT])  # it may have been dropped meanwhile
         self.backend.contexts.receive(frame.session, frame.start, states)
@@ -185,21 +185,21 @@ class EdgeConnection:
                 cached=drawn.cached,
             )
         except Exception as error:
-            failure = told(self.request, error)
+            failure = client_error(self.request, error)
             if isinstance(failure, RequestError) and not isinstance(failure, StatesMissing):
-                self.kinds.pop(ask.session, None)
+                self.encodings.pop(ask.session, None)
                 self.backend.contexts.close(ask.session)
             frame = fault_frame(failure, ask.session, ask.id)
         with suppress(ClientLeftError):
             await self.send(frame)
 
     def _check_open(self, session: str) -> None:
-        if session not in self.kinds:
+        if session not in self.encodings:
             raise ForeignSession("open the session on this connection first")
 
     def _forget(self, session: str) -> None:
         """Drops a session that this connection has opened, and its token requests; does nothing to any other."""
-        if self.kinds.pop(session, None) is not None:
+        if self.encodings.pop(session, None) is not None:
             self._cancel(session)
             self.backend.contexts.close(session)
 

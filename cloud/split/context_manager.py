@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ForeignSession, OverloadedError, RequestError, StatesMissing
-from common.protocol.hidden_states import Packed
+from common.protocol.hidden_states import PackedStates
 
 
 class EvictionReason(StrEnum):
@@ -46,7 +46,7 @@ class SessionStates:
     used_at: float
     released: int = 0
     held: int = 0
-    pieces: list[Packed] = field(default_factory=list)
+    pieces: list[PackedStates] = field(default_factory=list)
     bytes: int = 0
     requests: int = 0
 
@@ -93,7 +93,7 @@ class CloudContextManager:
         """How many positions, from 0 on, need not be sent again."""
         return self._sessions[session].held if session in self._sessions else 0
 
-    def receive(self, session: str, start: int, states: Packed) -> None:
+    def receive(self, session: str, start: int, states: PackedStates) -> None:
         """Keeps the new part of `states`, which are those of the positions from `start` on; ignores all after a gap.
 
         Raises RequestError when the session grows too large (it is then dropped), OverloadedError when other sessions

@@ -7,8 +7,8 @@ from aiohttp import WSCloseCode, web
 
 from cloud.split.connection import EdgeConnection, SplitBackend, fault_frame
 from cloud.websocket import ClientLeftError, ClientSocket
-from common.http.messages import BODY_LIMIT, EXCHANGE, told, websocket
-from common.protocol.split_frames import MOST_STATES
+from common.http.messages import BODY_LIMIT, EXCHANGE, client_error, websocket
+from common.protocol.split_frames import MAX_STATES
 
 
 class SplitRoute:
@@ -20,7 +20,7 @@ class SplitRoute:
     @property
     def frame_limit(self) -> int:
         """Bytes of the largest frame that an edge may send."""
-        return max(BODY_LIMIT, MOST_STATES * (self._backend.manifest.hidden + 1) * 4 + 1024)
+        return max(BODY_LIMIT, MAX_STATES * (self._backend.manifest.hidden + 1) * 4 + 1024)
 
     async def handle(self, request: web.Request) -> web.WebSocketResponse:
         ws = await websocket(request, self.frame_limit)
@@ -31,7 +31,7 @@ class SplitRoute:
         except ClientLeftError:
             pass
         except (Exception, asyncio.CancelledError) as error:
-            failure = told(request, error)
+            failure = client_error(request, error)
             request[EXCHANGE].failed = failure.status >= 500
             with suppress(ClientLeftError):
                 await connection.send(fault_frame(failure))

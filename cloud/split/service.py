@@ -15,7 +15,7 @@ from cloud.split.context_manager import CloudContextManager, Limits
 from cloud.split.engine import TailEngine
 from cloud.split.pool import TailPool
 from cloud.split.route import SplitRoute
-from common.config_schema import CloudSplitConfig
+from common.config_cloud import CloudSplitConfig
 from common.errors import NotFoundError
 from common.http_server import FATAL
 from common.protocol.split_manifest import read_manifest

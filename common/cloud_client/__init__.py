@@ -1,1 +1,1 @@
-"""The edge's way to its clouds: which one is asked, and the verifier, streams and split sessions over HTTP."""
+"""The edge's client of its clouds: choice of a cloud, verification, streams and split sessions."""

@@ -1,63 +1,68 @@
-"""Whether a server is asked at all: closed, open after failures in a row, half-open while it is tried. Knows no clock.
+"""Stops calls to a server that keeps failing, and probes whether it has recovered.
 
-The pattern is Nygard's circuit breaker (Release It!, 2007). Times are in seconds on any clock that only goes forward.
+The pattern is Nygard's circuit breaker (Release It!, 2007). Times are seconds on any monotonic clock.
 """
 
 from enum import StrEnum
 
 
-class State(StrEnum):
-    """Closed: asked as usual. Open: not asked. Half-open: not asked, but for one probe that is under way."""
+class BreakerState(StrEnum):
+    """The three states of a circuit breaker."""
 
     CLOSED = "closed"
+    """Calls are made."""
     OPEN = "open"
+    """No calls are made."""
     HALF_OPEN = "half_open"
+    """No calls are made but one probe, which is running."""
 
 
-class Breaker:
-    """Opens after `failures` (>= 1) in a row; may be probed `probe_seconds` after that and after each probe's begin.
+class CircuitBreaker:
+    """Opens after `failures` (>= 1) consecutive failures.
 
-    A probe that succeeds closes it on trial: until something has succeeded since, one failure opens it again.
+    A probe may start `probe_seconds` after the opening, and after the start of the previous probe. A successful probe
+    closes the breaker on trial: one failure opens it again until a call has succeeded.
     """
 
     def __init__(self, failures: int, probe_seconds: float) -> None:
-        self.state = State.CLOSED
+        self.state = BreakerState.CLOSED
         self.openings = 0
-        """How often it opened from closed."""
+        """How often the breaker went from closed to open."""
         self._failures = failures
         self._probe_seconds = probe_seconds
-        self._in_a_row = 0
+        self._consecutive_failures = 0
         self._probe_at = 0.0
 
     @property
     def closed(self) -> bool:
-        return self.state is State.CLOSED
+        return self.state is BreakerState.CLOSED
 
-    def succeeded(self) -> None:
-        """A call came back. What was asked before the breaker opened says nothing about now: only a probe closes it."""
+    def record_success(self) -> None:
+        """Ignored unless closed: a call from before the opening says nothing about now, and only a probe closes it."""
         if self.closed:
-            self._in_a_row = 0
+            self._consecutive_failures = 0
 
-    def failed(self, now: float) -> None:
-        """A call did not come back."""
-        self._in_a_row += 1
-        if self.closed and self._in_a_row >= self._failures:
-            self.state = State.OPEN
+    def record_failure(self, now: float) -> None:
+        """Opens the breaker if this is the last of `failures` consecutive failures."""
+        self._consecutive_failures += 1
+        if self.closed and self._consecutive_failures >= self._failures:
+            self.state = BreakerState.OPEN
             self.openings += 1
             self._probe_at = now + self._probe_seconds
 
-    def probe_in(self, now: float) -> float:
-        """Seconds until a probe may begin; 0 when it may now."""
+    def seconds_to_probe(self, now: float) -> float:
+        """Seconds until a probe may start; 0 if it may start now."""
         return max(0.0, self._probe_at - now)
 
-    def probe(self, now: float) -> None:
-        """A probe begins; `probed` tells what came of it."""
-        assert self.state is State.OPEN
-        self.state = State.HALF_OPEN
+    def begin_probe(self, now: float) -> None:
+        """Goes from open to half-open; `end_probe` must follow."""
+        assert self.state is BreakerState.OPEN
+        self.state = BreakerState.HALF_OPEN
         self._probe_at = now + self._probe_seconds
 
-    def probed(self, healthy: bool) -> None:
-        assert self.state is State.HALF_OPEN
-        self.state = State.CLOSED if healthy else State.OPEN
+    def end_probe(self, healthy: bool) -> None:
+        """Goes from half-open to closed if the server is healthy, else back to open."""
+        assert self.state is BreakerState.HALF_OPEN
+        self.state = BreakerState.CLOSED if healthy else BreakerState.OPEN
         if healthy:
-            self._in_a_row = self._failures - 1
+            self._consecutive_failures = self._failures - 1

@@ -1,4 +1,4 @@
-"""The clouds that one program asks: which one next, which are lost, what came of it. Knows nothing of what is asked."""
+"""Chooses a cloud for each request, and tracks the load, outcomes and circuit breaker of each cloud."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 import xxhash
 from msgspec.structs import replace
 
-from common.cloud_client.circuit_breaker import Breaker, State
+from common.cloud_client.circuit_breaker import BreakerState, CircuitBreaker
 from common.config_schema import CommunicationConfig
 from common.errors import ConfigError, EndpointError, RequestError
 from common.http.client import HTTPClient
@@ -24,170 +24,178 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 AFFINITY_TOKENS = 64
-"""Prompts that begin with the same tokens go to the same cloud, whose prefix cache then holds them."""
-FAIR_SHARE = 1.25
-"""A cloud takes up to this many times the mean load, then the prompt's next cloud has its turn."""
+"""Prompts whose first tokens, this many, are the same go to the same cloud, whose prefix cache then holds them."""
+MAX_LOAD_FACTOR = 1.25
+"""A cloud takes up to this many times the mean load; further prompts go to their next cloud."""
 
 
 class CallOutcome(StrEnum):
-    """How a call to a cloud ended: refused is the request's fault, busy a 429, cancelled: our side left early."""
+    """How a call to a cloud ended."""
 
     OK = "ok"
     REFUSED = "refused"
+    """A RequestError: the request was wrong, the cloud works."""
     BUSY = "busy"
+    """A 429."""
     FAILED = "failed"
+    """Any other EndpointError."""
     CANCELLED = "cancelled"
+    """The edge left before the end."""
 
 
 def outcome_of(error: EndpointError | RequestError) -> CallOutcome:
-    """What a call that ended with `error` counts as."""
+    """The outcome of a call that raised `error`."""
     if isinstance(error, RequestError):
         return CallOutcome.REFUSED
     return CallOutcome.BUSY if isinstance(error, Busy) else CallOutcome.FAILED
 
 
 def choose(token_ids: Sequence[int], loads: Mapping[str, int]) -> str:
-    """The cloud for a prompt, of at least one, by URL; `loads` are calls under way there.
+    """The URL of the cloud for a prompt; `loads` holds the calls in flight of each cloud (at least one), by URL.
 
-    Rendezvous hashing (Thaler and Ravishankar 1998): each cloud scores each beginning, so that one which comes or goes
-    moves only its own share. With bounded loads (Mirrokni, Thorup and Zadimoghaddam 2018): the best score that is not
-    above its fair share, counting the call to come.
+    Rendezvous hashing (Thaler and Ravishankar 1998) scores each cloud for a prompt prefix, so that adding or removing a
+    cloud moves only that cloud's share. Bounded loads (Mirrokni, Thorup and Zadimoghaddam 2018) limit the choice to
+    clouds with less than MAX_LOAD_FACTOR times the mean load, counting the new call.
     """
-    beginning = array("i", token_ids[:AFFINITY_TOKENS]).tobytes()
-    bound = FAIR_SHARE * (sum(loads.values()) + 1) / len(loads)
-    room = [url for url, load in loads.items() if load < bound]
-    return max(room, key=lambda url: (xxhash.xxh3_64_intdigest(url.encode() + b"\0" + beginning), url))
+    prefix = array("i", token_ids[:AFFINITY_TOKENS]).tobytes()
+    limit = MAX_LOAD_FACTOR * (sum(loads.values()) + 1) / len(loads)
+    candidates = [url for url, load in loads.items() if load < limit]
+    return max(candidates, key=lambda url: (xxhash.xxh3_64_intdigest(url.encode() + b"\0" + prefix), url))
 
 
 @dataclass(eq=False, slots=True)
 class Cloud:
-    """One cloud: its connections, whether it is asked, how much it is doing for us, and how its calls ended."""
+    """One cloud: its HTTP clients, its circuit breaker, and the load and outcomes of its calls."""
 
     key: str
     """The path of the config key that names it."""
     client: HTTPClient
     prober: HTTPClient
-    """Makes a new connection for every probe: those of the pool may be as lost as the cloud was."""
-    breaker: Breaker
+    """Opens a new connection for every probe: the pooled ones may be broken after a loss."""
+    breaker: CircuitBreaker
     in_flight: int = 0
-    reason: str = ""
-    """Why its last call failed."""
+    """Calls and streams that are running."""
+    last_error: str = ""
+    """The message of the last failed call or probe."""
     outcomes: dict[CallOutcome, int] = field(default_factory=lambda: dict.fromkeys(CallOutcome, 0))
-    opened: asyncio.Event = field(default_factory=asyncio.Event)
+    breaker_opened: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set from the opening of the breaker until a probe closes it."""
 
     @property
     def url(self) -> str:
         return self.client.base_url
 
     def stats(self) -> dict[str, Any]:
+        """This cloud's entry in GET /stats."""
         calls = {outcome.value: count for outcome, count in self.outcomes.items()}
         breaker = {"state": self.breaker.state.value, "openings": self.breaker.openings}
         return {"breaker": breaker, "in_flight": self.in_flight, "calls": calls, **self.client.get_client_stats()}
 
 
 class CloudPool:
-    """All clouds of a configuration. Owns their connections and a task for each that looks whether a lost one is back.
+    """All clouds of a configuration. Owns their connections and one task per cloud that probes it while it is lost.
 
-    `async with`; used from one event loop. `failovers` and `degraded` are counted by who sees them happen.
+    Use `async with`, from one event loop. Callers count `failovers` and `degraded_answers`.
     """
 
     def __init__(self, config: CommunicationConfig | None = None) -> None:
         config = config or CommunicationConfig()
-        self._probe_seconds = config.breaker.probe_seconds
-        self._all = [_cloud(key, url, config) for key, url in config.clouds.items()]
-        self._watches: list[asyncio.Task[None]] = []
+        self._clouds = [_make_cloud(key, url, config) for key, url in config.clouds.items()]
+        self._probe_tasks: list[asyncio.Task[None]] = []
         self.failovers = 0
-        """Requests that went on with another cloud."""
-        self.degraded = 0
-        """Answers that had to do without any."""
+        """Requests that continued on another cloud."""
+        self.degraded_answers = 0
+        """Answers for which no cloud could be used."""
 
     async def __aenter__(self) -> Self:
-        self._watches = [asyncio.create_task(self._watch(cloud)) for cloud in self._all]
+        self._probe_tasks = [asyncio.create_task(self._probe_while_lost(cloud)) for cloud in self._clouds]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        for watch in self._watches:
-            watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
-        for cloud in self._all:
+        for task in self._probe_tasks:
+            task.cancel()
+        await asyncio.gather(*self._probe_tasks, return_exceptions=True)
+        for cloud in self._clouds:
             await cloud.client.close()
             await cloud.prober.close()
 
     def __iter__(self) -> Iterator[Cloud]:
-        return iter(self._all)
+        return iter(self._clouds)
 
-    async def greet(self) -> None:
-        """Raises ConfigError if a cloud that is there speaks another protocol; one that is not yet there may come."""
-        results = await asyncio.gather(*(self._probed(cloud) for cloud in self._all))
-        for cloud, error in zip(self._all, results, strict=True):
+    async def check_protocols(self) -> None:
+        """Raises ConfigError if a cloud speaks another protocol; clouds that cannot be reached yet are ignored."""
+        results = await asyncio.gather(*(self._probe(cloud) for cloud in self._clouds))
+        for cloud, error in zip(self._clouds, results, strict=True):
             if isinstance(error, WrongProtocol):
                 raise ConfigError(f"{cloud.key}: {error.message}")
 
     def pick(self, token_ids: Sequence[int], excluding: Collection[Cloud] = ()) -> Cloud:
-        """The cloud to ask about a prompt; raises EndpointError, at once, when none can be asked."""
-        closed = {cloud.url: cloud for cloud in self._all if cloud.breaker.closed and cloud not in excluding}
-        if not closed:
-            raise EndpointError("; ".join(cloud.reason for cloud in self._all if cloud.reason) or "no cloud is left")
-        return closed[choose(token_ids, {url: cloud.in_flight for url, cloud in closed.items()})]
+        """The cloud for a prompt; raises EndpointError at once if no cloud with a closed breaker is left."""
+        usable = {cloud.url: cloud for cloud in self._clouds if cloud.breaker.closed and cloud not in excluding}
+        if not usable:
+            errors = [cloud.last_error for cloud in self._clouds if cloud.last_error]
+            raise EndpointError("; ".join(errors) or "no cloud is left")
+        return usable[choose(token_ids, {url: cloud.in_flight for url, cloud in usable.items()})]
 
     async def get(self, path: str, type_: type[T]) -> T:
-        """What one of the clouds that can be asked says; raises EndpointError, at once if there is none."""
+        """GET `path` from one of the usable clouds; raises EndpointError, at once if there is none."""
         cloud = self.pick(())
-        with self.asking(cloud):
+        with self.track_call(cloud):
             return await cloud.client.get(path, type_)
 
     @contextmanager
-    def asking(self, cloud: Cloud) -> Iterator[None]:
-        """Around one call: counted as load while it lasts, its end told to the breaker."""
-        self.began(cloud)
-        outcome, reason = CallOutcome.CANCELLED, ""
+    def track_call(self, cloud: Cloud) -> Iterator[None]:
+        """Counts the block as one call in flight, and records its outcome."""
+        self.begin_call(cloud)
+        outcome, message = CallOutcome.CANCELLED, ""
         try:
             yield
             outcome = CallOutcome.OK
         except (EndpointError, RequestError) as error:
-            outcome, reason = outcome_of(error), error.message
+            outcome, message = outcome_of(error), error.message
             raise
         finally:
-            self.ended(cloud, outcome, reason)
+            self.end_call(cloud, outcome, message)
 
-    def began(self, cloud: Cloud) -> None:
-        """A call to `cloud` begins; `ended` tells what came of it."""
+    def begin_call(self, cloud: Cloud) -> None:
+        """Counts a call to `cloud` as in flight; `end_call` must follow."""
         cloud.in_flight += 1
 
-    def ended(self, cloud: Cloud, outcome: CallOutcome, reason: str = "") -> None:
+    def end_call(self, cloud: Cloud, outcome: CallOutcome, error: str = "") -> None:
+        """Records the outcome of a call, with the message of its error, and updates the breaker."""
         cloud.in_flight -= 1
         cloud.outcomes[outcome] += 1
         if outcome in (CallOutcome.OK, CallOutcome.REFUSED):
-            cloud.breaker.succeeded()
+            cloud.breaker.record_success()
         elif outcome is CallOutcome.FAILED:
-            cloud.reason = reason
-            cloud.breaker.failed(time.monotonic())
-            if not cloud.breaker.closed and not cloud.opened.is_set():
-                cloud.opened.set()
-                log.warning("%s; it is not asked until it is back", cloud.reason)
+            cloud.last_error = error
+            cloud.breaker.record_failure(time.monotonic())
+            if not cloud.breaker.closed and not cloud.breaker_opened.is_set():
+                cloud.breaker_opened.set()
+                log.warning("%s; it gets no calls until a probe succeeds", cloud.last_error)
 
     def stats(self) -> dict[str, Any]:
-        """Figures for GET /stats."""
-        each = {cloud.url: cloud.stats() for cloud in self._all}
-        return {"endpoints": each, "failovers": self.failovers, "degraded_answers": self.degraded}
+        """The clouds' part of GET /stats."""
+        endpoints = {cloud.url: cloud.stats() for cloud in self._clouds}
+        return {"endpoints": endpoints, "failovers": self.failovers, "degraded_answers": self.degraded_answers}
 
-    async def _watch(self, cloud: Cloud) -> None:
-        """Looks for a lost cloud every `probe_seconds` until it is back."""
+    async def _probe_while_lost(self, cloud: Cloud) -> None:
+        """Probes a lost cloud every `probe_seconds` until a probe succeeds."""
         while True:
-            await cloud.opened.wait()
-            while cloud.breaker.state is State.OPEN:
-                await asyncio.sleep(cloud.breaker.probe_in(time.monotonic()))
-                cloud.breaker.probe(time.monotonic())
-                error = await self._probed(cloud)
-                cloud.breaker.probed(healthy=error is None)
-                cloud.reason = error.message if error else cloud.reason
-            cloud.opened.clear()
-            log.warning("%s is back", cloud.url)
+            await cloud.breaker_opened.wait()
+            while cloud.breaker.state is BreakerState.OPEN:
+                await asyncio.sleep(cloud.breaker.seconds_to_probe(time.monotonic()))
+                cloud.breaker.begin_probe(time.monotonic())
+                error = await self._probe(cloud)
+                cloud.breaker.end_probe(healthy=error is None)
+                cloud.last_error = error.message if error else cloud.last_error
+            cloud.breaker_opened.clear()
+            log.warning("%s is ready again", cloud.url)
 
-    async def _probed(self, cloud: Cloud) -> EndpointError | None:
-        """What keeps a cloud from being asked now; None if it is ready."""
+    async def _probe(self, cloud: Cloud) -> EndpointError | None:
+        """The error of GET /ready; None if the cloud is ready."""
         try:
             await cloud.prober.check_ready()
         except EndpointError as error:
@@ -195,12 +203,12 @@ class CloudPool:
         return None
 
 
-def _cloud(key: str, url: str, config: CommunicationConfig) -> Cloud:
+def _make_cloud(key: str, url: str, config: CommunicationConfig) -> Cloud:
     http, breaker = config.http_client, config.breaker
     plain = replace(http, optimized=False, timeout=breaker.probe_seconds)  # a probe ends before the next one begins
     return Cloud(
         key,
         HTTPClient(url, http, config.cloud_api_key, check_protocol=True),
         HTTPClient(url, plain, config.cloud_api_key, check_protocol=True),
-        Breaker(breaker.failures, breaker.probe_seconds),
+        CircuitBreaker(breaker.failures, breaker.probe_seconds),
     )

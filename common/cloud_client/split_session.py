@@ -1,4 +1,4 @@
-"""The edge's end of `GET /split`: hidden states go up as they come, tokens are asked for. Knows no engine, no exits."""
+"""Sends the hidden states of one answer to a cloud over `GET /split` and asks for tokens."""
 
 import asyncio
 import itertools
@@ -22,31 +22,26 @@ from common.errors import (
 )
 from common.http.client import HTTPClient
 from common.http.error_replies import Busy
-from common.http.retry import Broken
-from common.protocol.hidden_states import Packed, pack
+from common.http.retry import ConnectionBroken
+from common.protocol.hidden_states import PackedStates, pack
 from common.protocol.split_frames import (
     AskFrame,
     CloseFrame,
     FaultFrame,
     OpenFrame,
-    StateEncoding,
     StatesFrame,
     TokenFrame,
 )
-from common.types import Sampling
+from common.types import Sampling, StateEncoding
 
-PIECE = 256
-"""Positions in one frame, so that sessions take turns on the connection."""
+POSITIONS_PER_FRAME = 256
+"""Limits a frame so that sessions take turns on the connection."""
 ATTEMPTS = 3
-"""How often one question is asked, while its deadline lasts: again when the connection broke or states were missing."""
+"""Attempts for one token within its deadline: repeated when the connection broke or the cloud lacked states."""
 
 
 class CloudToken(Struct, frozen=True, kw_only=True):
-    """A token of the cloud's with natural `logprob` and `confidence` (its probability), both at temperature 1.
-
-    `cloud_ms`: milliseconds that the cloud took. `computed`: positions that its tail computed for this one token;
-    `cached`: those whose keys and values it still had.
-    """
+    """A token from the cloud; its fields are those of TokenFrame."""
 
     token_id: int
     confidence: float
@@ -57,7 +52,7 @@ class CloudToken(Struct, frozen=True, kw_only=True):
 
 
 class SplitCloud:
-    """Owns one connection over `client`, opened on first use and again after a loss: `async with`, or `close()`."""
+    """Owns one connection over `client`, opened on first use and again after a loss; use `async with` or `close()`."""
 
     def __init__(self, client: HTTPClient) -> None:
         self._client = client
@@ -70,116 +65,117 @@ class SplitCloud:
         await self.close()
 
     async def close(self) -> None:
-        """Ends the connection; what waits on it fails with EndpointError."""
+        """Closes the connection; calls that wait on it raise EndpointError."""
         if self._link is not None:
             link, self._link = self._link, None
             await link.close()
 
-    def session(self, fingerprint: str, kind: StateEncoding = StateEncoding.FP16) -> "SplitSession":
-        """A new session for an answer of the model with this fingerprint; nothing is sent before its first use."""
-        return SplitSession(self, fingerprint, StateEncoding(kind))
+    def session(self, fingerprint: str, encoding: StateEncoding = StateEncoding.FP16) -> "SplitSession":
+        """A new session for one answer of the model with this fingerprint; nothing is sent before its first use."""
+        return SplitSession(self, fingerprint, StateEncoding(encoding))
 
     def link(self) -> SplitLink:
-        """The connection as it is, or a new one; raises EndpointError just after one could not be made."""
+        """The current connection or a new one; raises EndpointError shortly after a connection could not be made."""
         if self._link is None or self._link.may_be_replaced():
             self._link = SplitLink(self._client)
         return self._link
 
 
 class SplitSession:
-    """One answer's hidden states and questions; `async with` it: leaving it makes the cloud forget the session.
+    """The hidden states and questions of one answer; use `async with`, whose exit makes the cloud drop the session.
 
-    It keeps all that was sent, encoded, so that a cloud that has lost it can be sent it again. Used by one task at a
-    time.
+    Keeps all encoded states, so that it can send them again to a cloud that lost them. Used by one task at a time.
     """
 
-    def __init__(self, cloud: SplitCloud, fingerprint: str, kind: StateEncoding) -> None:
+    def __init__(self, cloud: SplitCloud, fingerprint: str, encoding: StateEncoding) -> None:
         self.bytes_up = 0
         """Bytes of the frames sent for this session, repeats included."""
         self.bytes_down = 0
-        """Bytes of the frames that came for it."""
+        """Bytes of the frames received for this session."""
         self.positions = 0
-        """Positions whose hidden states were given to `send` so far."""
+        """Positions given to `send` so far."""
         self.id = uuid.uuid4().hex
-        self.left = False
+        self.closed = False
         self.written = 0
-        """Positions that are on their way, as far as this side knows."""
-        self.failure: FaultFrame | None = None
-        """What the cloud said of the session, unasked."""
+        """Positions written to the connection, as far as this side knows."""
+        self.fault: FaultFrame | None = None
+        """A fault of the session that the cloud reported without a question."""
         self._cloud = cloud
         self._fingerprint = fingerprint
-        self._kind = kind
-        self._pieces: list[tuple[int, Packed]] = []
-        self._numbers = itertools.count()
+        self._encoding = encoding
+        self._pieces: list[tuple[int, PackedStates]] = []
+        self._question_ids = itertools.count()
         self._link: SplitLink | None = None
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        """Sends Close without waiting."""
-        self.left = True
+        """Queues a CloseFrame without waiting."""
+        self.closed = True
         if self._link is not None:
             self._link.put(self, CloseFrame(session=self.id))
         self._pieces.clear()
 
     def send(self, states: NDArray[np.float32]) -> None:
-        """Appends the hidden states [n, H] of the next n positions and hands them to the writer, without waiting.
+        """Appends the hidden states [n, H] of the next n positions and queues them, without waiting.
 
-        Never fails for want of a cloud: then `token` says so. Raises RequestError for NaN or infinity.
+        Raises RequestError for NaN or infinity. A lost cloud raises only in `token` and `flush`.
         """
         start = self.positions
-        for at in range(0, len(states), PIECE):
-            packed = pack(states[at : at + PIECE], self._kind)
+        for at in range(0, len(states), POSITIONS_PER_FRAME):
+            packed = pack(states[at : at + POSITIONS_PER_FRAME], self._encoding)
             self._pieces.append((self.positions, packed))
             self.positions += len(packed)
         if self._link is not None and self._link.failure is None:
             self._put_from(self._link, start)
             return
-        with suppress(EndpointError, RequestError):  # what is not written goes with the next connection
+        with suppress(EndpointError, RequestError):  # states not written now are sent with the next connection
             self._connect()
 
     async def flush(self) -> None:
-        """Returns when all that was given to `send` is written to the socket; raises EndpointError."""
-        await self._connect().flushed()
+        """Waits until all states given to `send` are written to the socket; raises EndpointError."""
+        await self._connect().flush()
 
     async def token(self, sampling: Sampling, deadline_seconds: float) -> CloudToken:
-        """The token after all positions sent so far; states that the cloud has lost are sent again on the way.
+        """The token after all positions sent so far; sends states again that the cloud has lost.
 
-        Cancelling it leaves session and connection usable. Raises EndpointError when the cloud cannot be used within
-        the deadline, RequestError (or a child) when it refuses.
+        Session and connection stay usable after cancellation. Raises EndpointError if the cloud cannot be used within
+        the deadline, RequestError (or a child) if it refuses.
         """
         try:
             async with asyncio.timeout(deadline_seconds):
-                return await self._asked(sampling)
+                return await self._ask(sampling)
         except TimeoutError as error:
             raise EndpointError(f"the cloud gave no token within {deadline_seconds:g} s") from error
 
-    async def _asked(self, sampling: Sampling) -> CloudToken:
+    async def _ask(self, sampling: Sampling) -> CloudToken:
         for last in (*[False] * (ATTEMPTS - 1), True):
             try:
                 link = self._connect()
-                self._check()
-                ask = AskFrame(session=self.id, id=next(self._numbers), position=self.positions, sampling=sampling)
-                reply = await link.ask(self, ask)
-            except Broken:
+                self._raise_fault()
+                question = AskFrame(
+                    session=self.id, id=next(self._question_ids), position=self.positions, sampling=sampling
+                )
+                reply = await link.ask(self, question)
+            except ConnectionBroken:
                 if last:
                     raise
                 continue
             if isinstance(reply, TokenFrame):
                 return _cloud_token(reply)
             if reply.error.code != StatesMissing.code:
-                self._link = None  # after a refusal the cloud has forgotten the session
-                raise _refusal(reply)
+                self._link = None  # after a refusal the cloud has dropped the session
+                raise _error_from_fault(reply)
             self._put_from(link, min(reply.held or 0, self.positions))
-        raise EndpointError("the cloud does not keep what it is sent")
+        raise EndpointError("the cloud loses the hidden states that it is sent")
 
     def _connect(self) -> SplitLink:
-        """The connection, on which this session is open and all its states are on their way."""
+        """The connection, on which this session's open frame and all its states are queued."""
         link = self._cloud.link()
         if link is not self._link:
             self._link = link
-            link.put(self, OpenFrame(session=self.id, fingerprint=self._fingerprint, kind=self._kind))
+            link.put(self, OpenFrame(session=self.id, fingerprint=self._fingerprint, encoding=self._encoding))
             self._put_from(link, self.written)
         return link
 
@@ -190,16 +186,15 @@ class SplitSession:
                 continue
             if skip > 0:
                 start, piece = position, piece.rows(skip, len(piece))
-            kind = None if piece.kind is self._kind else piece.kind
             states = StatesFrame(session=self.id, start=start, count=len(piece), data=piece.data, scales=piece.scales)
-            states.kind = kind
+            states.encoding = None if piece.encoding is self._encoding else piece.encoding
             link.put(self, states)
 
-    def _check(self) -> None:
-        if self.failure is not None:
-            failure, self.failure = self.failure, None
+    def _raise_fault(self) -> None:
+        if self.fault is not None:
+            fault, self.fault = self.fault, None
             self._link = None
-            raise _refusal(failure)
+            raise _error_from_fault(fault)
 
 
 def _cloud_token(token: TokenFrame) -> CloudToken:
@@ -213,8 +208,8 @@ def _cloud_token(token: TokenFrame) -> CloudToken:
     )
 
 
-def _refusal(fault: FaultFrame) -> EndpointError | RequestError:
-    """The cloud's fault as ours: 4xx is the question's, everything else the cloud's."""
+def _error_from_fault(fault: FaultFrame) -> EndpointError | RequestError:
+    """RequestError (or a child) for a 4xx other than 429, Busy for 429, EndpointError for everything else."""
     error = fault.error
     if fault.status == OverloadedError.status:
         return Busy(error.message)

@@ -1,4 +1,4 @@
-"""The client's side of `GET /stream`: one answer whose tokens come while drafts go. Knows no engine and no policy."""
+"""Receives one answer over a cloud's `GET /stream` while sending drafts for it."""
 
 import asyncio
 import time
@@ -7,73 +7,51 @@ from typing import Any, Self, cast
 
 import aiohttp
 from aiohttp import WSMsgType
+from msgspec.structs import replace
 
 from common.errors import ContextLengthError, EndpointError, OverloadedError, RequestError, VocabularyError
-from common.http.client import HTTPClient, Traffic
+from common.http.client import HTTPClient
 from common.http.error_replies import Busy
 from common.http.request_context import current_request_id
+from common.http.traffic import Traffic
 from common.http.websocket import open_websocket
 from common.protocol import codec
 from common.protocol.stream_frames import DraftFrame, EndFrame, ErrorFrame, ServerFrame, StartFrame, TokensFrame
-from common.types import GREEDY, Sampling
 
 
 class CloudStream:
-    """`async with` it, iterate over its frames of tokens, and send `draft`s meanwhile; leaving it ends the answer.
+    """Use `async with`, iterate over its TokensFrames, and send `draft`s meanwhile; leaving it ends the answer.
 
-    Everything raises EndpointError when the server cannot be used, RequestError (or a child) when it refuses. Lost is a
-    server that shows no frame within `first_byte_timeout` of the start or `idle_timeout` of the one before, or not a
-    byte within `idle_timeout`: it is pinged in time to answer. With F4 a connection that had its end is kept for the
-    next answer.
+    All methods raise EndpointError when the server cannot be used, RequestError (or a child) when it refuses. The
+    server is lost if its first frame takes longer than `first_byte_timeout` or a later one longer than `idle_timeout`,
+    or if it answers no ping within `idle_timeout`. With F4 the connection is kept for the next answer after an end.
     """
 
-    def __init__(
-        self,
-        client: HTTPClient,
-        token_ids: Sequence[int],
-        max_tokens: int,
-        sampling: Sampling = GREEDY,
-        stop: Sequence[str] = (),
-        stop_token_ids: Sequence[int] = (),
-        logprobs: int | None = None,
-        use_kv_cache: bool = True,
-        vocabulary: str = "",
-        traffic: Traffic | None = None,
-    ) -> None:
+    def __init__(self, client: HTTPClient, start: StartFrame, traffic: Traffic | None = None) -> None:
+        """`keep` and `request_id` of `start` are set here; the frames' bytes are added to `traffic` too."""
         self._client = client
         self._traffic = traffic or Traffic()
-        self._start = StartFrame(
-            token_ids=list(token_ids),
-            max_tokens=max_tokens,
-            sampling=sampling,
-            stop=list(stop),
-            stop_token_ids=list(stop_token_ids),
-            logprobs=logprobs,
-            use_kv_cache=use_kv_cache,
-            vocabulary=vocabulary,
-            keep=client.config.optimized,
-            request_id=current_request_id.get(),
-        )
+        self._start = replace(start, keep=client.config.optimized, request_id=current_request_id.get())
         self.end: EndFrame | None = None
-        """What came of it, once all tokens are here."""
+        """The last frame, once all tokens were received."""
         self.failure: EndpointError | RequestError | None = None
-        """How the server was lost, or why it refused, if it did."""
+        """The error that ended the stream, if one did."""
         self.opened = False
-        """Whether the start was sent."""
+        """Whether the start frame was sent."""
         self.handshake_seconds = 0.0
-        """Seconds for the handshakes of TCP and WebSocket: two round trips; 0 on a connection that had been kept."""
+        """Seconds for the TCP and WebSocket handshakes, two round trips; 0 on a connection that was kept."""
         self._kept = False
-        """Whether it is a kept connection of which nothing was heard yet: the server may be closing it just now."""
-        self._patience = client.config.first_byte_timeout
+        """Whether the connection was kept and nothing was received since: the server may be closing it."""
+        self._frame_timeout = client.config.first_byte_timeout
         self._ws: aiohttp.ClientWebSocketResponse | None = None
 
     async def __aenter__(self) -> Self:
         self._count(calls=1)
         try:
-            self._ws = await self._client.kept_sockets.take()
+            self._ws = await self._client.idle_websockets.take()
             self._kept = self._ws is not None
             if self._ws is None:
-                await self._begin_anew()
+                await self._connect()
             else:
                 await self._send(self._start)
         except (EndpointError, RequestError) as error:
@@ -83,23 +61,23 @@ class CloudStream:
         self.opened = True
         return self
 
-    async def _begin_anew(self) -> None:
-        began = time.perf_counter()
+    async def _connect(self) -> None:
+        started = time.perf_counter()
         self._kept = False
         self._ws = await open_websocket(self._client, "/stream")
-        self.handshake_seconds = time.perf_counter() - began
+        self.handshake_seconds = time.perf_counter() - started
         await self._send(self._start)
 
     async def __aexit__(self, *error: object) -> None:
         if self._ws is None:
             return
         if self.end is not None and self._start.keep and not self._ws.closed:
-            self._client.kept_sockets.put(self._ws)
+            self._client.idle_websockets.put(self._ws)
         else:
             await self._ws.close()
 
     async def draft(self, position: int, token_ids: Sequence[int]) -> None:
-        """Offers what may follow the first `position` tokens of prompt and answer; it may come too late."""
+        """Sends draft tokens to follow the first `position` tokens of prompt and answer; they may arrive too late."""
         await self._send(DraftFrame(position=position, token_ids=list(token_ids)))
 
     def __aiter__(self) -> Self:
@@ -111,7 +89,7 @@ class CloudStream:
         try:
             frame = await self._receive()
             if isinstance(frame, ErrorFrame):
-                raise self._refusal(frame)
+                raise self._error_from_frame(frame)
         except (EndpointError, RequestError) as error:
             self.failure = error
             raise
@@ -131,39 +109,39 @@ class CloudStream:
                 else:
                     await self._ws.send_str(body.decode())
         except (ConnectionError, TimeoutError) as error:
-            # What the server said before it closed is still to be read, and says more than this would.
+            # The reader will get what the server sent before it closed, which says more than this error.
             if not isinstance(frame, DraftFrame) and not self._kept:
                 raise EndpointError(f"{self._client.base_url} broke the connection") from error
 
     async def _receive(self) -> ServerFrame:
         assert self._ws is not None
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._frame_timeout):
                 message = await self._ws.receive()
         except TimeoutError as error:
-            raise EndpointError(f"{self._client.base_url} sent nothing for {self._patience:g} s") from error
+            raise EndpointError(f"{self._client.base_url} sent nothing for {self._frame_timeout:g} s") from error
         if message.type not in (WSMsgType.BINARY, WSMsgType.TEXT):
-            if self._kept:  # closed while idle, before the start came: nothing was done
-                await self._begin_anew()
+            if self._kept:  # closed while idle, before the start frame arrived: nothing was done
+                await self._connect()
                 return await self._receive()
             raise EndpointError(f"{self._client.base_url} broke the stream (close code {self._ws.close_code})")
-        self._kept, self._patience = False, self._client.config.idle_timeout
+        self._kept, self._frame_timeout = False, self._client.config.idle_timeout
         data: bytes = message.data.encode() if isinstance(message.data, str) else message.data
         self._count(bytes_down=len(data))
-        frame: ServerFrame = self._client.decoded(data, cast(Any, ServerFrame))
+        frame: ServerFrame = self._client.decode(data, cast(Any, ServerFrame))
         return frame
 
-    def _count(self, **moved: int) -> None:
+    def _count(self, **counts: int) -> None:
         for traffic in (self._client.traffic, self._traffic):
-            traffic.add(Traffic(**moved))
+            traffic.add(Traffic(**counts))
 
-    def _refusal(self, failure: ErrorFrame) -> EndpointError | RequestError:
-        error = failure.error
+    def _error_from_frame(self, frame: ErrorFrame) -> EndpointError | RequestError:
+        error = frame.error
         if error.type == OverloadedError.type:
             return Busy(f"{self._client.base_url}: {error.message}")
         if error.type != RequestError.type:
             return EndpointError(f"{self._client.base_url}: {error.message}")
         if error.code == VocabularyError.code:
             return VocabularyError(error.message, error.param)
-        kind = ContextLengthError if error.code == ContextLengthError.code else RequestError
-        return kind(error.message, error.param)
+        error_type = ContextLengthError if error.code == ContextLengthError.code else RequestError
+        return error_type(error.message, error.param)

@@ -1,4 +1,4 @@
-"""The pipeline's drafter and verifier over HTTP. Knows no engine and no policy."""
+"""Implements the pipeline's drafter and verifier over HTTP."""
 
 import time
 import uuid
@@ -8,17 +8,19 @@ from contextlib import asynccontextmanager
 from common.cloud_client.pool import CallOutcome, Cloud, CloudPool, outcome_of
 from common.cloud_client.stream import CloudStream
 from common.errors import EndpointError, PrefixUnknown
-from common.http.client import HTTPClient, Traffic
+from common.http.client import HTTPClient
+from common.http.traffic import Traffic
 from common.protocol.prefix_hash import prefix_hash
+from common.protocol.stream_frames import StartFrame
 from common.types import GREEDY, Draft, DraftRequest, DraftResponse, Sampling, Verdict, VerifyRequest, VerifyResponse
 
 
 class CloudVerifier:
-    """A verifier over HTTP for one request: keeps the session whose prefix both sides hold.
+    """The verifier of one request, over HTTP: keeps the session whose prefix edge and cloud both hold.
 
-    Only what the cloud does not know yet travels; a cloud that lost the prefix gets it whole, and so does another one
-    that goes on where the first was lost, and `vocabulary` with it (see VerifyRequest). A cloud that failed this
-    request is not asked by it again.
+    It sends only tokens that the cloud does not hold yet. A cloud that lost the prefix, or one that replaces a lost
+    cloud, gets the whole prefix and the `vocabulary` (see VerifyRequest). A cloud that failed gets no more calls of
+    this request.
     """
 
     def __init__(self, clouds: CloudPool, use_kv_cache: bool = True, vocabulary: str = "") -> None:
@@ -28,7 +30,8 @@ class CloudVerifier:
         self._session = uuid.uuid4().hex
         self._rounds = 0
         self._cloud: Cloud | None = None
-        self._known = 0
+        self._held = 0
+        """Tokens of the prefix that the cloud holds for the session."""
         self._failed: dict[Cloud, EndpointError] = {}
         self._traffic = Traffic()
 
@@ -47,18 +50,18 @@ class CloudVerifier:
     async def verify(
         self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
     ) -> Verdict:
-        """As the pipeline's Protocol says; EndpointError when no cloud is left that could be asked."""
+        """See `common.decoding.interfaces.Verifier`; raises EndpointError when no usable cloud is left."""
         started = time.perf_counter()
         while True:
             cloud = self._pick(token_ids)
             try:
-                with self._clouds.asking(cloud):
+                with self._clouds.track_call(cloud):
                     response = await self._round(cloud, token_ids, draft, sampling, max_tokens)
                 break
             except EndpointError as error:
                 self._failed[cloud] = error
         if cloud.client.config.optimized:
-            self._known = len(token_ids) + len(response.token_ids)
+            self._held = len(token_ids) + len(response.token_ids)
         return Verdict(
             token_ids=response.token_ids,
             accepted=response.accepted,
@@ -73,31 +76,23 @@ class CloudVerifier:
         token_ids: Sequence[int],
         max_tokens: int,
         sampling: Sampling = GREEDY,
-        *,
-        stop: Sequence[str] = (),
-        stop_token_ids: Sequence[int] = (),
-        logprobs: int | None = None,
     ) -> AsyncIterator[CloudStream]:
-        """A stream that continues `token_ids`, open, on a cloud that takes it; raises EndpointError when none does.
+        """An open stream that continues `token_ids` on a cloud; raises EndpointError when no cloud accepts it.
 
-        One that is lost later raises while it is read. Whoever then has more to ask opens another with all that is
-        committed: it is on another cloud, or EndpointError says that there is none.
+        A stream that is lost later raises while it is read. To continue, open another one with all committed tokens:
+        it goes to another cloud, or raises EndpointError.
         """
+        start = StartFrame(
+            token_ids=list(token_ids),
+            max_tokens=max_tokens,
+            sampling=sampling,
+            use_kv_cache=self._use_kv_cache,
+            vocabulary=self._vocabulary,
+        )
         while True:
             cloud = self._pick(token_ids)
-            stream = CloudStream(
-                cloud.client,
-                token_ids,
-                max_tokens,
-                sampling,
-                stop,
-                stop_token_ids,
-                logprobs,
-                self._use_kv_cache,
-                self._vocabulary,
-                self._traffic,
-            )
-            self._clouds.began(cloud)
+            stream = CloudStream(cloud.client, start, self._traffic)
+            self._clouds.begin_call(cloud)
             try:
                 async with stream:
                     yield stream
@@ -106,19 +101,19 @@ class CloudVerifier:
                 if stream.opened:
                     raise
             finally:
-                self._ended(cloud, stream)
+                self._end_call(cloud, stream)
 
-    def _ended(self, cloud: Cloud, stream: CloudStream) -> None:
-        """By what the stream says of itself: who reads it may catch its failure, or fail for reasons of their own."""
+    def _end_call(self, cloud: Cloud, stream: CloudStream) -> None:
+        """Records the stream's own outcome: its reader may catch its failure, or fail for other reasons."""
         if stream.failure is not None:
-            self._clouds.ended(cloud, outcome_of(stream.failure), stream.failure.message)
+            self._clouds.end_call(cloud, outcome_of(stream.failure), stream.failure.message)
         else:
-            self._clouds.ended(cloud, CallOutcome.OK if stream.end else CallOutcome.CANCELLED)
+            self._clouds.end_call(cloud, CallOutcome.OK if stream.end else CallOutcome.CANCELLED)
         if isinstance(stream.failure, EndpointError):
             self._failed[cloud] = stream.failure
 
     def _pick(self, token_ids: Sequence[int]) -> Cloud:
-        """The session's cloud while it can be asked, else the best other one."""
+        """The session's cloud while it is usable, else the best other one."""
         if self._cloud is None or self._cloud in self._failed or not self._cloud.breaker.closed:
             try:
                 cloud = self._clouds.pick(token_ids, excluding=self._failed)
@@ -127,7 +122,7 @@ class CloudVerifier:
                     raise list(self._failed.values())[-1] from None
                 raise
             self._clouds.failovers += self._cloud is not None
-            self._cloud, self._known = cloud, 0
+            self._cloud, self._held = cloud, 0
         return self._cloud
 
     async def _round(
@@ -136,32 +131,32 @@ class CloudVerifier:
         try:
             return await self._ask(cloud, token_ids, draft, sampling, max_tokens)
         except PrefixUnknown:
-            self._known = 0
+            self._held = 0
             return await self._ask(cloud, token_ids, draft, sampling, max_tokens)
 
     async def _ask(
         self, cloud: Cloud, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
     ) -> VerifyResponse:
-        known = token_ids[: self._known]
+        prefix = token_ids[: self._held]
         self._rounds += 1
         request = VerifyRequest(
             session=self._session,
-            prefix_length=len(known),
-            prefix_hash=prefix_hash(known),
-            new_token_ids=list(token_ids[len(known) :]),
+            prefix_length=len(prefix),
+            prefix_hash=prefix_hash(prefix),
+            new_token_ids=list(token_ids[len(prefix) :]),
             draft_token_ids=list(draft),
             max_tokens=max_tokens,
             sampling=sampling,
             use_kv_cache=self._use_kv_cache,
             idempotency_key=str(self._rounds),
-            vocabulary="" if known else self._vocabulary,
+            vocabulary="" if prefix else self._vocabulary,
         )
         first_byte = cloud.client.config.first_byte_timeout
         return await cloud.client.post("/verify", request, VerifyResponse, self._traffic, first_byte)
 
 
 class EdgeDrafter:
-    """A drafter over HTTP: an edge server's POST /draft."""
+    """The drafter over HTTP: calls an edge server's POST /draft."""
 
     def __init__(self, client: HTTPClient) -> None:
         self._client = client

@@ -60,7 +60,7 @@ class Follower:
         self._guess = Continuation()
         self._drafted_confidences: dict[int, float] = {}
         """Of the tokens drafted, by their positions."""
-        self._news = asyncio.Event()
+        self._new_tokens = asyncio.Event()
         self._speed = 0.0
         """Tokens per second by which the answer grows."""
         self.opened = False
@@ -87,7 +87,7 @@ class Follower:
                 self._speed = count / max(now - first, 0.02)
                 for chunk in self._commit(frame):
                     yield chunk
-                self._news.set()
+                self._new_tokens.set()
             end = stream.end
         assert end is not None
         ended = time.perf_counter()
@@ -121,10 +121,10 @@ class Follower:
     async def keep_drafting(self, stream: Stream) -> None:
         """Until cancelled: whenever the answer has grown, extends the guess and sends it."""
         answer, guess = self._answer, self._guess
-        self._news.set()
+        self._new_tokens.set()
         while True:
-            await self._news.wait()
-            self._news.clear()
+            await self._new_tokens.wait()
+            self._new_tokens.clear()
             guess.follow(answer.committed, self._estimates)
             if await self._extend_guess():
                 guess.follow(answer.committed, self._estimates)
@@ -152,7 +152,7 @@ class Follower:
         answer.record_draft(draft)
         guess.extend(draft)
         if missing == PORTION:
-            self._news.set()  # the guess may not be long enough yet
+            self._new_tokens.set()  # the guess may not be long enough yet
         return True
 
 

@@ -1,1 +1,1 @@
-"""F4, HTTP: typed calls over pooled connections, and what surrounds every request of a server."""
+"""HTTP (F4): typed client calls over pooled connections, and the middleware of both servers."""

@@ -1,4 +1,4 @@
-"""Who may use a server: requests with a known API key, pages of known origins. Knows no routes but the probes."""
+"""Authenticates requests by API key, and answers browsers' CORS preflights."""
 
 import hashlib
 import hmac
@@ -7,26 +7,29 @@ from collections.abc import Awaitable, Callable, Iterable
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from common.config_schema import Secret
+from common.config_values import Secret
 from common.errors import AuthenticationError
 from common.http.messages import REQUEST_ID, TENANT
 from common.protocol.codec import PROTOCOL, PROTOCOL_HEADER
 
-OPEN = ("/health", "/ready")
-"""Answered without a key."""
+PUBLIC_PATHS = ("/health", "/ready")
+"""Answered without an API key."""
 
 
 def authenticate(keys: Iterable[Secret]) -> Middleware:
-    """Lets only requests with one of `keys` pass, `Authorization: Bearer KEY`, and names their tenant."""
-    known = [_digest(key.reveal()) for key in keys]
+    """A middleware that raises AuthenticationError unless a request has one of `keys` (`Authorization: Bearer KEY`).
+
+    It sets the request's TENANT.
+    """
+    digests = [_digest(key.reveal()) for key in keys]
 
     @web.middleware
     async def authenticated(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in OPEN and request.method == hdrs.METH_GET:
+        if request.path in PUBLIC_PATHS and request.method == hdrs.METH_GET:
             return await handler(request)
         scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
         given, found = _digest(key.strip()), False
-        for digest in known:  # all of them, always: the time taken says nothing of which one came near
+        for digest in digests:  # always all of them: the time taken must not tell which one is close
             found |= hmac.compare_digest(given, digest)
         if scheme.lower() != "bearer" or not found:
             raise AuthenticationError("give a valid API key: 'Authorization: Bearer KEY'")
@@ -37,18 +40,18 @@ def authenticate(keys: Iterable[Secret]) -> Middleware:
 
 
 def _digest(key: str) -> bytes:
-    """Always of one length, so comparing takes the same time for any key; its beginning names the tenant."""
+    """A digest of fixed length, so that comparing takes the same time for any key; its start names the tenant."""
     return hashlib.blake2b(key.encode(errors="surrogateescape"), person=b"edgecloud-tenant").digest()
 
 
 def cors(origins: Iterable[str]) -> Middleware:
-    """Answers browsers' preflights from `origins` ("*": any), without a key; `add_cors_headers` does the rest."""
+    """A middleware that answers preflights from `origins` ("*": any) before keys are checked."""
     allowed = frozenset(origins)
 
     @web.middleware
     async def preflighted(request: web.Request, handler: Handler) -> web.StreamResponse:
-        asked = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
-        if not (asked and _allowed(request, allowed)):
+        preflight = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+        if not (preflight and _allowed(request, allowed)):
             return await handler(request)
         headers = {
             hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST",
@@ -61,7 +64,7 @@ def cors(origins: Iterable[str]) -> Middleware:
 
 
 def response_headers(origins: Iterable[str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """A signal for `on_response_prepare`: the request's id, our protocol, and for allowed origins the leave to read."""
+    """A handler for `on_response_prepare` that sets the request id, the protocol version and the CORS headers."""
     allowed = frozenset(origins)
 
     async def add(request: web.Request, response: web.StreamResponse) -> None:

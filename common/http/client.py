@@ -1,4 +1,4 @@
-"""F4: typed calls to one server over pooled HTTP connections, within deadlines. Knows nothing of what is asked."""
+"""Makes typed calls to one server over pooled HTTP connections, with deadlines and retries (F4)."""
 
 import asyncio
 import logging
@@ -6,56 +6,41 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
 import aiohttp
 import zstandard
 
-from common.config_schema import NO_KEY, HttpClientConfig, Secret
+from common.config_schema import HttpClientConfig
+from common.config_values import NO_KEY, Secret
 from common.errors import ConfigError, EndpointError, RequestError
-from common.http.error_replies import check_protocol, refusal
+from common.http.error_replies import check_protocol, error_from_reply
 from common.http.request_context import outgoing_headers
-from common.http.retry import Broken, Unreachable, attempts
+from common.http.retry import ConnectionBroken, Unreachable, attempts
+from common.http.traffic import Traffic
 from common.http.urls import url_problem
-from common.http.websocket_pool import KeptSockets
+from common.http.websocket_pool import WebSocketPool
 from common.protocol import codec
 
 log = logging.getLogger(__name__)
 
-COMPRESS_FROM = 1024
-"""Bytes of a body that is worth compressing. Measured on token ids of our corpus: from here on zstd takes a third to a
-half off a MessagePack body and two thirds off a JSON one, in 20 microseconds on both sides together."""
+COMPRESS_MIN_BYTES = 1024
+"""Smaller bodies are not compressed. Measured on token ids of our corpus: from here on zstd shrinks a MessagePack body
+by a third to a half and a JSON body by two thirds, in 20 microseconds on both sides together."""
 COMPRESS_LEVEL = 1
-"""Of zstd: 3 saves 4 % more and takes twice as long."""
-CEIL_NEVER = 1e9
-"""aiohttp rounds timeouts above its threshold up to whole seconds."""
+"""zstd level; level 3 saves 4 % more and takes twice as long."""
+CEIL_THRESHOLD = 1e9
+"""Seconds above which aiohttp rounds timeouts up to whole seconds: never."""
 
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class Traffic:
-    """What a client has sent and received: calls, repeats among them, failures, bytes of bodies, waiting time."""
-
-    calls: int = 0
-    retries: int = 0
-    failures: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    total_ms: float = 0.0
-
-    def add(self, other: "Traffic") -> None:
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-
 class HTTPClient:
-    """Typed calls to one server. Owns its connections: `async with`, or `close()` when done.
+    """Typed calls to one server. Owns its connections: use `async with`, or call `close()`.
 
-    With `config.optimized` off (F4 off) it is the plain way: JSON, a new connection per call, nothing compressed, no
-    retry. With `check_protocol` every answer must come from a server that speaks this project's `wire.PROTOCOL`.
+    Without `config.optimized` (F4 off) it sends uncompressed JSON over a new connection per call and never retries.
+    With `check_protocol` it raises WrongProtocol unless the server speaks `codec.PROTOCOL`.
     """
 
     def __init__(
@@ -74,8 +59,8 @@ class HTTPClient:
         self._api_key = api_key
         self._check_protocol = check_protocol
         self._session: aiohttp.ClientSession | None = None
-        self.kept_sockets = KeptSockets(self.config.connection_pool_size)
-        """Open streams between two answers (F4)."""
+        self.idle_websockets = WebSocketPool(self.config.connection_pool_size)
+        """Open WebSockets that wait for the next stream (F4)."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -86,7 +71,7 @@ class HTTPClient:
         await self.close()
 
     async def close(self) -> None:
-        await self.kept_sockets.close()
+        await self.idle_websockets.close()
         if self._session is not None:
             await self._session.close()
 
@@ -98,25 +83,25 @@ class HTTPClient:
         traffic: Traffic | None = None,
         first_byte: float | None = None,
     ) -> T:
-        """Sends `body` and decodes the answer; what it cost is added to the client's traffic and to `traffic`.
+        """Sends `body` and decodes the reply as `type_`; adds the call to the client's traffic and to `traffic`.
 
-        `first_byte`: seconds after which an answer that has not begun is lost, sooner than `config.timeout`. Raises
-        EndpointError when the server cannot be used, RequestError (or a child) when it refuses the request.
+        `first_byte`: seconds within which the reply must begin, beside the total `config.timeout`. Raises EndpointError
+        when the server cannot be used, RequestError (or a child) when it refuses the request.
         """
-        return self.decoded(await self._call("POST", path, body, traffic, first_byte), type_)
+        return self.decode(await self._call("POST", path, body, traffic, first_byte), type_)
 
     async def get(self, path: str, type_: type[T]) -> T:
-        return self.decoded(await self._call("GET", path, None, None, None), type_)
+        return self.decode(await self._call("GET", path, None, None, None), type_)
 
-    def decoded(self, data: bytes, type_: type[T]) -> T:
-        """What the server said; raises EndpointError for nonsense."""
+    def decode(self, data: bytes, type_: type[T]) -> T:
+        """A reply of this server as `type_`; raises EndpointError if it is not one."""
         try:
             return codec.decode(data, type_, self.content_type)
         except RequestError as error:
             raise EndpointError(f"{self.base_url} answers nonsense ({error.message})") from error
 
     async def check_ready(self) -> None:
-        """Asks once, however retries are set, whether the server takes requests; raises EndpointError if not."""
+        """Calls GET /ready once, without retries; raises EndpointError unless the server is ready."""
         try:
             async with self._request("GET", "/ready", b"", self.content_type, Traffic(), self.config.timeout):
                 pass
@@ -124,7 +109,7 @@ class HTTPClient:
             raise EndpointError(f"{self.base_url}: {error.message}") from error
 
     async def healthy(self) -> bool:
-        """Whether the server says that it is ready to answer."""
+        """Whether GET /ready succeeds."""
         try:
             await self.check_ready()
         except EndpointError:
@@ -132,36 +117,28 @@ class HTTPClient:
         return True
 
     def session(self) -> aiohttp.ClientSession:
-        """The connections, made on first use (a session belongs to the running event loop)."""
+        """The connection pool, made on first use because it belongs to the running event loop."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=self.config.connection_pool_size,
                     force_close=not self.config.optimized,
-                    timeout_ceil_threshold=CEIL_NEVER,
+                    timeout_ceil_threshold=CEIL_THRESHOLD,
                 ),
                 timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=self.config.connect_timeout, ceil_threshold=CEIL_NEVER
+                    total=None, sock_connect=self.config.connect_timeout, ceil_threshold=CEIL_THRESHOLD
                 ),
             )
         return self._session
 
     def get_client_stats(self) -> dict[str, float]:
-        """Calls, failures, repeats, bytes of bodies either way and the mean latency so far."""
-        t = self.traffic
-        return {
-            "total_requests": t.calls,
-            "failed_requests": t.failures,
-            "retries": t.retries,
-            "bytes_up": t.bytes_up,
-            "bytes_down": t.bytes_down,
-            "avg_latency_ms": t.total_ms / t.calls if t.calls else 0.0,
-        }
+        """Calls, failures, retries, bytes of bodies each way and the mean latency in milliseconds so far."""
+        return self.traffic.stats()
 
     async def events(self, path: str, body: object) -> AsyncIterator[bytes]:
-        """The data of a server-sent event stream, until `[DONE]`; raises like `post`, also for an error event.
+        """The data of each server-sent event until `[DONE]`; raises like `post`, also for an error event.
 
-        A stream may last; what may not take longer than `config.timeout` is each of its events.
+        `config.timeout` limits the wait for each event, not the whole stream.
         """
         wait = self.config.timeout
         async with self._request("POST", path, codec.encode(body), codec.JSON, Traffic(), wait) as response:
@@ -172,7 +149,7 @@ class HTTPClient:
                 if data == b"[DONE]" or not line:
                     return
                 if data.startswith(b'{"error"'):
-                    raise refusal(self.base_url, 500, data, codec.JSON)
+                    raise error_from_reply(self.base_url, 500, data, codec.JSON)
                 if data:
                     yield data
 
@@ -186,33 +163,33 @@ class HTTPClient:
                 async for attempt in attempts(method, path, retries):
                     spent.retries += attempt.num > 1
                     with attempt:
-                        return await self._once(method, path, encoded, spent, first_byte)
+                        return await self._attempt(method, path, encoded, spent, first_byte)
             raise AssertionError("stamina returns or raises")
         except TimeoutError as error:
             spent.failures += 1
-            raise self._late(self.config.timeout) from error
+            raise self._timeout_error(self.config.timeout) from error
         finally:
             self.traffic.add(spent)
             if traffic is not None:
                 traffic.add(spent)
 
-    async def _once(self, method: str, path: str, body: bytes, spent: Traffic, first_byte: float | None) -> bytes:
+    async def _attempt(self, method: str, path: str, body: bytes, spent: Traffic, first_byte: float | None) -> bytes:
         async with self._request(method, path, body, self.content_type, spent, first_byte) as response:
-            answer = await response.read()
-            spent.bytes_down += len(answer)
-            return answer
+            reply = await response.read()
+            spent.bytes_down += len(reply)
+            return reply
 
     @asynccontextmanager
     async def _request(
         self, method: str, path: str, body: bytes, content_type: str, spent: Traffic, first_byte: float | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One HTTP exchange; everything that can go wrong in it becomes one of our errors.
+        """One HTTP exchange, whose failures become EndpointError or RequestError; adds it to `spent`.
 
-        The answer must begin within `first_byte` seconds, connecting included.
+        The reply must begin within `first_byte` seconds, connecting included.
         """
         started, status = time.perf_counter(), "lost"
         headers = {"Content-Type": content_type, "Accept": content_type, **self.headers()}
-        if self._worth_compressing(body):
+        if self._should_compress(body):
             body, headers["Content-Encoding"] = zstandard.compress(body, COMPRESS_LEVEL), "zstd"
         spent.calls += 1
         spent.bytes_up += len(body)
@@ -227,12 +204,12 @@ class HTTPClient:
                     check_protocol(self.base_url, response.status, response.headers.get(codec.PROTOCOL_HEADER))
                 if response.status >= 400:
                     async with asyncio.timeout(self.config.timeout):
-                        said = await response.read()
-                    raise refusal(self.base_url, response.status, said, response.content_type)
+                        reply = await response.read()
+                    raise error_from_reply(self.base_url, response.status, reply, response.content_type)
                 yield response
         except aiohttp.ConnectionTimeoutError as error:
             spent.failures += 1
-            raise self._late(self.config.connect_timeout, "cannot reach {url} within {seconds:g} s") from error
+            raise EndpointError(f"cannot reach {self.base_url} within {self.config.connect_timeout:g} s") from error
         except aiohttp.ClientConnectorError as error:
             spent.failures += 1
             number = error.os_error.errno or 0  # negative where a name could not be resolved
@@ -240,22 +217,22 @@ class HTTPClient:
             raise Unreachable(f"cannot reach {self.base_url} ({reason}): is that server running?") from error
         except TimeoutError as error:
             spent.failures += 1
-            raise self._late(first_byte or self.config.timeout) from error
+            raise self._timeout_error(first_byte or self.config.timeout) from error
         except aiohttp.ClientError as error:
             spent.failures += 1
-            raise Broken(f"{self.base_url} broke the connection ({type(error).__name__})") from error
+            raise ConnectionBroken(f"{self.base_url} broke the connection ({type(error).__name__})") from error
         finally:
-            took = (time.perf_counter() - started) * 1000
-            spent.total_ms += took
-            log.debug("%s %s%s %s %.1f ms, %d bytes up", method, self.base_url, path, status, took, len(body))
+            elapsed_ms = (time.perf_counter() - started) * 1000
+            spent.total_ms += elapsed_ms
+            log.debug("%s %s%s %s %.1f ms, %d bytes up", method, self.base_url, path, status, elapsed_ms, len(body))
 
-    def _late(self, seconds: float, says: str = "{url} did not answer within {seconds:g} s") -> EndpointError:
-        return EndpointError(says.format(url=self.base_url, seconds=seconds))
+    def _timeout_error(self, seconds: float) -> EndpointError:
+        return EndpointError(f"{self.base_url} did not answer within {seconds:g} s")
 
-    def _worth_compressing(self, body: bytes) -> bool:
-        return self.config.optimized and self.config.compression == "auto" and len(body) >= COMPRESS_FROM
+    def _should_compress(self, body: bytes) -> bool:
+        return self.config.optimized and self.config.compression == "auto" and len(body) >= COMPRESS_MIN_BYTES
 
     def headers(self) -> dict[str, str]:
-        """What every call says of itself: the request and trace that it is made for, and the API key."""
+        """The headers of every call: the request id and trace context it is made for, and the API key."""
         key = {"Authorization": f"Bearer {self._api_key.reveal()}"} if self._api_key else {}
         return {**outgoing_headers(), **key}

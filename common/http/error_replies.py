@@ -1,4 +1,4 @@
-"""What a server's answer says has gone wrong, as our errors. Knows no connection."""
+"""Turns a server's error replies into the project's errors."""
 
 import msgspec
 
@@ -7,25 +7,32 @@ from common.protocol import codec
 
 
 class Busy(EndpointError):
-    """The server has no room now: it is well, but another one may answer sooner."""
+    """The server answered 429: it works but has no capacity now, so another one may answer sooner."""
 
 
 class WrongProtocol(EndpointError):
-    """What answers there is no server of ours, or of another version."""
+    """The peer is not a server of this project, or speaks another protocol version."""
 
 
 class ErrorBody(msgspec.Struct):
+    """The fields of OpenAI's error object that this client reads."""
+
     message: str
     code: str | None = None
     param: str | None = None
 
 
 class ErrorReply(msgspec.Struct):
+    """The body of every reply with a status of 400 or above, sent by both servers."""
+
     error: ErrorBody
 
 
-def refusal(url: str, status: int, body: bytes, content_type: str) -> EndpointError | RequestError:
-    """The server's error object as ours: 4xx is our request's fault, everything else the server's."""
+def error_from_reply(url: str, status: int, body: bytes, content_type: str) -> EndpointError | RequestError:
+    """The error that a reply stands for.
+
+    RequestError (or a child) for a 4xx other than 401, 408 and 429; EndpointError (or a child) for everything else.
+    """
     try:
         error = codec.decode(body, ErrorReply, content_type).error
     except RequestError:
@@ -42,12 +49,12 @@ def refusal(url: str, status: int, body: bytes, content_type: str) -> EndpointEr
     return EndpointError(f"{url} answered {status}: {error.message}")
 
 
-def check_protocol(url: str, status: int, said: str | None) -> None:
-    """Raises WrongProtocol unless the server `said` ours in `wire.PROTOCOL_HEADER`.
+def check_protocol(url: str, status: int, version: str | None) -> None:
+    """Raises WrongProtocol unless `version`, the reply's `codec.PROTOCOL_HEADER`, is this program's.
 
-    An error without a version may be some proxy's on the way, and says enough by itself.
+    An error reply without a version passes: it may come from a proxy, and is reported as an error anyway.
     """
-    if said == codec.PROTOCOL or (said is None and status >= 400):
+    if version == codec.PROTOCOL or (version is None and status >= 400):
         return
-    speaks = f"speaks protocol {said[:20]!r}" if said else "is no server of this project"
+    speaks = f"speaks protocol {version[:20]!r}" if version else "is no server of this project"
     raise WrongProtocol(f"{url} {speaks}, this side speaks {codec.PROTOCOL!r}: run the same version on both")

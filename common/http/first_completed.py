@@ -1,12 +1,12 @@
-"""Several works at once until the first of them ends. Knows not what they do."""
+"""Runs several coroutines until the first one ends."""
 
 import asyncio
 from collections.abc import Awaitable
 
 
-async def first(*works: Awaitable[object]) -> None:
-    """Returns, or raises, as the first of `works` does; the others are cancelled, and have ended by then."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def first_completed(*awaitables: Awaitable[object]) -> None:
+    """Returns or raises as the first of `awaitables` does, after the others were cancelled and have ended."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

@@ -1,4 +1,4 @@
-"""The requests that a server is working on: counted, waited for, ended. Knows nothing of HTTP but its keys."""
+"""Tracks the requests that a server is working on, so that it can drain and cancel them."""
 
 import asyncio
 from collections.abc import Iterator
@@ -6,19 +6,20 @@ from contextlib import contextmanager
 
 from aiohttp import web
 
-END_SECONDS = 1.0
+CANCEL_SECONDS = 1.0
+"""How long cancelled requests may take to send their clients an error."""
 
 
 class InFlight:
-    """Each request's task while it runs. Once `draining` is set the server takes no new ones.
+    """The task of each running request. Once `draining` is set the server accepts no new requests.
 
-    Used from one event loop; the middleware adds, the server drains and ends.
+    Used from one event loop: the middleware adds tasks, the server drains and cancels them.
     """
 
     def __init__(self) -> None:
         self.draining = asyncio.Event()
         self._tasks: set[asyncio.Task[object]] = set()
-        self._ended: set[asyncio.Task[object]] = set()
+        self._cancelled: set[asyncio.Task[object]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -26,8 +27,8 @@ class InFlight:
         return len(self._tasks)
 
     @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Around the work of one request, in its task."""
+    def track(self) -> Iterator[None]:
+        """Counts the running task as a request in flight until the block ends."""
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -36,28 +37,28 @@ class InFlight:
             yield
         finally:
             self._tasks.discard(task)
-            self._ended.discard(task)
+            self._cancelled.discard(task)
             if not self._tasks:
                 self._idle.set()
 
-    async def idle(self) -> None:
-        """Returns when nothing is being worked on."""
+    async def wait_idle(self) -> None:
+        """Returns when no request is in flight."""
         await self._idle.wait()
 
-    async def end(self) -> None:
-        """Cancels what is left and gives it a moment to tell its clients."""
-        self._ended |= self._tasks
+    async def cancel_all(self) -> None:
+        """Cancels all requests and waits up to CANCEL_SECONDS for their error replies."""
+        self._cancelled |= self._tasks
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=END_SECONDS)
+            await asyncio.wait(self._tasks, timeout=CANCEL_SECONDS)
 
-    def was_ended(self) -> bool:
-        """Whether the running task was cancelled by `end`; true once, as it then goes on to say so."""
+    def take_cancellation(self) -> bool:
+        """Whether `cancel_all` cancelled the running task; if so, clears that so that it can reply."""
         task = asyncio.current_task()
-        if task not in self._ended:
+        if task not in self._cancelled:
             return False
-        self._ended.discard(task)
+        self._cancelled.discard(task)
         task.uncancel()
         return True
 

@@ -1,4 +1,4 @@
-"""What a handler uses of HTTP: typed bodies in; replies, event streams, sockets and errors out. Knows no routes."""
+"""Reads request bodies and writes replies, event streams, WebSockets and errors for a handler."""
 
 import asyncio
 import logging
@@ -20,20 +20,22 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
-"""The id that a request came with or was given; in its response, in the log, and passed on."""
+"""The `X-Request-Id` of the request, or a generated one; returned, logged and sent on to other servers."""
 TENANT = web.RequestKey("TENANT", str)
-"""A name for the request's API key that does not give it away; empty when the server has no keys."""
+"""A name for the request's API key that does not reveal it; empty when the server has no keys."""
 WEBSOCKETS = web.AppKey("WEBSOCKETS", weakref.WeakSet[web.WebSocketResponse])
-"""The open sockets, for the server to close when it stops."""
+"""The open WebSockets, which the server closes when it stops."""
 BODY_LIMIT = 4 * 2**20
+"""Bytes of a request body, before and after decompression."""
 BODY_SECONDS = 30.0
+"""How long a request body may take to arrive."""
 HEARTBEAT_SECONDS = 20.0
-"""How often a socket's peer is asked whether it is still there; it has half of that to answer."""
+"""Interval of pings to a WebSocket's peer, which has half of it to answer."""
 
 
 @dataclass(slots=True)
 class Exchange:
-    """What has moved for one request so far: bytes of bodies, when it began and first answered, a failed stream."""
+    """The progress of one request: bytes of bodies, start and first byte (`time.perf_counter`), a failed stream."""
 
     bytes_in: int = 0
     bytes_out: int = 0
@@ -41,7 +43,7 @@ class Exchange:
     first_byte: float | None = None
     failed: bool = False
 
-    def sent(self, size: int) -> None:
+    def record_sent(self, size: int) -> None:
         self.bytes_out += size
         if self.first_byte is None:
             self.first_byte = time.perf_counter()
@@ -51,10 +53,10 @@ EXCHANGE = web.RequestKey("EXCHANGE", Exchange)
 
 
 async def read(request: web.Request, type_: type[T]) -> T:
-    """The request's body as a struct (or a dict of plain JSON values); raises RequestError.
+    """The request's body decoded as `type_`, a struct or a dict of plain JSON values; raises RequestError.
 
-    413 for a body above BODY_LIMIT, 408 for one that does not arrive in time, 415 for one compressed otherwise than by
-    zstd with its size declared: a few bytes could become gigabytes.
+    Answers 413 for a body above BODY_LIMIT, 408 for one that takes longer than BODY_SECONDS, and 415 for any
+    compression but zstd with a declared size: without it a few bytes could expand to gigabytes.
     """
     encoding = request.headers.get("Content-Encoding", "identity").lower()
     if encoding not in ("identity", "zstd"):
@@ -67,11 +69,11 @@ async def read(request: web.Request, type_: type[T]) -> T:
     except TimeoutError as error:
         raise web.HTTPRequestTimeout from error
     request[EXCHANGE].bytes_in += len(body)
-    return codec.decode(_decompressed(body) if encoding == "zstd" else body, type_, request.content_type)
+    return codec.decode(_decompress(body) if encoding == "zstd" else body, type_, request.content_type)
 
 
-def _decompressed(body: bytes) -> bytes:
-    """A zstd frame's content, which is never longer than it declares; 415 where it declares nothing, 413 too much."""
+def _decompress(body: bytes) -> bytes:
+    """A zstd frame's content, never longer than the size it declares; 415 without a size, 413 above BODY_LIMIT."""
     try:
         size = zstandard.frame_content_size(body)
         if size < 0:
@@ -80,20 +82,20 @@ def _decompressed(body: bytes) -> bytes:
             raise web.HTTPRequestEntityTooLarge(BODY_LIMIT)
         return zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise RequestError("the body is not the zstd that it says it is") from error
+        raise RequestError("the body is not valid zstd") from error
 
 
 def reply(request: web.Request, value: object, status: int = 200) -> web.Response:
-    """`value` encoded as the client asks: MessagePack if it accepts or sent that, else JSON."""
-    wanted = request.headers.get("Accept", "")
-    content_type = codec.MSGPACK if codec.MSGPACK in (wanted, request.content_type) else codec.JSON
+    """`value` as MessagePack if the client accepts or sent that, else as JSON."""
+    accept = request.headers.get("Accept", "")
+    content_type = codec.MSGPACK if codec.MSGPACK in (accept, request.content_type) else codec.JSON
     return web.Response(body=codec.encode(value, content_type), status=status, content_type=content_type)
 
 
 async def stream(request: web.Request, events: AsyncGenerator[bytes, None]) -> web.StreamResponse:
-    """Sends server-sent events as they come; a failure on the way is an error event, then the end.
+    """Sends `events`, already encoded as server-sent events; a failure becomes an error event and ends the stream.
 
-    `events` are closed at once when the client leaves.
+    Closes `events` at once when the client disconnects.
     """
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     await response.prepare(request)
@@ -104,24 +106,24 @@ async def stream(request: web.Request, events: AsyncGenerator[bytes, None]) -> w
                 try:
                     await response.write(event)
                 except asyncio.CancelledError as error:
-                    await events.athrow(error)  # where they know whose cancellation it is
+                    await events.athrow(error)  # the generator knows who cancelled it
                     raise
-                exchange.sent(len(event))
+                exchange.record_sent(len(event))
         except ConnectionError:
-            raise  # the client left: there is nobody to tell
+            raise  # the client disconnected: nobody can read an error event
         except (Exception, asyncio.CancelledError) as error:
             exchange.failed = True
-            said = b"data: " + codec.encode(error_object(told(request, error))) + b"\n\n"
-            await response.write(said)
-            exchange.sent(len(said))
+            event = b"data: " + codec.encode(error_object(client_error(request, error))) + b"\n\n"
+            await response.write(event)
+            exchange.record_sent(len(event))
     await response.write_eof()
     return response
 
 
 async def websocket(request: web.Request, message_limit: int = BODY_LIMIT) -> web.WebSocketResponse:
-    """The request's socket, open; silent peers are closed, and all of them (1001) when the server stops.
+    """Accepts the request's WebSocket; closed when the peer answers no ping, or (code 1001) when the server stops.
 
-    A handler that can end by itself does so when `request.app[IN_FLIGHT].draining` is set.
+    A handler that can finish early watches `request.app[IN_FLIGHT].draining`. `message_limit` is in bytes.
     """
     socket = web.WebSocketResponse(
         protocols=(codec.SUBPROTOCOL,),
@@ -135,13 +137,13 @@ async def websocket(request: web.Request, message_limit: int = BODY_LIMIT) -> we
     return socket
 
 
-def told(request: web.Request, error: BaseException) -> FrameworkError:
-    """What the client is told of a failure: our own errors as they are, any other only in the log.
+def client_error(request: web.Request, error: BaseException) -> FrameworkError:
+    """The error to send for a failure: a FrameworkError as it is; any other is logged and becomes an internal error.
 
-    A cancellation goes on being one, unless it is the server's own at the end of its time to stop.
+    Raises a CancelledError again, unless the stopping server cancelled the request: that becomes a StoppingError.
     """
     if isinstance(error, asyncio.CancelledError):
-        if not request.app[IN_FLIGHT].was_ended():
+        if not request.app[IN_FLIGHT].take_cancellation():
             raise error
         return StoppingError("the server has stopped before the answer was complete")
     if isinstance(error, FrameworkError):
@@ -152,5 +154,5 @@ def told(request: web.Request, error: BaseException) -> FrameworkError:
 
 def error_object(error: FrameworkError) -> dict[str, dict[str, str | None]]:
     """OpenAI's error object."""
-    message = error.message.encode(errors="replace").decode()  # what a client sent may be no text
+    message = error.message.encode(errors="replace").decode()  # a message may quote input with lone surrogates
     return {"error": {"message": message, "type": error.type, "param": error.param, "code": error.code}}

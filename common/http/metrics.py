@@ -1,4 +1,4 @@
-"""What a server shows Prometheus of its HTTP work, with labels from our own words only. Knows no engine."""
+"""Counts a server's HTTP requests for Prometheus; labels never hold text from clients."""
 
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
@@ -7,34 +7,43 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds in seconds."""
 
 
 class RequestOutcome(StrEnum):
-    """How a request ended: refused is a 4xx but 429, failed a 5xx or an error event, cancelled: the client left."""
+    """How a request ended."""
 
     OK = "ok"
     REFUSED = "refused"
+    """A 4xx other than 429."""
     OVERLOADED = "overloaded"
+    """A 429."""
     FAILED = "failed"
+    """A 5xx, or an error event in a stream."""
     CANCELLED = "cancelled"
+    """The client disconnected."""
 
 
 class HttpMetrics:
-    """Requests by route (the registered pattern), kept on `registry`; `in_flight` is asked at a scrape."""
+    """Request metrics by route (the registered pattern) on `registry`; `in_flight` is called at each scrape."""
 
     def __init__(self, registry: CollectorRegistry, in_flight: Callable[[], int]) -> None:
         self._requests = Counter(
             "edgecloud_http_requests", "HTTP requests by outcome.", ["route", "outcome"], registry=registry
         )
         self._seconds = Histogram(
-            "edgecloud_http_request_seconds", "Seconds per request.", ["route"], buckets=SECONDS, registry=registry
+            "edgecloud_http_request_seconds",
+            "Seconds per request.",
+            ["route"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
         )
         self._first_byte = Histogram(
             "edgecloud_time_to_first_byte_seconds",
             "Seconds until the first byte of the answer.",
             ["route"],
-            buckets=SECONDS,
+            buckets=LATENCY_BUCKETS,
             registry=registry,
         )
         self._bytes_in = Counter("edgecloud_http_bytes_in", "Bytes of bodies received.", ["route"], registry=registry)
@@ -51,7 +60,7 @@ class HttpMetrics:
         bytes_in: int,
         bytes_out: int,
     ) -> None:
-        """One request that is over; `first_byte` in seconds, None when nothing was sent."""
+        """Counts one finished request; `first_byte` is in seconds since its start, None if nothing was sent."""
         self._requests.labels(route, outcome.value).inc()
         self._seconds.labels(route).observe(seconds)
         if first_byte is not None:
@@ -61,7 +70,7 @@ class HttpMetrics:
 
 
 def metrics_page(registry: CollectorRegistry) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """A handler for GET /metrics: `registry`, then what libraries keep on their own (vLLM, and Python's process)."""
+    """A handler for GET /metrics: `registry`, then the default registry of vLLM and the Python process."""
 
     async def page(request: web.Request) -> web.Response:
         return web.Response(

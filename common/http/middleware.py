@@ -1,4 +1,4 @@
-"""What happens to every request around its handler: observed, failures told, a stopping server closed to it."""
+"""Wraps every request handler: logging and metrics, error replies, refusal while the server stops."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ from common.errors import (
     StoppingError,
 )
 from common.http.in_flight import IN_FLIGHT
-from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, error_object, reply, told
+from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, client_error, error_object, reply
 from common.http.metrics import HttpMetrics, RequestOutcome
 from common.http.request_context import current_request_id, current_traceparent, valid_traceparent
 
@@ -26,24 +26,24 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PROBES = ("/health", "/ready", "/metrics")
-"""Asked every few seconds by machines: logged only at level DEBUG."""
-OTHER = "other"
+"""Requested every few seconds by monitoring: logged only at level DEBUG."""
+UNKNOWN_ROUTE = "other"
 
 
 def observe(metrics: HttpMetrics) -> Middleware:
-    """Gives each request its id and trace, and when it is over counts it and writes its line into the log."""
+    """A middleware that sets each request's id and trace context, and counts and logs it when it ends."""
 
     @web.middleware
     async def observed(request: web.Request, handler: Handler) -> web.StreamResponse:
-        _name(request)
-        outcome, status = RequestOutcome.CANCELLED, 499  # nginx's number for a client that left
+        _set_context(request)
+        outcome, status = RequestOutcome.CANCELLED, 499  # nginx's status for a client that disconnected
         try:
-            with request.app[IN_FLIGHT].counted():
+            with request.app[IN_FLIGHT].track():
                 response = await handler(request)
             outcome, status = _outcome(request, response), response.status
             return response
         except ConnectionError:
-            raise  # the client left
+            raise  # the client disconnected
         except Exception:
             outcome, status = RequestOutcome.FAILED, 500
             raise
@@ -53,7 +53,7 @@ def observe(metrics: HttpMetrics) -> Middleware:
     return observed
 
 
-def _name(request: web.Request) -> None:
+def _set_context(request: web.Request) -> None:
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex
     request[TENANT] = ""
@@ -64,7 +64,7 @@ def _name(request: web.Request) -> None:
 
 def _outcome(request: web.Request, response: web.StreamResponse) -> RequestOutcome:
     if isinstance(response, web.Response) and isinstance(response.body, bytes):
-        request[EXCHANGE].sent(len(response.body))
+        request[EXCHANGE].record_sent(len(response.body))
     if request[EXCHANGE].failed or response.status >= 500:
         return RequestOutcome.FAILED
     if response.status == OverloadedError.status:
@@ -93,14 +93,14 @@ def _report(request: web.Request, metrics: HttpMetrics, outcome: RequestOutcome,
 
 
 def route_of(request: web.Request) -> str:
-    """The pattern of the route that was found, never what the client wrote."""
+    """The registered pattern of the request's route, never the client's own path."""
     resource = request.match_info.route.resource
-    return resource.canonical if resource else OTHER
+    return resource.canonical if resource else UNKNOWN_ROUTE
 
 
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns every failure into OpenAI's error object. Messages of refusals stay out of the log: they quote bodies."""
+    """Turns every failure into OpenAI's error object. Messages of 4xx errors are not logged: they quote bodies."""
     try:
         return await handler(request)
     except FrameworkError as error:
@@ -111,13 +111,13 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         failure, status = RequestError(f"{error.reason}: {request.method} {request.path}"), error.status
     except (Exception, asyncio.CancelledError) as error:
         if request.transport is None or request.transport.is_closing() or request.writer.output_size:
-            raise  # the client left, or the response has begun: there is no place for an error object
-        failure = told(request, error)
+            raise  # the client disconnected, or the response has begun: no error object can be sent
+        failure = client_error(request, error)
         status = failure.status
     if status >= 500:
         level = logging.DEBUG if route_of(request) in PROBES else logging.WARNING
         log.log(level, "request %s: %d %s", request[REQUEST_ID], status, failure.message)
-    failure.__traceback__ = None  # it holds this frame, and with it the body, until some later garbage collection
+    failure.__traceback__ = None  # it would keep this frame, and with it the body, until a later garbage collection
     response = reply(request, error_object(failure), status)
     if isinstance(failure, OverloadedError):
         response.headers["Retry-After"] = str(failure.retry_after)
@@ -130,7 +130,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 @web.middleware
 async def stopping(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A server that is stopping refuses what comes over connections that are still open; /ready says so too."""
+    """Raises StoppingError while the server stops, for requests over connections that are still open and for /ready."""
     if request.app[IN_FLIGHT].draining.is_set() and request.path not in ("/health", "/metrics"):
         raise StoppingError("the server is stopping")
     return await handler(request)

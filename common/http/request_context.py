@@ -1,13 +1,13 @@
-"""The id and the W3C trace of the request that the running task serves; what it asks of other servers carries both."""
+"""Keeps the id and W3C trace context of the request being served, and sends both on to other servers."""
 
 import re
 from contextvars import ContextVar
 
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="")
-"""Set by the server's middleware for each request, inherited by the tasks that serve it; empty outside of one."""
+"""Set by the server's middleware for each request, inherited by the tasks that serve it; empty outside of a request."""
 
 current_traceparent: ContextVar[str] = ContextVar("current_traceparent", default="")
-"""The request's valid `traceparent`; empty when it came with none, since a server that starts no trace invents none."""
+"""The request's valid `traceparent`, else empty: this server starts no traces of its own."""
 
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context: version, trace id, parent id, flags."""
@@ -19,6 +19,6 @@ def valid_traceparent(given: list[str]) -> str:
 
 
 def outgoing_headers() -> dict[str, str]:
-    """What a call to another server, made for the running request, says about it."""
-    said = {"X-Request-Id": current_request_id.get(), "traceparent": current_traceparent.get()}
-    return {name: value for name, value in said.items() if value}
+    """The headers of a call to another server that name the running request; those without a value are left out."""
+    headers = {"X-Request-Id": current_request_id.get(), "traceparent": current_traceparent.get()}
+    return {name: value for name, value in headers.items() if value}

@@ -1,9 +1,8 @@
-"""The one rule of what is asked again: what, how often, how soon. Knows the failures of a connection, and no HTTP.
+"""Decides which failed calls are retried, how often and after which pause.
 
-A connection that could not be made has done nothing: it is tried again for whatever was to be asked. One that broke may
-have done all of it: only what is safe to repeat is asked again. A deadline that has passed and an answer that is an
-error are never tried again here: the time is spent, and the server has said what it has to say. There are at most
-`max_retries` repeats, each after a pause that doubles, with jitter, and all together end at the call's total deadline.
+If no connection could be made, nothing was done: any call is retried. If a connection broke, the server may have done
+the work: only idempotent calls are retried. Missed deadlines and error replies are never retried here. There are at
+most `max_retries` retries, each after a pause that doubles, with jitter; the call's total deadline ends them.
 """
 
 from collections.abc import AsyncIterator
@@ -13,30 +12,30 @@ from stamina.instrumentation import set_on_retry_hooks
 
 from common.errors import EndpointError
 
-set_on_retry_hooks(())  # its own warning names no server; ours, and the metrics, do
+set_on_retry_hooks(())  # its warnings name no server; our log lines and metrics do
 
-FIRST_PAUSE = 0.02
-LONGEST_PAUSE = 1.0
-JITTER = 0.05
-"""Seconds; so that edges which lost the same cloud do not come back to it together."""
+FIRST_PAUSE_SECONDS = 0.02
+MAX_PAUSE_SECONDS = 1.0
+JITTER_SECONDS = 0.05
+"""Spreads the retries of edges that lost the same cloud."""
 
-SAFE = frozenset({"/draft", "/tokenize", "/detokenize", "/verify"})
-"""Posts that may be done twice: the first three change nothing, and each verify carries an `idempotency_key`, under
-which the cloud answers again what it answered. Generation is not among them: twice is twice the work."""
+IDEMPOTENT_POSTS = frozenset({"/draft", "/tokenize", "/detokenize", "/verify"})
+"""Posts that may be repeated: the first three change nothing, and the cloud answers a repeated verify from the
+`idempotency_key`. Generation is not included: repeating it doubles the work."""
 
 
 class Unreachable(EndpointError):
-    """No connection could be made, so nothing was done there."""
+    """No connection could be made, so the server has done nothing."""
 
 
-class Broken(EndpointError):
-    """The connection broke while it was used: whether the work was done is not known."""
+class ConnectionBroken(EndpointError):
+    """The connection broke while in use; the server may have done the work."""
 
 
 def may_repeat(error: Exception, method: str, path: str) -> bool:
-    """Whether a call that failed with `error` may be made again."""
-    if isinstance(error, Broken):
-        return method == "GET" or path in SAFE
+    """Whether a call that failed with `error` may be retried."""
+    if isinstance(error, ConnectionBroken):
+        return method == "GET" or path in IDEMPOTENT_POSTS
     return isinstance(error, Unreachable)
 
 
@@ -46,7 +45,7 @@ def attempts(method: str, path: str, max_retries: int) -> AsyncIterator[stamina.
         on=lambda error: may_repeat(error, method, path),
         attempts=1 + max_retries,
         timeout=None,
-        wait_initial=FIRST_PAUSE,
-        wait_max=LONGEST_PAUSE,
-        wait_jitter=JITTER,
+        wait_initial=FIRST_PAUSE_SECONDS,
+        wait_max=MAX_PAUSE_SECONDS,
+        wait_jitter=JITTER_SECONDS,
     ).__aiter__()

@@ -1,4 +1,4 @@
-"""A WebSocket to a server, opened within its client's deadlines. Knows nothing of what is said over it."""
+"""Opens WebSockets to a server within the deadlines of its HTTP client."""
 
 import asyncio
 
@@ -11,14 +11,14 @@ from common.http.retry import Unreachable
 from common.protocol import codec
 
 CLOSE_SECONDS = 0.1
-"""How long leaving waits for the server's goodbye; one that is lost says none, and an answer waits to go on."""
+"""How long closing waits for the server's close frame; a lost server sends none, and an answer waits meanwhile."""
 
 
 async def open_websocket(client: HTTPClient, path: str) -> aiohttp.ClientWebSocketResponse:
-    """The socket, whose peer is pinged so that one silent for `idle_timeout` is lost.
+    """An open WebSocket, closed by pings when the server is silent for `idle_timeout`.
 
-    Raises EndpointError (Unreachable where nothing could be connected, Busy for a 429, WrongProtocol for a server that
-    does not agree to ours) or RequestError for a refusal.
+    Raises Unreachable if no connection could be made, Busy for a 429, WrongProtocol if the server does not accept our
+    subprotocol, RequestError for another 4xx but 401 and 408, EndpointError for any other status.
     """
     try:
         async with asyncio.timeout(client.config.first_byte_timeout):
@@ -26,15 +26,15 @@ async def open_websocket(client: HTTPClient, path: str) -> aiohttp.ClientWebSock
                 client.base_url + path,
                 headers=client.headers(),
                 protocols=(codec.SUBPROTOCOL,),
-                heartbeat=client.config.idle_timeout * 2 / 3,  # a pong has half as long again
+                heartbeat=client.config.idle_timeout * 2 / 3,  # plus half of it for the pong
                 max_msg_size=0,
                 timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
             )
     except aiohttp.WSServerHandshakeError as error:
-        kind: type[EndpointError | RequestError] = EndpointError
+        error_type: type[EndpointError | RequestError] = EndpointError
         if 400 <= error.status < 500 and error.status not in (401, 408):
-            kind = Busy if error.status == 429 else RequestError
-        raise kind(f"{client.base_url} refused a stream with {error.status}") from error
+            error_type = Busy if error.status == 429 else RequestError
+        raise error_type(f"{client.base_url} refused a stream with {error.status}") from error
     except (aiohttp.ClientError, TimeoutError) as error:
         raise Unreachable(f"cannot reach {client.base_url} ({type(error).__name__})") from error
     if socket.protocol != codec.SUBPROTOCOL:

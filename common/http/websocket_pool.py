@@ -1,14 +1,15 @@
-"""WebSockets to one server that stay open between two answers, which saves the next its handshakes. Knows no frames."""
+"""Keeps idle WebSockets to one server open, so that the next answer needs no handshake."""
 
 import asyncio
 
 from aiohttp import ClientWebSocketResponse, WSMessage
 
 
-class KeptSockets:
-    """Owns each socket from `put` to `take`, and a task that reads it: that answers pings and sees the server leave."""
+class WebSocketPool:
+    """Owns each socket from `put` to `take`, with a task that reads it to answer pings and notice a close."""
 
     def __init__(self, limit: int) -> None:
+        """`limit`: the number of idle sockets to keep."""
         self._limit = limit
         self._idle: dict[ClientWebSocketResponse, asyncio.Task[WSMessage]] = {}
         self._closing = set[asyncio.Task[bool]]()
@@ -17,7 +18,7 @@ class KeptSockets:
         return len(self._idle)
 
     def put(self, socket: ClientWebSocketResponse) -> None:
-        """Keeps a socket on which nothing is under way; beyond the limit it is closed."""
+        """Keeps an idle socket, or closes it when the pool is full."""
         if len(self._idle) >= self._limit:
             self._close(socket)
             return
@@ -25,7 +26,7 @@ class KeptSockets:
         reading.add_done_callback(lambda _: self._drop(socket))
 
     async def take(self) -> ClientWebSocketResponse | None:
-        """The one that was used last, if there is one whose server has not left."""
+        """The socket used last that is still open; None if there is none."""
         while self._idle:
             socket, reading = self._idle.popitem()
             reading.cancel()
@@ -43,7 +44,7 @@ class KeptSockets:
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     def _drop(self, socket: ClientWebSocketResponse) -> None:
-        """The server has closed it, or says something that nobody asked for."""
+        """Closes a socket that the server has closed, or on which it sent an unexpected message."""
         if self._idle.pop(socket, None) is not None:
             self._close(socket)
 

@@ -1,1 +1,1 @@
-"""Messages between the programs, and their bytes: the OpenAI API, `/stream` and `/split` frames, vocabularies."""
+"""Wire messages and their encoding: the OpenAI API, the frames of `/stream` and `/split`, vocabularies."""

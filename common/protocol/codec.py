@@ -1,4 +1,4 @@
-"""Bytes to typed values and back, JSON or MessagePack by content type. Knows nothing of sockets."""
+"""Encodes and decodes typed values as JSON or MessagePack, by content type."""
 
 import math
 from typing import Any, TypeVar, get_origin
@@ -10,14 +10,15 @@ from common.errors import RequestError
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 PROTOCOL = "1"
-"""What edge and cloud say to each other, its messages and their meaning; another number is not understood."""
+"""Version of the messages between edge and cloud and of their meaning; both sides must have the same."""
 PROTOCOL_HEADER = "X-Edgecloud-Protocol"
-"""Both servers say theirs in every answer."""
+"""Header of every reply of both servers, with their protocol version."""
 SUBPROTOCOL = f"edgecloud.{PROTOCOL}"
-"""The same of a WebSocket, which the edge offers and the cloud agrees to."""
-PLAIN = frozenset((dict, list, str, int, float, bool, type(None)))
-DEEPEST = 100
-MOST_NESTED = 10_000
+"""The same version as a WebSocket subprotocol, which the edge offers and the cloud accepts."""
+JSON_TYPES = frozenset((dict, list, str, int, float, bool, type(None)))
+MAX_DEPTH = 100
+MAX_CONTAINERS = 10_000
+"""Lists and objects at one level of a body without a schema."""
 T = TypeVar("T")
 
 
@@ -26,37 +27,38 @@ def encode(value: object, content_type: str = JSON) -> bytes:
 
 
 def decode(body: bytes, type_: type[T], content_type: str = JSON) -> T:
-    """Raises RequestError with the path of what is wrong, also for nesting too deep to parse."""
+    """`body` as `type_`; raises RequestError, with the wrong field's path as `param`, also for too deep nesting."""
     decoder = msgspec.msgpack.decode if content_type == MSGPACK else msgspec.json.decode
     try:
         value = decoder(body, type=type_)
         if dict in (type_, get_origin(type_)):
-            _refuse_foreign(value)  # no types have done it
+            _check_json_types(value)  # a dict has no field types that would have checked its values
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         message, _, path = str(error).partition(" - at `$.")
         raise RequestError(f"{message or 'nested too deeply'}", param=path.rstrip("`") or None) from error
     return value
 
 
-def _refuse_foreign(body: object) -> None:
-    """Refuses integers beyond 64 bits, and what MessagePack can say and JSON cannot: NaN, dates, bytes, other keys.
+def _check_json_types(body: object) -> None:
+    """Refuses integers beyond 64 bits and what only MessagePack can encode: NaN, dates, bytes, keys that are not text.
 
-    Level by level and kind by kind: a body of a million numbers is a few passes in C, and one of as many objects none.
+    It checks one nesting level and one type at a time: a million numbers take a few passes in C, and a million objects
+    are refused by their count.
     """
     level: list[Any] = [body]
-    for _ in range(DEEPEST):
-        kinds = set(map(type, level))
-        if foreign := kinds - PLAIN:
+    for _ in range(MAX_DEPTH):
+        types = set(map(type, level))
+        if foreign := types - JSON_TYPES:
             raise RequestError(f"{foreign.pop().__name__} is not a type of JSON")
-        if float in kinds and not all(math.isfinite(value) for value in level if type(value) is float):
+        if float in types and not all(math.isfinite(value) for value in level if type(value) is float):
             raise RequestError("numbers must be finite")
-        if int in kinds:
-            numbers = level if kinds == {int} else [value for value in level if type(value) is int]
+        if int in types:
+            numbers = level if types == {int} else [value for value in level if type(value) is int]
             if min(numbers) < -(2**63) or max(numbers) >= 2**63:
                 raise RequestError("integers must fit 64 bits")
-        nested = [value for value in level if type(value) in (dict, list)] if kinds & {dict, list} else []
-        if len(nested) > MOST_NESTED:
-            raise RequestError(f"holds more than {MOST_NESTED} lists and objects")
+        nested = [value for value in level if type(value) in (dict, list)] if types & {dict, list} else []
+        if len(nested) > MAX_CONTAINERS:
+            raise RequestError(f"holds more than {MAX_CONTAINERS} lists and objects")
         if not nested:
             return
         if any(type(key) is not str for value in nested if type(value) is dict for key in value):

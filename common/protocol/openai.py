@@ -1,41 +1,52 @@
-"""The OpenAI API as the edge speaks it: requests and the parts of responses. Knows no engine and no HTTP."""
+"""Defines and checks the OpenAI API requests that the edge accepts."""
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 from common.errors import RequestError
-from common.types import Collaboration, Mode, Objective, Provenance, Sampling, VerificationMode
+from common.protocol.openai_options import CollaborationOptions, ResponseFormat, StreamOptions
+from common.types import Mode, Objective, Sampling, VerificationMode
 
 MAX_CHOICES = 16
 """Answers to one prompt."""
 MAX_ANSWERS = 256
 """Answers in one response, to all its prompts."""
 MAX_LOGPROBS = 20
-"""Tokens whose log probabilities are told at each position."""
+"""Likeliest tokens whose log probabilities are returned at each position."""
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1000
-INT32 = 2**31 - 1
-INT64 = 2**63 - 1
-DRAWN_BY = ("temperature", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty")
-"""The fields that are `Sampling`'s own, under its names."""
+"""Characters of one stop string."""
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+SAMPLING_FIELDS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
+"""Request fields that have the same name in `Sampling`."""
 
-SPLIT_REFUSES = (
+REFUSED_IN_SPLIT = (
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "response_format", "use_draft_verify"),
     *("use_kv_cache", "product_threshold", "max_draft_tokens", "objective", "way", "draft_ahead"),
 )
-"""Fields that have no meaning, or cannot be honoured, where one model is split."""
-NEUTRAL = {"presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1}
+"""Fields that mode split does not support, unless they are null or have their neutral value."""
+NEUTRAL_VALUES = {"presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1}
 
 
 class TextPart(Struct):
+    """One part of a message's content; only `type` "text" is supported."""
+
     type: str
     text: str = ""
 
 
 class Message(Struct, omit_defaults=True):
-    """One turn of a chat; content is text, or a list of text parts."""
+    """One turn of a chat."""
 
     role: str
     content: str | list[TextPart] | None = None
@@ -43,72 +54,29 @@ class Message(Struct, omit_defaults=True):
 
     @property
     def text(self) -> str:
+        """The content as one string; raises RequestError for parts that are not text."""
         if isinstance(self.content, str):
             return self.content
         parts = self.content or []
-        other = next((p.type for p in parts if p.type != "text"), None)
-        if other is not None:
-            raise RequestError(f"content of type {other!r} is not supported, only text", param="messages")
+        unsupported = next((p.type for p in parts if p.type != "text"), None)
+        if unsupported is not None:
+            raise RequestError(f"content of type {unsupported!r} is not supported, only text", param="messages")
         return "".join(p.text for p in parts)
 
 
-class StreamOptions(Struct, forbid_unknown_fields=True):
-    include_usage: bool = False
-
-
-class CollaborationOptions(Struct, forbid_unknown_fields=True):
-    """`tokens`: each token of the answer with its source and the edge's confidence."""
-
-    tokens: bool = False
-
-
-class SourcedToken(Struct):
-    """One token of an answer: where it comes from, and the confidence of who drew it, where that is known."""
-
-    token_id: int
-    text: str
-    source: Provenance
-    confidence: float | None
-
-
-class JsonSchema(Struct):
-    name: str
-    schema: dict[str, Any] = {}
-    description: str | None = None
-    strict: bool | None = None
-
-
-class ResponseFormat(Struct, forbid_unknown_fields=True):
-    """What the answer must be: text, any JSON object, or JSON that a schema allows."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    @property
-    def schema(self) -> str | None:
-        """The JSON schema as text; None for plain text."""
-        if self.type == "text":
-            return None
-        if self.type == "json_object":
-            return '{"type":"object"}'
-        if self.json_schema is None:
-            raise RequestError("a response_format of type json_schema needs json_schema", param="response_format")
-        return msgspec.json.encode(self.json_schema.schema).decode()
-
-
 class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What both endpoints take: OpenAI's fields, vLLM's for sampling, then ours.
+    """The fields of both endpoints: OpenAI's, vLLM's for sampling, then this project's; null means the default.
 
-    Fields without effect here must be neutral; `user` and those beside it say something about the caller. A field may
-    be null, which is its default.
+    Unsupported fields must have a neutral value; see `refuse_unsupported`. `user`, `metadata`, `store`,
+    `service_tier`, `safety_identifier` and `prompt_cache_key` are accepted and ignored.
     """
 
     model: str = ""
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=INT32)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    seed: Annotated[int, Meta(ge=-INT64, le=INT64)] | None = None
+    seed: Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
@@ -138,8 +106,8 @@ class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown
     collaboration: CollaborationOptions | None = None
 
     def sampling(self, prompt_tokens: int) -> Sampling:
-        """How the answer to a prompt of so many tokens is drawn."""
-        given = {name: value for name in DRAWN_BY if (value := getattr(self, name)) is not None}
+        """The sampling parameters for the answer to a prompt of `prompt_tokens` tokens."""
+        given = {name: value for name in SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
         return Sampling(
             **{"temperature": 1.0} | given,
             top_k=max(self.top_k or 0, 0),
@@ -149,48 +117,49 @@ class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown
 
     @property
     def choices(self) -> int:
-        """How many answers each prompt gets."""
+        """The number of answers to each prompt."""
         return self.n or 1
 
     @property
     def stop_strings(self) -> list[str]:
+        """`stop` as a list; raises RequestError for too many strings, or one that is empty or too long."""
         strings = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(strings) > MAX_STOPS or not all(0 < len(one) <= MAX_STOP_LENGTH for one in strings):
-            wanted = f"up to {MAX_STOPS} strings, each of 1 to {MAX_STOP_LENGTH} characters"
-            raise RequestError(f"stop takes {wanted}", param="stop")
+        if len(strings) > MAX_STOPS or not all(0 < len(string) <= MAX_STOP_LENGTH for string in strings):
+            allowed = f"up to {MAX_STOPS} strings, each of 1 to {MAX_STOP_LENGTH} characters"
+            raise RequestError(f"stop takes {allowed}", param="stop")
         return strings
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to tell at each position; None: no log probabilities at all."""
+        """How many likeliest tokens to return at each position; None: no log probabilities at all."""
         raise NotImplementedError
 
     @property
     def edge_only_field(self) -> str | None:
-        """The name of a field in use that only an answer of the edge alone can honour, if there is one."""
-        asked = {"min_p": bool(self.min_p), "logprobs": self.wanted_logprobs is not None}
-        return next((name for name, wanted in asked.items() if wanted), None)
+        """The name of a field in use that only mode edge_only supports; None if there is none."""
+        in_use = {"min_p": bool(self.min_p), "logprobs": self.wanted_logprobs is not None}
+        return next((name for name, used in in_use.items() if used), None)
 
     def refuse_unsupported(self) -> None:
-        """Raises RequestError for a field that would silently have no effect."""
+        """Raises RequestError for a field that would have no effect."""
         if self.logit_bias:
             raise RequestError("logit_bias is not supported by the edge server", param="logit_bias")
         if self.privacy and self.mode is Mode.CLOUD_ONLY:
             raise RequestError('privacy "edge_only" contradicts mode "cloud_only"', param="privacy")
         if self.mode is Mode.SPLIT:
-            self._refuse_where_split()
+            self._refuse_unsupported_in_split()
         elif self.confidence_threshold is not None and self.confidence_threshold > 1:
-            says = 'confidence_threshold is above 1, which only mode "split" knows: no exit is taken'
-            raise RequestError(says, param="confidence_threshold")
+            message = 'confidence_threshold is above 1, which only mode "split" allows: no exit is taken'
+            raise RequestError(message, param="confidence_threshold")
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream", param="stream_options")
 
-    def _refuse_where_split(self) -> None:
-        """A cloud that is sent hidden states does not know the tokens that penalties and schemas look at."""
+    def _refuse_unsupported_in_split(self) -> None:
+        """The cloud gets hidden states, not the tokens that penalties and JSON schemas need."""
         if (name := self.edge_only_field) and name != "min_p":
             raise RequestError(f'{name} is not supported in mode "split"', param=name)
-        for name in SPLIT_REFUSES:
-            if getattr(self, name) not in (None, NEUTRAL.get(name)):
+        for name in REFUSED_IN_SPLIT:
+            if getattr(self, name) not in (None, NEUTRAL_VALUES.get(name)):
                 raise RequestError(f'{name} is not supported in mode "split"', param=name)
 
 
@@ -219,7 +188,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):
-    """Body of POST /v1/completions; `prompt` is text or token ids, or a list of these, each answered by itself."""
+    """Body of POST /v1/completions; `prompt` is text, token ids, or a list of one of these, one answer each."""
 
     prompt: str | list[str | int | list[int]]
     max_tokens: Annotated[int, Meta(ge=0)] | None = 16
@@ -230,17 +199,17 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts one by one; raises RequestError for a mixture."""
+        """The prompts as a list; raises RequestError for a mixture of text and token ids, or too many answers."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and all(isinstance(part, int) for part in self.prompt):
             return [[part for part in self.prompt if isinstance(part, int)]]
-        found = [part for part in self.prompt if not isinstance(part, int)]
-        if not found or len(found) < len(self.prompt) or len({type(part) for part in found}) > 1:
+        prompts = [part for part in self.prompt if not isinstance(part, int)]
+        if not prompts or len(prompts) < len(self.prompt) or len({type(part) for part in prompts}) > 1:
             raise RequestError("prompt must be text, token ids, or a list of one of these", param="prompt")
-        if len(found) * self.choices > MAX_ANSWERS:
+        if len(prompts) * self.choices > MAX_ANSWERS:
             raise RequestError(f"one request may ask for {MAX_ANSWERS} answers in all", param="prompt")
-        return found
+        return prompts
 
     @property
     def wanted_logprobs(self) -> int | None:
@@ -258,57 +227,3 @@ class CompletionRequest(GenerationRequest, kw_only=True):
             raise RequestError("suffix is not supported by the edge server", param="suffix")
         if self.max_tokens == 0 and not self.echo:
             raise RequestError("max_tokens may be 0 only with echo", param="max_tokens")
-
-
-class TokenizeRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Body of POST /tokenize, as vLLM takes it: `prompt` as it stands, or `messages` in the chat template."""
-
-    model: str = ""
-    prompt: str | None = None
-    messages: list[Message] | None = None
-    add_special_tokens: bool = True
-    add_generation_prompt: bool = True
-
-
-class TokenizeReply(Struct, kw_only=True):
-    tokens: list[int]
-    count: int
-    max_model_len: int
-
-
-class DetokenizeRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    model: str = ""
-    tokens: list[int]
-
-
-class DetokenizeReply(Struct):
-    prompt: str
-
-
-class Usage(Struct):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class Delta(Struct):
-    content: str = ""
-
-
-class ChunkChoice(Struct):
-    delta: Delta
-    provenance: Provenance | None = None
-    finish_reason: str | None = None
-
-
-class ChatChunk(Struct, kw_only=True):
-    """One event of a streamed chat answer, as far as our own clients read it."""
-
-    choices: list[ChunkChoice] = []
-    usage: Usage | None = None
-    collaboration: Collaboration | None = None
-
-
-def dump(value: object) -> Any:
-    """A struct as plain JSON types, to be put inside a response."""
-    return msgspec.to_builtins(value)

@@ -1,4 +1,4 @@
-"""The token prefix that edge and cloud both hold: its length and its hash."""
+"""Hashes token prefixes and finds the common prefix of two token lists."""
 
 import sys
 from array import array
@@ -8,7 +8,7 @@ import xxhash
 
 
 def prefix_hash(token_ids: Sequence[int]) -> str:
-    """64-bit xxh3 of the ids as little-endian int32, in hexadecimal; what a verify's `prefix_hash` must equal."""
+    """64-bit xxh3 of the ids as little-endian int32, in hexadecimal: the `prefix_hash` of a VerifyRequest."""
     ids = array("i", token_ids)
     if sys.byteorder == "big":
         ids.byteswap()
@@ -18,10 +18,10 @@ def prefix_hash(token_ids: Sequence[int]) -> str:
 def common_prefix(left: list[int], right: list[int]) -> int:
     """The length of the longest common prefix of two token lists.
 
-    Found by bisection, so that whole slices are compared at the speed of C.
+    It bisects, so that list slices are compared in C.
     """
     same, end = 0, min(len(left), len(right))
-    half = end  # most often all of the shorter list agrees
+    half = end  # usually the whole shorter list agrees
     while same < end:
         if left[same:half] == right[same:half]:
             same = half

@@ -1,103 +1,99 @@
-"""The frames of `GET /split`, typed: hidden states and questions go up, tokens come down. Knows no socket, no model.
+"""Defines the frames of `GET /split`: the edge sends hidden states and asks for tokens, the cloud answers.
 
-MessagePack in binary frames. One connection carries many sessions; a session is one answer, whose positions count from
-the prompt's first token. Nothing is confirmed: an edge sends on and asks, and a 409 tells it what is missing.
+Frames are MessagePack in binary WebSocket messages. One connection carries many sessions. A session is one answer; its
+positions count from the prompt's first token, 0. The cloud acknowledges nothing: it reports missing states by a 409.
 """
 
-from enum import StrEnum
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from common.protocol.stream_frames import Count
-from common.types import ErrorObject, Sampling
+from common.types import ErrorObject, Sampling, StateEncoding
 
-MOST_STATES = 2048
-"""Positions in one frame of states; a longer piece is sent in several."""
+MAX_STATES = 2048
+"""Positions in one states frame; more are sent in several frames."""
 
 SessionId = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
-"""The hexadecimal digits of a random UUID, chosen by the edge."""
-
-
-class StateEncoding(StrEnum):
-    """How hidden states travel; always little-endian, row after row."""
-
-    FP16 = "fp16"
-    INT8 = "int8"
-    """Each row divided by a scale of its own, a float32 beside it."""
-    FP32 = "fp32"
+"""The 32 hexadecimal digits of a random UUID, chosen by the edge."""
 
 
 class OpenFrame(Struct, tag="open", kw_only=True, forbid_unknown_fields=True):
-    """Begins a session, or goes on with one that the cloud still holds; nothing answers it.
-
-    `fingerprint`: of the model that was split, as its manifest says it.
-    """
+    """Opens a session, or resumes one that the cloud still holds. Sent by the edge; the cloud does not reply."""
 
     session: SessionId
     fingerprint: Annotated[str, Meta(max_length=64)]
-    kind: StateEncoding
+    """Of the split model, from its manifest."""
+    encoding: StateEncoding = field(name="kind")
+    """Of the session's states; `kind` on the wire."""
 
 
 class StatesFrame(Struct, tag="states", kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The hidden states of positions `start` ... `start + count - 1`; those that the cloud has had it ignores.
+    """The hidden states of positions `start` ... `start + count - 1`, sent by the edge.
 
-    `data`: `count` rows as the session's kind says, or as `kind` says where that cannot hold them. `scales`: a float32
-    for each row of int8.
+    The cloud ignores positions that it already has.
     """
 
     session: SessionId
     start: Count
-    count: Annotated[int, Meta(ge=1, le=MOST_STATES)]
+    count: Annotated[int, Meta(ge=1, le=MAX_STATES)]
     data: bytes
+    """`count` rows; see common/protocol/hidden_states.py."""
     scales: bytes = b""
-    kind: StateEncoding | None = None
+    """int8 only: one float32 for each row."""
+    encoding: StateEncoding | None = field(name="kind", default=None)
+    """Where it differs from the session's, because float16 would overflow; `kind` on the wire."""
 
 
 class AskFrame(Struct, tag="ask", kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Wants the token after positions 0 ... `position` - 1; `id` is the session's own number for this question."""
+    """Asks for the token after positions 0 ... `position` - 1; sent by the edge, answered by a token or a fault."""
 
     session: SessionId
     id: Count
+    """Number of the question within its session."""
     position: Annotated[int, Meta(ge=1, le=2**31 - 1)]
     sampling: Sampling = Sampling()
 
 
 class CloseFrame(Struct, tag="close", kw_only=True, forbid_unknown_fields=True):
-    """Ends a session; the cloud forgets it, and ends a question of it that is under way."""
+    """Ends a session, sent by the edge: the cloud drops its states and cancels a pending question."""
 
     session: SessionId
 
 
 class TokenFrame(Struct, tag="token", kw_only=True):
-    """The answer to an Ask, with natural `logprob` and `confidence` (its probability) under the unmodified softmax.
-
-    `cloud_ms`: milliseconds that the cloud took. `computed`: positions that the tail computed for it; `cached`: those
-    whose keys and values it still had.
-    """
+    """The answer to an AskFrame, sent by the cloud."""
 
     session: str
     id: int
+    """The `id` of the question."""
     token_id: int
     confidence: float
+    """The token's probability under the unmodified softmax (temperature 1), in [0, 1]."""
     logprob: float
+    """The natural logarithm of `confidence`."""
     cloud_ms: float
+    """Milliseconds that the cloud took."""
     computed: int
+    """Positions that the tail computed for this token."""
     cached: int
+    """Positions whose keys and values the tail still had."""
 
 
 class FaultFrame(Struct, tag="fault", kw_only=True, omit_defaults=True):
-    """What went wrong with the question `id` of a session, with the session, or (no session) with the connection.
+    """A failure, sent by the cloud: of a question, of a session (no `id`) or of the connection (no `session`).
 
-    409 `states_missing`: the cloud holds the positions before `held` only; from there on they are to be sent again.
-    After any other 4xx the cloud has dropped the session, 429 apart; after 5xx it may be asked again.
+    After 409 `states_missing` the edge sends the states again from position `held` on. After any other 4xx except 429
+    the cloud has dropped the session; after a 5xx the edge may ask again.
     """
 
     status: int
+    """The HTTP status that the failure stands for."""
     error: ErrorObject
     session: str | None = None
     id: int | None = None
     held: int | None = None
+    """Only with `states_missing`: the cloud holds the positions before this one."""
 
 
 EdgeFrame = OpenFrame | StatesFrame | AskFrame | CloseFrame

@@ -1,4 +1,4 @@
-"""What the pieces of a split model are, and that the files are these pieces. Knows no engine and cuts nothing."""
+"""Reads, writes and checks the manifest of a split model and the files that it names."""
 
 import hashlib
 import itertools
@@ -13,11 +13,11 @@ from common.errors import ConfigError
 NAME = "manifest.json"
 VERSION = 1
 DEMO = Path("models/demo-split") / NAME
-"""The demo model's, as `make setup` leaves it."""
+"""The demo model's manifest, written by `make setup`."""
 
 
 class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A GGUF file that an edge runs: the layers from `first` to `last`, counted from 0, and the exit after them."""
+    """A GGUF file that the edge runs: layers `first` ... `last`, counted from 0, and the exit after them."""
 
     file: str
     sha256: str
@@ -27,7 +27,7 @@ class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TailManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A checkpoint's folder that a cloud runs: the layers from `first` to `last`, and the model's own norm and head."""
+    """A checkpoint folder that the cloud runs: layers `first` ... `last`, and the model's final norm and head."""
 
     folder: str
     sha256: str
@@ -41,7 +41,7 @@ class SplitManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     model: str
     fingerprint: str
-    """sha256 over the whole model's weights and where its tail begins: both sides must have the same."""
+    """sha256 over the whole model's weights and the first layer of its tail; edge and cloud must have the same."""
     architecture: str
     """llama or qwen2."""
     layers: int
@@ -50,34 +50,34 @@ class SplitManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exits: list[int]
     """After how many layers each exit is; increasing."""
     segments: list[Segment]
-    """One an exit, in order."""
+    """One for each exit, in order."""
     tail: TailManifest
     tokenizer: str
     """sha256 of the model's tokenizer.json (or tokenizer.model)."""
     temperatures: list[float]
-    """One an exit: its confidence is max softmax(logits / temperature)."""
+    """One for each exit, above 0: the exit's confidence is max softmax(logits / temperature)."""
     exits_trained: str
-    """sha256 of the file of trained exits; "": every exit is the model's own norm and head."""
+    """sha256 of the file of trained exits; "": every exit uses the model's final norm and head."""
 
     def check_segments(self, folder: Path) -> list[Path]:
-        """The segments' files in `folder`, in order; raises ConfigError if one is missing or another."""
+        """The segments' files in `folder`, in order; raises ConfigError if one is missing or has another hash."""
         for segment in self.segments:
-            _compare(folder / segment.file, segment.sha256, file_hash)
+            _check_hash(folder / segment.file, segment.sha256, file_hash)
         return [folder / segment.file for segment in self.segments]
 
     def check_tail(self, folder: Path) -> Path:
-        """The tail's folder in `folder`; raises ConfigError if anything in it is missing or another."""
+        """The tail's folder in `folder`; raises ConfigError if it is missing or has another hash."""
         path = folder / self.tail.folder
-        _compare(path, self.tail.sha256, folder_hash)
+        _check_hash(path, self.tail.sha256, folder_hash)
         return path
 
     def check_tokenizer(self, path: Path) -> None:
-        """Raises ConfigError if the tokenizer file at `path` is not the one that the model was cut with."""
-        _compare(path, self.tokenizer, file_hash)
+        """Raises ConfigError unless the tokenizer file at `path` is the one that the model was split with."""
+        _check_hash(path, self.tokenizer, file_hash)
 
 
 def read_manifest(path: Path) -> SplitManifest:
-    """The manifest at `path`, a file or the folder that has one; raises ConfigError in one line."""
+    """The manifest at `path`, a file or its folder; raises ConfigError with a message of one line."""
     path = path / NAME if path.is_dir() else path
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=SplitManifest)
@@ -91,17 +91,19 @@ def read_manifest(path: Path) -> SplitManifest:
 
 
 def write_manifest(manifest: SplitManifest, folder: Path) -> None:
+    """Writes a valid manifest into `folder`, as indented JSON."""
     assert not (fault := _fault(manifest)), fault
     (folder / NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
 
 
 def file_hash(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_hash(folder: Path) -> str:
-    """The names and contents of all files in `folder`, as one sha256."""
+    """sha256 over the names and contents of all files in `folder`, in hexadecimal."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         digest.update(f"{path.name}\0{file_hash(path)}\n".encode())
@@ -109,7 +111,7 @@ def folder_hash(folder: Path) -> str:
 
 
 def exits_fault(exits: list[int], layers: int) -> str | None:
-    """What is wrong with exits after these numbers of layers, of a model with so many; None if nothing is."""
+    """Why `exits`, numbers of layers before each exit, do not fit a model of `layers` layers; None if they do."""
     if not exits:
         return "no exits"
     if any(a >= b for a, b in itertools.pairwise(exits)):
@@ -124,26 +126,26 @@ def _fault(manifest: SplitManifest) -> str | None:
         return f"version {manifest.version}; this program reads version {VERSION}"
     if fault := exits_fault(manifest.exits, manifest.layers):
         return fault
-    runs = [(segment.first, segment.last) for segment in manifest.segments]
-    if runs != [(first, end - 1) for first, end in itertools.pairwise([0, *manifest.exits])]:
+    layers = [(segment.first, segment.last) for segment in manifest.segments]
+    if layers != [(first, end - 1) for first, end in itertools.pairwise([0, *manifest.exits])]:
         return f"segments do not end at the exits {_listed(manifest.exits)}"
     if (manifest.tail.first, manifest.tail.last) != (manifest.exits[0], manifest.layers - 1):
         return "the tail does not go from the first exit to the last layer"
     temperatures = manifest.temperatures
     if len(temperatures) != len(manifest.exits) or not all(0 < t < math.inf for t in temperatures):
-        return "temperatures: one above 0 for each exit is needed"
+        return "temperatures: each exit needs one above 0"
     for name in (*(segment.file for segment in manifest.segments), manifest.tail.folder):
         if not name or name in (".", "..") or Path(name).name != name:
-            return f"{name!r} is not the name of something beside it"
+            return f"{name!r} is not the name of a file or folder beside the manifest"
     return None
 
 
-def _compare(path: Path, wanted: str, hash_of: Callable[[Path], str]) -> None:
+def _check_hash(path: Path, expected: str, hash_of: Callable[[Path], str]) -> None:
     try:
         found = hash_of(path)
     except OSError as error:
         raise ConfigError(f"split model's {path}: {error.strerror}") from error
-    if found != wanted:
+    if found != expected:
         raise ConfigError(f"split model's {path}: not what its manifest names, but of another model or version")
 
 

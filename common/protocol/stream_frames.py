@@ -1,6 +1,6 @@
-"""The frames of `GET /stream`, typed: a start and drafts go up, tokens and one end come down. Knows no socket.
+"""Defines the frames of `GET /stream`: start and drafts from the edge, tokens and an end from the cloud.
 
-MessagePack in binary frames, JSON in text frames; a connection speaks the one that its start frame speaks.
+Frames are MessagePack in binary WebSocket messages or JSON in text messages, as the start frame is.
 """
 
 from typing import Annotated
@@ -10,64 +10,72 @@ from msgspec import Meta, Struct
 from common.types import GREEDY, Sampling, TokenLogprob
 
 LONGEST_DRAFT = 128
-"""Ids in one draft frame: what the cloud generates while a draft is on its way, and what may be verified after that."""
+"""Token ids in one draft frame: those the cloud generates while the draft travels, and those left to verify then."""
 
-LARGEST = 2**31 - 1
-Count = Annotated[int, Meta(ge=0, le=LARGEST)]
+INT32_MAX = 2**31 - 1
+Count = Annotated[int, Meta(ge=0, le=INT32_MAX)]
 
 
 class StartFrame(Struct, tag="start", kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The first frame up: continue `token_ids` by up to `max_tokens`.
-
-    The answer ends behind a token of `stop_token_ids` or the token that completes a string of `stop`. `logprobs`: for
-    each token its own and this many of the likeliest. `vocabulary`: as in VerifyRequest. A `seed` in `sampling` repeats
-    an answer only if no drafts come. `keep`: behind the end the connection stays, and may have another
-    start. `request_id`: of the request that the answer is for; "": the connection's own.
-    """
+    """The first frame of an answer, sent by the edge: continue `token_ids` by up to `max_tokens`."""
 
     token_ids: Annotated[list[int], Meta(min_length=1)]
-    max_tokens: Annotated[int, Meta(ge=1, le=LARGEST)]
+    """The prompt, and what is committed of the answer."""
+    max_tokens: Annotated[int, Meta(ge=1, le=INT32_MAX)]
     sampling: Sampling = GREEDY
+    """A `seed` reproduces an answer only if no drafts are sent."""
     stop: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=16)] = []
+    """The answer ends after the token that completes one of these strings."""
     stop_token_ids: Annotated[list[int], Meta(max_length=64)] = []
+    """The answer ends after one of these tokens."""
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    """Log probabilities for each token: its own and those of this many likeliest tokens; None: none."""
     use_kv_cache: bool = True
     vocabulary: str = ""
+    """The fingerprint of the ids' vocabulary, as in VerifyRequest."""
     keep: bool = False
+    """Whether the connection stays open after the end for another start frame."""
     request_id: Annotated[str, Meta(max_length=128)] = ""
+    """The id of the request that the answer is for; empty: the connection's own."""
 
 
 class DraftFrame(Struct, tag="draft", kw_only=True, forbid_unknown_fields=True):
-    """What may follow the first `position` tokens of prompt and answer, counted from the prompt's beginning."""
+    """Draft tokens, sent by the edge: they may follow the first `position` tokens of prompt and answer."""
 
     position: Count
     token_ids: Annotated[list[int], Meta(min_length=1, max_length=LONGEST_DRAFT)]
 
 
 class TokensFrame(Struct, tag="tokens", kw_only=True, omit_defaults=True):
-    """The tokens from `position` on, of which `accepted` had been drafted."""
+    """Tokens of the answer, sent by the cloud."""
 
     position: int
+    """Of the first token, counted from the prompt's first token."""
     token_ids: list[int]
     accepted: int = 0
+    """How many of the tokens, from the first on, were drafted by the edge."""
     logprobs: list[TokenLogprob] | None = None
+    """One for each token, if the start frame asked for them."""
 
 
 class EndFrame(Struct, tag="end", kw_only=True, omit_defaults=True):
-    """The last frame down: why the answer ends (`stop` or `length`) and what came of the drafts.
-
-    `steps`: engine steps that drew tokens. `drafted`, `accepted`: draft tokens verified, and accepted. `dropped`:
-    drafts of which nothing was verified, because the answer had passed or contradicted them.
-    """
+    """The last frame of an answer, sent by the cloud."""
 
     finish_reason: str
+    """`stop` or `length`."""
     steps: int
+    """Engine steps that drew tokens."""
     drafted: int = 0
+    """Draft tokens that were verified."""
     accepted: int = 0
+    """Draft tokens that were accepted."""
     dropped: int = 0
+    """Draft frames of which no token was verified, because the answer had passed or contradicted them."""
 
 
 class ErrorDetail(Struct, kw_only=True):
+    """OpenAI's error object, with all of its fields."""
+
     message: str
     type: str
     param: str | None = None
@@ -75,7 +83,7 @@ class ErrorDetail(Struct, kw_only=True):
 
 
 class ErrorFrame(Struct, tag="error", kw_only=True):
-    """A failure in OpenAI's shape; the server closes the connection behind it."""
+    """A failure, sent by the cloud, which then closes the connection."""
 
     error: ErrorDetail
 

@@ -1,4 +1,4 @@
-"""Vocabularies: what token ids spell, whether two servers mean the same by them, text as tokens. Knows no model."""
+"""Describes vocabularies: the bytes of each token id, whether two servers' ids agree, and text as tokens."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -13,50 +13,54 @@ from common.errors import VocabularyError
 
 T = TypeVar("T")
 ANCHORS = ("\n", "a", ".")
-"""Letters to put before a text: with one of them it will not merge."""
+"""Characters to put before a text; with one of them the text does not merge."""
 
 
 class VocabularyInfo(Struct, frozen=True):
-    """Answer to GET /tokenizer: `size` ids, of which `fingerprint` says what they spell."""
+    """Reply to GET /tokenizer, sent by both servers."""
 
     fingerprint: str
+    """See `fingerprint` below."""
     size: int
+    """The number of ids, padding included."""
 
 
 class TokenizerFile(Struct, kw_only=True):
-    """Answer to GET /tokenizer/file: `tokenizer` is a tokenizer.json; of the `end_tokens` the usual one is first.
-
-    `chat_template` is Jinja or empty, `bos` and `eos` are the texts of its special tokens or empty.
-    """
+    """Reply to GET /tokenizer/file, sent by the cloud."""
 
     fingerprint: str
     tokenizer: str
+    """The content of a tokenizer.json."""
     end_tokens: list[int]
+    """The usual one is first."""
     chat_template: str
+    """Jinja, or empty."""
     bos: str
+    """Text of the chat template's `bos_token`, or empty."""
     eos: str
+    """Text of the chat template's `eos_token`, or empty."""
 
 
 class Relation(Enum):
-    """What the token ids of one server are to another."""
+    """How the token ids of two servers relate."""
 
     IDENTICAL = "identical"
     PADDED = "padded"
-    """The same, but for ids at the end that stand for nothing: models round the number of their logits up."""
+    """The same except for unused ids at the end: models round up the number of their logits."""
     DIFFERENT = "different"
 
 
 def compare(ours: VocabularyInfo, theirs: VocabularyInfo) -> Relation:
-    """Whether ids may travel as they are."""
+    """How the ids of two servers relate; unless DIFFERENT they can be exchanged as they are."""
     if ours.fingerprint != theirs.fingerprint:
         return Relation.DIFFERENT
     return Relation.IDENTICAL if ours.size == theirs.size else Relation.PADDED
 
 
 def fingerprint(pieces: Iterable[bytes]) -> str:
-    """128 bits of BLAKE2b, in hexadecimal, over what each id spells, special tokens as they are written.
+    """128 bits of BLAKE2b, in hexadecimal, over the bytes of each id; special tokens count as their text.
 
-    Ids at the end that spell nothing are padding, and do not count.
+    Ids at the end without bytes are padding, and do not count.
     """
     digest, empty = hashlib.blake2b(digest_size=16), 0
     for piece in pieces:
@@ -69,9 +73,9 @@ def fingerprint(pieces: Iterable[bytes]) -> str:
 
 
 def pieces_of(tokenizer_json: str) -> list[bytes]:
-    """What each id of a tokenizer.json spells, special tokens as they are written; nothing for ids it does not have.
+    """The bytes of each id of a tokenizer.json, the text for special tokens; empty for ids it does not have.
 
-    Raises VocabularyError for a kind of tokenizer whose tokens do not simply follow each other in the text.
+    Raises VocabularyError for a tokenizer whose text is not the concatenation of its tokens.
     """
     tokenizer = load(tokenizer_json)
     spell = _speller(tokenizer_json)
@@ -85,7 +89,7 @@ def pieces_of(tokenizer_json: str) -> list[bytes]:
 
 
 def load(tokenizer_json: str) -> Tokenizer:
-    """Raises VocabularyError for what is no tokenizer.json."""
+    """A tokenizer without truncation and padding; raises VocabularyError if it is not a tokenizer.json."""
     try:
         tokenizer = Tokenizer.from_str(tokenizer_json)
     except Exception as error:  # the library has no error class of its own
@@ -96,33 +100,33 @@ def load(tokenizer_json: str) -> Tokenizer:
 
 
 class RemoteVocabulary:
-    """The cloud's vocabulary in the hands of an edge: ids to bytes, text to ids."""
+    """The cloud's vocabulary as the edge uses it: ids to bytes, text to ids."""
 
     def __init__(self, file: TokenizerFile) -> None:
         self.end_tokens = file.end_tokens
         self._pieces = pieces_of(file.tokenizer)
         self._answers, self._prompts = load(file.tokenizer), load(file.tokenizer)
-        self._answers.encode_special_tokens = True  # a special token that an answer only spells stays text
+        self._answers.encode_special_tokens = True  # a special token spelled out in an answer stays text
         added = self._answers.get_added_tokens_decoder().items()
-        self._silent = {token for token, what in added if what.special} | set(file.end_tokens)
+        self._invisible = {token for token, entry in added if entry.special} | set(file.end_tokens)
         self.byte_tokens = {piece: token for token, piece in enumerate(self._pieces) if len(piece) == 1}
-        """The token of each byte that has one."""
+        """The token of each single byte that has one."""
         self._adds_space = adds_space(self._words, self.piece)
 
     def piece(self, token_id: int) -> bytes:
-        """The bytes of one token of an answer, maybe part of a character; none for special tokens and padding."""
-        known = token_id not in self._silent and token_id < len(self._pieces)
-        return self._pieces[token_id] if known else b""
+        """The bytes of one token of an answer, possibly part of a character; empty for special tokens and padding."""
+        visible = token_id not in self._invisible and token_id < len(self._pieces)
+        return self._pieces[token_id] if visible else b""
 
     def prompt(self, text: str, add_special: bool) -> list[int]:
-        """A prompt's ids; special tokens may be spelled out. `add_special`: begun as the model likes."""
+        """A prompt's ids; special tokens may be spelled out. `add_special`: adds the model's own, such as BOS."""
         ids: list[int] = self._prompts.encode(text, add_special_tokens=add_special).ids
         return ids
 
     def tokens(self, text: str) -> list[tuple[int, int | None]]:
-        """The ids of text in the middle of an answer, each with the number of the word that it belongs to.
+        """The ids of text in the middle of an answer, each with the index of its word.
 
-        A word is what the tokenizer never looks beyond: more text changes the ids of the last one only.
+        The tokenizer never merges across words, so more text changes the ids of the last word only.
         """
         return inside(self._words, text, self._adds_space)
 
@@ -132,22 +136,22 @@ class RemoteVocabulary:
 
 
 def settled(words: Sequence[int | None]) -> int:
-    """How many of the tokens of these words no further text can change.
+    """How many of the tokens, given the word index of each, no further text can change: those before the last word.
 
-    All of one word, as in scripts that do not part them: all but the last token, which is then a guess.
+    If all belong to one word, as in scripts without spaces, it is all but the last token, which is a guess.
     """
-    last = next((at for at, word in enumerate(words) if word == words[-1]), 0)
-    return last or max(len(words) - 1, 0)
+    start = next((at for at, word in enumerate(words) if word == words[-1]), 0)
+    return start or max(len(words) - 1, 0)
 
 
 def adds_space(encode: Callable[[str], Sequence[Any]], piece: Callable[[int], bytes]) -> bool:
-    """Whether `encode` puts a space before what it is given, as SentencePiece does."""
+    """Whether `encode` puts a space before its text, as SentencePiece does."""
     ids = [token[0] if isinstance(token, tuple) else token for token in encode("a")]
     return b"".join(map(piece, ids)) == b" a"
 
 
 def inside(encode: Callable[[str], list[T]], text: str, adds_space: bool) -> list[T]:
-    """`text` as `encode` reads it in the middle of a text, where it is to put no space before it."""
+    """The tokens of `text` in the middle of a text, where `encode` must not put a space before it."""
     if not adds_space or not text:
         return encode(text)
     if text.startswith(" ") and len(text) > 1:
@@ -160,25 +164,26 @@ def inside(encode: Callable[[str], list[T]], text: str, adds_space: bool) -> lis
 
 
 def _speller(tokenizer_json: str) -> Callable[[str], bytes]:
-    """How this tokenizer writes bytes as tokens."""
-    kinds = set(_kinds(msgspec.json.decode(tokenizer_json, type=_File).decoder))
-    if "ByteLevel" in kinds:
+    """The function from a token of this tokenizer to its bytes."""
+    decoders = set(_decoder_types(msgspec.json.decode(tokenizer_json, type=_File).decoder))
+    if "ByteLevel" in decoders:
         return lambda token: bytes(BYTES[letter] for letter in token) if BYTES.keys() >= set(token) else token.encode()
-    if kinds & {"ByteFallback", "Metaspace"}:
+    if decoders & {"ByteFallback", "Metaspace"}:
         return _sentence_piece
-    raise VocabularyError(f"a tokenizer with the decoder {'+'.join(sorted(kinds)) or 'none'} cannot be translated")
+    names = "+".join(sorted(decoders)) or "none"
+    raise VocabularyError(f"a tokenizer with the decoder {names} cannot be translated")
 
 
 class _File(Struct):
-    """The part of a tokenizer.json that says how tokens become text."""
+    """The part of a tokenizer.json that describes how tokens become text."""
 
     decoder: dict[str, Any] | None = None
 
 
-def _kinds(decoder: dict[str, Any] | None) -> list[str]:
+def _decoder_types(decoder: dict[str, Any] | None) -> list[str]:
     if decoder is None:
         return []
-    return [decoder["type"], *(kind for part in decoder.get("decoders", []) for kind in _kinds(part))]
+    return [decoder["type"], *(name for part in decoder.get("decoders", []) for name in _decoder_types(part))]
 
 
 def _sentence_piece(token: str) -> bytes:
@@ -188,7 +193,7 @@ def _sentence_piece(token: str) -> bytes:
 
 
 def _byte_letters() -> dict[str, int]:
-    """GPT-2's letter for each byte: itself where it can be printed, else one from 256 on."""
+    """The byte of each character of GPT-2's byte-level alphabet: printable bytes are themselves, others from 256."""
     printed = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in printed]
     return {chr(byte): byte for byte in printed} | {chr(256 + at): byte for at, byte in enumerate(others)}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import repeat
 
 from common.decoding.answer import Chunk
-from common.protocol.openai import SourcedToken
+from common.protocol.openai_responses import SourcedToken
 from common.types import Collaboration, Provenance
 from edge.api.answers import RunningAnswer, start
 from edge.api.context import ServerContext

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from common.protocol import codec
-from common.protocol.openai import Usage, dump
+from common.protocol.openai_responses import Usage, dump
 from common.types import Collaboration, Provenance
 from edge.api import logprobs
 from edge.api.choice import Choice, TextPiece

@@ -66,5 +66,5 @@ class ServerContext:
 
     def record_answer(self, report: Collaboration) -> None:
         """Counts an answer that has ended, also if its client left."""
-        self.clouds.degraded += report.degraded is not None
+        self.clouds.degraded_answers += report.degraded is not None
         self.metrics.record_answer(report)

@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager, nullcontext
 from prometheus_client import CollectorRegistry
 
 from common.cloud_client.pool import CloudPool
-from common.config_schema import Config, EdgeCacheConfig, EdgeConfig
+from common.config_edge import EdgeCacheConfig, EdgeConfig
+from common.config_schema import Config
 from common.decoding.online_gate import OnlineGate
 from common.decoding.policy import default_plan
 from edge.api.cloud_vocabulary import CloudVocabulary
@@ -35,7 +36,7 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
         CloudVocabulary(engine, clouds.get) as vocabulary,
         split or nullcontext(),
     ):
-        await clouds.greet()
+        await clouds.check_protocols()
         registry.register(CloudsCollector(clouds))
         if split:
             registry.register(SegmentsCollector(split.segments))

@@ -7,7 +7,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Self
 
-from common.config_schema import EdgeModelConfig, LimitsConfig
+from common.config_edge import EdgeModelConfig, LimitsConfig
 from common.errors import EngineError
 from common.protocol.prefix_hash import common_prefix
 from edge.confidence import ConfidenceCalculator

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from common.config_schema import LimitsConfig
+from common.config_edge import LimitsConfig
 from common.errors import OverloadedError
 
 

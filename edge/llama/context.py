@@ -9,7 +9,7 @@ import llama_cpp as c
 import numpy as np
 import xxhash
 
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.errors import EngineError, StartError
 from edge.llama.sampling import Logits
 

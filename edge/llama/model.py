@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import llama_cpp as c
 import numpy as np
 
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.errors import EngineError
 from edge.llama.batch import Batch, BatchEntry, SequenceTokens, pointer
 from edge.llama.context import CHUNK, LlamaContext

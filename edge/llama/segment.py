@@ -12,7 +12,7 @@ import llama_cpp as c
 import numpy as np
 from msgspec.structs import replace
 
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.errors import ConfigError, EngineError
 from edge.llama.batch import Batch, BatchEntry, States
 from edge.llama.context import CHUNK, LlamaContext

@@ -8,7 +8,7 @@ from typing import Self
 
 from common.cloud_client.pool import Cloud, CloudPool
 from common.cloud_client.split_session import CloudToken, SplitCloud, SplitSession
-from common.config_schema import EdgeSplitConfig
+from common.config_edge import EdgeSplitConfig
 from common.errors import EndpointError, RequestError
 from common.http.client import HTTPClient
 from common.types import Sampling
@@ -22,7 +22,7 @@ class SplitClouds:
         self._clouds = clouds
         self._connections = {cloud.url: connect(cloud.client) for cloud in clouds}
         self.pick = clouds.pick
-        self.asking = clouds.asking
+        self.track_call = clouds.track_call
 
     async def __aenter__(self) -> Self:
         return self
@@ -114,7 +114,7 @@ class CloudTail:
         try:
             session = self._send(states)
             assert self._cloud is not None
-            with self._clouds.asking(self._cloud):
+            with self._clouds.track_call(self._cloud):
                 token = await self._ask(session, sampling)
         except (EndpointError, RequestError) as error:
             self._record_failure(error)

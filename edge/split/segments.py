@@ -10,7 +10,7 @@ from typing import Self
 import msgspec
 import numpy as np
 
-from common.config_schema import EdgeModelConfig, LimitsConfig
+from common.config_edge import EdgeModelConfig, LimitsConfig
 from common.errors import ContextLengthError, EngineError
 from common.protocol.split_manifest import SplitManifest
 from common.types import GREEDY, Sampling

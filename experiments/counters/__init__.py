@@ -1,1 +1,1 @@
-"""What both servers have counted, read from their metrics."""
+"""Reads the counters of edge and cloud servers from their metrics."""

@@ -1,4 +1,4 @@
-"""What a cloud server has counted between two moments, from its /metrics. Knows no way of answering."""
+"""Reads a cloud server's counters from its /metrics."""
 
 from typing import Self
 
@@ -26,17 +26,17 @@ SAMPLES = {
     "split_layer_tokens": "edgecloud_split_layer_tokens_total",
     "split_seconds": "edgecloud_split_seconds_total",
 }
-"""Which sample each field is, summed over its other labels."""
+"""The sample of each field, summed over its other labels."""
 
 
 class CloudCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Engine steps; prompt and answer tokens computed in them; decode steps of requests, and the seconds they took.
+    """Counters of a cloud server at one moment, or differences between two. Seconds do not include the network.
 
-    A step that computes for several requests is one of `steps` and one of each request's `decode_steps`. Seconds are
-    the server's own: no network is in them. `prefix` is what requests brought for tokens that were there before them,
-    `prefix_computed` what of it no cache held; `drawn` are tokens that came out. `request_seconds`: of requests from
-    their arrival in the engine to their last token. `split_...`: tokens of a split model's tail, the positions that it
-    computed for them, these times its layers, and the seconds that it took.
+    - `steps`: engine steps; `computed`: prompt and answer tokens computed in them.
+    - `decode_steps`: of all requests (a step for three requests counts three times); `decode_seconds`: their time.
+    - `prefix`: prompt tokens; `prefix_computed`: those that no cache held; `drawn`: generated tokens.
+    - `request_seconds`: from a request's arrival in the engine to its last token.
+    - `split_...`: tokens of a split model's tail, positions computed for them, positions times layers, and seconds.
     """
 
     steps: float = 0
@@ -65,14 +65,14 @@ class CloudCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 async def counted(client: HTTPClient) -> CloudCounts:
-    """All that the server has counted: vLLM counts a step a moment after its tokens are out, so until it is still."""
+    """The counters once they no longer change: vLLM counts a step shortly after it sends its tokens."""
 
     async def read() -> CloudCounts:
         return parsed(await scrape.page(client))
 
-    return await scrape.still(read)
+    return await scrape.when_stable(read)
 
 
 def parsed(page: str) -> CloudCounts:
-    """The counts of one page; what is not on it is 0."""
+    """The counters of one metrics page; missing ones are 0."""
     return CloudCounts(**scrape.totals(page, SAMPLES))

@@ -1,4 +1,4 @@
-"""What an edge server has counted between two moments, from its /metrics and /stats. Knows no way of answering."""
+"""Reads an edge server's counters from its /metrics and /stats."""
 
 from typing import Self
 
@@ -21,11 +21,11 @@ SAMPLES = {
     "bytes_down": "edgecloud_cloud_bytes_down_total",
     **PROVENANCE,
 }
-"""Which sample each field is, summed over its other labels."""
+"""The sample of each field, summed over its other labels."""
 
 
 class EngineCounts(msgspec.Struct):
-    """Of /stats: tokens that drafts were to follow, those of them whose KV was there, and tokens drawn."""
+    """The engine's part of /stats: tokens before drafts, those of them with KV in a cache, and drafted tokens."""
 
     prompt_tokens: float = 0
     reused_prompt_tokens: float = 0
@@ -33,13 +33,17 @@ class EngineCounts(msgspec.Struct):
 
 
 class Stats(msgspec.Struct):
+    """The part of /stats that is read here."""
+
     engine: EngineCounts
 
 
 class EdgeCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Answers, the cloud's part in them as the edge saw it, their tokens by provenance, and what its engine did.
+    """Counters of an edge server at one moment, or differences between two.
 
-    `prefix`: tokens that drafts were to follow, `prefix_computed` what of them no cache held; `drawn`: tokens drawn.
+    - `calls`, `rounds`, `cloud_steps`, `drafted`, `accepted_drafts`, `bytes_...`: the cloud's part.
+    - `edge`, `accepted`, `recovered`, `bonus`, `cloud`: answer tokens by provenance.
+    - `prefix`: tokens before drafts; `prefix_computed`: those without KV in a cache; `drawn`: drafted tokens.
     """
 
     answers: float = 0
@@ -65,11 +69,11 @@ class EdgeCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 async def counted(client: HTTPClient) -> EdgeCounts:
-    """All that the server has counted; an answer is counted before its end is sent."""
-    found, stats = scrape.totals(await scrape.page(client), SAMPLES), await client.get("/stats", Stats)
+    """All counters now; the edge counts an answer before it sends the answer's end."""
+    samples, stats = scrape.totals(await scrape.page(client), SAMPLES), await client.get("/stats", Stats)
     engine = stats.engine
     return EdgeCounts(
-        **found,
+        **samples,
         prefix=engine.prompt_tokens,
         prefix_computed=engine.prompt_tokens - engine.reused_prompt_tokens,
         drawn=engine.drafted_tokens,

@@ -1,4 +1,4 @@
-"""Counters read from a server's Prometheus page by name and label. Knows no server's metrics."""
+"""Reads counters from a server's Prometheus page by name and label."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,30 +10,34 @@ from common.http.client import HTTPClient
 
 T = TypeVar("T")
 STILL_SECONDS = 0.03
+"""Between two readings that must be equal."""
 
 
 async def page(client: HTTPClient) -> str:
+    """The text of /metrics."""
     async with client.session().get(f"{client.base_url}/metrics", headers=client.headers()) as response:
         return await response.text()
 
 
-async def still(read: Callable[[], Awaitable[T]]) -> T:
-    """What `read` says once it says the same twice: engines count a moment after their tokens are out."""
-    found, before = await read(), None
-    while found != before:
+async def when_stable(read: Callable[[], Awaitable[T]]) -> T:
+    """The first reading that equals the one before it."""
+    current, previous = await read(), None
+    while current != previous:
         await asyncio.sleep(STILL_SECONDS)
-        found, before = await read(), found
-    return found
+        current, previous = await read(), current
+    return current
 
 
 def totals(text: str, wanted: Mapping[str, str]) -> dict[str, float]:
-    """By the keys of `wanted` the sum of the samples that it names; what is not on the page is 0.
+    """For each key of `wanted`, the sum of the samples with the given name; 0 where there is none.
 
-    A name is a sample's, summed over all labels, or with one label: `requests_total{route="/stream"}`.
+    A name stands for all labels (`requests_total`) or has one label (`requests_total{route="/stream"}`).
     """
     sums = dict.fromkeys(wanted.values(), 0.0)
     names = tuple({name.partition("{")[0] for name in sums})
-    lines = [line for line in text.splitlines(keepends=True) if line.startswith(names)]  # of a thousand
+    lines = [
+        line for line in text.splitlines(keepends=True) if line.startswith(names)
+    ]  # parse only these of about a thousand lines
     for family in text_string_to_metric_families("".join(lines)):
         for sample in family.samples:
             labelled = [f'{sample.name}{{{label}="{value}"}}' for label, value in sample.labels.items()]

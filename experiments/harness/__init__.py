@@ -1,1 +1,1 @@
-"""Runs an experiment: trials, clients that time, servers behind simulated networks, a journal, measures."""
+"""Runs an experiment: servers behind simulated networks, trials, timed clients, measures, a journal."""

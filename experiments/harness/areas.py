@@ -1,6 +1,6 @@
-"""Which curve of a measure over the cloud rate is the best at equal cloud rate: by the area under it. Knows no server.
+"""Compares curves of a measure over the cloud rate by the area under them.
 
-As in RouteLLM (Ong et al., 2024), whose measure "average performance gap recovered" is this area, scaled.
+As in RouteLLM (Ong et al., 2024), whose "average performance gap recovered" is this area, scaled.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,38 +8,42 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.harness.measures import Definition, Sample
-from experiments.harness.statistics import Floats, as_asked, draws, interval
+from experiments.harness.measures import MeasureDefinition, Sample
+from experiments.harness.statistics import Floats, draws, each_once, interval
 from experiments.report.schema import Area, Difference, Measure, Series
 
 
 def under(rates: Floats, values: Floats) -> Floats:
-    """Mean height of the line through points, each [draws, points], from their lowest rate to their highest.
+    """The mean height of the line through points, from their lowest rate to their highest; [draws].
 
-    Between points the line is straight: what a gate has that draws lots between two thresholds.
+    `rates`, `values`: [draws, points]. Between points the line is straight: a gate that chooses at random between two
+    thresholds lies on it.
     """
     order = np.argsort(rates, axis=-1, kind="stable")
     x, y = (np.take_along_axis(each, order, axis=-1) for each in (rates, values))
     widths = np.diff(x, axis=-1)
     heights = (y[..., 1:] + y[..., :-1]) / 2
-    found: Floats = (widths * heights).sum(axis=-1) / widths.sum(axis=-1)
-    return found
+    area: Floats = (widths * heights).sum(axis=-1) / widths.sum(axis=-1)
+    return area
 
 
 def areas(
     series: Sequence[Series],
     ends: Sequence[str],
     samples: Mapping[str, Sample],
-    rate: Definition,
-    value: Definition,
+    rate: MeasureDefinition,
+    value: MeasureDefinition,
     measure: str,
 ) -> list[Area]:
-    """Of each series, with `ends` at both sides of it; over the units that all configurations answered.
+    """The area of each series between the configurations `ends`, over the units that all configurations answered.
 
-    All areas are of the same draws, so that their differences are paired. None where nothing was measured.
+    `measure` is the name of `value`. All areas use the same draws, so their differences are paired. Empty where no
+    unit was answered by all, or a measure is undefined.
     """
     names = [*ends, *(name for one in series for name in one.configurations)]
-    units = sorted(set.intersection(*({unit for unit, asked in samples[name].items() if asked.rows} for name in names)))
+    units = sorted(
+        set.intersection(*({unit for unit, result in samples[name].items() if result.rows} for name in names))
+    )
     if not units:
         return []
 
@@ -53,17 +57,17 @@ def areas(
     def all_of(drawn: Floats) -> tuple[list[Floats], Floats]:
         return [of(one.configurations, drawn) for one in series], of([], drawn)
 
-    (asked, line), (drawn, drawn_line) = all_of(as_asked(len(units))), all_of(draws(len(units)))
-    if any(np.isnan(each).any() for each in (*asked, line)):
+    (values, line), (drawn, drawn_line) = all_of(each_once(len(units))), all_of(draws(len(units)))
+    if any(np.isnan(each).any() for each in (*values, line)):
         return []
-    best = int(np.argmax([each[0] for each in asked]))
+    best = int(np.argmax([each[0] for each in values]))
     return [
         Area(
             series=one.name,
             measure=measure,
-            area=Measure(float(asked[n][0]), *interval(drawn[n])),
-            to_line=_difference(asked[n] - line, drawn[n] - drawn_line),
-            to_best=None if n == best else _difference(asked[n] - asked[best], drawn[n] - drawn[best]),
+            area=Measure(float(values[n][0]), *interval(drawn[n])),
+            to_line=_difference(values[n] - line, drawn[n] - drawn_line),
+            to_best=None if n == best else _difference(values[n] - values[best], drawn[n] - drawn[best]),
         )
         for n, one in enumerate(series)
     ]

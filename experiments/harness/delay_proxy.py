@@ -1,8 +1,8 @@
-"""A TCP proxy that behaves like a network: delay and bandwidth each way, a stall, a cut. Knows nothing of what passes.
+"""Simulates a network with a TCP proxy: delay and bandwidth each way, stalls, broken connections.
 
-`async with DelayProxy("127.0.0.1", port, delay=0.025) as proxy:` then connect to `proxy.port`. The attributes can be
-changed while connections are open; they hold for what is sent from then on. All connections share one line, and a new
-one costs a round trip, as TCP's handshake does.
+`async with DelayProxy("127.0.0.1", port, delay=0.025) as proxy:` then connect to `proxy.port`. `delay` and
+`bandwidth` can be changed while connections are open; they hold for what is sent from then on. All connections share
+one line. A new connection costs a round trip, as TCP's handshake does.
 """
 
 import asyncio
@@ -12,32 +12,32 @@ from typing import Self
 
 CHUNK = 64 * 1024
 IN_FLIGHT = 256
-"""Chunks that may be on their way in one direction; a sender that is faster is slowed down, as by a full pipe."""
+"""Chunks in flight in one direction; a faster sender has to wait."""
 
 
 @dataclass
 class Direction:
-    """One direction: how many bytes have gone into it so far, and when it is free again (the event loop's clock)."""
+    """One direction: bytes sent so far, and when it is free again (the event loop's clock, seconds)."""
 
     bytes: int = 0
     free: float = 0.0
 
     def send(self, size: int, now: float, bandwidth: float | None) -> float:
-        """Takes so many bytes behind what is there already; returns when the last of them has gone in."""
+        """Queues `size` bytes behind earlier ones; returns the time at which the last of them is sent."""
         self.bytes += size
         self.free = max(self.free, now) + (size / bandwidth if bandwidth else 0.0)
         return self.free
 
 
 class DelayProxy:
-    """Owns its listening socket and every connection through it; `start` and `stop` are paired."""
+    """A proxy in front of one TCP port. Owns its listening socket and all connections; pair `start` with `stop`."""
 
     def __init__(self, host: str, port: int, delay: float = 0.0, bandwidth: float | None = None) -> None:
         """`delay`: seconds each way, half a round trip. `bandwidth`: bytes per second each way, None for no limit."""
         self.delay, self.bandwidth = delay, bandwidth
         self.up, self.down = Direction(), Direction()
         self.connections = 0
-        """Connections taken so far."""
+        """Connections accepted so far."""
         self._target = host, port
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -69,14 +69,15 @@ class DelayProxy:
         await self.stop()
 
     def stall(self) -> None:
-        """Holds back everything, in both directions, until `flow`; connections stay open."""
+        """Holds everything back in both directions until `flow`; connections stay open."""
         self._flowing.clear()
 
     def flow(self) -> None:
+        """Ends a stall."""
         self._flowing.set()
 
     async def cut(self) -> None:
-        """Breaks every connection that is open now."""
+        """Breaks all open connections."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -97,13 +98,13 @@ class DelayProxy:
             finally:
                 far_writer.transport.abort()
         except (OSError, ExceptionGroup, asyncio.CancelledError):
-            pass  # one side is gone, or the connection was cut: so is the other side, now
+            pass  # one side has closed or the connection was cut: close the other side too
         finally:
             writer.transport.abort()
             self._tasks.discard(task)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: Direction) -> None:
-        """Bytes arrive `delay` after they went in, in order, at most `bandwidth` of them a second."""
+        """Passes bytes on in order, `delay` seconds after they are sent, at most `bandwidth` of them a second."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(IN_FLIGHT)
         delivering = asyncio.create_task(self._deliver(queue, writer))

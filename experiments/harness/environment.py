@@ -1,4 +1,4 @@
-"""Where an experiment runs: machine, versions, commit. Knows no experiment."""
+"""Describes where an experiment runs: machine, package versions, git commit."""
 
 import os
 import platform
@@ -16,6 +16,7 @@ PACKAGES = (
 
 
 def environment() -> Environment:
+    """This machine, now."""
     return Environment(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         git_commit=git_commit(),
@@ -23,14 +24,14 @@ def environment() -> Environment:
         cpu=cpu_model(),
         cpus=len(os.sched_getaffinity(0)),
         memory_gb=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
-        gpus=said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines(),
+        gpus=output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines(),
         python=platform.python_version(),
         versions=versions(PACKAGES),
     )
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Of those packages that are installed."""
+    """The versions of those packages that are installed."""
     found = {}
     for name in packages:
         try:
@@ -41,9 +42,9 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """With "+" behind it where tracked files differ from it; None outside git."""
-    commit = said("git", "-C", str(PROJECT), "rev-parse", "HEAD")
-    changed = said("git", "-C", str(PROJECT), "status", "--porcelain", "--untracked-files=no")
+    """The commit, with "+" behind it where tracked files differ from it; None outside git."""
+    commit = output_of("git", "-C", str(PROJECT), "rev-parse", "HEAD")
+    changed = output_of("git", "-C", str(PROJECT), "status", "--porcelain", "--untracked-files=no")
     return f"{commit}{'+' if changed else ''}" if commit else None
 
 
@@ -56,8 +57,8 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def said(*command: str) -> str:
-    """What a program prints; nothing if it is not there or fails."""
+def output_of(*command: str) -> str:
+    """What a program prints; empty if it is not installed or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

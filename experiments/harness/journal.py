@@ -1,7 +1,7 @@
-"""A file of what an experiment has measured so far, so that it can go on later. Knows nothing of what is in it.
+"""Keeps what an experiment has measured so far in a file, so that it can be resumed.
 
-JSON lines: the head, which says what is being measured, then an entry for each piece of work that is done. A line
-that a killed program left unfinished is dropped.
+JSON lines: a head that says what is measured, then one entry for each finished piece of work. An incomplete last line,
+left by a killed program, is dropped.
 """
 
 from pathlib import Path
@@ -16,10 +16,10 @@ E = TypeVar("E")
 
 
 class Journal(Generic[H, E]):
-    """Owns the file; `entries` are those of earlier runs and this one."""
+    """Owns the file; `entries` has the entries of earlier runs and of this one."""
 
     def __init__(self, file: Path, head: H, type_: type[E], resume: bool) -> None:
-        """Raises ConfigError for a file that is there already, or one to resume that was made with another head."""
+        """Raises ConfigError for a file that exists without `resume`, and for one with another head."""
         self.entries: list[E] = []
         self._file = file
         if not file.exists():
@@ -27,7 +27,7 @@ class Journal(Generic[H, E]):
             file.write_bytes(msgspec.json.encode(head) + b"\n")
             return
         if not resume:
-            raise ConfigError(f"{file} is there already: go on with --resume, or choose another --output")
+            raise ConfigError(f"{file} already exists: continue with --resume, or choose another --output")
         whole, _, unfinished = file.read_bytes().rpartition(b"\n")
         lines = whole.split(b"\n")
         try:
@@ -40,7 +40,7 @@ class Journal(Generic[H, E]):
             file.write_bytes(whole + b"\n")
 
     def add(self, entry: E) -> None:
-        """In the file when this returns."""
+        """Appends an entry; it is in the file when this returns."""
         with self._file.open("ab") as out:
             out.write(msgspec.json.encode(entry) + b"\n")
         self.entries.append(entry)

@@ -1,6 +1,6 @@
-"""Concurrent clients that ask a list of questions, streamed, and time what comes. Knows no way of answering.
+"""Sends questions from concurrent clients and times the streamed answers.
 
-Each client asks one question at a time, the next that is left, as soon as it has its answer (a closed loop).
+A closed loop: each client sends the next question as soon as it has its answer.
 """
 
 import asyncio
@@ -13,14 +13,14 @@ import msgspec
 from common.errors import EndpointError
 from common.http.client import HTTPClient
 from common.protocol import codec
-from common.protocol.openai import ChatChunk
+from common.protocol.openai_responses import ChatChunk
 from common.types import Collaboration
 
 T = TypeVar("T")
 
 
 class TimedAnswer(msgspec.Struct, kw_only=True):
-    """One streamed answer. `arrivals`: when a piece of text came (seconds from the question) and its characters."""
+    """One streamed answer. `arrivals`: of each piece of text, seconds from the request and length in characters."""
 
     question: int
     seconds: float
@@ -28,19 +28,19 @@ class TimedAnswer(msgspec.Struct, kw_only=True):
     text: str
     finish_reason: str
     arrivals: list[tuple[float, int]]
-    told: Collaboration | None = None
+    collaboration: Collaboration | None = msgspec.field(default=None, name="told")
     prompt_tokens: int = 0
 
     @property
     def first_token(self) -> float:
-        """Seconds from the question to the first text; of an answer without text to its end."""
+        """Seconds from the request to the first text, or to the end of an answer without text."""
         return self.arrivals[0][0] if self.arrivals else self.seconds
 
 
 async def load(
     client: HTTPClient, prompts: Sequence[str], clients: int, fields: Mapping[str, Any], max_tokens: int
 ) -> list[TimedAnswer]:
-    """The answers to all prompts, in their order; `fields` go into every request. Fails with the first that fails."""
+    """The answers to all prompts, in their order; `fields` go into every request. Raises the first failure."""
 
     async def one(question: int) -> TimedAnswer:
         return await ask(client, question, prompts[question], {**fields, "max_tokens": max_tokens})
@@ -49,13 +49,13 @@ async def load(
 
 
 async def in_turns(clients: int, ask_one: Callable[[int], Awaitable[T]], questions: Iterable[int]) -> list[T]:
-    """What came of each question, in their order, so many of them under way at once."""
+    """The results of all questions, in their order; at most `clients` are asked at once."""
     left = iter(list(enumerate(questions)))
-    done: dict[int, T] = {}
+    results: dict[int, T] = {}
 
     async def one_client() -> None:
         for turn, question in left:
-            done[turn] = await ask_one(question)
+            results[turn] = await ask_one(question)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -63,11 +63,11 @@ async def in_turns(clients: int, ask_one: Callable[[int], Awaitable[T]], questio
                 group.create_task(one_client())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    return [done[turn] for turn in sorted(done)]
+    return [results[turn] for turn in sorted(results)]
 
 
 async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[str, Any]) -> TimedAnswer:
-    """One greedy answer, as a stream."""
+    """Streams one answer, greedy unless `fields` say otherwise. Raises EndpointError for a stream without its usage."""
     stream = {"stream": True, "stream_options": {"include_usage": True}}
     body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, **stream, **fields}
     arrivals: list[tuple[float, int]] = []
@@ -83,7 +83,7 @@ async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[st
                 arrivals.append((round(time.perf_counter() - began, 5), len(choice.delta.content)))
     seconds = time.perf_counter() - began
     if last.usage is None:
-        raise EndpointError(f"{client.base_url} ended an answer without its usage")
+        raise EndpointError(f"{client.base_url} ended an answer without a usage field")
     return TimedAnswer(
         question=question,
         seconds=seconds,
@@ -91,15 +91,15 @@ async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[st
         text="".join(texts),
         finish_reason=finish_reason,
         arrivals=arrivals,
-        told=last.collaboration,
+        collaboration=last.collaboration,
         prompt_tokens=last.usage.prompt_tokens,
     )
 
 
 def token_gaps(arrivals: Sequence[tuple[float, int]], token_ends: Sequence[int]) -> Iterator[float]:
-    """Seconds between each token and the next, 0 for tokens that came together.
+    """Seconds between each token and the next, 0 for tokens that arrived together.
 
-    `token_ends`: where each token of the whole text ends, in characters. A token has come when its last character has.
+    `token_ends`: where each token of the whole text ends, in characters. A token arrives with its last character.
     """
     shown, piece, previous = 0, 0, None
     for end in token_ends:

@@ -1,7 +1,7 @@
-"""What is measured of each configuration, and how surely: one table of measures. Knows neither servers nor reports.
+"""Defines the measures of an experiment: how each is computed from answers and counters.
 
-What is counted is the same in two runs with one seed at temperature 0. Not counted are times, and bytes where times
-are written in them.
+Counted measures are equal in two runs with one seed at temperature 0. Times are not counted, and neither are bytes of
+messages that contain times.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common.types import Provenance
-from experiments.harness.statistics import Floats, as_asked, draws, interval, quantiles, ratios
+from experiments.harness.statistics import Floats, quantiles, ratios
 from experiments.harness.trials import TrialResult
-from experiments.report.schema import AnswerRow, Counts, Difference, Measure, MeasureInfo
+from experiments.report.schema import AnswerRow, Counts, MeasureInfo
 
 Unit = tuple[int, ...]
-"""The questions of a trial: what is drawn again as a whole, and what configurations are paired by."""
+"""The questions of a trial: the bootstrap draws them as a whole, and configurations are paired by them."""
 
 
 @dataclass
-class Asked:
-    """What one configuration made of one unit, over all repeats: answers that did not fail, and what was counted.
+class UnitResult:
+    """All repeats of one unit by one configuration: answers that did not fail, counters of their trials, failures.
 
-    `seconds`: how long the trials took, from the first question to the last answer.
+    `seconds`: of the trials together, each from the first request to the last answer.
     """
 
     rows: list[AnswerRow] = field(default_factory=list)
@@ -31,79 +31,86 @@ class Asked:
     seconds: float = 0.0
 
 
-Sample = dict[Unit, Asked]
-"""All that was asked of one configuration."""
+Sample = dict[Unit, UnitResult]
+"""Everything that one configuration was asked."""
 
 
 @dataclass(frozen=True)
 class RatioOfSums:
-    """Both are sums over a unit; the measure is the sum of the one over the sum of the other."""
+    """The sum of `amount` over all units, divided by the sum of `per`."""
 
-    amount: Callable[[Asked], float]
-    per: Callable[[Asked], float]
+    amount: Callable[[UnitResult], float]
+    per: Callable[[UnitResult], float]
 
     def of(self, sample: Sample, units: Sequence[Unit], drawn: Floats) -> Floats:
+        """The value in each draw, [draws]; `drawn` are weights of the units, [draws, units]."""
         return ratios(drawn, self._each(self.amount, sample, units), self._each(self.per, sample, units))
 
     def figures(self, sample: Sample, units: Sequence[Unit]) -> Floats:
-        """What the measure is made of, to be compared: [2, units]."""
+        """Numerator and denominator in each unit, [2, units]."""
         return np.array([self._each(each, sample, units) for each in (self.amount, self.per)])
 
-    def _each(self, of: Callable[[Asked], float], sample: Sample, units: Sequence[Unit]) -> Floats:
+    def _each(self, of: Callable[[UnitResult], float], sample: Sample, units: Sequence[Unit]) -> Floats:
         return np.array([of(sample[unit]) if unit in sample else 0.0 for unit in units], dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Quantile:
+    """The value below which a `share` (0 to 1) of all answers lies."""
+
     share: float
     value: Callable[[AnswerRow], float]
 
     def of(self, sample: Sample, units: Sequence[Unit], drawn: Floats) -> Floats:
+        """The value in each draw, [draws]; `drawn` are weights of the units, [draws, units]."""
         values = [[self.value(row) for row in sample[unit].rows] if unit in sample else [] for unit in units]
         table = np.full((len(units), max(map(len, values), default=0)), np.nan)
-        for place, found in enumerate(values):
-            table[place, : len(found)] = found
+        for number, row in enumerate(values):
+            table[number, : len(row)] = row
         return np.full(len(drawn), np.nan) if np.isnan(table).all() else quantiles(drawn, table, self.share)
 
 
 def mean(of: Callable[[AnswerRow], float]) -> RatioOfSums:
-    """Per answer."""
-    return RatioOfSums(lambda asked: sum(map(of, asked.rows)), lambda asked: len(asked.rows))
+    """The mean over answers."""
+    return RatioOfSums(lambda unit: sum(map(of, unit.rows)), lambda unit: len(unit.rows))
 
 
 def over(amount: Callable[[AnswerRow], float], per: Callable[[AnswerRow], float]) -> RatioOfSums:
-    return RatioOfSums(lambda asked: sum(map(amount, asked.rows)), lambda asked: sum(map(per, asked.rows)))
+    """The sum of `amount` over answers, divided by the sum of `per`."""
+    return RatioOfSums(lambda unit: sum(map(amount, unit.rows)), lambda unit: sum(map(per, unit.rows)))
 
 
 def counted(of: Callable[[Counts], float]) -> RatioOfSums:
-    """Per answer, by what servers and network counted."""
-    return RatioOfSums(lambda asked: sum(map(of, asked.counts)), lambda asked: len(asked.rows))
+    """The mean over answers of what servers and network counted."""
+    return RatioOfSums(lambda unit: sum(map(of, unit.counts)), lambda unit: len(unit.rows))
 
 
 def counted_over(amount: Callable[[Counts], float], per: Callable[[Counts], float]) -> RatioOfSums:
-    return RatioOfSums(lambda asked: sum(map(amount, asked.counts)), lambda asked: sum(map(per, asked.counts)))
+    """A ratio of two sums of what servers and network counted."""
+    return RatioOfSums(lambda unit: sum(map(amount, unit.counts)), lambda unit: sum(map(per, unit.counts)))
 
 
 @dataclass(frozen=True)
-class Definition:
+class MeasureDefinition:
+    """A measure: its title and unit, and how it is computed."""
+
     info: MeasureInfo
     how: RatioOfSums | Quantile
 
 
-def time(title: str, how: RatioOfSums | Quantile, unit: str = "ms") -> Definition:
-    return Definition(MeasureInfo(title, unit, "higher" if "/s" in unit else "lower", counted=False), how)
+def time(title: str, how: RatioOfSums | Quantile, unit: str = "ms") -> MeasureDefinition:
+    """A measure of time or speed; a unit with "/s" is better higher."""
+    return MeasureDefinition(MeasureInfo(title, unit, "higher" if "/s" in unit else "lower", counted=False), how)
 
 
-def count(title: str, unit: str, better: str, how: RatioOfSums, exact: bool = True) -> Definition:
+def count(title: str, unit: str, better: str, how: RatioOfSums, exact: bool = True) -> MeasureDefinition:
+    """A measure of counts; `exact`: equal in two runs with one seed at temperature 0."""
     assert better in ("higher", "lower", "neither")
-    return Definition(MeasureInfo(title, unit, better, exact), how)  # type: ignore[arg-type]
+    return MeasureDefinition(MeasureInfo(title, unit, better, exact), how)  # type: ignore[arg-type]
 
 
-def answered(row: AnswerRow) -> float:
-    return 1.0
-
-
-def by_the_cloud(row: AnswerRow) -> float:
+def cloud_tokens(row: AnswerRow) -> float:
+    """Tokens of an answer that the cloud generated or verified."""
     return sum(tokens for source, tokens in row.provenance.items() if source != Provenance.EDGE)
 
 
@@ -118,13 +125,13 @@ MEASURES = {
     ),
     "success_rate": count(
         "Success rate", "", "higher",
-        RatioOfSums(lambda asked: len(asked.rows), lambda asked: len(asked.rows) + asked.failures),
+        RatioOfSums(lambda unit: len(unit.rows), lambda unit: len(unit.rows) + unit.failures),
     ),
     "quality": count(
         "Quality", "", "higher", over(lambda row: row.quality or 0.0, lambda row: float(row.quality is not None))
     ),
     "tokens": count("Tokens", "per answer", "neither", mean(lambda row: row.tokens)),
-    "cloud_rate": count("Cloud rate", "", "lower", over(by_the_cloud, lambda row: row.tokens)),
+    "cloud_rate": count("Cloud rate", "", "lower", over(cloud_tokens, lambda row: row.tokens)),
     "cloud_calls": count("Cloud calls", "per answer", "lower", mean(lambda row: row.cloud_calls)),
     "cloud_steps": count("Cloud steps", "per answer", "lower", mean(lambda row: row.cloud_steps)),
     "cloud_busy_ms": time(
@@ -163,95 +170,21 @@ MEASURES = {
 }  # fmt: skip
 
 
-def agreement(reference: Mapping[int, str]) -> Definition:
-    """Share of answers that are `reference`'s, by question, to the character."""
+def agreement(reference: Mapping[int, str]) -> MeasureDefinition:
+    """The share of answers with exactly the text of `reference`, which is by question."""
     how = over(lambda row: float(row.text == reference.get(row.question)), lambda row: float(row.question in reference))
     return count("Agreement with cloud only", "", "higher", how)
 
 
 def sample(entries: Iterable[TrialResult]) -> Sample:
-    """All trials of one configuration."""
-    found: Sample = {}
+    """The results of one configuration's trials, by unit."""
+    by_unit: Sample = {}
     for entry in entries:
-        asked = found.setdefault(entry.what.questions, Asked())
+        unit = by_unit.setdefault(entry.what.questions, UnitResult())
         rows = [row for row in entry.rows if row.error is None]
-        asked.rows += rows
-        asked.failures += len(entry.rows) - len(rows)
+        unit.rows += rows
+        unit.failures += len(entry.rows) - len(rows)
         if rows:
-            asked.counts.append(entry.counts)
-            asked.seconds += entry.seconds
-    return found
-
-
-def measured(definition: Definition, found: Sample) -> Measure | None:
-    """With the interval that holds 95 % of what other questions would give; None where the measure makes no sense."""
-    units = sorted(found)
-    value = definition.how.of(found, units, as_asked(len(units)))[0]
-    if np.isnan(value):
-        return None
-    return Measure(float(value), *interval(definition.how.of(found, units, draws(len(units)))))
-
-
-def difference(definition: Definition, found: Sample, base: Sample, share: float = 0.95) -> Difference | None:
-    """`found` less `base`, over the units that both answered, each drawn again for both at once."""
-    units = sorted(unit for unit in found.keys() & base.keys() if _both_answered(found[unit], base[unit]))
-    if not units:
-        return None
-
-    def by(drawn: Floats) -> Floats:
-        return definition.how.of(found, units, drawn) - definition.how.of(base, units, drawn)
-
-    (value,) = by(as_asked(len(units)))
-    if np.isnan(value):
-        return None
-    low, high = interval(by(draws(len(units))), share)
-    return Difference(float(value), low, high, clear=low > 0 or high < 0)
-
-
-def relative(definition: Definition, found: Sample, base: Sample) -> Measure | None:
-    """`found` over `base`, paired as a difference is: 1 where they are the same."""
-    units = sorted(unit for unit in found.keys() & base.keys() if found[unit].rows and base[unit].rows)
-
-    def by(drawn: Floats) -> Floats:
-        below = definition.how.of(base, units, drawn)
-        above = definition.how.of(found, units, drawn)
-        quotient: Floats = np.divide(above, below, out=np.full(len(drawn), np.nan), where=below > 0)
-        return quotient
-
-    value = by(as_asked(len(units)))[0] if units else np.nan
-    return None if np.isnan(value) else Measure(float(value), *interval(by(draws(len(units)))))
-
-
-def _both_answered(one: Asked, other: Asked) -> bool:
-    return bool(one.rows and other.rows) or bool(one.failures or other.failures)
-
-
-NOTABLE = 0.05
-"""The share of the baseline's value by which a time must differ: two servers of one config differ by some percent."""
-
-FEWEST = 10
-"""Units without which times say nothing: were fewer all on one side, chance alone could do it (a sign test)."""
-
-
-def unchanged(definitions: Mapping[str, Definition], found: Sample, base: Sample) -> bool:
-    """Whether no count differs in any unit, and no other measure does clearly and notably.
-
-    Clearly here means for all these measures together (Bonferroni), else chance alone would show one now and then.
-    """
-    units = sorted(found.keys() | base.keys())
-    timed = [each for each in definitions.values() if not each.info.counted]
-    for each in definitions.values():
-        if each.info.counted and isinstance(each.how, RatioOfSums):
-            figures = each.how.figures(found, units), each.how.figures(base, units)
-            if not np.array_equal(*figures):
-                return False
-    share = 1 - 0.05 / max(1, len(timed))
-    return not any(_notably(each, found, base, share) for each in timed)
-
-
-def _notably(definition: Definition, found: Sample, base: Sample, share: float) -> bool:
-    """Whether the whole interval lies further from 0 than NOTABLE."""
-    if len(found) < FEWEST:
-        return False
-    apart, usual = difference(definition, found, base, share), measured(definition, base)
-    return apart is not None and usual is not None and max(apart.low, -apart.high) > NOTABLE * abs(usual.value)
+            unit.counts.append(entry.counts)
+            unit.seconds += entry.seconds
+    return by_unit

@@ -1,14 +1,14 @@
-"""Lists of numbers on the command line. Knows not what they are for."""
+"""Parses lists of numbers on the command line."""
 
 from common.errors import ConfigError
 
 
 def numbers(text: str, option: str) -> list[float]:
-    """Each once, in their order. Raises ConfigError for what are not numbers from 0 up."""
+    """The numbers of a comma-separated list in order, without repetitions. Raises ConfigError outside 0 to 1e6."""
     try:
-        found = list(dict.fromkeys(float(part) for part in text.split(",")))
+        values = list(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError as error:
-        raise ConfigError(f"{option} takes numbers with commas between them, not {text!r}") from error
-    if not all(0 <= number < 1e6 for number in found):
+        raise ConfigError(f"{option} takes numbers separated by commas, not {text!r}") from error
+    if not all(0 <= number < 1e6 for number in values):
         raise ConfigError(f"{option} takes numbers from 0 to a million, not {text!r}")
-    return found
+    return values

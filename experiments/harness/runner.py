@@ -1,10 +1,9 @@
-"""Asks trials, one after another, of servers that run, and counts on both sides of each. Knows no report.
+"""Runs trials one after another on running servers, and reads the servers' counters before and after each.
 
-Caches are equally warm. Before anything is counted every configuration answers every question once, so that it does not
-matter who was the first to ask it. And right before its turn each question is asked once, for two tokens, of the same
-edge and through it of the same cloud, whatever the configuration: so the prompt is known wherever anything is kept, as
-in a conversation that goes on, and connections that are kept are there. What a configuration then computes again, it
-does for itself.
+Caches are equally warm. Before anything is counted, every configuration answers every question once, so that it does
+not matter which one was first. Right before each trial, its questions are asked once for two tokens through the same
+edge and cloud, whatever the configuration: the prompt is then in every cache, as in a continued conversation, and kept
+connections are open. What a configuration computes again after that is its own cost.
 """
 
 import random
@@ -30,81 +29,81 @@ from experiments.setup.configurations import Configuration, Needs
 
 CLIENT = HttpClientConfig(timeout=120.0, max_retries=0, connection_pool_size=1000)
 WARM = {"use_confidence_check": False, "max_tokens": 2}
-"""One drafted token, verified: the shortest answer that leaves something in every cache."""
+"""One drafted and verified token: the shortest answer that fills every cache."""
 
 
 class Runner:
-    """Makes trials of a plan. Owns the connections of the clients: `async with`."""
+    """Runs trials of a plan. Owns the clients' connections: use with `async with`."""
 
     def __init__(
         self,
         plan: ExperimentPlan,
         questions: Sequence[Question],
-        places: Mapping[Needs, EdgeSite],
+        sites: Mapping[Needs, EdgeSite],
         keys: CommunicationConfig,
     ) -> None:
-        """`keys`: where the API keys of edge and cloud are."""
+        """`keys` has the API keys of edge and cloud."""
         self._plan = plan
         self._questions = questions
         self._configurations = {configuration.name: configuration for configuration in plan.configurations}
-        self._sides = {needs: _Side(place, keys) for needs, place in places.items()}
+        self._clients = {needs: _SiteClients(site, keys) for needs, site in sites.items()}
 
     async def __aenter__(self) -> "Runner":
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        for side in self._sides.values():
-            await side.close()
+        for clients in self._clients.values():
+            await clients.close()
 
     async def settle(self, trial: Trial) -> None:
-        """Asks what the trial says and counts nothing; what fails will fail again when it is counted."""
+        """Runs the trial without recording it; a failure will come again when it is recorded."""
         configuration = self._configurations[trial.configuration]
-        side, clients = self._sides[configuration.needs], self._in_cell(trial)
+        site, clients = self._clients[configuration.needs], self._enter_condition(trial)
 
         async def one(question: int) -> None:
-            await self._row(side.edge, configuration, question, trial.repeat)
+            await self._row(site.edge, configuration, question, trial.repeat)
 
         await in_turns(clients, one, trial.questions)
 
-    async def make(self, trial: Trial) -> TrialResult:
-        """Asks what the trial says; an answer that fails is a row that says why.
+    async def run(self, trial: Trial) -> TrialResult:
+        """Runs the trial; the row of a failed answer has its error.
 
-        Raises StartError when a server does not take requests any more: that is no matter of the configuration.
+        Raises StartError when a server no longer accepts requests, as this is not the configuration's fault.
         """
         configuration = self._configurations[trial.configuration]
-        side, clients = self._sides[configuration.needs], self._in_cell(trial)
-        failed = await self._warm(side, trial.questions) if self._plan.warm else {}
-        before, began = await side.counted(), time.perf_counter()
+        site, clients = self._clients[configuration.needs], self._enter_condition(trial)
+        failed = await self._warm(site, trial.questions) if self._plan.warm else {}
+        before, began = await site.counted(), time.perf_counter()
 
         async def one(question: int) -> AnswerRow:
             if question in failed:
                 return AnswerRow(question=question, repeat=trial.repeat, error=failed[question])
-            return await self._row(side.edge, configuration, question, trial.repeat)
+            return await self._row(site.edge, configuration, question, trial.repeat)
 
         rows = await in_turns(clients, one, trial.questions)
         seconds = time.perf_counter() - began
         if any(row.error for row in rows):
-            await side.check()
-        counts = _between(before, await side.counted())
+            await site.check()
+        counts = _between(before, await site.counted())
         if len(rows) == 1:
             rows = [msgspec.structs.replace(rows[0], counts=counts)]
         return TrialResult(what=trial, seconds=seconds, rows=rows, counts=counts)
 
-    def _in_cell(self, trial: Trial) -> int:
-        """Makes the network that of the trial's cell; returns how many clients ask there."""
-        cell = self._plan.places[trial.cell]
-        if cell.network is not None:
-            line = self._sides[self._configurations[trial.configuration].needs].network
-            line.delay, line.bandwidth = cell.network.round_trip_ms / 2000, cell.network.mbit * 1e6 / 8
-        return cell.clients if self._plan.cells else self._configurations[trial.configuration].clients
+    def _enter_condition(self, trial: Trial) -> int:
+        """Sets the network of the trial's load condition; returns the number of concurrent clients."""
+        condition = self._plan.conditions[trial.cell]
+        if condition.network is not None:
+            network = self._clients[self._configurations[trial.configuration].needs].network
+            network.delay, network.bandwidth = condition.network.round_trip_ms / 2000, condition.network.mbit * 1e6 / 8
+        return condition.clients if self._plan.cells else self._configurations[trial.configuration].clients
 
-    async def _warm(self, side: "_Side", questions: Iterable[int]) -> dict[int, str]:
-        """Which of the questions could not even be asked so, and why."""
+    async def _warm(self, site: "_SiteClients", questions: Iterable[int]) -> dict[int, str]:
+        """Asks the questions to fill the caches; returns the error of each question that failed."""
         failed = {}
         for question in questions:
             try:
                 await ask(
-                    side.edge,
+                    site.edge,
                     question,
                     self._questions[question].prompt,
                     {**WARM, "messages": self._messages(question)},
@@ -115,38 +114,39 @@ class Runner:
 
     async def _row(self, edge: HTTPClient, configuration: Configuration, question: int, repeat: int) -> AnswerRow:
         plan, asked = self._plan, self._questions[question]
-        said: dict[str, Any] = {"messages": self._messages(question), "max_tokens": plan.max_tokens}
-        drawn = {"temperature": plan.temperature, "seed": plan.seed + repeat} if plan.temperature else {}
+        body: dict[str, Any] = {"messages": self._messages(question), "max_tokens": plan.max_tokens}
+        sampling = {"temperature": plan.temperature, "seed": plan.seed + repeat} if plan.temperature else {}
         try:
-            answer = await ask(edge, question, asked.prompt, {**said, **drawn, **configuration.fields})
+            answer = await ask(edge, question, asked.prompt, {**body, **sampling, **configuration.fields})
         except FrameworkError as error:
             return AnswerRow(question=question, repeat=repeat, error=error.message)
         quality = None if asked.answer is None else score(asked.metric, answer.text, asked.answer)
         return row(answer, repeat, quality)
 
     def _messages(self, question: int) -> list[dict[str, str]]:
-        """The question behind earlier turns, which are others with their right answers, always the same."""
-        known = [n for n, other in enumerate(self._questions) if other.answer and n != question]
-        drawn = random.Random(f"{self._plan.seed} {question}")
-        earlier = drawn.sample(known, min(self._plan.turns, len(known)))
+        """The question after earlier turns: other questions with their right answers, the same ones each time."""
+        answered = [n for n, other in enumerate(self._questions) if other.answer and n != question]
+        rng = random.Random(f"{self._plan.seed} {question}")
+        earlier = rng.sample(answered, min(self._plan.turns, len(answered)))
         turns = [text for n in earlier for text in (self._questions[n].prompt, self._questions[n].answer or "")]
         texts = [*turns, self._questions[question].prompt]
         return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
 
 
-class _Side:
-    """The clients of one place: the edge that is asked, the cloud behind it, whose counters are read."""
+class _SiteClients:
+    """The clients of one site: its edge, which answers, and its cloud, whose counters are read."""
 
-    def __init__(self, place: EdgeSite, keys: CommunicationConfig) -> None:
-        self.edge = HTTPClient(place.edge_url, CLIENT, keys.edge_api_key)
-        self._cloud = HTTPClient(place.cloud_url, CLIENT, keys.cloud_api_key)
-        self.network = place.network
+    def __init__(self, site: EdgeSite, keys: CommunicationConfig) -> None:
+        self.edge = HTTPClient(site.edge_url, CLIENT, keys.edge_api_key)
+        self._cloud = HTTPClient(site.cloud_url, CLIENT, keys.cloud_api_key)
+        self.network = site.network
 
     async def close(self) -> None:
         await self.edge.close()
         await self._cloud.close()
 
     async def counted(self) -> Counts:
+        """All counters of edge, cloud and network now."""
         network = self.network
         cloud = await cloud_counts.counted(self._cloud)
         return Counts(
@@ -158,7 +158,7 @@ class _Side:
         )
 
     async def check(self) -> None:
-        """Raises StartError for a server that takes no requests."""
+        """Raises StartError for a server that accepts no requests."""
         for name, client in (("edge", self.edge), ("cloud", self._cloud)):
             try:
                 await client.check_ready()
@@ -167,7 +167,8 @@ class _Side:
 
 
 def row(answer: TimedAnswer, repeat: int, quality: float | None) -> AnswerRow:
-    told = answer.told or Collaboration()
+    """The report's row of one answer."""
+    collaboration = answer.collaboration or Collaboration()
     return AnswerRow(
         question=answer.question,
         repeat=repeat,
@@ -176,17 +177,17 @@ def row(answer: TimedAnswer, repeat: int, quality: float | None) -> AnswerRow:
         latency_ms=answer.seconds * 1000,
         first_token_ms=answer.first_token * 1000,
         tokens=answer.tokens,
-        provenance=told.tokens,
-        cloud_calls=told.cloud_calls,
-        cloud_steps=told.cloud_steps,
-        rounds=told.rounds,
-        drafted=told.drafted,
-        accepted=told.accepted,
-        bytes_up=told.bytes_up,
-        bytes_down=told.bytes_down,
-        degraded=told.degraded,
+        provenance=collaboration.tokens,
+        cloud_calls=collaboration.cloud_calls,
+        cloud_steps=collaboration.cloud_steps,
+        rounds=collaboration.rounds,
+        drafted=collaboration.drafted,
+        accepted=collaboration.accepted,
+        bytes_up=collaboration.bytes_up,
+        bytes_down=collaboration.bytes_down,
+        degraded=collaboration.degraded,
         prompt_tokens=answer.prompt_tokens,
-        waited_ms=told.cloud_latency_ms,
+        waited_ms=collaboration.cloud_latency_ms,
     )
 
 

@@ -1,22 +1,31 @@
-"""Clouds behind simulated networks, and edges that reach them only through that. Knows nothing of their work."""
+"""Starts the servers of an experiment: clouds behind simulated networks, and edges that reach them through these."""
 
 import argparse
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from cli.demo import config_flags, free_ports
 from cli.supervisor import PROJECT, ServerProcess, Supervisor
 from common.errors import StartError
 from experiments.harness.delay_proxy import DelayProxy
-from experiments.network.ways import AskedServer
 from experiments.setup.configurations import Needs
+
+
+class AskedServer(StrEnum):
+    """The server that a client sends its requests to."""
+
+    EDGE = "edge"
+    PLAIN_EDGE = "plain_edge"
+    """An edge with F4 off."""
+    CLOUD = "cloud"
 
 
 @dataclass(frozen=True)
 class EdgeSite:
-    """An edge, the cloud that it asks (`cloud_url` is the cloud itself), and the network between the two."""
+    """An edge, its cloud and the network between them. `cloud_url` reaches the cloud without the network."""
 
     edge_url: str
     cloud_url: str
@@ -25,7 +34,7 @@ class EdgeSite:
 
 @dataclass(frozen=True)
 class Site:
-    """`urls`: where clients ask; the cloud's is through the network. `cloud_url` is the cloud itself."""
+    """One cloud with one or two edges. `urls` reach the cloud through the network, `cloud_url` without it."""
 
     urls: dict[AskedServer, str]
     cloud_url: str
@@ -36,24 +45,27 @@ class Site:
 async def site(
     args: argparse.Namespace, settings: Sequence[str], plain_edge: bool, report: Callable[[str], None]
 ) -> AsyncIterator[Site]:
-    """Servers under the config of the command line, before which `settings` (KEY=VALUE) go; ready inside."""
+    """Runs one cloud, an edge and, with `plain_edge`, an edge with F4 off; ready on entry.
+
+    They have the config of the command line over `settings` (KEY=VALUE).
+    """
     usual, plain = Needs(), Needs(edge=("communication.http_client.optimized=false",))
-    async with fleet(args, settings, [usual, plain] if plain_edge else [usual], report) as places:
-        place = places[usual]
-        urls = {AskedServer.EDGE: place.edge_url, AskedServer.CLOUD: place.network.url}
+    async with fleet(args, settings, [usual, plain] if plain_edge else [usual], report) as sites:
+        default = sites[usual]
+        urls = {AskedServer.EDGE: default.edge_url, AskedServer.CLOUD: default.network.url}
         if plain_edge:
-            urls[AskedServer.PLAIN_EDGE] = places[plain].edge_url
-        yield Site(urls, place.cloud_url, place.network)
+            urls[AskedServer.PLAIN_EDGE] = sites[plain].edge_url
+        yield Site(urls, default.cloud_url, default.network)
 
 
 @contextlib.asynccontextmanager
 async def fleet(
     args: argparse.Namespace, settings: Sequence[str], wanted: Iterable[Needs], report: Callable[[str], None]
 ) -> AsyncIterator[dict[Needs, EdgeSite]]:
-    """The servers of all who need some, each once and on a free port; ready inside, none left outside.
+    """Runs the servers of all `wanted` needs, each once, on free ports; ready on entry, ended on exit.
 
-    They have the config of the command line, before which `settings` (KEY=VALUE) go, and behind which their own.
-    Raises StartError if one does not come up, or ends later: what is being done inside is then cancelled.
+    Their config is `settings` (KEY=VALUE), then the command line's, then their own needs. Raises StartError if a server
+    does not start or ends early; the body is then cancelled.
     """
     edges = list(dict.fromkeys(wanted))
     clouds = list(dict.fromkeys(needs.cloud for needs in edges))
@@ -81,7 +93,7 @@ async def fleet(
 
 @contextlib.asynccontextmanager
 async def _none_ends(servers: Sequence[ServerProcess]) -> AsyncIterator[None]:
-    """Cancels what is done inside, and raises StartError, when one of the servers ends."""
+    """Cancels the body and raises StartError when a server ends."""
     try:
         async with asyncio.TaskGroup() as group:
             watches = [group.create_task(_end_of(server)) for server in servers]
@@ -94,7 +106,7 @@ async def _none_ends(servers: Sequence[ServerProcess]) -> AsyncIterator[None]:
 
 async def _end_of(server: ServerProcess) -> None:
     code = await server.exited()
-    raise StartError(f"the {server.name} server ended in the middle, with code {code}; its log is {server.log}")
+    raise StartError(f"the {server.name} server ended in the middle with code {code}; its log is {server.log}")
 
 
 def _server(name: str, program: str, number: int, port: int, flags: list[str]) -> ServerProcess:

@@ -1,8 +1,7 @@
-"""Which configuration is asked which question, in which order, and what is written down of it. Knows no server.
+"""Plans an experiment: which configuration answers which question in which order, and what is recorded.
 
-For each question all configurations take their turns, in an order that is drawn anew for each, so that each is as often
-the first as any other, and what slows the machine for a while slows them all. The order of the questions is drawn anew
-for each repeat.
+For each question all configurations take turns in a newly drawn order, so that each is first equally often and a slow
+phase of the machine slows all of them. The order of the questions is drawn anew for each repeat.
 """
 
 import random
@@ -17,26 +16,26 @@ from experiments.setup.configurations import Configuration
 
 
 class Network(Struct, frozen=True):
-    """Between edge and cloud: milliseconds there and back, and Mbit/s each way."""
+    """The simulated network between edge and cloud: round trip in milliseconds, bandwidth in Mbit/s each way."""
 
     round_trip_ms: float
     mbit: float
 
 
 class LoadCondition(Struct, frozen=True):
-    """A network (None: as it is) and how many clients ask at once."""
+    """A network (None: not simulated) and the number of concurrent clients."""
 
     network: Network | None
     clients: int = 1
 
 
 class ExperimentPlan(Struct, frozen=True, kw_only=True):
-    """All that decides what is measured.
+    """Everything that decides what is measured; the head of the journal.
 
-    A trial asks `block` questions. With `cells`, each is asked in all of them, and the first is what the report is
-    about. `baseline`: the configuration that others are compared with; "": the first. `config` is the base that all
-    configurations change, with its secrets left out; `prompts_sha256` is over all prompts. In front of each question
-    there are `turns` earlier ones with their answers, as in a conversation.
+    A trial asks `block` questions. `cells`: load conditions; every question is asked in each, and the report is about
+    the first. `baseline`: the configuration that others are compared with; "": the first one. `config`: the base that
+    all configurations change, without its secrets. `prompts_sha256`: over all prompts. `turns`: earlier questions with
+    their answers before each question, as in a conversation.
     """
 
     configurations: list[Configuration]
@@ -54,15 +53,16 @@ class ExperimentPlan(Struct, frozen=True, kw_only=True):
     baseline: str = ""
     cells: list[LoadCondition] = []
     warm: bool = True
-    """Whether caches are made equally warm for each question (see runner.py); not where nothing is kept."""
+    """Whether caches are made equally warm for each question (see runner.py); False where servers cache nothing."""
 
     @property
-    def places(self) -> list[LoadCondition]:
+    def conditions(self) -> list[LoadCondition]:
+        """The load conditions; without `cells` the plan's network with one client."""
         return self.cells or [LoadCondition(self.network)]
 
 
 class Trial(Struct, frozen=True):
-    """These questions, by their numbers, asked of one configuration for the `repeat`th time, in one of the cells."""
+    """Questions, by number, for one configuration. `repeat` and `cell`, the load condition, count from 0."""
 
     configuration: str
     repeat: int
@@ -71,7 +71,7 @@ class Trial(Struct, frozen=True):
 
 
 class TrialResult(Struct, kw_only=True):
-    """A trial that is done: one entry of the journal. `counts` are of all its answers together."""
+    """A finished trial `what`: one entry of the journal. `counts` are of all its answers together."""
 
     what: Trial
     seconds: float
@@ -80,11 +80,11 @@ class TrialResult(Struct, kw_only=True):
 
 
 def trials(plan: ExperimentPlan) -> Iterator[Trial]:
-    """All of them, in the order in which they are made."""
+    """All trials of a plan in their order."""
     names = [configuration.name for configuration in plan.configurations]
-    for repeat, (number, cell) in product(range(plan.repeats), enumerate(plan.places)):
+    for repeat, (number, condition) in product(range(plan.repeats), enumerate(plan.conditions)):
         order = random.Random(f"{plan.seed} {repeat}").sample(range(plan.questions), plan.questions)
-        size = plan.block if cell.clients == 1 else plan.questions  # many clients need many questions
+        size = plan.block if condition.clients == 1 else plan.questions  # many clients need many questions
         for begin in range(0, plan.questions, size):
             block = tuple(order[begin : begin + size])
             turns = random.Random(f"{plan.seed} {repeat} {block}").sample(names, len(names))

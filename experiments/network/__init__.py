@@ -1,1 +1,1 @@
-"""The network sweep: ways of answering over round trips, uplinks and numbers of clients."""
+"""The network sweep: answer modes over round trips, uplinks and numbers of clients."""

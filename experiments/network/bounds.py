@@ -1,15 +1,15 @@
-"""What acceptance, verify and draft cost would allow at best. Pure formulas: know no server.
+"""The highest speed that acceptance, verify time and draft time allow, as formulas.
 
-All are the seconds of one answer of N tokens over a network of round trip R, with nothing lost to software:
+Each gives the seconds of one answer of N tokens over a network of round trip R, without any software overhead:
 
-    plain        R + N s            s: seconds of a step of the cloud that draws one token
-    rounds       D + n (R + v)      D: seconds of drafting, n: rounds, v: seconds of a verify
-    ... ahead    D/n + n max(D/n, R + v)      drafting for the next round while one is verified hides behind it
-    continuous   R + m c            m: steps, c: seconds of a step that verifies a draft
+    plain        R + N s                      s: seconds of a cloud step that samples one token
+    rounds       D + n (R + v)                D: seconds of drafting, n: rounds, v: seconds of a verify
+    ... ahead    D/n + n max(D/n, R + v)      drafting the next round while one is verified hides behind it
+    continuous   R + m c                      m: steps, c: seconds of a step that verifies a draft
 
-n is N over the acceptance length, m is N over tokens per step: both come from how often the drafts were right. The
-allowed speed over cloud only is the plain seconds over those of the way. What is measured can still be above: a round
-trip of cloud only may be hidden or doubled, and n, m and D come from the same run as the figure that they bound.
+n is N over the acceptance length, m is N over the tokens per step; both follow from the acceptance of the drafts. The
+allowed speed over cloud only is the plain seconds over those of the mode. A measured ratio can still be higher: the
+round trip of cloud only may be hidden or paid twice, and n, m and D come from the run whose speed they bound.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Costs:
-    """What one answer takes, as means: seconds, except `tokens` (N), `rounds` (n) and `steps` (m)."""
+    """Mean costs of one answer in seconds; `tokens` (N), `rounds` (n) and `steps` (m) are numbers."""
 
     round_trip: float
     tokens: float
@@ -38,12 +38,12 @@ def plain_seconds(c: Costs) -> float:
 
 
 def rounds_seconds(c: Costs, ahead: bool) -> float:
-    """`ahead`: drafting goes on while a verify is on its way. Also of gated answers, whose rounds are fewer."""
-    each = c.round_trip + c.verify
+    """`ahead`: the edge drafts while a verify is on its way. Also valid for gated answers, which have fewer rounds."""
+    round_seconds = c.round_trip + c.verify
     if not ahead or not c.rounds:
-        return c.draft + c.rounds * each
-    one = c.draft / c.rounds
-    return one + c.rounds * max(one, each)
+        return c.draft + c.rounds * round_seconds
+    draft = c.draft / c.rounds
+    return draft + c.rounds * max(draft, round_seconds)
 
 
 def continuous_seconds(c: Costs) -> float:

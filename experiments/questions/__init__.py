@@ -1,1 +1,1 @@
-"""What is asked: data sets, and how answers are scored."""
+"""Questions of the demo corpus, files and public data sets, and the scoring of answers."""

@@ -1,9 +1,9 @@
-"""The questions of an experiment by name or file: the demo corpus, JSON lines, or a public data set. Knows no server.
+"""Loads the questions of an experiment: the demo corpus, JSON lines, or a public data set.
 
-none given                       held-out questions of the demo corpus
+nothing given                    held-out questions of the demo corpus
 FILE.jsonl                       {"prompt": ..., "answer": ..., "metric": ...} a line (see workload.py)
-alpaca:PATH  xsum:PATH ...       a public data set as it is published, in a file or folder, also .gz
-alpaca  xsum  boolq  quac  imdb  the same from the hub, which keeps a Parquet copy of each: wants pyarrow
+alpaca:PATH  xsum:PATH ...       a public data set as published, in a file or folder, also .gz
+alpaca  xsum  boolq  quac  imdb  the same from the Hugging Face hub's Parquet copy; needs pyarrow
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,12 +21,12 @@ from experiments.questions.workload import Question
 
 R = TypeVar("R")
 SPLITS = ("test", "val", "dev")
-"""Which file of a folder is taken: the first that has one of these in its name."""
+"""The file of a folder to read is the first that has one of these in its name."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """`metric`: the names of all metrics that its questions have, with commas between them."""
+    """The questions of an experiment. `metric`: the names of all their metrics, separated by commas."""
 
     name: str
     metric: str
@@ -35,14 +35,14 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Public:
-    """A public data set: the row of its JSON document, of its JSON lines or Parquet file, and its place on the hub."""
+    """A public data set: its rows in a JSON document and in JSON lines or Parquet, and its file on the hub."""
 
     document: type[Record]
     row: type[Record]
     repository: str
     file: str
     folders: tuple[str, ...] = ()
-    """Texts that lie in folders named after their label; the place in here is the label."""
+    """Folders of texts, named after their label; a folder's index is the label."""
 
 
 PUBLIC = {
@@ -55,17 +55,17 @@ PUBLIC = {
 
 
 def load(spec: str | None, count: int, seed: int) -> Dataset:
-    """At most `count` different questions, drawn by the seed; the first n are those of a smaller count.
+    """At most `count` different questions, drawn by the seed; a smaller count gives the first of them.
 
-    Raises ConfigError for what is no data, with file and line, and for data without a question.
+    Raises ConfigError for invalid data, with file and line, and for data without a question.
     """
     if count < 1:
-        raise ConfigError(f"at least 1 question must be asked, not {count}")
-    name, found = "demo, held out" if spec is None else spec, workload.different(_questions(spec))
-    if not found:
+        raise ConfigError(f"the number of questions must be at least 1, not {count}")
+    name, questions = "demo, held out" if spec is None else spec, workload.different(_questions(spec))
+    if not questions:
         raise ConfigError(f"{name}: there is no question in it")
-    drawn = workload.sample(found, min(count, len(found)), seed)
-    return Dataset(name, ", ".join(sorted({question.metric for question in drawn})), drawn)
+    chosen = workload.sample(questions, min(count, len(questions)), seed)
+    return Dataset(name, ", ".join(sorted({question.metric for question in chosen})), chosen)
 
 
 def _questions(spec: str | None) -> Iterable[Question]:
@@ -74,14 +74,14 @@ def _questions(spec: str | None) -> Iterable[Question]:
     name, _, path = spec.partition(":")
     if name in PUBLIC:
         records = local(PUBLIC[name], Path(path)) if path else from_hub(PUBLIC[name])
-        return _asked(spec, records)
+        return _questions_of(spec, records)
     file = Path(spec)
     if not file.exists():
         raise ConfigError(f"{spec}: neither a file nor one of {', '.join(PUBLIC)}")
     return workload.from_file(file)
 
 
-def _asked(spec: str, records: Iterable[Record]) -> Iterator[Question]:
+def _questions_of(spec: str, records: Iterable[Record]) -> Iterator[Question]:
     for number, record in enumerate(records, 1):
         try:
             yield from record.ask()
@@ -93,7 +93,7 @@ def _asked(spec: str, records: Iterable[Record]) -> Iterator[Question]:
 
 
 def local(public: Public, path: Path) -> Sequence[Record]:
-    """What a file or folder holds. Raises ConfigError."""
+    """The records of a file or folder. Raises ConfigError."""
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
     if not path.is_dir():
@@ -103,7 +103,10 @@ def local(public: Public, path: Path) -> Sequence[Record]:
 
 
 def from_file(public: Public, path: Path) -> Sequence[Record]:
-    """A JSON document (a list, or {"data": a list}), JSON lines, or Parquet, by the name. Raises ConfigError."""
+    """The records of a JSON document (a list, or {"data": a list}), JSON lines or Parquet, by the file's ending.
+
+    Raises ConfigError.
+    """
     match Path(path.name.removesuffix(".gz")).suffix:
         case ".json":
             return _document(path, public.document)
@@ -115,7 +118,7 @@ def from_file(public: Public, path: Path) -> Sequence[Record]:
 
 
 def from_folder(public: Public, path: Path) -> Sequence[Record]:
-    """Texts in the folders of their labels, a file each, as in aclImdb."""
+    """The records of text files in a folder for each label, as in aclImdb."""
     return [
         msgspec.convert({"text": _text(file), "label": label}, public.row)
         for label, folder in enumerate(public.folders)
@@ -124,8 +127,8 @@ def from_folder(public: Public, path: Path) -> Sequence[Record]:
 
 
 def from_hub(public: Public) -> Sequence[Record]:
-    """The hub's Parquet copy: fetched once, then found in the hub's cache. Raises ConfigError."""
-    _pyarrow(public.repository)  # before anything is fetched
+    """The records of the hub's Parquet copy, downloaded once into the hub's cache. Raises ConfigError."""
+    _pyarrow(public.repository)  # fail before the download
     return _parquet(Path(_download(public.repository, public.file)), public.row)
 
 
@@ -141,7 +144,7 @@ def _download(repository: str, file: str) -> str:
 
 
 def _labelled(public: Public, path: Path) -> Path | None:
-    """The folder in which there is one for each label: this one, or its part to test with."""
+    """The folder with a subfolder for each label: this one or one of its test splits."""
     for folder in (path, *(path / split for split in SPLITS)):
         if public.folders and all((folder / label).is_dir() for label in public.folders):
             return folder
@@ -151,22 +154,24 @@ def _labelled(public: Public, path: Path) -> Path | None:
 def _data_file(folder: Path) -> Path:
     endings = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
     files = sorted(file for file in folder.iterdir() if file.name.endswith(endings))
-    to_test = [file for split in SPLITS for file in files if split in file.name]
-    if not to_test and len(files) != 1:
+    test_files = [file for split in SPLITS for file in files if split in file.name]
+    if not test_files and len(files) != 1:
         raise ConfigError(f"{folder}: {len(files)} data files in it, none named after {', '.join(SPLITS)}; name one")
-    return (to_test or files)[0]
+    return (test_files or files)[0]
 
 
 class Wrapped(msgspec.Struct, Generic[R]):
+    """A JSON document with its rows under "data"."""
+
     data: list[R]
 
 
 def _document(path: Path, row: type[R]) -> list[R]:
     try:
-        found = msgspec.json.decode(jsonl.contents(path), type=list[row] | Wrapped[row])  # type: ignore[valid-type]
+        document = msgspec.json.decode(jsonl.contents(path), type=list[row] | Wrapped[row])  # type: ignore[valid-type]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    return found.data if isinstance(found, Wrapped) else found
+    return document.data if isinstance(document, Wrapped) else document
 
 
 def _parquet(path: Path, row: type[R]) -> list[R]:
@@ -182,7 +187,7 @@ def _pyarrow(wanted_by: object) -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ConfigError(f"{wanted_by} is in Parquet, which wants pyarrow: pip install pyarrow") from error
+        raise ConfigError(f"{wanted_by} is in Parquet, which needs pyarrow: pip install pyarrow") from error
     return pyarrow
 
 

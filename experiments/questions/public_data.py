@@ -1,7 +1,7 @@
-"""Rows of public data sets as they are published, and the question that each row asks. Knows no file and no server.
+"""Turns the rows of public data sets into questions.
 
-Wordings are those of the data sets' papers, lm-eval and HELM, without examples. A row can have more fields than are
-named here. Where the copy on the hub has other fields than the file of the authors, there are two rows.
+The wordings are those of the data sets' papers, lm-eval and HELM, without examples. Rows may have more fields than are
+named here. A data set whose copy on the hub has other fields than the authors' file has two row classes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,11 +13,13 @@ from experiments.questions.workload import Question
 
 
 class Record(Protocol):
+    """A row of a data set."""
+
     def ask(self) -> Iterable[Question]: ...
 
 
 class Alpaca(Struct):
-    """Taori et al. 2023. The chat template says what is instruction and what is answer, so no other frame is put on."""
+    """Taori et al. 2023. Without Alpaca's own prompt frame, as the chat template marks instruction and answer."""
 
     instruction: str
     output: str
@@ -28,7 +30,7 @@ class Alpaca(Struct):
 
 
 class XSum(Struct):
-    """Narayan et al. 2018: an article, and the one sentence it begins with in the BBC's pages."""
+    """Narayan et al. 2018: a BBC article, and the sentence that introduces it."""
 
     document: str
     summary: str
@@ -39,7 +41,7 @@ class XSum(Struct):
 
 
 class BoolQ(Struct):
-    """Clark et al. 2019: a passage, and a question that it answers with yes or no."""
+    """Clark et al. 2019: a passage, and a question about it with the answer yes or no."""
 
     question: str
     passage: str
@@ -51,7 +53,7 @@ class BoolQ(Struct):
 
 
 class Review(Struct):
-    """IMDB, Maas et al. 2011, as on the hub; `label` is 0 or 1."""
+    """IMDB, Maas et al. 2011, as on the hub. `label`: 0 negative, 1 positive."""
 
     text: str
     label: int
@@ -67,27 +69,29 @@ class Review(Struct):
 
 
 class PublicText(Struct):
+    """An answer of QuAC."""
+
     text: str
 
 
 class Turn(Struct):
-    """One question of QuAC. `yesno` and `followup` belong to the dialogue act, which is not asked for."""
+    """One question of QuAC with its answer."""
 
     question: str
     orig_answer: PublicText
-    yesno: str = "x"
-    followup: str = "n"
 
 
 class Paragraph(Struct):
+    """A passage of QuAC with the questions about it."""
+
     context: str
     qas: list[Turn]
 
 
 class QuAC(Struct):
-    """Choi et al. 2018: one dialogue over a section of Wikipedia, an element of "data" in the authors' file.
+    """Choi et al. 2018: a dialogue about a section of Wikipedia, an element of "data" in the authors' file.
 
-    Each question comes with those before it and their right answers. The right answer is the teacher's own.
+    Each question includes the earlier ones with their right answers. The right answer is the teacher's own.
     """
 
     title: str
@@ -103,11 +107,13 @@ class QuAC(Struct):
 
 
 class Texts(Struct):
+    """The answers of QuAC on the hub."""
+
     texts: list[str]
 
 
 class QuACOnHub(Struct):
-    """The same dialogue as the hub has it: a list for each field."""
+    """The same dialogue on the hub: a list for each field."""
 
     wikipedia_page_title: str
     section_title: str

@@ -1,4 +1,4 @@
-"""What an answer is worth beside the right one, 0 to 1: exact match, token F1, ROUGE-L, accuracy. Knows only text."""
+"""Scores an answer against the right one, 0 to 1: exact match, token F1, ROUGE-L, accuracy."""
 
 import re
 import string
@@ -6,28 +6,28 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 LABELS = ({"yes": "yes", "true": "yes", "no": "no", "false": "no"}, {"positive": "positive", "negative": "negative"})
-"""Families of labels, each with the words that stand for it."""
+"""Families of labels: the words of each family, and the label that a word stands for."""
 
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def score(metric: str, given: str, right: str) -> float:
-    """0 to 1. `metric` is one of METRICS."""
+    """The score of `given`, 0 to 1. `metric` is one of METRICS."""
     return METRICS[metric](given, right)
 
 
 def exact_match(given: str, right: str) -> float:
-    """The same text; space around either does not count."""
+    """1 for the same text, without surrounding white space."""
     return float(given.strip() == right.strip())
 
 
 def contains(given: str, right: str) -> float:
-    """The right text is somewhere in it; space around the right one does not count."""
+    """1 if the right text, without surrounding white space, occurs in the answer."""
     return float(right.strip() in given)
 
 
 def token_f1(given: str, right: str) -> float:
-    """F1 of the words as bags, after SQuAD's normalisation (Rajpurkar et al. 2016); of two empty ones 1."""
+    """F1 of the bags of words after SQuAD's normalisation (Rajpurkar et al. 2016); 1 for two empty texts."""
     ours, theirs = squad_words(given), squad_words(right)
     if not ours or not theirs:
         return float(ours == theirs)
@@ -43,7 +43,7 @@ def rouge_l(given: str, right: str) -> float:
 
 
 def accuracy(given: str, right: str) -> float:
-    """The first label that the answer names is the right one; without a family of labels, it begins with its words."""
+    """1 if the first label in the answer is right; without labels, 1 if the answer begins with the right words."""
     ours, theirs = squad_words(given), squad_words(right)
     for family in LABELS:
         if theirs and theirs[0] in family:
@@ -52,14 +52,9 @@ def accuracy(given: str, right: str) -> float:
     return float(ours[: len(theirs)] == theirs)
 
 
-def agreement(given: str, other: str) -> float:
-    """Whether two ways of answering gave the same text, to the character."""
-    return float(given == other)
-
-
 METRICS: dict[str, Callable[[str, str], float]] = {
     "exact_match": exact_match,
-    "exact": exact_match,  # its name where a gate is calibrated
+    "exact": exact_match,  # the calibration's name for it
     "contains": contains,
     "token_f1": token_f1,
     "rouge_l": rouge_l,
@@ -73,13 +68,13 @@ def words(text: str) -> list[str]:
 
 
 def squad_words(text: str) -> list[str]:
-    """Lower case, without punctuation and articles, as SQuAD's own evaluation does it."""
+    """Words in lower case without punctuation and articles, as in SQuAD's own evaluation."""
     plain = text.lower().translate(WITHOUT_PUNCTUATION)
     return re.sub(r"\b(a|an|the)\b", " ", plain).split()
 
 
 def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a row of the table in one integer's bits (Hyyrö 2004)."""
+    """Length of the longest common subsequence; the bits of an integer are a row of the table (Hyyrö 2004)."""
     places: dict[str, int] = {}
     for at, word in enumerate(one):
         places[word] = places.get(word, 0) | 1 << at

@@ -1,6 +1,6 @@
-"""Which questions an experiment asks: held-out ones of the demo corpus, or a file's, drawn by a seed. Knows no server.
+"""Chooses questions by a seed, from the held-out part of the demo corpus or from a file.
 
-A file is JSON lines: {"prompt": "...", "answer": "...", "metric": "...", "kind": "..."}; only the prompt is needed.
+A file has JSON lines: {"prompt": "...", "answer": "...", "metric": "...", "kind": "..."}; only the prompt is required.
 """
 
 import random
@@ -16,7 +16,7 @@ from models.corpus import questions as corpus
 
 
 class Question(msgspec.Struct, frozen=True):
-    """One prompt; `answer` is the right one, where it is known, and `metric` says what another one is worth."""
+    """One prompt with its right answer, where that is known; `metric` scores other answers."""
 
     prompt: str
     answer: str | None = None
@@ -31,10 +31,11 @@ class Question(msgspec.Struct, frozen=True):
 
 
 def questions(count: int, seed: int, file: Path | None = None) -> list[Question]:
-    """So many different questions, the same for the same seed; the first n are those of a smaller count.
+    """`count` different questions, the same for the same seed; a smaller count gives the first of them.
 
-    Of the corpus each is drawn with a chance in proportion to the length of its right answer: most of its answers have
-    less than 15 tokens, which is too short to have a speed. So it is as if a token of all answers had been drawn.
+    Questions of the corpus are drawn with a probability proportional to the length of their right answer, as if tokens
+    were drawn: most answers have less than 15 tokens, which is too short to measure speed. Raises ConfigError for a
+    file with fewer or invalid questions.
     """
     if file is not None:
         return sample(from_file(file), count, seed)
@@ -42,27 +43,27 @@ def questions(count: int, seed: int, file: Path | None = None) -> list[Question]
 
 
 def held_out() -> list[Question]:
-    """Questions of the demo corpus, in wordings and on operands that neither demo model was trained on."""
+    """Questions of the demo corpus with wordings and operands that neither demo model was trained on."""
     return [Question(prompt, answer, kind) for kind, prompt, answer in corpus.held_out_pairs()]
 
 
 def from_file(file: Path) -> list[Question]:
-    """Raises ConfigError, with the number of the line, for what is not a question."""
+    """The questions of a file; raises ConfigError, with the line number, for an invalid line."""
     return jsonl.read(file, Question)
 
 
-def different(found: Iterable[Question]) -> list[Question]:
-    """One of each prompt: the last."""
-    return list({question.prompt: question for question in found}.values())
+def different(given: Iterable[Question]) -> list[Question]:
+    """One question for each prompt: the last."""
+    return list({question.prompt: question for question in given}.values())
 
 
 def sample(
-    found: Iterable[Question], count: int, seed: int, weight: Callable[[Question], float] = lambda question: 1.0
+    given: Iterable[Question], count: int, seed: int, weight: Callable[[Question], float] = lambda question: 1.0
 ) -> list[Question]:
-    """Draws without putting back, each with a chance in proportion to its weight (Efraimidis and Spirakis, 2006)."""
-    each = different(found)
-    if len(each) < count:
-        raise ConfigError(f"there are only {len(each)} different prompts; {count} are asked for")
+    """Draws without replacement, with probabilities proportional to weights (Efraimidis and Spirakis, 2006)."""
+    choices = different(given)
+    if len(choices) < count:
+        raise ConfigError(f"there are only {len(choices)} different prompts, not {count}")
     rng = random.Random(seed)
-    keys = {question.prompt: rng.random() ** (1 / weight(question)) for question in each}
-    return sorted(each, key=lambda question: keys[question.prompt], reverse=True)[:count]
+    keys = {question.prompt: rng.random() ** (1 / weight(question)) for question in choices}
+    return sorted(choices, key=lambda question: keys[question.prompt], reverse=True)[:count]

@@ -1,1 +1,1 @@
-"""Reports as JSON, Markdown and one HTML page with plots."""
+"""Renders the reports of all experiments as JSON, Markdown and one HTML page with plots."""

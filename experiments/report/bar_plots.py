@@ -1,7 +1,7 @@
-"""Distributions, stacks and bars as SVG that a page's style sheet colours, at any width. Knows numbers, and no report.
+"""Draws distributions, stacks and bars as SVG that the style sheet colours.
 
-Everything that a plot shows is also in the text that appears over its marks. `width` is in CSS pixels: texts have their
-own size at that width, so that a page has one drawing for a phone and one for a desk.
+The tooltips of the marks say everything that a plot shows. `width` is in CSS pixels. At that width texts have their own
+size, so a page has one drawing for a phone and one for a desk.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,14 +18,14 @@ from experiments.report.svg import Scale, element, scale_for
 SIZE = 12.0
 """Of texts, in pixels."""
 NARROW = 500
-"""Below this width, names of rows stand above them and not beside."""
+"""Below this width, the names of rows stand above them instead of beside them."""
 LOG_FROM = 20.0
-"""A log scale is drawn where the largest of the typical values is so many times the smallest."""
+"""The scale is logarithmic if the largest median exceeds the smallest by this factor."""
 BAR = 20.0
 FEW = 20
-"""Below this number, values are drawn as dots: a density would claim to know what lies between them."""
+"""Fewer values than this are drawn as dots: too few for a density."""
 SHOWN = 0.99
-"""The share of values that a distribution shows: one that stalled does not press all others together."""
+"""The share of values that a distribution shows, so that a stalled answer does not compress all others."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 Numbers = npt.NDArray[np.float64]
 
@@ -43,7 +43,7 @@ class Spread(Protocol):
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar from 0 with an interval; `class_` colours it, `written` is its value in words."""
+    """A bar from 0 with an interval; `class_` colours it, `written` is its value as text."""
 
     name: str
     spread: Spread
@@ -57,17 +57,17 @@ class Bar:
 def distributions(
     rows: Mapping[str, Sequence[float]], x_title: str, width: float, label: str, written: Callable[[float], str]
 ) -> Markup:
-    """A row for each name, with one value at least: their density, and a box of their quantiles below it.
+    """Draws a row for each name, which needs at least one value: the density, and a box of the quantiles below it.
 
-    The thin line goes from the 5th to the 95th percentile, the thick one from the first to the last quarter, the dot is
-    the median. The density is Gaussian, of Silverman's width, and as high at its top in every row.
+    The thin line runs from the 5th to the 95th percentile, the thick one from the first to the third quartile; the dot
+    is the median. The density is Gaussian with Silverman's bandwidth, and its peak is equally high in every row.
     """
     spans = {name: quantiles(values) for name, values in rows.items()}
-    medians, least = [span[2] for span in spans.values()], min(min(values) for values in rows.values())
-    log = least > 0 and max(medians) > LOG_FROM * min(medians)
+    medians, lowest = [span[2] for span in spans.values()], min(min(values) for values in rows.values())
+    log = lowest > 0 and max(medians) > LOG_FROM * min(medians)
     rows_at = Rows(list(rows), width, 46.0)
     farthest = [float(np.quantile(values, SHOWN)) for values in rows.values()]
-    x = scale_for([least if log else 0.0, *farthest], rows_at.left, width - 14, log=log)
+    x = scale_for([lowest if log else 0.0, *farthest], rows_at.left, width - 14, log=log)
     drawn = list(x_axis(x, 4, rows_at.bottom, x_title, int((width - rows_at.left) / 80)))
     for name, top in rows_at.places():
         drawn.append(rows_at.name(name, top + 14))
@@ -76,7 +76,7 @@ def distributions(
 
 
 def quantiles(values: Sequence[float]) -> Numbers:
-    """QUANTILES of them."""
+    """The QUANTILES of the values."""
     return np.asarray(np.quantile(values, QUANTILES), dtype=np.float64)
 
 
@@ -106,7 +106,7 @@ def _distribution(
 
 
 def _density(places: Numbers, floor: float, height: float, x: Scale) -> Iterator[Markup]:
-    """In pixels, so that it is a density on a log scale too."""
+    """The density of the coordinates, so that it is one on a log scale too."""
     quarters = np.quantile(places, (0.25, 0.75))
     spread = min(places.std(), (quarters[1] - quarters[0]) / 1.34 or places.std())
     bandwidth = max(2.0, 0.9 * spread * len(places) ** -0.2)
@@ -125,7 +125,7 @@ def _dots(places: Numbers, floor: float, x: Scale) -> Iterator[Markup]:
 
 
 def stacks(rows: Mapping[str, Mapping[str, int]], kinds: Sequence[str], width: float, label: str) -> Markup:
-    """A bar for each name, all as long: the share of each kind, in the order of `kinds`, and how many there are."""
+    """Draws a bar of equal length for each name: the share of each kind, in the order of `kinds`, and the total."""
     rows_at = Rows(list(rows), width, 30.0)
     x = Scale(0, 1, rows_at.left, width - 74)
     drawn = []
@@ -154,7 +154,7 @@ def _segment(kind: str, name: str, number: int, share: float, left: float, right
 
 
 def bars(rows: Sequence[Bar], width: float, label: str) -> Markup:
-    """Bars from 0 with their intervals, one below the other; each has its value behind it."""
+    """Draws bars from 0 with their intervals, one below the other, each followed by its value."""
     written = max(svg.width_of(bar.written, SIZE) for bar in rows)
     names = max(svg.width_of(bar.name, SIZE) for bar in rows) + 8
     ends = [end for bar in rows for end in (bar.spread.low, bar.spread.high, bar.spread.value)]
@@ -176,11 +176,11 @@ def _bar(bar: Bar, x: Scale, top: float, width: float) -> Iterator[Markup]:
     yield svg.text(width, middle + 4, bar.written, "number", "end")
 
 
-# -- what plots have in common
+# -- rows and axes
 
 
 class Rows:
-    """Where rows with names lie: the names beside them, or above them where there is no room."""
+    """The layout of rows with names: beside the rows, or above them where there is no room."""
 
     def __init__(self, names: Sequence[str], width: float, height: float) -> None:
         longest = max((svg.width_of(name, SIZE) for name in names), default=0)
@@ -191,7 +191,7 @@ class Rows:
         self.bottom = 6 + self._step * len(names)
 
     def places(self) -> Iterator[tuple[str, float]]:
-        """Each name, and the top of its row."""
+        """Each name, and the y of the top of its row."""
         for n, name in enumerate(self._names):
             yield name, 6 + self._step * n + (20 if self._above else 0)
 

@@ -1,4 +1,4 @@
-"""Two reports side by side: what they measured differently, and how much further the second is. Runs nothing.
+"""Compares two reports: how the experiments differ, and how much each measure of the second differs from the first.
 
 python ablation_experiments.py --compare A.json B.json
 """
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.report import html, markdown
+from experiments.report.document import Document
 from experiments.report.markdown import escaped, listed
 from experiments.report.particulars import leaves, plain, short
 from experiments.report.schema import Difference, ExperimentReport, Measure, read
@@ -20,14 +21,14 @@ from experiments.report.words import Figures, Reading, all_figures, headed, key_
 
 STYLES = {"better": "green", "worse": "red"}
 INTERVALS = (
-    "Differences are the second less the first, with the interval that both intervals give together. Where both asked "
-    "the same questions it is wider than it need be."
+    "Differences are the second minus the first; each interval combines the intervals of both. If both reports asked "
+    "the same questions, it is wider than necessary."
 )
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One measure of one configuration in both reports; `key`: one of the most important."""
+    """One measure of one configuration in both reports; `key`: whether it is one of the most important."""
 
     name: str
     written: Figures
@@ -47,7 +48,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`remarks`: in what the two are not the same experiment. `configurations`: those of both, by name."""
+    """`remarks`: how the two experiments differ. `configurations`: those that both reports have, by name."""
 
     first: ExperimentReport
     second: ExperimentReport
@@ -72,7 +73,7 @@ def compare(first: ExperimentReport, second: ExperimentReport) -> Comparison:
 
 
 def between(first: Measure, second: Measure) -> Difference:
-    """The second less the first, with the interval that both intervals give (MOVER; Zou and Donner, 2008)."""
+    """The second minus the first; its interval combines both intervals (MOVER; Zou and Donner, 2008)."""
     value = second.value - first.value
     low = value - math.hypot(second.value - second.low, first.high - first.value)
     high = value + math.hypot(second.high - second.value, first.value - first.low)
@@ -80,7 +81,7 @@ def between(first: Measure, second: Measure) -> Difference:
 
 
 def remarks(first: ExperimentReport, second: ExperimentReport) -> Iterator[str]:
-    """Everything in which the two are not the same experiment, a line each."""
+    """Every difference between the two experiments, in one line each."""
     for what, *both in _facts(first, second):
         if both[0] != both[1]:
             yield f"{what}: {' → '.join('–' if one is None else plain(one) for one in both)}"
@@ -119,7 +120,7 @@ def _trees(what: str, first: dict[str, object], second: dict[str, object]) -> It
 
 
 def show(first: Path, second: Path, console: Console) -> Comparison:
-    """On the console: the most important measures, and every other that clearly differs. Raises ConfigError."""
+    """Prints the most important measures, and every other that clearly differs. Raises ConfigError."""
     found = compare(read(first), read(second))
     console.print(f"first: {first}\nsecond: {second}", markup=False, highlight=False)
     for remark in found.remarks:
@@ -139,14 +140,14 @@ def show(first: Path, second: Path, console: Console) -> Comparison:
 
 
 def _short(line: ComparisonRow) -> list[str]:
-    """For 80 columns: values without their intervals, and nothing said of what does not clearly differ."""
+    """For 80 columns: values without intervals, and a reading only for clear differences."""
     written, reading = line.written, line.reading if line.difference.clear else ""
     both = written.number(line.first.value), written.number(line.second.value)
     return [*both, escape(written.change(line.difference)), reading]
 
 
 def write(found: Comparison, folder: Path) -> list[Path]:
-    """As ablation_comparison.md and .html."""
+    """Writes ablation_comparison.md and .html."""
     written = {
         folder / "ablation_comparison.md": to_markdown(found),
         folder / "ablation_comparison.html": to_html(found),
@@ -170,8 +171,9 @@ def to_markdown(found: Comparison) -> str:
 
 
 def to_html(found: Comparison) -> str:
-    names = _named(found.first), _named(found.second)
-    return html.page("compare.html.jinja", found=found, names=names, intervals=INTERVALS)
+    byline = f"first: {_named(found.first)}", f"second: {_named(found.second)}"
+    document = Document(f"{found.first.title}: two reports", byline)
+    return html.page("compare.html.jinja", document, found=found, intervals=INTERVALS)
 
 
 def _named(report: ExperimentReport) -> str:

@@ -1,4 +1,4 @@
-"""From a report to its plots: which numbers, in which words. Knows neither how one is drawn nor the page it is on."""
+"""Turns a report into figures: their numbers, captions and legends."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from experiments.report.schema import Chart, Contribution, Curve, ExperimentRepo
 from experiments.report.words import CLOUD_RATE, QUALITY, Figures, contributed, headed, lower
 
 NARROW, WIDE, PANEL = 360.0, 940.0, 300.0
-"""Widths in CSS pixels. Each plot is drawn for a phone and for a desk; the style sheet shows one of them."""
+"""Widths in CSS pixels. Each plot is drawn for a phone and for a desk; the style sheet shows one of the two."""
 Draw = Callable[[float], Markup]
 
 
@@ -35,7 +35,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class ContributionPanel:
-    """What one of the parts contributes by one measure; `reading` and `change` are those without it."""
+    """The contribution of one part by one measure; `reading` and `change` describe the result without the part."""
 
     feature: str
     measure: str
@@ -45,7 +45,7 @@ class ContributionPanel:
 
 
 def trade(report: ExperimentReport, measured: dict[str, Figures]) -> Figure | None:
-    """Quality against cloud rate; a sweep has curves in its place."""
+    """Quality against cloud rate; None for a sweep, which has curves instead."""
     if report.sweep or QUALITY not in measured or CLOUD_RATE not in measured:
         return None
     quality, rate = measured[QUALITY], measured[CLOUD_RATE]
@@ -59,8 +59,8 @@ def trade(report: ExperimentReport, measured: dict[str, Figures]) -> Figure | No
     drawn = _both(lambda width: scatter(points, f"{headed(rate)} →", f"↑ {headed(quality)}", width, title))
     caption = [
         f"{title}; lines are 95 % intervals. {quality.info.title} is {report.workload.metric.replace('_', ' ')}.",
-        f"The best place is at the left, above. {report.baseline} is in colour.",
-        "A name for which there is no room comes up over its point.",
+        f"The best place is at the top left. {report.baseline} is in colour.",
+        "A point without room for its name shows it as a tooltip.",
     ]
     return Figure("trade", title, " ".join(caption), *drawn)
 
@@ -72,7 +72,7 @@ def latencies(report: ExperimentReport) -> Figure | None:
     title = "Latency of each answer"
     drawn = _both(lambda width: plots.distributions(rows, "ms →", width, title, lambda ms: f"{ms:.0f} ms"))
     caption = (
-        "Latency of each answer, as a density, or as dots where there are few. Below: from the 5th to the 95th "
+        "Latency of each answer, as a density, or as dots where there are few answers. Below: from the 5th to the 95th "
         "percentile (thin), the middle half (thick), the median (ring)."
     )
     heads = ["configuration", *(f"{100 * share:.0f} %" for share in plots.QUANTILES)]
@@ -87,14 +87,14 @@ def provenance(report: ExperimentReport) -> Figure | None:
     kinds = [kind.value for kind in Provenance if any(row.get(kind.value) for row in rows.values())]
     title = "Tokens by provenance"
     drawn = _both(lambda width: plots.stacks(rows, kinds, width, f"{title}, a bar for each configuration"))
-    caption = "Who made the tokens of all answers; at the right, how many there are."
+    caption = "The source of the tokens of all answers; at the right, their number."
     table = [[name, *(svg.label_of(row.get(kind, 0)) for kind in kinds)] for name, row in rows.items()]
     legend = [(kind, f"kind {kind}") for kind in kinds]
     return Figure("provenance", title, caption, *drawn, legend, ["configuration", *kinds], table)
 
 
 def chart(one: Chart) -> Figure:
-    """Curves of the experiment's own."""
+    """Draws a chart of the experiment."""
     curves = [_line(curve, class_of(n)) for n, curve in enumerate(one.curves)]
     legend = [(line.name, f"curve {line.class_}") for line in curves]
     if one.level is not None:
@@ -119,7 +119,7 @@ def _spread(found: Measure | None) -> str:
 
 
 def panels(report: ExperimentReport, measured: dict[str, Figures]) -> list[ContributionPanel]:
-    """Each measure with and without the part, with its intervals."""
+    """Draws each measure with and without its part, with intervals."""
     return [panel(report, one, measured[one.measure]) for one in report.contributions if one.measure in measured]
 
 

@@ -1,6 +1,6 @@
-"""A report as one HTML page that needs nothing else: no script, no font, no network. Knows only the report.
+"""Renders a report as one HTML page without scripts, fonts or network access.
 
-The page itself is report.html.jinja beside this file, with its style sheet; there texts are escaped.
+document.html.jinja is the page; report.html.jinja and compare.html.jinja extend it. Jinja escapes all texts.
 """
 
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.report import figures as plots
 from experiments.report import particulars, sweep_figures, sweep_words, words
+from experiments.report.document import Document, of_experiment
 from experiments.report.schema import ConfigurationReport, ExperimentReport
 from experiments.report.words import Figures
 
@@ -21,7 +21,7 @@ FAILURES_SHOWN = 20
 
 @dataclass(frozen=True)
 class MeasureCell:
-    """A measure of a configuration, and its difference to the baseline: alone, with its interval, in a word."""
+    """A measure of a configuration, and its difference to the baseline: alone, with its interval, as a reading."""
 
     measure: str
     value: str
@@ -36,8 +36,8 @@ def render(report: ExperimentReport) -> str:
     key = words.key_measures(measured)
     return page(
         "report.html.jinja",
+        of_experiment(report),
         report=report,
-        summary=sweep_words.summary(report),
         trade=plots.trade(report, measured),
         curves=list(sweep_figures.figures(report, measured)),
         lines=sweep_figures.legend(report.sweep) if report.sweep else [],
@@ -55,16 +55,16 @@ def render(report: ExperimentReport) -> str:
             for one in report.configurations
         ],
         failures=[(name, row) for name, rows in report.rows.items() for row in rows if row.error][:FAILURES_SHOWN],
-        environment=particulars.environment(report),
-        command=particulars.command(report),
-        commit=particulars.short(report.environment.git_commit or ""),
-        config=msgspec.yaml.encode(report.config).decode(),
     )
 
 
-def page(template: str, **filled: Any) -> str:
-    """A template of this folder, filled in; every text is escaped."""
-    return _environment().get_template(template).render(filled)
+def render_document(document: Document) -> str:
+    return page("document.html.jinja", document)
+
+
+def page(template: str, document: Document, **values: Any) -> str:
+    """Renders a template of this folder; every text is escaped."""
+    return _environment().get_template(template).render(document=document, **values)
 
 
 @cache
@@ -74,7 +74,7 @@ def _environment() -> Environment:
 
 
 def areas(report: ExperimentReport, measured: dict[str, Figures]) -> list[tuple[str, list[list[str]]]]:
-    """For each measure that has areas its title and their rows."""
+    """For each measure that has areas: its title, and their rows."""
     by_measure = sweep_words.areas_by_measure(report.sweep) if report.sweep else {}
     return [
         (words.headed(measured[name]), sweep_words.area_rows(found, measured[name]))

@@ -1,25 +1,18 @@
-"""A report as Markdown. Knows only the report.
-
-Every text of it is escaped: names, errors and config values are shown as they are, and are never markup.
-"""
+"""Renders a report as Markdown. Names, errors and config values are escaped: they are never markup."""
 
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 
-import msgspec
-
 from experiments.report import sweep_figures, sweep_words
-from experiments.report.particulars import changes, command, environment
+from experiments.report.document import Document, of_experiment
+from experiments.report.particulars import changes
 from experiments.report.schema import ConfigurationReport, ExperimentReport, ReportTable
 from experiments.report.words import Figures, Sentence, all_figures, counted, headed, key_measures
 
 
 def render(report: ExperimentReport) -> str:
     measured = all_figures(report)
-    parts = [
-        f"# {escaped(report.title)}",
-        "\n".join(_sentence(one) for one in sweep_words.summary(report)),
-        *([f"**Warnings**\n\n{listed(report.warnings)}"] if report.warnings else []),
+    body = [
         *_sweep(report, measured),
         *(part for one in report.tables for part in _own_table(one)),
         "## Configurations",
@@ -32,12 +25,33 @@ def render(report: ExperimentReport) -> str:
         "## Every measure",
         f"Differences are to {escaped(report.baseline)}, paired by question. **Bold**: the interval does not hold 0.",
         *(_all_measures(report, one, measured) for one in report.configurations),
+    ]
+    return _page(of_experiment(report), body)
+
+
+def render_document(document: Document) -> str:
+    """The plots are the SVG files beside the Markdown file."""
+    plots = [
+        f"## {escaped(one.title)}\n\n![{escaped(one.title)}]({one.name}.svg)\n\n{escaped(one.note)}"
+        for one in document.grids
+        if one.panels
+    ]
+    return _page(document, [*plots, *(part for one in document.tables if one.rows for part in _own_table(one))])
+
+
+def _page(document: Document, body: Iterable[str]) -> str:
+    """What every report begins and ends with, around its body."""
+    where = ([escaped(name), escaped(value)] for name, value in document.environment.items())
+    parts = [
+        f"# {escaped(document.title)}",
+        "\n".join(_sentence(one) for one in document.summary),
+        *([f"**Warnings**\n\n{listed(document.warnings)}"] if document.warnings else []),
+        *body,
         "## Environment",
-        table(["", ""], ([escaped(name), escaped(value)] for name, value in environment(report).items()), (0, 1)),
+        table(["", ""], where, (0, 1)),
         "## To measure it again",
-        fenced(command(report)),
-        "With this config:",
-        fenced(msgspec.yaml.encode(report.config).decode()),
+        fenced(document.command),
+        *(["With this config:", fenced(document.config)] if document.config else []),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -60,7 +74,7 @@ def _sweep(report: ExperimentReport, measured: dict[str, Figures]) -> Iterator[s
 
 
 def _escaped(rows: Iterable[Sequence[str]]) -> list[list[str]]:
-    """The first of each row is a name; the figures behind it have brackets that are no markup."""
+    """Escapes the first cell of each row, a name; the brackets of the intervals behind it are no markup."""
     return [[escaped(row[0]), *row[1:]] for row in rows]
 
 
@@ -135,7 +149,7 @@ def _value(one: ConfigurationReport, name: str, written: Figures) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], texts: Container[int] = (0,)) -> str:
-    """The columns `texts` to the left, those of figures to the right."""
+    """A table of escaped cells; the columns `texts` are aligned left, the others right."""
     rule = ["---" if at in texts else "---:" for at in range(len(heads))]
     return "\n".join(f"| {' | '.join(row)} |" for row in (heads, rule, *rows))
 
@@ -145,12 +159,12 @@ def listed(lines: Iterable[str]) -> str:
 
 
 def fenced(text: str) -> str:
-    """As it is, in a fence longer than any in it."""
+    """A code block; its fence is longer than any in the text."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text.rstrip()}\n{fence}"
 
 
 def escaped(text: str) -> str:
-    """One line in which nothing is markup."""
+    """The text in one line, without any markup."""
     return re.sub(r"([\\`*\[\]<>|#~&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))

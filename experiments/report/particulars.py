@@ -1,5 +1,6 @@
-"""What a report was made of: what was changed, where it was measured, how to measure it again. Knows no format."""
+"""Describes what a report was made from: config changes, environment, and the command that measures it again."""
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from experiments.report.words import counted
 
 @dataclass(frozen=True)
 class Change:
-    """One key that a configuration overrides; `before` is what the base config says, None where it says nothing."""
+    """One key that a configuration overrides; `before`: the value in the base config, None without one."""
 
     key: str
     before: Any
@@ -25,7 +26,7 @@ class Change:
 
 
 def changes(report: ExperimentReport, configuration: ConfigurationReport) -> list[Change]:
-    """What its config overrides, then what its requests say."""
+    """The config keys that it overrides, then the fields of its requests."""
     config = leaves(configuration.config_overrides)
     overridden = [Change(".".join(path), value_at(report.config, path), value) for path, value in config]
     asked = leaves(configuration.request)
@@ -33,12 +34,12 @@ def changes(report: ExperimentReport, configuration: ConfigurationReport) -> lis
 
 
 def plain(value: Any) -> str:
-    """As it would stand in the config file."""
+    """A value as it is written in the config file."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every value of nested mappings with the keys that lead to it."""
+    """Every value of nested mappings, with the path of its keys."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, (*path, key))
@@ -47,16 +48,16 @@ def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tupl
 
 
 def value_at(tree: Any, path: Iterable[str]) -> Any:
-    """The value at a path of keys; None where there is none."""
+    """The value at a path of keys; None if there is none."""
     for key in path:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
 
 
-def command(report: ExperimentReport) -> str:
-    """The command line that asks the same again."""
-    words = ["python", *str(report.options.get("program", "ablation_experiments.py")).split()]
-    for name, value in report.options.items():
+def command(options: Mapping[str, Any]) -> str:
+    """The command line of a report's options; `program` among them is what follows "python"."""
+    words = ["python", *str(options.get("program", "ablation_experiments.py")).split()]
+    for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         if value is True:
             words.append(flag)
@@ -65,6 +66,11 @@ def command(report: ExperimentReport) -> str:
         elif value is not None and value is not False and name != "program":
             words += [flag, str(value)]
     return shlex.join(words)
+
+
+def without_secrets(settings: Iterable[str]) -> list[str]:
+    """Settings (KEY=VALUE) with the values of API keys masked."""
+    return [re.sub(r"(api_keys?)=.*", r"\1=***", setting) for setting in settings]
 
 
 def described(where: Environment) -> dict[str, str]:
@@ -91,5 +97,5 @@ def environment(report: ExperimentReport) -> dict[str, str]:
 
 
 def short(commit: str) -> str:
-    """As much of a commit as people write, and the "+" of one that files differed from."""
+    """The first 12 digits of a commit, and its "+" if files differed from it."""
     return commit if len(commit) <= 13 else commit[:12] + commit[40:]

@@ -1,4 +1,4 @@
-"""A scatter plot with intervals and names, as SVG that a page's style sheet colours. Knows numbers, and no report."""
+"""Draws a scatter plot with intervals and names, as SVG that the style sheet colours."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from experiments.report.svg import Scale, element, scale_for
 
 @dataclass(frozen=True)
 class Point:
-    """A place in a scatter plot; `about`: all of it in words. One of them may be marked."""
+    """A point of a scatter plot; `about` describes it in words. One point may be marked."""
 
     name: str
     x: Spread
@@ -23,7 +23,7 @@ class Point:
 
 
 def scatter(points: Sequence[Point], x_title: str, y_title: str, width: float, label: str) -> Markup:
-    """Points with both intervals and their names; names of points that lie together stand together."""
+    """Draws points with both intervals and their names; points that lie together share a block of names."""
     height = min(440.0, max(300.0, 0.56 * width))
     left, bottom = 46.0, height - 44.0
     x = scale_for([end for p in points for end in (p.x.low, p.x.high)], left, width - 10)
@@ -52,7 +52,7 @@ Box = tuple[float, float, float, float]
 
 
 def _names(points: Sequence[Point], x: Scale, y: Scale, inside: Box) -> Iterator[Markup]:
-    """A block of names at each group of points, at the first side where it covers nothing; else it is left out."""
+    """A block of names for each group of points, at the first side where it covers nothing; without room, none."""
     places = [(x(p.x.value), y(p.y.value)) for p in points]
     taken = [(at - 6, to - 6, at + 6, to + 6) for at, to in places]
     for group in _together(points, places):
@@ -72,7 +72,7 @@ def _names(points: Sequence[Point], x: Scale, y: Scale, inside: Box) -> Iterator
 
 
 def _together(points: Sequence[Point], places: Sequence[tuple[float, float]]) -> list[list[int]]:
-    """Numbers of points in groups that lie within some pixels; the marked one's group comes first."""
+    """Groups the indices of points that lie within 12 pixels; the group of the marked point comes first."""
     groups: list[list[int]] = []
     for n in sorted(range(len(points)), key=lambda n: not points[n].marked):
         near = (g for g in groups if abs(places[n][0] - places[g[0]][0]) + abs(places[n][1] - places[g[0]][1]) < 12)
@@ -85,7 +85,7 @@ def _together(points: Sequence[Point], places: Sequence[tuple[float, float]]) ->
 
 
 def _sides(at: float, to: float, wide: float, high: float) -> Iterator[tuple[float, float]]:
-    """Left top corners of a block beside a point: diagonal first, where no interval runs."""
+    """Possible top left corners of a block beside a point: diagonal ones first, where no interval runs."""
     for gap in (7.0, 15.0):
         for top in (to - gap - high + 4, to + gap - 4):
             yield from ((at + gap, top), (at - gap - wide, top))

@@ -1,7 +1,4 @@
-"""What a report of an experiment holds: the schema of `ablation_report.json`. Knows not how it is measured or drawn.
-
-Every measure has an interval, that of a bootstrap over questions; every configuration is compared with the baseline.
-"""
+"""Defines the report of an experiment over configurations: the schema of `ablation_report.json`."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +14,7 @@ SCHEMA_VERSION = 1
 
 
 class MeasureInfo(Struct, frozen=True):
-    """What a measure is called, and how it is read. `counted`: a count, the same in two runs with one seed."""
+    """The name of a measure, and how to read it. `counted`: a count, equal in two runs with the same seed."""
 
     title: str
     unit: str
@@ -26,7 +23,7 @@ class MeasureInfo(Struct, frozen=True):
 
 
 class Measure(Struct, frozen=True):
-    """A value, and the interval that holds 95 % of what other questions of this kind would give."""
+    """A value and its 95 % interval over questions of this kind, by a bootstrap over the questions asked."""
 
     value: float
     low: float
@@ -34,7 +31,7 @@ class Measure(Struct, frozen=True):
 
 
 class Difference(Struct, frozen=True):
-    """A measure minus the baseline's, paired by question. `clear`: the interval does not hold 0."""
+    """A measure minus the baseline's, paired by question. `clear`: the interval does not contain 0."""
 
     value: float
     low: float
@@ -43,7 +40,7 @@ class Difference(Struct, frozen=True):
 
 
 class NetworkCounts(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What passed between edge and cloud, headers too, and the connections that were made for it."""
+    """The traffic between edge and cloud, headers included, and the connections opened for it."""
 
     bytes_up: int = 0
     bytes_down: int = 0
@@ -51,7 +48,7 @@ class NetworkCounts(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Counts(Struct, frozen=True, kw_only=True):
-    """What servers and network have counted while an answer was made: a second way of counting beside the answer's."""
+    """What servers and network counted during an answer, independently of the answer's own counts."""
 
     edge: EdgeCounts
     cloud: CloudCounts
@@ -59,9 +56,9 @@ class Counts(Struct, frozen=True, kw_only=True):
 
 
 class AnswerRow(Struct, frozen=True, kw_only=True):
-    """One answer, or why there is none. Milliseconds from the question to the first token and to the last.
+    """One answer, or its error. Times are from the question to the first and to the last token.
 
-    `counts` is null where other answers were under way at the same time.
+    `waited_ms`: for the cloud, network included; `counts`: null if other answers ran at the same time.
     """
 
     question: int
@@ -83,22 +80,20 @@ class AnswerRow(Struct, frozen=True, kw_only=True):
     degraded: str | None = None
     prompt_tokens: int = 0
     waited_ms: float = 0.0
-    """Milliseconds that the edge waited for the cloud, network included."""
     counts: Counts | None = None
 
 
 class ConfigurationReport(Struct, kw_only=True):
-    """One ablation: what it changed, and what came of it. `measures` by the names of `ExperimentReport.measures`.
+    """One ablation: its changes (`request`: fields of its requests) and its results. `provenance`: tokens in all.
 
-    A measure that makes no sense here (an acceptance rate without drafts) is left out. `provenance`: tokens in all.
-    `unchanged`: no count differs from the baseline's, and no other measure clearly and notably does.
+    `measures`: by the names of `ExperimentReport.measures`, without those that do not apply (an acceptance rate without
+    drafts). `unchanged`: no count differs from the baseline's, and no other measure differs clearly and notably.
     """
 
     name: str
     description: str
     config_overrides: dict[str, Any]
     request: dict[str, Any] = field(default_factory=dict)
-    """What its requests say, because the overrides ask for it or because its mode is no matter of config."""
     answers: int
     failures: int
     first_failure: str | None = None
@@ -106,12 +101,11 @@ class ConfigurationReport(Struct, kw_only=True):
     differences: dict[str, Difference] = field(default_factory=dict)
     provenance: dict[str, int]
     latencies_ms: list[float]
-    """Of every answer, for the distribution."""
     unchanged: bool = False
 
 
 class Contribution(Struct, frozen=True, kw_only=True):
-    """What one of F1 to F4 is worth by the measure that it is for: with it (the baseline) and without it."""
+    """The effect of one of F1 to F4 on a measure that it is meant to improve: with it (the baseline) and without it."""
 
     feature: str
     configuration: str
@@ -122,7 +116,7 @@ class Contribution(Struct, frozen=True, kw_only=True):
 
 
 class Series(Struct, frozen=True, kw_only=True):
-    """Configurations that differ in one number, by name, and that number `at` each of them."""
+    """Names of configurations that differ in one number; `at`: that number of each."""
 
     name: str
     configurations: list[str]
@@ -130,7 +124,7 @@ class Series(Struct, frozen=True, kw_only=True):
 
 
 class Curves(Struct, frozen=True, kw_only=True):
-    """A plot: the measure `y` of every series over the measure `x`, or over their number where that is null."""
+    """A plot: the measure `y` of every series over the measure `x`, or over the number of the series if `x` is null."""
 
     y: str
     x: str | None = None
@@ -139,8 +133,8 @@ class Curves(Struct, frozen=True, kw_only=True):
 class Area(Struct, frozen=True, kw_only=True):
     """The mean of a measure over all cloud rates, along the curve of a series from edge only to cloud only.
 
-    `to_line`: less the mean along the straight line between these two, which a gate that draws lots would have;
-    `to_best`: less the largest of the areas, null for that one.
+    `to_line`: the difference to the mean along the straight line between these two, which a random gate would have;
+    `to_best`: the difference to the largest area, null for the largest itself.
     """
 
     series: str
@@ -151,7 +145,7 @@ class Area(Struct, frozen=True, kw_only=True):
 
 
 class SweepDescription(Struct, kw_only=True):
-    """What was varied, and how it is to be looked at. `ends`: configurations that every curve begins or ends at."""
+    """The varied parameter and its plots. `ends`: configurations at which every curve begins or ends."""
 
     parameter: str
     series: list[Series]
@@ -161,7 +155,7 @@ class SweepDescription(Struct, kw_only=True):
 
 
 class Environment(Struct, frozen=True, kw_only=True):
-    """Where it was measured. `git_commit` has "+" behind it where files differed from it; null outside git."""
+    """Where it was measured. `git_commit` ends with "+" if files differed from it; null outside git."""
 
     created: str
     git_commit: str | None
@@ -175,7 +169,7 @@ class Environment(Struct, frozen=True, kw_only=True):
 
 
 class Workload(Struct, frozen=True, kw_only=True):
-    """Which questions were asked; `metric` names what their quality is measured by."""
+    """The questions; `metric`: the name of their quality metric."""
 
     name: str
     questions: int
@@ -184,7 +178,7 @@ class Workload(Struct, frozen=True, kw_only=True):
 
 
 class ReportTable(Struct, frozen=True, kw_only=True):
-    """What an experiment says beside its measures, in rows of texts; the first of each row is its name."""
+    """A table of an experiment beside its measures, of text cells; the first cell of a row is its name."""
 
     title: str
     note: str
@@ -193,7 +187,7 @@ class ReportTable(Struct, frozen=True, kw_only=True):
 
 
 class Curve(Struct, frozen=True, kw_only=True):
-    """Measures over a number that increases."""
+    """Measures over an increasing number."""
 
     name: str
     x: list[float]
@@ -213,7 +207,10 @@ class Chart(Struct, frozen=True, kw_only=True):
 
 
 class ExperimentReport(Struct, kw_only=True):
-    """All of it. `options`: the command line's; `config`: the whole config that the overrides were applied to."""
+    """The whole report. `options`: the command line's; `config`: the one that the overrides were applied to.
+
+    `rows`: answers by configuration; `sweep`: null unless a number was varied; `findings`: sentences for the summary.
+    """
 
     schema_version: int = SCHEMA_VERSION
     title: str
@@ -229,33 +226,25 @@ class ExperimentReport(Struct, kw_only=True):
     configurations: list[ConfigurationReport]
     contributions: list[Contribution]
     rows: dict[str, list[AnswerRow]]
-    """Every answer, by configuration."""
     warnings: list[str] = []
     sweep: SweepDescription | None = None
-    """Of an experiment that varies a number; null of one that does not."""
     findings: list[str] = []
-    """Sentences of the experiment's own, for the summary."""
     tables: list[ReportTable] = []
     charts: list[Chart] = []
 
 
 def read(path: Path) -> ExperimentReport:
-    """Raises ConfigError for what is no report, or one of another version."""
+    """Raises ConfigError for a file that is no report, or a report of another version."""
     try:
-        data = path.read_bytes()
-        version = msgspec.json.decode(data, type=_Version).schema_version
-        if version != SCHEMA_VERSION:
+        data = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        if (version := data["schema_version"]) != SCHEMA_VERSION:
             raise ConfigError(f"{path}: a report of version {version}; this program reads version {SCHEMA_VERSION}")
-        return msgspec.json.decode(data, type=ExperimentReport)
+        return msgspec.convert(data, ExperimentReport)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, KeyError) as error:
         raise ConfigError(f"{path}: not a report ({error})") from error
 
 
-def write(report: ExperimentReport, path: Path) -> None:
+def write(report: Struct, path: Path) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-
-
-class _Version(Struct):
-    schema_version: int

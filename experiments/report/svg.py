@@ -1,17 +1,17 @@
-"""SVG by hand: elements, scales and their ticks. Colours are classes that the page's style sheet gives. Knows no data.
-
-Texts are escaped by Markup wherever they are put in.
-"""
+"""Builds SVG: elements, scales and their ticks. Colours are classes of plots.css. All texts are escaped."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 
 from markupsafe import Markup
 
 CHARACTER = 0.56
 """Mean width of a character over the font's size; a little too much for most texts."""
+NAMESPACE = "http://www.w3.org/2000/svg"
+STYLE = Path(__file__).with_name("plots.css")
 
 
 def element(name: str, *inside: str, **attributes: object) -> Markup:
@@ -25,13 +25,21 @@ def element(name: str, *inside: str, **attributes: object) -> Markup:
 
 
 def title(text: str) -> Markup:
-    """What is shown when the pointer rests on the element that this is put in."""
+    """The tooltip of the element that contains it."""
     return element("title", text)
 
 
 def drawing(width: float, height: float, label: str, *inside: str) -> Markup:
-    """A picture as wide as its place, with `label` for those who do not see it."""
+    """A picture that fills the width of its container; `label` is its text alternative."""
     return element("svg", *inside, viewBox=f"0 0 {_short(width)} {_short(height)}", role="img", aria_label=label)
+
+
+def file(width: float, height: float, label: str, *inside: str) -> str:
+    """The text of an SVG file, with the style sheet and a background; sizes in pixels."""
+    sheet = element("rect", width=width, height=height, class_="sheet")
+    style = element("style", Markup(STYLE.read_text()))
+    size = {"width": width, "height": height, "viewBox": f"0 0 {_short(width)} {_short(height)}"}
+    return element("svg", style, sheet, *inside, xmlns=NAMESPACE, **size, role="img", aria_label=label)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
@@ -47,7 +55,7 @@ def width_of(words: str, size: float) -> float:
 
 
 def shortened(words: str, width: float, size: float) -> str:
-    """As much of a text as fits, with an ellipsis where something is left out."""
+    """As much of a text as fits into `width`, with an ellipsis where it is cut."""
     room = int(width / (CHARACTER * size))
     return words if len(words) <= room else words[: max(1, room - 1)] + "…"
 
@@ -59,7 +67,7 @@ def path(points: Iterable[tuple[float, float]], class_: str, closed: bool = Fals
 
 @dataclass(frozen=True)
 class Scale:
-    """From values between `low` and `high` to places between `start` and `end`."""
+    """Maps values between `low` and `high` to coordinates between `start` and `end`."""
 
     low: float
     high: float
@@ -76,7 +84,7 @@ class Scale:
 
 
 def scale_for(values: Sequence[float], start: float, end: float, zero: bool = True, log: bool = False) -> Scale:
-    """Wide enough for all values, and one at least; `zero`: it holds 0. On a log scale all values are above 0."""
+    """A scale that covers all `values` (at least one); `zero`: it includes 0. A log scale needs values above 0."""
     low, high = min(values), max(values)
     if log:
         return Scale(low / 1.15, high * 1.15, start, end, log=True)
@@ -89,7 +97,7 @@ def scale_for(values: Sequence[float], start: float, end: float, zero: bool = Tr
 
 
 def label_of(number: float) -> str:
-    """As short as it can be, thousands apart."""
+    """In as few digits as possible, with a narrow space between thousands."""
     return f"{number:,.10g}".replace(",", "\u202f").replace("-", "−")
 
 

@@ -1,4 +1,4 @@
-"""From a sweep's series to its plots and a table of their points. Knows neither how one is drawn nor its page."""
+"""Turns the series of a sweep into plots and a table of their points."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from experiments.report.schema import ConfigurationReport, Curves, ExperimentRep
 from experiments.report.words import Figures, headed, lower
 
 LARGE, SMALL, PHONE = 940.0, 450.0, 360.0
-"""Widths in CSS pixels. The first plot has the whole width of a desk, the others half of it."""
+"""Widths in CSS pixels. On a desk the first plot has the whole width, the others half of it."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,17 @@ class SweepFigure:
 
 
 def legend(sweep: SweepDescription) -> list[tuple[str, str]]:
-    """The name and the class of each line."""
-    return [(one.name, class_of(n)) for n, one in enumerate(sweep.series)]
+    """The name and the classes of each line."""
+    return [(one.name, f"curve {class_of(n)}") for n, one in enumerate(sweep.series)]
 
 
 def figures(report: ExperimentReport, measured: dict[str, Figures]) -> Iterator[SweepFigure]:
-    """A plot for each of the sweep's, as far as its measures were measured."""
+    """Draws the sweep's plots, except those of measures that were not measured."""
     sweep = report.sweep
-    known = [] if sweep is None else [one for one in sweep.plots if {one.y, one.x or one.y} <= measured.keys()]
-    for n, curves in enumerate(known):
+    measurable = [] if sweep is None else [one for one in sweep.plots if {one.y, one.x or one.y} <= measured.keys()]
+    for n, curves in enumerate(measurable):
         assert sweep is not None
-        lines = [line for line in lines_of(report, sweep, curves, measured) if line.places]
+        lines = [line for line in lines_of(report, sweep, curves, measured) if line.points]
         if not lines:
             continue
         y_title, over = headed(measured[curves.y]), sweep.parameter if curves.x is None else headed(measured[curves.x])
@@ -48,27 +48,26 @@ def figures(report: ExperimentReport, measured: dict[str, Figures]) -> Iterator[
 def lines_of(
     report: ExperimentReport, sweep: SweepDescription, curves: Curves, measured: dict[str, Figures]
 ) -> list[PlotLine]:
-    """A line for each series, from one end to the other where it is over a measure; and the ends by themselves."""
+    """A line for each series, which over a measure runs from end to end; and each end as a point of its own."""
     by_name = {one.name: one for one in report.configurations}
-    own = [(by_name[name], None) for name in sweep.ends]
-    ends = [PlotLine(one.name, "end", list(_places(one, None, curves, measured))) for one, _ in own]
-    found = []
+    ends = [PlotLine(name, "end", list(_points(by_name[name], None, curves, measured))) for name in sweep.ends]
+    lines = []
     for n, series in enumerate(sweep.series):
         points = [
-            place
+            point
             for name, at in zip(series.configurations, series.at, strict=True)
-            for place in _places(by_name[name], at, curves, measured)
+            for point in _points(by_name[name], at, curves, measured)
         ]
         if curves.x is not None:
-            points = sorted([*points, *(_bare(place) for end in ends for place in end.places)], key=_place_of)
-        found.append(PlotLine(series.name, class_of(n), points))
-    return [*found, *ends]
+            points = sorted([*points, *(_bare(point) for end in ends for point in end.points)], key=_x_of)
+        lines.append(PlotLine(series.name, class_of(n), points))
+    return [*lines, *ends]
 
 
-def _places(
+def _points(
     one: ConfigurationReport, at: float | None, curves: Curves, measured: dict[str, Figures]
 ) -> Iterator[PlotPoint]:
-    """The configuration's, if it has what is drawn."""
+    """The configuration's point, if it has both measures; `at`: its number in the series."""
     y, x = one.measures.get(curves.y), one.measures.get(curves.x or curves.y)
     if y is None or x is None:
         return
@@ -78,27 +77,27 @@ def _places(
     yield PlotPoint(x if curves.x is not None or at is None else at, y, about)
 
 
-def _bare(place: PlotPoint) -> PlotPoint:
-    """Without its intervals, which the end has by itself."""
-    x, y = (one if isinstance(one, float) else one.value for one in (place.x, place.y))
-    return PlotPoint(Measure(x, x, x), Measure(y, y, y), place.about)
+def _bare(point: PlotPoint) -> PlotPoint:
+    """The point without its intervals, which are drawn at the end itself."""
+    x, y = (one if isinstance(one, float) else one.value for one in (point.x, point.y))
+    return PlotPoint(Measure(x, x, x), Measure(y, y, y), point.about)
 
 
-def _place_of(place: PlotPoint) -> float:
-    return place.x if isinstance(place.x, float) else place.x.value
+def _x_of(point: PlotPoint) -> float:
+    return point.x if isinstance(point.x, float) else point.x.value
 
 
 def table(
     report: ExperimentReport, sweep: SweepDescription, measured: dict[str, Figures]
 ) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows: every point of every series, by what is drawn."""
-    names = dict.fromkeys(name for one in sweep.plots for name in (one.x, one.y) if name)
-    known = [name for name in names if name in measured]
+    """Heads and rows of a table with every point of every series, in the measures that are drawn."""
+    drawn = dict.fromkeys(name for one in sweep.plots for name in (one.x, one.y) if name)
+    names = [name for name in drawn if name in measured]
     by_name = {one.name: one for one in report.configurations}
 
     def row(series: Series, at: float, name: str) -> list[str]:
-        found = by_name[name].measures
-        values = [measured[key].measure(found[key]) if key in found else "–" for key in known]
+        measures = by_name[name].measures
+        values = [measured[key].measure(measures[key]) if key in measures else "–" for key in names]
         return [series.name, f"{at:g}", *values]
 
     rows = [
@@ -106,4 +105,4 @@ def table(
         for series in sweep.series
         for name, at in zip(series.configurations, series.at, strict=True)
     ]
-    return ["", sweep.parameter, *(headed(measured[name]) for name in known)], rows
+    return ["", sweep.parameter, *(headed(measured[name]) for name in names)], rows

@@ -1,4 +1,4 @@
-"""A sweep in sentences, and its areas as a table. Knows no format to write in."""
+"""Describes a sweep in sentences, and its areas as a table."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -6,13 +6,13 @@ from experiments.report import words
 from experiments.report.schema import Area, ExperimentReport, SweepDescription
 from experiments.report.words import Figures, Sentence, lower
 
-AREA_HEADS = ("curve", "area", "less the straight line between the ends", "less the best")
+AREA_HEADS = ("curve", "area", "minus the straight line between the ends", "minus the best")
 
 
 def summary(report: ExperimentReport) -> list[Sentence]:
-    """What a reader should know who reads nothing else; what a sweep has found comes right after what was asked."""
-    asked, *others = words.summary(report)
-    return [asked, *sentences(report, words.all_figures(report)), *others]
+    """The most important results; those of a sweep come right after the description of the workload."""
+    workload, *others = words.summary(report)
+    return [workload, *sentences(report, words.all_figures(report)), *others]
 
 
 def sentences(report: ExperimentReport, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
@@ -23,29 +23,29 @@ def sentences(report: ExperimentReport, measured: Mapping[str, Figures]) -> Iter
 
 
 def _best(sweep: SweepDescription, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
-    """Which curve is the best at equal cloud rate, and whether that is clear."""
+    """The best curve at equal cloud rate, and the curves that are clearly below it."""
     for measure, areas in areas_by_measure(sweep).items():
         written = measured[measure]
         best = next(one for one in areas if one.to_best is None)
         below = [one.series for one in areas if one.to_best and one.to_best.clear]
-        told = f"{best.series}, {written.measure(best.area)}, the area under its curve"
-        told += f"; {written.change(best.to_line)} to the straight line from {sweep.ends[0]} to {sweep.ends[1]}"
-        others = f"clearly less have {', '.join(below)}" if below else "no other has clearly less"
-        yield Sentence(f"Best {lower(written.info.title)} at equal cloud rate", f"{told}; {others}.")
+        text = f"{best.series}, {written.measure(best.area)}, the area under its curve"
+        text += f"; {written.change(best.to_line)} to the straight line from {sweep.ends[0]} to {sweep.ends[1]}"
+        others = f"clearly lower: {', '.join(below)}" if below else "no other is clearly lower"
+        yield Sentence(f"Best {lower(written.info.title)} at equal cloud rate", f"{text}; {others}.")
 
 
 def _relative(report: ExperimentReport, sweep: SweepDescription, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
-    """What the largest number of clients gets, of each series."""
+    """The throughput of each series with the largest number of clients."""
     by_name = {one.name: one for one in report.configurations}
     for series in sweep.series:
-        found = by_name[series.configurations[-1]].measures
-        told = [
-            f"{lower(measured[name].info.title)} {measured[name].measure(found[name])}"
+        measures = by_name[series.configurations[-1]].measures
+        values = [
+            f"{lower(measured[name].info.title)} {measured[name].measure(measures[name])}"
             for name in ("throughput", "over_one_client", "over_cloud_only")
-            if name in found
+            if name in measures
         ]
-        if told:
-            yield Sentence(f"{series.name}, {series.at[-1]:g} {lower(sweep.parameter)}", f"{'; '.join(told)}.")
+        if values:
+            yield Sentence(f"{series.name}, {series.at[-1]:g} {lower(sweep.parameter)}", f"{'; '.join(values)}.")
 
 
 def areas_by_measure(sweep: SweepDescription) -> dict[str, list[Area]]:
@@ -56,7 +56,7 @@ def areas_by_measure(sweep: SweepDescription) -> dict[str, list[Area]]:
 
 
 def area_rows(areas: Sequence[Area], written: Figures) -> list[list[str]]:
-    """In the columns of AREA_HEADS, the best first."""
+    """Rows in the columns of AREA_HEADS, the best first."""
     return [
         [
             one.series,

@@ -1,6 +1,6 @@
-"""A report in figures and sentences: digits, differences, what each part contributes. Knows no format to write in.
+"""Describes a report in numbers and sentences: digits, differences, and the contribution of each part.
 
-Nothing is said that is not computed from the report; a measure that it lacks is not spoken of.
+Every sentence is computed from the report; a measure that the report lacks is left out.
 """
 
 import math
@@ -23,9 +23,9 @@ KEY_MEASURES = (
     "bytes_up", "throughput", "over_one_client", "over_cloud_only",
     "cloud_layer_share", "bytes", "reduction", "total_ms", "cloud_ms", "edge_ms", "communication_ms",
 )  # fmt: skip
-"""The columns of the first table, those of them that are measured."""
+"""The columns of the first table, as far as they were measured."""
 FOUND = "Found"
-"""What the sentences of an experiment's own are about."""
+"""The lead of an experiment's own findings."""
 
 Reading = Literal["better", "worse", "differs", "no clear difference"]
 
@@ -35,13 +35,13 @@ Reading = Literal["better", "worse", "differs", "no clear difference"]
 
 @dataclass(frozen=True)
 class Figures:
-    """How one measure is written: all its values with the same decimals, so that they align."""
+    """The format of one measure: all its values have the same number of decimals, so that they align."""
 
     info: MeasureInfo
     decimals: int
 
     def number(self, value: float) -> str:
-        """Thousands apart by a narrow space, no minus before a zero, a true minus sign before the rest."""
+        """With a narrow space between thousands and a true minus sign, but no minus before a zero."""
         written = f"{value:,.{self.decimals}f}".replace(",", "\u202f")
         if not any(digit in written for digit in "123456789"):
             written = written.removeprefix("-")
@@ -61,7 +61,7 @@ class Figures:
         return f"{self.signed(difference.value)} {self.interval(difference.low, difference.high)}"
 
     def reading(self, difference: Difference) -> Reading:
-        """Whether it is good, by what the measure is; only a clear difference is either."""
+        """Whether the difference is an improvement; only a clear difference is better or worse."""
         if not difference.clear:
             return "no clear difference"
         if self.info.better == "neither":
@@ -70,7 +70,7 @@ class Figures:
 
 
 def figures(reports: Iterable[ExperimentReport], name: str) -> Figures:
-    """Three digits of the largest value, and three decimals of shares; two digits where all are below 0.01."""
+    """Three digits of the largest value, at most three decimals; two digits if all values are below 0.01."""
     found = [
         (report.measures[name], abs(configuration.measures[name].value))
         for report in reports
@@ -83,14 +83,14 @@ def figures(reports: Iterable[ExperimentReport], name: str) -> Figures:
 
 
 def all_figures(*reports: ExperimentReport) -> dict[str, Figures]:
-    """Of every measure that all reports name and any configuration has, in the order of the first one."""
+    """For each measure that all reports define and any configuration has, in the order of the first report."""
     common = [name for name in reports[0].measures if all(name in report.measures for report in reports)]
-    had = {name for report in reports for one in report.configurations for name in one.measures}
-    return {name: figures(reports, name) for name in common if name in had}
+    measured = {name for report in reports for one in report.configurations for name in one.measures}
+    return {name: figures(reports, name) for name in common if name in measured}
 
 
 def key_measures(measured: Mapping[str, Figures]) -> list[str]:
-    """For the first table; of a report that has none of them, its first six."""
+    """The columns of the first table; without any KEY_MEASURES, the first six measures."""
     return [name for name in KEY_MEASURES if name in measured] or list(measured)[:6]
 
 
@@ -99,24 +99,24 @@ def key_measures(measured: Mapping[str, Figures]) -> list[str]:
 
 @dataclass(frozen=True)
 class Sentence:
-    """`lead` is what it is about, and may be set in another type; `points` are what there is to say in all."""
+    """`lead` is its subject, which may be emphasized; `points` are listed below it."""
 
     lead: str
     text: str
     points: Sequence[str] = ()
 
     def __str__(self) -> str:
-        """For a console: each point on a line of its own. It is no markup."""
+        """For a console, without markup: each point on its own line."""
         return "\n  ".join([f"{self.lead}: {self.text}", *self.points])
 
 
 def summary(report: ExperimentReport) -> list[Sentence]:
-    """What a reader should know who reads nothing else."""
+    """The most important results, after the description of the workload."""
     measured = all_figures(report)
-    found = [Sentence(FOUND, "", report.findings)] if report.findings else []
+    findings = [Sentence(FOUND, "", report.findings)] if report.findings else []
     return [
-        asked(report),
-        *found,
+        workload(report),
+        *findings,
         *_trade(report, measured),
         *_parts(report, measured),
         *_unchanged(report),
@@ -124,56 +124,57 @@ def summary(report: ExperimentReport) -> list[Sentence]:
     ]
 
 
-def asked(report: ExperimentReport) -> Sentence:
+def workload(report: ExperimentReport) -> Sentence:
+    """The number of questions, repeats, configurations and failures."""
     configurations, work = report.configurations, report.workload
     answers, failures = sum(one.answers for one in configurations), sum(one.failures for one in configurations)
     repeats, configured = counted(report.repeats, "repeat"), counted(len(configurations), "configuration")
-    told = f"{counted(work.questions, 'question')} ({work.name}), {repeats}, {configured}"
-    return Sentence("Asked", f"{told}. Of {answers + failures:,} answers {failures or 'none'} failed.")
+    text = f"{counted(work.questions, 'question')} ({work.name}), {repeats}, {configured}"
+    return Sentence("Asked", f"{text}. Of {answers + failures:,} answers {failures or 'none'} failed.")
 
 
 def _trade(report: ExperimentReport, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
-    """Quality and cloud rate of the baseline, and of the best and the cheapest of the others."""
+    """Quality and cloud rate of the baseline, of the highest quality and of the lowest cloud rate."""
     if QUALITY not in measured or CLOUD_RATE not in measured:
         return
     quality, rate = measured[QUALITY], measured[CLOUD_RATE]
     both = [one for one in report.configurations if QUALITY in one.measures and CLOUD_RATE in one.measures]
     best = max(both, key=lambda one: (one.measures[QUALITY].value, -one.measures[CLOUD_RATE].value), default=None)
-    least = min(both, key=lambda one: (one.measures[CLOUD_RATE].value, -one.measures[QUALITY].value), default=None)
+    cheapest = min(both, key=lambda one: (one.measures[CLOUD_RATE].value, -one.measures[QUALITY].value), default=None)
     for one in both:
-        what = [
+        roles = [
             *(["the baseline"] if one.name == report.baseline != "baseline" else []),
             *([f"highest {lower(quality.info.title)}"] if one is best else []),
-            *([f"lowest {lower(rate.info.title)}"] if one is least else []),
+            *([f"lowest {lower(rate.info.title)}"] if one is cheapest else []),
         ]
-        if what or one.name == report.baseline:
+        if roles or one.name == report.baseline:
             yield Sentence(
-                ", ".join([one.name, *what]),
+                ", ".join([one.name, *roles]),
                 f"{lower(headed(quality))} {quality.measure(one.measures[QUALITY])}, "
                 f"{lower(headed(rate))} {rate.measure(one.measures[CLOUD_RATE])}.",
             )
 
 
 def _parts(report: ExperimentReport, measured: Mapping[str, Figures]) -> Iterator[Sentence]:
-    """One sentence for each part and each way of doing without it."""
-    known = [one for one in report.contributions if one.measure in measured]
-    for (feature, name), each in groupby(known, key=lambda one: (one.feature, one.configuration)):
+    """One sentence for each part and each configuration without it."""
+    contributions = [one for one in report.contributions if one.measure in measured]
+    for (feature, name), each in groupby(contributions, key=lambda one: (one.feature, one.configuration)):
         yield Sentence(feature, f"without it ({name})", [contributed(one, measured[one.measure]) for one in each])
 
 
 def contributed(one: Contribution, written: Figures) -> str:
-    """What a part is worth by one measure: with it → without it."""
-    told = f"{lower(headed(written))} {written.number(one.baseline)} → {written.number(one.without)}"
+    """The effect of a part on one measure: with it → without it."""
+    values = f"{lower(headed(written))} {written.number(one.baseline)} → {written.number(one.without)}"
     if not one.difference.clear:
-        return f"{told}, no clear difference {written.interval(one.difference.low, one.difference.high)}"
+        return f"{values}, no clear difference {written.interval(one.difference.low, one.difference.high)}"
     ratio = one.without / one.baseline if one.baseline > 0 else 0.0
-    return f"{told}, {written.change(one.difference)}" + (f", {ratio:.2g} times as much" if ratio >= 2 else "")
+    return f"{values}, {written.change(one.difference)}" + (f", {ratio:.2g} times as much" if ratio >= 2 else "")
 
 
 def _unchanged(report: ExperimentReport) -> Iterator[Sentence]:
     names = [one.name for one in report.configurations if one.unchanged and one.name != report.baseline]
     if names:
-        yield Sentence(", ".join(names), f"nothing that was measured differs clearly from {report.baseline}.")
+        yield Sentence(", ".join(names), f"no measure differs clearly from {report.baseline}.")
 
 
 def failed(report: ExperimentReport) -> Iterator[Sentence]:
@@ -183,8 +184,9 @@ def failed(report: ExperimentReport) -> Iterator[Sentence]:
             yield Sentence(one.name, f"{one.failures:,} of {one.answers + one.failures:,} were not answered{why}")
 
 
-def counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """`plural`: that of the noun where it is not the noun with an s."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def headed(written: Figures) -> str:
@@ -194,5 +196,5 @@ def headed(written: Figures) -> str:
 
 
 def lower(title: str) -> str:
-    """A title within a sentence; abbreviations stay."""
+    """A title inside a sentence: its first letter is lower case, except in an abbreviation."""
     return title if title[1:2].isupper() else title[:1].lower() + title[1:]

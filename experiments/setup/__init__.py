@@ -1,1 +1,1 @@
-"""What can be switched off, and what that asks of servers and requests."""
+"""Ablations, and the server settings and request fields that each of them needs."""

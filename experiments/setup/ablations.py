@@ -1,7 +1,7 @@
-"""The ablations to choose from: presets for F1 to F4 and for either side alone, and the config's own. Knows no server.
+"""Lists the available ablations: presets for F1 to F4 and for each side alone, and those of the config.
 
-An ablation of the config takes the place of the preset of its name. The baseline is always among those chosen: it is
-what the others are compared with.
+An ablation of the config replaces the preset of the same name. The baseline is always chosen: the others are compared
+with it.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ EDGE = "start_edge.py"
 
 
 class Ablation(Struct, frozen=True, kw_only=True):
-    """`config_overrides`: nested keys of the config. `mode`: who answers, which a request says and no config.
+    """One change of the base config to measure.
 
-    `clients`: how many ask at once. `edge`: the program that the edge is, `fields`: what requests say beside what the
-    overrides make them say.
+    `config_overrides`: nested keys of the config. `mode`: of each request, as the config has none. `clients`: number of
+    concurrent clients. `edge`: the edge's program. `fields`: more request fields than the overrides need.
     """
 
     name: str
@@ -38,7 +38,7 @@ def _without(feature: str) -> dict[str, Any]:
 
 BASELINE = Ablation(name="baseline", description="everything as the config says")
 CLOUD_ONLY = Ablation(name="cloud_only", description="the cloud answers alone", mode=Mode.CLOUD_ONLY)
-"""Whose answers are what the others may agree with."""
+"""The reference for agreement."""
 
 PRESETS = (
     BASELINE,
@@ -49,12 +49,12 @@ PRESETS = (
     ),
     Ablation(
         name="no_draft_verify",
-        description="F2 off: the cloud generates where the edge is unsure",
+        description="F2 off: the cloud generates where the edge is not confident",
         config_overrides=_without("use_draft_verify"),
     ),
     Ablation(
         name="no_kv_cache",
-        description="F3 off: no KV is kept, on either side",
+        description="F3 off: neither side keeps KV",
         config_overrides=_without("use_kv_cache"),
     ),
     Ablation(
@@ -71,26 +71,28 @@ FEATURES = {
     "F3 KV cache": ("no_kv_cache", ("edge_recomputed", "cloud_recomputed", "first_token_mean_ms")),
     "F4 HTTP": ("no_http_optimizations", ("bytes_up", "connections")),
 }
-"""Which ablation switches a feature off, and the measures that the feature is for."""
+"""For each feature, the ablation that switches it off, and the measures that it is meant to improve."""
 
 
 def available(configured: Sequence[AblationConfig]) -> dict[str, Ablation]:
-    """Presets and the config's ablations, by name; raises ConfigError for a name that the config has twice."""
-    found = {preset.name: preset for preset in PRESETS}
+    """Presets and the config's ablations, by name; raises ConfigError for invalid and for repeated names."""
+    by_name = {preset.name: preset for preset in PRESETS}
     seen = set[str]()
     for number, given in enumerate(configured):
         if given.name in seen or not given.name.strip() or "," in given.name:
-            problem = "is there twice" if given.name in seen else "is no name: it takes one without commas"
+            problem = (
+                "is there twice" if given.name in seen else "is not a name: it must have no commas and not be empty"
+            )
             raise ConfigError(f"experiments.ablations[{number}].name: {given.name!r} {problem}")
         seen.add(given.name)
-        found[given.name] = Ablation(
+        by_name[given.name] = Ablation(
             name=given.name, description=given.description, config_overrides=given.config_overrides
         )
-    return found
+    return by_name
 
 
 def chosen(names: str | None, configured: Sequence[AblationConfig]) -> list[Ablation]:
-    """Those of a comma-separated list and the baseline, or all; raises ConfigError for an unknown one."""
+    """The ablations of a comma-separated list and the baseline, or all; raises ConfigError for an unknown one."""
     found = available(configured)
     if names is None:
         return list(found.values())

@@ -1,7 +1,7 @@
-"""What a configuration asks of its servers and what of each request, so that as few servers as possible serve all.
+"""Splits an ablation into request fields and server settings, so that few servers serve all configurations.
 
-Knows no server. What a request can say goes into its fields; what is left decides which servers a configuration needs,
-and configurations that need the same share them.
+Settings that a request can override go into its fields. The others decide which servers a configuration needs;
+configurations with the same needs share servers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ GATE = {
     "edge.confidence.threshold": "confidence_threshold",
     "edge.confidence.product_threshold": "product_threshold",
 }
-SAYABLE = {
+REQUEST_FIELDS = {
     "inference.features.use_confidence_check": "use_confidence_check",
     "inference.features.use_draft_verify": "use_draft_verify",
     "inference.features.use_kv_cache": "use_kv_cache",
@@ -29,7 +29,7 @@ SAYABLE = {
     "inference.way": "way",
     "inference.draft_ahead": "draft_ahead",
 }
-"""Keys of the config that a request can say otherwise, and the fields in which it does; so can it those of GATE."""
+"""Keys of the config that a request can override, with their fields; a request can also override those of GATE."""
 SET_BY_THE_EXPERIMENT = (
     "edge.server.host",
     "edge.server.port",
@@ -42,11 +42,11 @@ SET_BY_THE_EXPERIMENT = (
 
 
 class Needs(NamedTuple):
-    """Which servers: an edge and a cloud, under these settings (KEY=VALUE) beside those that all have.
+    """The servers of a configuration: settings (KEY=VALUE) of its cloud and of its edge beside the common ones.
 
-    `streams`: the edge's answers come as streams. A stream takes a connection out of the edge's pool for good, so
-    answers in rounds would have to make new ones, and pay for it, were they asked of the same edge. `program`: the
-    edge's, a file or a module.
+    `streams`: whether the edge streams from the cloud. A stream takes a connection out of the edge's pool for good;
+    rounds on the same edge would then pay for new connections, so they get another edge. `program`: the edge's, a file
+    or a module.
     """
 
     cloud: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class Needs(NamedTuple):
 class Configuration(Struct, frozen=True, kw_only=True):
     """One ablation of one base config: `fields` go into every request, `needs` are its servers.
 
-    `timed`: keys of the config that make its counts depend on how long things take. `clients`: how many ask at once.
+    `timed`: keys of the config that make its counts depend on timing. `clients`: number of concurrent clients.
     """
 
     name: str
@@ -72,16 +72,16 @@ class Configuration(Struct, frozen=True, kw_only=True):
 
 
 def configuration(ablation: Ablation, base: Config) -> Configuration:
-    """Raises ConfigError, with the whole path, for an override of a key that is not there or that cannot be."""
+    """The configuration of an ablation; raises ConfigError, with the whole path, for an invalid override."""
     where = f"{ablation.name}: config_overrides"
     config = configs.with_overrides(base, ablation.config_overrides, where)
     changed = dict(_changes(configs.plain(base), configs.plain(config)))
-    if taken := next((key for key in changed if key in SET_BY_THE_EXPERIMENT), None):
-        raise ConfigError(f"{where}.{taken}: the experiment sets this one itself, for each server that it starts")
-    # A gate that follows the traffic answers only requests that bring no thresholds of their own.
-    sayable = SAYABLE if config.inference.online.enabled else {**SAYABLE, **GATE}
-    fields = {field: changed[key] for key, field in sayable.items() if key in changed} | ablation.fields
-    left = {key: value for key, value in changed.items() if key not in sayable}
+    if reserved := next((key for key in changed if key in SET_BY_THE_EXPERIMENT), None):
+        raise ConfigError(f"{where}.{reserved}: the experiment sets this one itself, for each server that it starts")
+    # The online gate ignores requests that carry thresholds.
+    overridable = REQUEST_FIELDS if config.inference.online.enabled else {**REQUEST_FIELDS, **GATE}
+    fields = {field: changed[key] for key, field in overridable.items() if key in changed} | ablation.fields
+    others = {key: value for key, value in changed.items() if key not in overridable}
     return Configuration(
         name=ablation.name,
         description=ablation.description,
@@ -89,8 +89,8 @@ def configuration(ablation: Ablation, base: Config) -> Configuration:
         mode=ablation.mode,
         fields=fields if ablation.mode is Mode.COLLABORATIVE else {**fields, "mode": ablation.mode.value},
         needs=Needs(
-            cloud=_settings(left, "cloud", "logging"),
-            edge=_settings(left, "edge", "communication", "inference", "logging"),
+            cloud=_settings(others, "cloud", "logging"),
+            edge=_settings(others, "edge", "communication", "inference", "logging"),
             streams=ablation.mode is Mode.CLOUD_ONLY or config.inference.way is not VerificationMode.ROUNDS,
             program=ablation.edge,
         ),
@@ -100,18 +100,18 @@ def configuration(ablation: Ablation, base: Config) -> Configuration:
 
 
 def timed(inference: InferenceConfig) -> list[str]:
-    """The keys, as they are set, that let the clock decide how much is drafted, sent or verified."""
+    """The keys whose present values make timing decide how much is drafted, sent or verified."""
     lossless = inference.features.use_draft_verify and not inference.features.use_confidence_check
-    found = {
+    dependent = {
         "inference.draft_ahead": inference.features.use_draft_verify and inference.draft_ahead,
         "inference.way": lossless and inference.way is not VerificationMode.ROUNDS,
         "inference.objective": lossless and inference.objective is not Objective.COST,
     }
-    return [key for key, does in found.items() if does]
+    return [key for key, is_timed in dependent.items() if is_timed]
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted keys under which `new` has another value than `old`; nothing of `old` is missing in `new`."""
+    """The dotted keys whose values differ, with the values of `new`; `new` must have all keys of `old`."""
     for key, value in new.items():
         before = old.get(key)
         if isinstance(value, dict) and isinstance(before, dict):
@@ -121,6 +121,6 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> 
 
 
 def _settings(changed: Mapping[str, Any], *sections: str) -> tuple[str, ...]:
-    """KEY=VALUE of those sections, the values as JSON, which is YAML too."""
-    mine = [(key, value) for key, value in changed.items() if key.partition(".")[0] in sections]
-    return tuple(f"{key}={msgspec.json.encode(value).decode()}" for key, value in sorted(mine))
+    """The changes in those sections as KEY=VALUE, with values as JSON, which is also YAML."""
+    selected = [(key, value) for key, value in changed.items() if key.partition(".")[0] in sections]
+    return tuple(f"{key}={msgspec.json.encode(value).decode()}" for key, value in sorted(selected))

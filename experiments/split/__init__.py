@@ -1,1 +1,1 @@
-"""The layer split against cloud only and a naive split, with the figures of the paper."""
+"""Compares the layer split with cloud only and with a naive split, beside the CE-CoLLM paper's figures."""

@@ -1,18 +1,18 @@
-"""What a split model sends and computes, by formula: what measured bytes and layers are held against. Pure.
+"""Computes by formula what a split model sends and computes, to compare with what is measured.
 
-P: tokens of the prompt, T: of the answer, H: numbers in a hidden state, N: layers. The last token of an answer is never
-computed with, so that P + T - 1 positions are.
+P: tokens of the prompt, T: of the answer, H: values in a hidden state, N: layers. The last token of an answer is never
+fed to the model, so P + T - 1 positions are computed.
 """
 
 from dataclasses import dataclass
 
 FP32 = 4
-"""Bytes of a number."""
+"""Bytes of a value."""
 
 
 @dataclass(frozen=True)
 class SplitShape:
-    """The whole model: `hidden` numbers in a state, and `layers`, of which the tail has those from `first` on."""
+    """The whole model: `hidden` values in a state, and `layers`, of which the tail has those from `first` on."""
 
     hidden: int
     layers: int
@@ -20,12 +20,12 @@ class SplitShape:
 
 
 def positions(prompt: int, tokens: int) -> int:
-    """Positions that are computed for an answer: P + T - 1; none for an answer without tokens."""
+    """Positions computed for an answer: P + T - 1; 0 for an answer without tokens."""
     return prompt + tokens - 1 if tokens else 0
 
 
 def contexts(prompt: int, tokens: int) -> int:
-    """Positions over all tokens, the whole context again for each: the sum of P + t over t = 0 ... T - 1."""
+    """Positions computed if the whole context is computed for each token: the sum of P + t over t = 0 ... T - 1."""
     return tokens * prompt + tokens * (tokens - 1) // 2
 
 
@@ -49,14 +49,14 @@ READINGS = {
     "naive_context": ("(b) whole context a token, one boundary", "4 H (T P + T (T − 1) / 2)", every_token),
     "naive_layers": ("(c) once a position, every boundary", "4 H (N − 1) (P + T − 1)", every_layer),
 }
-"""What "every hidden state in fp32" may mean: a title, its formula, and the bytes of one answer."""
+"""The possible meanings of "every hidden state in fp32": a title, the formula, and the bytes of one answer."""
 
 
 def reduction(naive: float, ours: float) -> float:
-    """The share of the naive bytes, or layers, that ours saves; negative where it needs more."""
+    """The share of the naive bytes or layers that ours saves; negative where it needs more."""
     return 1 - ours / naive
 
 
 def layer_tokens(layers: int, computed: float) -> float:
-    """What computing so many positions in so many layers costs."""
+    """The cost of computing this many positions in this many layers."""
     return layers * computed

@@ -1,16 +1,16 @@
-"""What is measured of a split model beside what is of all: bytes against a naive split, the cloud's layers, times.
+"""Defines the additional measures of a split model: bytes against a naive split, the cloud's layers, parts of the time.
 
-Knows neither servers nor reports. All are sums over answers; a reduction is by all bytes of all answers.
+A reduction compares the bytes of all answers together.
 """
 
 from collections.abc import Callable
 
 from experiments.harness.measures import (
     MEASURES,
-    Asked,
-    Definition,
+    MeasureDefinition,
     RatioOfSums,
-    by_the_cloud,
+    UnitResult,
+    cloud_tokens,
     count,
     counted,
     mean,
@@ -25,13 +25,14 @@ ALSO = (
     "latency_mean_ms", "latency_p50_ms", "latency_p95_ms", "first_token_p50_ms", "tokens_per_second", "success_rate",
     "quality", "tokens", "bytes_up", "bytes_down",
 )  # fmt: skip
-"""Measures of all experiments that make sense here."""
+"""Measures of all experiments that are defined here too."""
 
 
-def measures(shape: SplitShape) -> dict[str, Definition]:
+def measures(shape: SplitShape) -> dict[str, MeasureDefinition]:
+    """All measures of an experiment with a model of this shape, by name."""
     return {
         **{name: MEASURES[name] for name in ALSO},
-        "cloud_rate": count("Cloud request rate", "", "lower", over(by_the_cloud, lambda row: row.tokens)),
+        "cloud_rate": count("Cloud request rate", "", "lower", over(cloud_tokens, lambda row: row.tokens)),
         "asking_rate": count("Answers that ask the cloud", "", "lower", mean(lambda row: float(row.cloud_calls > 0))),
         "cloud_layer_share": count("Cloud layer-tokens, share of all", "", "lower", _cloud_layers(shape)),
         "bytes": count("Bytes", "per answer", "lower", mean(sent), exact=False),
@@ -48,19 +49,19 @@ def measures(shape: SplitShape) -> dict[str, Definition]:
 
 
 def sent(row: AnswerRow) -> float:
-    """Up and down, as the answer counts it: frames without headers."""
+    """Bytes in both directions as the answer counts them: frames without headers."""
     return row.bytes_up + row.bytes_down
 
 
 Reading = Callable[[SplitShape, int, int], int]
 
 
-def _naive(shape: SplitShape, title: str, of: Reading) -> Definition:
+def _naive(shape: SplitShape, title: str, of: Reading) -> MeasureDefinition:
     how = mean(lambda row: of(shape, row.prompt_tokens, row.tokens))
     return count(f"Naive split {title}", "bytes per answer", "neither", how)
 
 
-def _reduction(shape: SplitShape, title: str, of: Reading) -> Definition:
+def _reduction(shape: SplitShape, title: str, of: Reading) -> MeasureDefinition:
     def saved(row: AnswerRow) -> float:
         return of(shape, row.prompt_tokens, row.tokens) - sent(row)
 
@@ -69,32 +70,32 @@ def _reduction(shape: SplitShape, title: str, of: Reading) -> Definition:
 
 
 def _cloud_layers(shape: SplitShape) -> RatioOfSums:
-    """What the cloud's engines computed, positions times layers, over what the whole model computes for the answers."""
+    """Positions times layers that the cloud computed, over those that the whole model needs for the answers."""
 
-    def computed(asked: Asked) -> float:
-        tail = sum(each.cloud.split_layer_tokens for each in asked.counts)
-        drawn = sum(each.cloud.drawn for each in asked.counts)
-        # vLLM counts the last token of an answer, too, which nothing was computed with.
-        whole = sum(each.cloud.prefix_computed for each in asked.counts) + drawn - len(asked.rows) if drawn else 0.0
+    def in_cloud(unit: UnitResult) -> float:
+        tail = sum(each.cloud.split_layer_tokens for each in unit.counts)
+        drawn = sum(each.cloud.drawn for each in unit.counts)
+        # vLLM also counts the last token of an answer, which is never fed to the model.
+        whole = sum(each.cloud.prefix_computed for each in unit.counts) + drawn - len(unit.rows) if drawn else 0.0
         return tail + formulas.layer_tokens(shape.layers, whole)
 
-    def of_all(asked: Asked) -> float:
-        return shape.layers * sum(formulas.positions(row.prompt_tokens, row.tokens) for row in asked.rows)
+    def of_whole_model(unit: UnitResult) -> float:
+        return shape.layers * sum(formulas.positions(row.prompt_tokens, row.tokens) for row in unit.rows)
 
-    return RatioOfSums(computed, of_all)
+    return RatioOfSums(in_cloud, of_whole_model)
 
 
-def _cloud_seconds(asked: Asked) -> float:
-    return sum(each.cloud.request_seconds + each.cloud.split_seconds for each in asked.counts)
+def _cloud_seconds(unit: UnitResult) -> float:
+    return sum(each.cloud.request_seconds + each.cloud.split_seconds for each in unit.counts)
 
 
 def _cloud_ms() -> RatioOfSums:
-    return RatioOfSums(lambda asked: 1000 * _cloud_seconds(asked), lambda asked: len(asked.rows))
+    return RatioOfSums(lambda unit: 1000 * _cloud_seconds(unit), lambda unit: len(unit.rows))
 
 
 def _communication() -> RatioOfSums:
-    """What the edge waited for the cloud, less what the cloud took."""
+    """The time that the edge waited for the cloud, minus the cloud's own time."""
     return RatioOfSums(
-        lambda asked: sum(row.waited_ms for row in asked.rows) - 1000 * _cloud_seconds(asked),
-        lambda asked: len(asked.rows),
+        lambda unit: sum(row.waited_ms for row in unit.rows) - 1000 * _cloud_seconds(unit),
+        lambda unit: len(unit.rows),
     )

@@ -1,8 +1,10 @@
-"""A naively split model's edge, to be measured against: python -m experiments.split.naive_edge [options of start_edge]
+"""Serves the edge of a naively split model, for comparison with the layer split.
 
-The same first segment, connection and cloud, with nothing else of the layer split: no exit is heard, nothing overlaps,
-and the cloud keeps nothing. For each token the hidden states of the whole context go up in fp32, in a session of their
-own. It answers `/v1/chat/completions`, greedily and as a stream, and no more than experiments ask of an edge.
+python -m experiments.split.naive_edge [--host HOST] [--port PORT] [--config FILE] [--set KEY=VALUE]
+
+It uses the layer split's first segment, connection and cloud, but no exits, no overlap and no state in the cloud: for
+each token, the hidden states of the whole context go up in fp32 in a session of their own. It streams greedy answers to
+`/v1/chat/completions` and has only the routes that experiments need.
 """
 
 import sys
@@ -18,16 +20,17 @@ from prometheus_client import CollectorRegistry
 
 from cli.args import config_parser, load_config, run_program, set_up_logging
 from common.cloud_client.split_session import SplitCloud
-from common.config_schema import Config, EdgeModelConfig
+from common.config_edge import EdgeModelConfig
+from common.config_schema import Config
 from common.errors import EngineError
 from common.http.client import HTTPClient
 from common.http.messages import read, reply, stream
 from common.http_server import make_app, serve
 from common.protocol import codec
-from common.protocol.openai import ChatRequest, Usage
-from common.protocol.split_frames import StateEncoding
+from common.protocol.openai import ChatRequest
+from common.protocol.openai_responses import Usage
 from common.protocol.split_manifest import DEMO, read_manifest
-from common.types import GREEDY, Collaboration, Provenance
+from common.types import GREEDY, Collaboration, Provenance, StateEncoding
 from edge.metrics import AnswerMetrics
 from edge.split.segments import Segments, SegmentSequence
 from edge.text.chat_template import ChatTemplate
@@ -35,7 +38,7 @@ from edge.text.detokenizer import TextStream
 
 
 class NaiveEdge:
-    """Answers one request after another, or several at once, over one connection to the cloud."""
+    """Answers concurrent requests over one connection to the cloud; `deadline` in seconds for each token."""
 
     def __init__(
         self, segments: Segments, cloud: SplitCloud, template: ChatTemplate, metrics: AnswerMetrics, deadline: float
@@ -47,6 +50,7 @@ class NaiveEdge:
         self._deadline = deadline
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
+        """Streams the answer to a chat request."""
         body = await read(request, ChatRequest)
         text = await self._template.render(body.messages)
         ids = self.segments.tokenize(text, add_special=False, parse_special=True)
@@ -54,47 +58,47 @@ class NaiveEdge:
         return await stream(request, self._events(ids, min(limit, self.segments.context_length - len(ids))))
 
     async def _events(self, ids: list[int], limit: int) -> AsyncGenerator[bytes, None]:
-        told = Collaboration(mode="naive_split", lossless=True)
-        shown = TextStream(self.segments.piece)
+        report = Collaboration(mode="naive_split", lossless=True)
+        text = TextStream(self.segments.piece)
         reason = "length"
-        async with aclosing(self._tokens(ids, limit, told)) as tokens:
+        async with aclosing(self._tokens(ids, limit, report)) as tokens:
             async for token in tokens:
                 if token in self.segments.end_tokens:
                     reason = "stop"
-                yield event({"index": 0, "delta": {"content": shown.push([token])}, "finish_reason": None})
-        yield event({"index": 0, "delta": {"content": shown.flush()}, "finish_reason": reason})
-        self._metrics.record_answer(told)
-        count = told.tokens[Provenance.CLOUD]
+                yield event({"index": 0, "delta": {"content": text.push([token])}, "finish_reason": None})
+        yield event({"index": 0, "delta": {"content": text.flush()}, "finish_reason": reason})
+        self._metrics.record_answer(report)
+        count = report.tokens[Provenance.CLOUD]
         usage = asdict(Usage(len(ids), count, len(ids) + count))
-        yield b"data: " + codec.encode({"choices": [], "usage": usage, "collaboration": told}) + b"\n\n"
+        yield b"data: " + codec.encode({"choices": [], "usage": usage, "collaboration": report}) + b"\n\n"
         yield b"data: [DONE]\n\n"
 
-    async def _tokens(self, ids: list[int], limit: int, told: Collaboration) -> AsyncGenerator[int, None]:
+    async def _tokens(self, ids: list[int], limit: int, report: Collaboration) -> AsyncGenerator[int, None]:
         new = ids
         async with self.segments.sequence(len(ids) + limit) as sequence:
             for _ in range(limit):
                 async for _ in sequence.draw(new, 0, lambda confidence: False):
                     pass
-                token = await self._asked(sequence, told)
+                token = await self._cloud_token(sequence, report)
                 yield token
                 if token in self.segments.end_tokens:
                     return
                 new = [token]
 
-    async def _asked(self, sequence: SegmentSequence, told: Collaboration) -> int:
-        """The token after all positions, which the cloud is told all of, and forgets."""
+    async def _cloud_token(self, sequence: SegmentSequence, report: Collaboration) -> int:
+        """The cloud's next token after all positions, in a new session that carries their hidden states."""
         began = time.perf_counter()
         async with self._cloud.session(self.segments.manifest.fingerprint, StateEncoding.FP32) as session:
             session.send(sequence.states)
             await session.flush()
             token = await session.token(GREEDY, self._deadline)
-        told.cloud_latency_ms += (time.perf_counter() - began) * 1000
-        told.cloud_calls += 1
-        told.cloud_steps += 1
-        told.rounds += 1
-        told.bytes_up += session.bytes_up
-        told.bytes_down += session.bytes_down
-        told.tokens[Provenance.CLOUD] += 1
+        report.cloud_latency_ms += (time.perf_counter() - began) * 1000
+        report.cloud_calls += 1
+        report.cloud_steps += 1
+        report.rounds += 1
+        report.bytes_up += session.bytes_up
+        report.bytes_down += session.bytes_down
+        report.tokens[Provenance.CLOUD] += 1
         return token.token_id
 
 
@@ -102,10 +106,12 @@ EDGE = web.AppKey("EDGE", NaiveEdge)
 
 
 def event(choice: dict[str, Any]) -> bytes:
+    """A server-sent event with one choice."""
     return b"data: " + codec.encode({"choices": [choice]}) + b"\n\n"
 
 
 def build_app(config: Config) -> web.Application:
+    """The edge's web application; its segments start with it."""
     registry = CollectorRegistry()
     app, metrics = make_app(config.edge.server, registry), AnswerMetrics(registry)
     app.cleanup_ctx.append(lambda app: _running(app, config, metrics))
@@ -151,7 +157,7 @@ async def _chat(request: web.Request) -> web.StreamResponse:
 
 
 async def main() -> None:
-    parser = config_parser("Start the edge of a naively split model, to be measured against.")
+    parser = config_parser("Start the edge of a naively split model, for comparison.")
     parser.add_argument("--host", help="address to listen on")
     parser.add_argument("--port", type=int, help="TCP port; 0: any free one")
     args = parser.parse_args()

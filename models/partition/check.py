@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.errors import ConfigError
 from common.protocol.split_manifest import SplitManifest
 from edge.llama.segment import CHUNK, Feed, LlamaSegment, SegmentShape

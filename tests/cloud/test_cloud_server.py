@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cloud.cloud_server import build_app
 from cloud.engine.engine import CloudEngine
-from common.config_schema import AdmissionConfig, CloudConfig, EngineConfig, Secret, ServerConfig
+from common.config_cloud import AdmissionConfig, CloudConfig, EngineConfig
+from common.config_values import Secret, ServerConfig
 from common.http_server import HTTPServer
 from common.protocol import codec
 from common.protocol.prefix_hash import prefix_hash

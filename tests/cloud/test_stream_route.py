@@ -21,12 +21,13 @@ from cloud.verify.round import VerifyRound
 from cloud.verify.stateless import verify
 from cloud.websocket import ClientLeftError, ClientSocket
 from common.cloud_client.stream import CloudStream
-from common.config_schema import HttpClientConfig, Secret, ServerConfig
+from common.config_schema import HttpClientConfig
+from common.config_values import Secret, ServerConfig
 from common.errors import ContextLengthError, EndpointError, OverloadedError, RequestError
 from common.http import messages
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer, make_app
-from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame, TokensFrame
+from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame, StartFrame, TokensFrame
 from common.types import GREEDY, Sampling
 from experiments.harness.delay_proxy import DelayProxy
 from tests.conftest import CLOUD_CONTEXT
@@ -89,7 +90,7 @@ async def streamed(
 ) -> tuple[list[int], EndFrame]:
     """A stream to its end; the next tokens of `right`, the whole sequence, are sent as drafts."""
     ids: list[int] = []
-    async with CloudStream(client, prompt, **{"max_tokens": 40, **options}) as stream:
+    async with CloudStream(client, StartFrame(**{"token_ids": prompt, "max_tokens": 40, **options})) as stream:
         async for frame in stream:
             assert frame.position == len(prompt) + len(ids)
             ids += frame.token_ids
@@ -119,7 +120,7 @@ async def test_a_stream_gives_the_clouds_own_answer_with_and_without_drafts(
 async def test_a_stream_may_last_longer_than_one_call(url: str) -> None:
     async with (
         HTTPClient(url, HttpClientConfig(timeout=0.2)) as client,
-        CloudStream(client, [5, 6], 200, HOT) as stream,
+        CloudStream(client, StartFrame(token_ids=[5, 6], max_tokens=200, sampling=HOT)) as stream,
     ):
         frames = []
         async for frame in stream:
@@ -195,7 +196,7 @@ async def test_a_frame_that_is_too_large_ends_the_connection_and_nothing_else(ur
 
 async def test_a_late_draft_is_dropped_and_counted(cloud_engine: CloudEngine, client: HTTPClient) -> None:
     prompt = list(cloud_engine.tokenizer.encode("Explain deep learning"))
-    async with CloudStream(client, prompt, 60) as stream:
+    async with CloudStream(client, StartFrame(token_ids=prompt, max_tokens=60)) as stream:
         async for _ in stream:
             await stream.draft(0, prompt)
     assert stream.end
@@ -241,7 +242,10 @@ async def test_an_engine_that_is_not_up_and_a_full_server_are_reported() -> None
 async def test_a_client_that_leaves_ends_its_generation(first: bool, abrupt: bool) -> None:
     engine = SlowEngine(first)
     async with serving(slow(engine)) as server, DelayProxy("127.0.0.1", server.port) as proxy:
-        async with HTTPClient(proxy.url) as client, CloudStream(client, [1], 5) as stream:
+        async with (
+            HTTPClient(proxy.url) as client,
+            CloudStream(client, StartFrame(token_ids=[1], max_tokens=5)) as stream,
+        ):
             await engine.begun.wait()
             if first:
                 assert (await anext(stream)).token_ids == [1]
@@ -253,7 +257,7 @@ async def test_a_client_that_leaves_ends_its_generation(first: bool, abrupt: boo
 
 
 async def test_a_client_that_leaves_frees_the_engine(cloud_engine: CloudEngine, client: HTTPClient) -> None:
-    async with CloudStream(client, [5, 6], 240, HOT) as stream:
+    async with CloudStream(client, StartFrame(token_ids=[5, 6], max_tokens=240, sampling=HOT)) as stream:
         await anext(stream)
     async with asyncio.timeout(10):
         while True:
@@ -268,7 +272,7 @@ async def test_an_answer_is_recorded_however_it_ends() -> None:
     engine = SlowEngine(first=True)
     route = StreamRoute(cast(CloudEngine, engine), record=recorded.append)
     async with serving(route) as server, HTTPClient(f"http://127.0.0.1:{server.port}") as client:
-        async with CloudStream(client, [1], 5) as stream:
+        async with CloudStream(client, StartFrame(token_ids=[1], max_tokens=5)) as stream:
             await anext(stream)
             assert not recorded
         async with asyncio.timeout(10):
@@ -306,7 +310,10 @@ async def test_a_stream_takes_a_key_and_reads_its_own_tenants_cache() -> None:
         engine = SlowEngine()
         async with serving(slow(engine), keys) as server:
             url = f"http://127.0.0.1:{server.port}"
-            async with HTTPClient(url, api_key=Secret(key)) as client, CloudStream(client, [1], 5):
+            async with (
+                HTTPClient(url, api_key=Secret(key)) as client,
+                CloudStream(client, StartFrame(token_ids=[1], max_tokens=5)),
+            ):
                 await engine.begun.wait()
             async with HTTPClient(url) as nobody:
                 with pytest.raises(EndpointError, match="401"):
@@ -323,7 +330,7 @@ async def test_a_half_open_connection_is_noticed(monkeypatch: pytest.MonkeyPatch
         serving(slow(engine)) as server,
         DelayProxy("127.0.0.1", server.port) as proxy,
         HTTPClient(proxy.url) as client,
-        CloudStream(client, [1], 5) as stream,
+        CloudStream(client, StartFrame(token_ids=[1], max_tokens=5)) as stream,
         asyncio.timeout(10),
     ):
         await anext(stream)
@@ -362,7 +369,10 @@ async def test_a_sender_is_removed_with_its_stream() -> None:
     server = HTTPServer(app, "127.0.0.1", 0)
     await server.start()
     try:
-        async with HTTPClient(f"http://127.0.0.1:{server.port}") as own, CloudStream(own, [1], 5):
+        async with (
+            HTTPClient(f"http://127.0.0.1:{server.port}") as own,
+            CloudStream(own, StartFrame(token_ids=[1], max_tokens=5)),
+        ):
             await engine.begun.wait()
             assert len(app[DRAFT_CHANNEL]._senders) == 1
         async with asyncio.timeout(10):

@@ -1,4 +1,4 @@
-"""Clients that are slow, half gone, or speak no HTTP: refused or cut off, and the next good request succeeds."""
+"""Clients that are slow, half closed or do not speak HTTP are refused, and the next valid request succeeds."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ async def the_next_good_request_succeeds(server: SmallServer) -> AsyncIterator[N
 
 
 async def raw(server: SmallServer, *parts: bytes) -> bytes:
-    """What comes back, up to the end, for bytes that no HTTP client would send."""
+    """Everything that the server sends back for these raw bytes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     try:
         for part in parts:
@@ -59,7 +59,7 @@ async def test_a_body_that_does_not_come_is_a_timeout(server: SmallServer) -> No
 
 
 async def test_without_the_deadlines_slow_clients_are_waited_for() -> None:
-    """The negative control of the two tests above, which see the end of what here goes on three times as long."""
+    """The negative control of the two tests above: without their deadlines nothing ends in three times that time."""
     async with small_server() as patient:
         for slow in (b"Host: x\r\nX-Slow: ", b"Host: x\r\nContent-Length: 9\r\n\r\n{"):
             reader, writer = await asyncio.open_connection("127.0.0.1", patient.port)
@@ -80,7 +80,7 @@ async def test_many_slow_clients_do_not_keep_others_out(server: SmallServer) -> 
         writer.close()
 
 
-# --- no HTTP
+# --- invalid HTTP
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Clouds that are lost before, in and after a round: the answer stays whole, in time, and comes back. Without models.
+"""Clouds that are lost before, in and after a round: the answer is complete and in time, and lost clouds come back.
 
-Real HTTP through a proxy that stalls and cuts; each protection has its negative control beside it.
+Real HTTP through a proxy that stalls and cuts, without models; each protection has a negative control beside it.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ TRUTH = answer_of(cloud_model, PROMPT, 60)
 EDGE = erring_model(2)
 LOSSLESS = Plan(use_confidence_check=False, max_draft_tokens=2)
 DEADLINE = 0.3
-"""Seconds of the one deadline that a test is about; the others are far off."""
+"""Seconds of the deadline under test; all other deadlines are much longer."""
 PATIENCE = 10.0
-"""Seconds after which what should have ended by its deadline has not."""
+"""Seconds after which a deadline counts as missed."""
 NEVER = 60.0
 STURDY = BreakerConfig(failures=100)
 
@@ -67,7 +67,7 @@ async def answer(clouds: CloudPool, plan: Plan = LOSSLESS) -> Pipeline:
 
 
 def is_whole(pipeline: Pipeline) -> bool:
-    """Whether it is the cloud's answer as far as that came, and then just what the edge says after that."""
+    """Whether the answer is the cloud's up to its loss, and after that exactly what the edge alone generates."""
     ids, tokens = pipeline.answer.committed[len(PROMPT) :], pipeline.answer.report.tokens
     known = len(ids) - tokens[Provenance.EDGE]
     return ids == TRUTH[:known] + answer_of(EDGE, [*PROMPT, *TRUTH[:known]], len(TRUTH) - known)
@@ -96,7 +96,7 @@ async def test_without_retries_the_same_loss_costs_the_answer_its_cloud(fake: Fa
 
 
 async def test_what_is_not_safe_to_repeat_is_asked_once() -> None:
-    """A server that takes the request and breaks the connection; every connection is a time that it was asked."""
+    """A server that reads the request line and breaks the connection, and counts the connections."""
     asked = []
 
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -160,7 +160,7 @@ async def test_without_the_deadline_the_same_stall_holds_the_answer_up(fake: Fak
 
 
 async def test_a_host_that_takes_no_connection_is_left_within_its_deadline() -> None:
-    """A listener whose queue is full: further connections are neither taken nor refused."""
+    """A listener whose queue is full: further connections are neither accepted nor refused."""
     with socket.socket() as listener, ExitStack() as stack:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -268,7 +268,7 @@ async def read(stream: CloudStream, ids: list[int]) -> None:
 
 
 async def continued(verifier: CloudVerifier, ids: list[int]) -> None:
-    """All of the answer, over as many streams as it takes; raises EndpointError when no cloud is left."""
+    """Reads the whole answer, over as many streams as needed; raises EndpointError when no cloud is left."""
     while True:
         try:
             async with verifier.stream([*PROMPT, *ids], len(TRUTH) - len(ids)) as stream:

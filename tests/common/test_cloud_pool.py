@@ -1,4 +1,4 @@
-"""Which cloud is asked: affinity, load, health, as a pure choice and over real ports; and who speaks our protocol."""
+"""The choice of a cloud by affinity, load and health, as a pure function and over real ports; protocol checks."""
 
 import asyncio
 import random
@@ -82,8 +82,8 @@ def clouds_of(*urls: str, failures: int = 1, probe_seconds: float = 60.0, **http
 
 
 def fail(clouds: CloudPool, url: str) -> None:
-    (cloud,) = (one for one in clouds if one.url == url)
-    with pytest.raises(EndpointError), clouds.asking(cloud):
+    (cloud,) = (cloud for cloud in clouds if cloud.url == url)
+    with pytest.raises(EndpointError), clouds.track_call(cloud):
         raise EndpointError(f"{url} is lost")
 
 
@@ -95,7 +95,7 @@ async def test_a_lost_cloud_and_an_excluded_one_are_not_picked() -> None:
             assert picked.url in left
             left.remove(picked.url)
             fail(clouds, picked.url)
-        (last,) = (one for one in clouds if one.url in left)
+        (last,) = (cloud for cloud in clouds if cloud.url in left)
         assert clouds.pick([1, 2, 3]) is last
         with pytest.raises(EndpointError):
             clouds.pick([1, 2, 3], excluding=[last])
@@ -118,7 +118,7 @@ async def test_load_is_counted_while_a_call_lasts_and_its_end_by_kind() -> None:
             (Busy("full"), CallOutcome.BUSY),
             (asyncio.CancelledError(), CallOutcome.CANCELLED),
         ]:
-            with suppress(RequestError, Busy, asyncio.CancelledError), clouds.asking(cloud):
+            with suppress(RequestError, Busy, asyncio.CancelledError), clouds.track_call(cloud):
                 assert cloud.in_flight == 1
                 if error:
                     raise error
@@ -167,16 +167,16 @@ async def test_a_cloud_of_another_version_ends_the_start_with_the_key_that_names
 ) -> None:
     async with serving() as good:
         async with clouds_of(good.url, fake.url) as clouds:
-            await clouds.greet()
+            await clouds.check_protocols()
         fake.protocol = "7"
         async with clouds_of(good.url, fake.url) as clouds:
             with pytest.raises(ConfigError, match=r"^communication\.cloud_endpoints\[0\]: .* speaks protocol '7'") as e:
-                await clouds.greet()
+                await clouds.check_protocols()
     assert "\n" not in e.value.message
     assert codec.PROTOCOL in e.value.message
 
 
-async def test_what_is_no_cloud_at_all_is_told_apart() -> None:
+async def test_a_server_of_another_project_is_recognized() -> None:
     async def ready(request: web.Request) -> web.Response:
         return web.json_response({"status": "ready"})
 
@@ -189,14 +189,14 @@ async def test_what_is_no_cloud_at_all_is_told_apart() -> None:
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     async with clouds_of(url) as clouds:
         with pytest.raises(ConfigError, match=r"^communication\.cloud_endpoint: .* is no server of this project"):
-            await clouds.greet()
+            await clouds.check_protocols()
     await runner.cleanup()
 
 
-async def test_a_cloud_that_is_not_there_yet_does_not_keep_the_edge_from_starting(fake: FakeCloud) -> None:
+async def test_a_cloud_that_is_not_up_yet_does_not_keep_the_edge_from_starting(fake: FakeCloud) -> None:
     async with clouds_of("http://127.0.0.1:9", fake.url) as clouds:
         fake.ready = False
-        await clouds.greet()
+        await clouds.check_protocols()
         assert all(cloud.breaker.closed for cloud in clouds)
 
 
@@ -213,10 +213,10 @@ async def test_a_stream_to_another_version_is_not_begun(spoken: tuple[str, ...],
     async def stream(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(protocols=spoken)
         await socket.prepare(request)
-        said.extend([message async for message in socket])
+        received.extend([message async for message in socket])
         return socket
 
-    said: list[WSMessage] = []
+    received: list[WSMessage] = []
     app = make_app()
     app.router.add_get("/stream", stream)
     server = HTTPServer(app, "127.0.0.1", 0, drain_seconds=0)
@@ -225,7 +225,7 @@ async def test_a_stream_to_another_version_is_not_begun(spoken: tuple[str, ...],
         with pytest.raises(WrongProtocol, match=f"does not speak {codec.SUBPROTOCOL}"):
             await open_websocket(client, "/stream")
     await server.stop()
-    assert not said
+    assert not received
     async with HTTPClient(fake.url) as client:
         await (await open_websocket(client, "/stream")).close()
 

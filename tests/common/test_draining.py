@@ -1,4 +1,4 @@
-"""A server process that is told to stop: what it still answers, what it refuses, and how it ends."""
+"""A server process that gets SIGTERM: what it still answers, what it refuses, and how it ends."""
 
 import asyncio
 import signal
@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from cli.supervisor import STOP_SECONDS
-from common.config_schema import ServerConfig
+from common.config_values import ServerConfig
 from common.errors import StartError
 from common.http_server import FATAL, HTTPServer, make_app
 from tests.support.small_server import SmallServer, small_server
@@ -109,7 +109,7 @@ async def test_a_second_signal_ends_the_drain_at_once(client: aiohttp.ClientSess
 
 @pytest.mark.parametrize("query", ["", "?polite=1"])
 async def test_a_websocket_is_closed_properly_when_the_server_stops(client: aiohttp.ClientSession, query: str) -> None:
-    """One whose handler ends by itself does not hold the drain; any other one is closed after it."""
+    """A handler that ends by itself does not delay the drain; any other WebSocket is closed after it."""
     async with (
         small_server(drain_seconds=3600 if query else 0.3) as server,
         client.ws_connect(server.url + "/socket" + query) as socket,

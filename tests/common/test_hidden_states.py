@@ -1,12 +1,12 @@
-"""Hidden states as bytes: back as they were, or as near as their kind promises; what is no numbers is refused."""
+"""Hidden states survive encoding to the precision of the encoding; NaN, infinity and wrong lengths are refused."""
 
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from common.errors import RequestError
-from common.protocol.hidden_states import Packed, pack
-from common.protocol.split_frames import StateEncoding
+from common.protocol.hidden_states import PackedStates, pack
+from common.types import StateEncoding
 
 RNG = np.random.default_rng(7)
 
@@ -38,14 +38,14 @@ def test_what_float16_cannot_hold_travels_as_float32() -> None:
     states = some()
     states[3, 5] = 70_000.0
     packed = pack(states, StateEncoding.FP16)
-    assert packed.kind is StateEncoding.FP32 and (packed.unpack() == states).all()
+    assert packed.encoding is StateEncoding.FP32 and (packed.unpack() == states).all()
     with pytest.warns(RuntimeWarning, match="overflow"):
         states.astype(np.float16)
 
 
-@pytest.mark.parametrize("kind", StateEncoding)
-def test_rows_are_cut_where_they_begin(kind: StateEncoding) -> None:
-    packed = pack(some(), kind)
+@pytest.mark.parametrize("encoding", StateEncoding)
+def test_rows_are_cut_where_they_begin(encoding: StateEncoding) -> None:
+    packed = pack(some(), encoding)
     whole = packed.unpack()
     for start in range(10):
         for stop in range(start, 10):
@@ -54,9 +54,9 @@ def test_rows_are_cut_where_they_begin(kind: StateEncoding) -> None:
             assert len(part) == stop - start and (part.unpack() == whole[start:stop]).all()
 
 
-@pytest.mark.parametrize("kind", StateEncoding)
-def test_lengths_that_lie_are_refused(kind: StateEncoding) -> None:
-    packed = pack(some(), kind)
+@pytest.mark.parametrize("encoding", StateEncoding)
+def test_lengths_that_lie_are_refused(encoding: StateEncoding) -> None:
+    packed = pack(some(), encoding)
     packed.check(9)
     for wrong in (
         replace(packed, data=packed.data[:-1]),
@@ -78,20 +78,20 @@ def test_what_is_no_number_is_refused_on_both_sides(value: float) -> None:
     states[4, 2] = value
     with pytest.raises(RequestError, match="finite"):
         pack(states, StateEncoding.FP16)
-    for kind, dtype in ((StateEncoding.FP16, "<f2"), (StateEncoding.FP32, "<f4")):
+    for encoding, dtype in ((StateEncoding.FP16, "<f2"), (StateEncoding.FP32, "<f4")):
         with pytest.raises(RequestError, match="finite"):
-            Packed(kind, 16, states.astype(dtype).tobytes()).check(9)
+            PackedStates(encoding, 16, states.astype(dtype).tobytes()).check(9)
     scales = np.ones(9, "<f4")
     scales[3] = value
     with pytest.raises(RequestError, match="scales"):
-        Packed(StateEncoding.INT8, 16, bytes(9 * 16), scales.tobytes()).check(9)
+        PackedStates(StateEncoding.INT8, 16, bytes(9 * 16), scales.tobytes()).check(9)
 
 
 def test_scales_that_would_lead_to_infinity_are_refused() -> None:
     scales = np.full(1, 3e38, "<f4")
     with pytest.raises(RequestError, match="scales"):
-        Packed(StateEncoding.INT8, 4, b"\x7f" * 4, scales.tobytes()).check(1)
+        PackedStates(StateEncoding.INT8, 4, b"\x7f" * 4, scales.tobytes()).check(1)
     largest = np.full(1, np.finfo(np.float32).max / 256, "<f4")
-    edge = Packed(StateEncoding.INT8, 4, b"\x80" * 4, largest.tobytes())
+    edge = PackedStates(StateEncoding.INT8, 4, b"\x80" * 4, largest.tobytes())
     edge.check(1)
     assert np.isfinite(edge.unpack()).all()

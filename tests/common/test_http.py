@@ -1,4 +1,4 @@
-"""HTTP on real ports: errors in OpenAI's shape, request ids, typed bodies, cancellation, failures as clients see."""
+"""HTTP client and server on real ports: error objects, request ids, typed bodies, cancellation, lost connections."""
 
 import asyncio
 import io
@@ -23,8 +23,9 @@ from common.errors import (
     RequestError,
     StartError,
 )
-from common.http.client import HTTPClient, Traffic
+from common.http.client import HTTPClient
 from common.http.messages import BODY_LIMIT, REQUEST_ID, read, reply, stream
+from common.http.traffic import Traffic
 from common.http_server import HTTPServer, make_app
 from common.protocol import codec
 from common.protocol.prefix_hash import prefix_hash
@@ -37,7 +38,7 @@ class Echo(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Backend:
-    """A server whose handlers do what the tests need; `left` is set when a waiting handler was cancelled."""
+    """A server with handlers for the tests; `left` is set when a waiting handler was cancelled."""
 
     def __init__(self) -> None:
         self.left = asyncio.Event()
@@ -74,7 +75,7 @@ class Backend:
         raise ZeroDivisionError("a fault of our own")
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """One event, then what the query asks for: one of our errors, a fault, or nothing more for a long time."""
+        """One event, then what the query `then` asks for: a FrameworkError, another exception, or a long wait."""
 
         async def events() -> AsyncGenerator[bytes, None]:
             try:
@@ -110,10 +111,10 @@ class Backend:
 
 @pytest.fixture
 async def backend() -> AsyncIterator[tuple[Backend, str]]:
-    made = Backend()
-    server = HTTPServer(made.app(), "127.0.0.1", 0)
+    handlers = Backend()
+    server = HTTPServer(handlers.app(), "127.0.0.1", 0)
     await server.start()
-    yield made, f"http://127.0.0.1:{server.port}"
+    yield handlers, f"http://127.0.0.1:{server.port}"
     await server.stop()
 
 
@@ -300,7 +301,7 @@ async def test_only_what_the_cloud_does_not_hold_travels_and_a_lost_prefix_is_se
         assert verifier.bytes_up > 0
 
 
-async def test_the_plain_way_sends_the_whole_prefix_every_round(backend: tuple[Backend, str]) -> None:
+async def test_with_f4_off_the_client_sends_the_whole_prefix_every_round(backend: tuple[Backend, str]) -> None:
     cloud, url = backend
     plain = HttpClientConfig(optimized=False)
     async with CloudPool(CommunicationConfig(cloud_endpoint=url, http_client=plain)) as clouds:

@@ -1,4 +1,4 @@
-"""One server process on a real port: it drains, checks keys, counts what it does, and says who asked."""
+"""One server process on a real port: API keys, CORS, metrics, request logs and traces."""
 
 import asyncio
 import re
@@ -10,7 +10,8 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from common import config
-from common.config_schema import HttpClientConfig, Secret
+from common.config_schema import HttpClientConfig
+from common.config_values import Secret
 from common.errors import EndpointError
 from common.http.client import HTTPClient
 from common.http.messages import reply
@@ -183,7 +184,7 @@ async def test_the_page_also_shows_what_libraries_count(client: aiohttp.ClientSe
         assert answer.content_type == "text/plain"
 
 
-# --- who asked
+# --- logs and traces
 
 
 async def test_each_request_is_one_line_in_the_log_without_its_content(client: aiohttp.ClientSession) -> None:

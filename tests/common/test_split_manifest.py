@@ -1,4 +1,4 @@
-"""The manifest of a split model: what is not whole is refused, and so is a piece that is another one."""
+"""The manifest of a split model: incomplete manifests and files with another hash are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from common.protocol.split_manifest import (
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Pieces that a manifest can name; what is in them matters only to their hashes."""
+    """Files that a manifest can name; their content matters only for their hashes."""
     (tmp_path / "segment-1.gguf").write_bytes(b"one")
     (tmp_path / "segment-2.gguf").write_bytes(b"two")
     (tmp_path / "tail").mkdir()
@@ -54,7 +54,7 @@ def manifest(folder: Path) -> SplitManifest:
 
 
 def rewritten(folder: Path, **changes: Any) -> Path:
-    """The manifest's file with some fields changed, as somebody might by hand."""
+    """The manifest's file with some fields changed, as if edited by hand."""
     path = folder / split_manifest.NAME
     tree = msgspec.json.decode(path.read_bytes())
     path.write_bytes(msgspec.json.encode(tree | changes))
@@ -112,7 +112,7 @@ def test_a_missing_piece_and_a_tokenizer_that_does_not_fit_are_named(folder: Pat
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"version": 2}, "version 2"),
         ({"exits": []}, "no exits"),
@@ -129,15 +129,15 @@ def test_a_missing_piece_and_a_tokenizer_that_does_not_fit_are_named(folder: Pat
         ({"hidden": "16"}, r"hidden"),
     ],
 )
-def test_a_manifest_that_is_not_whole_is_refused(folder: Path, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_manifest_that_is_not_whole_is_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         read_manifest(rewritten(folder, **changes))
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../segment-1.gguf", "/etc/passwd", "a/b"])
 def test_pieces_lie_beside_their_manifest(folder: Path, name: str) -> None:
     tail = {"folder": name, "sha256": "", "first": 2, "last": 7}
-    with pytest.raises(ConfigError, match="not the name of something beside it"):
+    with pytest.raises(ConfigError, match="not the name of a file or folder beside"):
         read_manifest(rewritten(folder, tail=tail))
 
 

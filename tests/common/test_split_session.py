@@ -1,4 +1,4 @@
-"""The edge's end of `GET /split`, over a real socket that breaks: every token is right, or an error in time."""
+"""The edge's side of `GET /split` over a real socket that breaks: every token is right, or an error comes in time."""
 
 import asyncio
 import time
@@ -13,14 +13,14 @@ from cli.demo import free_ports
 from cloud.split.context_manager import Limits
 from common.cloud_client import split_connection, split_session
 from common.cloud_client.split_session import SplitCloud, SplitSession
-from common.config_schema import HttpClientConfig, ServerConfig
+from common.config_schema import HttpClientConfig
+from common.config_values import ServerConfig
 from common.errors import EndpointError, EngineError, ModelMismatch, OverloadedError, RequestError
 from common.http.client import HTTPClient
 from common.http.error_replies import Busy
 from common.http.messages import WEBSOCKETS
 from common.http_server import HTTPServer, make_app
-from common.protocol.split_frames import StateEncoding
-from common.types import GREEDY, Sampling
+from common.types import GREEDY, Sampling, StateEncoding
 from experiments.harness.delay_proxy import DelayProxy
 from tests.support.fake_tail import MANIFEST, FakeTail, FakeTailServer, fake_cloud, right_for, some_states
 
@@ -34,7 +34,7 @@ async def split_cloud(url: str, **config: Any) -> AsyncIterator[SplitCloud]:
 
 
 async def asked(session: SplitSession, number: int, position: int, deadline: float = DEADLINE) -> int:
-    """Sends the session what it has not sent yet, and asks."""
+    """Sends the states up to `position` that were not sent yet, and asks for a token."""
     if session.positions < position:
         session.send(some_states(number, session.positions, position))
     return (await session.token(GREEDY, deadline)).token_id
@@ -60,15 +60,15 @@ async def test_many_sessions_share_one_connection_and_leave_nothing() -> None:
         assert len(fake.server._app[WEBSOCKETS]) == 1
 
 
-async def test_each_kind_says_its_bytes() -> None:
+async def test_each_encoding_takes_its_bytes_per_row() -> None:
     async with fake_cloud(FakeTail(blocks=40)) as fake, split_cloud(fake.url) as cloud:
         sizes = {}
-        for kind in StateEncoding:
-            async with cloud.session(MANIFEST.fingerprint, kind) as session:
+        for encoding in StateEncoding:
+            async with cloud.session(MANIFEST.fingerprint, encoding) as session:
                 session.send(some_states(1, 0, 50))
                 token = await session.token(GREEDY, DEADLINE)
-                assert (token.token_id == right_for(1, 50)) or kind is StateEncoding.INT8
-                sizes[kind] = session.bytes_up
+                assert (token.token_id == right_for(1, 50)) or encoding is StateEncoding.INT8
+                sizes[encoding] = session.bytes_up
                 assert session.bytes_down > 0
         row = MANIFEST.hidden * 50
         assert sizes[StateEncoding.FP32] - sizes[StateEncoding.FP16] == pytest.approx(2 * row, abs=8)
@@ -98,7 +98,11 @@ async def test_what_a_session_flushes_is_at_the_cloud_before_it_asks() -> None:
 
 async def test_states_that_the_cloud_has_lost_are_sent_again() -> None:
     async with fake_cloud() as fake, split_cloud(fake.url) as cloud, cloud.session(MANIFEST.fingerprint) as session:
-        for position, lose in ((5, fake.pool.lost), (6, lambda: fake.contexts.close(session.id)), (7, fake.pool.lost)):
+        for position, lose in (
+            (5, fake.pool.drop_all),
+            (6, lambda: fake.contexts.close(session.id)),
+            (7, fake.pool.drop_all),
+        ):
             assert await asked(session, 1, position) == right_for(1, position)
             lose()
         assert await asked(session, 1, 9) == right_for(1, 9)
@@ -146,7 +150,7 @@ async def test_a_restarted_cloud_gets_everything_again() -> None:
             await asyncio.sleep(split_connection.PAUSE_SECONDS)
 
 
-async def test_a_cloud_that_is_not_there_is_told_at_once_and_again_when_it_may_be_back() -> None:
+async def test_a_cloud_that_is_not_there_fails_at_once_and_is_tried_again_after_a_pause() -> None:
     (port,) = free_ports(1)
     async with split_cloud(f"http://127.0.0.1:{port}") as cloud, cloud.session(MANIFEST.fingerprint) as session:
         session.send(some_states(1, 0, 5))
@@ -231,7 +235,7 @@ async def test_refusals_are_errors_of_their_kind() -> None:
 
 
 @pytest.mark.parametrize(("error", "kind"), [(OverloadedError("full"), Busy), (EngineError("down"), EndpointError)])
-async def test_a_full_or_restarting_cloud_is_told_and_asked_again_later(error: Exception, kind: type) -> None:
+async def test_a_full_or_restarting_cloud_raises_and_is_asked_again_later(error: Exception, kind: type) -> None:
     failing = [error]
 
     @contextmanager

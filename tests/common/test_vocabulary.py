@@ -1,4 +1,4 @@
-"""Vocabularies: which are the same, and that text becomes the same text again."""
+"""Vocabularies: which ones agree, and that text survives tokenization."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Streams over connections that are kept (F4): the same answers with fewer handshakes, and nothing lost by keeping."""
+"""Streams over kept connections (F4): the same answers with fewer handshakes, and no new ways to fail."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -49,7 +49,7 @@ async def behind_proxy(engine: CloudEngine, **config: Any) -> AsyncIterator[tupl
 
 async def answer(client: HTTPClient, prompt: list[int], drafts: list[int] | None = None) -> list[int]:
     found: list[int] = []
-    async with CloudStream(client, prompt, 12) as stream:
+    async with CloudStream(client, StartFrame(token_ids=prompt, max_tokens=12)) as stream:
         async for frame in stream:
             found += frame.token_ids
             if drafts:
@@ -73,7 +73,7 @@ async def test_answers_one_after_the_other_share_a_connection_and_are_what_they_
 async def test_a_client_may_ask_again_in_the_moment_of_the_end(cloud_engine: CloudEngine) -> None:
     async with behind_proxy(cloud_engine) as (_, proxy, client):
         for _ in range(50):
-            async with CloudStream(client, PROMPT, 1) as stream:
+            async with CloudStream(client, StartFrame(token_ids=PROMPT, max_tokens=1)) as stream:
                 assert [len(frame.token_ids) async for frame in stream] == [1]
         assert proxy.connections == 1
 
@@ -88,9 +88,9 @@ async def test_answers_at_the_same_time_never_share_one(cloud_engine: CloudEngin
 
 async def test_an_answer_that_was_left_early_is_not_kept(cloud_engine: CloudEngine) -> None:
     async with behind_proxy(cloud_engine) as (_, proxy, client):
-        async with CloudStream(client, PROMPT, 200) as stream:
+        async with CloudStream(client, StartFrame(token_ids=PROMPT, max_tokens=200)) as stream:
             await anext(stream)
-        assert len(client.kept_sockets) == 0
+        assert len(client.idle_websockets) == 0
         await answer(client, PROMPT)
         assert proxy.connections == 2
 
@@ -106,7 +106,7 @@ async def test_a_connection_that_broke_while_it_was_kept_costs_nothing_but_a_new
 async def test_a_server_that_stops_does_not_wait_for_kept_connections(cloud_engine: CloudEngine) -> None:
     async with behind_proxy(cloud_engine) as (server, _, client):
         await answer(client, PROMPT)
-        assert len(client.kept_sockets) == 1
+        assert len(client.idle_websockets) == 1
         server.drain_seconds = 60.0
         async with asyncio.timeout(5):
             await server.drain()
@@ -119,12 +119,12 @@ async def test_a_kept_connection_is_closed_when_nothing_more_is_asked(
     async with behind_proxy(cloud_engine) as (_, _, client):
         await answer(client, PROMPT)
         async with asyncio.timeout(5):
-            while len(client.kept_sockets):
+            while len(client.idle_websockets):
                 await asyncio.sleep(0.01)
 
 
 class Leaving(FakeCloud):
-    """Closes a kept connection just as its next start comes, so that the client cannot have seen it."""
+    """Closes a kept connection just as its next start frame arrives, so that the client cannot have noticed."""
 
     def __init__(self) -> None:
         super().__init__()

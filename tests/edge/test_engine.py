@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.errors import ContextLengthError, EngineError, RequestError, StartError
 from common.types import GREEDY, DraftRequest, Sampling
 from edge.confidence import ConfidenceCalculator, ConfidenceStrategy

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.types import GREEDY, Draft
 from edge.engine.engine import EdgeEngine
 from edge.kv import snapshot_format
@@ -83,7 +83,7 @@ def assert_same(restored: Draft, computed: Draft) -> None:
         return
     assert computed.logprobs is not None
     at = computed.logprobs[first]
-    others = {other.token_id: other.logprob for other in at.top}
+    others = dict(at.top)
     assert at.logprob - others[restored.token_ids[first]] < NEAR_TIE
 
 

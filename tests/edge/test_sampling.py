@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.errors import RequestError
 from common.types import GREEDY, Sampling
 from edge.engine.engine import EdgeEngine

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from common.config_schema import EdgeModelConfig, LimitsConfig
+from common.config_edge import EdgeModelConfig, LimitsConfig
 from common.errors import ContextLengthError, NotFoundError, OverloadedError
 from common.types import GREEDY, Sampling, Verdict
 from edge.draft_generator import DraftManager

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.errors import ConfigError, EngineError, StartError
 from common.protocol.split_manifest import SplitManifest, read_manifest
 from edge.llama.segment import CHUNK, Feed, LlamaSegment, SegmentShape, States

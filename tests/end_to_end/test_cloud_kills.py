@@ -19,7 +19,8 @@ from cli.demo import free_ports
 from cli.supervisor import ServerProcess
 from common.errors import EndpointError
 from common.http.client import HTTPClient
-from common.protocol.openai import DetokenizeReply, Message, TokenizeReply, TokenizeRequest
+from common.protocol.openai import Message
+from common.protocol.tokenization import DetokenizeReply, TokenizeReply, TokenizeRequest
 from common.types import DraftRequest, DraftResponse
 from tests.support.edge_in_process import edge_of
 

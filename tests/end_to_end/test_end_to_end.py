@@ -16,7 +16,8 @@ from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
 from common.http_client import EdgeCloudHTTPClient
-from common.protocol.openai import Message, TokenizeReply, TokenizeRequest
+from common.protocol.openai import Message
+from common.protocol.tokenization import TokenizeReply, TokenizeRequest
 from common.types import GREEDY, Collaboration, Mode, VerificationMode
 from models.corpus import questions as corpus
 from tests.conftest import Servers

@@ -1,4 +1,4 @@
-"""A small ablation run on real engines: what each part is for shows, counts repeat, both sides count the same."""
+"""A small ablation run on real engines: each feature has its effect, counts repeat, answers and servers count alike."""
 
 import argparse
 import asyncio
@@ -21,6 +21,7 @@ from experiments.report.schema import AnswerRow, ExperimentReport
 from experiments.setup import ablations
 from experiments.setup.configurations import Needs
 from tests.conftest import Servers
+from tests.experiments.test_ablation_plan import A_RUN
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -56,13 +57,13 @@ def edges_before(servers: Servers) -> Fleet:
 
 
 async def run(servers: Servers, folder: Path, patch: pytest.MonkeyPatch, *flags: str) -> ExperimentReport:
-    """All presets, with new edges before the cloud of the test run."""
+    """All presets, on new edges before the cloud of the test run."""
     patch.setattr(experiment, "fleet", edges_before(servers))
     options = ["--output", str(folder), "--repeats", "1", "--seed", "7", *flags]
     args = experiment.parser("", QUESTIONS, 1).parse_args(options)
     base = experiment.base_config(args)
     chosen = ablations.chosen(None, [])
-    return await experiment.run(args, chosen, base, "A run", "ablation_report", Console(quiet=True))
+    return await experiment.run(args, chosen, base, Console(quiet=True), A_RUN)
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +126,7 @@ def tokens_of_edge(rows: list[AnswerRow]) -> float:
     return sum(counted(rows, "edge", name) for name in ("edge", "accepted", "recovered", "bonus", "cloud"))
 
 
-async def test_each_switch_changes_the_measure_that_its_part_is_for(reports: list[ExperimentReport]) -> None:
+async def test_each_switch_changes_the_measure_that_its_feature_is_for(reports: list[ExperimentReport]) -> None:
     by_name = {one.name: one for one in reports[0].configurations}
 
     def value(name: str, measure: str) -> float:

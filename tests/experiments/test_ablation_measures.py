@@ -1,4 +1,4 @@
-"""What is made of the answers: measures, intervals, differences, what is unchanged. Without a server."""
+"""Measures, intervals, differences and the report of an experiment, from made-up answers without a server."""
 
 import random
 from collections.abc import Iterable
@@ -11,8 +11,10 @@ from common.errors import ConfigError
 from experiments.counters.cloud import CloudCounts
 from experiments.counters.edge import EdgeCounts
 from experiments.harness import measures, results
-from experiments.harness.measures import MEASURES, difference, measured, sample, unchanged
-from experiments.harness.statistics import as_asked, draws, interval, quantiles, ratios
+from experiments.harness.comparison import difference, evaluate, unchanged
+from experiments.harness.measures import MEASURES, sample
+from experiments.harness.results import RunDescription
+from experiments.harness.statistics import draws, each_once, interval, quantiles, ratios
 from experiments.harness.trials import ExperimentPlan, Trial, TrialResult
 from experiments.report import schema
 from experiments.report.schema import AnswerRow, Counts, Environment, ExperimentReport, NetworkCounts
@@ -23,6 +25,7 @@ from tests.experiments.test_ablation_plan import base
 HERE = Environment(
     created="now", git_commit=None, machine="", cpu="", cpus=2, memory_gb=1.0, gpus=[], python="", versions={}
 )
+SOME = RunDescription(title="Some", environment=HERE, metric="exact_match", options={})
 
 
 def entry(name: str, question: int, repeat: int, row: AnswerRow, counts: Counts) -> TrialResult:
@@ -32,7 +35,7 @@ def entry(name: str, question: int, repeat: int, row: AnswerRow, counts: Counts)
 def entries(
     name: str, questions: int = 30, repeats: int = 2, slower: float = 1.0, clock: int = 0, cloud: int = 2
 ) -> list[TrialResult]:
-    """Answers whose counts are the questions' own and whose times are drawn, by `clock`, in each run anew."""
+    """Answers whose counts depend on the question alone, and whose times are drawn anew for each `clock`."""
     found = []
     for repeat in range(repeats):
         for question in range(questions):
@@ -64,7 +67,7 @@ def report(by_name: dict[str, list[TrialResult]]) -> ExperimentReport:
         configurations=[configuration(one, base()) for one in chosen], data="some", prompts_sha256="", questions=30,
         repeats=2, max_tokens=9, temperature=0.0, seed=0, network=None, config={},
     )  # fmt: skip
-    return results.report("Some", plan, [one for each in by_name.values() for one in each], HERE, "exact_match", {})
+    return results.report(plan, [one for each in by_name.values() for one in each], SOME)
 
 
 # -- statistics
@@ -82,13 +85,12 @@ def test_ratios_and_quantiles_of_questions_drawn_again_are_those_of_the_drawn_on
         for share in (0.05, 0.5, 0.95):
             wanted = np.quantile(flat[~np.isnan(flat)], share, method="inverted_cdf")
             assert quantiles(drawn, values, share)[which] == pytest.approx(wanted)
-    assert ratios(as_asked(12), amount, per) == pytest.approx(amount.sum() / per.sum())
-    assert np.isnan(ratios(as_asked(2), np.zeros(2), np.zeros(2))).all()
+    assert ratios(each_once(12), amount, per) == pytest.approx(amount.sum() / per.sum())
+    assert np.isnan(ratios(each_once(2), np.zeros(2), np.zeros(2))).all()
     assert drawn.sum(axis=1).tolist() == [12] * len(drawn)
 
 
-def test_an_interval_holds_what_other_questions_would_give() -> None:
-    """95 of 100 times, within what chance allows."""
+def test_an_interval_covers_the_true_value_95_times_in_100() -> None:
     rng, held = np.random.default_rng(1), 0
     for turn in range(200):
         values = rng.exponential(1.0, 60)
@@ -106,7 +108,7 @@ def test_measures_are_sums_over_sums() -> None:
     found = sample(made)
 
     def value(name: str) -> float:
-        got = measured(MEASURES[name], found)
+        got = evaluate(MEASURES[name], found)
         assert got is not None and got.low <= got.value <= got.high
         return got.value
 
@@ -122,13 +124,13 @@ def test_measures_are_sums_over_sums() -> None:
     assert value("connections") == 1
 
 
-def test_a_measure_that_makes_no_sense_is_left_out() -> None:
+def test_an_undefined_measure_is_left_out() -> None:
     alone = changed(entries("edge_only"), drafted=0, accepted=0, rounds=0, quality=None)
     found = sample(alone)
     for name in ("acceptance_rate", "acceptance_length", "quality"):
-        assert measured(MEASURES[name], found) is None
+        assert evaluate(MEASURES[name], found) is None
         assert difference(MEASURES[name], found, sample(entries("baseline"))) is None
-    assert measured(MEASURES["accepted_tokens"], found) is not None
+    assert evaluate(MEASURES["accepted_tokens"], found) is not None
 
 
 def test_failures_lower_the_success_rate_and_nothing_else() -> None:
@@ -140,8 +142,8 @@ def test_failures_lower_the_success_rate_and_nothing_else() -> None:
         for one in made
     ]
     found = sample(failed)
-    assert measured(MEASURES["success_rate"], found).value == pytest.approx(59 / 60)  # type: ignore[union-attr]
-    assert measured(MEASURES["connections"], found).value == 1  # type: ignore[union-attr]
+    assert evaluate(MEASURES["success_rate"], found).value == pytest.approx(59 / 60)  # type: ignore[union-attr]
+    assert evaluate(MEASURES["connections"], found).value == 1  # type: ignore[union-attr]
     everything = report({"baseline": failed, "edge_only": entries("edge_only")})
     assert everything.configurations[0].failures == 1
     assert everything.configurations[0].first_failure == "lost"
@@ -152,17 +154,17 @@ def test_failures_lower_the_success_rate_and_nothing_else() -> None:
 
 
 def test_a_difference_is_paired_by_question() -> None:
-    """Lengths differ by a factor of eight between questions, speeds by a fifth: only pairs can tell."""
+    """Lengths differ by a factor of eight between questions, speeds by a fifth: only pairing shows it."""
     slow, usual = sample(entries("edge_only", slower=1.2)), sample(entries("baseline"))
     found = difference(MEASURES["latency_mean_ms"], slow, usual)
     assert found is not None and found.clear and found.low > 0
-    alone = [measured(MEASURES["latency_mean_ms"], each) for each in (slow, usual)]
+    alone = [evaluate(MEASURES["latency_mean_ms"], each) for each in (slow, usual)]
     assert alone[0] and alone[1] and alone[0].low < alone[1].high, "their own intervals overlap"
     assert found.value == pytest.approx(alone[0].value - alone[1].value)
 
 
-def test_what_changes_nothing_is_said_to_change_nothing() -> None:
-    """At another time of day times are others, and counts are not."""
+def test_a_configuration_without_effect_is_unchanged() -> None:
+    """In another run times differ and counts do not."""
     usual = sample(entries("baseline"))
     same = [unchanged(MEASURES, sample(entries("edge_only", clock=clock)), usual) for clock in range(40)]
     assert all(same)

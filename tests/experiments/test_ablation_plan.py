@@ -1,4 +1,4 @@
-"""What an ablation experiment asks, of which servers, in which order. Without a server."""
+"""The plan of an ablation experiment: requests, servers, order and options. Without a server."""
 
 import msgspec
 import pytest
@@ -8,6 +8,7 @@ from common import config as configs
 from common.config_schema import AblationConfig, Config
 from common.errors import ConfigError
 from experiments.harness import experiment
+from experiments.harness.experiment import ExperimentKind
 from experiments.harness.trials import ExperimentPlan, Network, trials
 from experiments.questions.datasets import Dataset
 from experiments.questions.workload import Question
@@ -15,6 +16,7 @@ from experiments.setup import ablations
 from experiments.setup.ablations import Ablation
 from experiments.setup.configurations import Configuration, Needs, configuration
 
+A_RUN = ExperimentKind(title="A run", name="ablation_report", program="ablation_experiments.py")
 NAMES = ["baseline", "no_confidence", "no_draft_verify", "no_kv_cache", "no_http_optimizations", "edge_only",
          "cloud_only"]  # fmt: skip
 
@@ -31,7 +33,7 @@ def plan(*flags: str, questions: int = 6, chosen: str | None = None) -> Experime
     args = experiment.parser("", questions, 2).parse_args(list(flags))
     asked = Dataset("some", "exact_match", [Question(f"q{n}", str(n)) for n in range(questions)])
     config = experiment.base_config(args)
-    return experiment.plan_of(args, config, ablations.chosen(chosen, config.experiments.ablations), asked)
+    return experiment.plan_of(args, config, ablations.chosen(chosen, config.experiments.ablations), asked, A_RUN)
 
 
 # -- presets and the config's own
@@ -95,13 +97,13 @@ def test_an_override_is_checked_like_the_config_with_its_whole_path(overrides: d
         configs.check(wrong)
 
 
-def test_an_override_of_what_the_experiment_sets_itself_is_refused() -> None:
+def test_an_override_of_a_key_that_the_experiment_sets_is_refused() -> None:
     for key, value in (("host", "example.org"), ("port", 9000)):
         with pytest.raises(ConfigError, match=rf"edge\.server\.{key}: the experiment sets this one itself"):
             made({"edge": {"server": {key: value}}})
 
 
-def test_what_a_request_can_say_needs_no_server_and_the_rest_only_the_side_that_it_is_for() -> None:
+def test_an_override_becomes_a_request_field_or_a_setting_of_the_side_that_it_is_for() -> None:
     gate = made({"edge": {"confidence": {"threshold": 0.9}}, "inference": {"max_draft_tokens": 4}})
     assert (gate.fields, gate.needs) == ({"confidence_threshold": 0.9, "max_draft_tokens": 4}, Needs())
     edge = made({"edge": {"confidence": {"strategy": "entropy", "threshold": 0.9}}})
@@ -113,7 +115,7 @@ def test_what_a_request_can_say_needs_no_server_and_the_rest_only_the_side_that_
     assert made({"cloud": {"kv_cache": {"enabled": False}}}) == made({"cloud": {"kv_cache": {"enabled": False}}})
 
 
-def test_settings_for_servers_are_read_back_as_they_were_meant() -> None:
+def test_server_settings_are_parsed_back_to_the_same_config() -> None:
     overrides = {
         "cloud": {"engine_args": {"max_num_seqs": 7, "note": 'a "b": c'}},
         "edge": {"server": {"cors_origins": ["*"]}, "kv_cache": {"directory": "no"}},
@@ -124,13 +126,13 @@ def test_settings_for_servers_are_read_back_as_they_were_meant() -> None:
     assert read == configs.with_overrides(base(), overrides, "")
 
 
-def test_a_gate_that_follows_the_traffic_has_its_thresholds_from_its_server() -> None:
+def test_thresholds_are_server_settings_for_the_online_gate() -> None:
     online = "inference.online.target_cloud_rate=0.3"
     found = made({"edge": {"confidence": {"threshold": 0.9}}}, online)
     assert (found.fields, found.needs) == ({}, Needs(edge=("edge.confidence.threshold=0.9",)))
 
 
-def test_what_depends_on_timing_is_named() -> None:
+def test_keys_that_make_counts_depend_on_timing_are_named() -> None:
     assert made({}).timed == []
     assert made({"inference": {"draft_ahead": True}}).timed == ["inference.draft_ahead"]
     lossless = {"features": {"use_confidence_check": False}}
@@ -157,7 +159,7 @@ def test_every_configuration_answers_every_question_in_every_repeat_and_takes_tu
     assert sorted(repeats[0]) == sorted(repeats[1]) and repeats[0] != repeats[1]
 
 
-def test_the_order_is_the_seeds() -> None:
+def test_the_seed_decides_the_order() -> None:
     assert list(trials(plan("--seed", "3"))) == list(trials(plan("--seed", "3")))
     assert list(trials(plan("--seed", "3"))) != list(trials(plan("--seed", "4")))
 
@@ -186,7 +188,7 @@ def test_the_command_line_becomes_the_plan() -> None:
     [["--network", "20"], ["--network", "a,b"], ["--network", "5,0"], ["--repeats", "0"], ["--max-tokens", "0"],
      ["--temperature", "3"], ["--turns", "-1"]],
 )  # fmt: skip
-def test_what_makes_no_sense_is_refused_before_anything_starts(flags: list[str]) -> None:
+def test_invalid_options_are_refused_before_anything_starts(flags: list[str]) -> None:
     with pytest.raises(ConfigError, match=flags[0]):
         plan(*flags)
 
@@ -198,8 +200,8 @@ def test_secrets_stay_out_of_the_plan() -> None:
 
 def test_secrets_stay_out_of_the_options_too() -> None:
     flags = ["--set", "communication.cloud_api_key=abc", "--set", "cloud.server.api_keys=[abc]", "--set", "a.b=1"]
-    told = experiment.options_of(experiment.parser("", 1, 1).parse_args(flags))
-    assert told["set"] == ["communication.cloud_api_key=***", "cloud.server.api_keys=***", "a.b=1"]
+    options = experiment.options_of(experiment.parser("", 1, 1).parse_args(flags))
+    assert options["set"] == ["communication.cloud_api_key=***", "cloud.server.api_keys=***", "a.b=1"]
 
 
 def test_the_default_output_is_what_the_documents_say() -> None:

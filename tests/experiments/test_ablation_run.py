@@ -1,4 +1,4 @@
-"""An ablation run from end to end: warm, ask, count, write down, go on; with small servers in place of the engines."""
+"""A whole ablation run on fake servers: warming, asking, counting, the journal, resuming."""
 
 import asyncio
 import contextlib
@@ -24,6 +24,7 @@ from experiments.report import schema
 from experiments.report.schema import ExperimentReport
 from experiments.setup import ablations
 from experiments.setup.configurations import Needs
+from tests.experiments.test_ablation_plan import A_RUN
 
 pytestmark = pytest.mark.asyncio(loop_scope="function")
 
@@ -32,14 +33,14 @@ ONLY = "baseline,no_confidence,cloud_only"
 
 
 class FakeEdge:
-    """Answers every question with its own words; counts like the real one. `fails` says which requests do not work."""
+    """Answers every question with its own text and counts as the real edge; `fails` decides which requests fail."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.fails: Callable[[dict[str, Any]], bool] = lambda body: False
         self.ready = True
         self.at: asyncio.Event | None = None
-        """Set when an answer is asked for; the answer then never comes."""
+        """If given, it is set at the next request for an answer, which then hangs."""
 
     def app(self) -> web.Application:
         """A new server: its counters begin at 0."""
@@ -74,14 +75,14 @@ class FakeEdge:
             raise EndpointError("the cloud is lost")
         text = body["messages"][-1]["content"]
         tokens = {"edge": 2, "accepted": 1, "recovered": 0, "bonus": 0, "cloud": 0}
-        told = Collaboration(rounds=1, cloud_steps=1, drafted=2, accepted=1, tokens=tokens)
-        self._metrics.record_answer(told)
+        report = Collaboration(rounds=1, cloud_steps=1, drafted=2, accepted=1, tokens=tokens)
+        self._metrics.record_answer(report)
+        counts = {"tokens": tokens, "rounds": 1, "cloud_steps": 1, "drafted": 2, "accepted": 1}
         response = web.StreamResponse()
         await response.prepare(request)
-        report = {"tokens": tokens, "rounds": 1, "cloud_steps": 1, "drafted": 2, "accepted": 1}
         usage = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
         for event in ({"choices": [{"delta": {"content": text}}]},
-                      {"choices": [], "usage": usage, "collaboration": report}):  # fmt: skip
+                      {"choices": [], "usage": usage, "collaboration": counts}):  # fmt: skip
             await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
         return response
@@ -121,7 +122,7 @@ def edge(monkeypatch: pytest.MonkeyPatch) -> FakeEdge:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Questions whose right answers are their own words, which FakeEdge says, but for the last one's."""
+    """Questions that FakeEdge answers rightly, except the last one."""
     file = tmp_path / "data.jsonl"
     right = [*(f"question {n}" for n in range(QUESTIONS - 1)), "something else"]
     lines = [json.dumps({"prompt": f"question {n}", "answer": answer}) for n, answer in enumerate(right)]
@@ -134,10 +135,10 @@ async def run(data: Path, folder: Path, *flags: str, only: str = ONLY) -> Experi
     args = experiment.parser("", QUESTIONS, REPEATS).parse_args(options)
     base = experiment.base_config(args)
     chosen = ablations.chosen(only, base.experiments.ablations)
-    return await experiment.run(args, chosen, base, "A run", "ablation_report", Console(quiet=True))
+    return await experiment.run(args, chosen, base, Console(quiet=True), A_RUN)
 
 
-async def test_every_answer_is_in_the_report_and_both_ways_of_counting_agree(
+async def test_every_answer_is_in_the_report_and_answers_and_servers_count_the_same(
     edge: FakeEdge, data: Path, tmp_path: Path
 ) -> None:
     found = await run(data, tmp_path)
@@ -155,7 +156,7 @@ async def test_every_answer_is_in_the_report_and_both_ways_of_counting_agree(
     assert found.configurations[1].unchanged
 
 
-async def test_each_question_is_warmed_right_before_it_is_asked_whatever_is_asked_of_it(
+async def test_each_question_is_warmed_in_the_same_way_right_before_it_is_asked(
     edge: FakeEdge, data: Path, tmp_path: Path
 ) -> None:
     await run(data, tmp_path, "--turns", "2")
@@ -219,7 +220,7 @@ async def test_a_lost_server_ends_the_run_with_what_was_measured_kept(
     assert sum(one.failures for one in found.configurations) == 0
 
 
-async def test_a_run_that_was_broken_off_goes_on_and_ends_as_it_would_have(
+async def test_an_interrupted_run_resumes_and_ends_with_the_same_report(
     edge: FakeEdge, data: Path, tmp_path: Path
 ) -> None:
     settling = 3 * QUESTIONS

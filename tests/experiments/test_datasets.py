@@ -1,4 +1,4 @@
-"""Public data sets in the forms they are published in, JSON lines, the demo corpus; and what is wrong with a file."""
+"""Questions from public data sets as published, JSON lines and the demo corpus; errors of invalid files."""
 
 import gzip
 import json
@@ -84,7 +84,7 @@ def asked(spec: str, count: int = 99) -> dict[str, str | None]:
 # -- which questions
 
 
-def test_the_demo_corpus_is_asked_where_no_data_is_named() -> None:
+def test_without_data_the_demo_corpus_is_asked() -> None:
     found = load(None, 50, seed=1)
     assert len({question.prompt for question in found.questions}) == 50
     assert all(question.answer for question in found.questions)
@@ -98,7 +98,7 @@ def test_the_same_seed_asks_the_same_and_fewer_are_the_first_of_more() -> None:
     assert load(None, 80, seed=4).questions != many
 
 
-def test_where_there_are_fewer_than_asked_for_all_are_asked_once(tmp_path: Path) -> None:
+def test_a_data_set_with_fewer_questions_is_asked_completely_and_once(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text(lines([{"prompt": f"q{n % 3}", "answer": "a"} for n in range(6)]))
     assert sorted(asked(str(file))) == ["q0", "q1", "q2"]
@@ -112,7 +112,7 @@ def test_a_line_may_have_a_metric_of_its_own_and_no_answer(tmp_path: Path) -> No
     assert set(found.questions) == {Question("a", "b", metric="rouge_l"), Question("c")}
 
 
-# -- what is no data
+# -- invalid data
 
 
 @pytest.mark.parametrize(
@@ -127,14 +127,14 @@ def test_a_line_may_have_a_metric_of_its_own_and_no_answer(tmp_path: Path) -> No
         ("", r"mine\.jsonl: there is no question in it"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said_with_its_line(text: str, message: str, tmp_path: Path) -> None:
+def test_an_invalid_line_is_reported_with_its_number(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load(str(file), 9, seed=0)
 
 
-def test_a_broken_byte_or_archive_is_said(tmp_path: Path) -> None:
+def test_an_invalid_byte_or_archive_is_reported(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}\n')
     with pytest.raises(ConfigError, match=r"mine\.jsonl, line 2"):
         load(str(tmp_path / "mine.jsonl"), 9, seed=0)
@@ -162,7 +162,9 @@ def test_a_broken_byte_or_archive_is_said(tmp_path: Path) -> None:
         ("imdb:empty", r"empty: 0 data files"),
     ],
 )
-def test_what_is_no_data_set_is_said(spec: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_data_set_is_reported(
+    spec: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "two").mkdir()
@@ -177,7 +179,7 @@ def test_what_is_no_data_set_is_said(spec: str, message: str, tmp_path: Path, mo
         load(spec, 9, seed=0)
 
 
-def test_no_question_is_not_asked_for() -> None:
+def test_zero_questions_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         load(None, 0, seed=0)
 
@@ -185,21 +187,21 @@ def test_no_question_is_not_asked_for() -> None:
 # -- public forms
 
 
-def test_alpaca_is_one_json_list(tmp_path: Path) -> None:
+def test_alpaca_is_a_json_list(tmp_path: Path) -> None:
     (tmp_path / "alpaca_data.json").write_text(json.dumps(ALPACA))
     expected = {"Name a colour.": "Red.", "Add the numbers.\n\n1, 2": "3"}
     assert asked(f"alpaca:{tmp_path / 'alpaca_data.json'}") == asked(f"alpaca:{tmp_path}") == expected
     assert load(f"alpaca:{tmp_path}", 1, seed=0).metric == "rouge_l"
 
 
-def test_xsum_is_lines_also_packed(tmp_path: Path) -> None:
+def test_xsum_is_json_lines_also_compressed(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress(lines(XSUM).encode()))
     ((prompt, answer),) = asked(f"xsum:{tmp_path}").items()
     assert prompt == "Article: A long story.\nIt went on.\n\nSummarize the above article in 1 sentence."
     assert answer == "A story was told."
 
 
-def test_boolq_is_lines_and_the_part_to_test_with_is_taken(tmp_path: Path) -> None:
+def test_boolq_is_json_lines_and_the_test_split_is_read(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(lines([BOOLQ[0] | {"question": "never asked"}]))
     (tmp_path / "dev.jsonl").write_text(lines(BOOLQ))
     assert asked(f"boolq:{tmp_path}") == {
@@ -209,7 +211,7 @@ def test_boolq_is_lines_and_the_part_to_test_with_is_taken(tmp_path: Path) -> No
     assert load(f"boolq:{tmp_path}", 9, seed=0).metric == "accuracy"
 
 
-def test_quac_asks_each_turn_after_those_before_it_and_is_the_same_on_the_hub(tmp_path: Path) -> None:
+def test_quac_asks_each_turn_after_the_earlier_ones_and_is_the_same_on_the_hub(tmp_path: Path) -> None:
     (tmp_path / "val_v0.2.json").write_text(json.dumps(QUAC))
     (tmp_path / "hub.jsonl").write_text(lines([QUAC_ON_HUB]))
     about = (
@@ -221,7 +223,7 @@ def test_quac_asks_each_turn_after_those_before_it_and_is_the_same_on_the_hub(tm
     assert load(f"quac:{tmp_path}", 9, seed=0).metric == "token_f1"
 
 
-def test_imdb_is_a_text_a_file_in_folders_of_labels_and_the_same_as_rows(tmp_path: Path) -> None:
+def test_imdb_is_read_alike_from_text_files_and_from_rows(tmp_path: Path) -> None:
     for folder, name, text in (("neg", "0_2.txt", IMDB[0]["text"]), ("pos", "0_9.txt", IMDB[1]["text"])):
         (tmp_path / "aclImdb" / "test" / folder).mkdir(parents=True)
         (tmp_path / "aclImdb" / "test" / folder / name).write_text(str(text))
@@ -241,7 +243,7 @@ HUB = {"alpaca": ALPACA, "xsum": XSUM, "boolq": BOOLQ, "quac": [QUAC_ON_HUB], "i
 
 
 def pretend_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pyarrow whose Parquet files are JSON lists: what is tested is our side of it."""
+    """A fake pyarrow whose Parquet files are JSON lists."""
 
     class Table:
         def __init__(self, path: Path) -> None:
@@ -255,7 +257,7 @@ def pretend_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_each_data_set_is_read_from_the_hubs_copy_of_it(
+def test_each_data_set_is_read_from_its_copy_on_the_hub(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_pyarrow(monkeypatch)
@@ -274,7 +276,7 @@ def test_each_data_set_is_read_from_the_hubs_copy_of_it(
     assert from_hub
 
 
-def test_a_row_of_the_hubs_that_is_another_than_expected_is_named(
+def test_an_unexpected_row_of_a_parquet_file_is_reported_with_its_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_pyarrow(monkeypatch)
@@ -283,7 +285,7 @@ def test_a_row_of_the_hubs_that_is_another_than_expected_is_named(
         load(f"boolq:{tmp_path / '0000.parquet'}", 9, seed=0)
 
 
-def test_without_pyarrow_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyarrow_the_error_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setattr(datasets, "_download", lambda *_: pytest.fail("fetched what cannot be read"))
     (tmp_path / "0000.parquet").write_bytes(b"PAR1")
@@ -292,7 +294,7 @@ def test_without_pyarrow_the_way_out_is_named(tmp_path: Path, monkeypatch: pytes
             load(spec, 9, seed=0)
 
 
-def test_a_hub_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     def unreachable(*args: str, **named: str) -> str:

@@ -1,4 +1,4 @@
-"""The simulated network: what passes is what was sent, later; a stall holds it back, a cut ends it."""
+"""The simulated network: bytes arrive unchanged after the delay; stalls hold them back, cuts end connections."""
 
 import asyncio
 import time
@@ -36,13 +36,13 @@ async def seconds_for(proxy: DelayProxy, data: bytes) -> float:
     return time.perf_counter() - began
 
 
-async def test_bytes_come_whole_and_in_order_after_the_delay(far: int) -> None:
+async def test_bytes_arrive_complete_and_in_order_after_the_delay(far: int) -> None:
     async with DelayProxy("127.0.0.1", far, delay=0.02) as proxy:
         assert await seconds_for(proxy, bytes(range(256)) * 4096) >= 2 * 0.02
         assert proxy.connections == 1
 
 
-async def test_bandwidth_bounds_what_passes_in_a_second(far: int) -> None:
+async def test_bandwidth_limits_the_bytes_per_second(far: int) -> None:
     async with DelayProxy("127.0.0.1", far, bandwidth=1e6) as proxy:
         assert await seconds_for(proxy, b"x" * 200_000) >= 0.2
 
@@ -65,8 +65,8 @@ async def test_a_new_connection_costs_a_round_trip_more(far: int) -> None:
         writer.close()
 
 
-async def test_many_messages_are_on_their_way_at_once(far: int) -> None:
-    # One after the other they would take 40 delays.
+async def test_many_messages_are_in_flight_at_once(far: int) -> None:
+    # One after the other, they would take 40 delays.
     async with DelayProxy("127.0.0.1", far, delay=0.25) as proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         began = time.perf_counter()
@@ -78,7 +78,7 @@ async def test_many_messages_are_on_their_way_at_once(far: int) -> None:
         writer.close()
 
 
-async def test_a_stall_holds_everything_back_until_it_flows_again(far: int) -> None:
+async def test_a_stall_holds_everything_back_until_it_ends(far: int) -> None:
     async with DelayProxy("127.0.0.1", far) as proxy:
         proxy.stall()
         waiting = asyncio.create_task(seconds_for(proxy, b"x"))
@@ -89,7 +89,7 @@ async def test_a_stall_holds_everything_back_until_it_flows_again(far: int) -> N
             await waiting
 
 
-async def test_a_cut_ends_open_connections_and_takes_new_ones(far: int) -> None:
+async def test_a_cut_ends_open_connections_and_new_ones_are_accepted(far: int) -> None:
     async with DelayProxy("127.0.0.1", far) as proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         writer.write(b"x")
@@ -101,7 +101,7 @@ async def test_a_cut_ends_open_connections_and_takes_new_ones(far: int) -> None:
         await seconds_for(proxy, b"y")
 
 
-async def test_the_far_ends_goodbye_passes(far: int) -> None:
+async def test_the_end_of_the_stream_passes(far: int) -> None:
     async with DelayProxy("127.0.0.1", far, delay=0.01) as proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         writer.write(b"last")

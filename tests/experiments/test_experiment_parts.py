@@ -1,4 +1,4 @@
-"""What experiments are built of: questions, load, ratios, journals, counts. Without a real server."""
+"""The parts of experiments: questions, load, ratios, journals, counters. Without a real server."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from experiments.counters.cloud import SAMPLES, CloudCounts, parsed
 from experiments.harness.journal import Journal
 from experiments.harness.load import load, token_gaps
 from experiments.harness.statistics import Pair, quantile, speed_ratio, typical_ratio
-from experiments.network.ways import ALL, CLOUD_ONLY, WAYS, chosen
+from experiments.network.answer_modes import ANSWER_MODES, CLOUD_ONLY, DEFAULT_MODES, select_modes
 from experiments.questions.workload import questions
 
 # -- questions
@@ -30,7 +30,7 @@ def test_the_same_seed_asks_the_same_and_fewer_are_the_first_of_more() -> None:
     assert len({question.prompt for question in many}) == 200
 
 
-def test_longer_answers_are_asked_for_more_often_than_there_are_of_them() -> None:
+def test_questions_with_longer_answers_are_drawn_more_often() -> None:
     def mean(count: int) -> float:
         found = questions(count, seed=0)
         return sum(len(question.answer) for question in found) / len(found)
@@ -55,10 +55,10 @@ def test_a_file_of_questions_is_read_and_a_wrong_line_is_named(tmp_path: Path) -
 
 
 class Slow:
-    """A chat server that says the prompt's words one by one, and counts how many clients it has at once."""
+    """A chat server that streams the prompt's words slowly and counts its concurrent clients."""
 
     def __init__(self) -> None:
-        self.now = self.most = 0
+        self.now = self.max = 0
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -68,7 +68,7 @@ class Slow:
         response = web.StreamResponse()
         await response.prepare(request)
         self.now += 1
-        self.most = max(self.most, self.now)
+        self.max = max(self.max, self.now)
         for word in prompt.split():
             await asyncio.sleep(0.01)
             await response.write(b"data: " + json.dumps({"choices": [{"delta": {"content": word}}]}).encode() + b"\n\n")
@@ -93,14 +93,14 @@ async def slow() -> AsyncIterator[tuple[Slow, HTTPClient]]:
     await runner.cleanup()
 
 
-async def test_so_many_clients_ask_at_once_and_answers_are_in_the_order_of_questions(
+async def test_the_given_number_of_clients_asks_at_once_and_answers_are_in_the_order_of_questions(
     slow: tuple[Slow, HTTPClient],
 ) -> None:
     server, client = slow
     prompts = ["a " * random.Random(n).randint(1, 6) for n in range(12)]
     answers = await load(client, prompts, 3, {}, max_tokens=9)
     assert [answer.text for answer in answers] == ["a" * len(prompt.split()) for prompt in prompts]
-    assert server.most == 3
+    assert server.max == 3
     for answer in answers:
         assert 0 < answer.first_token <= answer.arrivals[-1][0] <= answer.seconds
 
@@ -163,7 +163,7 @@ class JournalEntry(msgspec.Struct, frozen=True):
     n: int
 
 
-def test_a_journal_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
+def test_a_journal_resumes_after_its_last_complete_entry(tmp_path: Path) -> None:
     file = tmp_path / "new" / "journal.jsonl"
     journal = Journal(file, Head(1), JournalEntry, resume=False)
     for n in range(3):
@@ -215,11 +215,11 @@ def test_counts_are_sums_over_labels_and_differences_are_by_field() -> None:
     assert parsed("") == CloudCounts()
 
 
-# -- ways
+# -- answer modes
 
 
-def test_cloud_only_is_always_asked_and_an_unknown_way_is_named() -> None:
-    assert chosen("edge,edge") == [CLOUD_ONLY, WAYS["edge"]]
-    assert {way.name for way in chosen(ALL)} < WAYS.keys()
+def test_cloud_only_is_always_asked_and_an_unknown_mode_is_named() -> None:
+    assert select_modes("edge,edge") == [CLOUD_ONLY, ANSWER_MODES["edge"]]
+    assert {mode.name for mode in select_modes(DEFAULT_MODES)} < ANSWER_MODES.keys()
     with pytest.raises(ConfigError, match="slow"):
-        chosen("edge,slow")
+        select_modes("edge,slow")

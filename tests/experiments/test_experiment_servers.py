@@ -1,4 +1,4 @@
-"""Servers of an experiment: each that is needed once, behind its cloud's network; one that ends is noticed."""
+"""Servers of an experiment: each started once, edges behind their cloud's network, early ends noticed."""
 
 import argparse
 import asyncio
@@ -14,8 +14,7 @@ from cli.demo import free_ports
 from cli.supervisor import PROJECT, ServerProcess
 from common.errors import StartError
 from experiments.harness import servers
-from experiments.harness.servers import fleet
-from experiments.network.ways import AskedServer
+from experiments.harness.servers import AskedServer, fleet
 from experiments.setup.configurations import Needs
 
 pytestmark = pytest.mark.asyncio(loop_scope="function")
@@ -24,9 +23,9 @@ ARGS = argparse.Namespace(config="x.yaml", set=["edge.model.sequences=8"])
 
 
 class Noted:
-    """In place of a server process: it is only written down what would have been started."""
+    """Stands for a server process and only records what would be started."""
 
-    def __init__(self, name: str, script: str, url: str, flags: list[str], log_file: object) -> None:
+    def __init__(self, name: str, script: str, url: str, flags: list[str], *_: object) -> None:
         self.name, self.script, self.url, self.flags = name, script, url, flags
 
     async def exited(self) -> int:
@@ -56,18 +55,18 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
-async def test_who_needs_the_same_shares_it_and_each_cloud_has_one_network(started: list[Any]) -> None:
+async def test_equal_needs_share_servers_and_each_cloud_has_one_network(started: list[Any]) -> None:
     plain, slow = Needs(edge=("a=1",)), Needs(cloud=("cloud.x=1",))
-    async with fleet(ARGS, ["s=0"], [Needs(), plain, Needs(), slow, plain], print) as places:
+    async with fleet(ARGS, ["s=0"], [Needs(), plain, Needs(), slow, plain], print) as sites:
         assert [one.name for one in started] == ["cloud", "cloud-2", "edge", "edge-2", "edge-3"]
         assert {one.script for one in started} == {"start_cloud.py", "start_edge.py"}
         assert len({one.url for one in started}) == 5
-        assert places[Needs()].network is places[plain].network is not places[slow].network
-        assert places[Needs()].cloud_url == places[plain].cloud_url != places[slow].cloud_url
-        assert places[slow].cloud_url == started[1].url and places[slow].edge_url == started[4].url
+        assert sites[Needs()].network is sites[plain].network is not sites[slow].network
+        assert sites[Needs()].cloud_url == sites[plain].cloud_url != sites[slow].cloud_url
+        assert sites[slow].cloud_url == started[1].url and sites[slow].edge_url == started[4].url
         assert started[0].settings == ["s=0", "edge.model.sequences=8"]
         assert started[1].settings == ["s=0", "edge.model.sequences=8", "cloud.x=1"]
-        through = f"communication.cloud_endpoint={places[plain].network.url}"
+        through = f"communication.cloud_endpoint={sites[plain].network.url}"
         assert started[3].settings[:3] == ["s=0", "edge.model.sequences=8", "a=1"] and through in started[3].settings
 
 
@@ -79,7 +78,7 @@ async def test_a_site_is_a_fleet_of_one_cloud(started: list[Any]) -> None:
         assert where.urls[AskedServer.PLAIN_EDGE] == started[2].url
 
 
-async def test_a_server_that_ends_in_the_middle_ends_what_is_being_done_in_one_line() -> None:
+async def test_a_server_that_ends_early_cancels_the_run_with_one_line() -> None:
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     log = PROJECT / "logs" / "experiment-ends.log"
@@ -101,14 +100,14 @@ async def test_a_server_that_ends_in_the_middle_ends_what_is_being_done_in_one_l
         await edge.stop()
 
 
-async def test_what_goes_wrong_inside_is_raised_as_it_is(started: list[Any]) -> None:
+async def test_an_error_inside_is_raised_unchanged(started: list[Any]) -> None:
     for error in (ValueError("mine"), asyncio.CancelledError()):
         with pytest.raises(type(error)):
             async with fleet(ARGS, [], [Needs()], print):
                 raise error
 
 
-async def test_a_port_that_is_taken_is_said_in_one_line() -> None:
+async def test_a_port_in_use_is_reported_in_one_line() -> None:
     taken = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = taken.sockets[0].getsockname()[1]
     flags, log = ["--host", "127.0.0.1", "--port", str(port)], PROJECT / "logs" / "experiment-port.log"

@@ -1,4 +1,4 @@
-"""A small network sweep from end to end: a real cloud behind the simulated network, and a real edge that uses it."""
+"""A small network sweep from end to end, with a real edge, a real cloud and the simulated network between them."""
 
 import asyncio
 import sys
@@ -15,11 +15,12 @@ from common.errors import ConfigError
 from experiments.harness.delay_proxy import DelayProxy
 from experiments.harness.journal import Journal
 from experiments.harness.options import numbers
-from experiments.harness.servers import Site
+from experiments.harness.servers import AskedServer, Site
 from experiments.network.passes import NetworkCell, PassResult, SweepPlan, passes
-from experiments.network.report import ModeRow, NetworkReport, report
-from experiments.network.ways import AskedServer
-from experiments.network_sweep import NetworkSweep, parser, plan_of, server_settings, token_ends, write
+from experiments.network.report import report
+from experiments.network.schema import ModeRow, NetworkReport
+from experiments.network.sweep import NetworkSweep
+from experiments.network_sweep import parser, plan_of, server_settings, token_ends, write
 from experiments.questions.workload import questions
 from tests.conftest import CLOUD_MODEL, Servers
 
@@ -31,7 +32,7 @@ PLAN = SweepPlan(
 
 @pytest.fixture(scope="session")
 async def swept(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NetworkReport]:
-    """The sweep's folder and report; the session's cloud is asked through a proxy, by an edge of its own."""
+    """The folder and the report of the sweep. Its own edge reaches the session's cloud through a proxy."""
     folder = tmp_path_factory.mktemp("sweep")
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
@@ -42,11 +43,11 @@ async def swept(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> t
         try:
             await edge.start()
             await edge.wait_ready()
-            where = Site({AskedServer.EDGE: url, AskedServer.CLOUD: network.url}, servers.cloud_url, network)
-            sweep = NetworkSweep(PLAN, questions(PLAN.prompts, PLAN.seed), where)
+            site = Site({AskedServer.EDGE: url, AskedServer.CLOUD: network.url}, servers.cloud_url, network)
+            sweep = NetworkSweep(PLAN, questions(PLAN.prompts, PLAN.seed), site)
             journal = Journal(folder / "passes.jsonl", PLAN, PassResult, resume=False)
             for one in passes(PLAN):
-                journal.add(await sweep.make(one, lambda _: None))
+                journal.add(await sweep.run_pass(one, lambda _: None))
             await sweep.aclose()
         finally:
             await edge.stop()
@@ -55,8 +56,8 @@ async def swept(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> t
     return folder, found
 
 
-def rows(found: NetworkReport, way: str) -> list[ModeRow]:
-    return [row for row in found.rows if row.way == way]
+def rows(found: NetworkReport, mode: str) -> list[ModeRow]:
+    return [row for row in found.rows if row.way == mode]
 
 
 async def test_every_lossless_answer_is_the_clouds_in_every_cell(swept: tuple[Path, NetworkReport]) -> None:
@@ -66,12 +67,12 @@ async def test_every_lossless_answer_is_the_clouds_in_every_cell(swept: tuple[Pa
     assert not any(row.degraded for row in found.rows)
 
 
-async def test_what_passes_the_network_and_what_the_cloud_does_is_counted(swept: tuple[Path, NetworkReport]) -> None:
+async def test_traffic_and_work_of_the_cloud_are_counted(swept: tuple[Path, NetworkReport]) -> None:
     found = swept[1]
     for row in rows(found, "edge"):
         assert row.bytes_up == row.bytes_down == row.steps_per_token == row.computed_per_token == 0
     for row in rows(found, "default"):
-        assert row.body_bytes_up < row.bytes_up
+        assert row.body_bytes_up < row.bytes_up and row.body_bytes_down < row.bytes_down
         assert row.acceptance_length is not None and row.acceptance_length > 1
     for plain, speculated in zip(rows(found, "cloud"), rows(found, "default"), strict=True):
         assert 0 < speculated.steps_per_token < plain.steps_per_token
@@ -86,21 +87,21 @@ async def test_no_token_of_the_cloud_comes_before_its_round_trip(swept: tuple[Pa
     assert all(row.first_token_ms is not None and row.first_token_ms >= 30 for row in far)
 
 
-async def test_the_report_is_complete_and_a_sweep_that_is_done_has_nothing_left(
+async def test_the_report_is_complete_and_a_finished_sweep_has_no_passes_left(
     swept: tuple[Path, NetworkReport],
 ) -> None:
     folder, found = swept
     assert msgspec.json.decode((folder / "report.json").read_bytes(), type=NetworkReport) == found
     assert {path.name for path in folder.iterdir()} == {
         "passes.jsonl", "report.json", "report.md", "report.html", "tables.txt",
-        *(f"{plot}.{kind}" for plot in ("speed", "bytes", "steps") for kind in ("svg", "png")),
+        "speed.svg", "bytes.svg", "steps.svg",
     }  # fmt: skip
     assert f"0 of {found.lossless_answers} lossless answers differ" in (folder / "tables.txt").read_text()
     again = Journal(folder / "passes.jsonl", PLAN, PassResult, resume=True)
     assert [entry.what for entry in again.entries] == list(passes(PLAN))
 
 
-def test_the_command_line_says_what_is_measured_and_the_servers_have_room_for_it() -> None:
+def test_the_command_line_decides_what_is_measured_and_the_servers_have_room_for_it() -> None:
     plan = plan_of(parser().parse_args(["--clients", "1,40", "--round-trips", "5", "--ways", "auto"]))
     assert plan.cells == [NetworkCell(5, uplink, clients) for uplink in (10, 20, 80) for clients in (1, 40)]
     assert plan.ways == ["cloud", "auto"]
@@ -112,14 +113,14 @@ def test_the_command_line_says_what_is_measured_and_the_servers_have_room_for_it
 
 
 @pytest.mark.parametrize("flags", [["--clients", "0"], ["--prompts", "0"], ["--uplinks", "a"], ["--round-trips", "-1"]])
-def test_what_makes_no_sense_is_refused_before_anything_starts(flags: list[str]) -> None:
+def test_values_out_of_range_are_refused_before_anything_starts(flags: list[str]) -> None:
     with pytest.raises(ConfigError):
         plan_of(parser().parse_args(flags))
     assert numbers("1,1,2", "--x") == [1, 2]
 
 
 @pytest.mark.long
-async def test_the_command_starts_what_it_needs_and_goes_on_where_it_was(tmp_path: Path) -> None:
+async def test_the_command_starts_its_servers_and_resumes(tmp_path: Path) -> None:
     small = "--round-trips 0,5 --uplinks 10 --clients 1 --prompts 2 --ways edge,default-f4-off --output".split()
     assert await command(*small, str(tmp_path), "--minutes", "0") == 0
     made = (tmp_path / "passes.jsonl").read_bytes()

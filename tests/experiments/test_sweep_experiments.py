@@ -19,7 +19,7 @@ def value(report: ExperimentReport, name: str, measure: str) -> float:
     return next(one for one in report.configurations if one.name == name).measures[measure].value
 
 
-async def test_a_higher_threshold_asks_the_cloud_for_more_and_keeps_more(
+async def test_a_higher_threshold_raises_cloud_rate_and_agreement(
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(experiment, "fleet", edges_before(servers))

@@ -1,4 +1,4 @@
-"""Sweeps over thresholds and clients: what is asked of which servers, and what comes of it. Without a server."""
+"""Sweeps over thresholds and clients: which servers they need, their curves and areas. Without a server."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from experiments.report.schema import ExperimentReport, Series
 from experiments.setup import ablations
 from experiments.setup.ablations import Ablation
 from experiments.setup.configurations import Configuration, Needs, configuration
-from tests.experiments.test_ablation_measures import HERE, changed, entries
+from tests.experiments.test_ablation_measures import SOME, changed, entries
 from tests.experiments.test_ablation_plan import base
 
 STRATEGIES = "max_prob,entropy,ensemble"
@@ -38,7 +38,7 @@ def thresholds(strategies: str = STRATEGIES, at: str = "0.5,0.9", products: str 
 # -- thresholds
 
 
-def test_a_strategy_has_one_edge_and_its_thresholds_are_said_by_requests() -> None:
+def test_a_strategy_has_one_edge_and_requests_carry_its_thresholds() -> None:
     found = {name: made(points) for name, points in thresholds().items()}
     assert list(found) == ["max_prob", "entropy", "ensemble"]
     for name, points in found.items():
@@ -64,7 +64,7 @@ def test_the_default_sweep_has_every_strategy_from_edge_only_to_cloud_only() -> 
     assert len(set(names)) == len(names) == 5 * 8
 
 
-def test_product_thresholds_are_curves_of_their_own() -> None:
+def test_each_product_threshold_is_a_curve() -> None:
     found = thresholds("entropy", "0.9,0.5", "0,0.3")
     assert list(found) == ["entropy, product 0", "entropy, product 0.3"]
     assert [one.fields for one in made(found["entropy, product 0.3"])] == [
@@ -79,12 +79,12 @@ def test_product_thresholds_are_curves_of_their_own() -> None:
      (("entropy", "0.5,1.5", "0"), "--thresholds takes numbers from 0 to 1, not 1.5"),
      (("entropy", "0.5", "x"), "--product-thresholds")],
 )  # fmt: skip
-def test_what_is_no_strategy_or_threshold_is_refused(given: tuple[str, str, str], message: str) -> None:
+def test_an_invalid_strategy_or_threshold_is_refused(given: tuple[str, str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         threshold_sweep.series(*given)
 
 
-async def test_a_gate_that_moves_its_thresholds_is_refused() -> None:
+async def test_the_online_gate_is_refused() -> None:
     args = threshold_sweep.parser().parse_args(["--set", "inference.online.target_cloud_rate=0.3"])
     with pytest.raises(ConfigError, match=r"^inference\.online"):
         await threshold_sweep.measure(args, Console(quiet=True))
@@ -93,16 +93,15 @@ async def test_a_gate_that_moves_its_thresholds_is_refused() -> None:
 # -- clients
 
 
-def test_every_way_is_asked_by_every_number_of_clients_and_the_same_questions() -> None:
+def test_every_ablation_answers_the_same_questions_with_every_number_of_clients() -> None:
     ways = ablations.chosen(scaling.ONLY, [])
     curves = scaling.series(ways, scaling.clients_of("4,1,2"))
     assert [one.name for one, _ in curves] == ["baseline", "no_confidence", "edge_only", "cloud_only"]
     args = scaling.parser().parse_args(["--data", "x"])
     config = experiment.base_config(args, scaling.settings([1, 2, 4]))
     asked = Dataset("some", "exact_match", [Question(f"q{n}") for n in range(8)])
-    plan: ExperimentPlan = experiment.plan_of(
-        args, config, [one for _, points in curves for one in points], asked, ExperimentKind(asked={"block": 4})
-    )
+    kind = ExperimentKind(title="", name="", program="", plan_fields={"block": 4})
+    plan = experiment.plan_of(args, config, [one for _, points in curves for one in points], asked, kind)
     assert [one.clients for one in plan.configurations] == [1, 2, 4] * 4
     assert plan.configurations[0].name == "baseline, 1 client"
     by_configuration: dict[str, list[tuple[int, ...]]] = {}
@@ -117,17 +116,17 @@ def test_the_servers_have_room_for_all_clients() -> None:
     config = configs.load(None, scaling.settings([1, 48]), {})
     assert config.edge.model.sequences == config.cloud.draft_verifier.resident_sessions == 48
     assert configs.load(None, scaling.settings([1]), {}).edge.model.sequences == 4
-    assert configs.load(None, scaling.settings([scaling.MOST]), {}).edge.model.sequences == scaling.MOST
+    assert configs.load(None, scaling.settings([scaling.MAX_CLIENTS]), {}).edge.model.sequences == scaling.MAX_CLIENTS
 
 
 @pytest.mark.parametrize("clients", ["0", "1.5", "65", "a", ""])
-def test_what_is_no_number_of_clients_is_refused(clients: str) -> None:
+def test_an_invalid_number_of_clients_is_refused(clients: str) -> None:
     with pytest.raises(ConfigError, match="--clients"):
         scaling.clients_of(clients)
 
 
 def scaled() -> ExperimentReport:
-    """Two ways, one of which is faster with four clients: its trials take half as long."""
+    """Two ablations; the trials of one take half as long with four clients."""
     curves = scaling.series(ablations.chosen("baseline,cloud_only", []), [1, 4])
     points = [one for _, each in curves for one in each]
     seconds = {"baseline, 1 client": 4.0, "baseline, 4 clients": 2.0, "cloud_only, 1 client": 12.0}
@@ -145,8 +144,10 @@ def scaled() -> ExperimentReport:
     return report
 
 
-def reported(plan: ExperimentPlan, found: list[TrialResult], more: dict[str, measures.Definition]) -> ExperimentReport:
-    return results.report("Some", plan, found, HERE, "exact_match", {}, more)
+def reported(
+    plan: ExperimentPlan, found: list[TrialResult], more: dict[str, measures.MeasureDefinition]
+) -> ExperimentReport:
+    return results.report(plan, found, SOME, more)
 
 
 def test_throughput_is_compared_with_one_client_and_with_cloud_only() -> None:
@@ -193,7 +194,7 @@ def curve(cloud: int, better: int) -> list[TrialResult]:
     ]  # fmt: skip
 
 
-def test_the_best_curve_is_the_one_that_has_more_at_the_same_rate_and_differences_are_paired() -> None:
+def test_the_best_curve_has_more_at_the_same_rate_and_differences_are_paired() -> None:
     samples = {
         "edge_only": measures.sample(curve(0, 10)),
         "cloud_only": measures.sample(curve(4, 30)),
@@ -212,7 +213,7 @@ def test_the_best_curve_is_the_one_that_has_more_at_the_same_rate_and_difference
     assert same.to_best is not None and (same.to_best.low, same.to_best.high) == (0, 0), "the same draws for all"
 
 
-def test_areas_are_of_what_all_configurations_answered() -> None:
+def test_areas_use_the_questions_that_all_configurations_answered() -> None:
     failed = changed(curve(2, 30), error="lost")
     samples = {name: measures.sample(curve(n, 20)) for n, name in ((0, "edge_only"), (4, "cloud_only"))}
     series = [Series(name="a", configurations=["a"], at=[0.5])]

@@ -11,7 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from calibration import data
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from edge.engine.engine import EdgeEngine
 from models import heldout
 from models.corpus import questions as corpus

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.errors import ConfigError
 from common.protocol.split_manifest import SplitManifest, read_manifest
 from edge.llama import gguf_header, quantize

@@ -1,6 +1,6 @@
-"""A cloud that has the rest of a split model, without one: its tokens depend on nothing but the position asked for.
+"""A fake cloud for split models: its tokens depend only on the position asked for.
 
-What it does wrong is set by its attributes; what it was sent and asked is kept for the tests to look at.
+Its attributes set the faults it shows; it keeps what it was sent and asked, for tests to check.
 """
 
 import asyncio
@@ -14,8 +14,7 @@ from common.cloud_client.pool import CloudPool
 from common.cloud_client.split_session import CloudToken
 from common.config_schema import CommunicationConfig
 from common.errors import EndpointError
-from common.protocol.split_frames import StateEncoding
-from common.types import Sampling
+from common.types import Sampling, StateEncoding
 from edge.llama.batch import States
 from edge.split.cloud_tail import SplitClouds
 
@@ -23,17 +22,17 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 def right(position: int) -> int:
-    """The cloud's token at `position`; none that ends an answer."""
+    """The cloud's token at `position`; never one that ends an answer."""
     return 300 + 37 * position % 3000
 
 
 @dataclass
 class FakeSession:
-    """One answer's states, as they came."""
+    """The states of one answer, in the order received."""
 
     cloud: "FakeSplitCloud"
     fingerprint: str
-    kind: StateEncoding
+    encoding: StateEncoding
     pieces: list[States] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     bytes_up: int = 0
@@ -79,7 +78,7 @@ class FakeSession:
 
 
 class FakeSplitCloud:
-    """Behind every URL of a configuration."""
+    """One cloud that serves every URL of a configuration."""
 
     def __init__(self) -> None:
         self.sessions: list[FakeSession] = []
@@ -88,15 +87,15 @@ class FakeSplitCloud:
         self.seconds = 0.0
         self.model: Callable[[int], int] = right
         self.fault: Callable[[int], Exception | None] = lambda number: None
-        """What its answer to the question of this number, from 1 on, is instead of a token."""
+        """The error to raise instead of a token for the question of this number, from 1 on; None: no error."""
 
     async def close(self) -> None: ...
 
-    def session(self, fingerprint: str, kind: StateEncoding = StateEncoding.FP16) -> FakeSession:
-        self.sessions.append(FakeSession(self, fingerprint, kind))
+    def session(self, fingerprint: str, encoding: StateEncoding = StateEncoding.FP16) -> FakeSession:
+        self.sessions.append(FakeSession(self, fingerprint, encoding))
         return self.sessions[-1]
 
     def clouds(self, config: CommunicationConfig | None = None) -> SplitClouds:
-        """As many as `config` names, all of them this one."""
+        """As many clouds as `config` names, all of them this one."""
         clouds = CloudPool(config or CommunicationConfig(cloud_endpoint=NOWHERE))
         return SplitClouds(clouds, cast(Any, lambda client: self))

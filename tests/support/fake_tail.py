@@ -19,7 +19,7 @@ from cloud.split.pool import TailPool
 from cloud.split.route import SplitRoute
 from cloud.verify.resident_pool import blocks_for
 from cloud.vllm_plugin.keys import STATES_KEY
-from common.config_schema import ServerConfig
+from common.config_values import ServerConfig
 from common.errors import ContextLengthError, EngineError
 from common.http_server import HTTPServer, make_app
 from common.protocol.split_manifest import Segment, SplitManifest, TailManifest

@@ -6,33 +6,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from benchmarks.toy_model import END, Model, answer_of, cloud_model, verify
 from common.errors import EndpointError
 from common.protocol.stream_frames import EndFrame, TokensFrame
 from common.types import Draft, Sampling, Verdict
-
-END = 0
-Model = Callable[[Sequence[int]], int]
-
-
-def cloud_model(token_ids: Sequence[int]) -> int:
-    """The reference: the next token after a context; about every 17th ends the answer."""
-    value = (31 * sum(token_ids) + 7 * len(token_ids)) % 101
-    return END if value < 6 else value
 
 
 def erring_model(every: int) -> Model:
     """The reference, but wrong at positions divisible by `every`."""
     return lambda ids: cloud_model(ids) if len(ids) % every else cloud_model(ids) + 1
-
-
-def answer_of(model: Model, prompt: Sequence[int], max_tokens: int) -> list[int]:
-    """The greedy answer of a model alone."""
-    ids = list(prompt)
-    while len(ids) < len(prompt) + max_tokens:
-        ids.append(model(ids))
-        if ids[-1] == END:
-            break
-    return ids[len(prompt) :]
 
 
 @dataclass
@@ -87,13 +69,8 @@ class FakeVerifier:
         if self.calls > self.lost_after:
             raise EndpointError("the cloud is lost")
         self.asked.append(list(draft))
-        truth = answer_of(cloud_model, token_ids, len(draft) + max_tokens)
-        accepted = 0
-        while accepted < min(len(draft), len(truth)) and draft[accepted] == truth[accepted]:
-            accepted += 1
-        ids = truth if not draft else truth[: accepted + 1]
         await asyncio.sleep(0)
-        return Verdict(ids, accepted, ids[-1] == END, 2.0)
+        return verify(token_ids, draft, max_tokens)
 
     @asynccontextmanager
     async def stream(

@@ -1,8 +1,8 @@
-"""A real server program with a handful of routes, for tests that need a process.
+"""A real server program with a few routes, for tests that need a separate process.
 
     python -m tests.support.small_server OPTIONS
 
-OPTIONS is one JSON object: `server` (keys of ServerConfig) and limits to be set otherwise than in production.
+OPTIONS is one JSON object: `server` (keys of ServerConfig) and `limits` (module constants that override production).
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from msgspec import Meta
 
 from cli.args import run_program, set_up_logging
 from common import http_server
-from common.config_schema import ServerConfig
+from common.config_values import ServerConfig
 from common.errors import OverloadedError
 from common.http import messages
 from common.http.in_flight import IN_FLIGHT
@@ -84,7 +84,7 @@ async def _events(request: web.Request) -> web.StreamResponse:
 
 
 async def _socket(request: web.Request) -> web.WebSocketResponse:
-    """Echoes; ends by itself when the server drains, if the client said so."""
+    """Echoes binary messages; with the query `polite` it closes itself when the server drains."""
     socket = await websocket(request)
     async with asyncio.TaskGroup() as group:
         watch = group.create_task(_end_when_draining(request, socket)) if "polite" in request.query else None
@@ -126,13 +126,13 @@ async def main() -> None:
 
 
 class SmallServer:
-    """The program in a process of its own, for the tests to signal, to overload and to look into."""
+    """The program in its own process: tests send it signals and read its log and memory."""
 
     def __init__(self, server: dict[str, Any], limits: dict[str, Any]) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe that nobody reads would stop the server
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a full pipe that nobody reads would block the server
         options = json.dumps({"server": {"port": self.port, **server}, "limits": limits})
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.small_server", options],
@@ -156,7 +156,7 @@ class SmallServer:
         self.process.send_signal(number)
 
     async def ended(self) -> tuple[int, str]:
-        """Exit code and log, once the process has ended by itself."""
+        """Exit code and log, after the process has ended by itself."""
         await asyncio.to_thread(self.process.wait, timeout=60)
         return self.process.returncode, self.log()
 
@@ -184,18 +184,19 @@ class SmallServer:
 
 @contextlib.contextmanager
 def _process(server: dict[str, Any], limits: dict[str, Any]) -> Iterator[SmallServer]:
-    made = SmallServer(server, limits)
+    program = SmallServer(server, limits)
     try:
-        yield made
+        yield program
     finally:
-        made.close()
+        program.close()
 
 
 @contextlib.asynccontextmanager
 async def small_server(limits: dict[str, Any] | None = None, **server: Any) -> AsyncIterator[SmallServer]:
-    with _process(server, limits or {}) as made:
-        await made.up()
-        yield made
+    """A running server; `server` are keys of ServerConfig, `limits` module constants by name."""
+    with _process(server, limits or {}) as program:
+        await program.up()
+        yield program
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from cloud.engine.supervisor import SupervisorTiming
 from cloud.routes.admission import Admission
 from cloud.split.service import SplitService
 from common.cloud_client.split_session import CloudToken, SplitSession
-from common.config_schema import CloudSplitConfig, ServerConfig
+from common.config_cloud import CloudSplitConfig
+from common.config_values import ServerConfig
 from common.http_server import HTTPServer, make_app
 from common.types import GREEDY, Sampling
 from models.partition.partition import partition

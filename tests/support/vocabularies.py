@@ -1,4 +1,4 @@
-"""Small vocabularies of several kinds, learned on the spot, and text that is hard on them. No model."""
+"""Small vocabularies of several kinds, trained in milliseconds, and text that is hard to tokenize."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -33,7 +33,7 @@ END, TALK = "<|end|>", "<|user|>"
 
 @cache
 def tokenizer_json(kind: str) -> str:
-    """`bytes`: byte-level, cut as GPT-2 does; `digits`: the same with lone digits, smaller; `pieces`: SentencePiece."""
+    """`bytes`: byte-level as in GPT-2; `digits`: smaller, with single digits; `pieces`: SentencePiece."""
     tokenizer = Tokenizer(models.BPE())
     cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alone = [pre_tokenizers.Digits(individual_digits=True), cut]
@@ -53,7 +53,7 @@ def tokenizer_json(kind: str) -> str:
 
 
 def _with_bytes(text: str) -> str:
-    """A token for each byte, which stands in for characters without one, as in Llama 2."""
+    """Adds a token for each byte, for characters without a token of their own, as in Llama 2."""
     tree = json.loads(text)
     for byte in range(256):
         tree["model"]["vocab"][f"<0x{byte:02X}>"] = len(tree["model"]["vocab"])
@@ -69,7 +69,7 @@ def file(kind: str) -> TokenizerFile:
 
 
 class EdgeSide:
-    """A vocabulary as the edge's engine shows its own."""
+    """A vocabulary with the interface of the edge engine's."""
 
     def __init__(self, kind: str) -> None:
         self._vocabulary = RemoteVocabulary(file(kind))
@@ -90,7 +90,7 @@ class EdgeSide:
 
 
 class TextDrafter:
-    """An edge model that would answer `text`; it goes on with it wherever an answer of that length ends."""
+    """An edge model that answers `text`: it continues it from the length of the answer so far."""
 
     def __init__(self, edge: EdgeSide, text: str, prompt_tokens: int, context: int = 100_000) -> None:
         self._edge = edge
@@ -121,7 +121,7 @@ def spelled(edge: EdgeSide, data: bytes) -> list[int]:
 
 
 class Truth:
-    """A cloud that answers `ids`, whatever is drafted."""
+    """A cloud that answers `ids`, whatever the drafts."""
 
     calls = bytes_up = bytes_down = 0
 

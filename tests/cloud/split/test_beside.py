@@ -13,12 +13,12 @@ from cloud.engine.supervisor import SupervisorTiming
 from cloud.routes.admission import Admission
 from cloud.split.service import SplitService
 from common.cloud_client.split_session import SplitCloud
-from common.config_schema import CloudConfig, CloudSplitConfig, EngineConfig
+from common.config_cloud import CloudConfig, CloudSplitConfig, EngineConfig
 from common.errors import ConfigError
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer
-from common.protocol.split_frames import StateEncoding
 from common.protocol.split_manifest import read_manifest
+from common.types import StateEncoding
 from tests.cloud.test_cloud_server import Borrowed
 from tests.support.split_parts import TAIL_ARGS, WholeModel, answer, cut_demo
 

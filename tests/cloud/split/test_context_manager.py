@@ -8,7 +8,7 @@ import pytest
 
 from cloud.split.context_manager import CloudContextManager, EvictionReason, Limits
 from common.errors import ForeignSession, OverloadedError, RequestError, StatesMissing
-from common.protocol.hidden_states import Packed, pack
+from common.protocol.hidden_states import PackedStates, pack
 from common.protocol.split_frames import StateEncoding
 from tests.support.manual_clock import ManualClock
 
@@ -16,7 +16,7 @@ HIDDEN = 4
 ROW = HIDDEN * 4
 
 
-def rows(start: int, stop: int, session: int = 0) -> Packed:
+def rows(start: int, stop: int, session: int = 0) -> PackedStates:
     """The rows of positions `start` to before `stop`, whose values give the position and session."""
     states = np.arange(start, stop, dtype=np.float32)[:, None] + np.full((1, HIDDEN), 1000.0 * session, np.float32)
     return pack(states.astype(np.float32), StateEncoding.FP32)

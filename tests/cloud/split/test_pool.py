@@ -9,8 +9,7 @@ from cloud.split.context_manager import CloudContextManager, Limits
 from cloud.split.pool import TailPool
 from common.errors import ContextLengthError, EngineError, StatesMissing
 from common.protocol.hidden_states import pack
-from common.protocol.split_frames import StateEncoding
-from common.types import GREEDY, Sampling
+from common.types import GREEDY, Sampling, StateEncoding
 from tests.support.fake_tail import FakeTail, as_engine, right_for, some_states
 
 NO_LIMITS = Limits()

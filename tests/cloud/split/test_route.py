@@ -13,20 +13,19 @@ import numpy as np
 import pytest
 
 from cloud.split import connection, route
-from common.config_schema import Secret, ServerConfig
+from common.config_values import Secret, ServerConfig
 from common.errors import EngineError, OverloadedError
-from common.protocol.hidden_states import Packed, pack
+from common.protocol.hidden_states import PackedStates, pack
 from common.protocol.split_frames import (
     AskFrame,
     CloseFrame,
     CloudFrame,
     FaultFrame,
     OpenFrame,
-    StateEncoding,
     StatesFrame,
     TokenFrame,
 )
-from common.types import Sampling
+from common.types import Sampling, StateEncoding
 from tests.support.fake_tail import HIDDEN, MANIFEST, FakeTail, FakeTailServer, fake_cloud, right_for, some_states
 
 WAIT = 10.0
@@ -68,8 +67,8 @@ def new_session() -> str:
     return uuid.uuid4().hex
 
 
-def opening(session: str, kind: StateEncoding = StateEncoding.FP32) -> OpenFrame:
-    return OpenFrame(session=session, fingerprint=MANIFEST.fingerprint, kind=kind)
+def opening(session: str, encoding: StateEncoding = StateEncoding.FP32) -> OpenFrame:
+    return OpenFrame(session=session, fingerprint=MANIFEST.fingerprint, encoding=encoding)
 
 
 def states(session: str, number: int, start: int, stop: int, **other: Any) -> StatesFrame:
@@ -167,7 +166,7 @@ async def test_500_malformed_uploads_execute_nothing_and_leave_nothing() -> None
 
 
 async def test_without_the_check_a_malformed_upload_would_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Packed, "check", lambda self, count: None)
+    monkeypatch.setattr(PackedStates, "check", lambda self, count: None)
     async with fake_cloud() as cloud, line_to(cloud) as line:
         session, wrong = new_session(), some_states(1, 0, 3).copy()
         wrong[1, 1] = np.nan
@@ -191,7 +190,7 @@ async def test_bytes_that_are_no_frame_are_refused_and_the_connection_stays_open
 
 async def test_a_frame_above_the_size_limit_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route, "BODY_LIMIT", 0)
-    monkeypatch.setattr(route, "MOST_STATES", 4)
+    monkeypatch.setattr(route, "MAX_STATES", 4)
     async with fake_cloud() as cloud, line_to(cloud) as line:
         session = new_session()
         await line.send(opening(session), states(session, 1, 0, 200))
@@ -259,7 +258,7 @@ async def test_missing_states_are_reported_when_a_token_needs_them() -> None:
 
 async def test_another_models_session_is_refused() -> None:
     async with fake_cloud() as cloud, line_to(cloud) as line:
-        await line.send(OpenFrame(session=new_session(), fingerprint="0" * 64, kind=StateEncoding.FP16))
+        await line.send(OpenFrame(session=new_session(), fingerprint="0" * 64, encoding=StateEncoding.FP16))
         fault = await line.fault()
         assert (fault.status, fault.error.code, len(cloud.contexts)) == (409, "model_mismatch", 0)
 

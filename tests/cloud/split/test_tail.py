@@ -12,12 +12,11 @@ from cloud.split.context_manager import EvictionReason
 from cloud.split.pool import TailPool
 from cloud.split.service import SplitService
 from common.cloud_client.split_session import SplitCloud
-from common.config_schema import Secret, ServerConfig
+from common.config_values import Secret, ServerConfig
 from common.errors import EndpointError, ForeignSession
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer
-from common.protocol.split_frames import StateEncoding
-from common.types import GREEDY, Sampling
+from common.types import GREEDY, Sampling, StateEncoding
 from tests.support.split_parts import PATIENCE, WholeModel, answer, cut_demo, served
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

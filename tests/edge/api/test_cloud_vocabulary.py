@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest

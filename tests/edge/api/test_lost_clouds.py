@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from benchmarks.fake_cloud import FakeCloud, serving
+from common.config_schema import CommunicationConfig
 from common.errors import ConfigError, EndpointError, RequestError
 from common.http.client import HTTPClient
 from common.http_client import EdgeCloudHTTPClient
@@ -229,7 +230,8 @@ async def test_a_client_keeps_private_prompts_from_the_cloud_too(edge: HTTPClien
 
 async def test_a_client_of_several_clouds_continues_with_the_next(edge: HTTPClient, fake: FakeCloud) -> None:
     prompt, options = "What is AI?", {"max_tokens": 6, "temperature": 0.0, "use_confidence_check": False}
-    async with EdgeCloudHTTPClient(edge.base_url, "http://127.0.0.1:9", cloud_endpoints=[fake.url]) as client:
+    communication = CommunicationConfig(cloud_endpoint="http://127.0.0.1:9", cloud_endpoints=[fake.url])
+    async with EdgeCloudHTTPClient(edge.base_url, communication=communication) as client:
         results = await client.batch_inference([prompt, "Hello", "Why?", "Explain deep learning."], **options)  # type: ignore[arg-type]
         assert all(one.collaboration.degraded is None for one in results)
-        assert client.clouds.degraded == 0
+        assert client.clouds.degraded_answers == 0

@@ -132,7 +132,8 @@ async def test_a_session_is_for_the_manifests_model_in_the_kind_that_was_set(
     engine: EdgeInferenceEngine, cloud: FakeSplitCloud
 ) -> None:
     await run(engine, QUESTIONS[0], NEVER)
-    assert (cloud.sessions[0].fingerprint, cloud.sessions[0].kind) == (engine.manifest.fingerprint, StateEncoding.FP32)
+    session = cloud.sessions[0]
+    assert (session.fingerprint, session.encoding) == (engine.manifest.fingerprint, StateEncoding.FP32)
 
 
 async def test_a_budget_that_no_token_keeps_takes_the_first_exit_and_one_that_all_keep_changes_nothing(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from common.config_schema import EdgeModelConfig, LimitsConfig
+from common.config_edge import EdgeModelConfig, LimitsConfig
 from common.errors import ConfigError, ContextLengthError, EngineError, OverloadedError
 from common.protocol.split_manifest import NAME, SplitManifest, read_manifest
 from common.types import GREEDY, Sampling

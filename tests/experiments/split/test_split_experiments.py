@@ -1,4 +1,4 @@
-"""What experiments with a split model make of their answers: formulas, measures, times, tables. Without a server."""
+"""Experiments with a split model: formulas, measures, times and tables. Without a server."""
 
 import random
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from experiments.harness.trials import ExperimentPlan, LoadCondition, Network, T
 from experiments.report.schema import AnswerRow, Counts, ExperimentReport, NetworkCounts
 from experiments.setup.ablations import CLOUD_ONLY, Ablation
 from experiments.setup.configurations import configuration
-from experiments.split import compared, paper, time_saved
+from experiments.split import paper, time_saved, variants
 from experiments.split.formulas import (
     READINGS,
     SplitShape,
@@ -28,14 +28,14 @@ from experiments.split.formulas import (
     reduction,
 )
 from experiments.split.measures import measures
-from tests.experiments.test_ablation_measures import HERE
+from tests.experiments.test_ablation_measures import SOME
 
 SHAPE = SplitShape(hidden=256, layers=8, first=2)
 LENGTHS = [(prompt, tokens) for prompt in (1, 7, 30) for tokens in (1, 2, 15, 96)]
 
 
 @pytest.mark.parametrize(("prompt", "tokens"), LENGTHS)
-def test_formulas_count_what_they_say(prompt: int, tokens: int) -> None:
+def test_formulas_equal_plain_sums(prompt: int, tokens: int) -> None:
     before_each = [prompt + token for token in range(tokens)]
     assert contexts(prompt, tokens) == sum(before_each)
     assert positions(prompt, tokens) == before_each[-1], "the last token is never computed with"
@@ -50,7 +50,7 @@ def test_nothing_is_sent_for_no_token() -> None:
 
 
 def test_the_papers_figures_fit_the_whole_context_for_each_token_and_no_other_reading() -> None:
-    """Of an answer of 100 tokens, sent once in fp16 in theirs; of any length their reduction is not the other ones'."""
+    """With answers of 100 tokens, and fp16 states sent once in the paper's method."""
     model = SplitShape(paper.HIDDEN, paper.LAYERS, 0)
     ours = once(model, 20, 100) / 2
     assert every_token(model, 20, 100) / 1e6 == pytest.approx(paper.DATA[0].naive, rel=0.05)
@@ -59,12 +59,12 @@ def test_the_papers_figures_fit_the_whole_context_for_each_token_and_no_other_re
     assert reduction(once(model, 20, 100), ours) == 0.5
 
 
-def base_ways() -> list[Ablation]:
-    return [compared.NAIVE, compared.STANDALONE, compared.split(0.8), compared.split(1.01), CLOUD_ONLY]
+def base_ablations() -> list[Ablation]:
+    return [variants.NAIVE, variants.STANDALONE, variants.split(0.8), variants.split(1.01), CLOUD_ONLY]
 
 
 def answered(name: str, question: int, repeat: int = 0, cell: int = 0, share: float = 1.0) -> TrialResult:
-    """Cloud only asks for all layers; others of that `share` of positions for the tail's, in a tenth of the time."""
+    """The tail's layers for a `share` of positions in a tenth of the time; cloud only computes all layers."""
     rng = random.Random(question)
     prompt, tokens = rng.randint(5, 40), rng.randint(1, 60)
     whole = name == CLOUD_ONLY.name
@@ -88,13 +88,13 @@ def answered(name: str, question: int, repeat: int = 0, cell: int = 0, share: fl
     return TrialResult(what=Trial(name, repeat, (question,), cell), seconds=took / 1000, rows=[row], counts=counts)
 
 
-def plan_of(ways: list[Ablation], baseline: Ablation, **fields: object) -> ExperimentPlan:
-    base = experiment.base_config(compared.parser("", 9, 1, ".").parse_args([]), compared.SETTINGS)
-    asked = {
+def plan_of(ablations: list[Ablation], baseline: Ablation, **fields: object) -> ExperimentPlan:
+    base = experiment.base_config(variants.parser("", 9, 1, ".").parse_args([]), variants.SETTINGS)
+    fields_of_plan = {
         "data": "some", "prompts_sha256": "", "questions": 30, "repeats": 1, "max_tokens": 9, "temperature": 0.0,
         "seed": 0, "network": Network(14, 20), "config": {}, "baseline": baseline.name,
     }  # fmt: skip
-    return ExperimentPlan(configurations=[configuration(one, base) for one in ways], **asked | fields)  # type: ignore[arg-type]
+    return ExperimentPlan(configurations=[configuration(one, base) for one in ablations], **fields_of_plan | fields)  # type: ignore[arg-type]
 
 
 def report_of(
@@ -102,13 +102,13 @@ def report_of(
 ) -> tuple[ExperimentReport, ExperimentPlan, list[TrialResult]]:
     plan = plan_of(ways, baseline)
     entries = [answered(way.name, question, share=share) for way in ways for question in range(30)]
-    found = results.report("Some", plan, entries, HERE, "exact_match", {}, measures(SHAPE))
+    found = results.report(plan, entries, SOME, measures(SHAPE))
     return found, plan, entries
 
 
 def test_cloud_work_is_the_share_of_all_layers_that_the_cloud_computed() -> None:
     for share in (0.0, 0.5, 1.0):
-        found, _, _ = report_of(base_ways(), CLOUD_ONLY, share)
+        found, _, _ = report_of(base_ablations(), CLOUD_ONLY, share)
         by_name = {one.name: one.measures for one in found.configurations}
         assert by_name[CLOUD_ONLY.name]["cloud_layer_share"].value == 1
         assert by_name["split 0.8"]["cloud_layer_share"].value == pytest.approx(6 / 8 * share, abs=0.01)
@@ -116,7 +116,7 @@ def test_cloud_work_is_the_share_of_all_layers_that_the_cloud_computed() -> None
 
 
 def test_edge_cloud_and_communication_are_the_total() -> None:
-    found, _, _ = report_of(base_ways(), CLOUD_ONLY)
+    found, _, _ = report_of(base_ablations(), CLOUD_ONLY)
     for one in found.configurations:
         parts = [one.measures[name].value for name in ("edge_ms", "cloud_ms", "communication_ms")]
         assert sum(parts) == pytest.approx(one.measures["latency_mean_ms"].value)
@@ -124,7 +124,7 @@ def test_edge_cloud_and_communication_are_the_total() -> None:
 
 
 def test_reductions_are_by_all_bytes_of_all_answers() -> None:
-    found, _, entries = report_of([compared.split(0.8), CLOUD_ONLY], CLOUD_ONLY, 0.5)
+    found, _, entries = report_of([variants.split(0.8), CLOUD_ONLY], CLOUD_ONLY, 0.5)
     rows = [row for entry in entries if entry.what.configuration == "split 0.8" for row in entry.rows]
     ours = sum(row.bytes_up + row.bytes_down for row in rows)
     for name, (_, _, of) in READINGS.items():
@@ -155,7 +155,7 @@ def test_time_saved_is_against_cloud_only_in_its_own_cell(saved: float) -> None:
 
 
 def test_the_interval_of_time_saved_holds_it() -> None:
-    _, _, entries = report_of(base_ways(), CLOUD_ONLY)
+    _, _, entries = report_of(base_ablations(), CLOUD_ONLY)
     found = time_saved.saved(entries, "split 0.8", 0)
     assert found is not None and 0 < found.low <= found.value <= found.high < 1
     ratio = found.ratio
@@ -164,10 +164,10 @@ def test_the_interval_of_time_saved_holds_it() -> None:
 
 def test_every_cell_has_every_question_and_the_first_is_in_the_order_of_a_plan_without_cells() -> None:
     cells = [LoadCondition(Network(14, 20)), LoadCondition(Network(0, 20)), LoadCondition(Network(14, 20), clients=16)]
-    plain, wanted = (plan_of(base_ways(), CLOUD_ONLY, repeats=2, cells=each) for each in ([], cells))
+    plain, wanted = (plan_of(base_ablations(), CLOUD_ONLY, repeats=2, cells=each) for each in ([], cells))
     found = list(trials(wanted))
     for number in range(3):
-        for way in base_ways():
+        for way in base_ablations():
             mine = [one for one in found if one.cell == number and one.configuration == way.name]
             asked = [(question, one.repeat) for one in mine for question in one.questions]
             assert sorted(asked) == [(question, repeat) for question in range(30) for repeat in range(2)]
@@ -176,32 +176,32 @@ def test_every_cell_has_every_question_and_the_first_is_in_the_order_of_a_plan_w
 
 
 def test_the_first_cell_is_that_of_the_network_and_none_is_there_twice() -> None:
-    parser = compared.parser("", 9, 1, ".")
+    parser = variants.parser("", 9, 1, ".")
     for name in ("round-trips", "uplinks", "clients"):
         parser.add_argument(f"--{name}", default="")
     args = parser.parse_args(["--round-trips", "0,14,100", "--uplinks", "2,20", "--clients", "1,16"])
-    found = inference_time.cells_of(args)
+    found = inference_time.load_conditions(args)
     assert found[0] == LoadCondition(Network(14, 20))
     assert len(set(found)) == len(found) == 5
     with pytest.raises(ConfigError, match="--round-trips takes numbers"):
-        inference_time.cells_of(parser.parse_args(["--round-trips", "a"]))
+        inference_time.load_conditions(parser.parse_args(["--round-trips", "a"]))
 
 
 def added() -> Iterator[tuple[str, ExperimentReport]]:
     """Each experiment's report with its own tables and curves."""
     thresholds = [0.8, 1.01]
-    found, plan, entries = report_of(base_ways(), compared.NAIVE, 0.3)
-    communication.added(thresholds, SHAPE, found, plan, entries)
+    found, plan, entries = report_of(base_ablations(), variants.NAIVE, 0.3)
+    communication.finish(thresholds, SHAPE, found, plan, entries)
     yield "communication", found
-    found, plan, entries = report_of(base_ways(), CLOUD_ONLY, 0.3)
-    accuracy.added(thresholds, found, plan, entries)
+    found, plan, entries = report_of(base_ablations(), CLOUD_ONLY, 0.3)
+    accuracy.finish(thresholds, found, plan, entries)
     yield "accuracy", found
-    found, plan, entries = report_of(inference_time.ways(0.8), CLOUD_ONLY, 0.3)
-    inference_time.added(found, plan, entries)
+    found, plan, entries = report_of(inference_time.ablations(0.8), CLOUD_ONLY, 0.3)
+    inference_time.finish(found, plan, entries)
     yield "inference_time", found
 
 
-def test_each_experiment_says_what_it_found_beside_the_papers_figures() -> None:
+def test_each_experiment_shows_its_results_beside_the_papers_figures() -> None:
     for name, found in added():
         titles = [table.title for table in found.tables]
         assert any("Beside the paper" in title for title in titles), name
@@ -214,15 +214,15 @@ def test_each_experiment_says_what_it_found_beside_the_papers_figures() -> None:
 
 
 def test_an_experiment_that_answered_nothing_still_has_a_report() -> None:
-    plan = plan_of(base_ways(), CLOUD_ONLY)
-    found = results.report("Some", plan, [], HERE, "exact_match", {}, measures(SHAPE))
-    accuracy.added([0.8, 1.01], found, plan, [])
-    communication.added([0.8, 1.01], SHAPE, found, plan, [])
+    plan = plan_of(base_ablations(), CLOUD_ONLY)
+    found = results.report(plan, [], SOME, measures(SHAPE))
+    accuracy.finish([0.8, 1.01], found, plan, [])
+    communication.finish([0.8, 1.01], SHAPE, found, plan, [])
     assert all(not one.measures for one in found.configurations)
 
 
 def test_the_threshold_taken_has_the_least_cloud_work_within_a_point() -> None:
-    found, _, _ = report_of([compared.split(t) for t in (0.5, 0.8, 1.0)] + [CLOUD_ONLY], CLOUD_ONLY)
+    found, _, _ = report_of([variants.split(t) for t in (0.5, 0.8, 1.0)] + [CLOUD_ONLY], CLOUD_ONLY)
     by_name = {one.name: one for one in found.configurations}
 
     def set_to(name: str, quality: float, work: float) -> None:
@@ -235,19 +235,19 @@ def test_the_threshold_taken_has_the_least_cloud_work_within_a_point() -> None:
     set_to("split 0.8", 0.911, 0.1)
     set_to("split 1", 0.92, 0.4)
     swept = [(t, by_name[f"split {t:g}"]) for t in (0.5, 0.8, 1.0)]
-    (said,) = accuracy.findings(swept, by_name["cloud_only"])
-    assert said.startswith("Threshold 0.8: 90.0%")
+    (sentence,) = accuracy.findings(swept, by_name["cloud_only"])
+    assert sentence.startswith("Threshold 0.8: 90.0%")
     set_to("split 0.8", 0.85, 0.1)
     set_to("split 1", 0.85, 0.1)
-    (said,) = accuracy.findings(swept, by_name["cloud_only"])
-    assert said.startswith("At no threshold")
+    (sentence,) = accuracy.findings(swept, by_name["cloud_only"])
+    assert sentence.startswith("At no threshold")
 
 
-def test_what_a_request_can_say_needs_no_server_of_its_own() -> None:
-    plan = plan_of([compared.split(t) for t in (0.5, 0.9, 1.01)], CLOUD_ONLY)
+def test_what_a_request_can_override_needs_no_server_of_its_own() -> None:
+    plan = plan_of([variants.split(t) for t in (0.5, 0.9, 1.01)], CLOUD_ONLY)
     assert len({one.needs for one in plan.configurations}) == 1
     assert [one.fields.get("confidence_threshold") for one in plan.configurations] == [0.5, 0.9, None]
     assert plan.configurations[2].fields["use_confidence_check"] is False
-    plan = plan_of(inference_time.ways(0.8), CLOUD_ONLY)
+    plan = plan_of(inference_time.ablations(0.8), CLOUD_ONLY)
     assert len({one.needs for one in plan.configurations}) == len(plan.configurations)
-    assert ExperimentKind().settings == experiment.SETTINGS
+    assert ExperimentKind(title="", name="", program="").settings == experiment.SETTINGS

@@ -1,4 +1,4 @@
-"""Small runs of the layer split's experiments, as a person starts them: their own servers, real engines."""
+"""Small runs of the layer split's experiments by their commands, on their own servers with real engines."""
 
 import asyncio
 import sys

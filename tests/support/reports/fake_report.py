@@ -1,4 +1,4 @@
-"""A report as a run would write it, of answers drawn at random: nothing in it was measured."""
+"""Builds the report of an experiment from random answers; nothing in it was measured."""
 
 from collections.abc import Callable, Sequence
 
@@ -98,7 +98,7 @@ def fake_report(
 
 
 def rows_of(name: str, questions: int, repeats: int, seed: int) -> list[AnswerRow]:
-    """Questions have the same lengths in every configuration."""
+    """A question has the same length in every configuration."""
     lengths = np.random.default_rng(seed).integers(4, 60, questions)
     rng = np.random.default_rng([seed, *name.encode()])
     _, _, shares, per_token, quality, call_bytes = SETUPS[name]
@@ -125,7 +125,7 @@ def rows_of(name: str, questions: int, repeats: int, seed: int) -> list[AnswerRo
 
 
 Resampled = tuple[float, "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"]
-"""A measure, and what it would be with the questions drawn again."""
+"""A measure, and its values over resampled questions."""
 
 
 def measures(rows: Sequence[AnswerRow], questions: int) -> dict[str, Resampled]:

@@ -1,4 +1,4 @@
-"""A headless Chromium, if there is one, over its DevTools protocol: opens a page, tells what it complained of."""
+"""Drives a headless Chromium, if one is installed, over its DevTools protocol, and collects its errors."""
 
 import asyncio
 import base64
@@ -18,7 +18,7 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-
 
 @dataclass
 class Page:
-    """One tab. `complaints`: console messages, exceptions, log entries, and addresses that it asked for."""
+    """One tab. `complaints`: console messages, exceptions and log entries; `requests`: the URLs it requested."""
 
     socket: aiohttp.ClientWebSocketResponse
     complaints: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Page:
                 self.requests.append(params["request"]["url"])
 
     async def open(self, address: str, width: int, dark: bool, height: int = 900) -> None:
-        """Returns when it is loaded and drawn."""
+        """Returns when the page is loaded. `width` and `height` are in CSS pixels."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.call(f"{domain}.enable")
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -66,8 +66,8 @@ class Page:
 
 @contextlib.asynccontextmanager
 async def browser(profile: Path) -> AsyncIterator[Page]:
-    """A browser with one page, for as long as this lasts; `profile` is a folder of its own."""
-    assert BROWSER, "no browser is there"
+    """Runs a browser with one page; `profile` is its own folder."""
+    assert BROWSER, "no browser is installed"
     process = await asyncio.create_subprocess_exec(
         BROWSER, *FLAGS, f"--user-data-dir={profile}", "about:blank", stderr=asyncio.subprocess.DEVNULL
     )

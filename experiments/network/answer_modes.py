@@ -1,23 +1,15 @@
-"""The ways of answering that experiments compare, and how an edge server is asked for each. Knows no HTTP."""
+"""The answer modes that the network sweep compares, with the request fields and the server of each."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from common.errors import ConfigError
-
-
-class AskedServer(StrEnum):
-    """Who is asked."""
-
-    EDGE = "edge"
-    PLAIN_EDGE = "plain_edge"
-    """An edge with F4 off."""
-    CLOUD = "cloud"
+from experiments.harness.servers import AskedServer
 
 
 class BoundFormula(StrEnum):
-    """How edge and cloud work together: which of the formulas of experiments/network/bounds.py holds."""
+    """The formula of experiments/network/bounds.py that limits the speed of a mode."""
 
     ALONE = "alone"
     """The edge without the cloud: no formula."""
@@ -31,7 +23,10 @@ class BoundFormula(StrEnum):
 
 @dataclass(frozen=True)
 class AnswerMode:
-    """`name` on the command line and in reports; `fields` of the request; `lossless`: the cloud's own answer."""
+    """`name` on the command line and in reports; `fields` of the request.
+
+    `lossless`: every answer must equal the cloud's own.
+    """
 
     name: str
     title: str
@@ -50,16 +45,16 @@ def lossless(
 def fast(
     name: str, title: str, form: BoundFormula, way: str, ahead: bool = True, server: AskedServer = AskedServer.EDGE
 ) -> AnswerMode:
-    """Lossless, with everything that makes it fast but drafting ahead if that is off."""
+    """A lossless mode for the lowest latency; `ahead`: the edge drafts the next round while one is verified."""
     return lossless(name, title, form, server, way=way, objective="latency", draft_ahead=ahead)
 
 
 CLOUD_ONLY = AnswerMode("cloud", "cloud only", BoundFormula.PLAIN, {"mode": "cloud_only"}, lossless=True)
-"""What the others are compared with."""
+"""The baseline of every ratio."""
 
-WAYS = {
-    way.name: way
-    for way in (
+ANSWER_MODES = {
+    mode.name: mode
+    for mode in (
         CLOUD_ONLY,
         AnswerMode("edge", "edge only", BoundFormula.ALONE, {"mode": "edge_only"}),
         fast("rounds", "rounds", BoundFormula.ROUNDS_AHEAD, way="rounds"),
@@ -77,15 +72,15 @@ WORTH = {
     "drafting ahead": (("rounds", "rounds-not-ahead"),),
     "F4": (("rounds", "rounds-f4-off"), ("default", "default-f4-off")),
 }
-"""What a part is worth: the speed of the way that has it over that of the way that lacks nothing else."""
-ALL = "edge,cloud,direct,rounds,continuous,auto,gated,rounds-not-ahead,rounds-f4-off"
-"""`direct` is beside them to show that cloud only, which goes through the edge, is not slowed by it."""
+"""For each part, pairs of modes that differ in that part alone: with it, without it."""
+DEFAULT_MODES = "edge,cloud,direct,rounds,continuous,auto,gated,rounds-not-ahead,rounds-f4-off"
+"""`direct` asks the cloud itself: it shows that the edge does not slow down cloud only."""
 
 
-def chosen(names: str) -> list[AnswerMode]:
-    """The ways of a comma-separated list, cloud only among them in any case; raises ConfigError for an unknown one."""
+def select_modes(names: str) -> list[AnswerMode]:
+    """The modes of a comma-separated list, and cloud only in any case. Raises ConfigError for an unknown name."""
     wanted = list(dict.fromkeys([CLOUD_ONLY.name, *names.split(",")]))
-    unknown = [name for name in wanted if name not in WAYS]
+    unknown = [name for name in wanted if name not in ANSWER_MODES]
     if unknown:
-        raise ConfigError(f"no way {unknown[0]!r}; there are {', '.join(WAYS)}")
-    return [WAYS[name] for name in wanted]
+        raise ConfigError(f"no way {unknown[0]!r}; there are {', '.join(ANSWER_MODES)}")
+    return [ANSWER_MODES[name] for name in wanted]

@@ -1,6 +1,6 @@
-"""The ways of answering that experiments with a split model compare, and what all their servers have in common.
+"""Defines what experiments with a split model compare, and the settings that all of it shares.
 
-Knows no server. Whoever is compared has exact arithmetic and no prefix cache: a split model has none between answers.
+All variants compute in float32 and have no prefix cache, as a split model keeps none between answers.
 """
 
 import argparse
@@ -26,13 +26,13 @@ SETTINGS = (
     "edge.split.deadline_ms=30000",
     "edge.model.sequences=16",
 )
-"""What all have, unless the command line sets it otherwise; a cloud that is slow is waited for, not done without."""
+"""Settings of all variants; the command line can override them. The long deadline is for a slow cloud."""
 NETWORK = "14,20"
-"""Milliseconds there and back, and Mbit/s: between edge and cloud unless the command line says otherwise."""
+"""Default round trip in milliseconds and bandwidth in Mbit/s between edge and cloud."""
 
 NAIVE = Ablation(
     name="naive_split",
-    description="no exits, no memory in the cloud: the whole context in fp32 for each token, synchronously",
+    description="no exits and no state in the cloud: the whole context goes up in fp32 for each token, synchronously",
     mode=Mode.SPLIT,
     edge="experiments.split.naive_edge",
 )
@@ -46,10 +46,10 @@ STANDALONE = Ablation(
 
 def split(threshold: float, name: str | None = None, also: str = "", **settings: object) -> Ablation:
     """The layer split with this threshold at all exits and `settings` of `edge.split`; `also` ends its description."""
-    told = "no exit is ever taken" if threshold > 1 else f"an exit that is {threshold:g} sure decides"
+    rule = "no exit is ever taken" if threshold > 1 else f"an exit with a confidence of {threshold:g} or more decides"
     return Ablation(
         name=name or f"split {threshold:g}",
-        description=told + also,
+        description=rule + also,
         config_overrides={"edge": {"split": settings}} if settings else {},
         mode=Mode.SPLIT,
         fields={"use_confidence_check": False} if threshold > 1 else {"confidence_threshold": threshold},
@@ -57,29 +57,34 @@ def split(threshold: float, name: str | None = None, also: str = "", **settings:
 
 
 def parser(description: str, questions: int, repeats: int, output: str) -> argparse.ArgumentParser:
-    made = experiment.parser(description, questions, repeats)
-    made.set_defaults(network=NETWORK, turns=0, output=output)
-    return made
+    """The options of all experiments, with the defaults of those with a split model."""
+    options = experiment.parser(description, questions, repeats)
+    options.set_defaults(network=NETWORK, turns=0, output=output)
+    return options
 
 
 def curve(title: str, measure: str, swept: Sequence[tuple[float, ConfigurationReport]]) -> Curve:
-    """A measure over the thresholds at which it was taken."""
-    known = [(x, one.measures[measure]) for x, one in swept if measure in one.measures]
-    return Curve(name=title, x=[x for x, _ in known], y=[y for _, y in known])
+    """A measure over the thresholds at which it was measured."""
+    points = [(x, one.measures[measure]) for x, one in swept if measure in one.measures]
+    return Curve(name=title, x=[x for x, _ in points], y=[y for _, y in points])
 
 
 def shape_of(config: Config) -> SplitShape:
-    """Of the model whose manifest the config names."""
+    """The shape of the model whose manifest the config names."""
     manifest = read_manifest(Path(config.edge.split.manifest))
     return SplitShape(manifest.hidden, manifest.layers, manifest.tail.first)
 
 
-def kind(base: Config, baseline: Ablation, program: str, finish: Finish, **asked: object) -> ExperimentKind:
-    """What an experiment with a split model does its own way; `asked` are fields of its plan."""
+def kind(
+    name: str, title: str, base: Config, baseline: Ablation, finish: Finish, **plan_fields: object
+) -> ExperimentKind:
+    """An experiment with a split model, started as `-m experiments.NAME`; its tables compare with `baseline`."""
     return ExperimentKind(
-        program=program,
+        title=title,
+        name=name,
+        program=f"-m experiments.{name}",
         settings=SETTINGS,
         measures=measures.measures(shape_of(base)),
-        asked={"baseline": baseline.name, "warm": False, **asked},
+        plan_fields={"baseline": baseline.name, "warm": False, **plan_fields},
         finish=finish,
     )

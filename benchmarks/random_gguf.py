@@ -1,4 +1,7 @@
-"""Writes a Llama model with random weights and a vocabulary of any size: for speed, not for sense. Knows no engine."""
+"""Writes GGUF files of Llama models with random weights, for measuring the edge's speed.
+
+models/random_model.py makes such models for the cloud, as Transformers checkpoints.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,13 +11,17 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from cli.supervisor import PROJECT
+
+CACHE = Path.home() / ".cache" / "edgecloud"
+VOCABULARY = PROJECT / "models" / "demo-edge.gguf"
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 F32 = gguf.GGMLQuantizationType.F32
 
 
 @dataclass(frozen=True)
 class LlamaShape:
-    """A Llama model's sizes; the output matrix is the embedding's."""
+    """A Llama model's sizes; the embedding is also the output matrix."""
 
     name: str
     vocabulary: int
@@ -27,13 +34,22 @@ class LlamaShape:
 
 
 SMOL_135M = LlamaShape("random-135m", 49_152, 576, 30, 9, 3, 1536)
-"""The shape of SmolLM2-135M, among the smallest models that people run."""
+"""The shape of SmolLM2-135M, one of the smallest models in use."""
 WIDE_VOCABULARY = LlamaShape("random-wide", 150_000, 576, 12, 9, 3, 1536)
-"""A vocabulary as of Qwen's on a body smaller than any real one's: confidence weighs more here than in use."""
+"""A vocabulary as large as Qwen's on a body smaller than in any real model: confidence takes a larger share here."""
+
+
+def model_file(shape: LlamaShape) -> Path:
+    """The path of a random model of this shape with the demo edge's vocabulary; written at the first call."""
+    path = CACHE / "models" / f"{shape.name}.gguf"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        write(path, shape, vocabulary_of=VOCABULARY)
+    return path
 
 
 def write(path: Path, shape: LlamaShape, vocabulary_of: Path, kind: gguf.GGMLQuantizationType = Q8_0) -> None:
-    """Writes `path`; its tokens are those of the model file `vocabulary_of`, filled up with ones no text contains."""
+    """Writes `path` with the tokens of the GGUF file `vocabulary_of`, padded with tokens that no text contains."""
     partial = path.with_suffix(".part")
     writer = gguf.GGUFWriter(partial, "llama")
     writer.add_name(shape.name)
@@ -61,7 +77,7 @@ def write(path: Path, shape: LlamaShape, vocabulary_of: Path, kind: gguf.GGMLQua
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, source: gguf.GGUFReader, size: int) -> int:
-    """Copies the tokenizer of `source`; returns the token that ends an answer."""
+    """Copies the tokenizer of `source`; returns the end token."""
     content = {name: field.contents() for name, field in source.fields.items() if name.startswith("tokenizer.")}
     tokens, types = content["tokenizer.ggml.tokens"], content["tokenizer.ggml.token_type"]
     filler = range(size - len(tokens))
@@ -85,7 +101,7 @@ def _tensors(shape: LlamaShape, end: int) -> Iterator[tuple[str, NDArray[np.floa
     one = np.ones(shape.width, np.float32)
     kv_width = shape.width // shape.heads * shape.kv_heads
     embedding = matrix(shape.vocabulary, shape.width)
-    embedding[end] = 0  # never the likeliest: answers run to their limit
+    embedding[end] = 0  # never the most likely token, so answers run to their limit
     yield "token_embd.weight", embedding
     yield "output_norm.weight", one
     for layer in range(shape.layers):

@@ -1,0 +1,1 @@
+"""Invented reports, their rendered pages, and a headless browser."""

@@ -52,7 +52,7 @@ format: setup
 	$(PY) -m ruff check --fix .
 
 test: setup
-	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 10
+	$(PY) -m pytest -n 2 --no-loadscope-reorder --durations 10
 
 test-long: setup
 	$(PY) -m pytest -m long --timeout 1800

@@ -16,7 +16,7 @@ from common.config_edge import ConfidenceConfig
 from common.decoding.policy import Plan
 from common.errors import ConfigError
 
-FOLDER = Path("calibration")
+FOLDER = Path("logs/calibration")
 """Where the report and the plot are written, in the working directory."""
 
 
@@ -78,7 +78,7 @@ def write(
     """Writes the report, the plot (if matplotlib is installed) and the config file, and prints each path."""
     report = _report(result, target, changes(result.fitted.plan, confidence))
     tree = config.with_changes(output.base, report["config"])
-    FOLDER.mkdir(exist_ok=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
     _put(FOLDER / f"{output.path.stem}.json", msgspec.json.format(msgspec.json.encode(report)), console)
     try:
         from calibration.plot import draw

@@ -1,6 +1,7 @@
 """Real servers and models that several test files share. They start once in a test run."""
 
 import argparse
+import functools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from cli.demo import demo_servers, free_ports
 from cli.supervisor import PROJECT, ServerProcess
@@ -24,26 +27,37 @@ CLOUD_CONTEXT = 256
 STEP_TOKENS = 320
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """How the two workers of `make test` divide the files."""
+    return SharedServersScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two workers (`make test`) divide the tests by what they share, longest first; the order within a file stays.
+    """The files that share most begin first, since they take longest; the order within a file stays."""
+    items.sort(key=lambda item: ["servers", "cloud_engine"].index(group) if (group := shared_by(item.nodeid)) else 2)
 
-    Real servers start once, in one worker. Programs write their logs into one folder, so they run in that worker too.
+
+@functools.cache
+def shared_by_file(path: str) -> str:
+    """What a test file shares with others: `servers`, `cloud_engine`, or nothing ("").
+
+    Servers start once, in one worker. Programs write their logs into one folder, so they run in that worker too.
     """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(shared_by(item)))
-    items.sort(key=lambda item: GROUPS.get(shared_by(item), len(GROUPS)))
-
-
-def shared_by(item: pytest.Item) -> str:
-    """What the tests of a group share: servers, an engine, or their file."""
-    fixtures: list[str] = getattr(item, "fixturenames", [])
-    if "servers" in fixtures or item.path.parent.name == "end_to_end":
+    source = (PROJECT / path).read_text()
+    if "servers: Servers" in source or "/end_to_end/" in path:
         return "servers"
-    return "cloud_engine" if "cloud_engine" in fixtures else str(item.path)
+    return "cloud_engine" if "cloud_engine: CloudEngine" in source else ""
 
 
-GROUPS = {"servers": 0, "cloud_engine": 1}
+def shared_by(nodeid: str) -> str:
+    return shared_by_file(nodeid.partition("::")[0])
+
+
+class SharedServersScheduling(LoadScopeScheduling):
+    """Whole files for each worker; those that share servers or an engine all for the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return shared_by(nodeid) or nodeid.partition("::")[0]
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ GRACE_SECONDS = 1.0
 """A session counts as idle only after this time: else sessions that take turns would close each other's requests."""
 
 
-class Closed(StrEnum):
+class CloseReason(StrEnum):
     """Why a live request ended."""
 
     IDLE = "idle"
@@ -57,7 +57,7 @@ class ResidentPool:
     def __init__(self, engine: CloudEngine, limit: int, idle_seconds: float) -> None:
         self.opened = 0
         self.continued = 0
-        self.closed: Counter[Closed] = Counter()
+        self.closed: Counter[CloseReason] = Counter()
         self._engine = engine
         self._limit = limit
         self._idle_seconds = idle_seconds
@@ -79,10 +79,10 @@ class ResidentPool:
         if not can_reside(round) or (live and live.busy):
             return None
         if live and not live.extends(round):
-            self._end(session, Closed.MISMATCH)
+            self._end(session, CloseReason.MISMATCH)
             live = None
         if not self._make_room(session, round):
-            self._end(session, Closed.ROOM)
+            self._end(session, CloseReason.ROOM)
             return None
         if live:
             self.continued += 1
@@ -93,14 +93,14 @@ class ResidentPool:
 
     async def close_session(self, session: str) -> None:
         """Ends the live request of `session`, if there is one; a running round still gets its verdict."""
-        self._end(session, Closed.ASKED)
+        self._end(session, CloseReason.ASKED)
         await self._wait_closed()
 
     async def close(self) -> None:
         """Ends all live requests."""
         if self._sweeper:
             self._sweeper.cancel()
-        self._end_all(Closed.ASKED)
+        self._end_all(CloseReason.ASKED)
         await self._wait_closed()
 
     async def _round(self, session: str, live: LiveRequest, round: VerifyRound) -> Verdict | None:
@@ -110,17 +110,17 @@ class ResidentPool:
         try:
             verdict = await live.verify(round)
         except EngineError:
-            self._end_all(Closed.ENGINE)  # all are lost with the engine; a request of its own will report its state
+            self._end_all(CloseReason.ENGINE)  # lost with the engine, whose state a stateless request reports
             return None
         except BaseException:
-            self._end(session, Closed.LEFT)
+            self._end(session, CloseReason.LEFT)
             raise
         finally:
             live.busy = False
             if self._live.get(session) is not live:
                 self._close(live)
         if verdict.finished:
-            self._end(session, Closed.FINISHED)
+            self._end(session, CloseReason.FINISHED)
         elif not self._sweeper or self._sweeper.done():
             self._sweeper = asyncio.create_task(self._sweep())
         return verdict
@@ -134,7 +134,7 @@ class ResidentPool:
             if not idle or need > budget:
                 return False
             del others[idle[0]]
-            self._end(idle.pop(0), Closed.ROOM)
+            self._end(idle.pop(0), CloseReason.ROOM)
         return True
 
     def _budget(self) -> int:
@@ -160,14 +160,14 @@ class ResidentPool:
             idle = {session: self._idle_for(session) for session in self._live}
             for session in idle:
                 if idle[session] >= self._idle_seconds:
-                    self._end(session, Closed.IDLE)
+                    self._end(session, CloseReason.IDLE)
             await asyncio.sleep(max(0.05, self._idle_seconds - max(idle.values())))
 
-    def _end_all(self, reason: Closed) -> None:
+    def _end_all(self, reason: CloseReason) -> None:
         for session in list(self._live):
             self._end(session, reason)
 
-    def _end(self, session: str, reason: Closed) -> None:
+    def _end(self, session: str, reason: CloseReason) -> None:
         """Removes and closes the live request of `session`, if any; during a round it is closed at the round's end."""
         live = self._live.pop(session, None)
         if live:

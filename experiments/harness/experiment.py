@@ -28,7 +28,8 @@ from experiments.harness.runner import Runner
 from experiments.harness.servers import fleet
 from experiments.harness.trials import ExperimentPlan, Network, Trial, TrialResult, trials
 from experiments.questions import datasets
-from experiments.report import html, markdown, schema, sweep_words
+from experiments.report import html, markdown, sweep_words
+from experiments.report.document import write_files
 from experiments.report.schema import ExperimentReport
 from experiments.setup.ablations import Ablation
 from experiments.setup.configurations import configuration
@@ -232,10 +233,8 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def write(report: ExperimentReport, folder: Path, name: str, console: Console) -> None:
     """Writes NAME.json, .md and .html; prints the summary."""
-    schema.write(report, folder / f"{name}.json")
-    (folder / f"{name}.md").write_text(markdown.render(report))
-    (folder / f"{name}.html").write_text(html.render(report))
+    written = write_files(folder, name, report, markdown.render(report), html.render(report))
     for sentence in sweep_words.summary(report):
         console.print(str(sentence))
-    for ending in ("json", "md", "html"):
-        console.print(f"written: {folder / name}.{ending}")
+    for path in written:
+        console.print(f"written: {path}")

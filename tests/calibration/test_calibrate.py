@@ -93,7 +93,7 @@ def small_data() -> tuple[Path, Path]:
 
 
 def written_report() -> Any:
-    return json.loads(Path("calibration/calibrated.json").read_text())
+    return json.loads(Path("logs/calibration/calibrated.json").read_text())
 
 
 async def test_a_small_calibration_on_the_real_engines_measures_what_it_simulated(
@@ -106,7 +106,7 @@ async def test_a_small_calibration_on_the_real_engines_measures_what_it_simulate
         request = CalibrationRequest(target, data, CalibratedConfig(output, None), max_tokens=64)
         await calibrate(client, config.load(environment={}), request, console())
     said = capsys.readouterr().out
-    assert "replaced calibrated.yaml" in said and "written calibration/calibrated.json" in said
+    assert "replaced calibrated.yaml" in said and "written logs/calibration/calibrated.json" in said
 
     report = written_report()
     figures = report["figures"]

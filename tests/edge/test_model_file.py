@@ -250,7 +250,7 @@ def test_without_the_trial_such_a_file_aborts_the_process_that_loads_it(tmp_path
     file = tmp_path / "many.gguf"
     file.write_bytes(block_count(DATA, 2**31))
     load = (
-        "from common.config_schema import EdgeModelConfig; from edge.llama.model import Llama\n"
+        "from common.config_edge import EdgeModelConfig; from edge.llama.model import Llama\n"
         f"Llama(EdgeModelConfig(path={str(file)!r}, context_length=64, threads=1, sequences=1))"
     )
     environment = os.environ | {"GGML_NO_BACKTRACE": "1"}

@@ -13,7 +13,7 @@ from cloud.engine.engine import CloudEngine
 from cloud.verify import stateless
 from cloud.verify.continuous import ContinuousAnswer
 from cloud.verify.draft_channel import DraftChannel
-from cloud.verify.resident_pool import Closed, ResidentPool
+from cloud.verify.resident_pool import CloseReason, ResidentPool
 from cloud.verify.round import VerifyRound, vllm_params
 from common.protocol.prefix_hash import common_prefix
 from common.types import GREEDY, Sampling, Verdict
@@ -141,7 +141,7 @@ async def residently(engine: CloudEngine, walk: ContextWalk, sampling: Sampling,
 
     await in_batches([sample(n) for n in range(times // CONTEXTS)])
     await pool.close()
-    assert pool.continued > pool.opened and not pool.closed[Closed.MISMATCH]
+    assert pool.continued > pool.opened and not pool.closed[CloseReason.MISMATCH]
     return samples
 
 

@@ -140,7 +140,7 @@ async def test_greedy_tokens_do_not_change_with_drafts_that_are(
         frames, end = await answer(cloud_engine, channel, prompt, drafting(whole))
         assert prompt + ids(frames) == whole
         assert end.accepted == sum(frame.accepted for frame in frames)
-        # Each step draws one token of its own, unless the draft foretold the answer's end.
+        # Each step draws one token of its own, unless the draft predicted the answer's end.
         assert 0 <= end.accepted + end.steps - len(ids(frames)) <= 1
 
 

@@ -13,7 +13,7 @@ from vllm.v1.metrics.reader import Counter, get_metrics_snapshot
 from cloud.engine.engine import CloudEngine
 from cloud.verify import resident_pool, stateless
 from cloud.verify.live_request import can_reside
-from cloud.verify.resident_pool import Closed, ResidentPool
+from cloud.verify.resident_pool import CloseReason, ResidentPool
 from cloud.verify.round import VerifyRound
 from common.types import GREEDY, Sampling, Verdict
 from tests.cloud.engine.test_engine import plain, running_and_kv
@@ -137,7 +137,7 @@ async def test_parameters_may_change_from_round_to_round(cloud_engine: CloudEngi
             else:
                 assert verdict.token_ids == right[at : at + 2]
         assert not all(hot)
-        assert pool.closed[Closed.MISMATCH] == 0
+        assert pool.closed[CloseReason.MISMATCH] == 0
 
 
 async def test_a_seeded_round_draws_what_it_would_alone(cloud_engine: CloudEngine) -> None:
@@ -186,7 +186,7 @@ async def test_log_probabilities_are_those_of_a_stateless_round(cloud_engine: Cl
             prompt + right[:12], right[12:14], logprobs=1
         )  # vLLM reads this once: another live request
         assert (await one(pool, "s", changed.committed, changed.draft, logprobs=1)).logprobs is not None
-        assert pool.closed[Closed.MISMATCH] == 1
+        assert pool.closed[CloseReason.MISMATCH] == 1
 
 
 async def test_a_repetition_penalty_counts_all_committed_tokens(cloud_engine: CloudEngine) -> None:

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from cloud.engine.engine import CloudEngine
 from cloud.verify import resident_pool, stateless
-from cloud.verify.resident_pool import Closed, ResidentPool, default_limit
+from cloud.verify.resident_pool import CloseReason, ResidentPool, default_limit
 from cloud.verify.round import VerifyRound
 from common.errors import EngineError
 from tests.cloud.engine.test_engine import plain
@@ -126,7 +126,7 @@ async def test_a_restart_during_an_answer_changes_nothing(narrow_engine: CloudEn
         await narrow_engine.start()
         for session in ("a", "b", "c"):  # their live requests ended with the engine, and start over
             assert await in_rounds(narrow_engine, pool, session, prompt + right[:5], right[5:]) == right[5:]
-        assert pool.closed[Closed.ENGINE] == 4
+        assert pool.closed[CloseReason.ENGINE] == 4
         assert pool.opened == 7
 
 
@@ -139,4 +139,4 @@ async def test_a_restart_between_two_rounds_changes_nothing(narrow_engine: Cloud
         await narrow_engine.start()
         for session in ("a", "b"):
             assert await in_rounds(narrow_engine, pool, session, prompt + right[:5], right[5:]) == right[5:]
-        assert pool.closed[Closed.ENGINE] == 2
+        assert pool.closed[CloseReason.ENGINE] == 2

@@ -8,7 +8,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from cloud.engine.engine import CloudEngine
 from cloud.verify import live_request, resident_pool, stateless
-from cloud.verify.resident_pool import Closed, block_budget, blocks_for, default_limit
+from cloud.verify.resident_pool import CloseReason, block_budget, blocks_for, default_limit
 from cloud.verify.round import VerifyRound, vllm_params
 from common.errors import ContextLengthError, RequestError
 from common.types import GREEDY, Sampling
@@ -27,7 +27,7 @@ async def test_rounds_that_do_not_extend_the_last_one_start_over(cloud_engine: C
             ours, theirs = await pool.verify("s", asked), await stateless.verify(cloud_engine, asked)
             assert ours and ours.token_ids == theirs.token_ids
         assert (pool.opened, pool.continued, len(pool)) == (4, 1, 1)
-        assert pool.closed[Closed.MISMATCH] == 3
+        assert pool.closed[CloseReason.MISMATCH] == 3
 
 
 async def test_a_second_round_at_the_same_time_is_not_resident(cloud_engine: CloudEngine) -> None:
@@ -48,7 +48,7 @@ async def test_an_answers_end_ends_its_live_request(cloud_engine: CloudEngine) -
         assert full.finished or full.token_ids
         last = await one(pool, "length", [n + 5 for n in range(CONTEXT - 1)], [])
         assert last.finished
-        assert len(pool) == 0 and pool.closed[Closed.FINISHED] >= 2
+        assert len(pool) == 0 and pool.closed[CloseReason.FINISHED] >= 2
 
 
 async def test_a_wrong_round_is_refused_and_leaves_nothing(cloud_engine: CloudEngine) -> None:
@@ -86,7 +86,7 @@ async def test_a_client_that_leaves_frees_its_live_request_at_once(
             with pytest.raises(asyncio.CancelledError):
                 await job
             assert (len(pool), await running_and_kv(cloud_engine)) == (0, (0, 0))
-        assert pool.closed[Closed.LEFT] == 2
+        assert pool.closed[CloseReason.LEFT] == 2
 
 
 async def test_closing_during_a_round_lets_it_end(cloud_engine: CloudEngine) -> None:
@@ -109,7 +109,7 @@ async def test_idle_live_requests_are_closed(cloud_engine: CloudEngine) -> None:
                 await asyncio.sleep(0.02)
         assert await running_and_kv(cloud_engine) == (0, 0)
         assert await in_rounds(cloud_engine, pool, "s", prompt + right[:5], right[5:]) == right[5:]
-        assert pool.closed[Closed.IDLE] >= 1
+        assert pool.closed[CloseReason.IDLE] >= 1
 
 
 async def test_only_an_idle_least_recently_used_request_makes_room(
@@ -124,7 +124,7 @@ async def test_only_an_idle_least_recently_used_request_makes_room(
         await one(pool, "a", prompt + right[:3], right[3:5])
         await one(pool, "c", prompt, right[:2])
         await one(pool, "a", prompt + right[:6], right[6:8])
-        assert (len(pool), pool.opened, pool.closed[Closed.ROOM]) == (2, 3, 1)
+        assert (len(pool), pool.opened, pool.closed[CloseReason.ROOM]) == (2, 3, 1)
         assert await in_rounds(cloud_engine, pool, "b", prompt + right[:3], right[3:]) == right[3:]
 
 

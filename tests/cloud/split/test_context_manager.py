@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from cloud.split.context_manager import CloudContextManager, EvictionReason, Limits
+from common.enums import StateEncoding
 from common.errors import ForeignSession, OverloadedError, RequestError, StatesMissing
 from common.protocol.hidden_states import PackedStates, pack
-from common.protocol.split_frames import StateEncoding
 from tests.support.manual_clock import ManualClock
 
 HIDDEN = 4

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.enums import StateEncoding
 from common.errors import ContextLengthError
-from common.protocol.split_frames import StateEncoding
 from common.types import GREEDY, Provenance, Sampling
 from edge.split.engine import EdgeInferenceEngine
 from edge.split.segments import SegmentSequence

@@ -159,7 +159,7 @@ LOADER = """
 import asyncio, contextlib, os, resource, sys
 from pathlib import Path
 from common.errors import FrameworkError, StartError
-from common.config_schema import EdgeModelConfig
+from common.config_edge import EdgeModelConfig
 from edge.engine.engine import EdgeEngine
 from edge.llama.gguf_header import read_header
 from edge.llama.trial_load import refusal

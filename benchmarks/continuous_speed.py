@@ -184,7 +184,7 @@ async def main() -> None:
 
 def table(cells: list[SpeedCell]) -> Table:
     result = Table(title="Speed over plain streaming: median (range), engine steps per token", title_justify="left")
-    for name in ("round trip", *(f"{accuracy:.0%} of draft tokens right" for accuracy in ACCURACIES)):
+    for name in ("round trip", *(f"{accuracy:.0%} right per token" for accuracy in ACCURACIES)):
         result.add_column(name, justify="right", no_wrap=True)
     for n in range(0, len(cells), len(ACCURACIES)):
         result.add_row(f"{cells[n].round_trip * 1000:g} ms", *map(str, cells[n : n + len(ACCURACIES)]))

@@ -108,11 +108,11 @@ async def main() -> None:
 
 def table(rows: list[PromptTimes]) -> Table:
     result = Table(
-        title=f"Greedy answers of up to {TOKENS} tokens: medians of the cloud alone and of lossless collaboration",
+        title=f"Greedy answers of up to {TOKENS} tokens: median seconds of the cloud alone and of lossless",
         title_justify="left",
     )
     result.add_column("prompt", max_width=20)
-    for name in ("tokens", "cloud, s", "lossless, s", "speed-up", "acceptance rate", "same text"):
+    for name in ("tokens", "cloud", "lossless", "speed-up", "accepted", "same"):
         result.add_column(name, justify="right", min_width=len(name))
     for row in rows:
         cloud, lossless = statistics.median(row.cloud), statistics.median(row.lossless)

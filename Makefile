@@ -83,7 +83,7 @@ bench-edge: setup
 bench-network: setup
 	$(PY) -m experiments.network_sweep $(ARGS)
 
-# About 10 minutes each on 2 cores; ARGS="--strategies max_prob,ensemble", ARGS="--clients 1,8" are less.
+# About 8 minutes each on 2 cores; ARGS="--strategies max_prob,ensemble", ARGS="--clients 1,8" are less.
 bench-thresholds: setup
 	$(PY) -m experiments.threshold_sweep $(ARGS)
 

@@ -70,7 +70,7 @@ def _add_answer(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--no-confidence-check",
         action="store_true",
-        help="switch F1 off: the edge keeps no token by its own confidence, so answers are lossless",
+        help="switch F1 off: the cloud verifies every draft (lossless)",
     )
     group.add_argument(
         "--threshold",

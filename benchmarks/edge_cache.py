@@ -8,7 +8,6 @@ the same repeat: below 1 it is faster than computing the whole prompt. KV files 
 they are read, as far as the system allows.
 """
 
-import argparse
 import os
 import random
 import statistics
@@ -25,7 +24,7 @@ from rich.progress import Progress
 from benchmarks.random_gguf import LlamaShape, model_file
 from benchmarks.ratio_table import RequiredRatio, table
 from cli import terminal
-from cli.args import run_program
+from cli.args import plain_parser, run_program
 from common.config_edge import EdgeModelConfig
 from edge.engine.engine import EdgeEngine
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
@@ -135,9 +134,7 @@ def comparisons(seconds: dict[str, list[float]]) -> list[RequiredRatio]:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Compare the time to the first token of a prompt with a stored beginning with a cold one."
-    )
+    parser = plain_parser("Compare the time to the first token of a prompt with a stored beginning with a cold one.")
     parser.add_argument("--model", type=Path, help="GGUF file (default: a random one of 30M parameters)")
     parser.add_argument("--prefix", type=int, default=1500, help="tokens of the stored beginning (default 1500)")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each kind (default 5)")

@@ -28,7 +28,7 @@ from rich.progress import Progress
 from benchmarks.random_gguf import CACHE, SMOL_135M, WIDE_VOCABULARY, model_file
 from benchmarks.ratio_table import RequiredRatio, table
 from cli import terminal
-from cli.args import run_program
+from cli.args import plain_parser, run_program
 from cli.demo import free_ports
 from cli.supervisor import PROJECT
 from common.config_edge import EdgeModelConfig
@@ -207,9 +207,7 @@ async def share_of_confidence(model: Path, args: argparse.Namespace, streams: in
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Compare the edge server's speed with a bare loop and with llama-server."
-    )
+    parser = plain_parser("Compare the edge server's speed with a bare loop and with llama-server.")
     parser.add_argument("--model", type=Path, help="GGUF file (default: a random one of SmolLM2-135M's shape)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer (default 64)")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each contender (default 5)")

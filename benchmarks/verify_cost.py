@@ -7,7 +7,6 @@ stateless, and with F3 off. "steps" is a round's median time over the median tim
 whole draft is verified in the time of one token.
 """
 
-import argparse
 import asyncio
 import statistics
 import sys
@@ -21,6 +20,7 @@ from rich.table import Table
 from vllm.sampling_params import RequestOutputKind
 
 from cli import terminal
+from cli.args import plain_parser
 from cloud.engine.engine import CloudEngine
 from cloud.verify import stateless
 from cloud.verify.resident_pool import ResidentPool
@@ -121,7 +121,7 @@ def table(rows: list[VerifyTimes], draft: int) -> Table:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the time of one verification round on the cloud's engine.")
+    parser = plain_parser("Measure the time of one verification round on the cloud's engine.")
     parser.add_argument("--draft", type=int, default=8, help="tokens of each draft (default 8)")
     parser.add_argument("--repeats", type=int, default=30, help="rounds of each kind at each context (default 30)")
     args = parser.parse_args()

@@ -13,9 +13,16 @@ from common.config_schema import Config
 from common.errors import FrameworkError
 
 
+def plain_parser(description: str) -> argparse.ArgumentParser:
+    """A parser whose usage line names the program as it was started: a file, or `python -m` and a module."""
+    module = sys.modules["__main__"].__spec__
+    program = f"python -m {module.name.removesuffix('.__main__')}" if module else None
+    return argparse.ArgumentParser(prog=program, description=description)
+
+
 def config_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags `--config` and `--set`, which `load_config` reads."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = plain_parser(description)
     parser.add_argument("--config", metavar="FILE", help="config file in YAML (default: config/config.yaml)")
     parser.add_argument(
         "--set",

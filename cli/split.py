@@ -104,9 +104,7 @@ def summary(report: Collaboration, plan: Plan, tokens: int, total_ms: float) -> 
     table.add_column("what")
     table.add_column("value", justify="right")
     table.add_column("meaning", style="dim")
-    table.add_row(
-        "mode", "standalone" if plan.standalone else "collaborative", "a split model" + describe_exactness(report)
-    )
+    table.add_row("mode", "standalone" if plan.standalone else "split", "a split model" + describe_exactness(report))
     for at, (layer, count) in enumerate(report.exits.items()):
         style = EXIT_STYLES[at % len(EXIT_STYLES)]
         decides = at == len(report.exits) - 1 and (plan.standalone or report.degraded is not None)

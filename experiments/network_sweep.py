@@ -157,7 +157,9 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--clients", default="1,4,16", metavar="N", help="concurrent clients (default %(default)s)")
     options.add_argument(
-        "--ways", default=DEFAULT_MODES, help=f"of {','.join(ANSWER_MODES)} (default: {DEFAULT_MODES})"
+        "--ways",
+        default=DEFAULT_MODES,
+        help=f"answer modes, comma-separated: {','.join(ANSWER_MODES)} (default: {DEFAULT_MODES})",
     )
     options.add_argument(
         "--questions",

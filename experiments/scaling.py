@@ -30,7 +30,7 @@ from experiments.setup import ablations
 from experiments.setup.ablations import Ablation
 
 QUESTIONS, REPEATS = 128, 1
-"""All numbers of clients take about 9 minutes on 2 cores."""
+"""All numbers of clients take about 8 minutes on 2 cores."""
 CLIENTS = "1,2,4,8,16,32"
 ONLY = "baseline,no_confidence,edge_only,cloud_only"
 MAX_CLIENTS = 64

@@ -28,7 +28,7 @@ from experiments.setup import ablations
 from experiments.setup.ablations import Ablation
 
 QUESTIONS, REPEATS = 24, 1
-"""All strategies take about 8 minutes on 2 cores."""
+"""All strategies take about 6 minutes on 2 cores."""
 THRESHOLDS = "0.1,0.3,0.5,0.7,0.8,0.9,0.95,0.99"
 """Denser where most confidences are; below the first is almost edge only, above the last almost cloud only."""
 NAME = "threshold_report"

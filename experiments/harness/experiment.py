@@ -81,7 +81,9 @@ def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentP
     """The options of all experiments; `questions` and `repeats` are defaults."""
     options = config_parser(description)
     options.add_argument(
-        "--data", metavar="FILE|NAME", help="questions (experiments/questions/datasets.py; default: held-out ones)"
+        "--data",
+        metavar="FILE|NAME",
+        help="JSON lines, or alpaca, xsum, boolq, quac, imdb (default: the demo's held-out questions)",
     )
     options.add_argument(
         "--questions", type=int, default=questions, help="largest number of questions (default %(default)s)"
@@ -100,7 +102,7 @@ def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentP
     options.add_argument(
         "--network", metavar="MS,MBIT", help="round trip in ms and bandwidth in Mbit/s between edge and cloud"
     )
-    options.add_argument("--output", default=".", metavar="DIR", help="folder of the report (default: this one)")
+    options.add_argument("--output", default=".", metavar="DIR", help="folder of the report (default: the current one)")
     options.add_argument("--resume", action="store_true", help="continue an interrupted run")
     return options
 

@@ -117,5 +117,5 @@ async def test_split_and_its_older_name_answer_with_the_cloud_that_has_the_last_
     words += ["--set", f"edge.split.manifest={demo_split}", "--set", f"communication.cloud_endpoint={cloud_url}"]
     code, output, errors = await asyncio.to_thread(run, "main.py", *words, "--set", "edge.split.deadline_ms=60000")
     assert (code, errors) == (0, "")
-    assert "collaborative" in output and "degraded" not in output
+    assert re.search(r"mode +│ +split", output) and "degraded" not in output
     assert re.search(r"cloud calls\W+6 ", output)

@@ -30,6 +30,15 @@ def test_every_file_has_a_caption(path: Path) -> None:
     assert (not text and "tests" in path.parts) or ast.get_docstring(ast.parse(text))
 
 
+@pytest.mark.parametrize("path", [*ROOT.glob("*.py"), *sorted((ROOT / "examples").glob("*.py"))], ids=named)
+def test_programs_and_examples_import_no_tests_and_a_server_nothing_of_the_other(path: Path) -> None:
+    imported = {
+        name.split(".")[0] for name in re.findall(r"^ *(?:from|import) ([\w.]+)", path.read_text(), re.MULTILINE)
+    }
+    other = {"start_edge.py": {"cloud"}, "start_cloud.py": {"edge"}}.get(path.name, set())
+    assert imported & ({"tests"} | other) == set()
+
+
 def test_a_folder_holds_at_most_fifteen_modules() -> None:
     folders = defaultdict[Path, list[str]](list)
     for path in FILES:

@@ -82,5 +82,5 @@ def select_modes(names: str) -> list[AnswerMode]:
     wanted = list(dict.fromkeys([CLOUD_ONLY.name, *names.split(",")]))
     unknown = [name for name in wanted if name not in ANSWER_MODES]
     if unknown:
-        raise ConfigError(f"no way {unknown[0]!r}; there are {', '.join(ANSWER_MODES)}")
+        raise ConfigError(f"no answer mode {unknown[0]!r}; there are {', '.join(ANSWER_MODES)}")
     return [ANSWER_MODES[name] for name in wanted]

@@ -1,5 +1,6 @@
 """The configuration: precedence of its sources, its reference, and error messages for wrong keys."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,15 @@ def test_the_committed_file_has_the_defaults() -> None:
     assert committed.experiments.ablations
     for section in ("edge", "cloud", "communication", "inference", "logging"):
         assert getattr(committed, section) == getattr(config_schema.Config(), section)
+
+
+def test_the_committed_file_is_short_and_says_what_each_key_is() -> None:
+    leaves = [line for line in config.DEFAULT_PATH.read_text().splitlines() if re.match(r" +\w+: +\S", line)]
+    settings = leaves[
+        : next(at for at, line in enumerate(leaves) if "config_overrides" in line or "description" in line)
+    ]
+    assert 25 <= len(settings) <= 40
+    assert [line for line in settings if "  # " not in line] == []
 
 
 def test_every_key_has_a_meaning_in_the_reference() -> None:

@@ -44,6 +44,14 @@ def test_round_trip_and_bandwidth_are_told_apart() -> None:
     assert estimates.network.slope == pytest.approx(1e-6, rel=0.02)
 
 
+def test_the_handshakes_of_a_stream_are_two_round_trips_and_an_open_connection_teaches_nothing() -> None:
+    estimates = Estimates()
+    estimates.observe_handshakes(0.0)
+    assert not estimates.network.measured
+    estimates.observe_handshakes(0.2)
+    assert estimates.round_trip == pytest.approx(0.1)
+
+
 def test_the_first_draft_and_the_first_round_of_an_answer_teach_no_times_as_they_include_the_prefill() -> None:
     estimates = Estimates()
     estimates.observe_draft(FOUR, drawn_before=0)

@@ -1,8 +1,6 @@
 """Real servers and models that several test files share. They start once in a test run."""
 
 import argparse
-import functools
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
-from xdist.remote import Producer
-from xdist.scheduler import LoadScopeScheduling
 
 from cli.demo import demo_servers, free_ports
 from cli.supervisor import PROJECT, ServerProcess
 from common.cloud_client.pool import CloudPool
 from common.config_schema import CommunicationConfig
 from common.http.client import HTTPClient
+from tests.workers import pytest_collection_modifyitems, pytest_configure, pytest_xdist_make_scheduler
+
+__all__ = ["pytest_collection_modifyitems", "pytest_configure", "pytest_xdist_make_scheduler"]  # for pytest to find
 
 if TYPE_CHECKING:
     from cloud.engine.engine import CloudEngine
@@ -26,49 +25,6 @@ CLOUD_MODEL = Path(__file__).parent.parent / "models" / "demo-cloud"
 CLOUD_CONTEXT = 256
 # Small enough that a few prompts with drafts overrun a step, which ends an engine that does not cut the drafts.
 STEP_TOKENS = 320
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Gives each worker of `make test` a core of its own, which its servers inherit.
-
-    Otherwise the threads of several engines wait for each other's cores, and all tests take longer than on one core.
-    """
-    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """How the two workers of `make test` divide the files."""
-    return SharedServersScheduling(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that share most begin first, since they take longest; the order within a file stays."""
-    items.sort(key=lambda item: ["servers", "cloud_engine"].index(group) if (group := shared_by(item.nodeid)) else 2)
-
-
-@functools.cache
-def shared_by_file(path: str) -> str:
-    """What a test file shares with others: `servers`, `cloud_engine`, or nothing ("").
-
-    Servers start once, in one worker. Programs write their logs into one folder, so they run in that worker too.
-    """
-    source = (PROJECT / path).read_text()
-    if "servers: Servers" in source or "/end_to_end/" in path:
-        return "servers"
-    return "cloud_engine" if "cloud_engine: CloudEngine" in source else ""
-
-
-def shared_by(nodeid: str) -> str:
-    return shared_by_file(nodeid.partition("::")[0])
-
-
-class SharedServersScheduling(LoadScopeScheduling):
-    """Whole files for each worker; those that share servers or an engine all for the same one."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return shared_by(nodeid) or nodeid.partition("::")[0]
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,7 @@ class EdgeSplitConfig(Section, frozen=True):
     async_upload: bool = True
     """false: hidden states go up only when the cloud is asked."""
     deadline_ms: Positive = 2000
-    """Milliseconds until the last exit answers in place of the cloud."""
+    """Milliseconds until the last exit answers in place of the cloud; more where it has a prompt to compute."""
 
 
 class EdgeConfig(Section, frozen=True):

@@ -21,13 +21,13 @@ DEPRECATED = {
 
 class HttpClientConfig(Section, frozen=True):
     timeout: Seconds = 30.0
-    """Seconds for one call in all, retries included; for one event of a stream of text."""
+    """Seconds for one call, retries included; for one event of a stream of text. A server that works renews it."""
     connect_timeout: Seconds = 2.0
     """Seconds until a connection is made."""
     first_byte_timeout: Seconds = 15.0
-    """Seconds until a cloud begins to answer; a slow one needs them for a long prompt."""
+    """Seconds until a cloud answers a verify, or says that it works on it: a long prompt may take minutes."""
     idle_timeout: Seconds = 10.0
-    """Seconds between two frames of a cloud's stream, or without a sign of life."""
+    """Seconds without a frame of a cloud's stream or a reply to a ping."""
     max_retries: Annotated[int, Meta(ge=0, le=10)] = 3
     """Retries after a connection that could not be made or broke."""
     connection_pool_size: Positive = 100

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import hf_hub_download
@@ -22,7 +23,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from cloud.engine import version
+from cloud.engine.long_steps import LongSteps
 from cloud.engine.process_tree import ProcessTree
+from cloud.vllm_plugin.step_file import STEPS_FOLDER
 from common.errors import EngineError, RequestError, StartError
 
 _one_start_at_a_time = threading.Lock()
@@ -41,6 +44,8 @@ class VLLMEngine:
         self._args = args
         self._llm: AsyncLLM | None = None
         self._processes: ProcessTree | None = None
+        self._steps_folder: TemporaryDirectory[str] | None = None
+        self._long_steps: LongSteps | None = None
 
     async def start(self) -> None:
         """Returns when the model answers (after about 30 s); raises StartError, and then leaves nothing running."""
@@ -48,7 +53,7 @@ class VLLMEngine:
             llm = await self._started()
             await self._warm_up()
             await self._opened(llm)
-            self._processes = ProcessTree(process.pid for process in _processes(llm))
+            self._watch(llm)
         except BaseException:
             await self.close()
             raise
@@ -60,6 +65,11 @@ class VLLMEngine:
 
     async def _opened(self, llm: AsyncLLM) -> None:
         """Called at the end of a start, for subclasses."""
+
+    def _watch(self, llm: AsyncLLM) -> None:
+        assert self._steps_folder is not None
+        self._processes = ProcessTree(process.pid for process in _processes(llm))
+        self._long_steps = LongSteps(Path(self._steps_folder.name), self._processes)
 
     def _engine_args(self) -> AsyncEngineArgs:
         return AsyncEngineArgs.from_cli_args(self._args)
@@ -73,10 +83,14 @@ class VLLMEngine:
             llm.output_processor.propagate_error(EngineDeadError())
             await asyncio.to_thread(llm.shutdown)
             llm.engine_core.resources.ctx.destroy(linger=0)  # vLLM leaves it open
+        if self._steps_folder is not None:
+            self._steps_folder.cleanup()
 
     async def _started(self) -> AsyncLLM:
         # Not the loop's default executor, which would wait for a start that was cancelled.
-        starting: Future[AsyncLLM] = _in_thread(_start, self._args.model, self._engine_args, self.environment)
+        self._steps_folder = TemporaryDirectory(prefix="cloud-steps-")
+        environment = {**self.environment, STEPS_FOLDER: self._steps_folder.name}
+        starting: Future[AsyncLLM] = _in_thread(_start, self._args.model, self._engine_args, environment)
         try:
             self._llm = await asyncio.wrap_future(starting)
         except asyncio.CancelledError:
@@ -92,6 +106,10 @@ class VLLMEngine:
     async def ping(self) -> None:
         """Returns when the engine's loop, which answers between two steps, has answered."""
         await self._running.engine_core.is_sleeping_async()
+
+    def computing(self) -> bool:
+        """Whether the engine has computed a step, which may be long, since the last call."""
+        return self._long_steps is not None and self._long_steps.computing()
 
     async def check_health(self) -> None:
         """Raises EngineError if the engine is not up, or has died."""

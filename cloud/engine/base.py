@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +25,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from cloud.engine import version
 from cloud.engine.long_steps import LongSteps
-from cloud.engine.process_tree import ProcessTree
+from cloud.engine.process_tree import ProcessTree, memory_of_children
 from cloud.vllm_plugin.step_file import STEPS_FOLDER
 from common.errors import EngineError, RequestError, StartError
 
@@ -45,10 +46,12 @@ class VLLMEngine:
         self._llm: AsyncLLM | None = None
         self._processes: ProcessTree | None = None
         self._steps_folder: TemporaryDirectory[str] | None = None
+        self._started_at = 0.0
         self._long_steps: LongSteps | None = None
 
     async def start(self) -> None:
         """Returns when the model answers (after about 30 s); raises StartError, and then leaves nothing running."""
+        self._started_at = time.monotonic()
         try:
             llm = await self._started()
             await self._warm_up()
@@ -57,6 +60,12 @@ class VLLMEngine:
         except BaseException:
             await self.close()
             raise
+
+    def start_progress(self) -> str:
+        """What a start that runs is doing, since when, and how much memory the engine has filled."""
+        stage = "it loads the model" if self._llm is None else "it warms up"
+        seconds, gigabytes = time.monotonic() - self._started_at, memory_of_children() / 1e9
+        return f"{stage}, {seconds:.0f} s so far, {gigabytes:.1f} GB in memory"
 
     async def _warm_up(self) -> None:
         """Asks for a log-probability: for the first one vLLM compiles code, and does not answer for seconds."""

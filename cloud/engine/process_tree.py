@@ -6,6 +6,15 @@ from contextlib import suppress
 import psutil
 
 
+def memory_of_children() -> int:
+    """Bytes of memory that all descendants of this process use, as they load a model for example."""
+    used = 0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            used += process.memory_info().rss
+    return used
+
+
 class ProcessTree:
     """`pids` and all their descendants so far; one started later is found as long as its parent is alive."""
 

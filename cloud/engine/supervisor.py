@@ -27,6 +27,9 @@ class SupervisedEngine(Protocol):
     async def start(self) -> None:
         """Returns when the engine answers; raises StartError. A cancelled start leaves nothing behind."""
 
+    def start_progress(self) -> str:
+        """What a start that runs is doing, in a few words."""
+
     async def close(self) -> None:
         """Frees everything, started or not; requests still running fail with EngineError."""
 
@@ -74,6 +77,7 @@ class EngineSupervisor:
         self._waiting: set[_Use] = set()
         self._settled = asyncio.Event()
         self._down: FrameworkError | None = EngineError("the engine is starting")
+        self._starting = False
         self._pause = timing.first_pause
 
     @property
@@ -82,9 +86,10 @@ class EngineSupervisor:
         return self._down is None
 
     def check(self) -> None:
-        """Raises EngineError with the reason unless the engine is up; for GET /ready."""
+        """Raises EngineError with the reason unless the engine is up, and how far a start is; for GET /ready."""
         if self._down is not None:
-            raise EngineError(self._down.message)
+            progress = self._engine.start_progress() if self._starting else ""
+            raise EngineError(f"{self._down.message}: {progress}" if progress else self._down.message)
 
     async def wait_up(self) -> None:
         """Returns when the engine is up; raises the error of its first start, or EngineError once it is closed."""
@@ -108,7 +113,7 @@ class EngineSupervisor:
     async def run(self) -> None:
         """Runs until cancelled; raises the error of the first start, because waiting does not mend a wrong model."""
         try:
-            await self._engine.start()
+            await self._start()
             while True:
                 self._set_up()
                 began = time.monotonic()
@@ -125,6 +130,13 @@ class EngineSupervisor:
         finally:
             self._end(EngineError("the engine is closed"))
             await self._engine.close()
+
+    async def _start(self) -> None:
+        self._starting = True
+        try:
+            await self._engine.start()
+        finally:
+            self._starting = False
 
     async def _lost(self) -> str:
         """Watches an engine that is up; returns the reason when it is lost."""
@@ -167,7 +179,7 @@ class EngineSupervisor:
             await asyncio.sleep(self._pause)
             self._pause = min(2 * self._pause, self._timing.longest_pause)
             try:
-                await self._engine.start()
+                await self._start()
             except Exception as error:
                 log.error("the engine did not start again: %s", error)
             else:

@@ -41,6 +41,9 @@ class FakeEngine:
             raise StartError("no such model")
         self.dead = self.hanging = False
 
+    def start_progress(self) -> str:
+        return "it loads the model, 3 s so far"
+
     async def close(self) -> None:
         self.log.append("close")
         if self.stuck_close:

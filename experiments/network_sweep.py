@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 
 from cli import terminal
 from cli.args import config_parser, load_config, run_program
+from common import model_root
 from common.errors import ConfigError
 from experiments.harness.journal import Journal
 from experiments.harness.options import numbers
@@ -58,7 +59,7 @@ async def main() -> None:
     if left and args.minutes > 0:
         await _run(args, plan, left, journal, console)
     config = load_config(args)
-    found = report(plan, journal.entries, len(planned), token_ends(config.cloud.model.path))
+    found = report(plan, journal.entries, len(planned), token_ends(model_root.cloud_model(config).path))
     write(found, folder, console)
 
 

@@ -122,6 +122,12 @@ class InferenceConfig(Section, frozen=True):
     online: OnlineConfig = OnlineConfig()
 
 
+class ModelsConfig(Section, frozen=True):
+    root: str = ""
+    """Folder with the models, used in place of the hub; empty: hub ids are fetched from the hub. A path that does not
+    exist is looked for under the root, as `local`, `owner/name` and `name`."""
+
+
 class AblationConfig(Section, frozen=True):
     name: str
     """Name on the command line and in reports."""
@@ -144,6 +150,7 @@ class LoggingConfig(Section, frozen=True):
 class Config(Section, frozen=True):
     edge: EdgeConfig = field(default_factory=EdgeConfig)
     cloud: CloudConfig = field(default_factory=CloudConfig)
+    models: ModelsConfig = field(default_factory=ModelsConfig)
     communication: CommunicationConfig = field(default_factory=CommunicationConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     experiments: ExperimentsConfig = field(default_factory=ExperimentsConfig)

@@ -38,7 +38,7 @@ SETTINGS = (*variants.SETTINGS, "edge.model.kv_type=f32")
 """Only the hidden states in transit are rounded."""
 NEVER = 1.01
 """A threshold that no exit reaches."""
-CLIENT = HttpClientConfig(timeout=120.0, max_retries=0, connection_pool_size=100)
+CLIENT = HttpClientConfig(timeout=600.0, max_retries=0, connection_pool_size=100)
 WHOLE = CLOUD_ONLY.name
 
 
@@ -82,7 +82,10 @@ class ReplayedAnswer(Struct):
 async def main() -> None:
     parser = config_parser(__doc__.partition("\n")[0])
     parser.add_argument(
-        "--data", metavar="FILE|NAME", help="questions (experiments/questions/datasets.py; default: held-out ones)"
+        "--data",
+        metavar="FILE|NAME",
+        help="questions (experiments/questions/datasets.py; default: held-out ones; for other "
+        "models than the demo's: general)",
     )
     parser.add_argument("--questions", type=int, default=200, help="largest number of questions (default %(default)s)")
     parser.add_argument(
@@ -99,7 +102,8 @@ async def main() -> None:
         help="folder of the report (default %(default)s)",
     )
     args, console = parser.parse_args(), terminal.console()
-    questions = datasets.load(args.data, args.questions, args.seed).questions
+    data = datasets.spec_for(args.data, experiment.base_config(args, SETTINGS))
+    questions = datasets.load(data, args.questions, args.seed).questions
     results = await measure(args, questions, [StateEncoding(kind) for kind in args.kinds.split(",")], console)
     show(results, console)
     args.output.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import StreamingInput
@@ -27,6 +27,7 @@ from cloud.engine import version
 from cloud.engine.long_steps import LongSteps
 from cloud.engine.process_tree import ProcessTree, memory_of_children
 from cloud.vllm_plugin.step_file import STEPS_FOLDER
+from common import hub
 from common.errors import EngineError, RequestError, StartError
 
 _one_start_at_a_time = threading.Lock()
@@ -195,6 +196,8 @@ def _check_model(model: str) -> None:
     if model.startswith(("/", ".", "~")):
         raise StartError(f"{model}: no such directory")
     try:
+        if not try_to_load_from_cache(model, "config.json"):
+            hub.check_reached(model)
         hf_hub_download(model, "config.json")
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise StartError(f"{model}: neither a directory nor a model that the hub can give") from error

@@ -83,13 +83,16 @@ def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentP
     options.add_argument(
         "--data",
         metavar="FILE|NAME",
-        help="JSON lines, or alpaca, xsum, boolq, quac, imdb (default: the demo's held-out questions)",
+        help="JSON lines, or general, alpaca, xsum, boolq, quac, imdb (default: the demo's held-out questions, or "
+        "general for other models)",
     )
     options.add_argument(
         "--questions", type=int, default=questions, help="largest number of questions (default %(default)s)"
     )
     options.add_argument(
-        "--turns", type=int, help=f"earlier turns before each question (default: {DEMO_TURNS}; with --data: 0)"
+        "--turns",
+        type=int,
+        help=f"earlier turns before each question (default: {DEMO_TURNS} with the demo's questions, else 0)",
     )
     options.add_argument(
         "--max-tokens", type=int, default=96, help="tokens of the longest answer (default %(default)s)"
@@ -120,7 +123,7 @@ def plan_of(
     kind: ExperimentKind,
 ) -> ExperimentPlan:
     """The plan of the command line. Raises ConfigError for invalid options."""
-    turns = (0 if args.data else DEMO_TURNS) if args.turns is None else args.turns
+    turns = (0 if datasets.spec_for(args.data, base) else DEMO_TURNS) if args.turns is None else args.turns
     for option, value, minimum in (
         ("repeats", args.repeats, 1),
         ("max-tokens", args.max_tokens, 1),
@@ -166,7 +169,7 @@ async def run(
     Until the run is complete, a journal beside the report keeps the results for --resume. Raises StartError when a
     server does not start or is lost, and EndpointError when a configuration answered nothing; the report exists then.
     """
-    dataset = datasets.load(args.data, args.questions, args.seed)
+    dataset = datasets.load(datasets.spec_for(args.data, base), args.questions, args.seed)
     plan, folder = plan_of(args, base, ablations, dataset, kind), Path(args.output)
     file = folder / f"{kind.name}.unfinished.jsonl"
     journal = Journal(file, plan, TrialResult, args.resume)

@@ -27,7 +27,7 @@ from experiments.questions.workload import Question
 from experiments.report.schema import AnswerRow, Counts, NetworkCounts
 from experiments.setup.configurations import Configuration, Needs
 
-CLIENT = HttpClientConfig(timeout=120.0, max_retries=0, connection_pool_size=1000)
+CLIENT = HttpClientConfig(timeout=600.0, max_retries=0, connection_pool_size=1000)
 WARM = {"use_confidence_check": False, "max_tokens": 2}
 """One drafted and verified token: the shortest answer that fills every cache."""
 

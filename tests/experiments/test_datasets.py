@@ -10,6 +10,7 @@ from types import ModuleType
 import msgspec
 import pytest
 
+from common import config
 from common.errors import ConfigError
 from experiments.questions import datasets
 from experiments.questions.datasets import PUBLIC, load
@@ -150,7 +151,7 @@ def test_an_invalid_byte_or_archive_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("missing.jsonl", r"missing\.jsonl: neither a file nor one of alpaca"),
+        ("missing.jsonl", r"missing\.jsonl: neither a file nor one of general, alpaca"),
         ("alpacas", r"alpacas: neither"),
         ("alpaca:missing.json", r"missing\.json: no such file"),
         ("alpaca:notes.txt", r"notes\.txt: must be \.json"),
@@ -314,3 +315,17 @@ def test_what_models_heldout_writes_is_read(tmp_path: Path) -> None:
     (tmp_path / "held-out.jsonl").write_bytes(written)
     found = load(str(tmp_path / "held-out.jsonl"), 999, seed=0).questions
     assert len(found) == len({msgspec.json.decode(line)["prompt"] for line in written.splitlines()})
+
+
+def test_the_demo_pair_is_asked_its_corpus_and_any_other_general_prompts() -> None:
+    demo, other = (config.load(flags=flags, environment={}) for flags in ([], ["cloud.model.path=Owner/Large"]))
+    assert datasets.spec_for(None, demo) is None
+    assert datasets.spec_for(None, other) == "general"
+    assert datasets.spec_for("mine.jsonl", demo) == datasets.spec_for("mine.jsonl", other) == "mine.jsonl"
+
+
+def test_general_prompts_are_half_code_and_half_prose_without_right_answers() -> None:
+    found = load("general", 999, seed=0).questions
+    assert len({question.prompt for question in found}) == len(found) == 40
+    assert [question.kind for question in found].count("code") == 20
+    assert {question.answer for question in found} == {None}

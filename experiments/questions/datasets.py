@@ -3,7 +3,7 @@
 nothing given                    held-out questions of the demo corpus
 FILE.jsonl                       {"prompt": ..., "answer": ..., "metric": ...} a line (see workload.py)
 alpaca:PATH  xsum:PATH ...       a public data set as published, in a file or folder, also .gz
-alpaca  xsum  boolq  quac  imdb  the same from the Hugging Face hub's Parquet copy; needs pyarrow
+alpaca  xsum  boolq  quac  imdb  humaneval  the same from the Hugging Face hub's Parquet copy; needs pyarrow
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ import msgspec
 from common import jsonl
 from common.errors import ConfigError
 from experiments.questions import workload
-from experiments.questions.public_data import Alpaca, BoolQ, QuAC, QuACOnHub, Record, Review, XSum
+from experiments.questions.public_data import Alpaca, BoolQ, HumanEval, QuAC, QuACOnHub, Record, Review, XSum
 from experiments.questions.workload import Question
 
 R = TypeVar("R")
@@ -51,6 +51,7 @@ PUBLIC = {
     "boolq": Public(BoolQ, BoolQ, "google/boolq", "default/validation/0000.parquet"),
     "quac": Public(QuAC, QuACOnHub, "allenai/quac", "plain_text/validation/0000.parquet"),
     "imdb": Public(Review, Review, "stanfordnlp/imdb", "plain_text/test/0000.parquet", ("neg", "pos")),
+    "humaneval": Public(HumanEval, HumanEval, "openai/openai_humaneval", "openai_humaneval/test/0000.parquet"),
 }
 
 

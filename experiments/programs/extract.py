@@ -1,0 +1,30 @@
+"""Makes a program from a chat answer to a task of HumanEval: its code between the task's own beginning and tests."""
+
+import re
+import textwrap
+
+from common.humaneval import HumanEvalTask
+
+BLOCK = re.compile(r"^[ \t]*```[^`\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+"""A fenced block; the last may be open, as an answer may end before its fence."""
+
+
+def program(task: HumanEvalTask, answer: str) -> str:
+    """A program that runs to its end if the answer passes the tests.
+
+    It begins with what the prompt has before the function: imports, and functions that the tests need too.
+    """
+    begin = re.search(rf"^def {re.escape(task.entry_point)}\(", task.prompt, re.MULTILINE)
+    before = task.prompt[: begin.start()] if begin else ""
+    return "\n".join([before, function_of(task, answer), task.test, f"check({task.entry_point})", ""])
+
+
+def function_of(task: HumanEvalTask, answer: str) -> str:
+    """The last fenced block that defines the function, or the whole answer if that does.
+
+    What defines no function is taken for the rest of the prompt's.
+    """
+    blocks = BLOCK.findall(answer) or [answer]
+    define = re.compile(rf"^[ \t]*def {re.escape(task.entry_point)}\b", re.MULTILINE)
+    defining = [textwrap.dedent(block) for block in blocks if define.search(block)]
+    return defining[-1] if defining else task.prompt + textwrap.indent(textwrap.dedent(blocks[0]), "    ")

@@ -1,13 +1,14 @@
 """Measures pass@1 on HumanEval, and what it costs the cloud: edge only, cloud only, lossless, and gates.
 
     python -m experiments.humaneval --data HumanEval.jsonl.gz [--ways NAMES] [--thresholds 0.5,0.1 0.8,0.3 ...]
-        [--calibrated FILE] [--tasks 0-81,100] [--questions 164] [--max-tokens 512] [--clients 1] [--minutes M]
-        [--resume] [--output DIR]
+        [--calibrated FILE] [--form chat|completion] [--tasks 0-81,100] [--questions 164] [--max-tokens 512]
+        [--clients 1] [--minutes M] [--resume] [--output DIR]
 
-Each task is a chat that asks for the whole function in one code block. Greedy, one answer for each task and way; it
-passes if the task's tests run to their end (experiments/programs/sandbox.py). All ways answer a task in turn, in a new
-order for each task, on one pair of servers. `--thresholds` adds a gate for each pair of thresholds (confidence,
-product), `--calibrated` the gate of a config file that `main.py --mode calibrate` wrote.
+Each task is a chat that asks for the whole function in one code block; or, with `--form completion`, the models
+continue the task's text as it is. Greedy, one answer for each task and way; it passes if the task's tests run to their
+end (experiments/programs/sandbox.py). All ways answer a task in turn, in a new order for each task, on one pair of
+servers. `--thresholds` adds a gate for each pair of thresholds (confidence, product), `--calibrated` the gate of a
+config file that `main.py --mode calibrate` wrote.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+import msgspec
 from rich.console import Console
 
 from calibration.risk import wilson
@@ -52,8 +54,12 @@ SETTINGS = (
     "communication.http_client.idle_timeout=120",
 )
 """A lost cloud is an error, not an answer of the edge; a slow one is waited for. All else is as the config says."""
-STOP = "\n```\n\n"
-"""Where the code block has ended and prose begins: it would take time and change no result."""
+STOPS = {
+    "chat": ["\n```\n\n"],
+    "completion": ["\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```"],
+}
+"""Where an answer has its function: behind a code block, where prose begins; or where the next top-level code begins,
+by the words of Chen et al. 2021. What follows would take time and change no result."""
 DEFAULT_WAYS = "edge_only,cloud_only,lossless,gated"
 PLOTS = (
     Curves(x="cloud_rate", y="quality"),
@@ -94,8 +100,11 @@ def measures_of(max_tokens: int) -> dict[str, MeasureDefinition]:
     }  # fmt: skip
 
 
-def tasks(dataset: Dataset, numbers: str | None, most: int) -> Dataset:
-    """The first `most` of the tasks with the numbers of a list such as 0-81,100 (None: all). Raises ConfigError."""
+def tasks(dataset: Dataset, numbers: str | None, most: int, raw: bool) -> Dataset:
+    """The first `most` of the tasks with the numbers of a list such as 0-81,100 (None: all). Raises ConfigError.
+
+    `raw`: with the tasks' own text as prompts, not the wording for a chat.
+    """
     found = dataset.questions
     if numbers is not None:
         wanted = set[int]()
@@ -108,6 +117,8 @@ def tasks(dataset: Dataset, numbers: str | None, most: int) -> Dataset:
         found = [one for one in found if int(one.kind.rpartition("/")[2]) in wanted]
     if not found:
         raise ConfigError(f"{dataset.name} has no task {numbers}")
+    if raw:
+        found = [msgspec.structs.replace(one, prompt=one.task.prompt) for one in found if one.task]
     return replace(dataset, questions=found[:most])
 
 
@@ -181,6 +192,9 @@ def parser() -> argparse.ArgumentParser:
         help="gates: thresholds of confidence and product",
     )
     options.add_argument("--calibrated", metavar="FILE", help="a config that --mode calibrate wrote: adds its gate")
+    options.add_argument(
+        "--form", choices=list(STOPS), default="chat", help="a question, or the text itself (default %(default)s)"
+    )
     options.add_argument("--tasks", metavar="NUMBERS", help="only these, for example 0-81,100 (default: all)")
     options.add_argument("--clients", type=count, default=1, help="concurrent clients (default %(default)s)")
     options.add_argument("--minutes", type=float, help="begin no task after this time (default: no limit)")
@@ -201,11 +215,11 @@ async def measure(args: argparse.Namespace, console: Console) -> ExperimentRepor
     if base.inference.online.enabled:
         raise ConfigError("inference.online: the online gate moves its thresholds; switch it off for this experiment")
     chosen = gate_points.chosen(
-        args.ways, args.thresholds, args.calibrated, clients=args.clients, fields={"stop": [STOP]}
+        args.ways, args.thresholds, args.calibrated, clients=args.clients, fields={"stop": STOPS[args.form]}
     )
     named = args.data.partition(":")[0] == "humaneval"
     everything = datasets.load(args.data if named else f"humaneval:{args.data}", sys.maxsize, args.seed)
-    definitions = measures_of(args.max_tokens)
+    definitions, raw = measures_of(args.max_tokens), args.form == "completion"
     cloud = [one.name for one in chosen if one.name == CLOUD_ONLY.name]
     kind = ExperimentKind(
         title="HumanEval",
@@ -213,12 +227,12 @@ async def measure(args: argparse.Namespace, console: Console) -> ExperimentRepor
         program="-m experiments.humaneval",
         settings=SETTINGS,
         measures=definitions,
-        plan_fields={"block": args.clients, "baseline": cloud[0] if cloud else ""},
+        plan_fields={"block": args.clients, "baseline": cloud[0] if cloud else "", "raw": raw},
         settle_first=False,
         minutes=math.inf if args.minutes is None else args.minutes,
         finish=partial(finish, [one for one in chosen if gate_points.is_gate(one)], definitions),
     )
-    found = tasks(everything, args.tasks, args.questions)
+    found = tasks(everything, args.tasks, args.questions, raw)
     return await experiment.run(args, chosen, base, console, kind, found)
 
 

@@ -108,7 +108,7 @@ class Runner:
                     site.edge,
                     question,
                     self._questions[question].prompt,
-                    {**WARM, "messages": self._messages(question)},
+                    {**self._asked(question), **WARM},
                 )
             except FrameworkError as error:
                 failed[question] = error.message
@@ -116,7 +116,7 @@ class Runner:
 
     async def _row(self, edge: HTTPClient, configuration: Configuration, question: int, repeat: int) -> AnswerRow:
         plan, asked = self._plan, self._questions[question]
-        body: dict[str, Any] = {"messages": self._messages(question), "max_tokens": plan.max_tokens}
+        body: dict[str, Any] = {**self._asked(question), "max_tokens": plan.max_tokens}
         sampling = {"temperature": plan.temperature, "seed": plan.seed + repeat} if plan.temperature else {}
         try:
             answer = await ask(edge, question, asked.prompt, {**body, **sampling, **configuration.fields})
@@ -130,6 +130,12 @@ class Runner:
             return row
         quality = await asyncio.to_thread(self._questions[row.question].score, row.text)
         return msgspec.structs.replace(row, quality=quality)
+
+    def _asked(self, question: int) -> dict[str, Any]:
+        """The request's field that holds the question."""
+        return (
+            {"prompt": self._questions[question].prompt} if self._plan.raw else {"messages": self._messages(question)}
+        )
 
     def _messages(self, question: int) -> list[dict[str, str]]:
         """The question after earlier turns: other questions with their right answers, the same ones each time."""

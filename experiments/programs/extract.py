@@ -1,4 +1,4 @@
-"""Makes a program from a chat answer to a task of HumanEval: its code between the task's own beginning and tests."""
+"""Makes a program from an answer to a task of HumanEval: its code between the task's own beginning and tests."""
 
 import re
 import textwrap
@@ -20,11 +20,13 @@ def program(task: HumanEvalTask, answer: str) -> str:
 
 
 def function_of(task: HumanEvalTask, answer: str) -> str:
-    """The last fenced block that defines the function, or the whole answer if that does.
+    """The last fenced block that defines the function, or an answer without blocks that does.
 
-    What defines no function is taken for the rest of the prompt's.
+    What defines no function is the rest of the prompt's: as it is, or in a block, where models drop the indentation.
     """
-    blocks = BLOCK.findall(answer) or [answer]
+    blocks = BLOCK.findall(answer)
     define = re.compile(rf"^[ \t]*def {re.escape(task.entry_point)}\b", re.MULTILINE)
-    defining = [textwrap.dedent(block) for block in blocks if define.search(block)]
-    return defining[-1] if defining else task.prompt + textwrap.indent(textwrap.dedent(blocks[0]), "    ")
+    defining = [textwrap.dedent(block) for block in blocks or [answer] if define.search(block)]
+    if defining:
+        return defining[-1]
+    return task.prompt + (textwrap.indent(textwrap.dedent(blocks[0]), "    ") if blocks else answer)

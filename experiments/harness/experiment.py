@@ -5,7 +5,9 @@ Here is what all experiments share: options, servers, order, progress, journal a
 
 import argparse
 import hashlib
+import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +65,8 @@ class ExperimentKind:
 
     `name`: of the report's files. `program`: what starts it, for the report. `settings`: of all its configurations.
     `plan_fields`: fields of ExperimentPlan that it sets. `settle_first`: whether every configuration answers every
-    question once before anything is counted, so that caches are equally warm. `finish` adds this experiment's own
+    question once before anything is counted, so that caches are equally warm. `minutes`: after this time no question
+    is begun; the report is about those before, and the journal stays for --resume. `finish` adds this experiment's own
     tables, curves and findings to the report.
     """
 
@@ -74,6 +77,7 @@ class ExperimentKind:
     measures: Mapping[str, MeasureDefinition] = field(default_factory=lambda: MEASURES)
     plan_fields: Mapping[str, Any] = field(default_factory=dict)
     settle_first: bool = True
+    minutes: float = math.inf
     finish: Finish = lambda report, plan, entries: None
 
 
@@ -83,8 +87,8 @@ def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentP
     options.add_argument(
         "--data",
         metavar="FILE|NAME",
-        help="JSON lines, or general, alpaca, xsum, boolq, quac, imdb (default: the demo's held-out questions, or "
-        "general for other models)",
+        help="JSON lines, or general, alpaca, xsum, boolq, quac, imdb, humaneval (default: the demo's held-out "
+        "questions, or general for other models)",
     )
     options.add_argument(
         "--questions", type=int, default=questions, help="largest number of questions (default %(default)s)"
@@ -162,14 +166,20 @@ def network_of(text: str) -> Network:
 
 
 async def run(
-    args: argparse.Namespace, ablations: Sequence[Ablation], base: Config, console: Console, kind: ExperimentKind
+    args: argparse.Namespace,
+    ablations: Sequence[Ablation],
+    base: Config,
+    console: Console,
+    kind: ExperimentKind,
+    dataset: datasets.Dataset | None = None,
 ) -> ExperimentReport:
     """Measures what is not measured yet; writes the report as .json, .md and .html into the output folder.
 
-    Until the run is complete, a journal beside the report keeps the results for --resume. Raises StartError when a
+    `dataset`: the questions; None: those of the command line. Until the run is complete, a journal beside the report
+    keeps the results for --resume. Raises StartError when a
     server does not start or is lost, and EndpointError when a configuration answered nothing; the report exists then.
     """
-    dataset = datasets.load(datasets.spec_for(args.data, base), args.questions, args.seed)
+    dataset = dataset or datasets.load(datasets.spec_for(args.data, base), args.questions, args.seed)
     plan, folder = plan_of(args, base, ablations, dataset, kind), Path(args.output)
     file = folder / f"{kind.name}.unfinished.jsonl"
     journal = Journal(file, plan, TrialResult, args.resume)
@@ -184,7 +194,7 @@ async def run(
                 Runner(plan, dataset.questions, sites, base.communication) as runner,
             ):
                 first = first_trials(remaining, plan.warm) if kind.settle_first else []
-                await _measure(runner, plan, first, remaining, journal, console)
+                await _measure(runner, plan, first, remaining, journal, console, kind.minutes)
     except StartError as error:
         kept = f"; {len(journal.entries)} answers are kept, --resume goes on" if journal.entries else ""
         raise StartError(f"{error.message}{kept}") from error
@@ -193,8 +203,12 @@ async def run(
     )
     report = results.report(plan, journal.entries, about, kind.measures)
     kind.finish(report, plan, journal.entries)
+    if missing := len(finished) + len(remaining) - len(journal.entries):
+        report.warnings.append(f"{missing} of {len(finished) + len(remaining)} trials are not done yet")
+        console.print("the time is over; --resume continues")
     write(report, folder, kind.name, console)
-    file.unlink()
+    if not missing:
+        file.unlink()
     for one in report.configurations:
         if not one.answers:
             raise EndpointError(f"{one.name}: nothing was answered; {one.first_failure}")
@@ -208,8 +222,13 @@ async def _measure(
     remaining: Sequence[Trial],
     journal: Journal[ExperimentPlan, TrialResult],
     console: Console,
+    minutes: float,
 ) -> None:
-    """Runs the trials `first` without recording them, then the remaining ones into the journal."""
+    """Runs the trials `first` without recording them, then the remaining ones into the journal.
+
+    When the minutes are over it ends before the next question, so that all configurations have answered the same ones.
+    """
+    until, asked = time.monotonic() + 60 * minutes, None
     with progress(console) as bar:
         task = bar.add_task("", total=len(first) + len(remaining))
         for trial in first:
@@ -217,6 +236,9 @@ async def _measure(
             await runner.settle(trial)
             bar.advance(task)
         for trial in remaining:
+            if time.monotonic() > until and trial.questions != asked:
+                return
+            asked = trial.questions
             bar.update(task, description=f"repeat {trial.repeat + 1} of {plan.repeats}: {trial.configuration}")
             journal.add(await runner.run(trial))
             bar.advance(task)
@@ -232,7 +254,9 @@ def first_trials(remaining: Sequence[Trial], each_question: bool) -> list[Trial]
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options that decide what is measured, without secret values."""
-    shown = {name: value for name, value in vars(args).items() if name not in ("output", "resume", "compare")}
+    shown = {
+        name: value for name, value in vars(args).items() if name not in ("output", "resume", "compare", "minutes")
+    }
     return shown | {"set": [re.sub(r"(api_keys?)=.*", r"\1=***", setting) for setting in args.set]}
 
 

@@ -4,7 +4,7 @@ nothing given                    held-out questions of the demo corpus; for othe
 general                          prompts for any model, without right answers (see general.py)
 FILE.jsonl                       {"prompt": ..., "answer": ..., "metric": ...} a line (see workload.py)
 alpaca:PATH  xsum:PATH ...       a public data set as published, in a file or folder, also .gz
-alpaca  xsum  boolq  quac  imdb  the same from the Hugging Face hub's Parquet copy; needs pyarrow
+alpaca  xsum  boolq  quac  imdb  humaneval  the same from the Hugging Face hub's Parquet copy; needs pyarrow
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ from common.config_cloud import CloudModelConfig
 from common.config_schema import Config
 from common.errors import ConfigError
 from experiments.questions import general, workload
-from experiments.questions.public_data import Alpaca, BoolQ, QuAC, QuACOnHub, Record, Review, XSum
+from experiments.questions.public_data import Alpaca, BoolQ, HumanEval, QuAC, QuACOnHub, Record, Review, XSum
 from experiments.questions.workload import Question
 
 R = TypeVar("R")
@@ -55,6 +55,7 @@ PUBLIC = {
     "boolq": Public(BoolQ, BoolQ, "google/boolq", "default/validation/0000.parquet"),
     "quac": Public(QuAC, QuACOnHub, "allenai/quac", "plain_text/validation/0000.parquet"),
     "imdb": Public(Review, Review, "stanfordnlp/imdb", "plain_text/test/0000.parquet", ("neg", "pos")),
+    "humaneval": Public(HumanEval, HumanEval, "openai/openai_humaneval", "openai_humaneval/test/0000.parquet"),
 }
 
 

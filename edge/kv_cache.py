@@ -190,8 +190,8 @@ class LlamaCppKVCache:
         return self._store.enabled and self._store.keep(held, llama.snapshot(sequence))
 
     def _clear_idle(self, llama: SequenceMemory) -> None:
-        """With a unified KV, moves idle sequences into snapshots: their cells would make every step slower."""
-        for sequence in self._idle if llama.unified else ():
+        """With a unified KV, moves idle sequences into snapshots that serve as much: their cells make steps slower."""
+        for sequence in self._idle if llama.unified and llama.divisible else ():
             if self._keep(llama, sequence):
                 llama.rewind(sequence, 0)
                 self._index(sequence, [])

@@ -169,6 +169,5 @@ def rollback_of(context: LlamaContext, sequences: int) -> CutRollback:
     """The way to go back that the model's memory needs."""
     if c.llama_model_is_recurrent(context.model) or c.llama_model_is_hybrid(context.model):
         return CheckpointRollback(context, sequences)
-    if window := c.llama_model_n_swa(context.model):
-        return WindowRollback(context, window)
-    return CutRollback(context)
+    window = c.llama_model_n_swa(context.model)
+    return WindowRollback(context, window) if 0 < window < context.length else CutRollback(context)

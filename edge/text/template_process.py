@@ -29,7 +29,7 @@ REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, 
 class GenerationBlock(Extension):
     """The block `generation` marks an assistant's turn for training; here it is only a scope."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  # as Jinja declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

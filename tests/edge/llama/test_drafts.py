@@ -105,10 +105,11 @@ async def test_many_requests_that_draft_ahead_reject_and_leave_get_the_answers_o
         assert engine.stats()["kv_dropped"] == 0
 
 
+@BOTH_LAYOUTS
 @EVERY_KIND
-async def test_the_same_prompt_is_not_read_again(models: dict[str, Path], kind: str) -> None:
+async def test_the_same_prompt_is_not_read_again(models: dict[str, Path], kind: str, unified: bool) -> None:
     prompt = prompt_of(300)
-    async with engine_of(models[kind], LlamaCppKVCache()) as engine:
+    async with engine_of(models[kind], LlamaCppKVCache(), unified=unified) as engine:
         first = await answer(engine, prompt)
         async with engine.sequence(prompt) as one, engine.sequence(prompt) as other:
             for sequence in (one, other):

@@ -3,12 +3,13 @@
 import asyncio
 
 from aiohttp import web
+from jinja2 import TemplateError
 
 from cloud.engine.engine import CloudEngine
 from common.errors import VocabularyError
 from common.http.messages import reply
 from common.protocol import vocabulary
-from common.protocol.vocabulary import TokenizerFile, VocabularyInfo
+from common.protocol.vocabulary import GREETING, TokenizerFile, VocabularyInfo
 
 
 class TokenizerRoute:
@@ -17,6 +18,7 @@ class TokenizerRoute:
     def __init__(self, engine: CloudEngine) -> None:
         self._engine = engine
         self._file: TokenizerFile | None = None
+        self._greeting: list[int] | None = None
 
     def add_to(self, app: web.Application) -> None:
         app.router.add_get("/tokenizer", self.info)
@@ -24,7 +26,7 @@ class TokenizerRoute:
 
     async def info(self, request: web.Request) -> web.Response:
         file = await self._read_once()
-        return reply(request, VocabularyInfo(file.fingerprint, self._engine.vocab_size))
+        return reply(request, VocabularyInfo(file.fingerprint, self._engine.vocab_size, self._greeting))
 
     async def file(self, request: web.Request) -> web.Response:
         return reply(request, await self._read_once())
@@ -36,8 +38,22 @@ class TokenizerRoute:
 
     async def _read_once(self) -> TokenizerFile:
         if self._file is None:
+            self._greeting = await asyncio.to_thread(greeting, self._engine)
             self._file = await asyncio.to_thread(_read, self._engine)
         return self._file
+
+
+def greeting(engine: CloudEngine) -> list[int] | None:
+    """The prompt for GREETING by the model's chat template; empty without one, None if it refuses the message."""
+    if not engine.chat_template:
+        return []
+    tokenizer, turn = engine.tokenizer, {"role": "user", "content": GREETING}
+    options = {"chat_template": engine.chat_template, "tokenize": False, "add_generation_prompt": True}
+    try:
+        text = tokenizer.apply_chat_template([turn], **options)
+    except TemplateError:
+        return None
+    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _read(engine: CloudEngine) -> TokenizerFile:

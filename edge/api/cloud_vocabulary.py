@@ -1,6 +1,8 @@
 """Compares the vocabularies of edge and cloud once, and gives each prompt in the token ids of both."""
 
 import asyncio
+import contextlib
+import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,9 +13,12 @@ from common.decoding.vocab_translation import PaddedDrafter, TranslatingDrafter
 from common.errors import EndpointError, RequestError, VocabularyError
 from common.protocol.openai import Message
 from common.protocol.vocabulary import Relation, RemoteVocabulary, TokenizerFile, VocabularyInfo, compare, fingerprint
+from edge.api import chat_forms
 from edge.api.shared_prompt import SharedPrompt
 from edge.engine.engine import EdgeEngine
 from edge.text.chat_template import ChatTemplate
+
+log = logging.getLogger(__name__)
 
 COMPARE_SECONDS = 5.0
 """How long a request waits for a first comparison: as long as for any connection (common/http/client.py)."""
@@ -43,12 +48,14 @@ class VocabularyMatch:
 class CloudVocabulary:
     """Compares at the start; if that fails, with the next request. Until it succeeds the cloud is sent no token ids.
 
-    Owns the running comparison and the cloud's chat templates: `async with`. `get` asks the cloud.
+    Owns the running comparison and the cloud's chat templates: `async with`. `get` asks the cloud; `template` is the
+    edge's, with which the cloud's is compared.
     """
 
-    def __init__(self, engine: EdgeEngine, get: Get) -> None:
+    def __init__(self, engine: EdgeEngine, get: Get, template: ChatTemplate | None = None) -> None:
         self._engine = engine
         self._get = get
+        self._template = template
         self._match: VocabularyMatch | None = None
         self._comparing: asyncio.Task[VocabularyMatch] | None = None
         self._ours: VocabularyInfo | None = None
@@ -82,6 +89,7 @@ class CloudVocabulary:
     ) -> SharedPrompt:
         """The prompt, `ids` to the edge, in the token ids of both.
 
+        A cloud with another vocabulary and no chat template reads a conversation as the edge's model writes it.
         Raises RequestError if the vocabularies differ and neither `text` nor `messages` is given.
         """
         try:
@@ -90,10 +98,10 @@ class CloudVocabulary:
             return SharedPrompt(ids, ids, self._engine.piece, unknown_because=error.message)
         if match.vocabulary is None:
             return self._same(ids, match)
-        if messages is not None:
-            if match.template is None:
-                raise RequestError("the cloud's model has no chat template: use /v1/completions", param="messages")
+        if messages is not None and match.template is not None:
             text, add_special = await match.template.render(messages), False
+        elif messages is not None:
+            text, add_special = self._engine.detokenize(ids, special=True), True
         elif text is None:
             hint = 'give text, or ask in mode "edge_only"'
             raise RequestError(
@@ -156,7 +164,19 @@ class CloudVocabulary:
         except RequestError as error:
             raise VocabularyError(f"the cloud does not give its vocabulary: {error.message}") from error
         self._match = match
+        one_vocabulary = relation is not Relation.DIFFERENT
+        if problem := chat_forms.mismatch(await self._greeting(), theirs.greeting, one_vocabulary):
+            log.warning("%s", problem)
         return match
+
+    async def _greeting(self) -> list[int] | None:
+        """The edge's prompt for the conversation that is compared; empty without a template, None if it refuses it."""
+        if not self._engine.chat_template:
+            return []
+        with contextlib.suppress(RequestError):
+            text = await self._template.render(chat_forms.CONVERSATION) if self._template else ""
+            return self._engine.tokenize(text, add_special=False, parse_special=True) if text else None
+        return None
 
     async def _download(self, file: TokenizerFile) -> VocabularyMatch:
         vocabulary = await asyncio.to_thread(RemoteVocabulary, file)

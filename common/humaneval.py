@@ -1,10 +1,17 @@
 """A task of HumanEval (Chen et al. 2021) as it is published, and how a chat model is asked to solve it."""
 
-from pathlib import Path
-
 from msgspec import Struct
 
-from common import jsonl
+
+def request(prompt: str) -> str:
+    """What the user asks for the beginning of a function.
+
+    Without explanations an answer is short, and slow machines need not wait for them.
+    """
+    return (
+        "Complete the following function. Answer with the whole function in one Python code block, "
+        f"without explanations.\n\n```python\n{prompt.strip()}\n```"
+    )
 
 
 class HumanEvalTask(Struct, frozen=True):
@@ -25,18 +32,9 @@ class HumanEvalTask(Struct, frozen=True):
 
     @property
     def request(self) -> str:
-        """What the user asks. Without explanations an answer is short, and slow machines need not wait for them."""
-        return (
-            "Complete the following function. Answer with the whole function in one Python code block, "
-            f"without explanations.\n\n```python\n{self.prompt.strip()}\n```"
-        )
+        return request(self.prompt)
 
     @property
     def right_answer(self) -> str:
         """The canonical solution, as an answer to `request`."""
         return f"```python\n{self.prompt}{self.canonical_solution.rstrip()}\n```"
-
-
-def read(path: Path) -> list[HumanEvalTask]:
-    """The tasks of a file, which may end in .gz; raises ConfigError."""
-    return jsonl.read(path, HumanEvalTask)

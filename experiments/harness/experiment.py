@@ -1,12 +1,11 @@
 """Runs an experiment: a list of ablations whose configurations all answer the same questions.
 
-Here is what all experiments share: options, servers, order, progress, journal and report.
+Here is what all experiments share: servers, order, progress, journal and report.
 """
 
 import argparse
 import hashlib
 import math
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from cli.args import config_parser
 from common import config as configs
 from common.config_schema import Config
 from common.errors import ConfigError, EndpointError, StartError
@@ -24,6 +22,8 @@ from experiments.harness import results
 from experiments.harness.environment import environment
 from experiments.harness.journal import Journal
 from experiments.harness.measures import MEASURES, MeasureDefinition
+from experiments.harness.options import DEMO_TURNS, options_of
+from experiments.harness.options import parser as parser
 from experiments.harness.progress import progress
 from experiments.harness.results import RunDescription
 from experiments.harness.runner import Runner
@@ -51,10 +51,6 @@ No count depends on timing: lossless answers use verification rounds, the gate a
 none is drafted ahead. A lost cloud is an error, not an answer of the edge. The cloud has room for more resident
 sessions than usual, as sessions follow each other faster here than in use.
 """
-DEMO_TURNS = 2
-"""Earlier turns before each question of the demo corpus, whose prompts alone are too short for a prefix cache. The demo
-models, which were trained on single turns, tolerate this many."""
-
 
 Finish = Callable[[ExperimentReport, ExperimentPlan, Sequence[TrialResult]], None]
 
@@ -79,39 +75,6 @@ class ExperimentKind:
     settle_first: bool = True
     minutes: float = math.inf
     finish: Finish = lambda report, plan, entries: None
-
-
-def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentParser:
-    """The options of all experiments; `questions` and `repeats` are defaults."""
-    options = config_parser(description)
-    options.add_argument(
-        "--data",
-        metavar="FILE|NAME",
-        help="JSON lines, or general, alpaca, xsum, boolq, quac, imdb, humaneval (default: the demo's held-out "
-        "questions, or general for other models)",
-    )
-    options.add_argument(
-        "--questions", type=int, default=questions, help="largest number of questions (default %(default)s)"
-    )
-    options.add_argument(
-        "--turns",
-        type=int,
-        help=f"earlier turns before each question (default: {DEMO_TURNS} with the demo's questions, else 0)",
-    )
-    options.add_argument(
-        "--max-tokens", type=int, default=96, help="tokens of the longest answer (default %(default)s)"
-    )
-    options.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default %(default)s)")
-    options.add_argument("--repeats", type=int, default=repeats, help="answers to each question (default %(default)s)")
-    options.add_argument(
-        "--seed", type=int, default=0, help="seed of questions, orders and sampling (default %(default)s)"
-    )
-    options.add_argument(
-        "--network", metavar="MS,MBIT", help="round trip in ms and bandwidth in Mbit/s between edge and cloud"
-    )
-    options.add_argument("--output", default=".", metavar="DIR", help="folder of the report (default: the current one)")
-    options.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    return options
 
 
 def base_config(args: argparse.Namespace, settings: Sequence[str] = SETTINGS) -> Config:
@@ -250,14 +213,6 @@ def first_trials(remaining: Sequence[Trial], each_question: bool) -> list[Trial]
     for trial in remaining:
         first.setdefault((trial.configuration, trial.questions if each_question else ()), trial)
     return list(first.values())
-
-
-def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that decide what is measured, without secret values."""
-    shown = {
-        name: value for name, value in vars(args).items() if name not in ("output", "resume", "compare", "minutes")
-    }
-    return shown | {"set": [re.sub(r"(api_keys?)=.*", r"\1=***", setting) for setting in args.set]}
 
 
 def write(report: ExperimentReport, folder: Path, name: str, console: Console) -> None:

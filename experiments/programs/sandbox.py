@@ -46,11 +46,17 @@ class ProgramVerdict(Struct, frozen=True):
     reason: str
 
 
-class SandboxJob(Struct, frozen=True):
+def job(program: str, limits: SandboxLimits) -> bytes:
     """What the outer process reads from its input."""
-
-    program: str
-    limits: SandboxLimits
+    return msgspec.json.encode(
+        {
+            "program": program,
+            "cpu_seconds": limits.cpu_seconds,
+            "wall_seconds": limits.wall_seconds,
+            "memory_bytes": limits.memory_bytes,
+            "namespaces": limits.namespaces,
+        }
+    )
 
 
 def run(program: str, limits: SandboxLimits = USUAL) -> ProgramVerdict:
@@ -59,7 +65,7 @@ def run(program: str, limits: SandboxLimits = USUAL) -> ProgramVerdict:
         try:
             done = subprocess.run(
                 [sys.executable, "-I", "-S", "-B", str(CHILD)],  # only the standard library, and no caches written
-                input=msgspec.json.encode(SandboxJob(program, limits)),
+                input=job(program, limits),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 cwd=folder,

@@ -37,10 +37,9 @@ class _OutOfTime(BaseException):
 
 def main() -> None:
     job = json.load(sys.stdin)
-    limits = job["limits"]
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    if limits["namespaces"]:
+    if job["namespaces"]:
         libc.unshare(NAMESPACES)  # where the kernel refuses, the other limits have to do
     secret = os.urandom(16).hex().encode()
     here, there = os.pipe()
@@ -48,9 +47,9 @@ def main() -> None:
     if not inner:
         os.close(here)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        _run(job["program"], limits, there, secret)
+        _run(job, there, secret)
     os.close(there)
-    reason = _verdict(here, inner, secret, limits["wall_seconds"])
+    reason = _verdict(here, inner, secret, job["wall_seconds"])
     _end_all()
     print(reason)
 
@@ -95,14 +94,14 @@ def _children() -> list[int]:
     return found
 
 
-def _run(program: str, limits: dict[str, Any], there: int, secret: bytes) -> NoReturn:
+def _run(job: dict[str, Any], there: int, secret: bytes) -> NoReturn:
     """Runs the program as a module and sends the secret and the verdict; never returns."""
     write, leave = os.write, os._exit  # the program may overwrite them
     try:
-        _confine(limits)
+        _confine(job["cpu_seconds"], job["memory_bytes"])
         module = types.ModuleType("answer")
         sys.modules["answer"] = module
-        code = compile(program, "answer.py", "exec")
+        code = compile(job["program"], "answer.py", "exec")
         sys.addaudithook(_refuse)
         exec(code, module.__dict__)
         reason = "passed"
@@ -114,14 +113,13 @@ def _run(program: str, limits: dict[str, Any], there: int, secret: bytes) -> NoR
     leave(0)
 
 
-def _confine(limits: dict[str, Any]) -> None:
+def _confine(cpu: int, memory: int) -> None:
     """Detaches input, output and terminal, and sets all limits of this process, which its children inherit."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     signal.signal(signal.SIGXCPU, _out_of_time)
-    cpu, memory = limits["cpu_seconds"], limits["memory_bytes"]
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     for kind, most in (

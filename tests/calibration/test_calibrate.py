@@ -18,6 +18,7 @@ from common import config
 from common.decoding.policy import default_plan
 from common.errors import ConfigError
 from common.http_client import EdgeCloudHTTPClient
+from common.humaneval import HumanEvalTask
 from models import heldout
 from tests.conftest import Servers
 from tests.end_to_end.test_programs import run
@@ -151,3 +152,17 @@ def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     lines = curves(fitted, lambda plans: simulate(held_out, plans))
     result = CalibrationResult(fitted, measured, measured, lines, agreement(held_out))
     assert draw(result, figures(result)).startswith(b"\x89PNG")
+
+
+def test_tasks_of_humaneval_are_asked_as_the_experiment_asks_them(tmp_path: Path) -> None:
+    row = {
+        "task_id": "HumanEval/7",
+        "prompt": "def one():\n",
+        "entry_point": "one",
+        "canonical_solution": "    return 1\n",
+        "test": "",
+    }
+    (tmp_path / "mixed.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, (row, {"prompt": "def one():"}))))
+    task, plain = calibration_data.read(tmp_path / "mixed.jsonl")
+    assert task == calibration_data.CalibrationQuestion(msgspec.convert(row, HumanEvalTask).request)
+    assert plain == calibration_data.CalibrationQuestion("def one():")

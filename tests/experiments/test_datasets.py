@@ -71,6 +71,15 @@ QUAC_ON_HUB = {
     "answers": {"texts": [["a program"], ["CANNOTANSWER"]], "answer_starts": [[10], [21]]},
     "orig_answers": {"texts": ["a program", "CANNOTANSWER"], "answer_starts": [10, 21]},
 }
+HUMANEVAL = [
+    {
+        "task_id": "HumanEval/7",
+        "prompt": 'def one():\n    """The number 1."""\n',
+        "entry_point": "one",
+        "canonical_solution": "    return 1\n",
+        "test": "def check(candidate):\n    assert candidate() == 1\n",
+    }
+]
 IMDB = [{"text": "Dull.<br /><br />Very.", "label": 0}, {"text": "A joy.", "label": 1}]
 
 
@@ -237,10 +246,26 @@ def test_imdb_is_read_alike_from_text_files_and_from_rows(tmp_path: Path) -> Non
     }
 
 
+def test_an_answer_to_humaneval_is_right_if_it_passes_the_tests(tmp_path: Path) -> None:
+    (tmp_path / "HumanEval.jsonl.gz").write_bytes(gzip.compress(lines(HUMANEVAL).encode()))
+    ((prompt, answer),) = asked(f"humaneval:{tmp_path}").items()
+    assert str(HUMANEVAL[0]["prompt"]).strip() in prompt
+    found = load(f"humaneval:{tmp_path}", 9, seed=0)
+    assert found.metric == "tests_passed"
+    (question,) = found.questions
+    assert [question.score(text) for text in (answer or "", "```python\ndef one():\n    return 2\n```")] == [1.0, 0.0]
+
+
+def test_a_humaneval_task_whose_prompt_begins_another_function_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "wrong.jsonl").write_text(lines([*HUMANEVAL, HUMANEVAL[0] | {"entry_point": "two"}]))
+    with pytest.raises(ConfigError, match=r"wrong\.jsonl, line 2: the prompt does not begin a function 'two'"):
+        load(f"humaneval:{tmp_path / 'wrong.jsonl'}", 9, seed=0)
+
+
 # -- the hub
 
 
-HUB = {"alpaca": ALPACA, "xsum": XSUM, "boolq": BOOLQ, "quac": [QUAC_ON_HUB], "imdb": IMDB}
+HUB = {"alpaca": ALPACA, "xsum": XSUM, "boolq": BOOLQ, "quac": [QUAC_ON_HUB], "imdb": IMDB, "humaneval": HUMANEVAL}
 
 
 def pretend_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from experiments.programs import sandbox
-from experiments.programs.sandbox import CHILD, SandboxJob, SandboxLimits
+from experiments.programs.sandbox import CHILD, SandboxLimits
 
 SHORT = SandboxLimits(cpu_seconds=1, wall_seconds=3.0)
 BARE = SandboxLimits(cpu_seconds=1, wall_seconds=3.0, namespaces=False)
@@ -114,8 +113,9 @@ def test_a_daemon_ends_with_its_program(end: str, limits: SandboxLimits, folder:
 def test_without_the_reaper_a_daemon_would_stay(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     copy = tmp_path_factory.mktemp("child") / "child.py"
     copy.write_text(CHILD.read_text().replace("    _end_all()\n", ""))
-    job = msgspec.json.encode(SandboxJob(DAEMON, BARE))
-    subprocess.run([sys.executable, "-I", str(copy)], input=job, cwd=folder, capture_output=True, check=True)
+    subprocess.run(
+        [sys.executable, "-I", str(copy)], input=sandbox.job(DAEMON, BARE), cwd=folder, capture_output=True, check=True
+    )
     (daemon,) = living(folder)
     os.kill(daemon, 9)
     while living(folder):

@@ -141,6 +141,16 @@ def test_other_models_go_back_to_any_token_without_checkpoints(models: dict[str,
             assert len(llama.held[1]) == llama.rewind(0, length) == length
 
 
+def test_a_window_as_long_as_the_context_is_no_window(models: dict[str, Path]) -> None:
+    """The snapshots then hold all tokens and can be cut."""
+    source = random.Random(8)
+    with loaded(models["gemma3"], context_length=WINDOW) as llama, loaded(models["gemma3"], sequences=1) as fresh:
+        decode(llama, 0, tokens(source, WINDOW))
+        assert llama.divisible and llama.load_snapshot(1, llama.snapshot(0), llama.held[0])
+        assert llama.rewind(1, 5) == 5
+        assert_goes_on(llama, 1, fresh)
+
+
 def test_cells_that_left_the_window_and_were_reused_are_not_taken_for_the_tokens(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from edge.llama.batch import pointer
 from edge.llama.context import LlamaContext
 
-SPACING = 8
-"""Tokens between two checkpoints: decoding that many again is about as fast as copying a state."""
 MAX_PROMPTS = 2
-"""Checkpoints at the ends of prompts that a sequence keeps; the others are at the beginnings of its newest drafts."""
+"""Checkpoints at the ends of prompts that a sequence keeps; the others are at the beginnings of its drafts."""
 MIN_KEPT, MAX_KEPT = 3, 8
 """Checkpoints of one sequence; between these limits, as many as the budget allows."""
 BUDGET = 1 << 29
@@ -51,7 +49,7 @@ class CutRollback:
         return last == length - 1 and 0 <= first <= self._first_needed(length)
 
     def take(self, sequence: int, length: int, of_prompt: bool) -> None:
-        """Remembers the state of `sequence`, which holds `length` tokens, unless it did so just before."""
+        """Remembers the state of `sequence`, which holds `length` tokens."""
 
     def copied(self, source: int, target: int) -> None:
         """`target` now holds all that `source` holds."""
@@ -120,7 +118,7 @@ class CheckpointRollback(CutRollback):
 
     def take(self, sequence: int, length: int, of_prompt: bool) -> None:
         kept = self._kept[sequence]
-        if kept and length - kept[-1].length < SPACING:
+        if kept and kept[-1].length == length:
             return
         capacity = c.llama_state_seq_get_size_ext(self._context.pointer, sequence, c.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
         state = np.empty(capacity, np.uint8)
@@ -153,16 +151,30 @@ class CheckpointRollback(CutRollback):
         )
 
     def _discard(self, kept: list[_Checkpoint]) -> None:
-        """Drops the oldest checkpoint of its sort if there are too many."""
+        """Drops a checkpoint if there are too many: an old prompt's, or the draft's that is missed least."""
         size = len(kept[-1].state) * len(self._kept)
         prompts = [at for at, each in enumerate(kept) if each.of_prompt]
         if len(prompts) > MAX_PROMPTS:
             del kept[prompts[0]]
         elif len(kept) > max(MIN_KEPT, min(BUDGET // size, MAX_KEPT)):
-            del kept[next(at for at, each in enumerate(kept) if not each.of_prompt)]
+            del kept[least_missed([each.length for each in kept], prompts)]
 
     def _first_needed(self, length: int) -> int:
         return length - 1
+
+
+def least_missed(lengths: list[int], needed: list[int]) -> int:
+    """The index of the checkpoint to drop, not the last and none of `needed`: ways back grow least for their length.
+
+    The nearer to the end, the denser are those that stay: going back n tokens decodes at most about 4n again.
+    """
+    end = lengths[-1]
+
+    def growth(at: int) -> float:
+        before, after = lengths[at - 1] if at else 0, lengths[at + 1]
+        return (after - before) / (end - after + 1)
+
+    return min((at for at in range(len(lengths) - 1) if at not in needed), key=growth)
 
 
 def rollback_of(context: LlamaContext, sequences: int) -> CutRollback:

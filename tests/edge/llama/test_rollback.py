@@ -14,7 +14,7 @@ from common.config_edge import EdgeModelConfig
 from edge.llama import rollback
 from edge.llama.batch import SequenceTokens
 from edge.llama.model import Llama
-from edge.llama.rollback import MAX_KEPT, SPACING, CutRollback, WindowRollback
+from edge.llama.rollback import MAX_KEPT, CutRollback, WindowRollback
 from edge.llama.sampling import Logits
 from tests.edge.llama.random_models import KINDS, RECURRENT, WINDOW
 
@@ -113,17 +113,21 @@ def test_a_recurrent_model_goes_back_to_its_newest_checkpoint_and_no_further(
 
 
 @pytest.mark.parametrize("kind", RECURRENT)
-def test_checkpoints_are_few_and_those_of_prompts_stay(models: dict[str, Path], kind: str) -> None:
-    source = random.Random(5)
+def test_checkpoints_are_few_and_lie_where_they_are_needed(models: dict[str, Path], kind: str) -> None:
+    """Those of the last prompts stay, and the nearer to the end, the denser are those of drafts."""
+    source, draft = random.Random(5), 4
     with loaded(models[kind], context_length=512) as llama:
-        decode(llama, 0, tokens(source, 50))
-        llama.checkpoint(0, of_prompt=True)
-        for _ in range(3 * MAX_KEPT):
-            decode(llama, 0, tokens(source, SPACING // 2))
+        for prompt in (20, 50):
+            decode(llama, 0, tokens(source, prompt - len(llama.held[0])))
+            llama.checkpoint(0, of_prompt=True)
+        for _ in range(100):
+            decode(llama, 0, tokens(source, draft))
             llama.checkpoint(0)
-        end = len(llama.held[0])
-        found = {llama.reusable(0, length) for length in range(end + 1)}
-        assert found == {0, 50} | {end - SPACING * n for n in range(MAX_KEPT - 1)}
+            end = len(llama.held[0])
+            found = {llama.reusable(0, length) for length in range(1, end + 1)}
+            assert {20, 50} <= found and len(found) <= MAX_KEPT + 1
+            for back in range(1, min(64, end - 50)):
+                assert end - back - llama.reusable(0, end - back) <= 3 * back + draft
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in RECURRENT])
@@ -135,6 +139,16 @@ def test_other_models_go_back_to_any_token_without_checkpoints(models: dict[str,
         for length in (190, 60, 3):
             llama.copy(0, 1, length)
             assert len(llama.held[1]) == llama.rewind(0, length) == length
+
+
+def test_a_window_as_long_as_the_context_is_no_window(models: dict[str, Path]) -> None:
+    """The snapshots then hold all tokens and can be cut."""
+    source = random.Random(8)
+    with loaded(models["gemma3"], context_length=WINDOW) as llama, loaded(models["gemma3"], sequences=1) as fresh:
+        decode(llama, 0, tokens(source, WINDOW))
+        assert llama.divisible and llama.load_snapshot(1, llama.snapshot(0), llama.held[0])
+        assert llama.rewind(1, 5) == 5
+        assert_goes_on(llama, 1, fresh)
 
 
 def test_cells_that_left_the_window_and_were_reused_are_not_taken_for_the_tokens(

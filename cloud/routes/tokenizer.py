@@ -1,6 +1,7 @@
 """GET /tokenizer and /tokenizer/file: the cloud's tokenizer, for edges whose own may differ."""
 
 import asyncio
+from contextlib import suppress
 
 from aiohttp import web
 from jinja2 import TemplateError
@@ -19,6 +20,7 @@ class TokenizerRoute:
         self._engine = engine
         self._file: TokenizerFile | None = None
         self._greeting: list[int] | None = None
+        self._reading = asyncio.Lock()
 
     def add_to(self, app: web.Application) -> None:
         app.router.add_get("/tokenizer", self.info)
@@ -36,10 +38,16 @@ class TokenizerRoute:
         if fingerprint and fingerprint != (await self._read_once()).fingerprint:
             raise VocabularyError("these token ids are of another vocabulary than this cloud's", param="vocabulary")
 
+    async def prepare(self) -> None:
+        """Reads the tokenizer, which takes seconds for a large vocabulary, before an edge waits for it."""
+        with suppress(VocabularyError):
+            await self._read_once()
+
     async def _read_once(self) -> TokenizerFile:
-        if self._file is None:
-            self._greeting = await asyncio.to_thread(greeting, self._engine)
-            self._file = await asyncio.to_thread(_read, self._engine)
+        async with self._reading:
+            if self._file is None:
+                self._greeting = await asyncio.to_thread(greeting, self._engine)
+                self._file = await asyncio.to_thread(_read, self._engine)
         return self._file
 
 

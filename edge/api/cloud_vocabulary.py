@@ -21,7 +21,7 @@ from edge.text.chat_template import ChatTemplate
 log = logging.getLogger(__name__)
 
 COMPARE_SECONDS = 5.0
-"""How long a request waits for a first comparison: as long as for any connection (common/http/client.py)."""
+"""How long a request waits for a cloud that it has not yet been compared with."""
 PIECES = 4096
 """Tokens that are converted to bytes without a pause: some milliseconds."""
 T = TypeVar("T", covariant=True)
@@ -59,6 +59,7 @@ class CloudVocabulary:
         self._match: VocabularyMatch | None = None
         self._comparing: asyncio.Task[VocabularyMatch] | None = None
         self._ours: VocabularyInfo | None = None
+        self._computing = asyncio.Lock()
         self._templates = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -74,7 +75,11 @@ class CloudVocabulary:
         await self._templates.aclose()
 
     async def info(self) -> VocabularyInfo:
-        """Fingerprint and size of the edge's vocabulary."""
+        """Fingerprint and size of the edge's vocabulary; computing them takes about a second for a large one."""
+        async with self._computing:
+            return await self._info()
+
+    async def _info(self) -> VocabularyInfo:
         if self._ours is None:
             size, pieces = self._engine.vocab_size, list[bytes]()
             while len(pieces) < size:
@@ -142,6 +147,7 @@ class CloudVocabulary:
         if self._match is not None:
             return self._match
         comparing = self._comparison()
+        await self.info()
         await asyncio.wait([comparing], timeout=COMPARE_SECONDS)
         if not comparing.done():
             raise EndpointError(f"the cloud has not sent its vocabulary within {COMPARE_SECONDS:g} s")

@@ -1,5 +1,5 @@
 # make setup | run | server | check | format | docs | test | test-long | test-clients | bench | bench-cloud | bench-edge
-#      bench-network | bench-thresholds | bench-scaling | bench-split | ablation | evaluate | train | clean
+#      bench-network | bench-thresholds | bench-scaling | bench-humaneval | bench-split | ablation | evaluate | train | clean
 PROMPT ?= What is AI?
 PYTHON ?= python3
 VENV   := .venv
@@ -10,7 +10,7 @@ NEEDS  := $(if $(GPU),requirements.txt,requirements-cpu.txt)
 INSTALL := $(PY) -m pip install --disable-pip-version-check
 
 .PHONY: setup run server check format docs test test-long test-clients
-.PHONY: bench bench-cloud bench-edge bench-network bench-thresholds bench-scaling bench-split ablation llama-server evaluate train clean
+.PHONY: bench bench-cloud bench-edge bench-network bench-thresholds bench-scaling bench-humaneval bench-split ablation llama-server evaluate train clean
 
 setup: $(VENV)/.ready models/demo-split/manifest.json
 
@@ -89,6 +89,11 @@ bench-thresholds: setup
 
 bench-scaling: setup
 	$(PY) -m experiments.scaling $(ARGS)
+
+# DATA=HumanEval.jsonl.gz CONFIG=PRESET, of a real pair: the demo pair knows no Python. Hours on 2 cores;
+# ARGS="--minutes 30", then ARGS="--resume".
+bench-humaneval: setup
+	$(PY) -m experiments.humaneval $(if $(DATA),--data $(DATA)) $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 
 # The layer split: exact, how much it sends, how long it takes, what answers are worth; about 15 minutes on 2 cores.
 bench-split: setup

@@ -68,12 +68,14 @@ class PassRateFinish:
                 if name in one.measures
             }
             beside = ["1" if one.name == report.baseline else shown(ratios.get(name)) for name in SHARES]
-            rows.append([one.name, shown(rate, 3), passed(one), shown(change, 3) if change else "", *beside])
+            lost = shown(change, 3) if change else ""
+            rows.append([one.name, shown(rate, 3), passed(one), lost, shown(one.measures.get("cloud_rate")), *beside])
         return ReportTable(
             title="Beside cloud only",
-            heads=["way", "pass@1", "passed", "pass@1 minus cloud only's", *SHARES.values()],
+            heads=["way", "pass@1", "passed", "pass@1 minus cloud only's", "cloud rate", *SHARES.values()],
             rows=rows,
-            note="From cloud-computed tokens on: as shares of cloud only's. Cloud-computed tokens are the draft tokens "
+            note="Cloud rate: the share of an answer's tokens that the cloud generated or verified. From there on all is "
+            "relative to cloud only. Cloud-computed tokens are the draft tokens "
             "that the cloud verified and the tokens that it generated; prompts were read before. Intervals hold 95 %: "
             "Wilson's for pass@1, a bootstrap over tasks for the others, paired with cloud only.",
         )

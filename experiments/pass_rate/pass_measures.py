@@ -5,10 +5,12 @@ from dataclasses import replace
 from msgspec import structs
 
 from common.types import Provenance
-from experiments.harness.measures import MEASURES, MeasureDefinition, count, counted, mean
+from experiments.harness.measures import MEASURES, MeasureDefinition, cloud_tokens, count, counted, mean, over
 from experiments.report.schema import AnswerRow
 
 GENERATED = (Provenance.RECOVERED, Provenance.BONUS, Provenance.CLOUD)
+WRONG_AT_STOPS = ("cloud_steps", "cloud_busy_ms")
+"""Measures of other experiments that miss the steps, or count the idle time, of a stream that a stop string ends."""
 
 
 def cloud_computed(row: AnswerRow) -> float:
@@ -18,20 +20,21 @@ def cloud_computed(row: AnswerRow) -> float:
 
 def definitions(max_tokens: int) -> dict[str, MeasureDefinition]:
     """By name; `quality` is the share of answers that pass."""
-    found = dict(MEASURES)
-    quality, cloud_rate = found.pop("quality"), found.pop("cloud_rate")
+    found = {name: one for name, one in MEASURES.items() if name not in WRONG_AT_STOPS}
+    quality = found.pop("quality")
     return {
         "quality": replace(quality, info=structs.replace(quality.info, title="pass@1")),
-        "cloud_rate": cloud_rate,
+        # A stop string is cut off the answer, but was computed.
+        "cloud_rate": replace(found.pop("cloud_rate"), how=over(cloud_tokens, lambda row: sum(row.provenance.values()))),
         "cloud_computed": count("Cloud-computed tokens", "per answer", "lower", mean(cloud_computed), exact=False),
+        "engine_steps": count(
+            "Steps of the cloud's engine", "per answer", "lower", counted(lambda each: each.cloud.steps), exact=False
+        ),
         "bytes": count("Bytes", "per answer", "lower", mean(lambda row: row.bytes_up + row.bytes_down), exact=False),
         **found,
         "engine_tokens": count(
             "Tokens of the cloud's engine, prompts included", "per answer", "lower",
             counted(lambda each: each.cloud.computed + each.cloud.drafted - each.cloud.accepted), exact=False,
-        ),
-        "engine_steps": count(
-            "Steps of the cloud's engine", "per answer", "lower", counted(lambda each: each.cloud.steps), exact=False
         ),
         "cut_off": count(
             f"Cut off at {max_tokens} tokens", "", "lower", mean(lambda row: float(row.tokens >= max_tokens))

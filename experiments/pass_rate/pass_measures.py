@@ -18,14 +18,18 @@ def cloud_computed(row: AnswerRow) -> float:
     return row.drafted + sum(row.provenance.get(source, 0) for source in GENERATED)
 
 
+def computed(row: AnswerRow) -> float:
+    """All tokens of an answer, those that a stop string cut off included."""
+    return sum(row.provenance.values())
+
+
 def definitions(max_tokens: int) -> dict[str, MeasureDefinition]:
     """By name; `quality` is the share of answers that pass."""
     found = {name: one for name, one in MEASURES.items() if name not in WRONG_AT_STOPS}
     quality = found.pop("quality")
     return {
         "quality": replace(quality, info=structs.replace(quality.info, title="pass@1")),
-        # A stop string is cut off the answer, but was computed.
-        "cloud_rate": replace(found.pop("cloud_rate"), how=over(cloud_tokens, lambda row: sum(row.provenance.values()))),
+        "cloud_rate": replace(found.pop("cloud_rate"), how=over(cloud_tokens, computed)),
         "cloud_computed": count("Cloud-computed tokens", "per answer", "lower", mean(cloud_computed), exact=False),
         "engine_steps": count(
             "Steps of the cloud's engine", "per answer", "lower", counted(lambda each: each.cloud.steps), exact=False

@@ -3,7 +3,8 @@
 nothing given                    held-out questions of the demo corpus
 FILE.jsonl                       {"prompt": ..., "answer": ..., "metric": ...} a line (see workload.py)
 alpaca:PATH  xsum:PATH ...       a public data set as published, in a file or folder, also .gz
-alpaca  xsum  boolq  quac  imdb  the same from the Hugging Face hub's Parquet copy; needs pyarrow; also humaneval
+alpaca  xsum  boolq  quac        the same from the Hugging Face hub's Parquet copy; needs pyarrow
+imdb  humaneval
 """
 
 from collections.abc import Iterable, Iterator, Sequence

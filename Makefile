@@ -1,5 +1,5 @@
 # make setup | run | server | check | format | docs | test | test-long | test-clients | test-real | bench | bench-cloud
-#      bench-edge | bench-network | bench-thresholds | bench-scaling | bench-split | ablation | evaluate | train | clean
+#      bench-edge | bench-network | bench-thresholds | bench-scaling | bench-humaneval | bench-split | ablation | evaluate | train | clean
 PROMPT ?= What is AI?
 # The pair of models: make run CONFIG=config/presets/qwen2.5-coder.yaml SET="models.root=models/real edge.server.port=9000"
 CONFIG ?=
@@ -14,7 +14,7 @@ PAIR    = $(if $(CONFIG),--config $(CONFIG)) $(foreach one,$(SET),--set $(one))
 INSTALL := $(PY) -m pip install --disable-pip-version-check
 
 .PHONY: setup run server check format docs test test-long test-clients test-real
-.PHONY: bench bench-cloud bench-edge bench-network bench-thresholds bench-scaling bench-split ablation llama-server evaluate train clean
+.PHONY: bench bench-cloud bench-edge bench-network bench-thresholds bench-scaling bench-humaneval bench-split ablation llama-server evaluate train clean
 
 setup: $(VENV)/.ready models/demo-split/manifest.json
 
@@ -98,6 +98,11 @@ bench-thresholds: setup
 
 bench-scaling: setup
 	$(PY) -m experiments.scaling $(PAIR) $(ARGS)
+
+# DATA=HumanEval.jsonl.gz CONFIG=PRESET, of a real pair: the demo pair knows no Python. Hours on 2 cores;
+# ARGS="--minutes 30", then ARGS="--resume".
+bench-humaneval: setup
+	$(PY) -m experiments.humaneval $(if $(DATA),--data $(DATA)) $(PAIR) $(ARGS)
 
 # The layer split: exact, how much it sends, how long it takes, what answers are worth; about 15 minutes on 2 cores.
 bench-split: setup

@@ -16,7 +16,7 @@ from experiments.report.schema import Area, Difference, Measure, Series
 def under(rates: Floats, values: Floats) -> Floats:
     """The mean height of the line through points, from their lowest rate to their highest; NaN if these are equal.
 
-    `rates`, `values`, the result: [draws, points] and [draws]. Between points the line is straight: a gate that chooses
+    `rates`, `values`: [draws, points]; the result is [draws]. Between points the line is straight: a gate that chooses
     at random between two thresholds lies on it.
     """
     order = np.argsort(rates, axis=-1, kind="stable")

@@ -4,7 +4,8 @@ nothing given                    held-out questions of the demo corpus; for othe
 general                          prompts for any model, without right answers (see general.py)
 FILE.jsonl                       {"prompt": ..., "answer": ..., "metric": ...} a line (see workload.py)
 alpaca:PATH  xsum:PATH ...       a public data set as published, in a file or folder, also .gz
-alpaca  xsum  boolq  quac  imdb  humaneval  the same from the Hugging Face hub's Parquet copy; needs pyarrow
+alpaca  xsum  boolq  quac        the same from the Hugging Face hub's Parquet copy; needs pyarrow
+imdb  humaneval
 """
 
 from collections.abc import Iterable, Iterator, Sequence

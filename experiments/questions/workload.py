@@ -12,8 +12,7 @@ import msgspec
 from common import jsonl
 from common.errors import ConfigError
 from common.humaneval import HumanEvalTask
-from experiments.programs import extract, sandbox
-from experiments.questions import text_metrics
+from experiments.questions import extract, sandbox, text_metrics
 from experiments.questions.text_metrics import METRICS
 from models.corpus import questions as corpus
 

@@ -14,9 +14,9 @@ from common import config as configs
 from common.errors import ConfigError
 from experiments import humaneval
 from experiments.harness import experiment
+from experiments.pass_rate import pass_measures, ways
 from experiments.report import schema
 from experiments.report.schema import AnswerRow, ConfigurationReport, ExperimentReport
-from experiments.setup import gate_points
 from experiments.setup.ablations import Ablation
 from experiments.setup.configurations import Configuration, configuration
 from tests.conftest import Servers
@@ -64,7 +64,7 @@ def test_each_way_is_a_field_of_the_request_and_one_pair_of_servers_serves_all(t
     calibrated = tmp_path / "calibrated.yaml"
     gate = "{threshold: 0.42, product_threshold: 0.2}"
     calibrated.write_text(f"edge: {{confidence: {gate}}}\ninference: {{max_draft_tokens: 5}}\n")
-    found = gate_points.chosen("edge_only,cloud_only,lossless,gated", POINTS[1:], str(calibrated))
+    found = ways.chosen("edge_only,cloud_only,lossless,gated", POINTS[1:], str(calibrated))
     assert {one.name: fields(one) for one in found} == {
         "edge_only": {"mode": "edge_only"},
         "cloud_only": {"mode": "cloud_only"},
@@ -75,7 +75,7 @@ def test_each_way_is_a_field_of_the_request_and_one_pair_of_servers_serves_all(t
         "calibrated": {"confidence_threshold": 0.42, "product_threshold": 0.2, "max_draft_tokens": 5},
     }
     assert len({made(one).needs for one in found}) == 1
-    assert [one.name for one in found if gate_points.is_gate(one)] == [one.name for one in found][3:]
+    assert [one.name for one in found if ways.is_gate(one)] == [one.name for one in found][3:]
 
 
 def made(one: Ablation) -> Configuration:
@@ -85,7 +85,7 @@ def made(one: Ablation) -> Configuration:
 def test_a_gate_with_another_strategy_gets_its_own_edge(tmp_path: Path) -> None:
     calibrated = tmp_path / "calibrated.yaml"
     calibrated.write_text("edge: {confidence: {strategy: entropy}}\n")
-    default, own = gate_points.chosen("gated", [], str(calibrated))
+    default, own = ways.chosen("gated", [], str(calibrated))
     assert made(own).needs.edge == ('edge.confidence.strategy="entropy"',) != made(default).needs.edge
 
 
@@ -135,7 +135,12 @@ async def test_an_answer_counts_if_it_passes_its_tests(edge: FakeEdge, data: Pat
     assert found.sweep is not None
     (curve,) = found.sweep.series
     assert (curve.configurations, curve.at) == (["gated", "gated 0.5, 0.1", "gated 0.9, 0"], [0.8, 0.5, 0.9])
-    assert "lossless: pass@1 0.500 (2 of 4), +0.0 [+0.0, +0.0] points" in "\n".join(found.findings)
+    (table,) = found.tables
+    assert table.rows[2][:4] == ["lossless", "0.500 [0.150, 0.850]", "2 of 4", "0.000 [0.000, 0.000]"]
+    assert found.findings == [
+        "Of the ways whose pass@1 is at most 2 points below cloud only's, edge_only has the cloud compute least: "
+        "100% of cloud only's tokens"
+    ]
 
 
 async def test_each_task_is_asked_in_every_way_before_the_next_in_a_new_order(edge: FakeEdge, data: Path) -> None:
@@ -149,8 +154,8 @@ async def test_each_task_is_asked_in_every_way_before_the_next_in_a_new_order(ed
 def test_a_way_that_computes_less_says_so() -> None:
     drafted = {"accepted": 3, "recovered": 1, "edge": 6, "bonus": 0, "cloud": 0}
     row = AnswerRow(question=0, repeat=0, provenance=drafted, drafted=5, accepted=3)
-    assert humaneval.cloud_computed(row) == 5 + 1
-    assert humaneval.cloud_computed(AnswerRow(question=0, repeat=0, provenance={"cloud": 9})) == 9
+    assert pass_measures.cloud_computed(row) == 5 + 1
+    assert pass_measures.cloud_computed(AnswerRow(question=0, repeat=0, provenance={"cloud": 9})) == 9
 
 
 # -- time and resuming

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.programs import sandbox
-from experiments.programs.sandbox import CHILD, SandboxLimits
+from experiments.questions import sandbox
+from experiments.questions.sandbox import CHILD, SandboxLimits
 
 SHORT = SandboxLimits(cpu_seconds=1, wall_seconds=3.0)
 BARE = SandboxLimits(cpu_seconds=1, wall_seconds=3.0, namespaces=False)

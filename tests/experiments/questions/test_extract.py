@@ -3,7 +3,7 @@
 import pytest
 
 from common.humaneval import HumanEvalTask
-from experiments.programs.extract import program
+from experiments.questions.extract import program
 
 TASK = HumanEvalTask(
     task_id="Mine/0",

@@ -21,7 +21,7 @@ async def main() -> None:
     args = parser.parse_args()
     config = load_config(args, edge__server__host=args.host, edge__server__port=args.port, edge__model__path=args.model)
     set_up_logging(config.logging.level)
-    file = await model_file.prepare(config.edge.model.path, config.edge.model.pattern)
+    file = await model_file.prepare(config.edge.model)
     config = replace(config, edge=replace(config.edge, model=replace(config.edge.model, path=str(file))))
     await serve(build_app(config), config.edge.server, "edge server")
 

@@ -28,7 +28,12 @@ from cli.supervisor import PROJECT
 from cloud.engine.args import CPU_DEFAULTS, words
 
 MODEL = PROJECT / "models" / "demo-cloud"
-ARGS: dict[str, object] = {**CPU_DEFAULTS, "dtype": "float32", "max_model_len": 1024}
+ARGS: dict[str, object] = {
+    **CPU_DEFAULTS,
+    "kv_cache_memory_bytes": 1 << 30,
+    "dtype": "float32",
+    "max_model_len": 1024,
+}
 REQUESTS = {1: 24, 16: 192}
 """Requests of one run, by the number of concurrent clients."""
 PROMPT, ANSWER = 64, 128

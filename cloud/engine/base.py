@@ -21,9 +21,10 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from cloud.engine import version
+from cloud.engine import hardware, version
 from cloud.engine.process_tree import ProcessTree
 from common.errors import EngineError, RequestError, StartError
+from common.hardware import Choice, log_choices
 
 _one_start_at_a_time = threading.Lock()
 
@@ -39,6 +40,8 @@ class VLLMEngine:
 
     def __init__(self, args: Any) -> None:
         self._args = args
+        self.choices: Mapping[str, Choice] = {}
+        """The settings that fit the machine, by name, and why; set by the start."""
         self._llm: AsyncLLM | None = None
         self._processes: ProcessTree | None = None
 
@@ -62,7 +65,10 @@ class VLLMEngine:
         """Called at the end of a start, for subclasses."""
 
     def _engine_args(self) -> AsyncEngineArgs:
-        return AsyncEngineArgs.from_cli_args(self._args)
+        args = AsyncEngineArgs.from_cli_args(self._args)
+        self.choices = hardware.fit(args)
+        log_choices(self.choices)
+        return args
 
     async def close(self) -> None:
         """Ends the engine process; requests still running fail with EngineError. Does nothing when not started."""

@@ -11,8 +11,10 @@ import numpy as np
 
 from common.config_edge import EdgeModelConfig
 from common.errors import EngineError
+from common.hardware import Choice
 from edge.llama.batch import Batch, BatchEntry, SequenceTokens, pointer
 from edge.llama.context import CHUNK, LlamaContext
+from edge.llama.memory import kv_shape
 from edge.llama.sampling import Logits
 from edge.llama.vocabulary import LlamaVocabulary
 
@@ -40,6 +42,13 @@ class Llama:
         self.fingerprint = self._context.fingerprint
         """Identifies the weights and all settings that determine the content and layout of the KV."""
         self._batch = Batch(CHUNK)
+        self._kv = kv_shape(self.vocabulary.meta)
+        self._config = config
+
+    def choices(self) -> dict[str, Choice]:
+        """The settings that fit the machine, by name; a whole KV cache's bytes where its size is known."""
+        kv = {} if self._kv is None else {"kv_cache_bytes": self._kv.choice(self._config)}
+        return {**self._context.threads.choices(), **kv}
 
     def free(self) -> None:
         self._context.free()

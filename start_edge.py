@@ -24,7 +24,7 @@ async def main() -> None:
     config = load_config(args, edge__server__host=args.host, edge__server__port=args.port, **model)
     set_up_logging(config.logging.level)
     chosen = model_root.edge_model(config)
-    file = await model_file.prepare(chosen.path, chosen.pattern)
+    file = await model_file.prepare(chosen)
     config = replace(config, edge=replace(config.edge, model=replace(chosen, path=str(file))))
     await serve(build_app(config), config.edge.server, "edge server")
 

@@ -75,7 +75,8 @@ def requests_of(clients: int, of_one: int) -> int:
 
 def engine_args(model: CloudModelConfig) -> dict[str, object]:
     """What both servers run vLLM with."""
-    return {**CPU_DEFAULTS, "dtype": model.dtype, "max_model_len": model.context_length}
+    dtype = "float32" if model.dtype == "auto" else model.dtype  # vllm serve's own choice may be another
+    return {**CPU_DEFAULTS, "kv_cache_memory_bytes": 1 << 30, "dtype": dtype, "max_model_len": model.context_length}
 
 
 def ours(port: int, model: CloudModelConfig) -> list[str]:

@@ -6,7 +6,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from common import humaneval, jsonl
+from calibration import humaneval
+from common import jsonl
 from common.errors import ConfigError
 
 

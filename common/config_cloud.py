@@ -19,7 +19,8 @@ class CloudModelConfig(Section, frozen=True):
     gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
     """Share of GPU memory for weights and KV; no effect on a CPU."""
     dtype: str = "auto"
-    """`auto` (the model's own; float32 on a CPU), `bfloat16`, `float16` or `float32`."""
+    """`bfloat16`, `float16`, `float32` or `auto`: the model's own; on a CPU bfloat16 if it has instructions for it and
+    the weights take more than 256 MiB in float32, else float32."""
 
 
 class BatchConfig(Section, frozen=True):
@@ -53,7 +54,8 @@ class CloudCacheConfig(Section, frozen=True):
     enabled: bool = True
     """false: no KV is reused between requests or rounds."""
     max_blocks: Count = 0
-    """KV blocks; 0: as many as vLLM finds room for."""
+    """KV blocks; 0: as many as vLLM finds room for; on a CPU what all sequences can fill, within half of the free
+    memory."""
     enable_prefix_caching: bool = True
     """vLLM's prefix cache as a whole."""
 

@@ -27,7 +27,9 @@ class EdgeModelConfig(Section, frozen=True):
     gpu_layers: Annotated[int, Meta(ge=-1)] = 0
     """Layers on the GPU; -1: all."""
     threads: Count = 0
-    """CPU threads; 0: one fewer than there are cores."""
+    """CPU threads that draft and write; 0: one fewer than there are cores."""
+    threads_batch: Count = 0
+    """CPU threads that read prompts; 0: as many as there are cores that no other process uses."""
     sequences: Annotated[int, Meta(ge=1, le=64)] = 4
     """Sequences whose KV is held at once, which is also the number of requests in one step."""
 

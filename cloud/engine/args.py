@@ -1,4 +1,7 @@
-"""vLLM's engine arguments: those that this project sets, its defaults for CPU, and any other of `vllm serve`."""
+"""vLLM's engine arguments: those that this project sets, its defaults for CPU, and any other of `vllm serve`.
+
+What depends on the machine, `hardware.py` sets when the engine starts.
+"""
 
 import difflib
 import json
@@ -16,7 +19,6 @@ CPU_DEFAULTS: Mapping[str, object] = {
     "block_size": 32,  # prefix hits are per block, and CPU attention wants multiples of 32
     "max_num_seqs": 64,
     "max_num_batched_tokens": 2048,
-    "kv_cache_memory_bytes": 2**30,
     "enforce_eager": True,  # compiling doubles the start (30 s more on 2 cores) for steps a quarter faster
 }
 FIXED = ("model", "scheduler_cls", "speculative_config", "async_scheduling")
@@ -64,8 +66,6 @@ def _parse(
             raise ConfigError(f"{key}.{name}: {reason}{'' if name in fixed else hint}")
     defaults = {"use_tqdm_on_load": False, **(CPU_DEFAULTS if current_platform.is_cpu() else {})}
     arguments = {**defaults, "model": model, "async_scheduling": False, **project_args, **user_args}
-    if current_platform.is_cpu() and arguments.get("dtype", "auto") == "auto":
-        arguments["dtype"] = "float32"  # most CPUs emulate bfloat16: a verify takes 3 to 4 times as long
     return parser.parse_args([word for name, value in arguments.items() for word in words(name, value)])
 
 

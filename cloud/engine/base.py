@@ -23,12 +23,13 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from cloud.engine import version
+from cloud.engine import hardware, version
 from cloud.engine.long_steps import LongSteps
 from cloud.engine.process_tree import ProcessTree, memory_of_children
 from cloud.vllm_plugin.step_file import STEPS_FOLDER
 from common import hub
 from common.errors import EngineError, RequestError, StartError
+from common.hardware import FittedSetting, log_choices
 
 _one_start_at_a_time = threading.Lock()
 
@@ -44,6 +45,8 @@ class VLLMEngine:
 
     def __init__(self, args: Any) -> None:
         self._args = args
+        self.choices: Mapping[str, FittedSetting] = {}
+        """The settings that fit the machine, by name, and why; set by the start."""
         self._llm: AsyncLLM | None = None
         self._processes: ProcessTree | None = None
         self._steps_folder: TemporaryDirectory[str] | None = None
@@ -82,7 +85,10 @@ class VLLMEngine:
         self._long_steps = LongSteps(Path(self._steps_folder.name), self._processes)
 
     def _engine_args(self) -> AsyncEngineArgs:
-        return AsyncEngineArgs.from_cli_args(self._args)
+        args = AsyncEngineArgs.from_cli_args(self._args)
+        self.choices = hardware.fit(args)
+        log_choices(self.choices)
+        return args
 
     async def close(self) -> None:
         """Ends the engine process; requests still running fail with EngineError. Does nothing when not started."""
@@ -118,7 +124,7 @@ class VLLMEngine:
         await self._running.engine_core.is_sleeping_async()
 
     def computing(self) -> bool:
-        """Whether the engine has computed a step, which may be long, since the last call."""
+        """Whether the engine has computed a step since the last call."""
         return self._long_steps is not None and self._long_steps.computing()
 
     async def check_health(self) -> None:

@@ -9,6 +9,7 @@ from typing import Self
 
 from common.config_edge import EdgeModelConfig, LimitsConfig
 from common.errors import EngineError
+from common.hardware import FittedSetting
 from common.protocol.prefix_hash import common_prefix
 from edge.confidence import ConfidenceCalculator
 from edge.engine.jobs import DecodeJob
@@ -96,6 +97,10 @@ class EdgeEngine(TextModel):
         counters = self._thread.scheduler.counters if self._thread.scheduler else {}
         kept = {f"kv_{name}": value for name, value in self._store.stats().items()}
         return {**counters, **self._pool.stats(), **kept}
+
+    def choices(self) -> dict[str, FittedSetting]:
+        """The settings that fit the machine, by name, and why."""
+        return self._require_model().choices()
 
     @property
     def vocabulary(self) -> LlamaVocabulary:

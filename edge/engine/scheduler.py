@@ -144,14 +144,14 @@ class BatchScheduler(StepScheduler[DecodeJob]):
             portions = [(job, without_last(job, count)) for job, count in portions]
         pieces = [SequenceTokens(job.sequence, job.pending[:count], job.rows(count)) for job, count in portions]
         self._llama.abort(False)
-        self._in_step = jobs
+        self._in_step, self.step_tokens = jobs, sum(count for _, count in portions)
         self._wake()
         rows = None if all(job.cancelled for job in jobs) else self._llama.decode(pieces)
         self._in_step = []
         if rows is None:
             return
         self.counters["steps"] += 1
-        self.counters["decoded_tokens"] += sum(count for _, count in portions)
+        self.counters["decoded_tokens"] += self.step_tokens
         begin = 0
         drawing: list[Generation] = []
         for (job, count), piece in zip(portions, pieces, strict=True):

@@ -15,7 +15,9 @@ from edge.engine.jobs import EngineJob
 from edge.engine.loop_waker import LoopWaker
 
 STUCK_AFTER_S = 30.0
-"""A step that takes longer than this (seconds) counts as stuck."""
+"""Seconds after which the shortest step counts as stuck."""
+SLOWEST_TOKEN_S = 1.0
+"""Seconds for each of its tokens that a step may take longer: a model that is slower than this is of no use."""
 
 J = TypeVar("J", bound=EngineJob)
 
@@ -37,13 +39,15 @@ class StepScheduler(ABC, Generic[J]):
         self._to_wake: list[asyncio.Future[None]] = []
         self.step_began_at: float | None = None
         """`time.monotonic` at the start of the current step (seconds); None between steps."""
+        self.step_tokens = 0
+        """Tokens of the current step, as soon as they are known."""
 
     def serve(self) -> None:
         """Computes steps until None comes in the inbox; then fails the jobs that are left with EngineError."""
         while self._admit():
             self._active = [job for job in self._active if not job.cancelled]
             if self._active:
-                self.step_began_at = time.monotonic()
+                self.step_tokens, self.step_began_at = 0, time.monotonic()
                 self._step()
                 self.step_began_at, self._in_step = None, []
                 self._collect_waiters()
@@ -53,6 +57,12 @@ class StepScheduler(ABC, Generic[J]):
         in_step = self._in_step
         if in_step and all(job.cancelled for job in in_step):
             self.abort()
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the current step takes longer than any step of so many tokens; from any thread."""
+        began_at, allowed = self.step_began_at, STUCK_AFTER_S + SLOWEST_TOKEN_S * self.step_tokens
+        return began_at is not None and time.monotonic() - began_at > allowed
 
     @abstractmethod
     def abort(self) -> None:
@@ -156,9 +166,7 @@ class EngineThread(Generic[S]):
     def alive(self) -> bool:
         """Whether the scheduler runs and its current step is not stuck."""
         scheduler = self.scheduler
-        began_at = scheduler.step_began_at if scheduler else None
-        stuck = began_at is not None and time.monotonic() - began_at > STUCK_AFTER_S
-        return scheduler is not None and self._thread.is_alive() and not self.closing and not stuck
+        return scheduler is not None and self._thread.is_alive() and not self.closing and not scheduler.stuck
 
     def _run(self) -> None:
         assert self._waker is not None

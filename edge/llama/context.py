@@ -12,6 +12,7 @@ import xxhash
 from common.config_edge import EdgeModelConfig
 from common.errors import EngineError, StartError
 from edge.llama.sampling import Logits
+from edge.llama.threads import step_threads
 
 CHUNK = 256
 """The most tokens of one step; a new request waits for the end of a step."""
@@ -31,9 +32,8 @@ logger = logging.getLogger(__name__)
 class LlamaContext:
     """Model and context of one GGUF file, `config.path`; used in one thread, except for `abort`.
 
-    `context_length` is cut to what the model was trained for; `threads` 0 leaves one core to the event loop. `on_node`
-    is a ggml_backend_sched_eval_callback, called for each node of a step's graph; it must outlive this object. Raises
-    StartError if the file cannot be loaded.
+    `context_length` is cut to what the model was trained for. `on_node` is a ggml_backend_sched_eval_callback, called
+    for each node of a step's graph; it must outlive this object. Raises StartError if the file cannot be loaded.
     """
 
     def __init__(self, config: EdgeModelConfig, on_node: Any = None) -> None:
@@ -50,7 +50,8 @@ class LlamaContext:
         options.kv_unified = config.kv_unified
         options.swa_full = True  # see WindowRollback
         _set_attention(options, config)
-        options.n_threads = options.n_threads_batch = config.threads or _threads_for_compute()
+        self.threads = step_threads(config)
+        options.n_threads = options.n_threads_batch = self.threads.drawing
         self._abort = ctypes.create_string_buffer(2)
         # llama.cpp calls it between operations and goes on while it returns 0. C's strlen of "" is 0, of "x" is 1; a
         # Python function would take the interpreter's lock each time.
@@ -75,6 +76,8 @@ class LlamaContext:
 
         Raises EngineError if llama.cpp cannot decode the batch.
         """
+        threads = self.threads.of_step(batch.n_tokens)
+        c.llama_set_n_threads(self.pointer, threads, threads)  # of itself it takes the second one from 2 tokens on
         code = c.llama_decode(self.pointer, batch)
         if code not in (0, ABORTED):
             raise EngineError(f"llama.cpp could not decode {batch.n_tokens} tokens (code {code})")
@@ -122,12 +125,6 @@ def _set_attention(options: Any, config: EdgeModelConfig) -> None:
         # would depend on the portions in which a prompt is decoded. It sums values of all other types in float32.
         options.type_v = BF16
     options.flash_attn_type = int(flash)
-
-
-def _threads_for_compute() -> int:
-    """All cores but one, which is left to the event loop."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - 1)
 
 
 def _within_training(wanted: int, trained: int, path: str) -> int:

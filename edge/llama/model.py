@@ -12,8 +12,10 @@ import numpy as np
 
 from common.config_edge import EdgeModelConfig
 from common.errors import EngineError
+from common.hardware import FittedSetting
 from edge.llama.batch import Batch, BatchEntry, SequenceTokens, pointer
 from edge.llama.context import CHUNK, LlamaContext
+from edge.llama.memory import kv_shape
 from edge.llama.rollback import rollback_of
 from edge.llama.sampling import Logits
 from edge.llama.vocabulary import LlamaVocabulary
@@ -51,6 +53,13 @@ class Llama:
         """Whether a sequence goes back only to where `checkpoint` was called."""
         if (reason := self._why_not_cheap()) is not None:
             logger.warning("model %s: a rejected draft may have the whole prompt read again: %s", config.path, reason)
+        self._kv = kv_shape(self.vocabulary.meta)
+        self._config = config
+
+    def choices(self) -> dict[str, FittedSetting]:
+        """The settings that fit the machine, by name; a whole KV cache's bytes where its size is known."""
+        kv = {} if self._kv is None else {"kv_cache_bytes": self._kv.choice(self._config)}
+        return {**self._context.threads.choices(), **kv}
 
     def free(self) -> None:
         self._context.free()

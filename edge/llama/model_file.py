@@ -14,7 +14,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from common import hub
+import msgspec
+
+from common import hardware, hub
+from common.config_edge import EdgeModelConfig
 from common.errors import StartError
 
 TRIAL_S = 120
@@ -25,15 +28,15 @@ _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(.+))?")
 
 
-async def prepare(path: str, pattern: str = "") -> Path:
+async def prepare(model: EdgeModelConfig) -> Path:
     """The file to load: found, downloaded if needed, checked, and loaded once on trial, all in a child process.
 
-    Arguments as for `resolve`. Raises StartError. Shows the progress of a download on a terminal.
+    Raises StartError, also if the machine's memory is too small. Shows the progress of a download on a terminal.
     """
     root = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": root, "PYTHONWARNINGS": "ignore", "GGML_NO_BACKTRACE": "1"}
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", __name__, path, pattern), stdout=asyncio.subprocess.PIPE, env=environment
+        *(sys.executable, "-m", __name__, msgspec.json.encode(model)), stdout=asyncio.subprocess.PIPE, env=environment
     )
     try:
         output, _ = await child.communicate()
@@ -46,7 +49,7 @@ async def prepare(path: str, pattern: str = "") -> Path:
     if child.returncode == 1:
         raise StartError(lines[-1])
     reason = "its header takes too long to read" if child.returncode == -signal.SIGALRM else lines[-1]
-    raise StartError(f"model {path}: llama.cpp would abort on it: {reason}")
+    raise StartError(f"model {model.path}: llama.cpp would abort on it: {reason}")
 
 
 def resolve(path: str, pattern: str = "") -> Path:
@@ -125,27 +128,31 @@ async def _end(child: asyncio.subprocess.Process) -> None:
             await child.wait()
 
 
-def _check(path: str, pattern: str) -> Path:
+def _check(model: EdgeModelConfig) -> Path:
     """The work of the child process."""
     sys.modules["mistral_common"] = None  # type: ignore[assignment]  # gguf imports it, needlessly: it takes a second
-    from edge.llama import gguf_header, trial_load
+    from edge.llama import gguf_header, memory, trial_load
 
-    file = resolve(path, pattern)
+    file = resolve(model.path, model.pattern)
     signal.alarm(TRIAL_S)
     part = _PART.fullmatch(file.name)
     parts = [file.with_name(f"{part[1]}-{n + 1:05}-of-{part[3]}.gguf") for n in range(int(part[3]))] if part else [file]
-    if not sum(gguf_header.read_header(each).tensors for each in parts):
+    headers = [gguf_header.read_header(each) for each in parts]
+    if not sum(header.tensors for header in headers):
         raise StartError(f"model file {file}: it has no tensors")
     os.dup2(sys.stdout.fileno(), sys.stderr.fileno())  # so that the parent reads llama.cpp's last line before it aborts
     if reason := trial_load.refusal(str(file)):
         raise StartError(f"model file {file}: llama.cpp cannot load it: {reason}")
+    weights, shape = sum(each.stat().st_size for each in parts), memory.kv_shape(headers[0].metadata.get)
+    if reason := memory.refusal(weights, shape, model, hardware.memory()):
+        raise StartError(f"model file {file}: {reason}")
     return file
 
 
 def _main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        print(_check(*sys.argv[1:]))
+        print(_check(msgspec.json.decode(sys.argv[1], type=EdgeModelConfig)))
     except StartError as error:
         print(error.message)
         return 1

@@ -181,7 +181,7 @@ class SegmentBatcher(StepScheduler[SegmentJob]):
         segment = self._segments[at]
         feeds = [Feed(job.sequence, job.pending[:count], job.rows(count)) for job, count in portions]
         segment.abort(False)
-        self._in_step = [job for job, _ in portions]
+        self._in_step, self.step_tokens = [job for job, _ in portions], sum(count for _, count in portions)
         self._wake()
         step = None if all(job.cancelled for job in self._in_step) else segment.decode(feeds)
         if step is not None:

@@ -3,7 +3,7 @@
 import re
 import textwrap
 
-from common.humaneval import HumanEvalTask
+from calibration.humaneval import HumanEvalTask
 
 BLOCK = re.compile(r"^[ \t]*```[^`\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 """A fenced block; the last may be open, as an answer may end before its fence."""

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from common.humaneval import HumanEvalTask
+from calibration.humaneval import HumanEvalTask
 from experiments.questions.workload import Question
 
 

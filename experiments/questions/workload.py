@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from calibration.humaneval import HumanEvalTask
 from common import jsonl
 from common.errors import ConfigError
-from common.humaneval import HumanEvalTask
 from experiments.questions import extract, sandbox, text_metrics
 from experiments.questions.text_metrics import METRICS
 from models.corpus import questions as corpus

@@ -11,6 +11,7 @@ import yaml
 
 from calibration import data as calibration_data
 from calibration.calibrate import CalibrationRequest, calibrate
+from calibration.humaneval import HumanEvalTask
 from calibration.report import CalibratedConfig
 from calibration.target import CalibrationTarget
 from cli.terminal import console
@@ -18,7 +19,6 @@ from common import config
 from common.decoding.policy import default_plan
 from common.errors import ConfigError
 from common.http_client import EdgeCloudHTTPClient
-from common.humaneval import HumanEvalTask
 from models import heldout
 from tests.conftest import Servers
 from tests.end_to_end.test_programs import run

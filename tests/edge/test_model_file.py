@@ -16,13 +16,19 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from common.config_edge import EdgeModelConfig
 from common.errors import StartError
+from edge.llama import model_file
 from edge.llama.gguf_header import read_header
-from edge.llama.model_file import choose, prepare, resolve
+from edge.llama.model_file import choose, resolve
 
 DEMO = Path("models/demo-edge.gguf")
 DATA = DEMO.read_bytes()
 PARTS = ["big-00001-of-00002.gguf", "big-00002-of-00002.gguf"]
+
+
+async def prepare(path: str, pattern: str = "") -> Path:
+    return await model_file.prepare(EdgeModelConfig(path=path, pattern=pattern))
 
 
 @pytest.fixture
@@ -161,6 +167,7 @@ from pathlib import Path
 from common.errors import FrameworkError, StartError
 from common.config_edge import EdgeModelConfig
 from edge.engine.engine import EdgeEngine
+from edge.llama import model_file
 from edge.llama.gguf_header import read_header
 from edge.llama.trial_load import refusal
 

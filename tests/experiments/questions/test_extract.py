@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.humaneval import HumanEvalTask
+from calibration.humaneval import HumanEvalTask
 from experiments.questions.extract import program
 
 TASK = HumanEvalTask(

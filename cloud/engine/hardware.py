@@ -1,0 +1,105 @@
+"""Fits vLLM's arguments to a CPU and its memory: the number format, and how much KV to hold."""
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from vllm.platforms import current_platform
+
+from cloud.engine.model_size import ModelSize, model_size
+from common import hardware
+from common.errors import StartError
+from common.hardware import GIB, FittedSetting, Memory, gib
+
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""CPU flags of bfloat16 instructions: two of x86, one of Arm."""
+SMALL_BYTES = 256 << 20
+"""Weights in float32 up to which bfloat16 saves at most a few milliseconds a step (docs/BENCHMARKS.md)."""
+SPARE_TOKENS = 64
+"""KV that a sequence may take beyond its context: the rest of its last block, and a draft."""
+UNKNOWN_KV_BYTES = GIB
+"""KV of a model whose files do not say how much it needs."""
+SHARE = 0.5
+"""Of the memory that is free after the weights: the most that KV takes. The rest is for computing, and for others."""
+
+
+def choose_dtype(flags: Collection[str], float32_bytes: int | None) -> FittedSetting:
+    """The fastest number format on a CPU with these flags, but float32 for small weights; None: size unknown."""
+    known = sorted(BF16_FLAGS.intersection(flags))
+    if not known:
+        return FittedSetting("float32", "this CPU has no bfloat16 instructions, and emulates them 3 to 4 times slower")
+    if float32_bytes is not None and float32_bytes <= SMALL_BYTES:
+        size = f"the weights are small ({gib(float32_bytes)})"
+        return FittedSetting("float32", f"{size}, and float32 gives the same tokens whatever else is in a step")
+    return FittedSetting(
+        "bfloat16", f"this CPU computes it ({known[0]}): half the memory of float32, and up to twice as fast"
+    )
+
+
+def choose_kv_bytes(context_kv: int | None, sequences: int, free: int | None) -> FittedSetting:
+    """Bytes of KV cache: what all `sequences` can fill, or less if that is more than a share of the memory.
+
+    `context_kv`: bytes of one sequence that fills its context; `free`: bytes of memory after the weights. At least one
+    context is taken, even if that is more than the share.
+    """
+    if context_kv is None:
+        return FittedSetting(UNKNOWN_KV_BYTES, "the model's files do not say how much it needs")
+    wanted, most = sequences * context_kv, math.inf if free is None else int(SHARE * free)
+    if wanted <= most:
+        return FittedSetting(wanted, f"enough for {sequences} sequences that fill their context")
+    reason = f"of {gib(free or 0)} that are free beside the weights; {sequences} sequences could fill {gib(wanted)}"
+    return FittedSetting(max(int(most), context_kv), reason)
+
+
+def refusal(weights: int | None, context_kv: int | None, dtype: str, memory: Memory | None) -> str | None:
+    """Why a model with so many bytes of weights, and of KV for one context, cannot work here; None if it may."""
+    if weights is None or memory is None:
+        return None
+    needed = weights + (context_kv or 0)
+    if needed <= memory.available + memory.swap:
+        return None
+    return f"needs {gib(needed)} of memory (weights {gib(weights)} in {dtype}, KV {gib(context_kv or 0)}); {memory}"
+
+
+def fit(args: Any) -> dict[str, FittedSetting]:
+    """Sets what AsyncEngineArgs leaves open for a CPU; returns the choices by name. Nothing is set for a GPU.
+
+    Raises StartError for a model that is too large for the memory. Blocks while it reads files or asks the hub.
+    """
+    if not current_platform.is_cpu():
+        return {}
+    return fit_to(args, model_size(args.model), cpu_flags(), hardware.memory())
+
+
+def fit_to(args: Any, size: ModelSize, flags: Collection[str], memory: Memory | None) -> dict[str, FittedSetting]:
+    """`fit`, for a machine with these CPU flags and memory."""
+    if args.dtype == "auto":
+        dtype = choose_dtype(flags, size.weight_bytes("float32"))
+    else:
+        dtype = FittedSetting(str(args.dtype).removeprefix("torch."), "set in the configuration")
+    name = {"half": "float16", "float": "float32"}.get(str(dtype.value), str(dtype.value))
+    weights, kv = size.weight_bytes(name), size.kv_bytes(name)
+    length = args.max_model_len if isinstance(args.max_model_len, int) else size.trained
+    context_kv = kv * (length + SPARE_TOKENS) if kv and length else None
+    if reason := refusal(weights, context_kv if size.keeps_all else 0, name, memory):
+        raise StartError(f"{args.model}: {reason}")
+    free = None if memory is None else max(0, memory.available - (weights or 0))
+    blocks = args.num_gpu_blocks_override
+    cache = choose_kv_bytes(context_kv, args.max_num_seqs or 1, free)
+    if args.kv_cache_memory_bytes is not None:
+        cache = FittedSetting(args.kv_cache_memory_bytes, "set in the configuration")
+    elif blocks and kv and args.block_size:
+        cache = FittedSetting(blocks * args.block_size * kv, f"{blocks} blocks are set in the configuration")
+    args.dtype, args.kv_cache_memory_bytes = dtype.value, cache.value
+    return {"dtype": dtype, "kv_cache_bytes": cache}
+
+
+def cpu_flags(file: Path = hardware.PROC / "cpuinfo") -> frozenset[str]:
+    """The instruction sets of this CPU, by their names in Linux; empty if the system does not say."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    names = (line.partition(":") for line in lines)
+    return frozenset(flag for key, _, value in names if key.strip() in ("flags", "Features") for flag in value.split())

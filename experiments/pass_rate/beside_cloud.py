@@ -75,9 +75,9 @@ class PassRateFinish:
             heads=["way", "pass@1", "passed", "pass@1 minus cloud only's", "cloud rate", *SHARES.values()],
             rows=rows,
             note="Cloud rate: the share of an answer's tokens that the cloud generated or verified. What follows is "
-            "relative to cloud only. Cloud-computed tokens: the draft tokens that the cloud verified, and the tokens "
-            "that it generated; prompts were read before. Intervals hold 95 %: Wilson's for pass@1, a bootstrap over "
-            "tasks for the others, paired with cloud only.",
+            "relative to cloud only. Cloud-computed tokens: draft tokens that the cloud verified, and tokens that it "
+            "generated; prompts were read before. Intervals hold 95 %: Wilson's for pass@1, a bootstrap over tasks "
+            "for the others, paired with cloud only.",
         )
 
     def _sweep(self, plan: ExperimentPlan, samples: Mapping[str, Sample]) -> SweepDescription:

@@ -15,8 +15,9 @@ from common.errors import ConfigError
 from experiments import humaneval
 from experiments.harness import experiment
 from experiments.pass_rate import pass_measures, ways
+from experiments.pass_rate.beside_cloud import cheapest
 from experiments.report import schema
-from experiments.report.schema import AnswerRow, ConfigurationReport, ExperimentReport
+from experiments.report.schema import AnswerRow, ConfigurationReport, ExperimentReport, Measure
 from experiments.setup.ablations import Ablation
 from experiments.setup.configurations import Configuration, configuration
 from tests.conftest import Servers
@@ -151,7 +152,25 @@ async def test_each_task_is_asked_in_every_way_before_the_next_in_a_new_order(ed
     assert len(orders) > 1
 
 
-def test_a_way_that_computes_less_says_so() -> None:
+async def test_as_a_completion_the_tasks_own_text_is_continued(edge: FakeEdge, data: Path) -> None:
+    found = await run(data, "--form", "completion")
+    assert {body["prompt"] for body in edge.asked} == {task(n)["prompt"] for n in range(TASKS)}
+    assert all("\ndef" in body["stop"] for body in edge.answers)
+    assert [one.measures["quality"].value for one in found.configurations] == [0.5] * 4
+
+
+def test_the_cheapest_way_that_keeps_pass_at_1_is_found() -> None:
+    figures = {"cloud_only": (0.5, 100.0), "edge_only": (0.3, 0.0), "gated": (0.47, 30.0), "calibrated": (0.49, 55.0)}
+    report = SimpleNamespace(baseline="cloud_only", findings=[], configurations=[])
+    for name, (rate, computed) in figures.items():
+        measures = {"quality": Measure(rate, rate, rate), "cloud_computed": Measure(computed, computed, computed)}
+        report.configurations.append(SimpleNamespace(name=name, measures=measures))
+    cheapest(report)  # type: ignore[arg-type]
+    (finding,) = report.findings
+    assert "calibrated has the cloud compute least: 55% of cloud only's tokens" in finding
+
+
+def test_what_the_cloud_computed_is_what_it_verified_and_generated() -> None:
     drafted = {"accepted": 3, "recovered": 1, "edge": 6, "bonus": 0, "cloud": 0}
     row = AnswerRow(question=0, repeat=0, provenance=drafted, drafted=5, accepted=3)
     assert pass_measures.cloud_computed(row) == 5 + 1

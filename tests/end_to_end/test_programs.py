@@ -126,7 +126,9 @@ def test_a_hub_that_is_not_reached_is_one_line_without_retries_and_nothing_is_wr
 
 @pytest.mark.parametrize("program", ["start_edge.py", "start_cloud.py"])
 def test_a_model_that_is_not_under_the_root_is_one_line_with_all_places(program: str, tmp_path: Path) -> None:
-    code, _, errors = run(program, "--port", "0", "--model", "Owner/Some-Model", "--set", f"models.root={tmp_path}")
+    preset = "config/presets/qwen2.5-coder.yaml"  # whose `local` names do not count for another --model
+    flags = ["--config", preset, "--model", "Owner/Some-Model", "--set", f"models.root={tmp_path}"]
+    code, _, errors = run(program, "--port", "0", *flags)
     tried = f"{tmp_path}/Owner/Some-Model, {tmp_path}/Some-Model"
     assert code == 1
     assert f"model.path: Owner/Some-Model is not in models.root; tried {tried}" in errors.splitlines()[-1]

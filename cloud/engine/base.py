@@ -24,7 +24,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from cloud.engine import hardware, version
 from cloud.engine.process_tree import ProcessTree
 from common.errors import EngineError, RequestError, StartError
-from common.hardware import Choice, log_choices
+from common.hardware import Setting, log_choices
 
 _one_start_at_a_time = threading.Lock()
 
@@ -40,7 +40,7 @@ class VLLMEngine:
 
     def __init__(self, args: Any) -> None:
         self._args = args
-        self.choices: Mapping[str, Choice] = {}
+        self.choices: Mapping[str, Setting] = {}
         """The settings that fit the machine, by name, and why; set by the start."""
         self._llm: AsyncLLM | None = None
         self._processes: ProcessTree | None = None

@@ -15,14 +15,14 @@ GIB = 1 << 30
 log = logging.getLogger(__name__)
 
 
-class FittedSetting(Struct, frozen=True):
+class Setting(Struct, frozen=True):
     """A setting that fits the machine: the value in use, and in one sentence why."""
 
     value: str | int
     why: str
 
 
-def log_choices(choices: Mapping[str, FittedSetting]) -> None:
+def log_choices(choices: Mapping[str, Setting]) -> None:
     """Logs a line for each."""
     for name, choice in choices.items():
         log.info("%s %s: %s", name, choice.value, choice.why)

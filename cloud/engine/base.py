@@ -29,7 +29,7 @@ from cloud.engine.process_tree import ProcessTree, memory_of_children
 from cloud.vllm_plugin.step_file import STEPS_FOLDER
 from common import hub
 from common.errors import EngineError, RequestError, StartError
-from common.hardware import FittedSetting, log_choices
+from common.hardware import Setting, log_choices
 
 _one_start_at_a_time = threading.Lock()
 
@@ -45,7 +45,7 @@ class VLLMEngine:
 
     def __init__(self, args: Any) -> None:
         self._args = args
-        self.choices: Mapping[str, FittedSetting] = {}
+        self.choices: Mapping[str, Setting] = {}
         """The settings that fit the machine, by name, and why; set by the start."""
         self._llm: AsyncLLM | None = None
         self._processes: ProcessTree | None = None

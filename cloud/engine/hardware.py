@@ -10,7 +10,7 @@ from vllm.platforms import current_platform
 from cloud.engine.model_size import ModelSize, model_size
 from common import hardware
 from common.errors import StartError
-from common.hardware import GIB, FittedSetting, Memory, gib
+from common.hardware import GIB, Memory, Setting, gib
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """CPU flags of bfloat16 instructions: two of x86, one of Arm."""
@@ -24,32 +24,32 @@ SHARE = 0.5
 """Of the memory that is free after the weights: the most that KV takes. The rest is for computing, and for others."""
 
 
-def choose_dtype(flags: Collection[str], float32_bytes: int | None) -> FittedSetting:
+def choose_dtype(flags: Collection[str], float32_bytes: int | None) -> Setting:
     """The fastest number format on a CPU with these flags, but float32 for small weights; None: size unknown."""
     known = sorted(BF16_FLAGS.intersection(flags))
     if not known:
-        return FittedSetting("float32", "this CPU has no bfloat16 instructions, and emulates them 3 to 4 times slower")
+        return Setting("float32", "this CPU has no bfloat16 instructions, and emulates them 3 to 4 times slower")
     if float32_bytes is not None and float32_bytes <= SMALL_BYTES:
         size = f"the weights are small ({gib(float32_bytes)})"
-        return FittedSetting("float32", f"{size}, and float32 gives the same tokens whatever else is in a step")
-    return FittedSetting(
+        return Setting("float32", f"{size}, and float32 gives the same tokens whatever else is in a step")
+    return Setting(
         "bfloat16", f"this CPU computes it ({known[0]}): half the memory of float32, and up to twice as fast"
     )
 
 
-def choose_kv_bytes(context_kv: int | None, sequences: int, free: int | None) -> FittedSetting:
+def choose_kv_bytes(context_kv: int | None, sequences: int, free: int | None) -> Setting:
     """Bytes of KV cache: what all `sequences` can fill, or less if that is more than a share of the memory.
 
     `context_kv`: bytes of one sequence that fills its context; `free`: bytes of memory after the weights. At least one
     context is taken, even if that is more than the share.
     """
     if context_kv is None:
-        return FittedSetting(UNKNOWN_KV_BYTES, "the model's files do not say how much it needs")
+        return Setting(UNKNOWN_KV_BYTES, "the model's files do not say how much it needs")
     wanted, most = sequences * context_kv, math.inf if free is None else int(SHARE * free)
     if wanted <= most:
-        return FittedSetting(wanted, f"enough for {sequences} sequences that fill their context")
+        return Setting(wanted, f"enough for {sequences} sequences that fill their context")
     reason = f"of {gib(free or 0)} that are free beside the weights; {sequences} sequences could fill {gib(wanted)}"
-    return FittedSetting(max(int(most), context_kv), reason)
+    return Setting(max(int(most), context_kv), reason)
 
 
 def refusal(weights: int | None, context_kv: int | None, dtype: str, memory: Memory | None) -> str | None:
@@ -62,7 +62,7 @@ def refusal(weights: int | None, context_kv: int | None, dtype: str, memory: Mem
     return f"needs {gib(needed)} of memory (weights {gib(weights)} in {dtype}, KV {gib(context_kv or 0)}); {memory}"
 
 
-def fit(args: Any) -> dict[str, FittedSetting]:
+def fit(args: Any) -> dict[str, Setting]:
     """Sets what AsyncEngineArgs leaves open for a CPU; returns the choices by name. Nothing is set for a GPU.
 
     Raises StartError for a model that is too large for the memory. Blocks while it reads files or asks the hub.
@@ -72,12 +72,12 @@ def fit(args: Any) -> dict[str, FittedSetting]:
     return fit_to(args, model_size(args.model), cpu_flags(), hardware.memory())
 
 
-def fit_to(args: Any, size: ModelSize, flags: Collection[str], memory: Memory | None) -> dict[str, FittedSetting]:
+def fit_to(args: Any, size: ModelSize, flags: Collection[str], memory: Memory | None) -> dict[str, Setting]:
     """`fit`, for a machine with these CPU flags and memory."""
     if args.dtype == "auto":
         dtype = choose_dtype(flags, size.weight_bytes("float32"))
     else:
-        dtype = FittedSetting(str(args.dtype).removeprefix("torch."), "set in the configuration")
+        dtype = Setting(str(args.dtype).removeprefix("torch."), "set in the configuration")
     name = {"half": "float16", "float": "float32"}.get(str(dtype.value), str(dtype.value))
     weights, kv = size.weight_bytes(name), size.kv_bytes(name)
     length = args.max_model_len if isinstance(args.max_model_len, int) else size.trained
@@ -88,9 +88,9 @@ def fit_to(args: Any, size: ModelSize, flags: Collection[str], memory: Memory | 
     blocks = args.num_gpu_blocks_override
     cache = choose_kv_bytes(context_kv, args.max_num_seqs or 1, free)
     if args.kv_cache_memory_bytes is not None:
-        cache = FittedSetting(args.kv_cache_memory_bytes, "set in the configuration")
+        cache = Setting(args.kv_cache_memory_bytes, "set in the configuration")
     elif blocks and kv and args.block_size:
-        cache = FittedSetting(blocks * args.block_size * kv, f"{blocks} blocks are set in the configuration")
+        cache = Setting(blocks * args.block_size * kv, f"{blocks} blocks are set in the configuration")
     args.dtype, args.kv_cache_memory_bytes = dtype.value, cache.value
     return {"dtype": dtype, "kv_cache_bytes": cache}
 

@@ -4,7 +4,7 @@ import json
 import math
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,14 +52,22 @@ def model_size(model: str) -> ModelSize:
     if not folder.is_dir():
         cached = try_to_load_from_cache(model, CONFIG)
         folder = Path(cached).parent if isinstance(cached, str) else folder
-    parameters = _stored(folder) or (None if Path(model).is_dir() else _on_the_hub(model))
+    config = _config(folder)
+    skipped = ("lm_head.weight",) if config.get("tie_word_embeddings") else ()  # a copy that vLLM does not load
+    parameters = _stored(folder, skipped) or (None if Path(model).is_dir() else _on_the_hub(model))
+    trained = _positive(config.get("max_position_embeddings"))
+    return ModelSize(parameters, kv_numbers(config), _keeps_all(config), trained)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The config.json of the model, or of the text part of one that also sees or hears; empty if it cannot be read."""
     try:
         config = json.loads((folder / CONFIG).read_bytes())
     except (OSError, ValueError):
-        return ModelSize(parameters, None, False, None)
-    config = config.get("text_config", config)
-    trained = _positive(config.get("max_position_embeddings"))
-    return ModelSize(parameters, kv_numbers(config), _keeps_all(config), trained)
+        return {}
+    whole = config if isinstance(config, dict) else {}
+    part = whole.get("text_config")
+    return part if isinstance(part, dict) else whole
 
 
 def kv_numbers(config: Mapping[str, Any]) -> int | None:
@@ -79,7 +87,7 @@ def _keeps_all(config: Mapping[str, Any]) -> bool:
     return kinds == {"full_attention"} and not windows and not recurrent
 
 
-def _stored(folder: Path) -> Mapping[str, int] | None:
+def _stored(folder: Path, skipped: Collection[str]) -> Mapping[str, int] | None:
     """Numbers by type in a folder's safetensors files; None if it has none, or not all of them."""
     try:
         index = json.loads((folder / "model.safetensors.index.json").read_bytes())
@@ -90,8 +98,8 @@ def _stored(folder: Path) -> Mapping[str, int] | None:
     counts = Counter[str]()
     try:
         for file in files:
-            for tensor in _header(file).values():
-                counts[tensor["dtype"]] += math.prod(tensor["shape"])
+            for name, tensor in _header(file).items():
+                counts[tensor["dtype"]] += 0 if name in skipped else math.prod(tensor["shape"])
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         return None
     return counts or None
@@ -102,6 +110,8 @@ def _header(file: Path) -> dict[str, Any]:
     with file.open("rb") as data:
         (length,) = struct.unpack("<Q", data.read(8))
         header = json.loads(data.read(min(length, file.stat().st_size)))
+    if not isinstance(header, dict):
+        raise ValueError("not a list of tensors")
     return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
 
 

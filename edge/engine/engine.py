@@ -9,7 +9,7 @@ from typing import Self
 
 from common.config_edge import EdgeModelConfig, LimitsConfig
 from common.errors import EngineError
-from common.hardware import FittedSetting
+from common.hardware import Setting
 from common.protocol.prefix_hash import common_prefix
 from edge.confidence import ConfidenceCalculator
 from edge.engine.jobs import DecodeJob
@@ -98,7 +98,7 @@ class EdgeEngine(TextModel):
         kept = {f"kv_{name}": value for name, value in self._store.stats().items()}
         return {**counters, **self._pool.stats(), **kept}
 
-    def choices(self) -> dict[str, FittedSetting]:
+    def choices(self) -> dict[str, Setting]:
         """The settings that fit the machine, by name, and why."""
         return self._require_model().choices()
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from common.config_edge import EdgeModelConfig
 from common.errors import EngineError
-from common.hardware import FittedSetting
+from common.hardware import Setting
 from edge.llama.batch import Batch, BatchEntry, SequenceTokens, pointer
 from edge.llama.context import CHUNK, LlamaContext
 from edge.llama.memory import kv_shape
@@ -56,7 +56,7 @@ class Llama:
         self._kv = kv_shape(self.vocabulary.meta)
         self._config = config
 
-    def choices(self) -> dict[str, FittedSetting]:
+    def choices(self) -> dict[str, Setting]:
         """The settings that fit the machine, by name; a whole KV cache's bytes where its size is known."""
         kv = {} if self._kv is None else {"kv_cache_bytes": self._kv.choice(self._config)}
         return {**self._context.threads.choices(), **kv}

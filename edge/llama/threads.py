@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common import hardware
 from common.config_edge import EdgeModelConfig
-from common.hardware import FittedSetting
+from common.hardware import Setting
 
 DRAWING_TOKENS = 32
 """A step of more tokens, and of more than one a sequence, reads a prompt."""
@@ -91,13 +91,13 @@ class StepThreads:
         self._reading = reading_threads(self._cores, unused)
         return self._reading
 
-    def choices(self) -> dict[str, FittedSetting]:
+    def choices(self) -> dict[str, Setting]:
         """What was chosen, by the key of the config; `threads_batch` as of the last prompt."""
         given, left = "set in the configuration", "one core is left to the server itself"
         auto = f"all {self._cores} cores read prompts, fewer while other processes use them"
         return {
-            "threads": FittedSetting(self.drawing, given if self._fixed else left),
-            "threads_batch": FittedSetting(self._reading, given if self._fixed_batch else auto),
+            "threads": Setting(self.drawing, given if self._fixed else left),
+            "threads_batch": Setting(self._reading, given if self._fixed_batch else auto),
         }
 
 

@@ -3,8 +3,9 @@
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -16,7 +17,12 @@ from common.types import GREEDY, DraftRequest, Sampling
 from edge.confidence import ConfidenceCalculator, ConfidenceStrategy
 from edge.draft_generator import DraftGenerator
 from edge.engine.engine import EdgeEngine
-from edge.llama.model import CHUNK
+from edge.engine.jobs import EngineJob
+from edge.engine.worker import StepScheduler
+from edge.llama.batch import SequenceTokens
+from edge.llama.model import CHUNK, Llama
+from edge.llama.sampling import Logits
+from tests.support.manual_clock import ManualClock
 
 MODEL = "models/demo-edge.gguf"
 QUESTIONS = (
@@ -312,10 +318,49 @@ async def test_an_engine_stuck_in_a_step_is_not_alive(monkeypatch: pytest.Monkey
         draft = asyncio.create_task(answer(engine, [5], [1]))
         await asyncio.to_thread(entered.wait)
         assert engine.alive
-        monkeypatch.setattr("edge.engine.worker.STUCK_AFTER_S", -1.0)
+        monkeypatch.setattr("edge.engine.worker.STUCK_AFTER_S", -2.0)
         assert not engine.alive
         let_go.set()
         await draft
+
+
+class Unhurried(StepScheduler[EngineJob]):
+    """Has one step, which another thread asks about."""
+
+    def _step(self) -> None:
+        raise NotImplementedError
+
+    _receive = abort = free = _step  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("tokens", "seconds"), [(1, 31), (16, 46), (256, 286)])
+def test_a_step_may_take_a_second_for_each_of_its_tokens_and_half_a_minute_more(
+    tokens: int, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock(1000.0)
+    monkeypatch.setattr("edge.engine.worker.time.monotonic", clock)
+    scheduler = Unhurried(SimpleQueue(), lambda _: None)
+    assert not scheduler.stuck
+    scheduler.step_began_at, scheduler.step_tokens = clock.now, tokens
+    clock.now += seconds - 0.1
+    assert not scheduler.stuck
+    clock.now += 0.2
+    assert scheduler.stuck
+
+
+async def test_a_running_step_says_how_many_tokens_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with EdgeEngine(SHORT) as engine:
+        scheduler, seen = engine._thread.scheduler, list[int]()
+        assert scheduler is not None
+        decode = Llama.decode
+
+        def recorded(llama: Llama, pieces: Sequence[SequenceTokens]) -> Logits | None:
+            seen.append(scheduler.step_tokens)
+            return decode(llama, pieces)
+
+        monkeypatch.setattr(Llama, "decode", recorded)
+        await answer(engine, [5] * 40, [2])
+    assert seen == [40, 1]
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing_running() -> None:

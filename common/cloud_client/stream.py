@@ -119,16 +119,16 @@ class CloudStream:
             if self._kept:  # closed while idle, before the start frame arrived: nothing was done
                 await self._connect()
                 return await self._receive()
-            raise EndpointError(f"{self._client.base_url} {self._loss(message)}")
+            raise EndpointError(f"{self._client.base_url} {self._loss()}")
         self._kept = False
         data: bytes = message.data.encode() if isinstance(message.data, str) else message.data
         self._count(bytes_down=len(data))
         frame: ServerFrame = self._client.decode(data, cast(Any, ServerFrame))
         return frame
 
-    def _loss(self, message: aiohttp.WSMessage) -> str:
+    def _loss(self) -> str:
         assert self._ws is not None
-        if isinstance(message.data, aiohttp.ServerTimeoutError):
+        if isinstance(self._ws.exception(), aiohttp.ServerTimeoutError):
             return f"sent nothing for {self._client.config.idle_timeout:g} s"
         return f"broke the stream (close code {self._ws.close_code})"
 

@@ -24,7 +24,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from cloud.engine import hardware, version
 from cloud.engine.process_tree import ProcessTree
 from common.errors import EngineError, RequestError, StartError
-from common.hardware import Setting, log_choices
+from common.hardware import Setting, log_settings
 
 _one_start_at_a_time = threading.Lock()
 
@@ -40,7 +40,7 @@ class VLLMEngine:
 
     def __init__(self, args: Any) -> None:
         self._args = args
-        self.choices: Mapping[str, Setting] = {}
+        self.settings: Mapping[str, Setting] = {}
         """The settings that fit the machine, by name, and why; set by the start."""
         self._llm: AsyncLLM | None = None
         self._processes: ProcessTree | None = None
@@ -66,8 +66,8 @@ class VLLMEngine:
 
     def _engine_args(self) -> AsyncEngineArgs:
         args = AsyncEngineArgs.from_cli_args(self._args)
-        self.choices = hardware.fit(args)
-        log_choices(self.choices)
+        self.settings = hardware.fit(args)
+        log_settings(self._args.model, self.settings)
         return args
 
     async def close(self) -> None:

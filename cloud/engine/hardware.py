@@ -10,7 +10,7 @@ from vllm.platforms import current_platform
 from cloud.engine.model_size import ModelSize, model_size
 from common import hardware
 from common.errors import StartError
-from common.hardware import GIB, Setting, Memory, gib
+from common.hardware import GIB, Memory, Setting, gib
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """CPU flags of bfloat16 instructions: two of x86, one of Arm."""
@@ -63,7 +63,7 @@ def refusal(weights: int | None, context_kv: int | None, dtype: str, memory: Mem
 
 
 def fit(args: Any) -> dict[str, Setting]:
-    """Sets what AsyncEngineArgs leaves open for a CPU; returns the choices by name. Nothing is set for a GPU.
+    """Sets what AsyncEngineArgs leaves open for a CPU; returns the settings by name. Nothing is set for a GPU.
 
     Raises StartError for a model that is too large for the memory. Blocks while it reads files or asks the hub.
     """

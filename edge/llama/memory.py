@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from common.config_edge import EdgeModelConfig
-from common.hardware import Setting, Memory, gib
+from common.hardware import Memory, Setting, gib
 
 ELEMENT_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 """Bytes for a number of each `kv_type`."""
@@ -27,7 +27,7 @@ class KVShape(NamedTuple):
         tokens = config.sequences * min(config.context_length, self.trained)
         return int(tokens * self.numbers * ELEMENT_BYTES[config.kv_type])
 
-    def choice(self, config: EdgeModelConfig) -> Setting:
+    def setting(self, config: EdgeModelConfig) -> Setting:
         length = min(config.context_length, self.trained)
         return Setting(self.bytes(config), f"{config.sequences} sequences of {length} tokens in {config.kv_type}")
 

@@ -22,10 +22,10 @@ class Setting(Struct, frozen=True):
     why: str
 
 
-def log_choices(choices: Mapping[str, Setting]) -> None:
-    """Logs a line for each."""
-    for name, choice in choices.items():
-        log.info("%s %s: %s", name, choice.value, choice.why)
+def log_settings(model: str, settings: Mapping[str, Setting]) -> None:
+    """Logs a line for each setting of `model`."""
+    for name, setting in settings.items():
+        log.info("%s: %s %s: %s", model, name, setting.value, setting.why)
 
 
 class Memory(NamedTuple):

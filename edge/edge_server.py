@@ -64,7 +64,7 @@ async def _stats(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     confidence = msgspec.to_builtins(context.config.edge.confidence)
     engine = context.engine
-    figures = {"engine": engine.stats(), "choices": engine.choices(), "clouds": context.clouds.stats()}
+    figures = {"engine": engine.stats(), "hardware": engine.settings(), "clouds": context.clouds.stats()}
     online = {"online_gate": context.online.stats()} if context.online else {}
     split = {"segments": context.split.segments.stats()} if context.split else {}
     return reply(request, figures | {"confidence": confidence} | online | split)

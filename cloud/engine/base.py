@@ -29,7 +29,7 @@ from cloud.engine.process_tree import ProcessTree, memory_of_children
 from cloud.vllm_plugin.step_file import STEPS_FOLDER
 from common import hub
 from common.errors import EngineError, RequestError, StartError
-from common.hardware import Setting, log_choices
+from common.hardware import Setting, log_settings
 
 _one_start_at_a_time = threading.Lock()
 
@@ -45,7 +45,7 @@ class VLLMEngine:
 
     def __init__(self, args: Any) -> None:
         self._args = args
-        self.choices: Mapping[str, Setting] = {}
+        self.settings: Mapping[str, Setting] = {}
         """The settings that fit the machine, by name, and why; set by the start."""
         self._llm: AsyncLLM | None = None
         self._processes: ProcessTree | None = None
@@ -86,8 +86,8 @@ class VLLMEngine:
 
     def _engine_args(self) -> AsyncEngineArgs:
         args = AsyncEngineArgs.from_cli_args(self._args)
-        self.choices = hardware.fit(args)
-        log_choices(self.choices)
+        self.settings = hardware.fit(args)
+        log_settings(self._args.model, self.settings)
         return args
 
     async def close(self) -> None:

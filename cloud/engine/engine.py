@@ -94,7 +94,7 @@ class CloudEngine(VLLMEngine):
     def stats(self) -> dict[str, Any]:
         """vLLM's own metrics as of its last step."""
         stats: dict[str, Any] = {"model": self.model, "max_draft_tokens": self.max_draft_tokens}
-        stats["choices"] = dict(self.choices)
+        stats["hardware"] = dict(self.settings)
         for metric in get_metrics_snapshot():
             if isinstance(metric, Gauge | Counter) and metric.name in VLLM_METRICS:
                 stats[VLLM_METRICS[metric.name]] = metric.value

@@ -63,7 +63,7 @@ def refusal(weights: int | None, context_kv: int | None, dtype: str, memory: Mem
 
 
 def fit(args: Any) -> dict[str, Setting]:
-    """Sets what AsyncEngineArgs leaves open for a CPU; returns the choices by name. Nothing is set for a GPU.
+    """Sets what AsyncEngineArgs leaves open for a CPU; returns the settings by name. Nothing is set for a GPU.
 
     Raises StartError for a model that is too large for the memory. Blocks while it reads files or asks the hub.
     """

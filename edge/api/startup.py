@@ -10,7 +10,7 @@ from common.config_edge import EdgeCacheConfig, EdgeConfig
 from common.config_schema import Config
 from common.decoding.online_gate import OnlineGate
 from common.decoding.policy import default_plan
-from common.hardware import log_choices
+from common.hardware import log_settings
 from edge.api.cloud_vocabulary import CloudVocabulary
 from edge.api.context import ServerContext
 from edge.draft_generator import DraftGenerator
@@ -37,7 +37,7 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
         CloudVocabulary(engine, clouds.get, template) as vocabulary,
         split or nullcontext(),
     ):
-        log_choices(engine.choices())
+        log_settings(engine.model_name, engine.settings())
         await clouds.check_protocols()
         registry.register(CloudsCollector(clouds))
         if split:

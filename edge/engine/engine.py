@@ -98,9 +98,9 @@ class EdgeEngine(TextModel):
         kept = {f"kv_{name}": value for name, value in self._store.stats().items()}
         return {**counters, **self._pool.stats(), **kept}
 
-    def choices(self) -> dict[str, Setting]:
+    def settings(self) -> dict[str, Setting]:
         """The settings that fit the machine, by name, and why."""
-        return self._require_model().choices()
+        return self._require_model().settings()
 
     @property
     def vocabulary(self) -> LlamaVocabulary:

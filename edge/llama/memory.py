@@ -27,7 +27,7 @@ class KVShape(NamedTuple):
         tokens = config.sequences * min(config.context_length, self.trained)
         return int(tokens * self.numbers * ELEMENT_BYTES[config.kv_type])
 
-    def choice(self, config: EdgeModelConfig) -> Setting:
+    def setting(self, config: EdgeModelConfig) -> Setting:
         length = min(config.context_length, self.trained)
         return Setting(self.bytes(config), f"{config.sequences} sequences of {length} tokens in {config.kv_type}")
 

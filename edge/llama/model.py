@@ -56,10 +56,10 @@ class Llama:
         self._kv = kv_shape(self.vocabulary.meta)
         self._config = config
 
-    def choices(self) -> dict[str, Setting]:
+    def settings(self) -> dict[str, Setting]:
         """The settings that fit the machine, by name; a whole KV cache's bytes where its size is known."""
-        kv = {} if self._kv is None else {"kv_cache_bytes": self._kv.choice(self._config)}
-        return {**self._context.threads.choices(), **kv}
+        kv = {} if self._kv is None else {"kv_cache_bytes": self._kv.setting(self._config)}
+        return {**self._context.threads.settings(), **kv}
 
     def free(self) -> None:
         self._context.free()

@@ -91,7 +91,7 @@ class StepThreads:
         self._reading = reading_threads(self._cores, unused)
         return self._reading
 
-    def choices(self) -> dict[str, Setting]:
+    def settings(self) -> dict[str, Setting]:
         """What was chosen, by the key of the config; `threads_batch` as of the last prompt."""
         given, left = "set in the configuration", "one core is left to the server itself"
         auto = f"all {self._cores} cores read prompts, fewer while other processes use them"

@@ -91,6 +91,13 @@ async def test_a_request_without_a_valid_key_is_refused(url: str, http: aiohttp.
         assert (await stranger.get("/ready")).status == 200
 
 
+async def test_stats_say_what_was_chosen_for_the_machine_and_why(http: aiohttp.ClientSession) -> None:
+    hardware = (await stats(http))["hardware"]
+    given = "set in the configuration"
+    assert hardware["dtype"] == {"value": "float32", "why": given}
+    assert hardware["kv_cache_bytes"] == {"value": 1 << 26, "why": given}
+
+
 async def test_tenants_do_not_share_a_prefix_cache(http: aiohttp.ClientSession) -> None:
     hits = [(await stats(http))["prefix_cache_hits"]]
     for key in (ALPHA, BETA, ALPHA, BETA):

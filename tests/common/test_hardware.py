@@ -1,10 +1,11 @@
 """Cores and memory: those of the machine, or of the container if it allows less."""
 
+import logging
 from pathlib import Path
 
 import pytest
 
-from common.hardware import Memory, gib, memory, usable_cores, usable_cpus
+from common.hardware import Memory, Setting, gib, log_settings, memory, usable_cores, usable_cpus
 
 GIB = 1 << 30
 MEMINFO = "MemTotal: 16777216 kB\nMemFree: 1024 kB\nMemAvailable: 8388608 kB\nSwapFree: 1048576 kB\n"
@@ -83,3 +84,9 @@ def test_a_quota_of_cpu_time_limits_the_cores(
 def test_sizes_are_written_for_people() -> None:
     assert (gib(3 << 29), gib(5 << 20)) == ("1.5 GiB", "5 MiB")
     assert str(MACHINE) == "8.0 GiB of 16.0 GiB are free"
+
+
+def test_each_setting_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    log_settings("a model", {"dtype": Setting("float32", "it is small"), "threads": Setting(2, "all of them")})
+    assert caplog.messages == ["a model: dtype float32: it is small", "a model: threads 2: all of them"]

@@ -59,6 +59,12 @@ async def test_null_is_a_fields_default(edge: Edge) -> None:
     assert texts(await completion(edge, temperature=None, max_tokens=None, response_format=None))
 
 
+async def test_stats_say_what_was_chosen_for_the_machine_and_why(edge: Edge) -> None:
+    hardware = (await edge.http.get("/stats", dict))["hardware"]
+    assert hardware.keys() == {"threads", "threads_batch", "kv_cache_bytes"}
+    assert all(setting["value"] > 0 and setting["why"] for setting in hardware.values())
+
+
 async def test_the_choices_of_a_prompt_share_its_kv(edge: Edge) -> None:
     before = (await edge.http.get("/stats", dict))["engine"]
     answer = await completion(edge, prompt="What is the port of HTTPS? " * 20, n=4, max_tokens=3)

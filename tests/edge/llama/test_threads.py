@@ -137,11 +137,11 @@ def test_a_token_for_each_of_many_sequences_is_a_short_step() -> None:
 def test_choices_say_what_the_last_prompt_was_read_with() -> None:
     left = [4.0]
     threads = StepThreads(EdgeModelConfig(threads=2), 4, left.pop)
-    assert {name: choice.value for name, choice in threads.choices().items()} == {"threads": 2, "threads_batch": 4}
+    assert {name: setting.value for name, setting in threads.settings().items()} == {"threads": 2, "threads_batch": 4}
     left.append(2.0)
     threads.of_step(CHUNK)
-    assert threads.choices()["threads_batch"].value == 2
-    assert threads.choices()["threads"].why == "set in the configuration"
+    assert threads.settings()["threads_batch"].value == 2
+    assert threads.settings()["threads"].why == "set in the configuration"
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])

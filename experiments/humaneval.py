@@ -7,8 +7,8 @@
 Each task is a chat that asks for the whole function in one code block; or, with `--form completion`, the models
 continue the task's text as it is. Greedy, one answer for each task and way; it passes if the task's tests run to their
 end (experiments/questions/sandbox.py). All ways answer a task in turn, in a new order for each task, on one pair of
-servers. `--thresholds` adds a gate for each pair of thresholds (confidence, product), `--calibrated` the gate of a
-config file that `main.py --mode calibrate` wrote.
+servers. `--thresholds` adds a gate for each pair of thresholds (confidence, product), or three numbers with a draft
+length; `--calibrated` the gate of a config file that `main.py --mode calibrate` wrote.
 """
 
 import argparse
@@ -80,8 +80,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         action="extend",
         default=[],
-        metavar="C,P",
-        help="gates: thresholds of confidence and product",
+        metavar="C,P[,N]",
+        help="gates: thresholds of confidence and product, and the draft length if it is not the config's",
     )
     options.add_argument("--calibrated", metavar="FILE", help="a config that --mode calibrate wrote: adds its gate")
     options.add_argument(

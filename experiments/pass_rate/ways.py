@@ -18,7 +18,7 @@ CONFIDENCE_KEYS = ("strategy", "temperature", "top_k", "threshold", "product_thr
 
 
 def chosen(names: str, thresholds: Sequence[str], calibrated: str | None, **common: Any) -> list[Ablation]:
-    """The configurations of a comma-separated list, and a gate for each pair of thresholds.
+    """The configurations of a comma-separated list, and a gate for each of `thresholds`: "0.8,0.3", or "0.8,0.3,4" with a draft length.
 
     `calibrated`: a config file; it adds its gate. `common`: fields of Ablation that all have. Raises ConfigError.
     """
@@ -28,7 +28,7 @@ def chosen(names: str, thresholds: Sequence[str], calibrated: str | None, **comm
     if CALIBRATED in wanted and calibrated is None:
         raise ConfigError("--ways: calibrated needs --calibrated FILE, a config that main.py --mode calibrate wrote")
     found = [_way(name, common) for name in wanted if name != CALIBRATED]
-    found += [_at(pair, common) for pair in dict.fromkeys(thresholds)]
+    found += [_at(gate, common) for gate in dict.fromkeys(thresholds)]
     return [*found, *([_calibrated(calibrated, common)] if calibrated else [])]
 
 
@@ -48,15 +48,20 @@ def _way(name: str, common: Mapping[str, Any]) -> Ablation:
     return Ablation(name=name, description=text, config_overrides={"inference": _features(gate=True)}, **common)
 
 
-def _at(pair: str, common: Mapping[str, Any]) -> Ablation:
+def _at(gate: str, common: Mapping[str, Any]) -> Ablation:
     try:
-        threshold, product = map(float, pair.split(","))
+        threshold, product, *length = map(float, gate.split(","))
+        (draft,) = length or [0.0]
     except ValueError as error:
-        raise ConfigError(f"--thresholds takes CONFIDENCE,PRODUCT, for example 0.8,0.3, not {pair!r}") from error
+        hint = "CONFIDENCE,PRODUCT or CONFIDENCE,PRODUCT,DRAFT, for example 0.8,0.3 or 0.8,0.3,4"
+        raise ConfigError(f"--thresholds takes {hint}, not {gate!r}") from error
     if not (0 <= threshold <= 1 and 0 <= product <= 1):
-        raise ConfigError(f"--thresholds takes numbers from 0 to 1, not {pair!r}")
-    confidence = {"threshold": threshold, "product_threshold": product}
-    return _gate(f"{GATED} {threshold:g}, {product:g}", confidence, _features(gate=True), common)
+        raise ConfigError(f"--thresholds takes numbers from 0 to 1, not {gate!r}")
+    inference, name = _features(gate=True), f"{GATED} {threshold:g}, {product:g}"
+    if draft:
+        inference["max_draft_tokens"] = int(draft)
+        name += f", {int(draft)}"
+    return _gate(name, {"threshold": threshold, "product_threshold": product}, inference, common)
 
 
 def _calibrated(file: str, common: Mapping[str, Any]) -> Ablation:
@@ -70,6 +75,8 @@ def _calibrated(file: str, common: Mapping[str, Any]) -> Ablation:
 
 def _gate(name: str, confidence: dict[str, Any], inference: dict[str, Any], common: Mapping[str, Any]) -> Ablation:
     text = f"confidence threshold {confidence['threshold']:g}, product threshold {confidence['product_threshold']:g}"
+    if "max_draft_tokens" in inference:
+        text += f", drafts of up to {inference['max_draft_tokens']} tokens"
     overrides = {"inference": inference, "edge": {"confidence": confidence}}
     return Ablation(name=name, description=text, config_overrides=overrides, **common)
 

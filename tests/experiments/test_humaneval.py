@@ -28,7 +28,7 @@ from tests.experiments.test_ablation_run import FakeEdge, edge
 __all__ = ["edge"]
 
 TASKS = 4
-POINTS = ("--thresholds", "0.5,0.1", "0.9,0")
+POINTS = ("--thresholds", "0.5,0.1,4", "0.9,0")
 
 
 def task(number: int) -> dict[str, str]:
@@ -71,7 +71,7 @@ def test_each_way_is_a_field_of_the_request_and_one_pair_of_servers_serves_all(t
         "cloud_only": {"mode": "cloud_only"},
         "lossless": {"use_confidence_check": False},
         "gated": {},
-        "gated 0.5, 0.1": {"confidence_threshold": 0.5, "product_threshold": 0.1},
+        "gated 0.5, 0.1, 4": {"confidence_threshold": 0.5, "product_threshold": 0.1, "max_draft_tokens": 4},
         "gated 0.9, 0": {"confidence_threshold": 0.9, "product_threshold": 0.0},
         "calibrated": {"confidence_threshold": 0.42, "product_threshold": 0.2, "max_draft_tokens": 5},
     }
@@ -135,7 +135,7 @@ async def test_an_answer_counts_if_it_passes_its_tests(edge: FakeEdge, data: Pat
     assert all(body["stop"] == ["\n```\n\n"] for body in edge.answers)
     assert found.sweep is not None
     (curve,) = found.sweep.series
-    assert (curve.configurations, curve.at) == (["gated", "gated 0.5, 0.1", "gated 0.9, 0"], [0.8, 0.5, 0.9])
+    assert (curve.configurations, curve.at) == (["gated", "gated 0.5, 0.1, 4", "gated 0.9, 0"], [0.8, 0.5, 0.9])
     (table,) = found.tables
     assert table.rows[2][:4] == ["lossless", "0.500 [0.150, 0.850]", "2 of 4", "0.000 [0.000, 0.000]"]
     assert found.findings == [

@@ -95,7 +95,10 @@ def test_a_gate_with_another_strategy_gets_its_own_edge(tmp_path: Path) -> None:
     [
         (["--ways", "edge"], "--ways: there is no 'edge', only edge_only, cloud_only, lossless, gated, calibrated"),
         (["--ways", "calibrated"], "calibrated needs --calibrated FILE"),
-        (["--thresholds", "0.5"], "--thresholds takes CONFIDENCE,PRODUCT, for example 0.8,0.3, not '0.5'"),
+        (
+            ["--thresholds", "0.5"],
+            "--thresholds takes CONFIDENCE,PRODUCT or CONFIDENCE,PRODUCT,DRAFT",
+        ),
         (["--thresholds", "0.5,1.5"], "numbers from 0 to 1, not '0.5,1.5'"),
         (["--tasks", "one"], "--tasks takes numbers and ranges, for example 0-81,100, not 'one'"),
         (["--tasks", "7-9"], "has no task 7-9"),

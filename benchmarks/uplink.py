@@ -61,7 +61,7 @@ async def main() -> None:
         server = ServerProcess("cloud", "start_cloud.py", url, flags, PROJECT / "logs" / "uplink.log")
         async with Supervisor([server], console.print).running():
             for optimized in (True, False):
-                http = HttpClientConfig(optimized=optimized)
+                http = HttpClientConfig(timeout=600.0, first_byte_timeout=600.0, optimized=optimized)
                 async with CloudPool(CommunicationConfig(cloud_endpoint=url, http_client=http)) as clouds:
                     for context in (c for c in CONTEXTS if c + ROUNDS * (DRAFT + 1) < longest):
                         first, later = await bytes_up(clouds, context)

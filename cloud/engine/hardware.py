@@ -15,7 +15,7 @@ from common.hardware import GIB, Memory, Setting, gib
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """CPU flags of bfloat16 instructions: two of x86, one of Arm."""
 SMALL_BYTES = 256 << 20
-"""Weights in float32 up to which bfloat16 saves at most a few milliseconds a step (docs/BENCHMARKS.md)."""
+"""Weights in float32 up to which bfloat16 saves at most a few milliseconds a step; docs/USAGE.md has the figures."""
 SPARE_TOKENS = 64
 """KV that a sequence may take beyond its context: the rest of its last block, and a draft."""
 UNKNOWN_KV_BYTES = GIB

@@ -54,7 +54,9 @@ class BareLoop:
 
     def __init__(self, model: Path, threads: int, tokens: int) -> None:
         self._llama = Llama(
-            EdgeModelConfig(path=str(model), context_length=CONTEXT, threads=threads, sequences=STREAMS)
+            EdgeModelConfig(
+                path=str(model), context_length=CONTEXT, threads=threads, threads_batch=threads, sequences=STREAMS
+            )
         )
         self._tokens = tokens
 
@@ -132,7 +134,8 @@ async def contenders(stack: AsyncExitStack, model: Path, args: argparse.Namespac
     session = await stack.enter_async_context(aiohttp.ClientSession())
     bare = BareLoop(model, args.threads, args.tokens)
     stack.callback(bare.close)
-    settings = {"threads": args.threads, "sequences": STREAMS, "context_length": CONTEXT}
+    threads = {"threads": args.threads, "threads_batch": args.threads}
+    settings = {**threads, "sequences": STREAMS, "context_length": CONTEXT}
     flags = [part for key, value in settings.items() for part in ("--set", f"edge.model.{key}={value}")]
     start = [sys.executable, str(PROJECT / "start_edge.py"), "--host", "127.0.0.1", "--port", str(edge_port)]
     await stack.enter_async_context(process("edge", *start, "--model", str(model), *flags))
@@ -195,7 +198,13 @@ async def share_of_confidence(model: Path, args: argparse.Namespace, streams: in
         return result
 
     shares = []
-    config = EdgeModelConfig(path=str(model), context_length=CONTEXT, threads=args.threads, sequences=streams)
+    config = EdgeModelConfig(
+        path=str(model),
+        context_length=CONTEXT,
+        threads=args.threads,
+        threads_batch=args.threads,
+        sequences=streams,
+    )
     async with EdgeEngine(config, confidence=timed) as engine, AsyncExitStack() as stack:
         leases = [await stack.enter_async_context(engine.sequence(reuse=False)) for _ in range(streams)]
         for repeat in range(args.repeats + 1):

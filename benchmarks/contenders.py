@@ -42,7 +42,9 @@ class BareLoop:
 
     def __init__(self, model: Path, threads: int, context: int) -> None:
         self._llama = Llama(
-            EdgeModelConfig(path=str(model), context_length=context, threads=threads, sequences=STREAMS)
+            EdgeModelConfig(
+                path=str(model), context_length=context, threads=threads, threads_batch=threads, sequences=STREAMS
+            )
         )
 
     async def answer(self, prompts: list[list[int]], tokens: int) -> ContenderTime:
@@ -131,7 +133,7 @@ async def contenders(
     session = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout()))
     bare = BareLoop(model, args.threads, context)
     stack.callback(bare.close)
-    settings = {"threads": args.threads, "sequences": STREAMS, "context_length": context}
+    settings = {"threads": args.threads, "threads_batch": args.threads, "sequences": STREAMS, "context_length": context}
     flags = [part for key, value in settings.items() for part in ("--set", f"edge.model.{key}={value}")]
     start = [sys.executable, str(PROJECT / "start_edge.py"), "--host", "127.0.0.1", "--port", str(edge_port)]
     await stack.enter_async_context(process("edge", *start, "--model", str(model), *flags))

@@ -82,7 +82,9 @@ def drop_from_page_cache(folder: Path) -> None:
 async def cached(
     model: Path, threads: int, store: LlamaCppKVCache | AblatedKVCache, context: int
 ) -> AsyncIterator[Cached]:
-    config = EdgeModelConfig(path=str(model), context_length=context, threads=threads, sequences=2)
+    config = EdgeModelConfig(
+        path=str(model), context_length=context, threads=threads, threads_batch=threads, sequences=2
+    )
     async with EdgeEngine(config, store=store) as engine:
         yield Cached(engine, store, random.Random(1))
 

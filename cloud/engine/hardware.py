@@ -15,20 +15,22 @@ from common.hardware import GIB, Memory, Setting, gib
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """CPU flags of bfloat16 instructions: two of x86, one of Arm."""
 SMALL_BYTES = 256 << 20
-"""Weights in float32 up to which bfloat16 saves at most a few milliseconds a step (docs/BENCHMARKS.md)."""
+"""Weights in float32 up to which bfloat16 saves at most a few milliseconds a step; docs/USAGE.md has the figures."""
 SPARE_TOKENS = 64
 """KV that a sequence may take beyond its context: the rest of its last block, and a draft."""
 UNKNOWN_KV_BYTES = GIB
 """KV of a model whose files do not say how much it needs."""
+RUNTIME_BYTES = GIB
+"""What vLLM and torch take themselves."""
 SHARE = 0.5
-"""Of the memory that is free after the weights: the most that KV takes. The rest is for computing, and for others."""
+"""Of the memory that is free beside weights and vLLM: the most that KV takes. The rest is for other programs."""
 
 
 def choose_dtype(flags: Collection[str], float32_bytes: int | None) -> Setting:
     """The fastest number format on a CPU with these flags, but float32 for small weights; None: size unknown."""
     known = sorted(BF16_FLAGS.intersection(flags))
     if not known:
-        return Setting("float32", "this CPU has no bfloat16 instructions, and emulates them 3 to 4 times slower")
+        return Setting("float32", "this CPU has no bfloat16 instructions; emulated ones take 3 to 4 times as long")
     if float32_bytes is not None and float32_bytes <= SMALL_BYTES:
         size = f"the weights are small ({gib(float32_bytes)})"
         return Setting("float32", f"{size}, and float32 gives the same tokens whatever else is in a step")
@@ -40,7 +42,7 @@ def choose_dtype(flags: Collection[str], float32_bytes: int | None) -> Setting:
 def choose_kv_bytes(context_kv: int | None, sequences: int, free: int | None) -> Setting:
     """Bytes of KV cache: what all `sequences` can fill, or less if that is more than a share of the memory.
 
-    `context_kv`: bytes of one sequence that fills its context; `free`: bytes of memory after the weights. At least one
+    `context_kv`: bytes of one sequence that fills its context; `free`: bytes beside weights and vLLM. At least one
     context is taken, even if that is more than the share.
     """
     if context_kv is None:
@@ -48,8 +50,8 @@ def choose_kv_bytes(context_kv: int | None, sequences: int, free: int | None) ->
     wanted, most = sequences * context_kv, math.inf if free is None else int(SHARE * free)
     if wanted <= most:
         return Setting(wanted, f"enough for {sequences} sequences that fill their context")
-    reason = f"of {gib(free or 0)} that are free beside the weights; {sequences} sequences could fill {gib(wanted)}"
-    return Setting(max(int(most), context_kv), reason)
+    less = f"{sequences} sequences could fill {gib(wanted)}, but beside the weights {gib(free or 0)} are free"
+    return Setting(max(int(most), context_kv), less)
 
 
 def refusal(weights: int | None, context_kv: int | None, dtype: str, memory: Memory | None) -> str | None:
@@ -84,7 +86,7 @@ def fit_to(args: Any, size: ModelSize, flags: Collection[str], memory: Memory | 
     context_kv = kv * (length + SPARE_TOKENS) if kv and length else None
     if reason := refusal(weights, context_kv if size.keeps_all else 0, name, memory):
         raise StartError(f"{args.model}: {reason}")
-    free = None if memory is None else max(0, memory.available - (weights or 0))
+    free = None if memory is None else max(0, memory.available - (weights or 0) - RUNTIME_BYTES)
     blocks = args.num_gpu_blocks_override
     cache = choose_kv_bytes(context_kv, args.max_num_seqs or 1, free)
     if args.kv_cache_memory_bytes is not None:

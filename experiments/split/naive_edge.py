@@ -126,7 +126,12 @@ def _segments(config: Config) -> Segments:
     return Segments(
         read_manifest(path),
         path if path.is_dir() else path.parent,
-        EdgeModelConfig(context_length=model.context_length, threads=model.threads, sequences=model.sequences),
+        EdgeModelConfig(
+            context_length=model.context_length,
+            threads=model.threads,
+            threads_batch=model.threads_batch,
+            sequences=model.sequences,
+        ),
     )
 
 

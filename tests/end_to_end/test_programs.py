@@ -1,10 +1,13 @@
 """The programs as people start them: bad input is one line and a non-zero exit, and nothing is left behind."""
 
 import contextlib
+import json
 import os
 import re
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -54,6 +57,17 @@ def no_gguf(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def too_large(tmp_path: Path) -> Path:
+    """A folder with a model of 4 TB, of which only the header is on the disk."""
+    for file in (ROOT / "models" / "demo-cloud").glob("*.json"):
+        shutil.copy(file, tmp_path)
+    tensor = {"dtype": "BF16", "shape": [1 << 20, 1 << 21], "data_offsets": [0, 1 << 42]}
+    header = json.dumps({"weight": tensor}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -87,6 +101,7 @@ def no_gguf(tmp_path: Path) -> Path:
             "cannot listen on .*Address already in use",
         ),
         ("start_cloud.py --port 0 --model ./nowhere", "no such directory"),
+        ("start_cloud.py --port 0 --model {too_large}", r"needs 4096\.0 GiB of memory .*; .* are free"),
         ("start_cloud.py --port 0 --set cloud.engine_args={{max_model_length: 3}}", "did you mean 'max_model_len'"),
         (
             "start_cloud.py --host 127.0.0.1 --port {used_port}",
@@ -96,10 +111,12 @@ def no_gguf(tmp_path: Path) -> Path:
     ],
 )
 def test_bad_input_is_one_clear_line_and_leaves_nothing_running(
-    command: str, message: str, used_port: int, no_gguf: Path
+    command: str, message: str, used_port: int, no_gguf: Path, too_large: Path
 ) -> None:
     mark = uuid.uuid4().hex
-    words = command.format(used_port=used_port, no_gguf=no_gguf).replace(": ", ":\u00a0").split(" ")
+    words = (
+        command.format(used_port=used_port, no_gguf=no_gguf, too_large=too_large).replace(": ", ":\u00a0").split(" ")
+    )
     code, _, errors = run(*(word.replace("\u00a0", " ") for word in words), mark=mark)
     said = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert code != 0

@@ -10,7 +10,16 @@ import pytest
 
 from cloud.engine import args, hardware
 from cloud.engine.engine import CloudEngine
-from cloud.engine.hardware import SMALL_BYTES, SPARE_TOKENS, choose_dtype, choose_kv_bytes, cpu_flags, fit_to, refusal
+from cloud.engine.hardware import (
+    RUNTIME_BYTES,
+    SMALL_BYTES,
+    SPARE_TOKENS,
+    choose_dtype,
+    choose_kv_bytes,
+    cpu_flags,
+    fit_to,
+    refusal,
+)
 from cloud.engine.model_size import ModelSize, kv_numbers, model_size
 from common.errors import StartError
 from common.hardware import GIB, Memory
@@ -86,6 +95,13 @@ def test_kv_is_what_all_sequences_can_fill_and_no_more() -> None:
 def test_kv_takes_at_most_half_of_the_free_memory_but_always_one_context() -> None:
     assert choose_kv_bytes(GIB, 32, 8 * GIB).value == 4 * GIB
     assert choose_kv_bytes(3 * GIB, 32, 4 * GIB).value == 3 * GIB
+
+
+def test_kv_leaves_room_for_weights_and_for_vllm_itself() -> None:
+    tight = Memory(total=8 * GIB, available=5 * GIB)
+    weights = LARGE.weight_bytes("bfloat16") or 0
+    kv = fit_to(left_open(), LARGE, FAST, tight)["kv_cache_bytes"].value
+    assert kv == (tight.available - weights - RUNTIME_BYTES) // 2
 
 
 def test_an_unknown_size_of_kv_has_a_fixed_room() -> None:

@@ -50,8 +50,8 @@ class ServerConfig(Section, frozen=True):
     drain_seconds: Annotated[float, Meta(ge=0)] = 10.0
     """Seconds that running requests may still take after SIGTERM."""
     api_keys: list[Secret] = []
-    """Keys, one of which every request must show as `Authorization: Bearer KEY`; empty: open to all. In the cloud
-    each key is a tenant."""
+    """Keys, one of which every request must show as `Authorization: Bearer KEY`; empty: open to all. Each key is a
+    tenant: what is kept of its prompts is not used for another's."""
     cors_origins: list[str] = []
     """Web origins whose pages may call this server; `*`: any."""
 

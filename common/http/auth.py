@@ -10,6 +10,7 @@ from aiohttp.typedefs import Handler, Middleware
 from common.config_values import Secret
 from common.errors import AuthenticationError
 from common.http.messages import REQUEST_ID, TENANT
+from common.http.request_context import current_tenant
 from common.protocol.codec import PROTOCOL, PROTOCOL_HEADER
 
 PUBLIC_PATHS = ("/health", "/ready")
@@ -19,7 +20,7 @@ PUBLIC_PATHS = ("/health", "/ready")
 def authenticate(keys: Iterable[Secret]) -> Middleware:
     """A middleware that raises AuthenticationError unless a request has one of `keys` (`Authorization: Bearer KEY`).
 
-    It sets the request's TENANT.
+    It sets the request's TENANT, and `current_tenant` for the tasks that serve it.
     """
     digests = [_digest(key.reveal()) for key in keys]
 
@@ -34,6 +35,7 @@ def authenticate(keys: Iterable[Secret]) -> Middleware:
         if scheme.lower() != "bearer" or not found:
             raise AuthenticationError("give a valid API key: 'Authorization: Bearer KEY'")
         request[TENANT] = given[:8].hex()
+        current_tenant.set(request[TENANT])
         return await handler(request)
 
     return authenticated

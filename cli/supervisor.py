@@ -117,7 +117,11 @@ async def _not_ready(client: HTTPClient) -> str | None:
 
 
 class Supervisor:
-    """Owns the servers and one task per server that restarts it when it dies."""
+    """Owns the servers and one task per server that restarts it when it dies.
+
+    A server may ask those before it in `servers`: they are stopped in the reverse order, so that an edge can finish
+    its answers with the cloud.
+    """
 
     def __init__(self, servers: list[ServerProcess], report: Callable[[str], None] = log.info) -> None:
         self.servers = servers
@@ -138,7 +142,8 @@ class Supervisor:
             for task in self._restarters:
                 task.cancel()
             await asyncio.gather(*self._restarters, return_exceptions=True)
-            await asyncio.gather(*(server.stop() for server in self.servers))
+            for server in reversed(self.servers):
+                await server.stop()
 
     async def _all_ready(self) -> None:
         try:

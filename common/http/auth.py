@@ -1,17 +1,19 @@
-"""Authenticates requests by API key, and answers browsers' CORS preflights."""
+"""Decides who may ask: API keys, and which web pages' scripts; answers browsers' CORS preflights."""
 
 import hashlib
 import hmac
+import ipaddress
+import re
 from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from common.config_values import Secret
-from common.errors import AuthenticationError
+from common.errors import AuthenticationError, ForbiddenError
 from common.http.messages import REQUEST_ID, TENANT
 from common.http.request_context import current_tenant
-from common.protocol.codec import PROTOCOL, PROTOCOL_HEADER
+from common.protocol.codec import JSON, MSGPACK, PROTOCOL, PROTOCOL_HEADER
 
 PUBLIC_PATHS = ("/health", "/ready")
 """Answered without an API key."""
@@ -44,6 +46,60 @@ def authenticate(keys: Iterable[Secret]) -> Middleware:
 def _digest(key: str) -> bytes:
     """A digest of fixed length, so that comparing takes the same time for any key; its start names the tenant."""
     return hashlib.blake2b(key.encode(errors="surrogateescape"), person=b"edgecloud-tenant").digest()
+
+
+def guard_against_pages(host: str, origins: Iterable[str]) -> Middleware:
+    """A middleware that raises ForbiddenError for what a browser sends for pages of other origins than `origins`.
+
+    A page can open WebSockets to any server, and send bodies of some types, without a preflight. And it can give its
+    own name this machine's address (DNS rebinding), so that its origin seems to be the server's: a server whose `host`
+    is loopback takes only names of this machine, addresses, and the names of `origins`.
+    """
+    allowed = frozenset(origins)
+    names = {_name(origin.partition("://")[2]) for origin in allowed}
+    local = _is_local(host) and "*" not in allowed
+
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        addressed = request.headers.get(hdrs.HOST, "")
+        name = _name(addressed)
+        if local and not (name in names or _is_local(name) or _is_address(name)):
+            hint = "use localhost, or name the page's origin in the server's cors_origins"
+            raise ForbiddenError(f"this server does not go by the name {name[:100]!r}: {hint}")
+        origin = request.headers.get(hdrs.ORIGIN)
+        foreign = origin is not None and origin.partition("://")[2].lower() != addressed.lower()
+        if foreign and _needs_no_preflight(request) and not _allowed(request, allowed):
+            raise ForbiddenError("pages of this origin may not ask: cors_origins of this server names those that may")
+        return await handler(request)
+
+    return guarded
+
+
+def _needs_no_preflight(request: web.Request) -> bool:
+    """Whether a browser may send this for any page without asking first, and it may have an effect."""
+    if request.headers.get(hdrs.UPGRADE, "").strip().lower() == "websocket":
+        return True
+    return request.method == hdrs.METH_POST and request.content_type not in (JSON, MSGPACK)
+
+
+def _name(authority: str) -> str:
+    """The host in `host:port`, in lower case and without the brackets of an IPv6 address."""
+    return re.sub(r":\d*$", "", authority.strip().lower()).strip("[]").rstrip(".")
+
+
+def _is_local(name: str) -> bool:
+    """Whether `name` always is this machine itself."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    return _is_address(name) and ipaddress.ip_address(name).is_loopback
+
+
+def _is_address(name: str) -> bool:
+    """Whether `name` is an IP address, which no name server can change; or empty, as no browser sends it."""
+    try:
+        return not name or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
 
 
 def cors(origins: Iterable[str]) -> Middleware:

@@ -86,7 +86,7 @@ async def test_a_browsers_preflight_needs_no_key_and_is_for_known_origins_only(c
 async def test_any_origin_means_any_even_one_that_is_no_text() -> None:
     async with small_server(cors_origins=["*"]) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(b"GET /ready HTTP/1.1\r\nHost: x\r\nOrigin: \xff\xfe\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET /ready HTTP/1.1\r\nHost: localhost\r\nOrigin: \xff\xfe\r\nConnection: close\r\n\r\n")
         answer = await reader.read()
         writer.close()
         assert answer.startswith(b"HTTP/1.1 200 ")

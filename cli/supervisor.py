@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -23,10 +24,15 @@ STOP_SECONDS = 30.0
 """Before SIGKILL: more than a server's `drain_seconds` and the time its engine takes to end."""
 LONGEST_PAUSE = 30.0
 """Seconds before a server that fails to start is started again."""
+WATCH = 'read group; read end; kill -s KILL -- "-$group"'
+"""For a shell: kills the process group that stdin names, once that is closed."""
 
 
 class ServerProcess:
-    """One server program (a file or a module) with all processes that it starts; `stop` ends all of them."""
+    """One server program (a file or a module) with all processes that it starts; `stop` ends all of them.
+
+    So does the end of this process, whatever ends it, and whether they run or stand still: a shell waits for that.
+    """
 
     def __init__(self, name: str, script: str, url: str, flags: list[str], log_file: Path | None = None) -> None:
         self.name = name
@@ -36,8 +42,13 @@ class ServerProcess:
         self._command = [sys.executable, *program, *flags]
         self._log_file = log_file
         self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.subprocess.Process | None = None
+        """The shell, until the server has ended."""
 
     async def start(self) -> None:
+        self._watch = await asyncio.create_subprocess_exec(
+            "/bin/sh", "-c", WATCH, stdin=PIPE, stderr=DEVNULL, start_new_session=True
+        )
         output: IO[bytes] | None = None
         if self._log_file:
             self._log_file.parent.mkdir(exist_ok=True)
@@ -49,13 +60,15 @@ class ServerProcess:
         finally:
             if output:
                 output.close()
+        assert self._watch.stdin is not None
+        self._watch.stdin.write(f"{self._process.pid}\n".encode())
 
     async def exited(self) -> int:
         """Waits until the server ends by itself; returns its exit code (negative: the signal)."""
         assert self._process is not None
         code = await self._process.wait()
         self.ready.clear()
-        self._signal(signal.SIGKILL)  # processes that it may have left behind
+        await self._end_group()  # it may have left processes behind
         return code
 
     async def wait_ready(self, report: Callable[[str], None] = log.info) -> None:
@@ -86,8 +99,15 @@ class ServerProcess:
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 await self._process.wait()
-        self._signal(signal.SIGKILL)
+        await self._end_group()
         await self._process.wait()
+
+    async def _end_group(self) -> None:
+        self._signal(signal.SIGKILL)
+        if self._watch is not None:
+            watch, self._watch = self._watch, None
+            watch.kill()
+            await watch.wait()
 
     def _signal(self, number: signal.Signals, whole_group: bool = True) -> None:
         assert self._process is not None

@@ -1,4 +1,4 @@
-"""Starts servers as processes of their own, restarts one that dies, and stops all of them."""
+"""Starts servers as processes of their own, restarts one that dies or hangs, and stops all of them."""
 
 import asyncio
 import logging
@@ -12,8 +12,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from common.errors import EndpointError, StartError
+from common.config_schema import HttpClientConfig
+from common.errors import EndpointError, RequestError, StartError
 from common.http.client import HTTPClient
+from common.http.first_completed import first_completed
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,10 @@ STOP_SECONDS = 30.0
 """Before SIGKILL: more than a server's `drain_seconds` and the time its engine takes to end."""
 LONGEST_PAUSE = 30.0
 """Seconds before a server that fails to start is started again."""
+HEALTH_SECONDS = 10.0
+"""Seconds between two looks at a running server, and for its reply."""
+HUNG_CHECKS = 6
+"""After this many looks in a row without a reply a server hangs. Counted, so that a suspended machine kills nothing."""
 WATCH = 'read group; read end; kill -s KILL -- "-$group"'
 """For a shell: kills the process group that stdin names, once that is closed."""
 
@@ -91,6 +97,16 @@ class ServerProcess:
             exited.cancel()
         self.ready.set()
 
+    async def kill_if_hung(self) -> None:
+        """Kills the server once it answers nothing; then it has `exited`. A busy one answers, if only GET /health."""
+        silent = 0
+        async with HTTPClient(self.url, HttpClientConfig(timeout=HEALTH_SECONDS, optimized=False)) as client:
+            while silent < HUNG_CHECKS:
+                await asyncio.sleep(HEALTH_SECONDS)
+                silent = 0 if await _answers(client) else silent + 1
+        log.warning("the %s server answers nothing, and is killed", self.name)
+        self._signal(signal.SIGKILL)
+
     async def stop(self) -> None:
         """SIGTERM to the server; after its end, or STOP_SECONDS, SIGKILL to all its processes."""
         if self._process is None:
@@ -136,8 +152,18 @@ async def _not_ready(client: HTTPClient) -> str | None:
     return None
 
 
+async def _answers(client: HTTPClient) -> bool:
+    try:
+        await client.get("/health", dict)
+    except EndpointError:
+        return False
+    except RequestError:
+        pass  # a refusal is an answer
+    return True
+
+
 class Supervisor:
-    """Owns the servers and one task per server that restarts it when it dies.
+    """Owns the servers and one task per server that restarts it when it dies or hangs.
 
     A server may ask those before it in `servers`: they are stopped in the reverse order, so that an edge can finish
     its answers with the cloud.
@@ -180,6 +206,7 @@ class Supervisor:
     async def _restart(self, server: ServerProcess) -> None:
         pause = 1.0
         while True:
+            await first_completed(server.exited(), server.kill_if_hung())
             code = await server.exited()
             log.warning("the %s server ended with code %d; restarting it in %g s", server.name, code, pause)
             await asyncio.sleep(pause)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
+from cli import supervisor
 from cli.demo import free_ports
 from cli.supervisor import ServerProcess, Supervisor
 
@@ -21,8 +23,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 class Ready(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Length", "2")
         self.end_headers()
+        self.wfile.write(b"{}")
 """
 """The beginning of a server program that is ready at once."""
 EDGE = (
@@ -97,22 +100,22 @@ async def test_servers_end_with_their_supervisor_also_when_it_is_killed_and_they
     (tmp_path / "server.py").write_text(SERVER)
     (port,) = free_ports(1)
     arguments = [str(tmp_path / "server.py"), str(port), str(tmp_path / "pids")]
-    supervisor = await asyncio.create_subprocess_exec(sys.executable, "-c", SUPERVISOR, *arguments, stdout=PIPE)
-    assert supervisor.stdout is not None
-    assert await supervisor.stdout.readline() == b"ready\n"
+    program = await asyncio.create_subprocess_exec(sys.executable, "-c", SUPERVISOR, *arguments, stdout=PIPE)
+    assert program.stdout is not None
+    assert await program.stdout.readline() == b"ready\n"
     pids = [int(word) for word in (tmp_path / "pids").read_text().split()]
     try:
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         assert all(map(runs, pids))
-        supervisor.kill()
+        program.kill()
         async with asyncio.timeout(30):
             while any(map(runs, pids)):
                 await asyncio.sleep(0.05)
     finally:
         for pid in filter(runs, pids):
             os.kill(pid, signal.SIGKILL)
-        await supervisor.wait()
+        await program.wait()
 
 
 async def test_a_supervisor_that_has_stopped_its_servers_leaves_no_process(tmp_path: Path) -> None:
@@ -125,3 +128,21 @@ async def test_a_supervisor_that_has_stopped_its_servers_leaves_no_process(tmp_p
         assert len({child.pid for child in psutil.Process().children(recursive=True)} - before) == 3
     left = {child.pid for child in psutil.Process().children(recursive=True)} - before
     assert not any(map(runs, left))
+
+
+async def test_a_server_that_answers_nothing_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "HEALTH_SECONDS", 0.2)
+    monkeypatch.setattr(supervisor, "HUNG_CHECKS", 3)
+    (tmp_path / "server.py").write_text(SERVER)
+    (port,) = free_ports(1)
+    url, pids = f"http://127.0.0.1:{port}", tmp_path / "pids"
+    server = ServerProcess("edge", str(tmp_path / "server.py"), url, [str(port), str(pids)], tmp_path / "edge.log")
+    async with Supervisor([server], lambda _: None).running():
+        first = pids.read_text()
+        await asyncio.sleep(2)
+        assert pids.read_text() == first, "it answers"
+        os.kill(int(first.split()[0]), signal.SIGSTOP)
+        async with asyncio.timeout(30):
+            while pids.read_text() in (first, "") or not server.ready.is_set():
+                await asyncio.sleep(0.05)
+        assert not any(runs(int(pid)) for pid in first.split())

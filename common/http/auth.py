@@ -102,8 +102,15 @@ def _is_address(name: str) -> bool:
         return False
 
 
+HEADER_NAMES = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z, -]*")
+"""What a preflight may ask for."""
+
+
 def cors(origins: Iterable[str]) -> Middleware:
-    """A middleware that answers preflights from `origins` ("*": any) before keys are checked."""
+    """A middleware that answers preflights from `origins` ("*": any) before keys are checked.
+
+    All headers are allowed that the page asks for: clients have headers of their own, and keys decide who may ask.
+    """
     allowed = frozenset(origins)
 
     @web.middleware
@@ -111,10 +118,12 @@ def cors(origins: Iterable[str]) -> Middleware:
         preflight = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
         if not (preflight and _allowed(request, allowed)):
             return await handler(request)
+        wanted = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
         headers = {
             hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST",
-            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: "Authorization, Content-Type, X-Request-Id, traceparent",
+            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: wanted if HEADER_NAMES.fullmatch(wanted) else "",
             hdrs.ACCESS_CONTROL_MAX_AGE: "600",
+            hdrs.VARY: hdrs.ACCESS_CONTROL_REQUEST_HEADERS,
         }
         return web.Response(status=204, headers=headers)
 

@@ -36,7 +36,7 @@ class DraftVerifier:
         self._owns = isinstance(engine, str)
         self._engine = CloudEngine(engine) if isinstance(engine, str) else engine
         self._starting: asyncio.Future[None] | None = None
-        self._sessions = sessions or SessionTable()
+        self._sessions = SessionTable() if sessions is None else sessions
         self._residents = residents
         self._replays: Replays[VerifyResponse] = Replays()
 

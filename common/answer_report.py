@@ -2,7 +2,7 @@
 
 from msgspec import Struct, field
 
-from common.enums import Mode, Provenance
+from common.enums import FinishReason, Mode, Provenance
 
 
 class Collaboration(Struct, kw_only=True):
@@ -45,7 +45,7 @@ class InferenceResult(Struct, kw_only=True):
     """What a client gets for one prompt: the text and how it was made."""
 
     text: str
-    finish_reason: str
+    finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     total_latency_ms: float

@@ -65,7 +65,7 @@ class CloudVerifier:
         return Verdict(
             token_ids=response.token_ids,
             accepted=response.accepted,
-            finished=response.finish_reason is not None,
+            finish_reason=response.finish_reason,
             latency_ms=(time.perf_counter() - started) * 1000,
             cloud_ms=response.latency_ms,
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from common.decoding.policy import Plan
 from common.errors import FrameworkError
-from common.types import Collaboration, Draft, Mode, Provenance, TokenLogprob, Verdict
+from common.types import Collaboration, Draft, FinishReason, Mode, Provenance, TokenLogprob, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Answer:
     committed: list[int]
     remaining: int
     """Tokens that may still be committed."""
-    finished: bool = False
-    """Whether the model has ended the answer itself."""
+    ended: FinishReason | None = None
+    """Why the answer ended before all `remaining` tokens; None: it has not."""
     confidences: list[float] = field(default_factory=list)
     report: Collaboration = field(default_factory=Collaboration)
 
@@ -42,7 +42,7 @@ class Answer:
 
     @property
     def open(self) -> bool:
-        return self.remaining > 0 and not self.finished
+        return self.remaining > 0 and self.ended is None
 
     def commit(
         self,
@@ -58,7 +58,7 @@ class Answer:
 
     def commit_kept(self, draft: Draft, keep: int) -> Chunk:
         """Commits the first `keep` (>= 1) tokens of the edge's draft, unverified."""
-        self.finished = draft.finished and keep == len(draft.token_ids)
+        self.end_if(draft.finished and keep == len(draft.token_ids))
         return self.commit(draft.token_ids[:keep], Provenance.EDGE, None, draft.confidences[:keep])
 
     def commit_verdict(self, verdict: Verdict, proposed: Draft) -> list[Chunk]:
@@ -70,7 +70,7 @@ class Answer:
         report.drafted += len(proposed.token_ids)
         report.accepted += accepted
         report.cloud_steps += 1 if proposed.token_ids else len(drawn)
-        self.finished = verdict.finished
+        self.ended = verdict.finish_reason
         chunks = []
         if accepted:
             confidences = proposed.confidences[:accepted]
@@ -78,6 +78,10 @@ class Answer:
         if drawn:
             chunks.append(self.commit(drawn, _provenance_after(proposed, accepted)))
         return chunks
+
+    def end_if(self, finished: bool) -> None:
+        """Ends the answer if its model has drawn an end token."""
+        self.ended = FinishReason.STOP if finished else self.ended
 
     def record_draft(self, draft: Draft) -> None:
         """Adds the edge's work on `draft` to the report."""
@@ -108,9 +112,9 @@ class Answer:
         return len(self.committed), self.report.drafted, self.report.accepted
 
     @property
-    def finish_reason(self) -> str:
-        """`stop` when the model ended the answer itself, `length` when it ran out of tokens."""
-        return "stop" if self.finished else "length"
+    def finish_reason(self) -> FinishReason:
+        """Why the answer ended; `length` also where it ran out of tokens, or the edge's context is full."""
+        return self.ended or FinishReason.LENGTH
 
 
 def _provenance_after(proposed: Draft, accepted: int) -> Provenance:

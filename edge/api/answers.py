@@ -70,7 +70,7 @@ class EdgeOnlyAnswer:
             async with aclosing(drafts):
                 async for draft in drafts:
                     answer.record_draft(draft)
-                    answer.finished = draft.finished
+                    answer.end_if(draft.finished)
                     yield answer.commit(draft.token_ids, Provenance.EDGE, draft.logprobs, draft.confidences)
         finally:
             answer.close()

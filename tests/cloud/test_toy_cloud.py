@@ -1,5 +1,8 @@
 """The cloud server's routes on a toy engine: what /stats tells, and how answers end."""
 
+import pytest
+
+from benchmarks.toy_model import END, Model
 from tests.cloud.toy_engine import ToyEngine, toy_cloud
 
 
@@ -12,3 +15,15 @@ async def test_stats_tell_the_sessions_that_are_held_and_their_bytes() -> None:
         async with http.get("/stats") as response:
             stats = await response.json()
     assert (stats["sessions"], stats["session_bytes"]) == (2, 2 * 4 * 4)
+
+
+@pytest.mark.parametrize(("model", "reason"), [(lambda ids: 9, "length"), (lambda ids: END, "stop")])
+@pytest.mark.parametrize("draft", [[], [9]], ids=["without a draft", "with a draft"])
+async def test_the_last_token_of_the_context_is_a_stop_only_if_it_ends_the_answer(
+    model: Model, reason: str, draft: list[int]
+) -> None:
+    prompt = [5] * (99 - len(draft))
+    async with toy_cloud(ToyEngine(model)) as http:
+        body = {"new_token_ids": prompt, "draft_token_ids": draft, "max_tokens": 4}
+        async with http.post("/verify", json=body) as response:
+            assert (await response.json())["finish_reason"] == reason

@@ -36,6 +36,8 @@ class Answer:
     """Why the answer ended before all `remaining` tokens; None: it has not."""
     confidences: list[float] = field(default_factory=list)
     report: Collaboration = field(default_factory=Collaboration)
+    _sources: list[tuple[Provenance, str | None]] = field(default_factory=list)
+    """Of each token of the answer: its provenance, and the exit that gave it."""
 
     def __post_init__(self) -> None:
         self.report.mode, self.report.lossless = self.plan.mode, self.plan.lossless
@@ -50,11 +52,30 @@ class Answer:
         provenance: Provenance,
         logprobs: list[TokenLogprob] | None = None,
         confidences: Sequence[float] = (),
+        exit: str | None = None,
     ) -> Chunk:
+        """Adds the tokens to the answer. `exit`: that of a split model that gave them, as `report.exits` names it."""
         self.committed += token_ids
         self.remaining -= len(token_ids)
-        self.report.tokens[provenance] += len(token_ids)
+        self._sources += [(provenance, exit)] * len(token_ids)
+        self._count(len(token_ids), provenance, exit)
         return Chunk(token_ids, provenance, logprobs, confidences)
+
+    def stop_after(self, tokens: int) -> None:
+        """Ends the answer with its first `tokens` tokens, which complete a stop string: the others are no part of it.
+
+        The report still tells the work that was done for them: drafts, rounds, steps.
+        """
+        surplus = len(self._sources) - tokens
+        for provenance, exit in self._sources[tokens:]:
+            self._count(-1, provenance, exit)
+        del self._sources[tokens:], self.committed[len(self.committed) - surplus :]
+        self.ended = FinishReason.STOP
+
+    def _count(self, tokens: int, provenance: Provenance, exit: str | None) -> None:
+        self.report.tokens[provenance] += tokens
+        if exit is not None:
+            self.report.exits[exit] += tokens
 
     def commit_kept(self, draft: Draft, keep: int) -> Chunk:
         """Commits the first `keep` (>= 1) tokens of the edge's draft, unverified."""

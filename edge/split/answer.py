@@ -99,10 +99,10 @@ class SplitAnswer:
     def _commit(self, predictions: Sequence[ExitPrediction], at: int) -> Chunk:
         answer = self.answer
         confidences = [prediction.confidence for prediction in predictions]
-        answer.report.exits[str(self._sequence.exits[at])] += len(predictions)
         answer.confidences += confidences
         answer.end_if(predictions[-1].token_id in self._sequence.end_tokens)
-        return answer.commit([each.token_id for each in predictions], Provenance.EDGE, None, confidences)
+        exit = str(self._sequence.exits[at])
+        return answer.commit([each.token_id for each in predictions], Provenance.EDGE, None, confidences, exit)
 
     @property
     def _first_exit_limit(self) -> int:

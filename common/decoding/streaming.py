@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 
 import msgspec
 
@@ -10,6 +11,7 @@ from common.decoding.answer import Answer, Chunk
 from common.decoding.draft_length import stream_draft_length
 from common.decoding.estimates import Estimates
 from common.decoding.interfaces import Drafter, Stream, Verifier
+from common.errors import OverloadedError
 from common.protocol.prefix_hash import common_prefix
 from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame, TokensFrame
 from common.types import Draft, Provenance, Sampling
@@ -113,7 +115,14 @@ class Follower:
         self._estimates.observe_stream(end.steps, end.drafted, seconds)
 
     async def keep_drafting(self, stream: Stream) -> None:
-        """Until cancelled: whenever the answer has grown, extends the guess and sends it."""
+        """Until cancelled: whenever the answer has grown, extends the guess and sends it.
+
+        An edge that is too busy does not draft: the stream needs no drafts.
+        """
+        with suppress(OverloadedError):
+            await self._keep_drafting(stream)
+
+    async def _keep_drafting(self, stream: Stream) -> None:
         answer, guess = self._answer, self._guess
         self._new_tokens.set()
         while True:

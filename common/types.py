@@ -15,11 +15,17 @@ from common.enums import Provenance as Provenance
 from common.enums import StateEncoding as StateEncoding
 from common.enums import VerificationMode as VerificationMode
 
+Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""What a user may give, as in OpenAI's API and vLLM."""
+SEEDS = 2**63
+"""The seeds that all engines take are 0 and more, and below this."""
+
 
 class Sampling(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """How tokens are drawn. `temperature` 0 is greedy; the other defaults switch each filter and penalty off.
 
-    `seed` (below 2**63) determines the draw at each position. The answer begins after `prompt_tokens` tokens (None:
+    `seed` determines the draw at each position; -1 is none, as in vLLM and llama.cpp, and another negative one is kept
+    modulo SEEDS. The answer begins after `prompt_tokens` tokens (None:
     after all given ones): presence and frequency penalties and `json_schema` (JSON text) apply from there on.
     """
 
@@ -27,12 +33,16 @@ class Sampling(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    seed: int | None = None
+    seed: Seed | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     json_schema: str | None = None
     prompt_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.seed is not None:
+            msgspec.structs.force_setattr(self, "seed", None if self.seed == -1 else self.seed % SEEDS)
 
 
 GREEDY = Sampling()

@@ -178,7 +178,7 @@ def _of_choice(sampling: Sampling, choice: int) -> Sampling:
     """Each choice draws its own tokens, reproducibly."""
     if sampling.seed is None or choice == 0:
         return sampling
-    return msgspec.structs.replace(sampling, seed=(sampling.seed + choice) % 2**63)
+    return msgspec.structs.replace(sampling, seed=sampling.seed + choice)
 
 
 def _reuses_kv(body: GenerationRequest, context: ServerContext) -> bool:

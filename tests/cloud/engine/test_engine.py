@@ -226,7 +226,6 @@ async def test_text_is_verified_like_its_tokens(cloud_engine: CloudEngine) -> No
         ("sampling.top_k", VerifyRequest(new_token_ids=[1], sampling=Sampling(top_k=-1))),
         ("sampling.top_k", VerifyRequest(new_token_ids=[1], sampling=Sampling(top_k=2**31))),
         ("sampling.min_p", VerifyRequest(new_token_ids=[1], sampling=Sampling(min_p=0.1))),
-        ("sampling.seed", VerifyRequest(new_token_ids=[1], sampling=Sampling(seed=-1))),
         ("sampling.temperature", VerifyRequest(new_token_ids=[1], sampling=Sampling(temperature=float("nan")))),
         ("sampling.temperature", VerifyRequest(new_token_ids=[1], sampling=Sampling(temperature=float("inf")))),
         ("sampling.presence_penalty", VerifyRequest(new_token_ids=[1], sampling=Sampling(presence_penalty=3.0))),

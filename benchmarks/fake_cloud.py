@@ -68,7 +68,7 @@ class FakeCloud:
         self._refuse()
         if self.vocabulary is None:
             pieces = pieces_of(TOKENIZER.read_text())
-            self.vocabulary = VocabularyInfo(fingerprint(pieces), len(pieces))
+            self.vocabulary = VocabularyInfo(fingerprint(pieces), len(pieces), context_length=self.context)
         return reply(request, self.vocabulary)
 
     async def share_vocabulary(self, edge: HTTPClient) -> None:

@@ -82,9 +82,10 @@ class DraftVerifier:
         draft = request.draft_token_ids or self._encode("".join(request.draft_tokens), special=False)
         limit = self._engine.max_draft_tokens
         require(len(draft) <= limit, f"holds {len(draft)} tokens, at most {limit} are verified", "draft_tokens")
+        committed = self._committed(request, tenant)
         return VerifyRound(
-            committed=self._committed(request, tenant),
-            draft=draft,
+            committed=committed,
+            draft=draft[: max(0, self._engine.max_model_len - len(committed))],  # the context ends the answer there
             sampling=request.sampling,
             max_tokens=request.max_tokens,
             stop_token_ids=request.stop_token_ids,

@@ -35,6 +35,8 @@ class Answer:
     ended: FinishReason | None = None
     """Why the answer ended before all `remaining` tokens; None: it has not."""
     confidences: list[float] = field(default_factory=list)
+    lost: FrameworkError | None = None
+    """Why the edge goes on alone, if it does."""
     report: Collaboration = field(default_factory=Collaboration)
     _sources: list[tuple[Provenance, str | None]] = field(default_factory=list)
     """Of each token of the answer: its provenance, and the exit that gave it."""
@@ -114,7 +116,7 @@ class Answer:
         """From here on the edge answers alone, because of `error`; raises it if the plan has no fallback."""
         if not self.plan.fallback:
             raise error
-        self.report.degraded, self.report.lossless = error.message, False
+        self.lost, self.report.degraded, self.report.lossless = error, error.message, False
         self.plan = dataclasses.replace(self.plan, mode=Mode.EDGE_ONLY)
 
     def close(self) -> None:

@@ -27,3 +27,20 @@ async def test_the_last_token_of_the_context_is_a_stop_only_if_it_ends_the_answe
         body = {"new_token_ids": prompt, "draft_token_ids": draft, "max_tokens": 4}
         async with http.post("/verify", json=body) as response:
             assert (await response.json())["finish_reason"] == reason
+
+
+async def test_a_draft_that_is_longer_than_the_room_is_verified_as_far_as_it_fits() -> None:
+    async with toy_cloud(ToyEngine(lambda ids: 9)) as http:
+        for committed in range(90, 100):
+            body = {"new_token_ids": [5] * committed, "draft_token_ids": [9] * 16}
+            async with http.post("/verify", json=body) as response:
+                answer = await response.json()
+            assert answer["token_ids"] == [9] * (100 - committed)
+            assert (answer["drafted"], answer["finish_reason"]) == (100 - committed, "length")
+        async with http.post("/verify", json={"new_token_ids": [5] * 100}) as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (400, "context_length_exceeded")
+
+
+async def test_the_cloud_tells_its_context() -> None:
+    async with toy_cloud(ToyEngine(max_model_len=77)) as http, http.get("/tokenizer") as response:
+        assert (await response.json())["context_length"] == 77

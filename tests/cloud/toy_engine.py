@@ -8,6 +8,7 @@ from typing import Any, cast
 import aiohttp
 from vllm.sampling_params import SamplingParams
 
+from benchmarks.fake_cloud import TOKENIZER
 from benchmarks.toy_model import END, Model, answer_of, cloud_model
 from cloud.cloud_server import build_app
 from cloud.engine.engine import CloudEngine
@@ -26,7 +27,11 @@ class ToyEngine:
     kv_blocks = 1000
     block_size = 16
     chat_template = ""
-    tokenizer = SimpleNamespace(decode=lambda ids: "".join(chr(ord("a") + token % 26) for token in ids))
+    end_tokens = (END,)
+    tokenizer = SimpleNamespace(
+        decode=lambda ids: "".join(chr(ord("a") + token % 26) for token in ids),
+        backend_tokenizer=SimpleNamespace(to_str=TOKENIZER.read_text),
+    )
 
     def __init__(self, model: Model = cloud_model, max_model_len: int = 100) -> None:
         self.model = model

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from aiohttp import WSMsgType, web
 
-from benchmarks.toy_model import END, answer_of, cloud_model, verify
+from benchmarks.toy_model import CONTEXT, END, answer_of, cloud_model, verify
 from common.errors import EngineError, OverloadedError, PrefixUnknown
 from common.http.client import HTTPClient
 from common.http.messages import read, reply, websocket
@@ -20,7 +20,7 @@ from common.protocol import codec
 from common.protocol.prefix_hash import prefix_hash
 from common.protocol.stream_frames import ClientFrame, DraftFrame, EndFrame, StartFrame, TokensFrame
 from common.protocol.vocabulary import VocabularyInfo, fingerprint, pieces_of
-from common.types import VerifyRequest, VerifyResponse
+from common.types import FinishReason, VerifyRequest, VerifyResponse
 
 TOKENIZER = Path(__file__).parents[1] / "models" / "demo-cloud" / "tokenizer.json"
 
@@ -34,6 +34,8 @@ class FakeCloud:
         self.full = False
         self.protocol = codec.PROTOCOL
         self.pause = 0.0
+        self.context = CONTEXT
+        """Tokens of its context; an answer that fills it ends with `length`."""
         self.break_after_round: int | None = None
         """After the work of this round, counted from 1, it breaks the connection instead of answering."""
         self.probes = 0
@@ -66,7 +68,7 @@ class FakeCloud:
         self._refuse()
         if self.vocabulary is None:
             pieces = pieces_of(TOKENIZER.read_text())
-            self.vocabulary = VocabularyInfo(fingerprint(pieces), len(pieces))
+            self.vocabulary = VocabularyInfo(fingerprint(pieces), len(pieces), context_length=self.context)
         return reply(request, self.vocabulary)
 
     async def share_vocabulary(self, edge: HTTPClient) -> None:
@@ -90,14 +92,13 @@ class FakeCloud:
             raise PrefixUnknown("prefix unknown")
         await asyncio.sleep(self.pause)
         committed = held + body.new_token_ids
-        verdict = verify(committed, body.draft_token_ids, body.max_tokens)
+        verdict = verify(committed, body.draft_token_ids, body.max_tokens, self.context)
         self._sessions[body.session] = committed + verdict.token_ids
-        reason = "stop" if verdict.finished else None
         answer = VerifyResponse(
             token_ids=verdict.token_ids,
             accepted=verdict.accepted,
             drafted=len(body.draft_token_ids),
-            finish_reason=reason,
+            finish_reason=verdict.finish_reason,
         )
         self._answers[key] = answer
         self.asked.append(body)
@@ -118,13 +119,14 @@ class FakeCloud:
     async def _answer(self, socket: web.WebSocketResponse, start: StartFrame) -> StartFrame | None:
         """Streams one answer; returns the next start frame of a kept connection."""
         self.starts.append(start)
-        position, generating = len(start.token_ids), answer_of(cloud_model, start.token_ids, start.max_tokens)
+        position = len(start.token_ids)
+        generating = answer_of(cloud_model, start.token_ids, min(start.max_tokens, self.context - position))
         reading = asyncio.create_task(self._read(socket))
         for token in generating:
             await asyncio.sleep(self.pause)
             await socket.send_bytes(codec.encode(TokensFrame(position=position, token_ids=[token]), codec.MSGPACK))
             position += 1
-        reason = "stop" if generating[-1] == END else "length"
+        reason = FinishReason.STOP if generating[-1] == END else FinishReason.LENGTH
         await socket.send_bytes(codec.encode(EndFrame(finish_reason=reason, steps=len(generating)), codec.MSGPACK))
         if start.keep:
             return await reading

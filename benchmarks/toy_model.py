@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from common.protocol.prefix_hash import common_prefix
-from common.types import Verdict
+from common.types import FinishReason, Verdict
 
 END = 0
 """The token that ends an answer."""
@@ -28,9 +28,15 @@ def answer_of(model: Model, prompt: Sequence[int], max_tokens: int) -> list[int]
     return ids[len(prompt) :]
 
 
-def verify(token_ids: Sequence[int], draft: Sequence[int], max_tokens: int) -> Verdict:
+CONTEXT = 10_000
+"""Tokens of a context that no answer fills."""
+
+
+def verify(token_ids: Sequence[int], draft: Sequence[int], max_tokens: int, context: int = CONTEXT) -> Verdict:
     """The cloud model's greedy verdict on `draft` after `token_ids`; `latency_ms` is always 2."""
-    truth = answer_of(cloud_model, token_ids, len(draft) + max_tokens)
+    room = context - len(token_ids)
+    truth = answer_of(cloud_model, token_ids, min(len(draft) + max_tokens, room))
     accepted = common_prefix(list(draft), truth)
     ids = truth[: accepted + 1] if draft else truth
-    return Verdict(ids, accepted, ids[-1] == END, 2.0)
+    ended = FinishReason.STOP if ids[-1] == END else FinishReason.LENGTH if len(ids) == room else None
+    return Verdict(ids, accepted, ended, 2.0)

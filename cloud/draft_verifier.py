@@ -15,7 +15,7 @@ from cloud.verify.round import VerifyRound
 from cloud.verify.sessions import SessionTable
 from cloud.verify.stop_strings import find_stop
 from cloud.verify.validation import require
-from common.types import Verdict, VerifyRequest, VerifyResponse
+from common.types import FinishReason, Verdict, VerifyRequest, VerifyResponse
 
 IDENTITY = msgspec.msgpack.Encoder()
 
@@ -36,7 +36,7 @@ class DraftVerifier:
         self._owns = isinstance(engine, str)
         self._engine = CloudEngine(engine) if isinstance(engine, str) else engine
         self._starting: asyncio.Future[None] | None = None
-        self._sessions = sessions or SessionTable()
+        self._sessions = SessionTable() if sessions is None else sessions
         self._residents = residents
         self._replays: Replays[VerifyResponse] = Replays()
 
@@ -82,9 +82,10 @@ class DraftVerifier:
         draft = request.draft_token_ids or self._encode("".join(request.draft_tokens), special=False)
         limit = self._engine.max_draft_tokens
         require(len(draft) <= limit, f"holds {len(draft)} tokens, at most {limit} are verified", "draft_tokens")
+        committed = self._committed(request, tenant)
         return VerifyRound(
-            committed=self._committed(request, tenant),
-            draft=draft,
+            committed=committed,
+            draft=draft[: max(0, self._engine.max_model_len - len(committed))],  # the context ends the answer there
             sampling=request.sampling,
             max_tokens=request.max_tokens,
             stop_token_ids=request.stop_token_ids,
@@ -110,14 +111,13 @@ class DraftVerifier:
         self, round: VerifyRound, verdict: Verdict, stopped_by: str | None, form: VerifyForm
     ) -> VerifyResponse:
         drawn, drafted = len(verdict.token_ids), len(round.draft)
-        full = stopped_by is None and len(round.committed) + drawn >= self._engine.max_model_len
         return VerifyResponse(
             token_ids=verdict.token_ids,
             accepted=verdict.accepted,
             drafted=drafted,
             acceptance_rate=verdict.accepted / drafted if drafted else 1.0,
             correction_position=verdict.accepted if verdict.accepted < min(drawn, drafted) else None,
-            finish_reason=("length" if full else "stop") if verdict.finished else None,
+            finish_reason=verdict.finish_reason,
             stop_reason=stopped_by,
             logprobs=verdict.logprobs,
             form=form,
@@ -135,4 +135,4 @@ def _cut(verdict: Verdict, keep: int) -> Verdict:
     changes: dict[str, Any] = {"token_ids": verdict.token_ids[:keep], "accepted": min(verdict.accepted, keep)}
     if verdict.logprobs is not None:
         changes["logprobs"] = verdict.logprobs[:keep]
-    return msgspec.structs.replace(verdict, finished=True, **changes)
+    return msgspec.structs.replace(verdict, finish_reason=FinishReason.STOP, **changes)

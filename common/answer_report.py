@@ -2,7 +2,7 @@
 
 from msgspec import Struct, field
 
-from common.enums import Mode, Provenance
+from common.enums import FinishReason, Mode, Provenance
 
 
 class Collaboration(Struct, kw_only=True):
@@ -10,7 +10,8 @@ class Collaboration(Struct, kw_only=True):
 
     `way`: the verification mode, null if the cloud took no part. `cloud_steps`: steps of the cloud's engine that drew
     for this answer. `drafted` tokens were verified, `accepted` of them accepted. Of `edge_drawn` tokens, those drafted
-    ahead included, `edge_wasted` are not in the answer.
+    ahead included, `edge_wasted` are not in the answer. `tokens` are those of the answer, up to the one that
+    completes a stop string; the other counts are of the work that was done.
     """
 
     mode: str = Mode.COLLABORATIVE
@@ -45,7 +46,7 @@ class InferenceResult(Struct, kw_only=True):
     """What a client gets for one prompt: the text and how it was made."""
 
     text: str
-    finish_reason: str
+    finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     total_latency_ms: float

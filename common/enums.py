@@ -14,6 +14,15 @@ class ConfidenceStrategy(StrEnum):
     """The weighted mean of the others."""
 
 
+class FinishReason(StrEnum):
+    """Why an answer ended, in OpenAI's words."""
+
+    STOP = "stop"
+    """The model ended it, or a stop string is complete."""
+    LENGTH = "length"
+    """It has as many tokens as were asked for, or as fit the context of the model that answers."""
+
+
 class Mode(StrEnum):
     """Who answers: edge and cloud together with two models, one of them alone, or both with one split model."""
 

@@ -94,13 +94,14 @@ async def _draft(request: web.Request) -> web.Response:
 
 async def _tokenize(request: web.Request) -> web.Response:
     context, body = request.app[CONTEXT], await read(request, tokenization.TokenizeRequest)
-    engine = context.engine
+    model = context.model(Mode.EDGE_ONLY)
+    engine = model.engine
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give either prompt or messages", param="prompt")
     if body.messages is not None:
-        tokens = await prompts.of_chat(context.model(Mode.EDGE_ONLY), body.messages, body.add_generation_prompt)
+        tokens = await prompts.of_chat(model, body.messages, body.add_generation_prompt)
     else:
-        tokens = await prompts.tokenize(engine, body.prompt or "", body.add_special_tokens, parse_special=True)
+        tokens = await prompts.tokenize(model, body.prompt or "", body.add_special_tokens, parse_special=True)
     return reply(
         request, tokenization.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=engine.context_length)
     )

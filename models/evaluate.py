@@ -25,7 +25,7 @@ from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
 from common.decoding.vocab_translation import TranslatingDrafter
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile
-from common.types import GREEDY, Sampling, Verdict, VerificationMode
+from common.types import GREEDY, FinishReason, Sampling, Verdict, VerificationMode
 from edge.engine.engine import EdgeEngine, EdgeSequence
 from models import heldout
 from models.corpus import tasks
@@ -68,7 +68,7 @@ class ReplayVerifier:
         while accepted < min(len(draft), len(rest)) and draft[accepted] == rest[accepted]:
             accepted += 1
         drawn = rest[: accepted + max_tokens]
-        return Verdict(list(drawn), accepted, len(drawn) == len(rest), 0.0)
+        return Verdict(list(drawn), accepted, FinishReason.STOP if len(drawn) == len(rest) else None, 0.0)
 
     def stream(self, token_ids: Sequence[int], max_tokens: int, sampling: Sampling) -> NoReturn:
         raise NotImplementedError("a replay answers only in rounds")

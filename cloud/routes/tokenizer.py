@@ -28,7 +28,9 @@ class TokenizerRoute:
 
     async def info(self, request: web.Request) -> web.Response:
         file = await self._read_once()
-        return reply(request, VocabularyInfo(file.fingerprint, self._engine.vocab_size, self._greeting))
+        engine = self._engine
+        info = VocabularyInfo(file.fingerprint, engine.vocab_size, self._greeting, engine.max_model_len)
+        return reply(request, info)
 
     async def file(self, request: web.Request) -> web.Response:
         return reply(request, await self._read_once())

@@ -12,7 +12,6 @@ def check_sampling(sampling: Sampling) -> None:
     require(0 < sampling.top_p <= 1, "must be above 0 and at most 1", "sampling.top_p")
     require(0 <= sampling.top_k < 2**31, "must be in 0..2147483647", "sampling.top_k")
     require(0 <= sampling.min_p <= 1, "must be in 0..1", "sampling.min_p")
-    require(0 <= (sampling.seed or 0) < 2**63, "must be in 0..9223372036854775807", "sampling.seed")
     for name, off in (("presence_penalty", 0), ("frequency_penalty", 0), ("repetition_penalty", 1)):
         require(getattr(sampling, name) == off, NEEDS_TOKENS, f"sampling.{name}")
     require(sampling.json_schema is None, NEEDS_TOKENS, "sampling.json_schema")

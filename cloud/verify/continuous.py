@@ -18,7 +18,7 @@ from cloud.vllm_plugin.draft_messages import DraftProgress
 from cloud.vllm_plugin.keys import MAILBOX_KEY, PROGRESS_KEY
 from common.errors import ContextLengthError, EngineError
 from common.protocol.stream_frames import EndFrame, TokensFrame
-from common.types import TokenLogprob
+from common.types import FinishReason, TokenLogprob
 
 
 class ContinuousAnswer:
@@ -79,7 +79,7 @@ class ContinuousAnswer:
             raise EngineError(f"the engine ended the request: {answer.finish_reason}")
         p = self.progress
         return EndFrame(
-            finish_reason=answer.finish_reason,
+            finish_reason=FinishReason(answer.finish_reason),
             steps=p.steps,
             drafted=p.drafted,
             accepted=p.accepted,

@@ -119,7 +119,7 @@ class ResidentPool:
             live.busy = False
             if self._live.get(session) is not live:
                 self._close(live)
-        if verdict.finished:
+        if verdict.finish_reason:
             self._end(session, CloseReason.FINISHED)
         elif not self._sweeper or self._sweeper.done():
             self._sweeper = asyncio.create_task(self._sweep())

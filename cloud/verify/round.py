@@ -13,7 +13,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from cloud.vllm_plugin.keys import ANSWER_KEY, DRAFT_KEY
 from common.errors import EngineError, RequestError
 from common.protocol.prefix_hash import common_prefix
-from common.types import GREEDY, Sampling, TokenLogprob, Verdict
+from common.types import GREEDY, FinishReason, Sampling, TokenLogprob, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,13 @@ def verdict(round: VerifyRound, output: CompletionOutput, max_model_len: int, la
     if output.finish_reason not in ("stop", "length"):
         raise EngineError(f"the engine ended the request: {output.finish_reason}")
     drawn = list(output.token_ids)
+    # vLLM calls it `length`, too, when a round has drawn what it asked for: then the answer may continue.
     full = len(round.committed) + len(drawn) >= max_model_len
+    at_end = FinishReason.LENGTH if full else None
     return Verdict(
         token_ids=drawn,
         accepted=common_prefix(drawn, round.draft),
-        finished=output.finish_reason == "stop" or full,
+        finish_reason=FinishReason.STOP if output.finish_reason == "stop" else at_end,
         latency_ms=latency_ms,
         logprobs=None if output.logprobs is None else token_logprobs(drawn, output.logprobs, round.logprobs or 0),
     )

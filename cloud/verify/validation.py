@@ -40,7 +40,6 @@ def check_sampling(sampling: Sampling) -> None:
     require(0 < sampling.top_p <= 1, "must be above 0 and at most 1", "sampling.top_p")
     require(0 <= sampling.top_k < 2**31, "must be in 0..2147483647", "sampling.top_k")
     require(sampling.min_p == 0, "is not supported: it has no effect beside draft verification", "sampling.min_p")
-    require(0 <= (sampling.seed or 0) < 2**63, "must be in 0..9223372036854775807", "sampling.seed")
     for name in ("presence_penalty", "frequency_penalty"):
         require(-2 <= getattr(sampling, name) <= 2, "must be in -2..2", f"sampling.{name}")
     factor = sampling.repetition_penalty

@@ -135,7 +135,7 @@ class Inbox:
     """
 
     def __init__(self, socket: str, max_position: int, vocab_size: int, mailboxes: Mailboxes | None = None) -> None:
-        self.mailboxes = mailboxes or Mailboxes()
+        self.mailboxes = Mailboxes() if mailboxes is None else mailboxes
         self._bounds = max_position, vocab_size
         self._reported = Counters()
         self._next_report = 0.0

@@ -7,13 +7,23 @@ from contextlib import asynccontextmanager
 
 from common.cloud_client.pool import CallOutcome, Cloud, CloudPool, outcome_of
 from common.cloud_client.stream import CloudStream
-from common.errors import EndpointError, PrefixUnknown
+from common.errors import ContextLengthError, EndpointError, PrefixUnknown
 from common.http.client import HTTPClient
 from common.http.request_context import current_tenant
 from common.http.traffic import Traffic
 from common.protocol.prefix_hash import prefix_hash
 from common.protocol.stream_frames import StartFrame
-from common.types import GREEDY, Draft, DraftRequest, DraftResponse, Sampling, Verdict, VerifyRequest, VerifyResponse
+from common.types import (
+    GREEDY,
+    NO_DRAFT,
+    Draft,
+    DraftRequest,
+    DraftResponse,
+    Sampling,
+    Verdict,
+    VerifyRequest,
+    VerifyResponse,
+)
 
 
 class CloudVerifier:
@@ -67,7 +77,7 @@ class CloudVerifier:
         return Verdict(
             token_ids=response.token_ids,
             accepted=response.accepted,
-            finished=response.finish_reason is not None,
+            finish_reason=response.finish_reason,
             latency_ms=(time.perf_counter() - started) * 1000,
             cloud_ms=response.latency_ms,
         )
@@ -160,7 +170,7 @@ class CloudVerifier:
 
 
 class EdgeDrafter:
-    """The drafter over HTTP: calls an edge server's POST /draft."""
+    """The drafter over HTTP: calls an edge server's POST /draft. A draft is empty where the edge's context is full."""
 
     def __init__(self, client: HTTPClient) -> None:
         self._client = client
@@ -172,7 +182,10 @@ class EdgeDrafter:
         request = DraftRequest(
             prompt_token_ids=list(token_ids), max_tokens=limit, sampling=sampling, stop_below=stop_below
         )
-        response = await self._client.post("/draft", request, DraftResponse)
+        try:
+            response = await self._client.post("/draft", request, DraftResponse)
+        except ContextLengthError:
+            return NO_DRAFT
         return Draft(
             token_ids=response.draft_token_ids,
             probs=[t.prob for t in response.token_probs],

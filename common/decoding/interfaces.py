@@ -16,6 +16,8 @@ class Drafter(Protocol):
     ) -> Draft:
         """Up to `limit` (>= 1) tokens after `token_ids`; its KV beyond them is rolled back.
 
+        None where `token_ids` fill the edge's context.
+
         The draft ends at a token that brings the product of its confidences below `stop_below`, in [0, 1]. One call at
         a time; cancelling ends the work.
         """
@@ -59,7 +61,7 @@ class Verifier(Protocol):
     ) -> Verdict:
         """The cloud's tokens after `token_ids`: those of `draft` that it accepts, then up to `max_tokens` of its own.
 
-        Raises EndpointError when the cloud is lost, ContextLengthError when the answer fills its context.
+        Raises EndpointError when the cloud is lost, ContextLengthError when `token_ids` fill its context.
         """
         ...
 

@@ -37,6 +37,7 @@ class Pipeline:
         """`online` decides in place of the plan's gate, and learns from every round."""
         sampling = request.sampling
         self.answer = Answer(request.plan, list(request.prompt), request.max_tokens)
+        self._prompt_tokens = len(request.prompt)
         self._sampling = sampling
         self._draft_sampling = msgspec.structs.replace(sampling, temperature=0.0)
         """Drafts are greedy, under the penalties and the schema of the answer."""
@@ -83,8 +84,10 @@ class Pipeline:
                 rest = draft.part(decision.keep, answer.remaining - 1)
                 for chunk in await self._verify(rest if decision.ask is Escalation.VERIFY else NO_DRAFT):
                     yield chunk
-            elif not decision.keep:
-                return  # the edge's context is full
+            elif not decision.keep:  # the edge's context is full
+                if len(answer.committed) == self._prompt_tokens:
+                    raise answer.lost or ContextLengthError("the prompt fills the edge's context")
+                return
             self._learn(draft, decision, before)
 
     async def _stream(self) -> AsyncGenerator[Chunk, None]:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 
 import msgspec
 
@@ -10,7 +11,7 @@ from common.decoding.answer import Answer, Chunk
 from common.decoding.draft_length import stream_draft_length
 from common.decoding.estimates import Estimates
 from common.decoding.interfaces import Drafter, Stream, Verifier
-from common.errors import ContextLengthError
+from common.errors import OverloadedError
 from common.protocol.prefix_hash import common_prefix
 from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame, TokensFrame
 from common.types import Draft, Provenance, Sampling
@@ -69,10 +70,7 @@ class Follower:
         """Tokens after the first of the last stream, and their seconds; None without a drafter."""
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
-        """The rest of the answer. Raises EndpointError when the cloud is lost, after committing what arrived before.
-
-        Raises ContextLengthError when the answer has filled the cloud's context.
-        """
+        """The rest of the answer. Raises EndpointError when the cloud is lost, after committing what arrived before."""
         answer, began = self._answer, time.perf_counter()
         self.opened = False
         opening = self._verifier.stream(answer.committed, answer.remaining, self._sampling)
@@ -113,13 +111,18 @@ class Follower:
         report.rounds += 1
         report.drafted += end.drafted
         report.cloud_steps += end.steps
-        self._answer.finished = end.finish_reason == "stop"
+        self._answer.ended = end.finish_reason
         self._estimates.observe_stream(end.steps, end.drafted, seconds)
-        if self._answer.open:
-            raise ContextLengthError("the answer has filled the cloud's context")
 
     async def keep_drafting(self, stream: Stream) -> None:
-        """Until cancelled: whenever the answer has grown, extends the guess and sends it."""
+        """Until cancelled: whenever the answer has grown, extends the guess and sends it.
+
+        An edge that is too busy does not draft: the stream needs no drafts.
+        """
+        with suppress(OverloadedError):
+            await self._keep_drafting(stream)
+
+    async def _keep_drafting(self, stream: Stream) -> None:
         answer, guess = self._answer, self._guess
         self._new_tokens.set()
         while True:

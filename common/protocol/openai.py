@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 from common.errors import RequestError
 from common.protocol.openai_options import CollaborationOptions, ResponseFormat, StreamOptions
-from common.types import Mode, Objective, Sampling, VerificationMode
+from common.types import Mode, Objective, Sampling, Seed, VerificationMode
 
 MAX_CHOICES = 16
 """Answers to one prompt."""
@@ -18,7 +18,6 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 1000
 """Characters of one stop string."""
 INT32_MAX = 2**31 - 1
-INT64_MAX = 2**63 - 1
 SAMPLING_FIELDS = (
     "temperature",
     "top_p",
@@ -76,7 +75,7 @@ class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    seed: Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | None = None
+    seed: Seed | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None

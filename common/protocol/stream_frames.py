@@ -7,7 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from common.types import GREEDY, Sampling, TokenLogprob
+from common.types import GREEDY, FinishReason, Sampling, TokenLogprob
 
 LONGEST_DRAFT = 128
 """Token ids in one draft frame: those the cloud generates while the draft travels, and those left to verify then."""
@@ -63,8 +63,8 @@ class TokensFrame(Struct, tag="tokens", kw_only=True, omit_defaults=True):
 class EndFrame(Struct, tag="end", kw_only=True, omit_defaults=True):
     """The last frame of an answer, sent by the cloud."""
 
-    finish_reason: str
-    """`stop` or `length`."""
+    finish_reason: FinishReason
+    """`length` also at the end of the cloud's context."""
     steps: int
     """Engine steps that drew tokens."""
     drafted: int = 0

@@ -27,6 +27,8 @@ class VocabularyInfo(Struct, frozen=True):
     """The number of ids, padding included."""
     greeting: list[int] | None = None
     """The cloud's ids of the prompt for GREETING, by its chat template; empty: it has none; None: not known."""
+    context_length: int | None = None
+    """Tokens of the cloud's context; None: not told."""
 
 
 class TokenizerFile(Struct, kw_only=True):

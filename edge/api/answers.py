@@ -12,6 +12,7 @@ from common.types import Mode, Provenance
 from edge.api.context import ServerContext
 from edge.api.resolve import ResolvedAnswer, ResolvedRequest
 from edge.engine.engine import EdgeSequence
+from edge.engine.lazy_sequence import LazySequence
 
 
 class RunningAnswer(Protocol):
@@ -23,7 +24,7 @@ class RunningAnswer(Protocol):
 
 
 class StartedAnswer(NamedTuple):
-    """An answer, and the sequence of the edge's engine that it leases (None: a split model's)."""
+    """An answer, and the sequence that is leased for all of it (None: it has no part in it, or only with a draft)."""
 
     running: RunningAnswer
     sequence: EdgeSequence | None
@@ -33,20 +34,24 @@ class StartedAnswer(NamedTuple):
 async def start(
     resolved: ResolvedAnswer, request: ResolvedRequest, context: ServerContext
 ) -> AsyncIterator[StartedAnswer]:
-    """The answer, as soon as a sequence is free for it; leaving frees the sequence."""
+    """The answer; leaving frees what it leased.
+
+    One that the edge computes waits here for a free sequence, one with the cloud when it drafts.
+    """
     plan, decoding = resolved.decoding.plan, resolved.decoding
     if plan.mode is Mode.SPLIT:
         async with context.split_engine.answer(decoding) as split:
             yield StartedAnswer(split, None)
         return
+    if plan.asks_cloud:
+        async with LazySequence(context.engine, request.reuse_kv) as lazy:
+            yield StartedAnswer(_with_cloud(resolved, request.reuse_kv, context, lazy), None)
+        return
     async with context.engine.sequence(resolved.prompt.edge_ids, reuse=request.reuse_kv) as sequence:
-        if plan.asks_cloud:
-            yield StartedAnswer(_with_cloud(resolved, request.reuse_kv, context, sequence), sequence)
-        else:
-            yield StartedAnswer(EdgeOnlyAnswer(decoding, sequence, request.top_logprobs), sequence)
+        yield StartedAnswer(EdgeOnlyAnswer(decoding, sequence, request.top_logprobs), sequence)
 
 
-def _with_cloud(resolved: ResolvedAnswer, reuse_kv: bool, context: ServerContext, sequence: EdgeSequence) -> Pipeline:
+def _with_cloud(resolved: ResolvedAnswer, reuse_kv: bool, context: ServerContext, sequence: LazySequence) -> Pipeline:
     prompt, plan = resolved.prompt, resolved.decoding.plan
     cloud = CloudVerifier(context.clouds, use_kv_cache=reuse_kv, vocabulary=prompt.vocabulary)
     online = context.online if plan.gated and plan.gate == context.plan.gate else None
@@ -70,7 +75,7 @@ class EdgeOnlyAnswer:
             async with aclosing(drafts):
                 async for draft in drafts:
                     answer.record_draft(draft)
-                    answer.finished = draft.finished
+                    answer.end_if(draft.finished)
                     yield answer.commit(draft.token_ids, Provenance.EDGE, draft.logprobs, draft.confidences)
         finally:
             answer.close()

@@ -69,8 +69,7 @@ class Choice:
                             break
             finally:
                 self._context.record_answer(self.report)
-        reason = "stop" if self._text.stopped else running.answer.finish_reason
-        yield self._piece(self._text.flush(), finish_reason=reason)
+        yield self._piece(self._text.flush(), finish_reason=running.answer.finish_reason)
 
     async def _echo(self, sequence: EdgeSequence) -> TextPiece:
         """The prompt as text, with the log probability of each of its tokens if asked for."""
@@ -93,7 +92,7 @@ class Choice:
         return b"" if data == self._request.engine.bos.encode() else data
 
     def _read(self, chunk: Chunk) -> TextPiece | None:
-        """What the chunk adds that may be shown; tokens after a stop string are not read."""
+        """What the chunk adds that may be shown; the answer ends with the token that completes a stop string."""
         before, shown = self.tokens, []
         for position, token in enumerate(chunk.token_ids):
             if chunk.logprobs is not None:
@@ -102,6 +101,8 @@ class Choice:
             shown.append(self._text.push([token]))
             self.tokens += 1
             if self._text.stopped:
+                assert self._running is not None, "its chunks are read"
+                self._running.answer.stop_after(self.tokens)
                 break
         text = "".join(shown)
         sources = self._sources(chunk)[: self.tokens - before] if self._request.token_sources else []

@@ -41,6 +41,8 @@ class VocabularyMatch:
     fingerprint: str
     shared: int
     """Token ids below this are in both."""
+    context_length: int | None = None
+    """Tokens of the cloud's context."""
     vocabulary: RemoteVocabulary | None = None
     template: ChatTemplate | None = None
 
@@ -115,28 +117,37 @@ class CloudVocabulary:
         else:
             add_special = True
         cloud_ids = await asyncio.to_thread(match.vocabulary.prompt, text, add_special)
-        return self._translated(ids, cloud_ids, match.vocabulary, match.fingerprint)
+        return self._translated(ids, cloud_ids, match.vocabulary, match)
 
     def _same(self, ids: list[int], match: VocabularyMatch) -> SharedPrompt:
         if match.relation is Relation.IDENTICAL:
-            return SharedPrompt(ids, ids, self._engine.piece, match.fingerprint, forget=self._forget)
+            return SharedPrompt(
+                ids, ids, self._engine.piece, match.fingerprint, match.context_length, forget=self._forget
+            )
         size = self._engine.vocab_size
         return SharedPrompt(
             ids,
             ids,
             lambda token: self._engine.piece(token) if token < size else b"",
             match.fingerprint,
+            match.context_length,
             lambda drafter: PaddedDrafter(drafter, match.shared),
             forget=self._forget,
         )
 
     def _translated(
-        self, ids: list[int], cloud_ids: list[int], vocabulary: RemoteVocabulary, cloud_fingerprint: str
+        self, ids: list[int], cloud_ids: list[int], vocabulary: RemoteVocabulary, match: VocabularyMatch
     ) -> SharedPrompt:
         def drafter(edge: Drafter) -> Drafter:
             return TranslatingDrafter(edge, self._engine, vocabulary, ids, len(cloud_ids))
 
-        return SharedPrompt(ids, cloud_ids, vocabulary.piece, cloud_fingerprint, drafter, forget=self._forget)
+        piece, forget = vocabulary.piece, self._forget
+        return SharedPrompt(ids, cloud_ids, piece, match.fingerprint, match.context_length, drafter, forget=forget)
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of the cloud's context; None until it has told."""
+        return self._match.context_length if self._match else None
 
     def _forget(self) -> None:
         """The cloud has changed its vocabulary: the next request compares again."""
@@ -164,9 +175,10 @@ class CloudVocabulary:
         try:
             ours, theirs = await self.info(), await self._get("/tokenizer", VocabularyInfo)
             relation = compare(ours, theirs)
-            match = VocabularyMatch(relation, theirs.fingerprint, min(ours.size, theirs.size))
+            shared, length = min(ours.size, theirs.size), theirs.context_length
+            match = VocabularyMatch(relation, theirs.fingerprint, shared, context_length=length)
             if relation is Relation.DIFFERENT:
-                match = await self._download(await self._get("/tokenizer/file", TokenizerFile))
+                match = await self._download(await self._get("/tokenizer/file", TokenizerFile), length)
         except RequestError as error:
             raise VocabularyError(f"the cloud does not give its vocabulary: {error.message}") from error
         self._match = match
@@ -184,9 +196,9 @@ class CloudVocabulary:
             return self._engine.tokenize(text, add_special=False, parse_special=True) if text else None
         return None
 
-    async def _download(self, file: TokenizerFile) -> VocabularyMatch:
+    async def _download(self, file: TokenizerFile, context_length: int | None) -> VocabularyMatch:
         vocabulary = await asyncio.to_thread(RemoteVocabulary, file)
         template = ChatTemplate(file.chat_template, bos=file.bos, eos=file.eos) if file.chat_template else None
         if template is not None:
             await self._templates.enter_async_context(template)
-        return VocabularyMatch(Relation.DIFFERENT, file.fingerprint, 0, vocabulary, template)
+        return VocabularyMatch(Relation.DIFFERENT, file.fingerprint, 0, context_length, vocabulary, template)

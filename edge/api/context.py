@@ -26,6 +26,8 @@ class ServedModel:
 
     engine: TextModel
     template: ChatTemplate
+    context_length: int
+    """Tokens of the longest context that may answer its prompts."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,16 @@ class ServerContext:
 
     def model(self, mode: Mode) -> ServedModel:
         """The model that reads the prompts and writes the answers in this mode; RequestError if there is none."""
-        if mode is not Mode.SPLIT:
-            return ServedModel(self.engine, self.template)
-        return ServedModel(self.split_engine.segments, self.split_engine.template)
+        if mode is Mode.SPLIT:
+            split = self.split_engine
+            return ServedModel(split.segments, split.template, split.segments.context_length)
+        cloud = None if mode is Mode.EDGE_ONLY else self.vocabulary.context_length
+        return ServedModel(self.engine, self.template, max(self.engine.context_length, self.allowed(cloud or 0)))
+
+    def allowed(self, tokens: int) -> int:
+        """The tokens of one request, prompt and answer, of `tokens` that fit a context: the config may limit them."""
+        limit = self.config.edge.limits.max_tokens_request
+        return min(tokens, limit) if limit else tokens
 
     @property
     def split_engine(self) -> EdgeInferenceEngine:

@@ -19,9 +19,9 @@ SHORT_TEXT = 4096
 async def of_completion(model: ServedModel, request: CompletionRequest) -> list[list[int]]:
     """The token ids of each prompt; text may contain special tokens, as in vLLM and llama-server."""
     engine = model.engine
-    prompts = [p if isinstance(p, list) else await tokenize(engine, p, parse_special=True) for p in request.prompts]
+    prompts = [p if isinstance(p, list) else await tokenize(model, p, parse_special=True) for p in request.prompts]
     for prompt in prompts:
-        check_room(engine, len(prompt), param="prompt")
+        room_after(len(prompt), model.context_length, param="prompt")
         check_ids(engine, prompt, param="prompt")
     return prompts
 
@@ -33,16 +33,16 @@ async def of_chat(model: ServedModel, messages: list[Message], add_generation_pr
     if not model.engine.chat_template:
         raise RequestError("this model has no chat template: use /v1/completions", param="messages")
     text = await model.template.render(messages, add_generation_prompt)
-    return await tokenize(model.engine, text, add_special=False, parse_special=True, param="messages")
+    return await tokenize(model, text, add_special=False, parse_special=True, param="messages")
 
 
 async def tokenize(
-    engine: TextModel, text: str, add_special: bool = True, parse_special: bool = False, param: str = "prompt"
+    model: ServedModel, text: str, add_special: bool = True, parse_special: bool = False, param: str = "prompt"
 ) -> list[int]:
     """The text's token ids; raises ContextLengthError, without tokenizing it, if the text is far too long."""
-    size = len(text.encode())
-    if size > engine.context_length * LONGEST_TOKEN:
-        raise ContextLengthError(f"{size} bytes do not fit a context of {engine.context_length} tokens", param=param)
+    engine, size = model.engine, len(text.encode())
+    if size > model.context_length * LONGEST_TOKEN:
+        raise ContextLengthError(f"{size} bytes do not fit a context of {model.context_length} tokens", param=param)
     if size <= SHORT_TEXT:
         return engine.tokenize(text, add_special, parse_special)
     return await asyncio.to_thread(engine.tokenize, text, add_special, parse_special)
@@ -56,11 +56,13 @@ def check_ids(engine: TextModel, token_ids: Sequence[int], param: str) -> None:
         raise RequestError(f"token ids must be in 0..{engine.vocab_size - 1}", param=param)
 
 
-def check_room(engine: TextModel, tokens: int, param: str) -> None:
-    """Raises RequestError for an empty prompt, ContextLengthError for one that leaves no room for an answer."""
+def room_after(tokens: int, context_length: int, param: str) -> int:
+    """How many tokens of an answer fit a context after a prompt.
+
+    Raises RequestError for an empty prompt, ContextLengthError for one that leaves no room.
+    """
     if not tokens:
         raise RequestError("the prompt is empty", param=param)
-    if tokens >= engine.context_length:
-        raise ContextLengthError(
-            f"{tokens} prompt tokens leave no room in a context of {engine.context_length}", param=param
-        )
+    if tokens >= context_length:
+        raise ContextLengthError(f"{tokens} prompt tokens leave no room in a context of {context_length}", param=param)
+    return context_length - tokens

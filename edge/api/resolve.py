@@ -56,6 +56,8 @@ class ResolvedRequest:
 class _ResolvedPrompt:
     shared: SharedPrompt
     plan: Plan
+    room: int
+    """Tokens that the answer may have."""
 
 
 async def resolve(body: GenerationRequest, context: ServerContext) -> ResolvedRequest:
@@ -70,7 +72,7 @@ async def resolve(body: GenerationRequest, context: ServerContext) -> ResolvedRe
     options = body.stream_options
     return ResolvedRequest(
         engine=model.engine,
-        answers=tuple(answer for prompt in resolved for answer in _answers(body, prompt, model.engine)),
+        answers=tuple(answer for prompt in resolved for answer in _answers(body, prompt)),
         choices=body.choices,
         stop=tuple(body.stop_strings),
         top_logprobs=body.wanted_logprobs,
@@ -93,7 +95,7 @@ async def _tokenized(body: GenerationRequest, model: ServedModel) -> list[tuple[
     """Each prompt's token ids, and its text if it was given as one."""
     if isinstance(body, ChatRequest):
         ids = await prompts.of_chat(model, body.messages)
-        prompts.check_room(model.engine, len(ids), param="messages")
+        prompts.room_after(len(ids), model.context_length, param="messages")
         return [(ids, None)]
     assert isinstance(body, CompletionRequest)
     given = await prompts.of_completion(model, body)
@@ -104,17 +106,30 @@ async def _tokenized(body: GenerationRequest, model: ServedModel) -> list[tuple[
 async def _resolve_prompt(
     body: GenerationRequest, ids: list[int], text: str | None, model: ServedModel, context: ServerContext
 ) -> _ResolvedPrompt:
-    """The plan for a prompt, and the prompt in the token ids of the models that take part."""
+    """The plan for a prompt, the prompt in the token ids of the models that take part, and the room for its answer."""
+    param = "messages" if isinstance(body, ChatRequest) else "prompt"
     private = context.private is not None and await context.private.match(model.engine.detokenize(ids, special=True))
     plan = _plan(body, context, private)
     if plan.mode is Mode.SPLIT or not plan.asks_cloud:
-        return _ResolvedPrompt(SharedPrompt(ids, ids, model.engine.piece), plan)
+        room = prompts.room_after(len(ids), model.engine.context_length, param)
+        return _ResolvedPrompt(SharedPrompt(ids, ids, model.engine.piece), plan, room)
     if isinstance(body, ChatRequest):
         shared = await context.vocabulary.share(ids, messages=body.messages)
     else:
         shared = await context.vocabulary.share(ids, text=text)
-    prompts.check_room(context.engine, shared.longest, param="prompt")
-    return _ResolvedPrompt(shared, plan)
+    return _ResolvedPrompt(shared, plan, _room_with_cloud(shared, plan, context, param))
+
+
+def _room_with_cloud(shared: SharedPrompt, plan: Plan, context: ServerContext, param: str) -> int:
+    """The room in the cloud's context: the edge, if its own is full, gives no drafts, and the cloud goes on.
+
+    In the edge's where the edge will answer alone: the cloud's is not known, or too short for the prompt. `cloud_only`
+    has no answer to a prompt that is too long for the cloud.
+    """
+    length = None if shared.context_length is None else context.allowed(shared.context_length)
+    if length is not None and (len(shared.ids) < length or plan.mode is Mode.CLOUD_ONLY):
+        return prompts.room_after(len(shared.ids), length, param)
+    return prompts.room_after(len(shared.edge_ids), context.engine.context_length, param)
 
 
 def _plan(body: GenerationRequest, context: ServerContext, private: bool) -> Plan:
@@ -153,11 +168,10 @@ def plan_of(body: GenerationRequest, default: Plan, private: bool = False) -> Pl
     return plan
 
 
-def _answers(body: GenerationRequest, prompt: _ResolvedPrompt, engine: TextModel) -> list[ResolvedAnswer]:
+def _answers(body: GenerationRequest, prompt: _ResolvedPrompt) -> list[ResolvedAnswer]:
     """The choices for one prompt."""
-    shared, room = prompt.shared, engine.context_length - prompt.shared.longest
-    max_tokens = _max_tokens(body)
-    limit = room if max_tokens is None else min(max_tokens, room)
+    shared, max_tokens = prompt.shared, _max_tokens(body)
+    limit = prompt.room if max_tokens is None else min(max_tokens, prompt.room)
     sampling = body.sampling(len(shared.ids))
     return [
         ResolvedAnswer(shared, DecodingRequest(shared.ids, limit, _of_choice(sampling, choice), prompt.plan))
@@ -176,7 +190,7 @@ def _of_choice(sampling: Sampling, choice: int) -> Sampling:
     """Each choice draws its own tokens, reproducibly."""
     if sampling.seed is None or choice == 0:
         return sampling
-    return msgspec.structs.replace(sampling, seed=(sampling.seed + choice) % 2**63)
+    return msgspec.structs.replace(sampling, seed=sampling.seed + choice)
 
 
 def _reuses_kv(body: GenerationRequest, context: ServerContext) -> bool:

@@ -21,6 +21,8 @@ class SharedPrompt:
     ids: list[int]
     piece: Callable[[int], bytes]
     vocabulary: str = ""
+    context_length: int | None = None
+    """Tokens of the cloud's context, if it has told that."""
     drafter: Callable[[Drafter], Drafter] = lambda drafter: drafter
     """Makes the edge's drafter take and give the answer's ids."""
     unknown_because: str = ""
@@ -30,11 +32,6 @@ class SharedPrompt:
     def verifier(self, cloud: Verifier) -> Verifier:
         """`cloud`, asked only in token ids of its own vocabulary."""
         return VocabularyGuard(cloud, self)
-
-    @property
-    def longest(self) -> int:
-        """Tokens in the vocabulary in which the prompt has more."""
-        return max(len(self.ids), len(self.edge_ids))
 
 
 class VocabularyGuard:

@@ -33,7 +33,7 @@ def uniforms(sampling: Sampling, position: int, count: int) -> NDArray[np.float6
     """
     if is_greedy(sampling):
         return np.zeros((count, 2))
-    seed = secrets.randbits(64) if sampling.seed is None else sampling.seed % 2**64
+    seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
     # Philox yields four numbers for each value of its counter: one row per position.
     return np.random.Generator(np.random.Philox(key=seed, counter=position)).random((count, 4))[:, :2]
 

@@ -93,16 +93,16 @@ class SplitAnswer:
                 prediction = await self._sequence.catch_up(self._last, lambda _: True)
             assert prediction is not None, "one of the exits was computed"
             return self._commit([prediction], self._last)
-        self.answer.finished = token.token_id in self._sequence.end_tokens
+        self.answer.end_if(token.token_id in self._sequence.end_tokens)
         return self.answer.commit([token.token_id], Provenance.CLOUD, None, [token.confidence])
 
     def _commit(self, predictions: Sequence[ExitPrediction], at: int) -> Chunk:
         answer = self.answer
         confidences = [prediction.confidence for prediction in predictions]
-        answer.report.exits[str(self._sequence.exits[at])] += len(predictions)
         answer.confidences += confidences
-        answer.finished = predictions[-1].token_id in self._sequence.end_tokens
-        return answer.commit([each.token_id for each in predictions], Provenance.EDGE, None, confidences)
+        answer.end_if(predictions[-1].token_id in self._sequence.end_tokens)
+        exit = str(self._sequence.exits[at])
+        return answer.commit([each.token_id for each in predictions], Provenance.EDGE, None, confidences, exit)
 
     @property
     def _first_exit_limit(self) -> int:

@@ -438,7 +438,7 @@ async def test_sessions_follow_their_verdicts(engine: EdgeEngine) -> None:
             draft = (await manager.draft(question, 4, HOT)).token_ids[: len(ahead)]
             accepted = next((i for i, (d, t) in enumerate(zip(draft, ahead, strict=False)) if d != t), len(draft))
             accepted = min(accepted, wrong)
-            settled = manager.settle(question, Verdict(ahead[: accepted + 1], accepted, False, 0.0))
+            settled = manager.settle(question, Verdict(ahead[: accepted + 1], accepted, None, 0.0))
         return settled
 
     settled = await asyncio.gather(*(follow(question, at % 5) for at, question in enumerate(QUESTIONS)))
@@ -450,7 +450,7 @@ async def test_sessions_follow_their_verdicts(engine: EdgeEngine) -> None:
         await manager.draft(QUESTIONS[0], 4)
     manager.end("one more")
     with pytest.raises(NotFoundError):
-        manager.settle("one more", Verdict([5], 0, False, 0.0))
+        manager.settle("one more", Verdict([5], 0, None, 0.0))
 
 
 async def test_a_session_drafts_on_while_a_verdict_is_awaited(engine: EdgeEngine) -> None:
@@ -460,7 +460,7 @@ async def test_a_session_drafts_on_while_a_verdict_is_awaited(engine: EdgeEngine
     manager.begin("s", prompt)
     drafts = [(await manager.draft("s", 4)).token_ids for _ in range(2)]
     assert drafts == [expected[:4], expected[4:8]]
-    assert manager.settle("s", Verdict(expected[:5], 4, False, 0.0)) == prompt + expected[:5]
+    assert manager.settle("s", Verdict(expected[:5], 4, None, 0.0)) == prompt + expected[:5]
     decoded = await counted(engine, "decoded_tokens", manager.draft("s", 4))
     assert decoded == 4  # the five settled tokens equal the drafted ones, so nothing is computed again
-    assert manager.settle("s", Verdict(expected[5:12], 6, False, 0.0)) == prompt + expected[:12]
+    assert manager.settle("s", Verdict(expected[5:12], 6, None, 0.0)) == prompt + expected[:12]

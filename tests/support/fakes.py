@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from benchmarks.toy_model import END, Model, answer_of, cloud_model, verify
+from benchmarks.toy_model import CONTEXT, END, Model, answer_of, cloud_model, verify
 from common.errors import EndpointError
 from common.protocol.stream_frames import EndFrame, TokensFrame
-from common.types import Draft, Sampling, Verdict
+from common.types import Draft, FinishReason, Sampling, Verdict
 
 
 def erring_model(every: int) -> Model:
@@ -23,7 +23,7 @@ class FakeDrafter:
 
     model: Model
     confidence: Callable[[int], float] = lambda position: 1.0
-    context: int = 10_000
+    context: int = CONTEXT
     calls: list[int] = field(default_factory=list)
     takes_turns: bool = True
     """Whether other tasks may run while it drafts."""
@@ -56,6 +56,7 @@ class FakeVerifier:
     lost_after: int = 10_000
     stream_lost_after: int = 10_000
     """Steps after which a stream breaks."""
+    context: int = CONTEXT
     calls: int = 0
     streams: list["FakeStream"] = field(default_factory=list)
     bytes_up: int = 0
@@ -70,7 +71,7 @@ class FakeVerifier:
             raise EndpointError("the cloud is lost")
         self.asked.append(list(draft))
         await asyncio.sleep(0)
-        return verify(token_ids, draft, max_tokens)
+        return verify(token_ids, draft, max_tokens, self.context)
 
     @asynccontextmanager
     async def stream(
@@ -79,7 +80,7 @@ class FakeVerifier:
         self.calls += 1
         if self.calls > self.lost_after:
             raise EndpointError("the cloud is lost")
-        stream = FakeStream(list(token_ids), max_tokens, self.stream_lost_after)
+        stream = FakeStream(list(token_ids), min(max_tokens, self.context - len(token_ids)), self.stream_lost_after)
         self.streams.append(stream)
         yield stream
 
@@ -120,7 +121,7 @@ class FakeStream:
                 break
             for _ in range(5):
                 await asyncio.sleep(0)
-        reason = "stop" if self.token_ids[-1] == END else "length"
+        reason = FinishReason.STOP if self.token_ids[-1] == END else FinishReason.LENGTH
         self.end = EndFrame(finish_reason=reason, steps=steps, drafted=drafted, accepted=accepted)
 
     def _fitting(self) -> list[int]:

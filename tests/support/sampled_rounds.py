@@ -95,7 +95,7 @@ async def walk_of(engine: CloudEngine) -> ContextWalk:
 def unevenness(verdict: Verdict) -> float:
     """How far the draft's probabilities are from 0.5, at most; 1 if the answer ends or its first token is uncertain."""
     first, *draft = (math.exp(one.logprob) for one in verdict.logprobs or [])
-    return 1.0 if verdict.finished or first < 0.97 else max(abs(p - 0.5) for p in draft)
+    return 1.0 if verdict.finish_reason or first < 0.97 else max(abs(p - 0.5) for p in draft)
 
 
 async def plainly(engine: CloudEngine, walk: ContextWalk, sampling: Sampling, times: int) -> Samples:

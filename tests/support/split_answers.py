@@ -49,8 +49,8 @@ async def run(
     answer, report = split.answer, split.answer.report
     assert answer.committed == ids + [token for chunk in chunks for token in chunk.token_ids]
     assert len(answer.committed) - len(ids) <= LENGTH
-    assert answer.finished == (answer.committed[-1] in segments.end_tokens)
-    assert answer.finished or len(answer.committed) == len(ids) + LENGTH
+    assert (answer.ended == "stop") == (answer.committed[-1] in segments.end_tokens)
+    assert answer.ended or len(answer.committed) == len(ids) + LENGTH
     assert not any(token in segments.end_tokens for token in answer.committed[len(ids) : -1])
     assert report.tokens[Provenance.EDGE] == sum(report.exits.values())
     assert report.tokens[Provenance.EDGE] + report.tokens[Provenance.CLOUD] == len(answer.committed) - len(ids)

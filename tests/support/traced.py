@@ -9,7 +9,7 @@ from common.decoding.online_gate import OnlineGate
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
-from common.types import GREEDY, Draft, Sampling, Verdict
+from common.types import GREEDY, Draft, FinishReason, Sampling, Verdict
 
 PROMPT = [1000, 1001]
 END, WRONG = 0, 999
@@ -60,7 +60,7 @@ class TracedCloud:
         while accepted < min(len(draft), len(rest)) and draft[accepted] == rest[accepted]:
             accepted += 1
         drawn = rest[: accepted + max_tokens]
-        return Verdict(drawn, accepted, drawn[-1] == END, 0.0)
+        return Verdict(drawn, accepted, FinishReason.STOP if drawn[-1] == END else None, 0.0)
 
     def stream(self, token_ids: Sequence[int], max_tokens: int, sampling: Sampling) -> NoReturn:
         raise NotImplementedError("a trace answers in rounds")

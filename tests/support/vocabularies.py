@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from common.protocol import vocabulary
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile
-from common.types import Draft, Sampling, Verdict
+from common.types import Draft, FinishReason, Sampling, Verdict
 
 SAMPLE = (
     "The capital of France is Paris. Machine learning is when computers learn from 1234 examples of data!\n"
@@ -137,4 +137,4 @@ class Truth:
         while accepted < min(len(draft), len(rest)) and draft[accepted] == rest[accepted]:
             accepted += 1
         drawn = rest[: accepted + max_tokens]
-        return Verdict(drawn, accepted, len(drawn) == len(rest), 0.0)
+        return Verdict(drawn, accepted, FinishReason.STOP if len(drawn) == len(rest) else None, 0.0)

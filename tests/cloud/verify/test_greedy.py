@@ -64,7 +64,7 @@ async def in_rounds(verify: Verify, prompt: list[int], drafts: Drafts) -> tuple[
         assert 1 <= len(verdict.token_ids) <= verdict.accepted + 1
         drawn += verdict.token_ids
         accepted += verdict.accepted
-        if verdict.finished:
+        if verdict.finish_reason:
             break
     return drawn[:TOKENS], accepted
 

@@ -68,7 +68,7 @@ async def in_rounds(
         verdict = await pool.verify(session, asked) or await stateless.verify(engine, asked)
         assert verdict.token_ids[: verdict.accepted] == asked.draft[: verdict.accepted]
         drawn += verdict.token_ids
-        if verdict.finished:
+        if verdict.finish_reason:
             break
     return drawn[: len(right)]
 

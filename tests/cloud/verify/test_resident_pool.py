@@ -43,11 +43,11 @@ async def test_an_answers_end_ends_its_live_request(cloud_engine: CloudEngine) -
     assert len(answer) < 200
     async with pool_of(cloud_engine) as pool:
         last = await one(pool, "stop", prompt + answer[:-3], [*answer[-3:], 7])
-        assert (last.token_ids, last.finished) == (answer[-3:], True)
+        assert (last.token_ids, last.finish_reason) == (answer[-3:], "stop")
         full = await one(pool, "length", [n + 5 for n in range(CONTEXT - 2)], [7])
-        assert full.finished or full.token_ids
+        assert full.finish_reason or full.token_ids
         last = await one(pool, "length", [n + 5 for n in range(CONTEXT - 1)], [])
-        assert last.finished
+        assert last.finish_reason == "length"
         assert len(pool) == 0 and pool.closed[CloseReason.FINISHED] >= 2
 
 

@@ -45,7 +45,7 @@ async def in_rounds(engine: CloudEngine, prompt: list[int], right: list[int], sa
         draft = [rng.randrange(engine.vocab_size) if rng.random() < 0.2 else token for token in draft]
         verdict = await stateless.verify(engine, VerifyRound(prompt + drawn, draft, sampling, rng.randrange(1, 4)))
         drawn += verdict.token_ids
-        if verdict.finished:
+        if verdict.finish_reason:
             break
     return drawn[: len(right)]
 

@@ -9,7 +9,7 @@ import pytest
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Gate, Plan
 from common.decoding.request import DecodingRequest
-from common.types import GREEDY, Draft, Mode, Provenance, Sampling
+from common.types import GREEDY, Draft, Mode, Provenance, Sampling, VerificationMode
 from tests.support.fakes import END, FakeDrafter, FakeVerifier, Model, answer_of, cloud_model, erring_model
 
 PROMPTS = [[p, p + 3, 2 * p] for p in range(1, 40)]
@@ -109,6 +109,34 @@ async def test_an_edge_whose_context_is_full_ends_the_answer() -> None:
     ids, pipeline = await answer(LONG, Plan(mode=Mode.EDGE_ONLY), FakeDrafter(lambda _: 9, context=8), FakeVerifier())
     assert ids == [9] * 5
     assert pipeline.answer.finish_reason == "length"
+
+
+WITH_THE_CLOUD = {
+    "lossless rounds": Plan(use_confidence_check=False, verification_mode=VerificationMode.ROUNDS),
+    "continuous": Plan(use_confidence_check=False, verification_mode=VerificationMode.CONTINUOUS),
+    "gated": Plan(gate=Gate(0.8, 0.0)),
+    "without F2": Plan(use_draft_verify=False, gate=Gate(0.8, 0.0)),
+    "cloud only": Plan(mode=Mode.CLOUD_ONLY),
+}
+
+
+@pytest.mark.parametrize("plan", WITH_THE_CLOUD.values(), ids=WITH_THE_CLOUD)
+async def test_an_answer_that_fills_the_clouds_context_ends_with_length(plan: Plan) -> None:
+    for room in range(1, 12):
+        drafter = FakeDrafter(cloud_model, confidence=lambda position: 0.5)
+        ids, pipeline = await answer(LONG, plan, drafter, FakeVerifier(context=len(LONG) + room))
+        assert ids == answer_of(cloud_model, LONG, room)
+        assert pipeline.answer.finish_reason == "length"
+        assert pipeline.answer.report.degraded is None
+
+
+@pytest.mark.parametrize("plan", WITH_THE_CLOUD.values(), ids=WITH_THE_CLOUD)
+async def test_an_end_token_at_the_end_of_the_context_is_a_stop(plan: Plan) -> None:
+    ended = next(p for p in PROMPTS if answer_of(cloud_model, p, 40)[-1] == END)
+    truth = answer_of(cloud_model, ended, 40)
+    drafter = FakeDrafter(cloud_model, confidence=lambda position: 0.5)
+    ids, pipeline = await answer(ended, plan, drafter, FakeVerifier(context=len(ended) + len(truth)))
+    assert (ids, pipeline.answer.finish_reason) == (truth, "stop")
 
 
 async def test_the_report_is_complete_when_the_reader_stops_early() -> None:

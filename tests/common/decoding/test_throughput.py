@@ -39,7 +39,7 @@ def test_a_line_is_found_in_noise_and_follows_a_change() -> None:
 def test_round_trip_and_bandwidth_are_told_apart() -> None:
     estimates = Estimates()
     for size in (100, 20_000, 300, 5_000) * 20:
-        estimates.observe_round(FOUR, Verdict([], 4, False, 70 + size / 1e3, cloud_ms=20.0), size, rounds_before=1)
+        estimates.observe_round(FOUR, Verdict([], 4, None, 70 + size / 1e3, cloud_ms=20.0), size, rounds_before=1)
     assert estimates.network.at(0) == pytest.approx(0.05, rel=0.02)
     assert estimates.network.slope == pytest.approx(1e-6, rel=0.02)
 
@@ -55,12 +55,12 @@ def test_the_handshakes_of_a_stream_are_two_round_trips_and_an_open_connection_t
 def test_the_first_draft_and_the_first_round_of_an_answer_teach_no_times_as_they_include_the_prefill() -> None:
     estimates = Estimates()
     estimates.observe_draft(FOUR, drawn_before=0)
-    estimates.observe_round(FOUR, Verdict([], 2, False, 90.0, cloud_ms=20.0), 500, rounds_before=0)
+    estimates.observe_round(FOUR, Verdict([], 2, None, 90.0, cloud_ms=20.0), 500, rounds_before=0)
     assert not estimates.network.measured and not estimates.verify.measured
     assert estimates.draft_seconds == 0
     assert estimates.acceptance.chances[0] > 0.8 > estimates.acceptance.chances[2], "of acceptance it teaches all"
     estimates.observe_draft(FOUR, drawn_before=4)
-    estimates.observe_round(FOUR, Verdict([], 2, False, 90.0, cloud_ms=20.0), 500, rounds_before=1)
+    estimates.observe_round(FOUR, Verdict([], 2, None, 90.0, cloud_ms=20.0), 500, rounds_before=1)
     assert estimates.draft_seconds == pytest.approx(0.001)
     assert estimates.round_trip == pytest.approx(0.07)
     assert estimates.verify.at(4) == pytest.approx(0.02)

@@ -12,7 +12,7 @@ from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
 from common.decoding.streaming import Continuation
-from common.errors import EndpointError
+from common.errors import EndpointError, OverloadedError
 from common.types import GREEDY, Draft, Mode, Provenance, VerificationMode
 from tests.support.fakes import FakeDrafter, FakeVerifier, Model, answer_of, cloud_model, erring_model
 
@@ -119,6 +119,16 @@ async def test_the_cloud_alone_streams_and_is_sent_no_drafts() -> None:
     _, pipeline = await answer(LONG, Plan(mode=Mode.CLOUD_ONLY), drafter, verifier)
     assert not drafter.calls and not verifier.streams[0].drafts
     assert pipeline.answer.report.tokens[Provenance.CLOUD] == pipeline.answer.report.cloud_steps > 20
+
+
+async def test_a_stream_goes_on_without_drafts_where_the_edge_is_too_busy_for_them() -> None:
+    class BusyDrafter(FakeDrafter):
+        async def draft(self, *args: object, **kwargs: object) -> Draft:
+            raise OverloadedError("the queue is full")
+
+    ids, pipeline = await answer(LONG, CONTINUOUS, BusyDrafter(cloud_model), FakeVerifier())
+    assert ids == answer_of(cloud_model, LONG, 40)
+    assert pipeline.answer.report.lossless and pipeline.answer.report.degraded is None
 
 
 async def test_drafts_for_a_stream_begin_after_its_newest_token() -> None:

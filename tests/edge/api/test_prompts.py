@@ -28,18 +28,18 @@ class LetterEngine:
 
 @pytest.fixture
 def model() -> Any:
-    return SimpleNamespace(engine=LetterEngine())
+    return SimpleNamespace(engine=LetterEngine(), context_length=100)
 
 
 async def test_a_text_that_cannot_fit_is_refused_untokenized(model: Any) -> None:
     with pytest.raises(ContextLengthError):
-        await prompts.tokenize(model.engine, "x" * (100 * prompts.LONGEST_TOKEN + 1))
+        await prompts.tokenize(model, "x" * (100 * prompts.LONGEST_TOKEN + 1))
     assert model.engine.threads == []
 
 
 async def test_a_long_text_is_tokenized_in_another_thread_and_a_short_one_in_the_event_loop(model: Any) -> None:
     for size in (prompts.SHORT_TEXT, prompts.SHORT_TEXT + 1):
-        assert len(await prompts.tokenize(model.engine, "x" * size)) == size
+        assert len(await prompts.tokenize(model, "x" * size)) == size
     assert [thread is threading.main_thread() for thread in model.engine.threads] == [True, False]
 
 

@@ -92,7 +92,10 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
         "--confidence", type=float, default=0.95, help="probability with which --max-risk is kept (default: 0.95)"
     )
     group.add_argument(
-        "--data", type=Path, metavar="FILE", help='JSON lines of {"prompt": ..., "answer": ...}; the answer is optional'
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help='JSON lines of {"prompt": ..., "answer": ...}, the answer optional; or HumanEval.jsonl.gz',
     )
     group.add_argument(
         "--output", type=Path, metavar="FILE", default=CALIBRATED, help=f"config file to write (default: {CALIBRATED})"

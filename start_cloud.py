@@ -7,6 +7,7 @@ import uvloop
 from cli.args import config_parser, load_config, run_program, set_up_logging
 from cloud.cloud_server import build_app
 from cloud.engine.engine import CloudEngine
+from common import model_root
 from common.config_cloud import CloudConfig
 from common.http_server import serve
 
@@ -17,13 +18,11 @@ async def main() -> None:
     parser.add_argument("--port", type=int, help="TCP port; 0: any free one (default: cloud.server.port)")
     parser.add_argument("--model", metavar="PATH", help="model folder or Hugging Face id (default: cloud.model.path)")
     args = parser.parse_args()
-    config = load_config(
-        args, cloud__server__host=args.host, cloud__server__port=args.port, cloud__model__path=args.model
-    )
+    model = {"cloud__model__path": args.model, "cloud__model__local": "''" if args.model else None}
+    config = load_config(args, cloud__server__host=args.host, cloud__server__port=args.port, **model)
     set_up_logging(config.logging.level)
-    engine = CloudEngine(
-        config.cloud.model.path, config.cloud.draft_verifier.max_draft_tokens, engine_args(config.cloud)
-    )
+    path = model_root.cloud_model(config).path
+    engine = CloudEngine(path, config.cloud.draft_verifier.max_draft_tokens, engine_args(config.cloud))
     await serve(build_app(engine, config.cloud), config.cloud.server, "cloud server")
 
 

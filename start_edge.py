@@ -5,6 +5,7 @@ import sys
 from msgspec.structs import replace
 
 from cli.args import config_parser, load_config, run_program, set_up_logging
+from common import model_root
 from common.http_server import serve
 from edge.edge_server import build_app
 from edge.llama import model_file
@@ -19,10 +20,12 @@ async def main() -> None:
         help="GGUF file, a folder with one, or a Hugging Face id owner/name[:pattern] (default: edge.model.path)",
     )
     args = parser.parse_args()
-    config = load_config(args, edge__server__host=args.host, edge__server__port=args.port, edge__model__path=args.model)
+    model = {"edge__model__path": args.model, "edge__model__local": "''" if args.model else None}
+    config = load_config(args, edge__server__host=args.host, edge__server__port=args.port, **model)
     set_up_logging(config.logging.level)
-    file = await model_file.prepare(config.edge.model)
-    config = replace(config, edge=replace(config.edge, model=replace(config.edge.model, path=str(file))))
+    chosen = model_root.edge_model(config)
+    file = await model_file.prepare(chosen)
+    config = replace(config, edge=replace(config.edge, model=replace(chosen, path=str(file))))
     await serve(build_app(config), config.edge.server, "edge server")
 
 

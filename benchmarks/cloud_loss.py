@@ -1,10 +1,11 @@
 """Measures what a lost cloud costs the edge's answers: during a stall, while it is down, and until it is used again.
 
-python -m benchmarks.cloud_loss [--requests 200] [--stalls 20] [--deadline 1.0] [--probe 1.0]
+python -m benchmarks.cloud_loss [--config FILE] [--set KEY=VALUE] [--requests 200] [--stalls 20] [--deadline 1.0]
 
-The edge is a real one in its own process. The cloud is a fake one without a model (benchmarks/fake_cloud.py), behind a
-simulated network that stalls. While the cloud is down, each turn measures one collaborative answer and one answer in
-mode edge_only, in alternating order; the difference is what the lost cloud costs. All figures are milliseconds.
+The edge is a real one in its own process, with the model of the config. The cloud is a fake one without a model
+(benchmarks/fake_cloud.py), behind a simulated network that stalls. While the cloud is down, each turn measures one
+collaborative answer and one answer in mode edge_only, in alternating order; the difference is what the lost cloud
+costs. All figures are milliseconds.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from rich.table import Table
 from benchmarks.fake_cloud import serving
 from cli import terminal
 from cli.args import config_parser, run_program
-from cli.demo import free_ports
+from cli.demo import config_flags, free_ports
 from cli.supervisor import PROJECT, ServerProcess, Supervisor
 from common.http.client import HTTPClient
 from experiments.harness.delay_proxy import DelayProxy
@@ -79,7 +80,8 @@ async def edge_of(cloud_url: str, args: argparse.Namespace) -> AsyncIterator[HTT
         f"communication.http_client.idle_timeout={args.deadline}",
         f"communication.breaker.probe_seconds={args.probe}",
     ]
-    flags = ["--host", HOST, "--port", str(port), *(word for one in settings for word in ("--set", one))]
+    flags = [*config_flags(args), "--host", HOST, "--port", str(port)]
+    flags += [word for one in settings for word in ("--set", one)]
     url = f"http://{HOST}:{port}"
     server = ServerProcess("edge", "start_edge.py", url, flags, PROJECT / "logs" / "cloud-loss.log")
     async with Supervisor([server], lambda _: None).running(), HTTPClient(url) as client:
@@ -93,6 +95,7 @@ async def after_stalls(args: argparse.Namespace, turns: Iterable[int]) -> list[f
     async with serving() as cloud:
         cloud.pause = 0.01
         async with DelayProxy(HOST, int(cloud.url.rpartition(":")[2])) as proxy, edge_of(proxy.url, args) as edge:
+            await cloud.share_vocabulary(edge)
             for _ in turns:
                 longest = 0.0
                 while longest < 0.9 * args.deadline:  # else the answer had ended, or the circuit breaker was still open
@@ -126,7 +129,8 @@ async def while_down(args: argparse.Namespace, turns: Iterable[int]) -> tuple[li
                 milliseconds, report = await timed(edge, body)
                 assert (report["degraded"] is not None) == (body is COLLABORATIVE)
                 spent.append(milliseconds)
-        async with serving(port):
+        async with serving(port) as cloud:
+            await cloud.share_vocabulary(edge)
             began = time.perf_counter()
             while not (await timed(edge, COLLABORATIVE))[1]["lossless"]:
                 pass

@@ -1,12 +1,13 @@
 """Compares continuous verification with plain streaming by the same cloud server, over simulated networks.
 
-python -m benchmarks.continuous_speed [--tokens 256] [--prompts 2] [--repeats 2] [--round-trips 0,14,50,100]
+python -m benchmarks.continuous_speed [--config FILE] [--set KEY=VALUE] [--tokens 256] [--round-trips 0,14,50,100]
 
-The server is a real one with a random model of 28M parameters, so that an engine step takes long enough to matter. The
-drafter is an oracle that knows the right answer; it is wrong at a fixed share of positions, and every token after a
-wrong one is wrong too. It drafts from the newest token that it has received and knows of the network only what it
-measures. Each prompt is answered both ways, one right after the other, in alternating order. A ratio is the time of
-plain streaming over the time of continuous verification: above 1 continuous verification is faster.
+The server is a real one with the model of the config or, in place of the demo's, a random one of 28M parameters, so
+that an engine step takes long enough to matter; in float32 unless `--set cloud.model.dtype` says otherwise. The drafter
+is an oracle that knows the right answer; it is wrong at a fixed share of positions, and every token after a wrong one
+is wrong too. It drafts from the newest token that it has received and knows of the network only what it measures. Each
+prompt is answered both ways, one right after the other, in alternating order. A ratio is the time of plain streaming
+over the time of continuous verification: above 1 continuous verification is faster.
 """
 
 import random
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.pair import model_flags
 from cli import terminal
 from cli.args import config_parser, run_program
 from cli.demo import free_ports
@@ -27,7 +29,6 @@ from common.decoding.draft_length import iid_acceptance, stream_draft_length
 from common.http.client import HTTPClient
 from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame, StartFrame
 from experiments.harness.delay_proxy import DelayProxy
-from models.random_model import random_model
 
 ACCURACIES = (0.75, 0.85, 0.93)
 """Shares of positions at which the oracle is right."""
@@ -160,17 +161,8 @@ async def main() -> None:
     cells = [SpeedCell(float(ms) / 1000, accuracy) for ms in args.round_trips.split(",") for accuracy in ACCURACIES]
     port = free_ports(1)[0]
     url = f"http://127.0.0.1:{port}"
-    with random_model() as model:
-        flags = [
-            "--model",
-            str(model),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--set",
-            "cloud.model.dtype=float32",
-        ]
+    with model_flags(args) as model:
+        flags = [*model, "--host", "127.0.0.1", "--port", str(port)]
         server = ServerProcess("cloud", "start_cloud.py", url, flags, PROJECT / "logs" / "continuous.log")
         async with Supervisor([server], console.print).running():
             questions = await prompts_for(url, args.prompts, args.tokens)

@@ -1,6 +1,6 @@
 """Compares the edge's time to the first token of a prompt whose beginning is in its prefix store (F3) with a cold one.
 
-python -m benchmarks.edge_cache [--prefix 1500] [--repeats 5] [--threads 1] [--model FILE.gguf] [--json FILE]
+python -m benchmarks.edge_cache [--model FILE.gguf] [--config FILE] [--set KEY=VALUE] [--prefix 1500] [--threads 1]
 
 Each repeat draws a new beginning and measures, one after another: cold (nothing stored), live KV, live KV of a sequence
 in use, KV in RAM, on disk, compressed on disk, and F3 off. A ratio is the time of one of these over the cold time of
@@ -21,10 +21,11 @@ from pathlib import Path
 import msgspec
 from rich.progress import Progress
 
+from benchmarks.pair import edge_file
 from benchmarks.random_gguf import LlamaShape, model_file
 from benchmarks.ratio_table import RequiredRatio, table
 from cli import terminal
-from cli.args import plain_parser, run_program
+from cli.args import config_parser, run_program
 from common.config_edge import EdgeModelConfig
 from edge.engine.engine import EdgeEngine
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
@@ -136,8 +137,12 @@ def comparisons(seconds: dict[str, list[float]]) -> list[RequiredRatio]:
 
 
 async def main() -> None:
-    parser = plain_parser("Compare the time to the first token of a prompt with a stored beginning with a cold one.")
-    parser.add_argument("--model", type=Path, help="GGUF file (default: a random one of 30M parameters)")
+    parser = config_parser("Compare the time to the first token of a prompt with a stored beginning with a cold one.")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="GGUF file (default: the config's; in place of the demo's a random one of 30M parameters)",
+    )
     parser.add_argument("--prefix", type=int, default=1500, help="tokens of the stored beginning (default 1500)")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each kind (default 5)")
     parser.add_argument("--threads", type=int, default=1, help="threads of llama.cpp (default 1)")
@@ -145,7 +150,7 @@ async def main() -> None:
     args = parser.parse_args()
     console = terminal.console()
     with Progress(console=console) as bar:
-        rows = await cached_first_token(args.model, args.prefix, args.repeats, args.threads, bar)
+        rows = await cached_first_token(args.model or edge_file(args), args.prefix, args.repeats, args.threads, bar)
     console.print(table(rows, "Time to the first token over the cold time of the same repeat"))
     if args.json:
         args.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))

@@ -1,10 +1,11 @@
 """Compares the edge server's speed with a bare decoding loop on the same engine and with llama-server.
 
-python -m benchmarks.edge_speed [--tokens 64] [--repeats 5] [--threads 1] [--model FILE.gguf] [--json FILE]
+python -m benchmarks.edge_speed [--model FILE.gguf] [--config FILE] [--set KEY=VALUE] [--threads 1] [--tokens 64]
 
-All have the same model, threads and prompts. In each repeat they answer the same new prompts one after another, first
-one prompt, then eight at once. A ratio is the edge's speed over the other's in the same repeat: above 1 the edge is
-faster. The last two ratios are the confidence computation's share of the engine's time.
+All have the same model, threads and prompts. In each repeat they take the same new prompts one after another: they read
+one of 512 and one of 2,048 tokens, and write an answer to one short prompt, then to eight at once. A speed is in prompt
+tokens a second, or in tokens of the answers. A ratio is the edge's speed over the other's in the same repeat: above 1
+the edge is faster. The last two ratios are the confidence computation's share of the engine's time.
 (`make llama-server` builds llama-server from the sources of the installed llama-cpp-python; without it that comparison
 is left out.)
 """
@@ -16,173 +17,92 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import aiohttp
 import msgspec
 from rich.progress import Progress
 
-from benchmarks.random_gguf import CACHE, SMOL_135M, WIDE_VOCABULARY, model_file
+from benchmarks.contenders import PEER, PEERS, STREAMS, ContenderTime, contenders
+from benchmarks.pair import edge_file
+from benchmarks.random_gguf import SMOL_135M, WIDE_VOCABULARY, model_file
 from benchmarks.ratio_table import RequiredRatio, table
 from cli import terminal
-from cli.args import plain_parser, run_program
-from cli.demo import free_ports
+from cli.args import config_parser, run_program
 from cli.supervisor import PROJECT
 from common.config_edge import EdgeModelConfig
-from common.errors import StartError
+from common.http.client import HTTPClient
 from edge.confidence import ConfidenceCalculator
 from edge.engine.engine import EdgeEngine
-from edge.llama.batch import SequenceTokens
-from edge.llama.model import Llama
 
-PEER = CACHE / "llama-server"
-PROMPT_TOKENS = 32
-STREAMS = 8
-CONTEXT = 1024
-PEERS = {"llama-server -fa off": ("-fa", "off"), "llama-server": ()}
-"""llama-server with the edge's attention kernels (see edge/llama/model.py), and with its defaults; its options."""
-
-Contender = Callable[[list[list[int]]], Awaitable[float]]
-"""Answers all prompts at the same time; returns the seconds that this took."""
+TEXTS = PROJECT / "docs"
+"""Prompts are pieces of this project's documentation: a model goes on with them, and does not end its answer soon."""
 
 
-class BareLoop:
-    """Greedy decoding with nothing around it: the C API, one batch a step, an argmax."""
+class SpeedTask(NamedTuple):
+    """What all contenders do in turn: read, if `tokens` is 1, or write. `prompt`: tokens of each prompt."""
 
-    def __init__(self, model: Path, threads: int, tokens: int) -> None:
-        self._llama = Llama(
-            EdgeModelConfig(
-                path=str(model), context_length=CONTEXT, threads=threads, threads_batch=threads, sequences=STREAMS
-            )
-        )
-        self._tokens = tokens
+    name: str
+    prompt: int
+    streams: int
+    tokens: int
 
-    async def answer(self, prompts: list[list[int]]) -> float:
-        llama = self._llama
-        began = time.perf_counter()
-        pending = prompts
-        for _ in range(self._tokens):
-            rows = llama.decode([SequenceTokens(i, ids, 1) for i, ids in enumerate(pending)])
-            assert rows is not None
-            pending = [[token] for token in rows.argmax(axis=-1).tolist()]
-        seconds = time.perf_counter() - began
-        for sequence in range(len(prompts)):
-            llama.rewind(sequence, 0)
-        return seconds
-
-    def close(self) -> None:
-        self._llama.free()
+    def speed(self, took: ContenderTime) -> float:
+        """Tokens a second, of the prompt or of the answers."""
+        return (self.prompt if self.tokens == 1 else took.tokens) / took.seconds
 
 
-class CompletionServer:
-    """Streams completions from a server with OpenAI's API; `extra` must switch its reuse of earlier KV off."""
-
-    def __init__(self, session: aiohttp.ClientSession, url: str, tokens: int, extra: dict[str, Any]) -> None:
-        self._session = session
-        self._url = url + "/v1/completions"
-        self._body = {"max_tokens": tokens, "temperature": 0, "stream": True, **extra}
-        self._tokens = tokens
-
-    async def answer(self, prompts: list[list[int]]) -> float:
-        began = time.perf_counter()
-        await asyncio.gather(*map(self._one, prompts))
-        return time.perf_counter() - began
-
-    async def _one(self, prompt: list[int]) -> None:
-        body = {**self._body, "prompt": prompt, "stream_options": {"include_usage": True}}
-        last = b""
-        async with self._session.post(self._url, json=body) as response:
-            async for line in response.content:
-                if line.startswith(b"data: {"):
-                    last = line
-        drawn = msgspec.json.decode(last[6:])["usage"]["completion_tokens"]
-        assert drawn == self._tokens, f"{drawn} tokens instead of {self._tokens}"
+def speed_tasks(tokens: int) -> list[SpeedTask]:
+    reading = [SpeedTask(f"read {length:,}", length, 1, 1) for length in (512, 2048)]
+    return [*reading, SpeedTask("1 stream", 32, 1, tokens), SpeedTask(f"{STREAMS} streams", 32, STREAMS, tokens)]
 
 
-@asynccontextmanager
-async def process(name: str, *command: str) -> AsyncIterator[None]:
-    log = (PROJECT / "logs" / f"benchmark-{name.replace(' ', '')}.log").open("wb")
-    with log:
-        started = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
-    try:
-        yield
-    finally:
-        if started.returncode is None:
-            started.terminate()
-        await started.wait()
+REQUIRED = {
+    "bare": {"1 stream": 0.90, f"{STREAMS} streams": 0.85},
+    **{peer: {"read 512": 0.95, "read 2,048": 0.95, "1 stream": 0.95, f"{STREAMS} streams": 1.0} for peer in PEERS},
+}
+"""The lowest ratio wanted for each peer and task."""
 
 
-async def ready(session: aiohttp.ClientSession, url: str) -> None:
-    for _ in range(600):
-        try:
-            async with session.get(url) as response:
-                if response.status == 200:
-                    return
-        except aiohttp.ClientConnectionError:
-            pass
-        await asyncio.sleep(0.1)
-    raise StartError(f"{url} does not answer; see logs/benchmark-*.log")
-
-
-async def contenders(stack: AsyncExitStack, model: Path, args: argparse.Namespace) -> dict[str, Contender]:
-    """The bare loop, the edge and, if it was built, llama-server, each with its own copy of the model."""
-    (PROJECT / "logs").mkdir(exist_ok=True)
-    edge_port, *peer_ports = free_ports(1 + len(PEERS))
-    session = await stack.enter_async_context(aiohttp.ClientSession())
-    bare = BareLoop(model, args.threads, args.tokens)
-    stack.callback(bare.close)
-    threads = {"threads": args.threads, "threads_batch": args.threads}
-    settings = {**threads, "sequences": STREAMS, "context_length": CONTEXT}
-    flags = [part for key, value in settings.items() for part in ("--set", f"edge.model.{key}={value}")]
-    start = [sys.executable, str(PROJECT / "start_edge.py"), "--host", "127.0.0.1", "--port", str(edge_port)]
-    await stack.enter_async_context(process("edge", *start, "--model", str(model), *flags))
-    edge_url = f"http://127.0.0.1:{edge_port}"
-    await ready(session, edge_url + "/ready")
-    edge = CompletionServer(session, edge_url, args.tokens, {"mode": "edge_only", "use_kv_cache": False})
-    found: dict[str, Contender] = {"bare": bare.answer, "edge": edge.answer}
-    if PEER.exists():
-        options = ["-m", str(model), "-c", str(CONTEXT * STREAMS), "-np", str(STREAMS)]
-        options += ["-t", str(args.threads), "-tb", str(args.threads)]
-        for (name, attention), port in zip(PEERS.items(), peer_ports, strict=True):
-            await stack.enter_async_context(process(name, str(PEER), *options, *attention, "--port", str(port)))
-            peer_url = f"http://127.0.0.1:{port}"
-            await ready(session, peer_url + "/health")
-            found[name] = CompletionServer(session, peer_url, args.tokens, {"cache_prompt": False}).answer
-    return found
+async def text_tokens(edge_url: str) -> list[int]:
+    """The documentation in the model's tokens."""
+    text = "\n".join(path.read_text() for path in sorted(TEXTS.glob("*.md")))
+    async with HTTPClient(edge_url) as edge:
+        reply = await edge.post("/tokenize", {"prompt": text, "add_special_tokens": False}, dict[str, Any])
+    return list(reply["tokens"])
 
 
 async def speed(model: Path, args: argparse.Namespace, bar: Progress) -> list[RequiredRatio]:
-    """The edge's speed over each contender's, for one stream and for eight, in every repeat."""
-    source = random.Random(1)
-    seconds: dict[tuple[str, int], list[float]] = {}
+    """The edge's speed over each contender's, in every task and repeat."""
+    source, tasks = random.Random(1), speed_tasks(args.tokens)
+    speeds: dict[tuple[str, str], list[float]] = {}
+    context = max(task.prompt + task.tokens for task in tasks) + 64
     async with AsyncExitStack() as stack:
-        found = await contenders(stack, model, args)
-        rounds = range(args.repeats + 1)
-        for repeat, streams in bar.track(list(itertools.product(rounds, (1, STREAMS))), description="interleaved"):
-            prompts = [[source.randrange(100, 4000) for _ in range(PROMPT_TOKENS)] for _ in range(streams)]
+        found, edge_url = await contenders(stack, model, args, context)
+        text = await text_tokens(edge_url)
+        rounds = list(itertools.product(range(args.repeats + 1), tasks))
+        for repeat, task in bar.track(rounds, description="interleaved"):
+            starts = [source.randrange(len(text) - task.prompt) for _ in range(task.streams)]
+            prompts = [text[start : start + task.prompt] for start in starts]
             for name, answer in found.items():
-                took = await answer(prompts)
+                took = await answer(prompts, task.tokens)
                 if repeat:  # the first is not counted: warm-up
-                    seconds.setdefault((name, streams), []).append(took)
-    for (name, streams), all_seconds in seconds.items():
-        rate = streams * args.tokens / statistics.median(all_seconds)
-        bar.console.print(f"{name}, {streams} stream{'s' * (streams > 1)}: {rate:.1f} tokens/s")
-    ratios = []
-    for peer, streams, wanted in (
-        ("bare", 1, 0.90),
-        ("bare", 8, 0.85),
-        *((name, 1, 0.95) for name in PEERS),
-        *((name, 8, 1.0) for name in PEERS),
-    ):
-        if (peer, streams) in seconds:
-            pairs = zip(seconds[peer, streams], seconds["edge", streams], strict=True)
-            ratios.append(
-                RequiredRatio(f"{peer}, {streams} stream{'s' * (streams > 1)}", wanted, [p / e for p, e in pairs])
-            )
-    return ratios
+                    speeds.setdefault((task.name, name), []).append(task.speed(took))
+    for (task_name, name), each in speeds.items():
+        bar.console.print(f"{task_name}, {name}: {statistics.median(each):.1f} tokens/s")
+    return ratios(speeds)
+
+
+def ratios(speeds: dict[tuple[str, str], list[float]]) -> list[RequiredRatio]:
+    """The edge's speeds, by task and contender, over those of each contender that took part."""
+    rows = []
+    for peer, wanted in REQUIRED.items():
+        for task, least in wanted.items():
+            if (task, peer) in speeds:
+                pairs = zip(speeds[task, "edge"], speeds[task, peer], strict=True)
+                rows.append(RequiredRatio(f"{peer}, {task}", least, [edge / other for edge, other in pairs]))
+    return rows
 
 
 async def share_of_confidence(model: Path, args: argparse.Namespace, streams: int) -> RequiredRatio:
@@ -199,11 +119,7 @@ async def share_of_confidence(model: Path, args: argparse.Namespace, streams: in
 
     shares = []
     config = EdgeModelConfig(
-        path=str(model),
-        context_length=CONTEXT,
-        threads=args.threads,
-        threads_batch=args.threads,
-        sequences=streams,
+        path=str(model), context_length=1024, threads=args.threads, threads_batch=args.threads, sequences=streams
     )
     async with EdgeEngine(config, confidence=timed) as engine, AsyncExitStack() as stack:
         leases = [await stack.enter_async_context(engine.sequence(reuse=False)) for _ in range(streams)]
@@ -216,9 +132,13 @@ async def share_of_confidence(model: Path, args: argparse.Namespace, streams: in
 
 
 async def main() -> None:
-    parser = plain_parser("Compare the edge server's speed with a bare loop and with llama-server.")
-    parser.add_argument("--model", type=Path, help="GGUF file (default: a random one of SmolLM2-135M's shape)")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer (default 64)")
+    parser = config_parser("Compare the edge server's speed with a bare loop and with llama-server.")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="GGUF file (default: the config's; in place of the demo's a random one of SmolLM2-135M's shape)",
+    )
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of a written answer (default 64)")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each contender (default 5)")
     parser.add_argument("--threads", type=int, default=1, help="threads of llama.cpp for every contender (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all ratios to this file")
@@ -228,7 +148,7 @@ async def main() -> None:
         console.print(f"{PEER} is missing, so it is not compared; `make llama-server` builds it")
     wide = model_file(WIDE_VOCABULARY)
     with Progress(console=console) as bar:
-        rows = await speed(args.model or model_file(SMOL_135M), args, bar)
+        rows = await speed(args.model or edge_file(args) or model_file(SMOL_135M), args, bar)
     for streams in (1, STREAMS):
         rows.append(await share_of_confidence(wide, args, streams))
     console.print(table(rows, "Edge server: its speed over the other's, and F1's share of its time"))

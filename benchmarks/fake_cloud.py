@@ -13,6 +13,7 @@ from aiohttp import WSMsgType, web
 
 from benchmarks.toy_model import END, answer_of, cloud_model, verify
 from common.errors import EngineError, OverloadedError, PrefixUnknown
+from common.http.client import HTTPClient
 from common.http.messages import read, reply, websocket
 from common.http_server import HTTPServer, make_app
 from common.protocol import codec
@@ -38,6 +39,8 @@ class FakeCloud:
         self.probes = 0
         self.asked: list[VerifyRequest] = []
         """The rounds that it computed; a replayed round is not in it again."""
+        self.vocabulary: VocabularyInfo | None = None
+        """None: the demo model's."""
         self.starts: list[StartFrame] = []
         self._sessions: dict[str, list[int]] = {}
         self._answers: dict[tuple[str, str], VerifyResponse] = {}
@@ -60,10 +63,15 @@ class FakeCloud:
         return reply(request, {"status": "ready"})
 
     async def _tokenizer(self, request: web.Request) -> web.Response:
-        """The demo model's vocabulary, so that the demo edge's token ids are valid here."""
         self._refuse()
-        pieces = pieces_of(TOKENIZER.read_text())
-        return reply(request, VocabularyInfo(fingerprint(pieces), len(pieces)))
+        if self.vocabulary is None:
+            pieces = pieces_of(TOKENIZER.read_text())
+            self.vocabulary = VocabularyInfo(fingerprint(pieces), len(pieces))
+        return reply(request, self.vocabulary)
+
+    async def share_vocabulary(self, edge: HTTPClient) -> None:
+        """Takes the vocabulary of `edge`, so that its token ids are valid here."""
+        self.vocabulary = await edge.get("/tokenizer", VocabularyInfo)
 
     def _refuse(self) -> None:
         if not self.ready:

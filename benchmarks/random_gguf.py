@@ -63,7 +63,7 @@ def write(path: Path, shape: LlamaShape, vocabulary_of: Path, kind: gguf.GGMLQua
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(shape.width // shape.heads)
-    end = _add_vocabulary(writer, gguf.GGUFReader(vocabulary_of), shape.vocabulary)
+    end = add_vocabulary(writer, gguf.GGUFReader(vocabulary_of), shape.vocabulary)
     for name, values in _tensors(shape, end):
         if values.ndim == 1 or kind == F32:
             writer.add_tensor(name, values)
@@ -76,7 +76,7 @@ def write(path: Path, shape: LlamaShape, vocabulary_of: Path, kind: gguf.GGMLQua
     partial.rename(path)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, source: gguf.GGUFReader, size: int) -> int:
+def add_vocabulary(writer: gguf.GGUFWriter, source: gguf.GGUFReader, size: int) -> int:
     """Copies the tokenizer of `source`; returns the end token."""
     content = {name: field.contents() for name, field in source.fields.items() if name.startswith("tokenizer.")}
     tokens, types = content["tokenizer.ggml.tokens"], content["tokenizer.ggml.token_type"]

@@ -1,10 +1,11 @@
 """Compares the output throughput of the cloud server's /v1/completions with `vllm serve`, by vLLM's own benchmark.
 
-python -m benchmarks.serve_throughput [--repeats 3]
+python -m benchmarks.serve_throughput [--config FILE] [--set KEY=VALUE] [--requests 24] [--repeats 3]
 
 Both servers have the same model and engine arguments, run all the time and are measured in turn: in each repeat first
 with 1 client, then with 16. The table shows the median output tokens per second over the repeats; the ratio is the
-cloud server's throughput over `vllm serve`'s: above 1 the cloud server is faster.
+cloud server's throughput over `vllm serve`'s: above 1 the cloud server is faster. Both compute in float32 unless
+`--set cloud.model.dtype` says otherwise.
 """
 
 import json
@@ -21,21 +22,16 @@ from pathlib import Path
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.pair import cloud_model
 from cli import terminal
-from cli.args import config_parser
+from cli.args import config_parser, run_sync_program
 from cli.demo import free_ports
 from cli.supervisor import PROJECT
 from cloud.engine.args import CPU_DEFAULTS, words
+from common.config_cloud import CloudModelConfig
+from models.demo import CLOUD as DEMO
 
-MODEL = PROJECT / "models" / "demo-cloud"
-ARGS: dict[str, object] = {
-    **CPU_DEFAULTS,
-    "kv_cache_memory_bytes": 1 << 30,
-    "dtype": "float32",
-    "max_model_len": 1024,
-}
-REQUESTS = {1: 24, 16: 192}
-"""Requests of one run, by the number of concurrent clients."""
+CLIENTS = (1, 16)
 PROMPT, ANSWER = 64, 128
 """Tokens of each prompt and each answer."""
 
@@ -72,30 +68,44 @@ def running(command: list[str], log: Path) -> Iterator[None]:
             process.wait()
 
 
-def ours(port: int) -> list[str]:
-    flags = [f"cloud.engine_args={json.dumps(ARGS)}", "cloud.draft_verifier.batch.max_batch_size=64"]
+def requests_of(clients: int, of_one: int) -> int:
+    """Requests of one run: many clients together have half as many each as one alone."""
+    return of_one if clients == 1 else of_one * clients // 2
+
+
+def engine_args(model: CloudModelConfig) -> dict[str, object]:
+    """What both servers run vLLM with."""
+    dtype = "float32" if model.dtype == "auto" else model.dtype  # vllm serve's own choice may be another
+    return {**CPU_DEFAULTS, "kv_cache_memory_bytes": 1 << 30, "dtype": dtype, "max_model_len": model.context_length}
+
+
+def ours(port: int, model: CloudModelConfig) -> list[str]:
+    flags = [f"cloud.engine_args={json.dumps(engine_args(model))}", "cloud.draft_verifier.batch.max_batch_size=64"]
     sets = [part for flag in flags for part in ("--set", flag)]
-    return [sys.executable, "start_cloud.py", "--host", "127.0.0.1", "--port", str(port), *sets]
+    where = ["--model", model.path, "--host", "127.0.0.1", "--port", str(port)]
+    return [sys.executable, "start_cloud.py", *where, *sets]
 
 
-def theirs(port: int, script: Path) -> list[str]:
-    args = {"model": str(MODEL), "served_model_name": MODEL.name, "host": "127.0.0.1", "port": port, **ARGS}
+def theirs(port: int, script: Path, model: CloudModelConfig) -> list[str]:
+    name = Path(model.path).name
+    args = {"model": model.path, "served_model_name": name, "host": "127.0.0.1", "port": port, **engine_args(model)}
     return [sys.executable, str(script), *(word for key, value in args.items() for word in words(key, value))]
 
 
-def tokens_per_second(port: int, clients: int, script: Path, folder: Path) -> float:
+def tokens_per_second(port: int, clients: int, requests: int, model: CloudModelConfig, script: Path) -> float:
     """Output tokens per second in one run of vLLM's benchmark."""
+    folder = script.parent
     options: dict[str, object] = {
         "backend": "openai",
         "base_url": f"http://127.0.0.1:{port}",
-        "model": MODEL.name,
-        "tokenizer": str(MODEL),
+        "model": Path(model.path).name,
+        "tokenizer": model.path,
         "dataset_name": "random",
         "random_input_len": PROMPT,
         "random_output_len": ANSWER,
-        "num_prompts": REQUESTS[clients],
+        "num_prompts": requests,
         "max_concurrency": clients,
-        "ready_check_timeout_sec": 180,
+        "ready_check_timeout_sec": 600,
         "temperature": 0,
         "result_dir": str(folder),
         "result_filename": "result.json",
@@ -104,40 +114,45 @@ def tokens_per_second(port: int, clients: int, script: Path, folder: Path) -> fl
     flags += ["--ignore-eos", "--save-result", "--disable-tqdm"]
     subprocess.run([sys.executable, str(script), *flags], check=True, capture_output=True)
     result = json.loads((folder / "result.json").read_text())
-    if result["completed"] != REQUESTS[clients]:
-        raise SystemExit(f"error: {result['completed']} of {REQUESTS[clients]} requests succeeded")
+    if result["completed"] != requests:
+        raise SystemExit(f"error: {result['completed']} of {requests} requests succeeded")
     return float(result["output_throughput"])
 
 
 def table(measured: dict[tuple[int, str], list[float]]) -> Table:
     result = Table("clients", "cloud server", "vllm serve", "ratio", title="Output tokens per second")
-    for clients in REQUESTS:
+    for clients in CLIENTS:
         mine, other = (statistics.median(measured[clients, name]) for name in ("ours", "theirs"))
         result.add_row(str(clients), f"{mine:.0f}", f"{other:.0f}", f"{mine / other:.3f}")
     return result
 
 
-def main() -> int:
+def main() -> None:
     parser = config_parser("Compare the throughput of the cloud server with vllm serve.")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each server and number of clients (default 3)")
-    repeats = parser.parse_args().repeats
-    console = terminal.console()
+    parser.add_argument(
+        "--requests",
+        type=int,
+        default=24,
+        help="requests of a run with one client; 8 times as many with 16 (default 24)",
+    )
+    args, console = parser.parse_args(), terminal.console()
+    model = cloud_model(args) or CloudModelConfig(path=str(DEMO), dtype="float32")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         serve, bench = folder / "serve.py", folder / "bench.py"
         serve.write_text(VLLM_SERVE)
         bench.write_text(VLLM_BENCH)
         ports = dict(zip(("ours", "theirs"), free_ports(2), strict=True))
-        stack.enter_context(running(ours(ports["ours"]), folder / "ours.log"))
-        stack.enter_context(running(theirs(ports["theirs"], serve), folder / "theirs.log"))
+        stack.enter_context(running(ours(ports["ours"], model), folder / "ours.log"))
+        stack.enter_context(running(theirs(ports["theirs"], serve, model), folder / "theirs.log"))
         measured: dict[tuple[int, str], list[float]] = {}
-        runs = [(clients, name) for _ in range(repeats) for clients in REQUESTS for name in ports]
+        runs = [(clients, name) for _ in range(args.repeats) for clients in CLIENTS for name in ports]
         for clients, name in track(runs, "benchmark runs", console=console):
-            speed = tokens_per_second(ports[name], clients, bench, folder)
+            speed = tokens_per_second(ports[name], clients, requests_of(clients, args.requests), model, bench)
             measured.setdefault((clients, name), []).append(speed)
     console.print(table(measured))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_sync_program(main))

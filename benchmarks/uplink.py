@@ -1,9 +1,10 @@
 """Counts the bytes that a verification round sends up at contexts of 100, 1,000 and 4,000 tokens, with F4 on and off.
 
-python -m benchmarks.uplink
+python -m benchmarks.uplink [--config FILE] [--set KEY=VALUE]
 
-The server is a real cloud server with a small random model; drafts have 8 tokens. Bytes are counted, not timed, so the
-order of the cases does not matter and there is no ratio.
+The server is a real cloud server with the model of the config (contexts that it has no room for are left out) or, in
+place of the demo's, a small random one; drafts have 8 tokens. Bytes are counted, not timed, so the order of the cases
+does not matter and there is no ratio.
 """
 
 import random
@@ -11,6 +12,7 @@ import sys
 
 from rich.table import Table
 
+from benchmarks.pair import cloud_model, model_flags
 from cli import terminal
 from cli.args import config_parser, run_program
 from cli.demo import free_ports
@@ -19,9 +21,9 @@ from common.cloud_client.pool import CloudPool
 from common.cloud_client.verifier import CloudVerifier
 from common.config_schema import CommunicationConfig, HttpClientConfig
 from common.types import GREEDY
-from models.random_model import random_model
 
 CONTEXTS = (100, 1000, 4000)
+RANDOM_CONTEXT = 8192
 DRAFT = 8
 ROUNDS = 5
 
@@ -41,7 +43,7 @@ async def bytes_up(clouds: CloudPool, context: int) -> tuple[int, int]:
 
 
 async def main() -> None:
-    config_parser("Count the bytes that a verification round sends up.").parse_args()
+    args = config_parser("Count the bytes that a verification round sends up.").parse_args()
     console = terminal.console()
     table = Table(
         "context, tokens",
@@ -52,15 +54,16 @@ async def main() -> None:
     )
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    with random_model(width=256, layers=2, context=8192) as model:
-        flags = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
-        flags += ["--set", "cloud.model.context_length=8192"]
+    given = cloud_model(args)
+    longest = given.context_length if given else RANDOM_CONTEXT
+    with model_flags(args, width=256, layers=2, context=RANDOM_CONTEXT) as model:
+        flags = [*model, "--host", "127.0.0.1", "--port", str(port)]
         server = ServerProcess("cloud", "start_cloud.py", url, flags, PROJECT / "logs" / "uplink.log")
         async with Supervisor([server], console.print).running():
             for optimized in (True, False):
-                http = HttpClientConfig(optimized=optimized)
+                http = HttpClientConfig(timeout=600.0, first_byte_timeout=600.0, optimized=optimized)
                 async with CloudPool(CommunicationConfig(cloud_endpoint=url, http_client=http)) as clouds:
-                    for context in CONTEXTS:
+                    for context in (c for c in CONTEXTS if c + ROUNDS * (DRAFT + 1) < longest):
                         first, later = await bytes_up(clouds, context)
                         table.add_row(str(context), "on" if optimized else "off", str(first), str(later))
     console.print(table)

@@ -1,13 +1,13 @@
 """Measures the time of one verification round on the cloud's engine, in plain decode steps of the same engine.
 
-python -m benchmarks.verify_cost [--draft 8] [--repeats 30]
+python -m benchmarks.verify_cost [--config FILE] [--set KEY=VALUE] [--draft 8] [--repeats 30]
 
 Each repeat times 16 plain decode steps and then the same round three times, in rotating order: with a resident request,
 stateless, and with F3 off. "steps" is a round's median time over the median time of a plain decode step: 1 means that a
-whole draft is verified in the time of one token.
+whole draft is verified in the time of one token. Measured are the config's cloud model or, in place of the demo's, that
+and a random one of 28M parameters; in float32 unless `--set cloud.model.dtype` says otherwise.
 """
 
-import asyncio
 import statistics
 import sys
 import time
@@ -16,15 +16,18 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec.structs import replace
 from rich.table import Table
 from vllm.sampling_params import RequestOutputKind
 
+from benchmarks.pair import cloud_model
 from cli import terminal
-from cli.args import plain_parser
+from cli.args import config_parser, run_program
 from cloud.engine.engine import CloudEngine
 from cloud.verify import stateless
 from cloud.verify.resident_pool import ResidentPool
 from cloud.verify.round import VerifyRound, vllm_params
+from common.config_cloud import CloudModelConfig
 from common.types import Verdict
 from models.demo import CLOUD as DEMO
 from models.random_model import random_model
@@ -79,9 +82,9 @@ async def repeat(
     await pool.close_session("s")
 
 
-async def measure(model: Path, name: str, draft: int, repeats: int) -> list[VerifyTimes]:
+async def measure(model: CloudModelConfig, name: str, draft: int, repeats: int) -> list[VerifyTimes]:
     """One row for each context; starts and ends an engine of its own."""
-    engine = CloudEngine(str(model), args={"dtype": "float32", "max_model_len": 1024})
+    engine = CloudEngine(model.path, args={"dtype": model.dtype, "max_model_len": model.context_length})
     await engine.start()
     pool = ResidentPool(engine, 4, 60.0)
     text = engine.tokenizer.apply_chat_template(
@@ -104,9 +107,9 @@ async def measure(model: Path, name: str, draft: int, repeats: int) -> list[Veri
     return rows
 
 
-def table(rows: list[VerifyTimes], draft: int) -> Table:
+def table(rows: list[VerifyTimes], draft: int, dtype: str) -> Table:
     result = Table(
-        title=f"Verification of {draft} draft tokens, all accepted, float32: medians in ms and in plain decode steps",
+        title=f"Verification of {draft} draft tokens, all accepted, {dtype}: medians in ms and in plain decode steps",
         title_justify="left",
     )
     result.add_column("model", no_wrap=True)
@@ -121,16 +124,21 @@ def table(rows: list[VerifyTimes], draft: int) -> Table:
 
 
 async def main() -> None:
-    parser = plain_parser("Measure the time of one verification round on the cloud's engine.")
+    parser = config_parser("Measure the time of one verification round on the cloud's engine.")
     parser.add_argument("--draft", type=int, default=8, help="tokens of each draft (default 8)")
     parser.add_argument("--repeats", type=int, default=30, help="rounds of each kind at each context (default 30)")
     args = parser.parse_args()
     console = terminal.console()
-    rows = await measure(DEMO, "demo-cloud", args.draft, args.repeats)
+    if model := cloud_model(args):
+        rows = await measure(model, Path(model.path).name, args.draft, args.repeats)
+        console.print(table(rows, args.draft, model.dtype))
+        return
+    demo = CloudModelConfig(path=str(DEMO), dtype="float32")
+    rows = await measure(demo, "demo-cloud", args.draft, args.repeats)
     with random_model() as folder:
-        rows += await measure(folder, "random 28M", args.draft, args.repeats)
-    console.print(table(rows, args.draft))
+        rows += await measure(replace(demo, path=str(folder)), "random 28M", args.draft, args.repeats)
+    console.print(table(rows, args.draft, demo.dtype))
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(run_program(main()))

@@ -6,6 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from calibration import humaneval
 from common import jsonl
 from common.errors import ConfigError
 
@@ -31,9 +32,23 @@ class CalibrationQuestion(Struct, frozen=True):
         return float(right in given if self.metric == "contains" else right == given)
 
 
+class CalibrationLine(CalibrationQuestion, frozen=True):
+    """A line of a file: a question, or a task of HumanEval as it is published, whose prompt begins a function."""
+
+    entry_point: str = ""
+
+    @property
+    def question(self) -> CalibrationQuestion:
+        prompt = humaneval.request(self.prompt) if self.entry_point else self.prompt
+        return CalibrationQuestion(prompt, self.answer, self.metric)
+
+
 def read(path: Path) -> list[CalibrationQuestion]:
-    """All questions of a JSONL file; blank lines are skipped. Raises ConfigError with the number of a wrong line."""
-    return jsonl.read(path, CalibrationQuestion)
+    """All questions of a JSONL file, which may end in .gz; blank lines are skipped.
+
+    Raises ConfigError with the number of a wrong line.
+    """
+    return [line.question for line in jsonl.read(path, CalibrationLine)]
 
 
 def read_answered(path: Path) -> list[tuple[str, str]]:

@@ -5,18 +5,20 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from common.errors import StartError
+from common.errors import EndpointError, StartError
 from common.http.client import HTTPClient
 
 log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).parents[1]
-START_SECONDS = 180.0
+REPORT_SECONDS = 10.0
+"""Seconds between two progress lines of a server that starts."""
 STOP_SECONDS = 30.0
 """Before SIGKILL: more than a server's `drain_seconds` and the time its engine takes to end."""
 LONGEST_PAUSE = 30.0
@@ -56,18 +58,22 @@ class ServerProcess:
         self._signal(signal.SIGKILL)  # processes that it may have left behind
         return code
 
-    async def wait_ready(self) -> None:
-        """Waits until the server is ready; raises StartError if it ends before, or after START_SECONDS."""
-        exited = asyncio.create_task(self.exited())
+    async def wait_ready(self, report: Callable[[str], None] = log.info) -> None:
+        """Waits until the server is ready, however long it loads; raises StartError if it ends before.
+
+        `report` gets a line every REPORT_SECONDS: loading a large model, or downloading it, takes minutes.
+        """
+        exited, began = asyncio.create_task(self.exited()), time.monotonic()
+        reported = began
         try:
-            async with asyncio.timeout(START_SECONDS), HTTPClient(self.url) as client:
-                while not await client.healthy():
+            async with HTTPClient(self.url) as client:
+                while (problem := await _not_ready(client)) is not None:
                     if exited.done():
                         raise StartError(f"the {self.name} server did not start: {self.last_line()}")
+                    if time.monotonic() - reported >= REPORT_SECONDS:
+                        reported = time.monotonic()
+                        report(f"the {self.name} server is not ready after {reported - began:.0f} s: {problem}")
                     await asyncio.sleep(0.2)
-        except TimeoutError as error:
-            why = f"was not ready within {START_SECONDS:g} s; its output: {self.log}"
-            raise StartError(f"the {self.name} server {why}") from error
         finally:
             exited.cancel()
         self.ready.set()
@@ -99,6 +105,15 @@ class ServerProcess:
             return "its output above says why"
         lines = self._log_file.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
         return lines[-1].removeprefix("error: ")
+
+
+async def _not_ready(client: HTTPClient) -> str | None:
+    """Why the server is not ready; None if it is."""
+    try:
+        await client.check_ready()
+    except EndpointError as error:
+        return error.message.removeprefix(f"{client.base_url} answered 503: ")
+    return None
 
 
 class Supervisor:
@@ -134,7 +149,7 @@ class Supervisor:
             raise errors.exceptions[0] from None
 
     async def _first_start(self, server: ServerProcess) -> None:
-        await server.wait_ready()
+        await server.wait_ready(self._report)
         self._report(f"the {server.name} server is ready")
 
     async def _restart(self, server: ServerProcess) -> None:

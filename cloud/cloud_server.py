@@ -127,6 +127,7 @@ async def _ready(request: web.Request) -> web.Response:
     request.app[SUPERVISOR].check()
     if SPLIT in request.app:
         request.app[SPLIT].check_started()
+    await request.app[TOKENIZER].prepare()
     return reply(request, {"status": "ready"})
 
 

@@ -10,6 +10,8 @@ from common.config_values import Count, Positive, Seconds, Section, ServerConfig
 class CloudModelConfig(Section, frozen=True):
     path: str = "models/demo-cloud"
     """Folder in Hugging Face form, or a hub id."""
+    local: str = ""
+    """Name of this model's folder under `models.root`; empty: as the hub id."""
     context_length: Positive = 1024
     """Tokens, prompt and answer together."""
     tensor_parallel_size: Positive = 1

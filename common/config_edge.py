@@ -12,6 +12,8 @@ from common.enums import ConfidenceStrategy, StateEncoding
 class EdgeModelConfig(Section, frozen=True):
     path: str = "models/demo-edge.gguf"
     """GGUF file, a folder with one, or a hub id (`owner/name`, `owner/name:pattern`)."""
+    local: str = ""
+    """Name of this model's file or folder under `models.root`; empty: as the hub id."""
     pattern: str = ""
     """Chooses among several files of a folder or hub id, for example `Q4_K_M`."""
     context_length: Positive = 1024
@@ -107,7 +109,7 @@ class EdgeSplitConfig(Section, frozen=True):
     async_upload: bool = True
     """false: hidden states go up only when the cloud is asked."""
     deadline_ms: Positive = 2000
-    """Milliseconds until the last exit answers in place of the cloud."""
+    """Milliseconds until the last exit answers in place of the cloud; more where it has a prompt to compute."""
 
 
 class EdgeConfig(Section, frozen=True):

@@ -21,13 +21,13 @@ DEPRECATED = {
 
 class HttpClientConfig(Section, frozen=True):
     timeout: Seconds = 30.0
-    """Seconds for one call in all, retries included; for one event of a stream of text."""
+    """Seconds for one call, retries included; for one event of a stream of text. A server that works renews it."""
     connect_timeout: Seconds = 2.0
     """Seconds until a connection is made."""
     first_byte_timeout: Seconds = 15.0
-    """Seconds until a cloud begins to answer; a slow one needs them for a long prompt."""
+    """Seconds until a cloud answers a verify, or says that it works on it: a long prompt may take minutes."""
     idle_timeout: Seconds = 10.0
-    """Seconds between two frames of a cloud's stream, or without a sign of life."""
+    """Seconds without a frame of a cloud's stream or a reply to a ping."""
     max_retries: Annotated[int, Meta(ge=0, le=10)] = 3
     """Retries after a connection that could not be made or broke."""
     connection_pool_size: Positive = 100
@@ -122,6 +122,12 @@ class InferenceConfig(Section, frozen=True):
     online: OnlineConfig = OnlineConfig()
 
 
+class ModelsConfig(Section, frozen=True):
+    root: str = ""
+    """Folder with the models, used in place of the hub; empty: hub ids are fetched from the hub. A path that does not
+    exist is looked for under the root, as `local`, `owner/name` and `name`."""
+
+
 class AblationConfig(Section, frozen=True):
     name: str
     """Name on the command line and in reports."""
@@ -144,6 +150,7 @@ class LoggingConfig(Section, frozen=True):
 class Config(Section, frozen=True):
     edge: EdgeConfig = field(default_factory=EdgeConfig)
     cloud: CloudConfig = field(default_factory=CloudConfig)
+    models: ModelsConfig = field(default_factory=ModelsConfig)
     communication: CommunicationConfig = field(default_factory=CommunicationConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     experiments: ExperimentsConfig = field(default_factory=ExperimentsConfig)

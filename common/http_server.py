@@ -12,13 +12,14 @@ from aiohttp import WSCloseCode, web
 from prometheus_client import CollectorRegistry
 
 from common.config_values import ServerConfig
-from common.errors import RequestError, StartError
+from common.errors import NotFoundError, RequestError, StartError
 from common.http import auth as access
 from common.http import middleware
 from common.http.first_completed import first_completed
 from common.http.in_flight import CANCEL_SECONDS, IN_FLIGHT, InFlight
 from common.http.messages import BODY_LIMIT, WEBSOCKETS, error_object, reply
 from common.http.metrics import HttpMetrics, metrics_page
+from common.http.patience import CALL_ROUTE
 from common.protocol import codec
 
 log = logging.getLogger(__name__)
@@ -50,11 +51,19 @@ def make_app(config: ServerConfig | None = None, registry: CollectorRegistry | N
     app[IN_FLIGHT], app[WEBSOCKETS] = in_flight, weakref.WeakSet()
     app.router.add_get("/health", _health)
     app.router.add_get("/metrics", metrics_page(registry))
+    app.router.add_get(CALL_ROUTE, _call)
     return app
 
 
 async def _health(request: web.Request) -> web.Response:
     return reply(request, {"status": "ok"})
+
+
+async def _call(request: web.Request) -> web.Response:
+    """Whether the server works on one of the calls that it was sent: a client asks when the reply is late."""
+    if not request.app[IN_FLIGHT].works_on(request.match_info["id"]):
+        raise NotFoundError("no such call is in flight")
+    return reply(request, {"status": "working"})
 
 
 class ClientConnection(web.RequestHandler):

@@ -56,6 +56,7 @@ async def _ready(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     if not context.engine.alive or (context.split and not context.split.segments.alive):
         raise EngineError("the edge engine has stopped")
+    await context.vocabulary.info()
     return reply(request, {"status": "ready"})
 
 

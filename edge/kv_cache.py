@@ -28,9 +28,12 @@ class SequenceMemory(Protocol):
     held: list[list[int]]
     unified: bool
     """Whether all sequences share one KV buffer, so that every step reads the cells of all."""
+    divisible: bool
+    """Whether a restored snapshot can be cut; else it serves only prompts that begin with all of its tokens."""
 
     @property
     def fingerprint(self) -> str: ...
+    def reusable(self, sequence: int, length: int) -> int: ...
     def rewind(self, sequence: int, length: int) -> int: ...
     def copy(self, source: int, target: int, length: int) -> None: ...
     def snapshot(self, sequence: int) -> bytes: ...
@@ -79,10 +82,10 @@ class LlamaCppKVCache:
         First keeps a snapshot of what it held, if that is long enough and neither a sequence nor a snapshot has it.
         """
         wanted = list(token_ids)
-        self._store.open(llama.fingerprint)
+        self._store.open(llama.fingerprint, llama.divisible)
         self._idle.discard(sequence)
         source, live = self._longest_live(llama, sequence, wanted)
-        own = common_prefix(llama.held[sequence], wanted)
+        own = _reusable(llama, sequence, wanted)
         snapshot, tier = self._better_snapshot(wanted, live)
         stays = own if source == sequence and snapshot is None else 0
         if len(llama.held[sequence]) - stays >= MIN_TOKENS:
@@ -103,7 +106,7 @@ class LlamaCppKVCache:
 
     def save(self, llama: SequenceMemory, sequence: int) -> None:
         """Keeps a snapshot of what `sequence` holds unless another one has it; called before it is overwritten."""
-        self._store.open(llama.fingerprint)
+        self._store.open(llama.fingerprint, llama.divisible)
         self._idle.discard(sequence)
         self._keep(llama, sequence)
         self._index(sequence, [])
@@ -133,7 +136,7 @@ class LlamaCppKVCache:
         if llama is not None:
             live, sequence = max((common_prefix(held, wanted), at) for at, held in enumerate(llama.held))
             if live > (shared if snapshot else 0):
-                self._store.open(llama.fingerprint)
+                self._store.open(llama.fingerprint, llama.divisible)
                 snapshot = Snapshot(list(llama.held[sequence]), llama.snapshot(sequence))
         if snapshot is None:
             raise NotFoundError("nothing is kept of these tokens", param="token_ids")
@@ -164,7 +167,7 @@ class LlamaCppKVCache:
     def _longest_live(self, llama: SequenceMemory, sequence: int, wanted: list[int]) -> tuple[int, int]:
         """The sequence with the longest prefix of `wanted` (`sequence` itself if none has more), and its length."""
         _, candidates = self._live.longest(wanted)
-        lengths = {each: common_prefix(llama.held[each], wanted) for each in (sequence, *candidates)}
+        lengths = {each: _reusable(llama, each, wanted) for each in (sequence, *candidates)}
         source = max(lengths, key=lengths.__getitem__)
         return source, lengths[source]
 
@@ -187,8 +190,8 @@ class LlamaCppKVCache:
         return self._store.enabled and self._store.keep(held, llama.snapshot(sequence))
 
     def _clear_idle(self, llama: SequenceMemory) -> None:
-        """With a unified KV, moves idle sequences into snapshots: their cells would make every step slower."""
-        for sequence in self._idle if llama.unified else ():
+        """With a unified KV, moves idle sequences into snapshots that serve as much: their cells make steps slower."""
+        for sequence in self._idle if llama.unified and llama.divisible else ():
             if self._keep(llama, sequence):
                 llama.rewind(sequence, 0)
                 self._index(sequence, [])
@@ -196,7 +199,7 @@ class LlamaCppKVCache:
 
     def _is_held_elsewhere(self, llama: SequenceMemory, sequence: int, held: list[int]) -> bool:
         _, holders = self._live.longest(held)
-        return any(each != sequence and common_prefix(llama.held[each], held) == len(held) for each in holders)
+        return any(each != sequence and _reusable(llama, each, held) == len(held) for each in holders)
 
     def _index(self, sequence: int, token_ids: list[int]) -> None:
         if sequence in self._indexed:
@@ -208,6 +211,10 @@ class LlamaCppKVCache:
         self._counters["tokens_reused"] += length
         self._counters.update(("hits", tier) if length else ("misses",))
         return length
+
+
+def _reusable(llama: SequenceMemory, sequence: int, wanted: list[int]) -> int:
+    return llama.reusable(sequence, common_prefix(llama.held[sequence], wanted))
 
 
 class AblatedKVCache:

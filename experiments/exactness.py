@@ -1,10 +1,10 @@
-"""Checks that a split model without exits answers as the whole model does.
+"""Checks that lossless answers, and those of a split model without exits, are those of the cloud's model.
 
-python -m experiments.exactness [--kinds fp32,fp16,...] [--questions 200] [--clients 8] [--output DIR]
+python -m experiments.exactness [--kinds rounds,continuous,fp32,...] [--questions 200] [--clients 8] [--output DIR]
 
-The whole model in vLLM and the split model with thresholds above 1 answer the same questions greedily, once for each
-encoding of hidden states. Where two answers differ, the whole model gives the log probabilities of both tokens at the
-first difference: rounding can decide a near-tie either way.
+The model in vLLM alone, and each kind, answer the same questions greedily. Kinds are the verification modes of a pair
+of models, and the encodings of hidden states of a split model with thresholds above 1. Where two answers differ, the
+cloud gives the log probabilities of both tokens at the first difference: rounding can decide a near-tie either way.
 """
 
 import sys
@@ -21,43 +21,48 @@ from rich.table import Table
 from cli import terminal
 from cli.args import config_parser, run_program
 from common.config_schema import HttpClientConfig
+from common.enums import VerificationMode
+from common.errors import ConfigError
 from common.http.client import HTTPClient
 from common.protocol.prefix_hash import common_prefix
-from common.types import StateEncoding
+from common.types import Mode, StateEncoding
 from experiments.harness import experiment
 from experiments.harness.load import in_turns
 from experiments.harness.progress import progress
 from experiments.harness.servers import EdgeSite, fleet
 from experiments.questions import datasets
 from experiments.questions.workload import Question
-from experiments.setup.ablations import CLOUD_ONLY
+from experiments.setup.ablations import CLOUD_ONLY, Ablation
 from experiments.setup.configurations import Configuration, configuration
 from experiments.split import variants
 
-SETTINGS = (*variants.SETTINGS, "edge.model.kv_type=f32")
+SPLIT_SETTINGS = (*variants.SETTINGS, "edge.model.kv_type=f32")
 """Only the hidden states in transit are rounded."""
+PAIR_SETTINGS = ("inference.fallback=false", "communication.http_client.idle_timeout=120")
+"""A lost cloud is an error, and a machine that is busy with everything else is no lost cloud."""
+MODES = tuple(mode.value for mode in VerificationMode if mode is not VerificationMode.AUTO)
 NEVER = 1.01
 """A threshold that no exit reaches."""
-CLIENT = HttpClientConfig(timeout=120.0, max_retries=0, connection_pool_size=100)
-WHOLE = CLOUD_ONLY.name
+CLIENT = HttpClientConfig(timeout=600.0, max_retries=0, connection_pool_size=100)
+ALONE = CLOUD_ONLY.name
 
 
 class Divergence(Struct, kw_only=True):
-    """The first difference of an answer from the whole model's, with both tokens' texts.
+    """The first difference of an answer from the cloud's alone, with both tokens' texts.
 
-    `gap`: the whole model's log probability (natural) of its token minus that of the other one. It is null where the
+    `gap`: the cloud's log probability (natural) of its token minus that of the other one. It is null where the
     answers differ only in length, or a token is not among the 20 most likely.
     """
 
     question: str
     position: int
-    whole: str
-    split: str
+    alone: str
+    other: str
     gap: float | None
 
 
 class ExactnessResult(Struct, kw_only=True):
-    """The comparison for one encoding. `tokens` and `bytes_up` are sums over all answers; bytes are frames up."""
+    """The comparison for one kind. `tokens` and `bytes_up` are sums over all answers; bytes are frames up."""
 
     kind: str
     answers: int
@@ -82,11 +87,17 @@ class ReplayedAnswer(Struct):
 async def main() -> None:
     parser = config_parser(__doc__.partition("\n")[0])
     parser.add_argument(
-        "--data", metavar="FILE|NAME", help="questions (experiments/questions/datasets.py; default: held-out ones)"
+        "--data",
+        metavar="FILE|NAME",
+        help="questions (experiments/questions/datasets.py; default: held-out ones; for other "
+        "models than the demo's: general)",
     )
     parser.add_argument("--questions", type=int, default=200, help="largest number of questions (default %(default)s)")
     parser.add_argument(
-        "--kinds", default=",".join(StateEncoding), help="encodings of hidden states (default %(default)s)"
+        "--kinds",
+        default=",".join(StateEncoding),
+        metavar="NAMES",
+        help=f"{', '.join(MODES)} for a pair; encodings of hidden states (default %(default)s) for a split model",
     )
     parser.add_argument("--clients", type=int, default=8, help="concurrent clients (default %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=96, help="tokens of the longest answer (default %(default)s)")
@@ -99,8 +110,10 @@ async def main() -> None:
         help="folder of the report (default %(default)s)",
     )
     args, console = parser.parse_args(), terminal.console()
-    questions = datasets.load(args.data, args.questions, args.seed).questions
-    results = await measure(args, questions, [StateEncoding(kind) for kind in args.kinds.split(",")], console)
+    kinds = kinds_of(args.kinds)
+    data = datasets.spec_for(args.data, experiment.base_config(args, settings_of(kinds)))
+    questions = datasets.load(data, args.questions, args.seed).questions
+    results = await measure(args, questions, kinds, console)
     show(results, console)
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "exactness.json"
@@ -108,14 +121,33 @@ async def main() -> None:
     console.print(f"written: {path}")
 
 
+def kinds_of(names: str) -> list[Ablation]:
+    """What is compared with the cloud alone, by the comma-separated names; raises ConfigError for an unknown one."""
+    found = []
+    for name in names.split(","):
+        if name in MODES:
+            lossless = {"use_confidence_check": False, "way": name}
+            found.append(Ablation(name=name, description="lossless, in this verification mode", fields=lossless))
+        elif name in tuple(StateEncoding):
+            found.append(variants.split(NEVER, name, transfer=name))
+        else:
+            raise ConfigError(f"--kinds: {name!r} is none of {', '.join([*MODES, *StateEncoding])}")
+    return found
+
+
+def settings_of(kinds: Sequence[Ablation]) -> tuple[str, ...]:
+    """The settings that all servers share."""
+    return SPLIT_SETTINGS if any(kind.mode is Mode.SPLIT for kind in kinds) else PAIR_SETTINGS
+
+
 async def measure(
-    args: Namespace, questions: Sequence[Question], kinds: Sequence[StateEncoding], console: Console
+    args: Namespace, questions: Sequence[Question], kinds: Sequence[Ablation], console: Console
 ) -> list[ExactnessResult]:
-    """Asks the whole model, then the split model with each encoding; starts and ends the servers."""
-    base = experiment.base_config(args, SETTINGS)
-    ablations = [CLOUD_ONLY, *(variants.split(NEVER, kind.value, transfer=kind.value) for kind in kinds)]
-    configurations = [configuration(ablation, base) for ablation in ablations]
-    async with fleet(args, SETTINGS, [one.needs for one in configurations], console.print) as sites:
+    """Asks the cloud alone, then each kind; starts and ends the servers."""
+    settings = settings_of(kinds)
+    base = experiment.base_config(args, settings)
+    configurations = [configuration(ablation, base) for ablation in (CLOUD_ONLY, *kinds)]
+    async with fleet(args, settings, [one.needs for one in configurations], console.print) as sites:
         with progress(console) as bar:
             task = bar.add_task("", total=len(configurations) * len(questions))
             answers = {}
@@ -123,16 +155,16 @@ async def measure(
                 bar.update(task, description=one.name)
                 answers[one.name] = await answers_of(sites[one.needs], one, questions, args, lambda: bar.advance(task))
         async with HTTPClient(sites[configurations[0].needs].cloud_url, CLIENT) as cloud:
-            whole = answers[WHOLE]
+            alone = answers[ALONE]
             return [
                 ExactnessResult(
-                    kind=kind.value,
+                    kind=kind.name,
                     answers=len(questions),
-                    tokens=sum(len(answer.token_ids) for answer in answers[kind.value]),
-                    bytes_up=sum(answer.bytes_up for answer in answers[kind.value]),
+                    tokens=sum(len(answer.token_ids) for answer in answers[kind.name]),
+                    bytes_up=sum(answer.bytes_up for answer in answers[kind.name]),
                     differences=[
                         await divergence(cloud, sites[configurations[0].needs].edge_url, question, one, other)
-                        for question, one, other in zip(questions, whole, answers[kind.value], strict=True)
+                        for question, one, other in zip(questions, alone, answers[kind.name], strict=True)
                         if one.token_ids != other.token_ids
                     ],
                 )
@@ -171,28 +203,28 @@ async def answers_of(
 
 
 async def divergence(
-    cloud: HTTPClient, edge_url: str, question: Question, whole: ReplayedAnswer, split: ReplayedAnswer
+    cloud: HTTPClient, edge_url: str, question: Question, alone: ReplayedAnswer, different: ReplayedAnswer
 ) -> Divergence:
-    """The first difference of two answers, with the whole model's log probabilities after their common prefix."""
-    at = common_prefix(whole.token_ids, split.token_ids)
-    one, other = ((a.texts[at], a.token_ids[at]) if at < len(a.token_ids) else ("", None) for a in (whole, split))
+    """The first difference of two answers, with the cloud's log probabilities after their common prefix."""
+    at = common_prefix(alone.token_ids, different.token_ids)
+    one, other = ((a.texts[at], a.token_ids[at]) if at < len(a.token_ids) else ("", None) for a in (alone, different))
     gap = None
     if one[1] is not None and other[1] is not None:
         async with HTTPClient(edge_url, CLIENT) as edge:
             messages = [{"role": "user", "content": question.prompt}]
             prompt = await edge.post("/tokenize", {"messages": messages}, dict[str, Any])
-        body = {"prompt": [*prompt["tokens"], *whole.token_ids[:at]], "max_tokens": 1, "temperature": 0, "logprobs": 20}
+        body = {"prompt": [*prompt["tokens"], *alone.token_ids[:at]], "max_tokens": 1, "temperature": 0, "logprobs": 20}
         reply = await cloud.post("/v1/completions", {**body, "return_tokens_as_token_ids": True}, dict[str, Any])
         most_likely = reply["choices"][0]["logprobs"]["top_logprobs"][0]
         both = [most_likely.get(f"token_id:{token}") for token in (one[1], other[1])]
         gap = None if None in both else both[0] - both[1]
-    return Divergence(question=question.prompt, position=at, whole=one[0], split=other[0], gap=gap)
+    return Divergence(question=question.prompt, position=at, alone=one[0], other=other[0], gap=gap)
 
 
 def show(results: Sequence[ExactnessResult], console: Console) -> None:
-    """Prints a row for each encoding, then every difference."""
-    table = Table(title="Split model without exits against the whole model, greedy", title_justify="left")
-    for head in ("encoding of states", "answers", "tokens", "bytes up", "answers that differ", "share", "largest gap"):
+    """Prints a row for each kind, then every difference."""
+    table = Table(title="Greedy answers against the cloud's alone", title_justify="left")
+    for head in ("kind", "answers", "tokens", "bytes up", "answers that differ", "share", "largest gap"):
         table.add_column(head, justify="right")
     for one in results:
         different = len(one.differences)
@@ -203,7 +235,7 @@ def show(results: Sequence[ExactnessResult], console: Console) -> None:
     for one in results:
         for each in one.differences:
             gap = "unknown" if each.gap is None else f"{each.gap:.4f}"
-            tokens = f"{each.whole!r} by the whole model, {each.split!r} by the split one"
+            tokens = f"{each.alone!r} by the cloud alone, {each.other!r} here"
             console.print(f"{one.kind}: {each.question!r}, token {each.position + 1}: {tokens}, gap {gap}")
 
 

@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 
 from cli import terminal
 from cli.args import config_parser, load_config, run_program
+from common import model_root
 from common.errors import ConfigError
 from experiments.harness.journal import Journal
 from experiments.harness.options import numbers
@@ -39,7 +40,8 @@ from experiments.network.passes import Pass, PassResult, SweepPlan, passes
 from experiments.network.report import report
 from experiments.network.schema import NetworkReport
 from experiments.network.sweep import NetworkSweep
-from experiments.questions.workload import questions
+from experiments.questions import datasets
+from experiments.questions.workload import Question, questions
 from experiments.report import html, markdown, panel_grid
 from experiments.report.document import write_files
 
@@ -58,7 +60,7 @@ async def main() -> None:
     if left and args.minutes > 0:
         await _run(args, plan, left, journal, console)
     config = load_config(args)
-    found = report(plan, journal.entries, len(planned), token_ends(config.cloud.model.path))
+    found = report(plan, journal.entries, len(planned), token_ends(model_root.cloud_model(config).path))
     write(found, folder, console)
 
 
@@ -70,8 +72,8 @@ async def _run(
     console: Console,
 ) -> None:
     """Runs passes until none is left or the minutes are over."""
-    asked = questions(plan.prompts, plan.seed, Path(plan.data) if plan.data else None)
     plain_edge = any(mode.server is AskedServer.PLAIN_EDGE for mode in plan.modes)
+    asked = questions_of(plan)
     async with (
         site(args, server_settings(plan), plain_edge, console.print) as servers,
         contextlib.aclosing(NetworkSweep(plan, asked, servers)) as sweep,
@@ -84,6 +86,13 @@ async def _run(
                     return
                 journal.add(await sweep.run_pass(one, lambda doing: bar.update(task, description=doing)))
                 bar.advance(task, one.weight)
+
+
+def questions_of(plan: SweepPlan) -> list[Question]:
+    """Raises ConfigError for data with fewer questions than the plan has."""
+    if plan.data == datasets.GENERAL:
+        return datasets.load(plan.data, plan.prompts, plan.seed).questions
+    return questions(plan.prompts, plan.seed, Path(plan.data) if plan.data else None)
 
 
 def server_settings(plan: SweepPlan) -> list[str]:
@@ -129,18 +138,22 @@ def write(found: NetworkReport, folder: Path, console: Console) -> None:
 
 def plan_of(args: argparse.Namespace) -> SweepPlan:
     """Raises ConfigError for values out of range."""
+    data = datasets.spec_for(args.data, load_config(args))
+    available = (
+        len(datasets.load(data, args.prompts, args.seed).questions) if data == datasets.GENERAL else args.prompts
+    )
     plan = SweepPlan(
         round_trips=numbers(args.round_trips, "--round-trips"),
         uplinks=numbers(args.uplinks, "--uplinks"),
         clients=[int(n) for n in numbers(args.clients, "--clients")],
         ways=[mode.name for mode in select_modes(args.ways)],
-        prompts=args.prompts,
+        prompts=min(args.prompts, available),
         repeats=args.repeats,
         max_tokens=args.max_tokens,
         seed=args.seed,
         config=args.config,
         settings=args.set,
-        data=args.data,
+        data=data,
     )
     if min(plan.uplinks) <= 0 or min(plan.clients) < 1 or min(plan.prompts, plan.repeats, plan.max_tokens) < 1:
         raise ConfigError("uplinks, clients, prompts, repeats and tokens must be more than 0")
@@ -173,7 +186,11 @@ def parser() -> argparse.ArgumentParser:
         "--repeats", type=int, default=1, help="answers per prompt, cell and mode (default %(default)s)"
     )
     options.add_argument("--max-tokens", type=int, default=96, help="longest answer (default %(default)s)")
-    options.add_argument("--data", metavar="FILE", help='JSON lines with a "prompt" each (default: the demo corpus)')
+    options.add_argument(
+        "--data",
+        metavar="FILE",
+        help='JSON lines with a "prompt" each, or general (default: the demo corpus; for other models: general)',
+    )
     options.add_argument("--seed", type=int, default=0, help="chooses prompts and orders (default %(default)s)")
     options.add_argument(
         "--minutes", type=float, default=15, help="start no pass after this time; 0: only report (default %(default)s)"

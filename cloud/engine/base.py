@@ -3,14 +3,16 @@
 import asyncio
 import os
 import threading
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import StreamingInput
@@ -22,7 +24,10 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from cloud.engine import hardware, version
-from cloud.engine.process_tree import ProcessTree
+from cloud.engine.long_steps import LongSteps
+from cloud.engine.process_tree import ProcessTree, memory_of_children
+from cloud.vllm_plugin.step_file import STEPS_FOLDER
+from common import hub
 from common.errors import EngineError, RequestError, StartError
 from common.hardware import Setting, log_settings
 
@@ -44,17 +49,27 @@ class VLLMEngine:
         """The settings that fit the machine, by name, and why; set by the start."""
         self._llm: AsyncLLM | None = None
         self._processes: ProcessTree | None = None
+        self._steps_folder: TemporaryDirectory[str] | None = None
+        self._started_at = 0.0
+        self._long_steps: LongSteps | None = None
 
     async def start(self) -> None:
         """Returns when the model answers (after about 30 s); raises StartError, and then leaves nothing running."""
+        self._started_at = time.monotonic()
         try:
             llm = await self._started()
             await self._warm_up()
             await self._opened(llm)
-            self._processes = ProcessTree(process.pid for process in _processes(llm))
+            self._watch(llm)
         except BaseException:
             await self.close()
             raise
+
+    def start_progress(self) -> str:
+        """What a start that runs is doing, since when, and how much memory the engine has filled."""
+        stage = "it loads the model" if self._llm is None else "it warms up"
+        seconds, gigabytes = time.monotonic() - self._started_at, memory_of_children() / 1e9
+        return f"{stage}, {seconds:.0f} s so far, {gigabytes:.1f} GB in memory"
 
     async def _warm_up(self) -> None:
         """Asks for a log-probability: for the first one vLLM compiles code, and does not answer for seconds."""
@@ -63,6 +78,11 @@ class VLLMEngine:
 
     async def _opened(self, llm: AsyncLLM) -> None:
         """Called at the end of a start, for subclasses."""
+
+    def _watch(self, llm: AsyncLLM) -> None:
+        assert self._steps_folder is not None
+        self._processes = ProcessTree(process.pid for process in _processes(llm))
+        self._long_steps = LongSteps(Path(self._steps_folder.name), self._processes)
 
     def _engine_args(self) -> AsyncEngineArgs:
         args = AsyncEngineArgs.from_cli_args(self._args)
@@ -79,10 +99,14 @@ class VLLMEngine:
             llm.output_processor.propagate_error(EngineDeadError())
             await asyncio.to_thread(llm.shutdown)
             llm.engine_core.resources.ctx.destroy(linger=0)  # vLLM leaves it open
+        if self._steps_folder is not None:
+            self._steps_folder.cleanup()
 
     async def _started(self) -> AsyncLLM:
         # Not the loop's default executor, which would wait for a start that was cancelled.
-        starting: Future[AsyncLLM] = _in_thread(_start, self._args.model, self._engine_args, self.environment)
+        self._steps_folder = TemporaryDirectory(prefix="cloud-steps-")
+        environment = {**self.environment, STEPS_FOLDER: self._steps_folder.name}
+        starting: Future[AsyncLLM] = _in_thread(_start, self._args.model, self._engine_args, environment)
         try:
             self._llm = await asyncio.wrap_future(starting)
         except asyncio.CancelledError:
@@ -98,6 +122,10 @@ class VLLMEngine:
     async def ping(self) -> None:
         """Returns when the engine's loop, which answers between two steps, has answered."""
         await self._running.engine_core.is_sleeping_async()
+
+    def computing(self) -> bool:
+        """Whether the engine has computed a step since the last call."""
+        return self._long_steps is not None and self._long_steps.computing()
 
     async def check_health(self) -> None:
         """Raises EngineError if the engine is not up, or has died."""
@@ -174,6 +202,8 @@ def _check_model(model: str) -> None:
     if model.startswith(("/", ".", "~")):
         raise StartError(f"{model}: no such directory")
     try:
+        if not try_to_load_from_cache(model, "config.json"):
+            hub.check_reached(model)
         hf_hub_download(model, "config.json")
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise StartError(f"{model}: neither a directory nor a model that the hub can give") from error

@@ -1,9 +1,18 @@
-"""Remembers the processes of an engine, with all their children, so that all of them can be killed."""
+"""Remembers the processes of an engine, with all their children: whether they work, and to kill all of them."""
 
 from collections.abc import Iterable
 from contextlib import suppress
 
 import psutil
+
+
+def memory_of_children() -> int:
+    """Bytes of memory that all descendants of this process use, as they load a model for example."""
+    used = 0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            used += process.memory_info().rss
+    return used
 
 
 class ProcessTree:
@@ -15,12 +24,24 @@ class ProcessTree:
             with suppress(psutil.NoSuchProcess):
                 self._known.append(psutil.Process(pid))
         self._known += self._children()
+        self._cpu_seconds = 0.0
 
     def kill(self) -> None:
         """Sends SIGKILL, which also ends stopped processes, to all; process ids that were reused are left alone."""
         for process in {*self._known, *self._children()}:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+
+    def used_cpu(self) -> bool:
+        """Whether the processes have used the CPU since the last call, and none of them is stopped."""
+        before, self._cpu_seconds = self._cpu_seconds, 0.0
+        stopped = False
+        for process in self._known:
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                self._cpu_seconds += times.user + times.system
+                stopped |= process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+        return self._cpu_seconds > before and not stopped
 
     def _children(self) -> list[psutil.Process]:
         found: list[psutil.Process] = []

@@ -1,6 +1,6 @@
 """Supervises one engine: starts it, watches it, kills it when it hangs or dies, and starts it again.
 
-An engine hangs when it does not answer a ping; its process may still exist (stopped, stuck in a step, swapped out).
+An engine hangs when it neither answers a ping nor computes; its process may still exist (stopped, deadlocked).
 Requests that wait for a lost engine fail at once, whether the engine's own library notices the loss or not.
 """
 
@@ -27,6 +27,9 @@ class SupervisedEngine(Protocol):
     async def start(self) -> None:
         """Returns when the engine answers; raises StartError. A cancelled start leaves nothing behind."""
 
+    def start_progress(self) -> str:
+        """What a start that runs is doing, in a few words."""
+
     async def close(self) -> None:
         """Frees everything, started or not; requests still running fail with EngineError."""
 
@@ -35,6 +38,9 @@ class SupervisedEngine(Protocol):
 
     async def ping(self) -> None:
         """Returns when the engine process's loop has answered; if it does not, raises EngineError or never returns."""
+
+    def computing(self) -> bool:
+        """Whether the engine has computed since the last call: it answers no ping during a step, which may be long."""
 
     def kill(self) -> None:
         """Kills all of the engine's processes, also stopped ones."""
@@ -71,6 +77,7 @@ class EngineSupervisor:
         self._waiting: set[_Use] = set()
         self._settled = asyncio.Event()
         self._down: FrameworkError | None = EngineError("the engine is starting")
+        self._starting = False
         self._pause = timing.first_pause
 
     @property
@@ -79,9 +86,10 @@ class EngineSupervisor:
         return self._down is None
 
     def check(self) -> None:
-        """Raises EngineError with the reason unless the engine is up; for GET /ready."""
+        """Raises EngineError with the reason unless the engine is up, and how far a start is; for GET /ready."""
         if self._down is not None:
-            raise EngineError(self._down.message)
+            progress = self._engine.start_progress() if self._starting else ""
+            raise EngineError(f"{self._down.message}: {progress}" if progress else self._down.message)
 
     async def wait_up(self) -> None:
         """Returns when the engine is up; raises the error of its first start, or EngineError once it is closed."""
@@ -105,7 +113,7 @@ class EngineSupervisor:
     async def run(self) -> None:
         """Runs until cancelled; raises the error of the first start, because waiting does not mend a wrong model."""
         try:
-            await self._engine.start()
+            await self._start()
             while True:
                 self._set_up()
                 began = time.monotonic()
@@ -123,25 +131,22 @@ class EngineSupervisor:
             self._end(EngineError("the engine is closed"))
             await self._engine.close()
 
+    async def _start(self) -> None:
+        self._starting = True
+        try:
+            await self._engine.start()
+        finally:
+            self._starting = False
+
     async def _lost(self) -> str:
         """Watches an engine that is up; returns the reason when it is lost."""
         while True:
             ping = asyncio.create_task(self._engine.ping())
             try:
-                # Counted in checks, not by the clock: while this process's own loop stands still, no engine can answer.
-                checks = math.ceil(self._timing.hang / self._timing.watch)
-                for number in range(1, PATIENCE * checks + 1):
-                    await asyncio.wait({ping}, timeout=self._timing.watch)
-                    await self._engine.check_health()
-                    if ping.done():
-                        break
-                    if number == checks:
-                        self._suspend()
-                else:
+                if await self._silent(ping):
                     return f"the engine has not answered for {PATIENCE * self._timing.hang:g} s"
                 ping.result()
-                if self._down is not None:
-                    self._set_up()
+                self._resume()
             except Exception as error:  # of any kind: the engine is broken
                 log.debug("the engine is lost", exc_info=error)
                 return error.message if isinstance(error, FrameworkError) else f"the engine has failed: {error}"
@@ -150,13 +155,31 @@ class EngineSupervisor:
                 await asyncio.gather(ping, return_exceptions=True)
             await asyncio.sleep(self._timing.watch)
 
+    async def _silent(self, ping: asyncio.Task[None]) -> bool:
+        """Waits for `ping` as long as the engine computes; returns True if it did neither for too long."""
+        # Counted in checks, not by the clock: while this process's own loop stands still, no engine can answer.
+        checks, silent = math.ceil(self._timing.hang / self._timing.watch), 0
+        while silent < PATIENCE * checks:
+            await asyncio.wait({ping}, timeout=self._timing.watch)
+            await self._engine.check_health()
+            if ping.done():
+                return False
+            if self._engine.computing():
+                silent = 0
+                self._resume()
+                continue
+            silent += 1
+            if silent == checks:
+                self._suspend()
+        return True
+
     async def _restart(self) -> None:
         while True:
             await self._clear_away()
             await asyncio.sleep(self._pause)
             self._pause = min(2 * self._pause, self._timing.longest_pause)
             try:
-                await self._engine.start()
+                await self._start()
             except Exception as error:
                 log.error("the engine did not start again: %s", error)
             else:
@@ -171,10 +194,14 @@ class EngineSupervisor:
             log.error("the lost engine could not be closed", exc_info=error)
 
     def _suspend(self) -> None:
-        """Takes no new requests until the engine answers; those that wait keep waiting, as a step may just be long."""
+        """Takes no new requests until the engine answers; those that wait keep waiting, as it may still do so."""
         self._down = EngineError(f"the engine has not answered for {self._timing.hang:g} s")
         self._settled.clear()
         log.warning("%s", self._down.message)
+
+    def _resume(self) -> None:
+        if self._down is not None:
+            self._set_up()
 
     def _set_up(self) -> None:
         self._down = None

@@ -1,14 +1,16 @@
 """GET /tokenizer and /tokenizer/file: the cloud's tokenizer, for edges whose own may differ."""
 
 import asyncio
+from contextlib import suppress
 
 from aiohttp import web
+from jinja2 import TemplateError
 
 from cloud.engine.engine import CloudEngine
 from common.errors import VocabularyError
 from common.http.messages import reply
 from common.protocol import vocabulary
-from common.protocol.vocabulary import TokenizerFile, VocabularyInfo
+from common.protocol.vocabulary import GREETING, TokenizerFile, VocabularyInfo
 
 
 class TokenizerRoute:
@@ -17,6 +19,8 @@ class TokenizerRoute:
     def __init__(self, engine: CloudEngine) -> None:
         self._engine = engine
         self._file: TokenizerFile | None = None
+        self._greeting: list[int] | None = None
+        self._reading = asyncio.Lock()
 
     def add_to(self, app: web.Application) -> None:
         app.router.add_get("/tokenizer", self.info)
@@ -24,7 +28,7 @@ class TokenizerRoute:
 
     async def info(self, request: web.Request) -> web.Response:
         file = await self._read_once()
-        return reply(request, VocabularyInfo(file.fingerprint, self._engine.vocab_size))
+        return reply(request, VocabularyInfo(file.fingerprint, self._engine.vocab_size, self._greeting))
 
     async def file(self, request: web.Request) -> web.Response:
         return reply(request, await self._read_once())
@@ -34,10 +38,30 @@ class TokenizerRoute:
         if fingerprint and fingerprint != (await self._read_once()).fingerprint:
             raise VocabularyError("these token ids are of another vocabulary than this cloud's", param="vocabulary")
 
+    async def prepare(self) -> None:
+        """Reads the tokenizer, which takes seconds for a large vocabulary, before an edge waits for it."""
+        with suppress(VocabularyError):
+            await self._read_once()
+
     async def _read_once(self) -> TokenizerFile:
-        if self._file is None:
-            self._file = await asyncio.to_thread(_read, self._engine)
+        async with self._reading:
+            if self._file is None:
+                self._greeting = await asyncio.to_thread(greeting, self._engine)
+                self._file = await asyncio.to_thread(_read, self._engine)
         return self._file
+
+
+def greeting(engine: CloudEngine) -> list[int] | None:
+    """The prompt for GREETING by the model's chat template; empty without one, None if it refuses the message."""
+    if not engine.chat_template:
+        return []
+    tokenizer, turn = engine.tokenizer, {"role": "user", "content": GREETING}
+    options = {"chat_template": engine.chat_template, "tokenize": False, "add_generation_prompt": True}
+    try:
+        text = tokenizer.apply_chat_template([turn], **options)
+    except TemplateError:
+        return None
+    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _read(engine: CloudEngine) -> TokenizerFile:

@@ -10,10 +10,10 @@ Importing this module installs the patches: in vLLM's worker processes `NoPropos
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from cloud.vllm_plugin import patches
+from cloud.vllm_plugin.announced_steps import AnnouncingScheduler
 from cloud.vllm_plugin.answer_so_far import begin_with_answer
 from cloud.vllm_plugin.keys import DRAFT_KEY
 from cloud.vllm_plugin.running_drafts import RunningDrafts
@@ -35,7 +35,7 @@ class NoProposer:
         return [[] for _ in sampled_token_ids]
 
 
-class RemoteDraftScheduler(Scheduler):
+class RemoteDraftScheduler(AnnouncingScheduler):
     """vLLM's scheduler, which verifies the draft that a request carries in the step that ends its prefill.
 
     A request with a draft ends after that step, also when a rejection leaves it fewer tokens than `max_tokens`, which

@@ -8,10 +8,10 @@ Importing this module installs the patches: in vLLM's worker processes `TailWork
 from typing import Any
 
 import torch
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, StreamingUpdate
 
 from cloud.vllm_plugin import patches
+from cloud.vllm_plugin.announced_steps import AnnouncingScheduler
 from cloud.vllm_plugin.keys import STATES_KEY
 
 patches.install()
@@ -44,7 +44,7 @@ class LateRows:
         return self.rows[wanted.start - self.start : wanted.stop - self.start]
 
 
-class TailScheduler(Scheduler):
+class TailScheduler(AnnouncingScheduler):
     """vLLM's scheduler, which gives each part of a live request the hidden states that came with it."""
 
     def add_request(self, request: Request) -> None:

@@ -23,8 +23,8 @@ class CloudStream:
     """Use `async with`, iterate over its TokensFrames, and send `draft`s meanwhile; leaving it ends the answer.
 
     All methods raise EndpointError when the server cannot be used, RequestError (or a child) when it refuses. The
-    server is lost if its first frame takes longer than `first_byte_timeout` or a later one longer than `idle_timeout`,
-    or if it answers no ping within `idle_timeout`. With F4 the connection is kept for the next answer after an end.
+    server is lost if it sends nothing and answers no ping for `idle_timeout`: a frame may take long, because the
+    server's engine may have a long prompt to read. With F4 the connection is kept for the next answer after an end.
     """
 
     def __init__(self, client: HTTPClient, start: StartFrame, traffic: Traffic | None = None) -> None:
@@ -42,7 +42,6 @@ class CloudStream:
         """Seconds for the TCP and WebSocket handshakes, two round trips; 0 on a connection that was kept."""
         self._kept = False
         """Whether the connection was kept and nothing was received since: the server may be closing it."""
-        self._frame_timeout = client.config.first_byte_timeout
         self._ws: aiohttp.ClientWebSocketResponse | None = None
 
     async def __aenter__(self) -> Self:
@@ -115,21 +114,23 @@ class CloudStream:
 
     async def _receive(self) -> ServerFrame:
         assert self._ws is not None
-        try:
-            async with asyncio.timeout(self._frame_timeout):
-                message = await self._ws.receive()
-        except TimeoutError as error:
-            raise EndpointError(f"{self._client.base_url} sent nothing for {self._frame_timeout:g} s") from error
+        message = await self._ws.receive()
         if message.type not in (WSMsgType.BINARY, WSMsgType.TEXT):
             if self._kept:  # closed while idle, before the start frame arrived: nothing was done
                 await self._connect()
                 return await self._receive()
-            raise EndpointError(f"{self._client.base_url} broke the stream (close code {self._ws.close_code})")
-        self._kept, self._frame_timeout = False, self._client.config.idle_timeout
+            raise EndpointError(f"{self._client.base_url} {self._loss()}")
+        self._kept = False
         data: bytes = message.data.encode() if isinstance(message.data, str) else message.data
         self._count(bytes_down=len(data))
         frame: ServerFrame = self._client.decode(data, cast(Any, ServerFrame))
         return frame
+
+    def _loss(self) -> str:
+        assert self._ws is not None
+        if isinstance(self._ws.exception(), aiohttp.ServerTimeoutError):
+            return f"sent nothing for {self._client.config.idle_timeout:g} s"
+        return f"broke the stream (close code {self._ws.close_code})"
 
     def _count(self, **counts: int) -> None:
         for traffic in (self._client.traffic, self._traffic):

@@ -4,8 +4,9 @@ import asyncio
 import logging
 import os
 import time
+import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -16,6 +17,7 @@ from common.config_schema import HttpClientConfig
 from common.config_values import NO_KEY, Secret
 from common.errors import ConfigError, EndpointError, RequestError
 from common.http.error_replies import check_protocol, error_from_reply
+from common.http.patience import CALL_ID_HEADER, CALL_ROUTE, Call, late_reply
 from common.http.request_context import outgoing_headers
 from common.http.retry import ConnectionBroken, Unreachable, attempts
 from common.http.traffic import Traffic
@@ -85,13 +87,23 @@ class HTTPClient:
     ) -> T:
         """Sends `body` and decodes the reply as `type_`; adds the call to the client's traffic and to `traffic`.
 
-        `first_byte`: seconds within which the reply must begin, beside the total `config.timeout`. Raises EndpointError
-        when the server cannot be used, RequestError (or a child) when it refuses the request.
+        `first_byte`: seconds within which the reply must begin, in place of `config.timeout`, unless the server says
+        that it works on the call. Raises EndpointError when the server cannot be used, RequestError (or a child) when
+        it refuses the request.
         """
-        return self.decode(await self._call("POST", path, body, traffic, first_byte), type_)
+        call = self._call("POST", path, codec.encode(body, self.content_type))
+        call.patience = first_byte or call.patience
+        try:
+            return self.decode(await self._send(call), type_)
+        finally:
+            if traffic is not None:
+                traffic.add(call.spent)
 
     async def get(self, path: str, type_: type[T]) -> T:
-        return self.decode(await self._call("GET", path, None, None, None), type_)
+        return self.decode(await self._send(self._call("GET", path)), type_)
+
+    def _call(self, method: str, path: str, body: bytes = b"") -> Call:
+        return Call(method, path, body, self.content_type, self.config.timeout, self.config.timeout)
 
     def decode(self, data: bytes, type_: type[T]) -> T:
         """A reply of this server as `type_`; raises EndpointError if it is not one."""
@@ -103,7 +115,7 @@ class HTTPClient:
     async def check_ready(self) -> None:
         """Calls GET /ready once, without retries; raises EndpointError unless the server is ready."""
         try:
-            async with self._request("GET", "/ready", b"", self.content_type, Traffic(), self.config.timeout):
+            async with self._exchange(self._call("GET", "/ready")):
                 pass
         except RequestError as error:
             raise EndpointError(f"{self.base_url}: {error.message}") from error
@@ -138,13 +150,15 @@ class HTTPClient:
     async def events(self, path: str, body: object) -> AsyncIterator[bytes]:
         """The data of each server-sent event until `[DONE]`; raises like `post`, also for an error event.
 
-        `config.timeout` limits the wait for each event, not the whole stream.
+        `config.timeout` limits the wait for each event or comment, not the whole stream.
         """
         wait = self.config.timeout
-        async with self._request("POST", path, codec.encode(body), codec.JSON, Traffic(), wait) as response:
+        async with self._exchange(Call("POST", path, codec.encode(body), codec.JSON, wait, wait)) as response:
             while True:
                 async with asyncio.timeout(wait):
                     line = await response.content.readline()
+                if line.startswith(b":"):
+                    continue  # a comment: the server works
                 data = line.removeprefix(b"data: ").strip()
                 if data == b"[DONE]" or not line:
                     return
@@ -153,51 +167,36 @@ class HTTPClient:
                 if data:
                     yield data
 
-    async def _call(
-        self, method: str, path: str, body: object, traffic: Traffic | None, first_byte: float | None
-    ) -> bytes:
-        encoded = b"" if body is None else codec.encode(body, self.content_type)
-        spent, retries = Traffic(), self.config.max_retries if self.config.optimized else 0
+    async def _send(self, call: Call) -> bytes:
+        """The reply's body; repeats the call where that is safe."""
+        spent, retries = call.spent, self.config.max_retries if self.config.optimized else 0
         try:
-            async with asyncio.timeout(self.config.timeout):
-                async for attempt in attempts(method, path, retries):
+            async with asyncio.timeout(call.seconds) as call.deadline:
+                async for attempt in attempts(call.method, call.path, retries):
                     spent.retries += attempt.num > 1
                     with attempt:
-                        return await self._attempt(method, path, encoded, spent, first_byte)
+                        async with self._exchange(call) as response:
+                            reply = await response.read()
+                        spent.bytes_down += len(reply)
+                        return reply
             raise AssertionError("stamina returns or raises")
         except TimeoutError as error:
             spent.failures += 1
-            raise self._timeout_error(self.config.timeout) from error
+            raise self._timeout_error(call.seconds) from error
         finally:
             self.traffic.add(spent)
-            if traffic is not None:
-                traffic.add(spent)
-
-    async def _attempt(self, method: str, path: str, body: bytes, spent: Traffic, first_byte: float | None) -> bytes:
-        async with self._request(method, path, body, self.content_type, spent, first_byte) as response:
-            reply = await response.read()
-            spent.bytes_down += len(reply)
-            return reply
 
     @asynccontextmanager
-    async def _request(
-        self, method: str, path: str, body: bytes, content_type: str, spent: Traffic, first_byte: float | None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One HTTP exchange, whose failures become EndpointError or RequestError; adds it to `spent`.
-
-        The reply must begin within `first_byte` seconds, connecting included.
-        """
-        started, status = time.perf_counter(), "lost"
-        headers = {"Content-Type": content_type, "Accept": content_type, **self.headers()}
+    async def _exchange(self, call: Call) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One HTTP exchange, whose failures become EndpointError or RequestError; adds it to `call.spent`."""
+        started, status, spent, body = time.perf_counter(), "lost", call.spent, call.body
+        headers = {"Content-Type": call.content_type, "Accept": call.content_type, **self.headers()}
         if self._should_compress(body):
             body, headers["Content-Encoding"] = zstandard.compress(body, COMPRESS_LEVEL), "zstd"
         spent.calls += 1
         spent.bytes_up += len(body)
         try:
-            async with asyncio.timeout(first_byte):
-                response = await self.session().request(
-                    method, self.base_url + path, data=body or None, headers=headers
-                )
+            response = await self._begin(call, body, headers)
             async with response:
                 status = str(response.status)
                 if self._check_protocol:
@@ -217,14 +216,30 @@ class HTTPClient:
             raise Unreachable(f"cannot reach {self.base_url} ({reason}): is that server running?") from error
         except TimeoutError as error:
             spent.failures += 1
-            raise self._timeout_error(first_byte or self.config.timeout) from error
+            raise self._timeout_error(call.patience) from error
         except aiohttp.ClientError as error:
             spent.failures += 1
             raise ConnectionBroken(f"{self.base_url} broke the connection ({type(error).__name__})") from error
         finally:
             elapsed_ms = (time.perf_counter() - started) * 1000
             spent.total_ms += elapsed_ms
-            log.debug("%s %s%s %s %.1f ms, %d bytes up", method, self.base_url, path, status, elapsed_ms, len(body))
+            log.debug("%s %s%s %s %.1f ms", call.method, self.base_url, call.path, status, elapsed_ms)
+
+    async def _begin(self, call: Call, body: bytes, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        """Sends the request; returns when the reply begins. Raises TimeoutError when the server shows no work on it."""
+        headers[CALL_ID_HEADER] = call_id = uuid.uuid4().hex
+        request = self.session().request(call.method, self.base_url + call.path, data=body or None, headers=headers)
+        if call.method == "GET":
+            async with asyncio.timeout(call.patience):
+                return await request
+        return await late_reply(request, call, lambda: self._works_on(call_id))
+
+    async def _works_on(self, call_id: str) -> bool:
+        """Whether the server says that it works on a call."""
+        with suppress(EndpointError, RequestError):
+            async with self._exchange(self._call("GET", CALL_ROUTE.format(id=call_id))):
+                return True
+        return False
 
     def _timeout_error(self, seconds: float) -> EndpointError:
         return EndpointError(f"{self.base_url} did not answer within {seconds:g} s")

@@ -20,6 +20,7 @@ class InFlight:
         self.draining = asyncio.Event()
         self._tasks: set[asyncio.Task[object]] = set()
         self._cancelled: set[asyncio.Task[object]] = set()
+        self._calls: set[str] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -27,19 +28,25 @@ class InFlight:
         return len(self._tasks)
 
     @contextmanager
-    def track(self) -> Iterator[None]:
-        """Counts the running task as a request in flight until the block ends."""
+    def track(self, call_id: str = "") -> Iterator[None]:
+        """Counts the running task as a request in flight until the block ends; its client may ask for `call_id`."""
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._calls.add(call_id)
         self._idle.clear()
         try:
             yield
         finally:
             self._tasks.discard(task)
             self._cancelled.discard(task)
+            self._calls.discard(call_id)
             if not self._tasks:
                 self._idle.set()
+
+    def works_on(self, call_id: str) -> bool:
+        """Whether the call with this id is in flight."""
+        return bool(call_id) and call_id in self._calls
 
     async def wait_idle(self) -> None:
         """Returns when no request is in flight."""

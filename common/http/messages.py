@@ -4,8 +4,8 @@ import asyncio
 import logging
 import time
 import weakref
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -29,6 +29,10 @@ BODY_LIMIT = 4 * 2**20
 """Bytes of a request body, before and after decompression."""
 BODY_SECONDS = 30.0
 """How long a request body may take to arrive."""
+KEEPALIVE = b": working\n\n"
+"""A comment among server-sent events, which clients skip."""
+KEEPALIVE_SECONDS = 5.0
+"""How long an event stream is silent before it gets one: clients and proxies drop idle connections."""
 HEARTBEAT_SECONDS = 20.0
 """Interval of pings to a WebSocket's peer, which has half of it to answer."""
 
@@ -95,12 +99,12 @@ def reply(request: web.Request, value: object, status: int = 200) -> web.Respons
 async def stream(request: web.Request, events: AsyncGenerator[bytes, None]) -> web.StreamResponse:
     """Sends `events`, already encoded as server-sent events; a failure becomes an error event and ends the stream.
 
-    Closes `events` at once when the client disconnects.
+    While there is no event it sends comments. Closes `events` at once when the client disconnects.
     """
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     await response.prepare(request)
     exchange = request[EXCHANGE]
-    async with aclosing(events):
+    async with aclosing(events), _kept_alive(response, exchange):
         try:
             async for event in events:
                 try:
@@ -118,6 +122,26 @@ async def stream(request: web.Request, events: AsyncGenerator[bytes, None]) -> w
             exchange.record_sent(len(event))
     await response.write_eof()
     return response
+
+
+@asynccontextmanager
+async def _kept_alive(response: web.StreamResponse, exchange: Exchange) -> AsyncIterator[None]:
+    """Sends a comment whenever nothing was sent for KEEPALIVE_SECONDS, in a task of its own, until the block ends."""
+
+    async def send() -> None:
+        sent = exchange.bytes_out
+        while True:
+            await asyncio.sleep(KEEPALIVE_SECONDS)
+            if exchange.bytes_out == sent:
+                await response.write(KEEPALIVE)
+            sent = exchange.bytes_out
+
+    task = asyncio.create_task(send())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def websocket(request: web.Request, message_limit: int = BODY_LIMIT) -> web.WebSocketResponse:

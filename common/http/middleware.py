@@ -20,12 +20,13 @@ from common.errors import (
 from common.http.in_flight import IN_FLIGHT
 from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, client_error, error_object, reply
 from common.http.metrics import HttpMetrics, RequestOutcome
+from common.http.patience import CALL_ID_HEADER, CALL_ROUTE
 from common.http.request_context import current_request_id, current_traceparent, valid_traceparent
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-PROBES = ("/health", "/ready", "/metrics")
+PROBES = ("/health", "/ready", "/metrics", CALL_ROUTE)
 """Requested every few seconds by monitoring: logged only at level DEBUG."""
 UNKNOWN_ROUTE = "other"
 
@@ -38,7 +39,7 @@ def observe(metrics: HttpMetrics) -> Middleware:
         _set_context(request)
         outcome, status = RequestOutcome.CANCELLED, 499  # nginx's status for a client that disconnected
         try:
-            with request.app[IN_FLIGHT].track():
+            with request.app[IN_FLIGHT].track(request.headers.get(CALL_ID_HEADER, "")):
                 response = await handler(request)
             outcome, status = _outcome(request, response), response.status
             return response
@@ -131,6 +132,6 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 @web.middleware
 async def stopping(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Raises StoppingError while the server stops, for requests over connections that are still open and for /ready."""
-    if request.app[IN_FLIGHT].draining.is_set() and request.path not in ("/health", "/metrics"):
+    if request.app[IN_FLIGHT].draining.is_set() and route_of(request) not in ("/health", "/metrics", CALL_ROUTE):
         raise StoppingError("the server is stopping")
     return await handler(request)

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 from common.errors import VocabularyError
 
 T = TypeVar("T")
+GREETING = "Hello"
+"""A user's message that both servers render, to compare their chat templates."""
 ANCHORS = ("\n", "a", ".")
 """Characters to put before a text; with one of them the text does not merge."""
 
@@ -23,6 +25,8 @@ class VocabularyInfo(Struct, frozen=True):
     """See `fingerprint` below."""
     size: int
     """The number of ids, padding included."""
+    greeting: list[int] | None = None
+    """The cloud's ids of the prompt for GREETING, by its chat template; empty: it has none; None: not known."""
 
 
 class TokenizerFile(Struct, kw_only=True):

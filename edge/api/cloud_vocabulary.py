@@ -1,6 +1,8 @@
 """Compares the vocabularies of edge and cloud once, and gives each prompt in the token ids of both."""
 
 import asyncio
+import contextlib
+import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,12 +13,15 @@ from common.decoding.vocab_translation import PaddedDrafter, TranslatingDrafter
 from common.errors import EndpointError, RequestError, VocabularyError
 from common.protocol.openai import Message
 from common.protocol.vocabulary import Relation, RemoteVocabulary, TokenizerFile, VocabularyInfo, compare, fingerprint
+from edge.api import chat_forms
 from edge.api.shared_prompt import SharedPrompt
 from edge.engine.engine import EdgeEngine
 from edge.text.chat_template import ChatTemplate
 
+log = logging.getLogger(__name__)
+
 COMPARE_SECONDS = 5.0
-"""How long a request waits for a first comparison: as long as for any connection (common/http/client.py)."""
+"""How long a request waits for a cloud that it has not yet been compared with."""
 PIECES = 4096
 """Tokens that are converted to bytes without a pause: some milliseconds."""
 T = TypeVar("T", covariant=True)
@@ -43,15 +48,18 @@ class VocabularyMatch:
 class CloudVocabulary:
     """Compares at the start; if that fails, with the next request. Until it succeeds the cloud is sent no token ids.
 
-    Owns the running comparison and the cloud's chat templates: `async with`. `get` asks the cloud.
+    Owns the running comparison and the cloud's chat templates: `async with`. `get` asks the cloud; `template` is the
+    edge's, with which the cloud's is compared.
     """
 
-    def __init__(self, engine: EdgeEngine, get: Get) -> None:
+    def __init__(self, engine: EdgeEngine, get: Get, template: ChatTemplate | None = None) -> None:
         self._engine = engine
         self._get = get
+        self._template = template
         self._match: VocabularyMatch | None = None
         self._comparing: asyncio.Task[VocabularyMatch] | None = None
         self._ours: VocabularyInfo | None = None
+        self._computing = asyncio.Lock()
         self._templates = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -67,7 +75,11 @@ class CloudVocabulary:
         await self._templates.aclose()
 
     async def info(self) -> VocabularyInfo:
-        """Fingerprint and size of the edge's vocabulary."""
+        """Fingerprint and size of the edge's vocabulary; computing them takes about a second for a large one."""
+        async with self._computing:
+            return await self._info()
+
+    async def _info(self) -> VocabularyInfo:
         if self._ours is None:
             size, pieces = self._engine.vocab_size, list[bytes]()
             while len(pieces) < size:
@@ -82,6 +94,7 @@ class CloudVocabulary:
     ) -> SharedPrompt:
         """The prompt, `ids` to the edge, in the token ids of both.
 
+        A cloud with another vocabulary and no chat template reads a conversation as the edge's model writes it.
         Raises RequestError if the vocabularies differ and neither `text` nor `messages` is given.
         """
         try:
@@ -90,10 +103,10 @@ class CloudVocabulary:
             return SharedPrompt(ids, ids, self._engine.piece, unknown_because=error.message)
         if match.vocabulary is None:
             return self._same(ids, match)
-        if messages is not None:
-            if match.template is None:
-                raise RequestError("the cloud's model has no chat template: use /v1/completions", param="messages")
+        if messages is not None and match.template is not None:
             text, add_special = await match.template.render(messages), False
+        elif messages is not None:
+            text, add_special = self._engine.detokenize(ids, special=True), True
         elif text is None:
             hint = 'give text, or ask in mode "edge_only"'
             raise RequestError(
@@ -134,6 +147,7 @@ class CloudVocabulary:
         if self._match is not None:
             return self._match
         comparing = self._comparison()
+        await self.info()
         await asyncio.wait([comparing], timeout=COMPARE_SECONDS)
         if not comparing.done():
             raise EndpointError(f"the cloud has not sent its vocabulary within {COMPARE_SECONDS:g} s")
@@ -156,7 +170,19 @@ class CloudVocabulary:
         except RequestError as error:
             raise VocabularyError(f"the cloud does not give its vocabulary: {error.message}") from error
         self._match = match
+        one_vocabulary = relation is not Relation.DIFFERENT
+        if problem := chat_forms.mismatch(await self._greeting(), theirs.greeting, one_vocabulary):
+            log.warning("%s", problem)
         return match
+
+    async def _greeting(self) -> list[int] | None:
+        """The edge's prompt for the conversation that is compared; empty without a template, None if it refuses it."""
+        if not self._engine.chat_template:
+            return []
+        with contextlib.suppress(RequestError):
+            text = await self._template.render(chat_forms.CONVERSATION) if self._template else ""
+            return self._engine.tokenize(text, add_special=False, parse_special=True) if text else None
+        return None
 
     async def _download(self, file: TokenizerFile) -> VocabularyMatch:
         vocabulary = await asyncio.to_thread(RemoteVocabulary, file)

@@ -34,7 +34,7 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
         engine,
         clouds,
         ChatTemplate(engine.chat_template or "", bos=engine.bos, eos=engine.eos) as template,
-        CloudVocabulary(engine, clouds.get) as vocabulary,
+        CloudVocabulary(engine, clouds.get, template) as vocabulary,
         split or nullcontext(),
     ):
         log_settings(engine.model_name, engine.settings())

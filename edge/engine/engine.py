@@ -80,7 +80,7 @@ class EdgeEngine(TextModel):
         """
         llama = self._require_model()
         wanted = list(token_ids) if reuse else []
-        async with self._pool.lend(len(token_ids), lambda free: _reusable(llama.held[free], wanted)) as lent:
+        async with self._pool.lend(len(token_ids), lambda free: _reusable(llama, free, wanted)) as lent:
             try:
                 yield EdgeSequence(self, lent, reuse)
             finally:
@@ -133,7 +133,10 @@ class EdgeEngine(TextModel):
         return self._llama
 
 
-def _reusable(held: list[int], wanted: list[int]) -> int:
-    """How many of the `held` tokens a request for `wanted` reuses; 0 if it would lose more of them than it reuses."""
+def _reusable(llama: Llama, sequence: int, wanted: list[int]) -> int:
+    """How many tokens of `sequence` a request for `wanted` reuses; 0 if it would lose more of them than it reuses."""
+    held = llama.held[sequence]
     common = common_prefix(held, wanted)
+    if llama.takes_checkpoints:
+        common = llama.reusable(sequence, common)
     return common if 2 * common >= len(held) else 0

@@ -146,6 +146,11 @@ class Generation(DecodeJob):
         self.done = end or len(self._tokens) == options.limit or self._confidence_product < options.stop_below
 
     @property
+    def has_drawn(self) -> bool:
+        """Whether it has drawn its first token."""
+        return bool(self._tokens)
+
+    @property
     def has_news(self) -> bool:
         return self.done or (self._options.streaming and len(self._tokens) > self._reported)
 

@@ -30,6 +30,8 @@ ROW_BLOCK = 1 << 18
 """Logits whose confidences are computed together: more of them leave the CPU cache between two passes."""
 MAX_SCORING_LOGITS = 1 << 22
 """Logits that scoring may request from one step."""
+LONG_PROMPT = 32
+"""Tokens to read that are worth a further step, if that spares another request to read them."""
 
 
 class Release(NamedTuple):
@@ -138,6 +140,8 @@ class BatchScheduler(StepScheduler[DecodeJob]):
     def _decode(self, jobs: list[DecodeJob]) -> None:
         """Decodes a part of each job in one call, and draws for the jobs whose tokens are all decoded."""
         portions = share_out(jobs, MAX_SCORING_LOGITS // self._llama.vocabulary.size)
+        if self._llama.takes_checkpoints:
+            portions = [(job, without_last(job, count)) for job, count in portions]
         pieces = [SequenceTokens(job.sequence, job.pending[:count], job.rows(count)) for job, count in portions]
         self._llama.abort(False)
         self._in_step, self.step_tokens = jobs, sum(count for _, count in portions)
@@ -152,6 +156,8 @@ class BatchScheduler(StepScheduler[DecodeJob]):
         drawing: list[Generation] = []
         for (job, count), piece in zip(portions, pieces, strict=True):
             del job.pending[:count]
+            if self._llama.takes_checkpoints:
+                self._checkpoint(job)
             if isinstance(job, Scoring):
                 job.score(rows[begin : begin + piece.rows])
             elif isinstance(job, Generation) and piece.rows:
@@ -159,6 +165,11 @@ class BatchScheduler(StepScheduler[DecodeJob]):
             begin += piece.rows
         if drawing:
             self._draw(drawing, rows[: len(drawing)])
+
+    def _checkpoint(self, job: DecodeJob) -> None:
+        """Where drawing begins, because the draft may be rejected; and before a prompt's last token."""
+        if isinstance(job, Generation) and len(job.pending) <= 1 and not job.has_drawn:
+            self._llama.checkpoint(job.sequence, of_prompt=bool(job.pending))
 
     def _draw(self, jobs: list[Generation], rows: Logits) -> None:
         """Draws each job's next token from its row of `rows`, [B, V]."""
@@ -194,3 +205,11 @@ def share_out(jobs: Sequence[DecodeJob], max_scored: int) -> list[tuple[DecodeJo
         portions.append((job, count))
         room -= count
     return sorted(portions, key=lambda portion: (isinstance(portion[0], Scoring), portion[0].sequence))
+
+
+def without_last(job: DecodeJob, count: int) -> int:
+    """The portion `count`, which leaves the last token of a long prompt to the next step.
+
+    A request with the same prompt then finds a checkpoint that lacks only this token, whose logits it needs anyway.
+    """
+    return count - 1 if isinstance(job, Generation) and count == len(job.pending) >= LONG_PROMPT else count

@@ -39,10 +39,10 @@ class LiveSequences:
 
     def restore(self, llama: Llama, sequence: int, token_ids: Sequence[int]) -> int:
         wanted = list(token_ids)
-        lengths = [common_prefix(held, wanted) for held in llama.held]
+        lengths = [llama.reusable(at, common_prefix(held, wanted)) for at, held in enumerate(llama.held)]
         longest = max(range(llama.sequences), key=lambda each: (lengths[each], each == sequence))
         llama.copy(longest, sequence, lengths[longest])
-        return lengths[longest]
+        return len(llama.held[sequence])
 
     def release(self, llama: Llama, sequence: int) -> None:
         return

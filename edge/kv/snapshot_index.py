@@ -57,6 +57,12 @@ class SnapshotIndex:
         """The length of the longest prefix that any entry shares with `token_ids`, and the entries that share it."""
         return self._tree.longest(token_ids)
 
+    def longest_whole(self, token_ids: list[int]) -> tuple[int, list[SnapshotEntry]]:
+        """The length of the longest entries that are prefixes of `token_ids`, and these entries."""
+        prefixes = self._tree.prefixes_of(token_ids)
+        length = max((len(entry.token_ids) for entry in prefixes), default=0)
+        return length, [entry for entry in prefixes if len(entry.token_ids) == length]
+
     def insert(self, entry: SnapshotEntry) -> None:
         self._tree.add(entry.token_ids, entry)
         self._entries[entry] = None

@@ -39,22 +39,24 @@ class SnapshotStore:
         self._folder: SnapshotFolder | None = None
         """The current model's part of the cache folder."""
         self._fingerprint = ""
+        self._divisible = True
         self._lock = threading.Lock()
         """Guards the index."""
         self._index = SnapshotIndex(self._budgets, self._remove_file)
         self._background = BackgroundWorker("edge-kv-store", self._seal, MAX_WAITING)
 
-    def open(self, fingerprint: str) -> None:
+    def open(self, fingerprint: str, divisible: bool = True) -> None:
         """Selects the model that `fingerprint` names, and finds the snapshots that the folder has of it.
 
-        Does nothing if that is the current model; else the current model's entries leave the index.
+        Does nothing if that is the current model; else the current model's entries leave the index. `divisible`: its
+        snapshots can be cut after they are loaded, so that one serves every prefix of its tokens.
         """
         if fingerprint == self._fingerprint:
             return
         if self._fingerprint:
             with self._lock:
                 self._index.clear()
-        self._fingerprint = fingerprint
+        self._fingerprint, self._divisible = fingerprint, divisible
         if self._root and self.persistent:
             try:
                 self._folder = SnapshotFolder(Path(digest(fingerprint).hex()[:16]), inside=self._root)
@@ -90,13 +92,13 @@ class SnapshotStore:
     def covers(self, token_ids: list[int]) -> bool:
         """Whether a snapshot of `token_ids` is needless: an entry begins with them and is at most twice as long."""
         with self._lock:
-            shared, sharing = self._index.longest(token_ids)
+            shared, sharing = self._longest(token_ids)
         return shared == len(token_ids) and any(len(entry.token_ids) <= 2 * shared for entry in sharing)
 
     def find(self, token_ids: list[int]) -> tuple[int, SnapshotEntry | None]:
-        """The length of the longest prefix of `token_ids` in any entry, and the entry with it that loads fastest."""
+        """The length of the longest prefix of `token_ids` that an entry serves, and the entry that loads fastest."""
         with self._lock:
-            shared, sharing = self._index.longest(token_ids)
+            shared, sharing = self._longest(token_ids)
         return shared, min(sharing, key=lambda entry: (not entry.in_memory, len(entry.token_ids)), default=None)
 
     def load(self, entry: SnapshotEntry) -> Snapshot | None:
@@ -163,6 +165,9 @@ class SnapshotStore:
             self._place(entry, data, data)
         return len(entry.token_ids)
 
+    def _longest(self, token_ids: list[int]) -> tuple[int, list[SnapshotEntry]]:
+        return self._index.longest(token_ids) if self._divisible else self._index.longest_whole(token_ids)
+
     def _seal(self, entry: SnapshotEntry) -> None:
         """Seals and places one waiting entry; runs in the store's thread."""
         assert entry.state is not None
@@ -178,7 +183,8 @@ class SnapshotStore:
         with self._lock:
             entry.state, entry.data = None, data if len(data) <= self._budgets.ram_bytes else None
             if entry in self._index:
-                self._index.remove_prefixes_of(entry)
+                if self._divisible:
+                    self._index.remove_prefixes_of(entry)
                 self._index.evict()
             elif entry.file:  # evicted meanwhile
                 self._remove_file(entry.file)

@@ -48,6 +48,7 @@ class LlamaContext:
         options.n_batch = options.n_ubatch = CHUNK
         options.n_seq_max = sequences
         options.kv_unified = config.kv_unified
+        options.swa_full = True  # see WindowRollback
         _set_attention(options, config)
         self.threads = step_threads(config)
         options.n_threads = options.n_threads_batch = self.threads.drawing

@@ -4,6 +4,7 @@ One context serves many sequences, one call decodes tokens of all of them, and l
 """
 
 import ctypes
+import logging
 from collections.abc import Sequence
 
 import llama_cpp as c
@@ -15,10 +16,13 @@ from common.hardware import Setting
 from edge.llama.batch import Batch, BatchEntry, SequenceTokens, pointer
 from edge.llama.context import CHUNK, LlamaContext
 from edge.llama.memory import kv_shape
+from edge.llama.rollback import rollback_of
 from edge.llama.sampling import Logits
 from edge.llama.vocabulary import LlamaVocabulary
 
 __all__ = ["CHUNK", "Llama"]
+
+logger = logging.getLogger(__name__)
 
 
 class Llama:
@@ -42,6 +46,13 @@ class Llama:
         self.fingerprint = self._context.fingerprint
         """Identifies the weights and all settings that determine the content and layout of the KV."""
         self._batch = Batch(CHUNK)
+        self._rollback = rollback_of(self._context, config.sequences)
+        self.divisible = self._rollback.divisible
+        """Whether a restored snapshot can be cut; else it serves only prompts that begin with all of its tokens."""
+        self.takes_checkpoints = self._rollback.takes_checkpoints
+        """Whether a sequence goes back only to where `checkpoint` was called."""
+        if (reason := self._why_not_cheap()) is not None:
+            logger.warning("model %s: a rejected draft may have the whole prompt read again: %s", config.path, reason)
         self._kv = kv_shape(self.vocabulary.meta)
         self._config = config
 
@@ -53,26 +64,40 @@ class Llama:
     def free(self) -> None:
         self._context.free()
 
+    def reusable(self, sequence: int, length: int) -> int:
+        """How many of the first `length` tokens of `sequence` a rewind or a copy to there keeps."""
+        return self._rollback.reusable(sequence, len(self.held[sequence]), length)
+
     def rewind(self, sequence: int, length: int) -> int:
-        """Removes all but the first `length` tokens; returns how many are left: 0 if llama.cpp can only remove all."""
-        if not self._context.cut(sequence, length):
-            length = 0
-        del self.held[sequence][length:]
-        return len(self.held[sequence])
+        """Removes all but the first `length` tokens; returns how many are left: fewer if the model cannot keep all."""
+        kept = self._rollback.rewind(sequence, min(length, len(self.held[sequence])))
+        del self.held[sequence][kept:]
+        return kept
+
+    def checkpoint(self, sequence: int, of_prompt: bool = False) -> None:
+        """Remembers the state of `sequence` for later rewinds, if its model needs that.
+
+        `of_prompt`: other requests may have the same prompt; such a checkpoint is kept longer.
+        """
+        self._rollback.take(sequence, len(self.held[sequence]), of_prompt)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Makes `target` hold the first `length` tokens of `source` and nothing else; shares the cells if unified."""
+        """Makes `target` hold the first `length` tokens of `source`, or fewer, and nothing else.
+
+        Shares the cells if unified. Fewer: see `reusable`.
+        """
+        length = self.reusable(source, length)
         if source == target or not length:
             self.rewind(target, length)
             return
         self.rewind(target, 0)
-        if self.unified:
-            c.llama_memory_seq_cp(self._context.memory, source, target, 0, length)
+        if self.takes_checkpoints and not self.unified:
+            # A pending copy would undo the checkpoint to which the target may have to go back.
+            self.load_snapshot(target, self.snapshot(source), self.held[source])
         else:
-            c.llama_memory_seq_cp(self._context.memory, source, target, -1, -1)
-            c.llama_memory_seq_rm(self._context.memory, target, length, -1)
-            self._copied_to = target
-        self.held[target] = self.held[source][:length]
+            self._copy_cells(source, target, length)
+        self._rollback.copied(source, target)
+        self.rewind(target, length)
 
     def snapshot(self, sequence: int) -> bytes:
         """The serialized KV of `sequence`, for `load_snapshot` in a context with the same `fingerprint`."""
@@ -91,12 +116,8 @@ class Llama:
         self.rewind(sequence, 0)
         source = np.frombuffer(data, np.uint8)
         read = c.llama_state_seq_set_data(self._context.pointer, pointer(source, ctypes.c_uint8), len(data), sequence)
-        ends = (
-            c.llama_memory_seq_pos_min(self._context.memory, sequence),
-            c.llama_memory_seq_pos_max(self._context.memory, sequence),
-        )
         self.held[sequence] = list(token_ids)
-        if read != len(data) or ends != (0, len(token_ids) - 1):
+        if read != len(data) or not self._rollback.is_complete(sequence, len(token_ids)):
             self.rewind(sequence, 0)
             return False
         return True
@@ -104,8 +125,8 @@ class Llama:
     def decode(self, pieces: Sequence[SequenceTokens]) -> Logits | None:
         """Appends up to CHUNK tokens in one step; returns the requested logits, [R, V], in the order of `pieces`.
 
-        They are valid until the next decode. Returns None if `abort` ended the step: no sequence has changed. After an
-        EngineError the sequences of `pieces` hold nothing.
+        They are valid until the next decode. Returns None if `abort` ended the step: its sequences hold what they held,
+        or less. After an EngineError they hold nothing.
         """
         batch = self._batch.fill(BatchEntry(at, len(self.held[at]), token_ids, rows) for at, token_ids, rows in pieces)
         try:
@@ -127,9 +148,30 @@ class Llama:
         """Ends the current step, and every later one until `wanted` is False again; from any thread."""
         self._context.abort(wanted)
 
+    def _copy_cells(self, source: int, target: int, length: int) -> None:
+        if self.unified:
+            c.llama_memory_seq_cp(self._context.memory, source, target, 0, length)
+        else:
+            c.llama_memory_seq_cp(self._context.memory, source, target, -1, -1)
+            self._copied_to = target
+        self.held[target] = list(self.held[source])
+
     def _finish_copy(self) -> None:
         """Makes llama.cpp fill the cells of a pending copy, before cells are read or written directly."""
         if (target := self._copied_to) is not None:
             length = len(self.held[target])
             self.decode([SequenceTokens(target, [0], 0)])
             self.rewind(target, length)
+
+    def _why_not_cheap(self) -> str | None:
+        """Why going back may cost more than the tokens taken back; None if it never does."""
+        if self.takes_checkpoints:
+            self.decode([SequenceTokens(0, [0], 0)])
+            self.checkpoint(0)
+            self.decode([SequenceTokens(0, [0], 0)])
+            restored = self.rewind(0, 1)
+            self.rewind(0, 0)
+            return None if restored else "llama.cpp cannot restore the state of this kind of model"
+        if not self.divisible and self.unified:
+            return "with kv_unified other requests may take the cells that its sliding window needs then"
+        return None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from common import hardware
+from common import hardware, hub
 from common.config_edge import EdgeModelConfig
 from common.errors import StartError
 
@@ -58,11 +58,11 @@ def resolve(path: str, pattern: str = "") -> Path:
     `path` is a file, a folder or a hub id `owner/name[:pattern]`; `pattern` (`Q4_K_M`, `*q8_0*`) chooses among the
     models of a folder or hub repository. A downloaded file is used again without a request to the hub.
     """
-    local, hub = Path(path), _HUB_ID.fullmatch(path)
+    local, hub_id = Path(path), _HUB_ID.fullmatch(path)
     if local.is_dir():
         return local / choose([file.name for file in local.iterdir()], pattern, path)[0]
-    if hub and not local.exists() and not path.endswith(".gguf"):
-        return _from_hub(hub[1], hub[2] or pattern)
+    if hub_id and not local.exists() and not path.endswith(".gguf"):
+        return _from_hub(hub_id[1], hub_id[2] or pattern)
     if not local.is_file():
         raise StartError(f"model file {path}: {'not a file' if local.exists() else 'No such file or directory'}")
     if part := _PART.fullmatch(local.name):
@@ -105,6 +105,7 @@ def _from_hub(repository: str, pattern: str) -> Path:
             kept = Path(snapshot_download(repository, local_files_only=True, allow_patterns="*.gguf"))
             names = [str(file.relative_to(kept)) for file in kept.rglob("*.gguf")]
             return kept / choose(names, pattern, repository)[0]
+        hub.check_reached(repository)
         names = choose(list_repo_files(repository), pattern, repository)
         first, *_ = [hf_hub_download(repository, name) for name in names]
         return Path(first)

@@ -14,6 +14,20 @@ from common.http.client import HTTPClient
 from common.types import Sampling
 from edge.llama.batch import States
 
+MEASURED_POSITIONS = 16
+"""Fewer positions take as long as one does, and say nothing about the time per position."""
+SLACK = 4.0
+"""The deadline allows this many times what the positions took before: long contexts, busy clouds."""
+UNMEASURED_SECONDS = 0.05
+"""Per position, before the first measurement: a slow cloud."""
+
+
+def deadline_seconds(base: float, positions: int, seconds_per_position: float) -> float:
+    """The deadline of a token for which the cloud has to compute `positions`, which is many after a prompt."""
+    if positions < MEASURED_POSITIONS:
+        return base
+    return base + SLACK * positions * (seconds_per_position or UNMEASURED_SECONDS)
+
 
 class SplitClouds:
     """Owns a connection for hidden states to each of `clouds`: `async with`, inside that of `clouds`."""
@@ -23,6 +37,8 @@ class SplitClouds:
         self._connections = {cloud.url: connect(cloud.client) for cloud in clouds}
         self.pick = clouds.pick
         self.track_call = clouds.track_call
+        self.seconds_per_position = 0.0
+        """As last measured; 0: never."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -32,6 +48,11 @@ class SplitClouds:
     ) -> None:
         for connection in self._connections.values():
             await connection.close()
+
+    def record(self, token: CloudToken) -> None:
+        """Measures how long the cloud takes for a position."""
+        if token.computed >= MEASURED_POSITIONS:
+            self.seconds_per_position = token.cloud_ms / 1e3 / token.computed
 
     def to(self, cloud: Cloud) -> SplitCloud:
         return self._connections[cloud.url]
@@ -62,7 +83,9 @@ class CloudTail:
         self._prompt = list(prompt)
         self._fingerprint = fingerprint
         self._encoding = config.transfer
-        self._deadline = config.deadline_ms / 1e3
+        self._base_deadline = config.deadline_ms / 1e3
+        self._computed_to = 0
+        """Positions whose KV the session's cloud holds."""
         self._pause = pause_seconds
         self._async_upload = config.async_upload
         self._failed_at = -pause_seconds
@@ -104,7 +127,8 @@ class CloudTail:
     async def token(self, states: States, sampling: Sampling) -> CloudToken:
         """The token after all positions of `states`, [n, H].
 
-        Raises EndpointError if no cloud answers within the deadline, RequestError if one refuses. During the pause
+        Raises EndpointError if no cloud answers within the deadline, which grows with the positions that the cloud has
+        yet to compute; RequestError if one refuses. During the pause
         after a failure it raises EndpointError at once.
         """
         if self._paused:
@@ -122,24 +146,29 @@ class CloudTail:
         finally:
             self.waited_ms += (time.monotonic() - began) * 1e3
         self.computed += token.computed
+        self._computed_to = len(states)
+        self._clouds.record(token)
         return token
 
     async def _ask(self, session: SplitSession, sampling: Sampling) -> CloudToken:
+        pending = session.positions - self._computed_to
+        deadline = deadline_seconds(self._base_deadline, pending, self._clouds.seconds_per_position)
         if self._async_upload:
-            return await session.token(sampling, self._deadline)
+            return await session.token(sampling, deadline)
         began = time.monotonic()
         try:
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout(deadline):
                 await session.flush()
         except TimeoutError as error:
-            raise EndpointError(f"the cloud took no states within {self._deadline:g} s") from error
-        return await session.token(sampling, max(0.0, self._deadline - (time.monotonic() - began)))
+            raise EndpointError(f"the cloud took no states within {deadline:g} s") from error
+        return await session.token(sampling, max(0.0, deadline - (time.monotonic() - began)))
 
     def _send(self, states: States) -> SplitSession:
         if self._cloud is None or self._session is None or not self._cloud.breaker.closed:
             self._cloud = self._clouds.pick(self._prompt)
             if self._session is not None:
                 self._earlier.append(self._session)
+            self._computed_to = 0
             self._session = self._clouds.to(self._cloud).session(self._fingerprint, self._encoding)
         if len(states) > self._session.positions:
             self._session.send(states[self._session.positions :])
@@ -147,6 +176,7 @@ class CloudTail:
 
     def _record_failure(self, error: EndpointError | RequestError) -> None:
         self._failed_at, self._failure = time.monotonic(), error.message
+        self._computed_to = 0  # the cloud may have lost the KV
 
     @property
     def _paused(self) -> bool:

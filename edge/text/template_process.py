@@ -9,10 +9,13 @@ import json
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, BinaryIO
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 FRAME_LIMIT = 16 * 2**20
@@ -23,20 +26,45 @@ REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, 
 """The exceptions that a faulty template may raise."""
 
 
+class GenerationBlock(Extension):
+    """The block `generation` marks an assistant's turn for training; here it is only a scope."""
+
+    tags = {"generation"}  # noqa: RUF012  # as Jinja declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 def compiled(source: str, bos: str, eos: str) -> Template:
-    """The template in the environment that Hugging Face templates are written for."""
+    """The template in the environment that Hugging Face templates are written for, with llama.cpp's additions."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationBlock]
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters.update(tojson=_to_json, from_json=json.loads)
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     environment.globals |= {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
     return environment.from_string(source)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """Replaces Jinja's filter, which escapes for HTML; no model was trained on that."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys, default=_listed
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    """What a filter like `map` returns, as JSON can show it."""
+    if not isinstance(value, Iterator):
+        raise TypeError(f"{type(value).__name__} is not JSON")
+    return list(value)
 
 
 def _raise_exception(message: str) -> None:

@@ -14,16 +14,17 @@ from experiments.report.schema import Area, Difference, Measure, Series
 
 
 def under(rates: Floats, values: Floats) -> Floats:
-    """The mean height of the line through points, from their lowest rate to their highest; [draws].
+    """The mean height of the line through points, from their lowest rate to their highest; NaN if these are equal.
 
-    `rates`, `values`: [draws, points]. Between points the line is straight: a gate that chooses at random between two
-    thresholds lies on it.
+    `rates`, `values`: [draws, points]; the result is [draws]. Between points the line is straight: a gate that chooses
+    at random between two thresholds lies on it.
     """
     order = np.argsort(rates, axis=-1, kind="stable")
     x, y = (np.take_along_axis(each, order, axis=-1) for each in (rates, values))
     widths = np.diff(x, axis=-1)
     heights = (y[..., 1:] + y[..., :-1]) / 2
-    area: Floats = (widths * heights).sum(axis=-1) / widths.sum(axis=-1)
+    total = widths.sum(axis=-1)
+    area: Floats = np.divide((widths * heights).sum(axis=-1), total, out=np.full(len(total), np.nan), where=total > 0)
     return area
 
 

@@ -1,11 +1,12 @@
 """Runs an experiment: a list of ablations whose configurations all answer the same questions.
 
-Here is what all experiments share: options, servers, order, progress, journal and report.
+Here is what all experiments share: servers, order, progress, journal and report.
 """
 
 import argparse
 import hashlib
-import re
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from cli.args import config_parser
 from common import config as configs
 from common.config_schema import Config
 from common.errors import ConfigError, EndpointError, StartError
@@ -22,6 +22,8 @@ from experiments.harness import results
 from experiments.harness.environment import environment
 from experiments.harness.journal import Journal
 from experiments.harness.measures import MEASURES, MeasureDefinition
+from experiments.harness.options import DEMO_TURNS, options_of
+from experiments.harness.options import parser as parser
 from experiments.harness.progress import progress
 from experiments.harness.results import RunDescription
 from experiments.harness.runner import Runner
@@ -49,10 +51,6 @@ No count depends on timing: lossless answers use verification rounds, the gate a
 none is drafted ahead. A lost cloud is an error, not an answer of the edge. The cloud has room for more resident
 sessions than usual, as sessions follow each other faster here than in use.
 """
-DEMO_TURNS = 2
-"""Earlier turns before each question of the demo corpus, whose prompts alone are too short for a prefix cache. The demo
-models, which were trained on single turns, tolerate this many."""
-
 
 Finish = Callable[[ExperimentReport, ExperimentPlan, Sequence[TrialResult]], None]
 
@@ -63,7 +61,8 @@ class ExperimentKind:
 
     `name`: of the report's files. `program`: what starts it, for the report. `settings`: of all its configurations.
     `plan_fields`: fields of ExperimentPlan that it sets. `settle_first`: whether every configuration answers every
-    question once before anything is counted, so that caches are equally warm. `finish` adds this experiment's own
+    question once before anything is counted, so that caches are equally warm. `minutes`: after this time no question
+    is begun; the report is about those before, and the journal stays for --resume. `finish` adds this experiment's own
     tables, curves and findings to the report.
     """
 
@@ -74,37 +73,8 @@ class ExperimentKind:
     measures: Mapping[str, MeasureDefinition] = field(default_factory=lambda: MEASURES)
     plan_fields: Mapping[str, Any] = field(default_factory=dict)
     settle_first: bool = True
+    minutes: float = math.inf
     finish: Finish = lambda report, plan, entries: None
-
-
-def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentParser:
-    """The options of all experiments; `questions` and `repeats` are defaults."""
-    options = config_parser(description)
-    options.add_argument(
-        "--data",
-        metavar="FILE|NAME",
-        help="JSON lines, or alpaca, xsum, boolq, quac, imdb (default: the demo's held-out questions)",
-    )
-    options.add_argument(
-        "--questions", type=int, default=questions, help="largest number of questions (default %(default)s)"
-    )
-    options.add_argument(
-        "--turns", type=int, help=f"earlier turns before each question (default: {DEMO_TURNS}; with --data: 0)"
-    )
-    options.add_argument(
-        "--max-tokens", type=int, default=96, help="tokens of the longest answer (default %(default)s)"
-    )
-    options.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default %(default)s)")
-    options.add_argument("--repeats", type=int, default=repeats, help="answers to each question (default %(default)s)")
-    options.add_argument(
-        "--seed", type=int, default=0, help="seed of questions, orders and sampling (default %(default)s)"
-    )
-    options.add_argument(
-        "--network", metavar="MS,MBIT", help="round trip in ms and bandwidth in Mbit/s between edge and cloud"
-    )
-    options.add_argument("--output", default=".", metavar="DIR", help="folder of the report (default: the current one)")
-    options.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    return options
 
 
 def base_config(args: argparse.Namespace, settings: Sequence[str] = SETTINGS) -> Config:
@@ -120,7 +90,7 @@ def plan_of(
     kind: ExperimentKind,
 ) -> ExperimentPlan:
     """The plan of the command line. Raises ConfigError for invalid options."""
-    turns = (0 if args.data else DEMO_TURNS) if args.turns is None else args.turns
+    turns = (0 if datasets.spec_for(args.data, base) else DEMO_TURNS) if args.turns is None else args.turns
     for option, value, minimum in (
         ("repeats", args.repeats, 1),
         ("max-tokens", args.max_tokens, 1),
@@ -159,14 +129,20 @@ def network_of(text: str) -> Network:
 
 
 async def run(
-    args: argparse.Namespace, ablations: Sequence[Ablation], base: Config, console: Console, kind: ExperimentKind
+    args: argparse.Namespace,
+    ablations: Sequence[Ablation],
+    base: Config,
+    console: Console,
+    kind: ExperimentKind,
+    dataset: datasets.Dataset | None = None,
 ) -> ExperimentReport:
     """Measures what is not measured yet; writes the report as .json, .md and .html into the output folder.
 
-    Until the run is complete, a journal beside the report keeps the results for --resume. Raises StartError when a
+    `dataset`: the questions; None: those of the command line. Until the run is complete, a journal beside the report
+    keeps the results for --resume. Raises StartError when a
     server does not start or is lost, and EndpointError when a configuration answered nothing; the report exists then.
     """
-    dataset = datasets.load(args.data, args.questions, args.seed)
+    dataset = dataset or datasets.load(datasets.spec_for(args.data, base), args.questions, args.seed)
     plan, folder = plan_of(args, base, ablations, dataset, kind), Path(args.output)
     file = folder / f"{kind.name}.unfinished.jsonl"
     journal = Journal(file, plan, TrialResult, args.resume)
@@ -181,7 +157,7 @@ async def run(
                 Runner(plan, dataset.questions, sites, base.communication) as runner,
             ):
                 first = first_trials(remaining, plan.warm) if kind.settle_first else []
-                await _measure(runner, plan, first, remaining, journal, console)
+                await _measure(runner, plan, first, remaining, journal, console, kind.minutes)
     except StartError as error:
         kept = f"; {len(journal.entries)} answers are kept, --resume goes on" if journal.entries else ""
         raise StartError(f"{error.message}{kept}") from error
@@ -190,8 +166,12 @@ async def run(
     )
     report = results.report(plan, journal.entries, about, kind.measures)
     kind.finish(report, plan, journal.entries)
+    if missing := len(finished) + len(remaining) - len(journal.entries):
+        report.warnings.append(f"{missing} of {len(finished) + len(remaining)} trials are not done yet")
+        console.print("the time is over; --resume continues")
     write(report, folder, kind.name, console)
-    file.unlink()
+    if not missing:
+        file.unlink()
     for one in report.configurations:
         if not one.answers:
             raise EndpointError(f"{one.name}: nothing was answered; {one.first_failure}")
@@ -205,8 +185,13 @@ async def _measure(
     remaining: Sequence[Trial],
     journal: Journal[ExperimentPlan, TrialResult],
     console: Console,
+    minutes: float,
 ) -> None:
-    """Runs the trials `first` without recording them, then the remaining ones into the journal."""
+    """Runs the trials `first` without recording them, then the remaining ones into the journal.
+
+    When the minutes are over it ends before the next question, so that all configurations have answered the same ones.
+    """
+    until, asked = time.monotonic() + 60 * minutes, None
     with progress(console) as bar:
         task = bar.add_task("", total=len(first) + len(remaining))
         for trial in first:
@@ -214,6 +199,9 @@ async def _measure(
             await runner.settle(trial)
             bar.advance(task)
         for trial in remaining:
+            if time.monotonic() > until and trial.questions != asked:
+                return
+            asked = trial.questions
             bar.update(task, description=f"repeat {trial.repeat + 1} of {plan.repeats}: {trial.configuration}")
             journal.add(await runner.run(trial))
             bar.advance(task)
@@ -225,12 +213,6 @@ def first_trials(remaining: Sequence[Trial], each_question: bool) -> list[Trial]
     for trial in remaining:
         first.setdefault((trial.configuration, trial.questions if each_question else ()), trial)
     return list(first.values())
-
-
-def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that decide what is measured, without secret values."""
-    shown = {name: value for name, value in vars(args).items() if name not in ("output", "resume", "compare")}
-    return shown | {"set": [re.sub(r"(api_keys?)=.*", r"\1=***", setting) for setting in args.set]}
 
 
 def write(report: ExperimentReport, folder: Path, name: str, console: Console) -> None:

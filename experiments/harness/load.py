@@ -13,10 +13,25 @@ import msgspec
 from common.errors import EndpointError
 from common.http.client import HTTPClient
 from common.protocol import codec
-from common.protocol.openai_responses import ChatChunk
+from common.protocol.openai_responses import ChatChunk, Usage
 from common.types import Collaboration
 
 T = TypeVar("T")
+
+
+class TextChoice(msgspec.Struct):
+    """The part of a completion's event that belongs to one answer."""
+
+    text: str
+    finish_reason: str | None = None
+
+
+class TextChunk(msgspec.Struct):
+    """One event of a streamed completion: the fields that are read here."""
+
+    choices: list[TextChoice] = []
+    usage: Usage | None = None
+    collaboration: Collaboration | None = None
 
 
 class TimedAnswer(msgspec.Struct, kw_only=True):
@@ -67,20 +82,26 @@ async def in_turns(clients: int, ask_one: Callable[[int], Awaitable[T]], questio
 
 
 async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[str, Any]) -> TimedAnswer:
-    """Streams one answer, greedy unless `fields` say otherwise. Raises EndpointError for a stream without its usage."""
+    """Streams one answer, greedy unless `fields` say otherwise. Raises EndpointError for a stream without its usage.
+
+    The prompt is a chat's only turn, unless `fields` have messages; a prompt in `fields` is continued as it is.
+    """
     stream = {"stream": True, "stream_options": {"include_usage": True}}
-    body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, **stream, **fields}
+    raw = "prompt" in fields
+    asked = {} if raw else {"messages": [{"role": "user", "content": prompt}]}
+    body = {**asked, "temperature": 0, **stream, **fields}
     arrivals: list[tuple[float, int]] = []
     texts: list[str] = []
-    finish_reason, last = "", ChatChunk()
+    finish_reason = ""
+    last: ChatChunk | TextChunk = ChatChunk()
     began = time.perf_counter()
-    async for event in client.events("/v1/chat/completions", body):
-        last = codec.decode(event, ChatChunk)
+    async for event in client.events(f"/v1/{'' if raw else 'chat/'}completions", body):
+        last = codec.decode(event, TextChunk) if raw else codec.decode(event, ChatChunk)
         for choice in last.choices:
             finish_reason = choice.finish_reason or finish_reason
-            if choice.delta.content:
-                texts.append(choice.delta.content)
-                arrivals.append((round(time.perf_counter() - began, 5), len(choice.delta.content)))
+            if text := choice.text if isinstance(choice, TextChoice) else choice.delta.content:
+                texts.append(text)
+                arrivals.append((round(time.perf_counter() - began, 5), len(text)))
     seconds = time.perf_counter() - began
     if last.usage is None:
         raise EndpointError(f"{client.base_url} ended an answer without a usage field")

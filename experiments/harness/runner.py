@@ -6,6 +6,7 @@ edge and cloud, whatever the configuration: the prompt is then in every cache, a
 connections are open. What a configuration computes again after that is its own cost.
 """
 
+import asyncio
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,12 +23,12 @@ from experiments.counters import edge as edge_counts
 from experiments.harness.load import TimedAnswer, ask, in_turns
 from experiments.harness.servers import EdgeSite
 from experiments.harness.trials import ExperimentPlan, Trial, TrialResult
-from experiments.questions.text_metrics import score
 from experiments.questions.workload import Question
 from experiments.report.schema import AnswerRow, Counts, NetworkCounts
 from experiments.setup.configurations import Configuration, Needs
 
-CLIENT = HttpClientConfig(timeout=120.0, max_retries=0, connection_pool_size=1000)
+CLIENT = HttpClientConfig(timeout=600.0, max_retries=0, connection_pool_size=1000)
+"""A large model on a slow machine takes minutes for a long answer."""
 WARM = {"use_confidence_check": False, "max_tokens": 2}
 """One drafted and verified token: the shortest answer that fills every cache."""
 
@@ -85,6 +86,7 @@ class Runner:
         if any(row.error for row in rows):
             await site.check()
         counts = _between(before, await site.counted())
+        rows = [await self._judged(row) for row in rows]
         if len(rows) == 1:
             rows = [msgspec.structs.replace(rows[0], counts=counts)]
         return TrialResult(what=trial, seconds=seconds, rows=rows, counts=counts)
@@ -106,7 +108,7 @@ class Runner:
                     site.edge,
                     question,
                     self._questions[question].prompt,
-                    {**WARM, "messages": self._messages(question)},
+                    {**self._asked(question), **WARM},
                 )
             except FrameworkError as error:
                 failed[question] = error.message
@@ -114,14 +116,26 @@ class Runner:
 
     async def _row(self, edge: HTTPClient, configuration: Configuration, question: int, repeat: int) -> AnswerRow:
         plan, asked = self._plan, self._questions[question]
-        body: dict[str, Any] = {"messages": self._messages(question), "max_tokens": plan.max_tokens}
+        body: dict[str, Any] = {**self._asked(question), "max_tokens": plan.max_tokens}
         sampling = {"temperature": plan.temperature, "seed": plan.seed + repeat} if plan.temperature else {}
         try:
             answer = await ask(edge, question, asked.prompt, {**body, **sampling, **configuration.fields})
         except FrameworkError as error:
             return AnswerRow(question=question, repeat=repeat, error=error.message)
-        quality = None if asked.answer is None else score(asked.metric, answer.text, asked.answer)
-        return row(answer, repeat, quality)
+        return row(answer, repeat)
+
+    async def _judged(self, row: AnswerRow) -> AnswerRow:
+        """With its quality, beside the event loop: an answer may be a program that runs for seconds."""
+        if row.error:
+            return row
+        quality = await asyncio.to_thread(self._questions[row.question].score, row.text)
+        return msgspec.structs.replace(row, quality=quality)
+
+    def _asked(self, question: int) -> dict[str, Any]:
+        """The request's field that holds the question."""
+        return (
+            {"prompt": self._questions[question].prompt} if self._plan.raw else {"messages": self._messages(question)}
+        )
 
     def _messages(self, question: int) -> list[dict[str, str]]:
         """The question after earlier turns: other questions with their right answers, the same ones each time."""
@@ -166,14 +180,13 @@ class _SiteClients:
                 raise StartError(f"the {name} server is lost: {error.message}") from error
 
 
-def row(answer: TimedAnswer, repeat: int, quality: float | None) -> AnswerRow:
-    """The report's row of one answer."""
+def row(answer: TimedAnswer, repeat: int) -> AnswerRow:
+    """The report's row of one answer, without its quality."""
     collaboration = answer.collaboration or Collaboration()
     return AnswerRow(
         question=answer.question,
         repeat=repeat,
         text=answer.text,
-        quality=quality,
         latency_ms=answer.seconds * 1000,
         first_token_ms=answer.first_token * 1000,
         tokens=answer.tokens,

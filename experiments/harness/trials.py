@@ -52,6 +52,8 @@ class ExperimentPlan(Struct, frozen=True, kw_only=True):
     block: int = 1
     baseline: str = ""
     cells: list[LoadCondition] = []
+    raw: bool = False
+    """Whether models continue the prompts as they are; False: each prompt is a user's turn of a chat."""
     warm: bool = True
     """Whether caches are made equally warm for each question (see runner.py); False where servers cache nothing."""
 

@@ -14,7 +14,7 @@ from experiments.questions.workload import Question
 
 SETTLE_QUESTIONS = 4
 """Questions that each mode answers, uncounted, after a change of the network."""
-CLIENT = HttpClientConfig(timeout=120.0, max_retries=0, connection_pool_size=1000)
+CLIENT = HttpClientConfig(timeout=600.0, max_retries=0, connection_pool_size=1000)
 
 
 class NetworkSweep:

@@ -1,1 +1,1 @@
-"""Questions of the demo corpus, files and public data sets, and the scoring of answers."""
+"""Questions of the demo corpus, files and public data sets; the scoring of answers: texts, and programs with tests"""

@@ -1,9 +1,11 @@
-"""Loads the questions of an experiment: the demo corpus, JSON lines, or a public data set.
+"""Loads the questions of an experiment: the demo corpus, general prompts, JSON lines, or a public data set.
 
-nothing given                    held-out questions of the demo corpus
+nothing given                    held-out questions of the demo corpus; for other models than the demo's: general
+general                          prompts for any model, without right answers (see general.py)
 FILE.jsonl                       {"prompt": ..., "answer": ..., "metric": ...} a line (see workload.py)
 alpaca:PATH  xsum:PATH ...       a public data set as published, in a file or folder, also .gz
-alpaca  xsum  boolq  quac  imdb  the same from the Hugging Face hub's Parquet copy; needs pyarrow
+alpaca  xsum  boolq  quac        the same from the Hugging Face hub's Parquet copy; needs pyarrow
+imdb  humaneval
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,12 +16,15 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from common import jsonl
+from common.config_cloud import CloudModelConfig
+from common.config_schema import Config
 from common.errors import ConfigError
-from experiments.questions import workload
-from experiments.questions.public_data import Alpaca, BoolQ, QuAC, QuACOnHub, Record, Review, XSum
+from experiments.questions import general, workload
+from experiments.questions.public_data import Alpaca, BoolQ, HumanEval, QuAC, QuACOnHub, Record, Review, XSum
 from experiments.questions.workload import Question
 
 R = TypeVar("R")
+GENERAL = "general"
 SPLITS = ("test", "val", "dev")
 """The file of a folder to read is the first that has one of these in its name."""
 
@@ -51,7 +56,13 @@ PUBLIC = {
     "boolq": Public(BoolQ, BoolQ, "google/boolq", "default/validation/0000.parquet"),
     "quac": Public(QuAC, QuACOnHub, "allenai/quac", "plain_text/validation/0000.parquet"),
     "imdb": Public(Review, Review, "stanfordnlp/imdb", "plain_text/test/0000.parquet", ("neg", "pos")),
+    "humaneval": Public(HumanEval, HumanEval, "openai/openai_humaneval", "openai_humaneval/test/0000.parquet"),
 }
+
+
+def spec_for(given: str | None, config: Config) -> str | None:
+    """The data set to ask: the one given, else general prompts, unless the config has the demo's cloud model."""
+    return given or (None if config.cloud.model.path == CloudModelConfig().path else GENERAL)
 
 
 def load(spec: str | None, count: int, seed: int) -> Dataset:
@@ -71,13 +82,18 @@ def load(spec: str | None, count: int, seed: int) -> Dataset:
 def _questions(spec: str | None) -> Iterable[Question]:
     if spec is None:
         return workload.held_out()
+    if spec == GENERAL:
+        pairs = zip(general.CODE, general.PROSE, strict=True)
+        return [
+            Question(prompt, kind=kind) for pair in pairs for prompt, kind in zip(pair, ("code", "prose"), strict=True)
+        ]
     name, _, path = spec.partition(":")
     if name in PUBLIC:
         records = local(PUBLIC[name], Path(path)) if path else from_hub(PUBLIC[name])
         return _questions_of(spec, records)
     file = Path(spec)
     if not file.exists():
-        raise ConfigError(f"{spec}: neither a file nor one of {', '.join(PUBLIC)}")
+        raise ConfigError(f"{spec}: neither a file nor one of {', '.join([GENERAL, *PUBLIC])}")
     return workload.from_file(file)
 
 

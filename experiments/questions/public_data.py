@@ -9,6 +9,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from calibration.humaneval import HumanEvalTask
 from experiments.questions.workload import Question
 
 
@@ -126,6 +127,13 @@ class QuACOnHub(Struct):
         about = f"Title: {self.wikipedia_page_title}\nBackground: {self.background}\nSection: {self.section_title}"
         pairs = zip(self.questions, self.orig_answers.texts, strict=True)
         yield from _dialogue(f"{about}\nPassage: {self.context}", pairs)
+
+
+class HumanEval(HumanEvalTask, frozen=True):
+    """Chen et al. 2021: the beginning of a Python function, and tests that the whole function has to pass."""
+
+    def ask(self) -> Iterator[Question]:
+        yield Question(self.request, self.right_answer, self.task_id, metric="tests_passed", task=self)
 
 
 def _dialogue(about: str, pairs: Iterable[tuple[str, str]]) -> Iterator[Question]:

@@ -9,25 +9,37 @@ from pathlib import Path
 
 import msgspec
 
+from calibration.humaneval import HumanEvalTask
 from common import jsonl
 from common.errors import ConfigError
+from experiments.questions import extract, sandbox, text_metrics
 from experiments.questions.text_metrics import METRICS
 from models.corpus import questions as corpus
 
 
 class Question(msgspec.Struct, frozen=True):
-    """One prompt with its right answer, where that is known; `metric` scores other answers."""
+    """One prompt with its right answer, where that is known; `metric` scores other answers.
+
+    With a `task` an answer is right if it passes the task's tests, whatever the metric.
+    """
 
     prompt: str
     answer: str | None = None
     kind: str = ""
     metric: str = "exact_match"
+    task: HumanEvalTask | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise ValueError("the prompt is empty")
-        if self.metric not in METRICS:
+        if self.task is None and self.metric not in METRICS:
             raise ValueError(f"the metric must be one of {', '.join(METRICS)}, not {self.metric!r}")
+
+    def score(self, given: str) -> float | None:
+        """0 to 1, None without a right answer. It may take seconds: tests run in a process of their own."""
+        if self.task is not None:
+            return float(sandbox.run(extract.program(self.task, given)).passed)
+        return None if self.answer is None else text_metrics.score(self.metric, given, self.answer)
 
 
 def questions(count: int, seed: int, file: Path | None = None) -> list[Question]:

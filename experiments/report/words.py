@@ -19,8 +19,8 @@ from experiments.report.schema import (
 
 QUALITY, CLOUD_RATE, SUCCESS = "quality", "cloud_rate", "success_rate"
 KEY_MEASURES = (
-    QUALITY, CLOUD_RATE, "latency_p50_ms", "first_token_p50_ms", "tokens_per_second", "cloud_calls", "acceptance_rate",
-    "bytes_up", "throughput", "over_one_client", "over_cloud_only",
+    QUALITY, CLOUD_RATE, "cloud_computed", "latency_p50_ms", "first_token_p50_ms", "tokens_per_second", "cloud_calls",
+    "acceptance_rate", "bytes_up", "throughput", "over_one_client", "over_cloud_only",
     "cloud_layer_share", "bytes", "reduction", "total_ms", "cloud_ms", "edge_ms", "communication_ms",
 )  # fmt: skip
 """The columns of the first table, as far as they were measured."""

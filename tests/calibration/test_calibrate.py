@@ -11,6 +11,7 @@ import yaml
 
 from calibration import data as calibration_data
 from calibration.calibrate import CalibrationRequest, calibrate
+from calibration.humaneval import HumanEvalTask
 from calibration.report import CalibratedConfig
 from calibration.target import CalibrationTarget
 from cli.terminal import console
@@ -151,3 +152,17 @@ def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     lines = curves(fitted, lambda plans: simulate(held_out, plans))
     result = CalibrationResult(fitted, measured, measured, lines, agreement(held_out))
     assert draw(result, figures(result)).startswith(b"\x89PNG")
+
+
+def test_tasks_of_humaneval_are_asked_as_the_experiment_asks_them(tmp_path: Path) -> None:
+    row = {
+        "task_id": "HumanEval/7",
+        "prompt": "def one():\n",
+        "entry_point": "one",
+        "canonical_solution": "    return 1\n",
+        "test": "",
+    }
+    (tmp_path / "mixed.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, (row, {"prompt": "def one():"}))))
+    task, plain = calibration_data.read(tmp_path / "mixed.jsonl")
+    assert task == calibration_data.CalibrationQuestion(msgspec.convert(row, HumanEvalTask).request)
+    assert plain == calibration_data.CalibrationQuestion("def one():")

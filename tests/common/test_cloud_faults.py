@@ -22,6 +22,7 @@ from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
 from common.errors import EndpointError
 from common.http.client import HTTPClient
+from common.http.in_flight import InFlight
 from common.types import GREEDY, Provenance
 from experiments.harness.delay_proxy import DelayProxy
 from tests.support.fakes import FakeDrafter, answer_of, cloud_model, erring_model
@@ -309,18 +310,58 @@ async def test_a_stream_that_is_lost_is_noticed_in_time_and_goes_on_elsewhere(fa
             lost.flow()
 
 
-async def test_a_stream_that_shows_nothing_is_left_after_the_first_byte_deadline_and_not_without(
-    fake: FakeCloud,
-) -> None:
+async def first_frame(clouds: CloudPool) -> None:
+    """Of a stream over a connection that is not the first."""
+    async with CloudVerifier(clouds).stream(PROMPT, 40) as stream:
+        async for _ in stream:
+            pass
+    async with CloudVerifier(clouds).stream(PROMPT, 40) as stream:
+        await anext(stream)
+
+
+async def test_a_stream_that_shows_nothing_is_waited_for_while_the_cloud_answers_pings(fake: FakeCloud) -> None:
+    async with clouds_of(fake.url, idle_timeout=DEADLINE, first_byte_timeout=DEADLINE, timeout=DEADLINE) as clouds:
+        fake.pause = 0.001
+        async with asyncio.timeout(PATIENCE):
+            await first_frame(clouds)
+        fake.pause = 5 * DEADLINE
+        async with asyncio.timeout(PATIENCE), CloudVerifier(clouds).stream(PROMPT, 40) as stream:
+            await anext(stream)
+
+
+async def test_a_stream_that_shows_nothing_is_left_when_the_cloud_answers_no_ping(fake: FakeCloud) -> None:
+    async def read(stream: CloudStream) -> None:
+        async with asyncio.timeout(4 * DEADLINE):
+            async for _ in stream:
+                pass
+
     for deadline, expected in ((DEADLINE, EndpointError), (NEVER, TimeoutError)):
-        async with stalling(fake) as proxy, clouds_of(proxy.url, first_byte_timeout=deadline) as clouds:
-            async with CloudVerifier(clouds).stream(PROMPT, 40) as stream:  # a connection that is not the first
-                await anext(stream)
-            fake.pause = PATIENCE
-            with pytest.raises(expected):
-                async with asyncio.timeout(4 * DEADLINE), CloudVerifier(clouds).stream(PROMPT, 40) as stream:
-                    await anext(stream)
-            fake.pause = 0.0
+        fake.pause = 0.0
+        async with (
+            stalling(fake) as proxy,
+            clouds_of(proxy.url, idle_timeout=deadline) as clouds,
+            CloudVerifier(clouds).stream(PROMPT, 40) as stream,
+        ):
+            await anext(stream)
+            proxy.stall()
+            with pytest.raises(expected, match="sent nothing for 0.3 s" if deadline == DEADLINE else None):
+                await read(stream)
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+async def test_a_verify_that_takes_long_is_waited_for_while_the_cloud_says_that_it_works(
+    fake: FakeCloud, says_so: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not says_so:  # the negative control
+        monkeypatch.setattr(InFlight, "works_on", lambda *_: False)
+    fake.pause = 5 * DEADLINE
+    async with clouds_of(fake.url, first_byte_timeout=DEADLINE, timeout=2 * DEADLINE) as clouds:
+        pipeline = Pipeline(DecodingRequest(PROMPT, 2, GREEDY, LOSSLESS), FakeDrafter(EDGE), CloudVerifier(clouds))
+        async with asyncio.timeout(PATIENCE):
+            async for _ in pipeline.run():
+                pass
+        assert (pipeline.answer.report.degraded is None) == says_so
+        assert pipeline.answer.report.lossless == says_so
 
 
 async def test_a_stream_that_stalls_holds_up_who_sets_no_deadline(fake: FakeCloud) -> None:

@@ -15,7 +15,7 @@ from docs.config_reference import config_reference, field_docstrings
 def test_the_committed_file_has_the_defaults() -> None:
     committed = config.load(environment={})
     assert committed.experiments.ablations
-    for section in ("edge", "cloud", "communication", "inference", "logging"):
+    for section in ("edge", "cloud", "models", "communication", "inference", "logging"):
         assert getattr(committed, section) == getattr(config_schema.Config(), section)
 
 

@@ -23,7 +23,9 @@ from common.errors import (
     RequestError,
     StartError,
 )
+from common.http import messages
 from common.http.client import HTTPClient
+from common.http.in_flight import InFlight
 from common.http.messages import BODY_LIMIT, REQUEST_ID, read, reply, stream
 from common.http.traffic import Traffic
 from common.http_server import HTTPServer, make_app
@@ -211,11 +213,68 @@ def test_a_client_of_what_is_no_url_is_refused(url: str) -> None:
 
 
 async def test_a_client_that_leaves_cancels_its_handler(backend: tuple[Backend, str]) -> None:
+    async with HTTPClient(backend[1]) as client:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await client.post("/wait", {}, Echo)
+    async with asyncio.timeout(10):
+        await backend[0].left.wait()
+
+
+async def test_a_call_that_the_server_does_not_work_on_is_given_up_at_its_deadline(
+    backend: tuple[Backend, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InFlight, "works_on", lambda *_: False)
     async with HTTPClient(backend[1], HttpClientConfig(timeout=0.2)) as client:
         with pytest.raises(EndpointError, match=r"did not answer within 0\.2 s"):
             await client.post("/wait", {}, Echo)
     async with asyncio.timeout(10):
         await backend[0].left.wait()
+
+
+async def test_a_server_knows_the_calls_that_it_works_on_and_no_others(backend: tuple[Backend, str]) -> None:
+    async with aiohttp.ClientSession(backend[1]) as session:
+
+        async def status(call: str) -> int:
+            async with session.get(f"/calls/{call}") as response:
+                return response.status
+
+        assert await status("mine") == 404
+        waiting = asyncio.create_task(session.post("/wait", json={}, headers={"X-Call-Id": "mine"}))
+        async with asyncio.timeout(10):
+            while await status("mine") != 200:
+                await asyncio.sleep(0.01)
+        assert await status("another") == 404
+        waiting.cancel()
+        async with asyncio.timeout(10):
+            while await status("mine") != 404:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_silent_stream_carries_comments_which_keep_its_client_waiting(
+    backend: tuple[Backend, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def raw() -> bytes:
+        async with aiohttp.ClientSession() as session, session.post(backend[1] + "/stream?then=wait") as response:
+            await response.content.readuntil(b"\n\n")
+            async with asyncio.timeout(0.5):
+                return await response.content.readuntil(b"\n\n")
+
+    async def second_event() -> None:
+        async with HTTPClient(backend[1], HttpClientConfig(timeout=0.5)) as client:
+            events = aiter(client.events("/stream?then=wait", {}))
+            await anext(events)
+            async with asyncio.timeout(1.5):
+                await anext(events)
+
+    with pytest.raises(TimeoutError):
+        await raw()
+    with pytest.raises(EndpointError, match=r"did not answer within 0\.5 s"):
+        await second_event()
+    monkeypatch.setattr(messages, "KEEPALIVE_SECONDS", 0.05)
+    assert (await raw()).startswith(b":")
+    with pytest.raises(TimeoutError):  # the test's, not the client's
+        await second_event()
 
 
 @pytest.mark.parametrize(("then", "message"), [("ours", "no room"), ("fault", "internal error")])

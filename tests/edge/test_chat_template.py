@@ -9,6 +9,7 @@ import pytest
 from common.errors import RequestError, StartError
 from common.protocol.openai import Message, TextPart
 from edge.text.chat_template import ChatTemplate
+from edge.text.template_process import compiled
 
 CHATML = (
     "{{ bos_token }}{% for message in messages %}\n"
@@ -59,9 +60,95 @@ async def test_a_name_reaches_the_template_only_when_given() -> None:
     assert await render(source, [Message("user", "a", name="Ann"), Message("user", "b")]) == "True Ann;False ;"
 
 
+THINKING = """
+{%- set ns = namespace(last=0) -%}
+{%- for m in messages[::-1] if m.role == 'user' and not m.content.startswith('<tool_response>') -%}
+    {%- if not loop.first %}{% break %}{% endif -%}
+    {%- set ns.last = (messages | length - 1) - loop.index0 -%}
+{%- endfor -%}
+{%- for m in messages -%}
+    {%- if m.role == 'assistant' and '</think>' in m.content and loop.index0 < ns.last -%}
+        {{- '[' ~ m.content.split('</think>')[-1].lstrip('\n') ~ ']' -}}
+    {%- else -%}
+        {{- '[' + m.content | trim + ']' -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt and enable_thinking is defined and enable_thinking is false -%}
+    {{- '<think></think>' -}}
+{%- endif -%}
+"""
+TOOLS = """
+{%- macro described(properties) -%}
+    {%- for name, schema in properties | dictsort -%}{{ name }}: {{ schema.type | default('any') }};{%- endfor -%}
+{%- endmacro -%}
+{%- if tools -%}
+    {%- set shown %}{% for tool in tools %}{{ tool | tojson(indent=2) }}{% endfor %}{% endset -%}
+    {{- shown | length > 0 and '# Tools ' -}}
+    {{- described(tools[0].function.parameters.properties) -}}
+{%- endif -%}
+{%- for m in messages -%}
+    {%- if m.tool_calls is defined and m.tool_calls is iterable -%}
+        {%- for call in m.tool_calls if call.function is mapping -%}
+            {{- call.function.name -}}(
+            {%- for key, value in call.function.arguments.items() -%}
+                {{- key -}}={{ value if value is string else value | tojson -}}
+                {%- if not loop.last %}, {% endif -%}
+            {%- endfor -%})
+        {%- endfor -%}
+    {%- elif m.role == 'tool' -%}
+        {{- ' -> ' + (m.content | from_json).degrees | string -}}
+    {%- endif -%}
+{%- endfor -%}
+"""
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"b": {}, "a": {"type": "string"}}}}}
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": "é", "b": [1, None]}}}]}
+
+
+async def test_thoughts_of_earlier_turns_are_left_out_where_the_template_does_so() -> None:
+    thought = Message("assistant", "<think>hm</think>\n\nHi ")
+    conversation = [Message("user", " a "), thought, Message("user", "b"), thought]
+    assert await render(THINKING, conversation) == "[a][Hi ][b][<think>hm</think>\n\nHi]"
+    assert compiled(THINKING, "", "").render(
+        messages=[{"role": "user", "content": "a"}], add_generation_prompt=True, enable_thinking=False
+    ) == ("[a]<think></think>")
+
+
+def test_tools_calls_and_their_results_reach_the_template() -> None:
+    result = {"role": "tool", "content": '{"degrees": 22}'}
+    text = compiled(TOOLS, "", "").render(tools=[TOOL], messages=[CALL, result])
+    assert text == "# Tools " + "a: string;b: any;" + "f(a=é, b=[1, null])" + " -> 22"
+    assert compiled(TOOLS, "", "").render(messages=[{"role": "user", "content": "a"}]) == ""
+
+
+async def test_a_turn_that_is_marked_for_training_is_rendered_like_any_other() -> None:
+    source = (
+        "{% set own = 1 %}{% for m in messages %}{% if m.role == 'user' %}"
+        "{% generation %}{% set own = 2 %}<{{ m.content }}{{ own }}>{% endgeneration %}{% endif %}{% endfor %}{{ own }}"
+    )
+    assert await render(source) == "<Hello2>1"
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [
+        ("{'b': 'é', 'a': 1} | tojson", '{"b": "é", "a": 1}'),
+        ("{'b': 'é'} | tojson(ensure_ascii=true)", '{"b": "\\u00e9"}'),
+        ("{'b': 1, 'a': 2} | tojson(separators=(',', ':'), sort_keys=true)", '{"a":2,"b":1}'),
+        ("messages | map(attribute='role') | tojson", '["system", "user"]'),
+        ("messages | selectattr('role', 'equalto', 'user') | list | tojson(indent=1)", None),
+        ("('{\"a\": [1]}' | from_json).a", "[1]"),
+    ],
+)
+async def test_json_is_written_and_read_as_templates_expect(expression: str, text: str | None) -> None:
+    expected = text or '[\n {\n  "role": "user",\n  "content": "Hello"\n }\n]'
+    assert await render("{{ " + expression + " }}") == expected
+
+
 @pytest.mark.parametrize(
     "source",
     [
+        "{{ missing | tojson }}",
+        "{{ 'not JSON' | from_json }}",
         "{{ raise_exception('roles must alternate') }}",
         "{{ messages[9]['content'] }}",
         "{{ messages[0].content + 1 }}",

@@ -31,6 +31,10 @@ class FakeLlama:
         self.fingerprint = fingerprint
         self.loaded: list[bytes] = []
         self.unified = True
+        self.divisible = True
+
+    def reusable(self, sequence: int, length: int) -> int:
+        return length
 
     def rewind(self, sequence: int, length: int) -> int:
         del self.held[sequence][length:]

@@ -10,7 +10,7 @@ import pytest
 from common.errors import RequestError, VocabularyError
 from common.http.client import HTTPClient
 from common.http_client import EdgeCloudHTTPClient
-from common.protocol.vocabulary import Relation, VocabularyInfo, compare
+from common.protocol.vocabulary import GREETING, Relation, VocabularyInfo, compare
 from common.types import VerifyRequest, VerifyResponse
 from models.corpus import questions as corpus
 from tests.conftest import Servers
@@ -42,6 +42,8 @@ async def test_the_demo_pair_is_identical_and_the_other_edge_is_not(servers: Ser
     pair, cloud, another = [await one.get("/tokenizer", VocabularyInfo) for one in (servers.edge, servers.cloud, other)]
     assert compare(pair, cloud) is Relation.IDENTICAL
     assert compare(another, cloud) is Relation.DIFFERENT
+    greeting = {"messages": [{"role": "user", "content": GREETING}]}
+    assert cloud.greeting == (await servers.edge.post("/tokenize", greeting, dict[str, Any]))["tokens"]
 
 
 @pytest.mark.timeout(600)

@@ -126,6 +126,31 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing_running(
     assert not marked_processes(mark)
 
 
+@pytest.mark.parametrize("program", ["start_edge.py", "start_cloud.py"])
+def test_a_hub_that_is_not_reached_is_one_line_without_retries_and_nothing_is_written(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    code, _, errors = run(program, "--port", "0", "--model", "Owner/Some-Model")
+    said = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert code == 1
+    assert len(said) == 1
+    assert said[0].startswith("error: model Owner/Some-Model: no local file, and the hub cannot deliver it: http://127")
+    assert "Retry" not in errors and "Traceback" not in errors
+    assert not [path for path in (tmp_path / "hub").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("program", ["start_edge.py", "start_cloud.py"])
+def test_a_model_that_is_not_under_the_root_is_one_line_with_all_places(program: str, tmp_path: Path) -> None:
+    preset = "config/presets/qwen2.5-coder.yaml"  # whose `local` names do not count for another --model
+    flags = ["--config", preset, "--model", "Owner/Some-Model", "--set", f"models.root={tmp_path}"]
+    code, _, errors = run(program, "--port", "0", *flags)
+    tried = f"{tmp_path}/Owner/Some-Model, {tmp_path}/Some-Model"
+    assert code == 1
+    assert f"model.path: Owner/Some-Model is not in models.root; tried {tried}" in errors.splitlines()[-1]
+
+
 def test_the_demo_answers_and_leaves_no_process_behind() -> None:
     mark = uuid.uuid4().hex
     code, output, errors = run("main.py", "--mode", "demo", "--prompt", "What is AI?", "--temperature", "0", mark=mark)

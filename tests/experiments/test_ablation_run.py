@@ -50,6 +50,7 @@ class FakeEdge:
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/stats", self._stats)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/completions", self._chat)
         return app
 
     @property
@@ -73,7 +74,8 @@ class FakeEdge:
         self.asked.append(body)
         if self.fails(body):
             raise EndpointError("the cloud is lost")
-        text = body["messages"][-1]["content"]
+        text = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+        piece = {"text": text} if "prompt" in body else {"delta": {"content": text}}
         tokens = {"edge": 2, "accepted": 1, "recovered": 0, "bonus": 0, "cloud": 0}
         report = Collaboration(rounds=1, cloud_steps=1, drafted=2, accepted=1, tokens=tokens)
         self._metrics.record_answer(report)
@@ -81,7 +83,7 @@ class FakeEdge:
         response = web.StreamResponse()
         await response.prepare(request)
         usage = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
-        for event in ({"choices": [{"delta": {"content": text}}]},
+        for event in ({"choices": [piece]},
                       {"choices": [], "usage": usage, "collaboration": counts}):  # fmt: skip
             await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")

@@ -10,6 +10,7 @@ from types import ModuleType
 import msgspec
 import pytest
 
+from common import config
 from common.errors import ConfigError
 from experiments.questions import datasets
 from experiments.questions.datasets import PUBLIC, load
@@ -70,6 +71,15 @@ QUAC_ON_HUB = {
     "answers": {"texts": [["a program"], ["CANNOTANSWER"]], "answer_starts": [[10], [21]]},
     "orig_answers": {"texts": ["a program", "CANNOTANSWER"], "answer_starts": [10, 21]},
 }
+HUMANEVAL = [
+    {
+        "task_id": "HumanEval/7",
+        "prompt": 'def one():\n    """The number 1."""\n',
+        "entry_point": "one",
+        "canonical_solution": "    return 1\n",
+        "test": "def check(candidate):\n    assert candidate() == 1\n",
+    }
+]
 IMDB = [{"text": "Dull.<br /><br />Very.", "label": 0}, {"text": "A joy.", "label": 1}]
 
 
@@ -150,7 +160,7 @@ def test_an_invalid_byte_or_archive_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("missing.jsonl", r"missing\.jsonl: neither a file nor one of alpaca"),
+        ("missing.jsonl", r"missing\.jsonl: neither a file nor one of general, alpaca"),
         ("alpacas", r"alpacas: neither"),
         ("alpaca:missing.json", r"missing\.json: no such file"),
         ("alpaca:notes.txt", r"notes\.txt: must be \.json"),
@@ -236,10 +246,26 @@ def test_imdb_is_read_alike_from_text_files_and_from_rows(tmp_path: Path) -> Non
     }
 
 
+def test_an_answer_to_humaneval_is_right_if_it_passes_the_tests(tmp_path: Path) -> None:
+    (tmp_path / "HumanEval.jsonl.gz").write_bytes(gzip.compress(lines(HUMANEVAL).encode()))
+    ((prompt, answer),) = asked(f"humaneval:{tmp_path}").items()
+    assert str(HUMANEVAL[0]["prompt"]).strip() in prompt
+    found = load(f"humaneval:{tmp_path}", 9, seed=0)
+    assert found.metric == "tests_passed"
+    (question,) = found.questions
+    assert [question.score(text) for text in (answer or "", "```python\ndef one():\n    return 2\n```")] == [1.0, 0.0]
+
+
+def test_a_humaneval_task_whose_prompt_begins_another_function_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "wrong.jsonl").write_text(lines([*HUMANEVAL, HUMANEVAL[0] | {"entry_point": "two"}]))
+    with pytest.raises(ConfigError, match=r"wrong\.jsonl, line 2: the prompt does not begin a function 'two'"):
+        load(f"humaneval:{tmp_path / 'wrong.jsonl'}", 9, seed=0)
+
+
 # -- the hub
 
 
-HUB = {"alpaca": ALPACA, "xsum": XSUM, "boolq": BOOLQ, "quac": [QUAC_ON_HUB], "imdb": IMDB}
+HUB = {"alpaca": ALPACA, "xsum": XSUM, "boolq": BOOLQ, "quac": [QUAC_ON_HUB], "imdb": IMDB, "humaneval": HUMANEVAL}
 
 
 def pretend_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,3 +340,17 @@ def test_what_models_heldout_writes_is_read(tmp_path: Path) -> None:
     (tmp_path / "held-out.jsonl").write_bytes(written)
     found = load(str(tmp_path / "held-out.jsonl"), 999, seed=0).questions
     assert len(found) == len({msgspec.json.decode(line)["prompt"] for line in written.splitlines()})
+
+
+def test_the_demo_pair_is_asked_its_corpus_and_any_other_general_prompts() -> None:
+    demo, other = (config.load(flags=flags, environment={}) for flags in ([], ["cloud.model.path=Owner/Large"]))
+    assert datasets.spec_for(None, demo) is None
+    assert datasets.spec_for(None, other) == "general"
+    assert datasets.spec_for("mine.jsonl", demo) == datasets.spec_for("mine.jsonl", other) == "mine.jsonl"
+
+
+def test_general_prompts_are_half_code_and_half_prose_without_right_answers() -> None:
+    found = load("general", 999, seed=0).questions
+    assert len({question.prompt for question in found}) == len(found) == 40
+    assert [question.kind for question in found].count("code") == 20
+    assert {question.answer for question in found} == {None}

@@ -1,9 +1,10 @@
-"""Every process of a tree is killed, also stopped ones and orphans."""
+"""Every process of a tree is killed, also stopped ones and orphans; a tree works while it uses the CPU."""
 
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -36,6 +37,43 @@ def test_all_processes_of_a_tree_are_killed(stopped: bool, orphaned: bool) -> No
         parent.wait()
         child.wait(timeout=20)
         tree.kill()  # nothing is left to kill
+
+
+SPINS = "import time; print('up', flush=True)\nwhile True: sum(range(10**5))"
+SLEEPS = "import time; print('up', flush=True); time.sleep(600)"
+
+
+@pytest.mark.parametrize(
+    ("program", "stopped", "works"), [(SPINS, False, True), (SPINS, True, False), (SLEEPS, False, False)]
+)
+def test_a_tree_works_while_it_uses_the_cpu_and_is_not_stopped(program: str, stopped: bool, works: bool) -> None:
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        tree = ProcessTree([process.pid])
+        tree.used_cpu()
+        if stopped:
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)
+        assert tree.used_cpu() == works
+        process.kill()
+
+
+def test_a_tree_of_which_one_process_is_stopped_does_not_work_however_much_the_others_spin() -> None:
+    children = [subprocess.Popen([sys.executable, "-c", SPINS], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        tree = ProcessTree([child.pid for child in children])
+        children[0].send_signal(signal.SIGSTOP)
+        tree.used_cpu()
+        time.sleep(0.5)
+        assert not tree.used_cpu()
+        children[0].send_signal(signal.SIGCONT)
+        time.sleep(0.5)
+        assert tree.used_cpu()
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
 
 
 def test_a_process_that_has_ended_is_no_error() -> None:

@@ -29,6 +29,7 @@ class FakeEngine:
     stuck_close: bool = False
     dead: bool = False
     hanging: bool = False
+    in_a_step: bool = False
     looks: int = 0
 
     async def start(self) -> None:
@@ -39,6 +40,9 @@ class FakeEngine:
             self.failing_starts -= 1
             raise StartError("no such model")
         self.dead = self.hanging = False
+
+    def start_progress(self) -> str:
+        return "it loads the model, 3 s so far"
 
     async def close(self) -> None:
         self.log.append("close")
@@ -53,6 +57,9 @@ class FakeEngine:
     async def ping(self) -> None:
         while self.hanging:
             await asyncio.sleep(0.001)
+
+    def computing(self) -> bool:
+        return self.in_a_step
 
     def kill(self) -> None:
         self.log.append("kill")
@@ -129,6 +136,23 @@ async def test_a_silent_engine_takes_no_requests_until_it_answers() -> None:
         await until(lambda: supervisor.ready or engine.log != ["start"])
         assert (engine.log, waiting.done()) == (["start"], False)
         waiting.cancel()
+
+
+async def test_an_engine_that_computes_is_never_lost_and_takes_requests_until_it_stops_computing() -> None:
+    engine = FakeEngine(in_a_step=True)
+    async with kept(engine) as supervisor:
+        await supervisor.wait_up()
+        hangs(engine)
+        looks = engine.looks
+        await until(lambda: engine.looks > looks + 100)  # three times as long as an idle engine may be silent
+        assert (supervisor.ready, engine.log) == (True, ["start"])
+        engine.in_a_step = False
+        await until(lambda: not supervisor.ready)
+        engine.in_a_step = True  # silent for a while only: stopped and continued
+        await until(lambda: supervisor.ready)
+        assert engine.log == ["start"]
+        engine.in_a_step = False
+        await until(lambda: engine.log == ["start", "kill", "close", "start"])
 
 
 async def test_without_the_watch_a_hanging_engine_stays_ready_and_its_requests_wait() -> None:

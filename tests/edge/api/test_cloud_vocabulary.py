@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from common.config_edge import EdgeModelConfig
 from common.decoding.pipeline import Pipeline
@@ -16,9 +17,11 @@ from common.protocol import vocabulary as vocab
 from common.protocol.openai import Message
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile, VocabularyInfo
 from common.types import GREEDY, Provenance, Sampling, Verdict
+from edge.api.chat_forms import CONVERSATION
 from edge.api.cloud_vocabulary import CloudVocabulary
 from edge.api.shared_prompt import SharedPrompt
 from edge.engine.engine import EdgeEngine
+from edge.text.chat_template import ChatTemplate
 from tests.support.fakes import FakeDrafter, FakeVerifier, cloud_model
 from tests.support.vocabularies import EdgeSide, TextDrafter, Truth, file
 
@@ -132,6 +135,49 @@ async def test_a_cloud_that_changed_its_vocabulary_is_compared_again(engine: Edg
         assert [chunk async for chunk in pipeline.run()], "the edge goes on alone"
         assert pipeline.answer.report.degraded
         assert (await vocabulary.share([5, 6], text="x")).ids != [5, 6]
+
+
+OTHER_FORM = "{% for m in messages %}<|user|>{{ m.content }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("greeting", "said"),
+    [
+        ("", "the cloud's model has no chat template"),
+        (OTHER_FORM, "the chat templates of edge and cloud differ"),
+        (None, ""),
+        ("the edge's", ""),
+    ],
+)
+async def test_a_cloud_that_writes_chats_otherwise_is_used_and_that_is_said_once(
+    engine: EdgeEngine, caplog: pytest.LogCaptureFixture, greeting: str | None, said: str
+) -> None:
+    cloud, own = VocabularyCloud(of_the_pair()), engine.chat_template or ""
+    async with ChatTemplate(own, engine.bos, engine.eos) as template:
+        if greeting:
+            async with ChatTemplate(own if greeting == "the edge's" else greeting, engine.bos, engine.eos) as theirs:
+                text = await theirs.render(CONVERSATION)
+            cloud.info = replace(cloud.info, greeting=engine.tokenize(text, add_special=False, parse_special=True))
+        elif greeting == "":
+            cloud.info = replace(cloud.info, greeting=[])
+        async with CloudVocabulary(engine, cloud.get, template) as vocabulary:
+            for _ in range(3):
+                shared = await vocabulary.share([1, 500, 2], messages=QUESTION)
+    assert shared.ids == [1, 500, 2], "answered all the same"
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(lines) == bool(said)
+    assert said in "".join(lines)
+
+
+async def test_a_cloud_with_another_vocabulary_and_no_template_reads_the_edges_form(engine: EdgeEngine) -> None:
+    cloud = another()
+    assert cloud.file
+    cloud.file.chat_template = ""
+    ids = engine.tokenize("<|user|>What is AI?<|assistant|>", add_special=False, parse_special=True)
+    async with CloudVocabulary(engine, cloud.get) as vocabulary:
+        shared = await vocabulary.share(ids, messages=QUESTION)
+    text = RemoteVocabulary(cloud.file).prompt("<|user|>What is AI?<|assistant|>", add_special=True)
+    assert (shared.edge_ids, shared.ids) == (ids, text)
 
 
 async def test_when_the_cloud_is_lost_the_edge_completes_the_answer_in_the_clouds_tokens() -> None:

@@ -17,7 +17,7 @@ from common.decoding.request import DecodingRequest
 from common.errors import EndpointError, ModelMismatch, RequestError
 from common.types import Provenance
 from edge.split.answer import SplitAnswer
-from edge.split.cloud_tail import CloudTail, SplitClouds
+from edge.split.cloud_tail import CloudTail, SplitClouds, deadline_seconds
 from edge.split.engine import EdgeInferenceEngine
 from edge.split.segments import SegmentSequence
 from tests.support.fake_split_cloud import FakeSplitCloud
@@ -150,3 +150,10 @@ async def test_where_there_is_no_fallback_a_lost_cloud_is_an_error(demo_split: P
             await run(engine, QUESTIONS[1], NEVER)
         assert engine.segments.stats()["sequences_lent"] == 0
     assert all(session.closed for session in cloud.sessions)
+
+
+def test_the_deadline_of_a_token_grows_with_the_positions_that_the_cloud_has_yet_to_compute() -> None:
+    assert deadline_seconds(2.0, 1, 0.01) == deadline_seconds(2.0, 8, 0.01) == 2.0
+    assert 2.0 < deadline_seconds(2.0, 500, 0.01) < deadline_seconds(2.0, 3900, 0.01)
+    assert deadline_seconds(2.0, 3900, 0.01) > 2 * 3900 * 0.01  # busy clouds, long contexts
+    assert deadline_seconds(2.0, 3900, 0.0) > deadline_seconds(2.0, 3900, 0.01)  # nothing measured: a slow one

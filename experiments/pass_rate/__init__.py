@@ -1,0 +1,1 @@
+"""HumanEval: the ways that are compared, their measures, and each way beside cloud only"""

@@ -133,8 +133,7 @@ async def contenders(
     session = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout()))
     bare = BareLoop(model, args.threads, context)
     stack.callback(bare.close)
-    threads = {"threads": args.threads, "threads_batch": args.threads}
-    settings = {**threads, "sequences": STREAMS, "context_length": context}
+    settings = {"threads": args.threads, "threads_batch": args.threads, "sequences": STREAMS, "context_length": context}
     flags = [part for key, value in settings.items() for part in ("--set", f"edge.model.{key}={value}")]
     start = [sys.executable, str(PROJECT / "start_edge.py"), "--host", "127.0.0.1", "--port", str(edge_port)]
     await stack.enter_async_context(process("edge", *start, "--model", str(model), *flags))

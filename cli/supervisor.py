@@ -1,4 +1,4 @@
-"""Starts servers as processes of their own, restarts one that dies, and stops all of them."""
+"""Starts servers as processes of their own, restarts one that dies or hangs, and stops all of them."""
 
 import asyncio
 import logging
@@ -6,13 +6,16 @@ import os
 import signal
 import sys
 import time
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from common.errors import EndpointError, StartError
+from common.config_schema import HttpClientConfig
+from common.errors import EndpointError, RequestError, StartError
 from common.http.client import HTTPClient
+from common.http.first_completed import first_completed
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +26,19 @@ STOP_SECONDS = 30.0
 """Before SIGKILL: more than a server's `drain_seconds` and the time its engine takes to end."""
 LONGEST_PAUSE = 30.0
 """Seconds before a server that fails to start is started again."""
+HEALTH_SECONDS = 10.0
+"""Seconds between two looks at a running server, and for its reply."""
+HUNG_CHECKS = 6
+"""After this many looks in a row without a reply a server hangs. Counted, so that a suspended machine kills nothing."""
+WATCH = 'read group; read end; kill -s KILL -- "-$group"'
+"""For a shell: kills the process group that stdin names, once that is closed."""
 
 
 class ServerProcess:
-    """One server program (a file or a module) with all processes that it starts; `stop` ends all of them."""
+    """One server program (a file or a module) with all processes that it starts; `stop` ends all of them.
+
+    So does the end of this process, whatever ends it, and whether they run or stand still: a shell waits for that.
+    """
 
     def __init__(self, name: str, script: str, url: str, flags: list[str], log_file: Path | None = None) -> None:
         self.name = name
@@ -36,8 +48,13 @@ class ServerProcess:
         self._command = [sys.executable, *program, *flags]
         self._log_file = log_file
         self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.subprocess.Process | None = None
+        """The shell, until the server has ended."""
 
     async def start(self) -> None:
+        self._watch = await asyncio.create_subprocess_exec(
+            "/bin/sh", "-c", WATCH, stdin=PIPE, stderr=DEVNULL, start_new_session=True
+        )
         output: IO[bytes] | None = None
         if self._log_file:
             self._log_file.parent.mkdir(exist_ok=True)
@@ -49,13 +66,15 @@ class ServerProcess:
         finally:
             if output:
                 output.close()
+        assert self._watch.stdin is not None
+        self._watch.stdin.write(f"{self._process.pid}\n".encode())
 
     async def exited(self) -> int:
         """Waits until the server ends by itself; returns its exit code (negative: the signal)."""
         assert self._process is not None
         code = await self._process.wait()
         self.ready.clear()
-        self._signal(signal.SIGKILL)  # processes that it may have left behind
+        await self._end_group()  # it may have left processes behind
         return code
 
     async def wait_ready(self, report: Callable[[str], None] = log.info) -> None:
@@ -78,6 +97,16 @@ class ServerProcess:
             exited.cancel()
         self.ready.set()
 
+    async def kill_if_hung(self) -> None:
+        """Kills the server once it answers nothing; then it has `exited`. A busy one answers, if only GET /health."""
+        silent = 0
+        async with HTTPClient(self.url, HttpClientConfig(timeout=HEALTH_SECONDS, optimized=False)) as client:
+            while silent < HUNG_CHECKS:
+                await asyncio.sleep(HEALTH_SECONDS)
+                silent = 0 if await _answers(client) else silent + 1
+        log.warning("the %s server answers nothing, and is killed", self.name)
+        self._signal(signal.SIGKILL)
+
     async def stop(self) -> None:
         """SIGTERM to the server; after its end, or STOP_SECONDS, SIGKILL to all its processes."""
         if self._process is None:
@@ -86,8 +115,15 @@ class ServerProcess:
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 await self._process.wait()
-        self._signal(signal.SIGKILL)
+        await self._end_group()
         await self._process.wait()
+
+    async def _end_group(self) -> None:
+        self._signal(signal.SIGKILL)
+        if self._watch is not None:
+            watch, self._watch = self._watch, None
+            watch.kill()
+            await watch.wait()
 
     def _signal(self, number: signal.Signals, whole_group: bool = True) -> None:
         assert self._process is not None
@@ -116,8 +152,22 @@ async def _not_ready(client: HTTPClient) -> str | None:
     return None
 
 
+async def _answers(client: HTTPClient) -> bool:
+    try:
+        await client.get("/health", dict)
+    except EndpointError:
+        return False
+    except RequestError:
+        pass  # a refusal is an answer
+    return True
+
+
 class Supervisor:
-    """Owns the servers and one task per server that restarts it when it dies."""
+    """Owns the servers and one task per server that restarts it when it dies or hangs.
+
+    A server may ask those before it in `servers`: they are stopped in the reverse order, so that an edge can finish
+    its answers with the cloud.
+    """
 
     def __init__(self, servers: list[ServerProcess], report: Callable[[str], None] = log.info) -> None:
         self.servers = servers
@@ -138,7 +188,8 @@ class Supervisor:
             for task in self._restarters:
                 task.cancel()
             await asyncio.gather(*self._restarters, return_exceptions=True)
-            await asyncio.gather(*(server.stop() for server in self.servers))
+            for server in reversed(self.servers):
+                await server.stop()
 
     async def _all_ready(self) -> None:
         try:
@@ -155,6 +206,7 @@ class Supervisor:
     async def _restart(self, server: ServerProcess) -> None:
         pause = 1.0
         while True:
+            await first_completed(server.exited(), server.kill_if_hung())
             code = await server.exited()
             log.warning("the %s server ended with code %d; restarting it in %g s", server.name, code, pause)
             await asyncio.sleep(pause)

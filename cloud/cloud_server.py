@@ -24,7 +24,7 @@ from cloud.verify.resident_pool import ResidentPool
 from cloud.verify.sessions import SessionTable
 from common.config_cloud import CloudConfig
 from common.errors import FrameworkError, RequestError
-from common.http.messages import REQUEST_ID, TENANT, read, reply
+from common.http.messages import REQUEST_ID, read, reply, tenant_of
 from common.http_server import FATAL, make_app
 from common.types import (
     ErrorObject,
@@ -172,7 +172,7 @@ async def _round(request: web.Request, body: VerifyRequest) -> VerifyResponse:
     app = request.app
     await app[TOKENIZER].check(body.vocabulary)
     with _work(app, request_cost.of_round(body)):
-        response = await app[VERIFIER].verify_draft(body, request[REQUEST_ID], request[TENANT])
+        response = await app[VERIFIER].verify_draft(body, request[REQUEST_ID], tenant_of(request, body.tenant))
     drawn, seconds = len(response.token_ids), response.latency_ms / 1000
     app[METRICS].record_verify(VerifyForm(response.form), response.drafted, response.accepted, drawn, seconds)
     return response

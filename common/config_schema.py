@@ -118,7 +118,7 @@ class InferenceConfig(Section, frozen=True):
     fallback: bool = True
     """false: a request fails where no cloud can be used, instead of going on at the edge."""
     private_patterns: list[str] = field(default_factory=list)
-    """Regular expressions; a prompt that matches one never leaves the edge."""
+    """Regular expressions; a prompt that matches one never leaves the edge, nor one that takes long to search."""
     online: OnlineConfig = OnlineConfig()
 
 

@@ -50,10 +50,11 @@ class ServerConfig(Section, frozen=True):
     drain_seconds: Annotated[float, Meta(ge=0)] = 10.0
     """Seconds that running requests may still take after SIGTERM."""
     api_keys: list[Secret] = []
-    """Keys, one of which every request must show as `Authorization: Bearer KEY`; empty: open to all. In the cloud
-    each key is a tenant."""
+    """Keys, one of which every request must show as `Authorization: Bearer KEY`; empty: open to all. Each key is a
+    tenant: what is kept of its prompts is not used for another's."""
     cors_origins: list[str] = []
-    """Web origins whose pages may call this server; `*`: any."""
+    """Web origins whose pages may call this server; `*`: any. A server on loopback, which pages could reach by a name
+    of their own, takes only `localhost`, addresses, and the host names of these origins."""
 
 
 def decode_secret(type_: type, value: object) -> object:

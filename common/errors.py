@@ -6,6 +6,7 @@ FrameworkError
 ├── RequestError       400  the request itself is wrong
 │   ├── ContextLengthError  the prompt does not fit the model's context
 │   ├── AuthenticationError  401  no API key, or an unknown one
+│   ├── ForbiddenError 403  a web page, or a name of this machine, that this server does not serve
 │   ├── NotFoundError  404  no such model or route
 │   ├── SnapshotError       a KV snapshot that is damaged, of another model, or not a snapshot
 │   ├── PrefixUnknown  409  the cloud does not hold the prefix that a verify names
@@ -53,6 +54,11 @@ class ContextLengthError(RequestError):
 class AuthenticationError(RequestError):
     status = 401
     code = "invalid_api_key"
+
+
+class ForbiddenError(RequestError):
+    status = 403
+    code = "forbidden"
 
 
 class NotFoundError(RequestError):

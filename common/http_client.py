@@ -10,11 +10,11 @@ from typing import Any, Self, TypedDict, Unpack
 from msgspec.structs import replace
 
 from common.cloud_client.pool import CloudPool
+from common.cloud_client.privacy import PrivatePatterns
 from common.cloud_client.verifier import CloudVerifier, EdgeDrafter
 from common.config_schema import CommunicationConfig, Config
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
-from common.decoding.privacy import is_private
 from common.decoding.request import DecodingRequest
 from common.decoding.vocab_translation import PaddedDrafter
 from common.errors import EndpointError, VocabularyError
@@ -59,7 +59,7 @@ class EdgeCloudHTTPClient:
             edge_endpoint=edge_endpoint or config.edge_endpoint,
             cloud_endpoint=cloud_endpoint or config.cloud_endpoint,
         )
-        self._private_patterns = private_patterns
+        self._private = PrivatePatterns(private_patterns)
         self._plan = plan or Plan()
         self.edge = HTTPClient(config.edge_endpoint, config.http_client, config.edge_api_key)
         self._shared: VocabularyInfo | None = None
@@ -79,6 +79,7 @@ class EdgeCloudHTTPClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.edge.close()
+        await self._private.close()
         await self.clouds.__aexit__(kind, error, traceback)
 
     async def full_inference_pipeline(
@@ -103,7 +104,7 @@ class EdgeCloudHTTPClient:
         plan = dataclasses.replace(
             self._plan, use_draft_verify=use_draft_verify, use_confidence_check=use_confidence_check
         )
-        if is_private(prompt, self._private_patterns):
+        if await self._private.match(prompt):
             plan = dataclasses.replace(plan, mode=Mode.EDGE_ONLY)
         pipeline = Pipeline(
             DecodingRequest(prompt_ids, max_tokens, Sampling(temperature=temperature, seed=seed), plan),

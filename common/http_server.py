@@ -34,13 +34,15 @@ LINGER_SECONDS = 2.0
 
 
 def make_app(config: ServerConfig | None = None, registry: CollectorRegistry | None = None) -> web.Application:
-    """An application with GET /health, GET /metrics, API keys, CORS, request logs and OpenAI's error objects.
+    """An application with GET /health, GET /metrics, API keys, a guard against foreign web pages, CORS, request logs
+    and OpenAI's error objects.
 
     Its metrics are kept on `registry`.
     """
     config, registry = config or ServerConfig(), registry or CollectorRegistry()
     in_flight = InFlight()
     middlewares = [middleware.observe(HttpMetrics(registry, lambda: len(in_flight))), middleware.errors]
+    middlewares.append(access.guard_against_pages(config.host, config.cors_origins))
     if config.cors_origins:
         middlewares.append(access.cors(config.cors_origins))
     middlewares.append(middleware.stopping)

@@ -131,7 +131,8 @@ class VerifyRequest(Struct, omit_defaults=True, forbid_unknown_fields=True, kw_o
     replaces both.
     A round sent again with the same `idempotency_key` (any text, unique within its session) gets the same response.
     `logprobs`: for each token its own and this many of the likeliest, 0 to 20. `vocabulary`: the fingerprint
-    (common/protocol/vocabulary.py) of the ids' vocabulary; the cloud refuses another one than its own.
+    (common/protocol/vocabulary.py) of the ids' vocabulary; the cloud refuses another one than its own. `tenant`: a name
+    for the edge's client; what the cloud keeps for one tenant is not used for another.
     """
 
     session: str = ""
@@ -149,6 +150,7 @@ class VerifyRequest(Struct, omit_defaults=True, forbid_unknown_fields=True, kw_o
     use_kv_cache: bool = True
     idempotency_key: str = ""
     vocabulary: str = ""
+    tenant: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class VerifyResponse(Struct, kw_only=True, omit_defaults=True):

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from common.config_schema import Config
 from common.errors import EngineError, RequestError
-from common.http.messages import read, reply, stream
+from common.http.messages import TENANT, read, reply, stream
 from common.http_server import make_app
 from common.protocol import openai as api
 from common.protocol import tokenization
@@ -61,9 +61,12 @@ async def _ready(request: web.Request) -> web.Response:
 
 
 async def _stats(request: web.Request) -> web.Response:
+    """With more than one API key each gets its own figures only: those of all show what the others ask."""
     context = request.app[CONTEXT]
     confidence = msgspec.to_builtins(context.config.edge.confidence)
     engine = context.engine
+    if len(context.config.edge.server.api_keys) > 1:
+        return reply(request, {"engine": engine.stats(request[TENANT]), "confidence": confidence})
     figures = {"engine": engine.stats(), "hardware": engine.settings(), "clouds": context.clouds.stats()}
     online = {"online_gate": context.online.stats()} if context.online else {}
     split = {"segments": context.split.segments.stats()} if context.split else {}

@@ -1,20 +1,22 @@
 """The edge's prefix cache (F3): restores the longest known prefix of a prompt, and decides what to keep of others.
 
 It looks where restoring costs least: in the sequence itself, then in another live sequence (shared or copied inside
-llama.cpp), then among the snapshots in RAM and on disk.
+llama.cpp), then among the snapshots in RAM and on disk. Tenants find nothing of each other's.
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from common.errors import NotFoundError
 from common.protocol.prefix_hash import common_prefix
+from edge.kv.prefix_store import HeldTokens, reusable
 from edge.kv.radix_tree import RadixTree
 from edge.kv.snapshot_format import Snapshot
 from edge.kv.snapshot_index import SnapshotBudgets
 from edge.kv.snapshot_store import SnapshotStore
+from edge.kv.tenant_counters import TenantCounters
 
 MIN_TOKENS = 16
 """Tokens that a snapshot must save: computing fewer is as fast as finding them."""
@@ -22,10 +24,9 @@ RESTORE_COST = 0.25
 """Upper bound of the time to restore one token from a snapshot, as a share of the time to compute it."""
 
 
-class SequenceMemory(Protocol):
+class SequenceMemory(HeldTokens, Protocol):
     """What the cache needs of `edge.llama.model.Llama`; called in the engine's thread."""
 
-    held: list[list[int]]
     unified: bool
     """Whether all sequences share one KV buffer, so that every step reads the cells of all."""
     divisible: bool
@@ -33,7 +34,6 @@ class SequenceMemory(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
-    def reusable(self, sequence: int, length: int) -> int: ...
     def rewind(self, sequence: int, length: int) -> int: ...
     def copy(self, source: int, target: int, length: int) -> None: ...
     def snapshot(self, sequence: int) -> bytes: ...
@@ -67,26 +67,27 @@ class LlamaCppKVCache:
     ) -> None:
         budgets = SnapshotBudgets(ram_bytes, disk_bytes, max_size)
         self._store = SnapshotStore(budgets, Path(directory) if directory else None, enable_compression)
-        self._live: RadixTree[int] = RadixTree()
-        self._indexed: dict[int, list[int]] = {}
-        """Each sequence's tokens in the tree: after `restore` the requested ones, after `release` those it holds."""
+        self._live: defaultdict[str, RadixTree[int]] = defaultdict(RadixTree)
+        """A tree for each tenant."""
+        self._indexed: dict[int, tuple[str, list[int]]] = {}
+        """Each sequence's tokens in a tree: after `restore` the requested ones, after `release` those it holds."""
         self._idle: set[int] = set()
         """Sequences that were released and not used since."""
         self._max_size = max_size
         self._prompts: OrderedDict[str, CachedPrompt] = OrderedDict()
-        self._counters = Counter[str](hits=0, misses=0, tokens_reused=0, live_hits=0, ram_hits=0, disk_hits=0)
+        self._counters = TenantCounters("hits", "misses", "tokens_reused", "live_hits", "ram_hits", "disk_hits")
 
-    def restore(self, llama: SequenceMemory, sequence: int, token_ids: Sequence[int]) -> int:
-        """Makes `sequence` hold the longest available prefix of `token_ids` and nothing else; returns its length.
+    def restore(self, llama: SequenceMemory, sequence: int, token_ids: Sequence[int], tenant: str = "") -> int:
+        """Makes `sequence` hold the longest prefix of `token_ids` that `tenant` has, and only that; returns its length.
 
         First keeps a snapshot of what it held, if that is long enough and neither a sequence nor a snapshot has it.
         """
         wanted = list(token_ids)
         self._store.open(llama.fingerprint, llama.divisible)
         self._idle.discard(sequence)
-        source, live = self._longest_live(llama, sequence, wanted)
-        own = _reusable(llama, sequence, wanted)
-        snapshot, tier = self._better_snapshot(wanted, live)
+        source, live = self._longest_live(llama, sequence, wanted, tenant)
+        own = reusable(llama, sequence, wanted, tenant)
+        snapshot, tier = self._better_snapshot(wanted, live, tenant)
         stays = own if source == sequence and snapshot is None else 0
         if len(llama.held[sequence]) - stays >= MIN_TOKENS:
             self._keep(llama, sequence)
@@ -95,13 +96,14 @@ class LlamaCppKVCache:
         else:
             tier = "live_hits"
             llama.copy(source, sequence, live)
-        self._index(sequence, wanted)
+        llama.owners[sequence] = tenant
+        self._index(llama, sequence, wanted)
         self._clear_idle(llama)
-        return self._count(len(llama.held[sequence]), tier)
+        return self._count(tenant, len(llama.held[sequence]), tier)
 
     def release(self, llama: SequenceMemory, sequence: int) -> None:
         """Lets other requests find everything that `sequence` holds, the answer included."""
-        self._index(sequence, list(llama.held[sequence]))
+        self._index(llama, sequence, list(llama.held[sequence]))
         self._idle.add(sequence)
 
     def save(self, llama: SequenceMemory, sequence: int) -> None:
@@ -109,7 +111,7 @@ class LlamaCppKVCache:
         self._store.open(llama.fingerprint, llama.divisible)
         self._idle.discard(sequence)
         self._keep(llama, sequence)
-        self._index(sequence, [])
+        self._index(llama, sequence, [])
 
     def close(self, llama: SequenceMemory | None = None) -> None:
         """Writes to the disk tier what waits to be written, and what the sequences of `llama` hold; ends the store."""
@@ -119,33 +121,34 @@ class LlamaCppKVCache:
                 self._store.flush()
         self._store.close()
 
-    def stats(self) -> dict[str, int]:
+    def stats(self, tenant: str | None = None) -> dict[str, int]:
         """Requests that found a prefix (`hits`, and by place) or none (`misses`), tokens reused, sizes of the tiers."""
-        live = sum(map(len, list(self._indexed.values())))
-        return dict(self._counters) | {"live_tokens": live} | self._store.stats()
+        live = sum(len(ids) for owner, ids in list(self._indexed.values()) if tenant in (None, owner))
+        return self._counters.of(tenant) | {"live_tokens": live} | self._store.stats(tenant)
 
-    def export(self, name: str, token_ids: Sequence[int], llama: SequenceMemory | None = None) -> int:
+    def export(self, name: str, token_ids: Sequence[int], llama: SequenceMemory | None = None, tenant: str = "") -> int:
         """Writes the snapshot with the longest prefix of `token_ids` to the file `name` of the cache folder.
 
         With `llama`, live sequences are candidates too. Returns the number of tokens in the file, which may go on
         after that prefix. Raises RequestError for an invalid name, NotFoundError if nothing is kept.
         """
         wanted = list(token_ids)
-        shared, entry = self._store.find(wanted)
+        shared, entry = self._store.find(wanted, tenant)
         snapshot = self._store.load(entry) if entry else None
         if llama is not None:
-            live, sequence = max((common_prefix(held, wanted), at) for at, held in enumerate(llama.held))
+            own = (at for at, owner in enumerate(llama.owners) if owner == tenant)
+            live, sequence = max(((common_prefix(llama.held[at], wanted), at) for at in own), default=(0, 0))
             if live > (shared if snapshot else 0):
                 self._store.open(llama.fingerprint, llama.divisible)
                 snapshot = Snapshot(list(llama.held[sequence]), llama.snapshot(sequence))
         if snapshot is None:
             raise NotFoundError("nothing is kept of these tokens", param="token_ids")
-        self._store.export(name, snapshot)
+        self._store.export(name, snapshot, tenant)
         return len(snapshot.token_ids)
 
-    def import_(self, name: str) -> int:
-        """Adds an exported snapshot; returns its length in tokens. Raises RequestError if it cannot be used."""
-        return self._store.import_(name)
+    def import_(self, name: str, tenant: str = "") -> int:
+        """Adds a snapshot that `tenant` exported; returns its length in tokens. RequestError if it cannot be used."""
+        return self._store.import_(name, tenant)
 
     def flush(self) -> None:
         """Waits until all snapshots are sealed and written to the disk tier."""
@@ -164,16 +167,16 @@ class LlamaCppKVCache:
             self._prompts.move_to_end(prompt)
         return self._prompts.get(prompt)
 
-    def _longest_live(self, llama: SequenceMemory, sequence: int, wanted: list[int]) -> tuple[int, int]:
+    def _longest_live(self, llama: SequenceMemory, sequence: int, wanted: list[int], tenant: str) -> tuple[int, int]:
         """The sequence with the longest prefix of `wanted` (`sequence` itself if none has more), and its length."""
-        _, candidates = self._live.longest(wanted)
-        lengths = {each: _reusable(llama, each, wanted) for each in (sequence, *candidates)}
+        _, candidates = self._live[tenant].longest(wanted)
+        lengths = {each: reusable(llama, each, wanted, tenant) for each in (sequence, *candidates)}
         source = max(lengths, key=lengths.__getitem__)
         return source, lengths[source]
 
-    def _better_snapshot(self, wanted: list[int], live: int) -> tuple[Snapshot | None, str]:
+    def _better_snapshot(self, wanted: list[int], live: int, tenant: str) -> tuple[Snapshot | None, str]:
         """A snapshot that is faster than computing what `live` tokens leave, and the counter of its tier."""
-        shared, entry = self._store.find(wanted)
+        shared, entry = self._store.find(wanted, tenant)
         saved = shared - live
         if entry is None or saved < MIN_TOKENS or saved < RESTORE_COST * len(entry.token_ids):
             return None, ""
@@ -182,45 +185,42 @@ class LlamaCppKVCache:
 
     def _keep(self, llama: SequenceMemory, sequence: int) -> bool:
         """Makes sure that what `sequence` holds is available elsewhere, by a snapshot if need be; whether it is."""
-        held = list(llama.held[sequence])
+        held, owner = list(llama.held[sequence]), llama.owners[sequence]
         if len(held) < MIN_TOKENS:
             return False
-        if self._store.covers(held) or self._is_held_elsewhere(llama, sequence, held):
+        if self._store.covers(held, owner) or self._is_held_elsewhere(llama, sequence, held):
             return True
-        return self._store.enabled and self._store.keep(held, llama.snapshot(sequence))
+        return self._store.enabled and self._store.keep(held, llama.snapshot(sequence), owner)
 
     def _clear_idle(self, llama: SequenceMemory) -> None:
         """With a unified KV, moves idle sequences into snapshots that serve as much: their cells make steps slower."""
         for sequence in self._idle if llama.unified and llama.divisible else ():
             if self._keep(llama, sequence):
                 llama.rewind(sequence, 0)
-                self._index(sequence, [])
+                self._index(llama, sequence, [])
         self._idle.clear()
 
     def _is_held_elsewhere(self, llama: SequenceMemory, sequence: int, held: list[int]) -> bool:
-        _, holders = self._live.longest(held)
-        return any(each != sequence and _reusable(llama, each, held) == len(held) for each in holders)
+        owner = llama.owners[sequence]
+        _, holders = self._live[owner].longest(held)
+        return any(each != sequence and reusable(llama, each, held, owner) == len(held) for each in holders)
 
-    def _index(self, sequence: int, token_ids: list[int]) -> None:
+    def _index(self, llama: SequenceMemory, sequence: int, token_ids: list[int]) -> None:
         if sequence in self._indexed:
-            self._live.remove(self._indexed[sequence], sequence)
-        self._indexed[sequence] = token_ids
-        self._live.add(token_ids, sequence)
+            owner, indexed = self._indexed[sequence]
+            self._live[owner].remove(indexed, sequence)
+        self._indexed[sequence] = llama.owners[sequence], token_ids
+        self._live[llama.owners[sequence]].add(token_ids, sequence)
 
-    def _count(self, length: int, tier: str) -> int:
-        self._counters["tokens_reused"] += length
-        self._counters.update(("hits", tier) if length else ("misses",))
+    def _count(self, tenant: str, length: int, tier: str) -> int:
+        self._counters.add(tenant, tokens_reused=length, **({"hits": 1, tier: 1} if length else {"misses": 1}))
         return length
-
-
-def _reusable(llama: SequenceMemory, sequence: int, wanted: list[int]) -> int:
-    return llama.reusable(sequence, common_prefix(llama.held[sequence], wanted))
 
 
 class AblatedKVCache:
     """The cache with F3 off: keeps nothing and finds nothing."""
 
-    def restore(self, llama: SequenceMemory, sequence: int, token_ids: Sequence[int]) -> int:
+    def restore(self, llama: SequenceMemory, sequence: int, token_ids: Sequence[int], tenant: str = "") -> int:
         return llama.rewind(sequence, 0)
 
     def release(self, llama: SequenceMemory, sequence: int) -> None:
@@ -232,7 +232,7 @@ class AblatedKVCache:
     def close(self, llama: SequenceMemory | None = None) -> None:
         return
 
-    def stats(self) -> dict[str, int]:
+    def stats(self, tenant: str | None = None) -> dict[str, int]:
         return {}
 
     def set_cache(self, prompt: str, token_ids: Sequence[int], available_tokens: int) -> None:
@@ -241,8 +241,8 @@ class AblatedKVCache:
     def get_cache(self, prompt: str) -> None:
         return
 
-    def export(self, name: str, token_ids: Sequence[int], llama: SequenceMemory | None = None) -> int:
+    def export(self, name: str, token_ids: Sequence[int], llama: SequenceMemory | None = None, tenant: str = "") -> int:
         raise NotFoundError("nothing is kept: the cache is off")
 
-    def import_(self, name: str) -> int:
+    def import_(self, name: str, tenant: str = "") -> int:
         raise NotFoundError("nothing is kept: the cache is off")

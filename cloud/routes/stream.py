@@ -23,7 +23,7 @@ from cloud.verify.validation import check_ids
 from cloud.websocket import ClientLeftError, ClientSocket
 from common.errors import EngineError, FrameworkError, OverloadedError, RequestError, StoppingError
 from common.http.in_flight import IN_FLIGHT
-from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, client_error, error_object, websocket
+from common.http.messages import EXCHANGE, REQUEST_ID, client_error, error_object, tenant_of, websocket
 from common.http.request_context import current_request_id
 from common.protocol import codec
 from common.protocol.stream_frames import (
@@ -105,7 +105,7 @@ class StreamRoute:
             stop_token_ids=start.stop_token_ids,
             logprobs=start.logprobs,
             use_kv_cache=start.use_kv_cache,
-            cache_salt=request[TENANT] or None,
+            cache_salt=tenant_of(request, start.tenant) or None,
             request_id=request_id,
         )
         tokens = min(len(start.token_ids) + start.max_tokens, self.engine.max_model_len)

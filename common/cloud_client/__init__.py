@@ -1,1 +1,1 @@
-"""The edge's client of its clouds: choice of a cloud, verification, streams and split sessions."""
+"""The edge's client of its clouds: what may be sent, choice of a cloud, verification, streams and split sessions."""

@@ -9,6 +9,7 @@ from common.cloud_client.pool import CallOutcome, Cloud, CloudPool, outcome_of
 from common.cloud_client.stream import CloudStream
 from common.errors import EndpointError, PrefixUnknown
 from common.http.client import HTTPClient
+from common.http.request_context import current_tenant
 from common.http.traffic import Traffic
 from common.protocol.prefix_hash import prefix_hash
 from common.protocol.stream_frames import StartFrame
@@ -18,15 +19,16 @@ from common.types import GREEDY, Draft, DraftRequest, DraftResponse, Sampling, V
 class CloudVerifier:
     """The verifier of one request, over HTTP: keeps the session whose prefix edge and cloud both hold.
 
-    It sends only tokens that the cloud does not hold yet. A cloud that lost the prefix, or one that replaces a lost
-    cloud, gets the whole prefix and the `vocabulary` (see VerifyRequest). A cloud that failed gets no more calls of
-    this request.
+    It sends only tokens that the cloud does not hold yet, and names the tenant of the request being served. A cloud
+    that lost the prefix, or one that replaces a lost cloud, gets the whole prefix and the `vocabulary` (see
+    VerifyRequest). A cloud that failed gets no more calls of this request.
     """
 
     def __init__(self, clouds: CloudPool, use_kv_cache: bool = True, vocabulary: str = "") -> None:
         self._clouds = clouds
         self._use_kv_cache = use_kv_cache
         self._vocabulary = vocabulary
+        self._tenant = current_tenant.get()
         self._session = uuid.uuid4().hex
         self._rounds = 0
         self._cloud: Cloud | None = None
@@ -88,6 +90,7 @@ class CloudVerifier:
             sampling=sampling,
             use_kv_cache=self._use_kv_cache,
             vocabulary=self._vocabulary,
+            tenant=self._tenant,
         )
         while True:
             cloud = self._pick(token_ids)
@@ -150,6 +153,7 @@ class CloudVerifier:
             use_kv_cache=self._use_kv_cache,
             idempotency_key=str(self._rounds),
             vocabulary="" if prefix else self._vocabulary,
+            tenant=self._tenant,
         )
         first_byte = cloud.client.config.first_byte_timeout
         return await cloud.client.post("/verify", request, VerifyResponse, self._traffic, first_byte)

@@ -1,16 +1,19 @@
-"""Authenticates requests by API key, and answers browsers' CORS preflights."""
+"""Decides who may ask: API keys, and which web pages' scripts; answers browsers' CORS preflights."""
 
 import hashlib
 import hmac
+import ipaddress
+import re
 from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from common.config_values import Secret
-from common.errors import AuthenticationError
+from common.errors import AuthenticationError, ForbiddenError
 from common.http.messages import REQUEST_ID, TENANT
-from common.protocol.codec import PROTOCOL, PROTOCOL_HEADER
+from common.http.request_context import current_tenant
+from common.protocol.codec import JSON, MSGPACK, PROTOCOL, PROTOCOL_HEADER
 
 PUBLIC_PATHS = ("/health", "/ready")
 """Answered without an API key."""
@@ -19,7 +22,7 @@ PUBLIC_PATHS = ("/health", "/ready")
 def authenticate(keys: Iterable[Secret]) -> Middleware:
     """A middleware that raises AuthenticationError unless a request has one of `keys` (`Authorization: Bearer KEY`).
 
-    It sets the request's TENANT.
+    It sets the request's TENANT, and `current_tenant` for the tasks that serve it.
     """
     digests = [_digest(key.reveal()) for key in keys]
 
@@ -34,6 +37,7 @@ def authenticate(keys: Iterable[Secret]) -> Middleware:
         if scheme.lower() != "bearer" or not found:
             raise AuthenticationError("give a valid API key: 'Authorization: Bearer KEY'")
         request[TENANT] = given[:8].hex()
+        current_tenant.set(request[TENANT])
         return await handler(request)
 
     return authenticated
@@ -44,8 +48,69 @@ def _digest(key: str) -> bytes:
     return hashlib.blake2b(key.encode(errors="surrogateescape"), person=b"edgecloud-tenant").digest()
 
 
+def guard_against_pages(host: str, origins: Iterable[str]) -> Middleware:
+    """A middleware that raises ForbiddenError for what a browser sends for pages of other origins than `origins`.
+
+    A page can open WebSockets to any server, and send bodies of some types, without a preflight. And it can give its
+    own name this machine's address (DNS rebinding), so that its origin seems to be the server's: a server whose `host`
+    is loopback takes only names of this machine, addresses, and the names of `origins`.
+    """
+    allowed = frozenset(origins)
+    names = {_name(origin.partition("://")[2]) for origin in allowed}
+    local = _is_local(host) and "*" not in allowed
+
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        addressed = request.headers.get(hdrs.HOST, "")
+        name = _name(addressed)
+        if local and not (name in names or _is_local(name) or _is_address(name)):
+            hint = "use localhost, or name the page's origin in the server's cors_origins"
+            raise ForbiddenError(f"this server does not go by the name {name[:100]!r}: {hint}")
+        origin = request.headers.get(hdrs.ORIGIN)
+        foreign = origin is not None and origin.partition("://")[2].lower() != addressed.lower()
+        if foreign and _needs_no_preflight(request) and not _allowed(request, allowed):
+            raise ForbiddenError("pages of this origin may not ask: cors_origins of this server names those that may")
+        return await handler(request)
+
+    return guarded
+
+
+def _needs_no_preflight(request: web.Request) -> bool:
+    """Whether a browser may send this for any page without asking first, and it may have an effect."""
+    if request.headers.get(hdrs.UPGRADE, "").strip().lower() == "websocket":
+        return True
+    return request.method == hdrs.METH_POST and request.content_type not in (JSON, MSGPACK)
+
+
+def _name(authority: str) -> str:
+    """The host in `host:port`, in lower case and without the brackets of an IPv6 address."""
+    return re.sub(r":\d*$", "", authority.strip().lower()).strip("[]").rstrip(".")
+
+
+def _is_local(name: str) -> bool:
+    """Whether `name` always is this machine itself."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    return _is_address(name) and ipaddress.ip_address(name).is_loopback
+
+
+def _is_address(name: str) -> bool:
+    """Whether `name` is an IP address, which no name server can change; or empty, as no browser sends it."""
+    try:
+        return not name or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+HEADER_NAMES = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z, -]*")
+"""What a preflight may ask for."""
+
+
 def cors(origins: Iterable[str]) -> Middleware:
-    """A middleware that answers preflights from `origins` ("*": any) before keys are checked."""
+    """A middleware that answers preflights from `origins` ("*": any) before keys are checked.
+
+    All headers are allowed that the page asks for: clients have headers of their own, and keys decide who may ask.
+    """
     allowed = frozenset(origins)
 
     @web.middleware
@@ -53,10 +118,12 @@ def cors(origins: Iterable[str]) -> Middleware:
         preflight = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
         if not (preflight and _allowed(request, allowed)):
             return await handler(request)
+        wanted = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
         headers = {
             hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST",
-            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: "Authorization, Content-Type, X-Request-Id, traceparent",
+            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: wanted if HEADER_NAMES.fullmatch(wanted) else "",
             hdrs.ACCESS_CONTROL_MAX_AGE: "600",
+            hdrs.VARY: hdrs.ACCESS_CONTROL_REQUEST_HEADERS,
         }
         return web.Response(status=204, headers=headers)
 

@@ -89,6 +89,11 @@ def _decompress(body: bytes) -> bytes:
         raise RequestError("the body is not valid zstd") from error
 
 
+def tenant_of(request: web.Request, name: str) -> str:
+    """The tenant that `name` is among those of the request's API key: an edge shows one key for all its clients."""
+    return request[TENANT] + name  # the first part has the same length for all keys
+
+
 def reply(request: web.Request, value: object, status: int = 200) -> web.Response:
     """`value` as MessagePack if the client accepts or sent that, else as JSON."""
     accept = request.headers.get("Accept", "")

@@ -21,7 +21,7 @@ from common.http.in_flight import IN_FLIGHT
 from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, client_error, error_object, reply
 from common.http.metrics import HttpMetrics, RequestOutcome
 from common.http.patience import CALL_ID_HEADER, CALL_ROUTE
-from common.http.request_context import current_request_id, current_traceparent, valid_traceparent
+from common.http.request_context import current_request_id, current_tenant, current_traceparent, valid_traceparent
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ def _set_context(request: web.Request) -> None:
     request[TENANT] = ""
     request[EXCHANGE] = Exchange()
     current_request_id.set(request[REQUEST_ID])
+    current_tenant.set("")  # requests over one connection share a context
     current_traceparent.set(valid_traceparent(request.headers.getall("traceparent", [])))
 
 

@@ -1,4 +1,4 @@
-"""Keeps the id and W3C trace context of the request being served, and sends both on to other servers."""
+"""Keeps the id, W3C trace context and tenant of the request being served; sends the first two on to other servers."""
 
 import re
 from contextvars import ContextVar
@@ -8,6 +8,12 @@ current_request_id: ContextVar[str] = ContextVar("current_request_id", default="
 
 current_traceparent: ContextVar[str] = ContextVar("current_traceparent", default="")
 """The request's valid `traceparent`, else empty: this server starts no traces of its own."""
+
+current_tenant: ContextVar[str] = ContextVar("current_tenant", default="")
+"""The name of the request's API key (see `common.http.messages.TENANT`); empty without keys, and outside of a request.
+
+What is kept for later requests is kept for those of the same tenant only.
+"""
 
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context: version, trace id, parent id, flags."""

@@ -33,6 +33,8 @@ class StartFrame(Struct, tag="start", kw_only=True, omit_defaults=True, forbid_u
     use_kv_cache: bool = True
     vocabulary: str = ""
     """The fingerprint of the ids' vocabulary, as in VerifyRequest."""
+    tenant: Annotated[str, Meta(max_length=64)] = ""
+    """A name for the edge's client, as in VerifyRequest."""
     keep: bool = False
     """Whether the connection stays open after the end for another start frame."""
     request_id: Annotated[str, Meta(max_length=128)] = ""

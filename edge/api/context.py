@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from common.cloud_client.pool import CloudPool
+from common.cloud_client.privacy import PrivatePatterns
 from common.config_schema import Config
 from common.decoding.estimates import Estimates
 from common.decoding.online_gate import OnlineGate
@@ -40,6 +41,8 @@ class ServerContext:
     vocabulary: CloudVocabulary
     drafts: DraftGenerator
     metrics: AnswerMetrics
+    private: PrivatePatterns | None = None
+    """What never leaves the edge, if the config says so."""
     online: OnlineGate | None = None
     """The gate that adapts to the traffic, if the config enables it."""
     split: EdgeInferenceEngine | None = None

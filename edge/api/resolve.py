@@ -7,7 +7,6 @@ from typing import TypeVar
 import msgspec
 
 from common.decoding.policy import Plan
-from common.decoding.privacy import is_private
 from common.decoding.request import DecodingRequest
 from common.errors import NotFoundError, RequestError
 from common.protocol.openai import ChatRequest, CompletionRequest, GenerationRequest
@@ -106,8 +105,7 @@ async def _resolve_prompt(
     body: GenerationRequest, ids: list[int], text: str | None, model: ServedModel, context: ServerContext
 ) -> _ResolvedPrompt:
     """The plan for a prompt, and the prompt in the token ids of the models that take part."""
-    patterns = context.config.inference.private_patterns
-    private = bool(patterns) and is_private(model.engine.detokenize(ids, special=True), patterns)
+    private = context.private is not None and await context.private.match(model.engine.detokenize(ids, special=True))
     plan = _plan(body, context, private)
     if plan.mode is Mode.SPLIT or not plan.asks_cloud:
         return _ResolvedPrompt(SharedPrompt(ids, ids, model.engine.piece), plan)

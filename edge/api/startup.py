@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, nullcontext
 from prometheus_client import CollectorRegistry
 
 from common.cloud_client.pool import CloudPool
+from common.cloud_client.privacy import PrivatePatterns
 from common.config_edge import EdgeCacheConfig, EdgeConfig
 from common.config_schema import Config
 from common.decoding.online_gate import OnlineGate
@@ -30,12 +31,15 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
     """
     engine, clouds = _engine(config.edge, confidence), CloudPool(config.communication)
     split = EdgeInferenceEngine(config, clouds) if config.edge.split.manifest else None
+    patterns = config.inference.private_patterns
+    private = PrivatePatterns(patterns) if patterns else None
     async with (
         engine,
         clouds,
         ChatTemplate(engine.chat_template or "", bos=engine.bos, eos=engine.eos) as template,
         CloudVocabulary(engine, clouds.get, template) as vocabulary,
         split or nullcontext(),
+        private or nullcontext(),
     ):
         log_settings(engine.model_name, engine.settings())
         await clouds.check_protocols()
@@ -52,6 +56,7 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
             vocabulary=vocabulary,
             drafts=DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled),
             metrics=AnswerMetrics(registry),
+            private=private,
             online=OnlineGate(online, plan.gate) if online.enabled else None,
             split=split,
         )

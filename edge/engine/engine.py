@@ -10,9 +10,10 @@ from typing import Self
 from common.config_edge import EdgeModelConfig, LimitsConfig
 from common.errors import EngineError
 from common.hardware import Setting
+from common.http.request_context import current_tenant
 from common.protocol.prefix_hash import common_prefix
 from edge.confidence import ConfidenceCalculator
-from edge.engine.jobs import DecodeJob
+from edge.engine.jobs import DecodeJob, Lease
 from edge.engine.loop_waker import LoopWaker
 from edge.engine.scheduler import BatchScheduler, Confidence, Release
 from edge.engine.sequence import EdgeSequence
@@ -76,13 +77,14 @@ class EdgeEngine(TextModel):
         """Lends one sequence; waits for a free one, or raises OverloadedError if the queue is full.
 
         Prefers the sequence that holds most of the prefix of `token_ids`, unless more of what it holds would be lost
-        than reused. Without `reuse` no KV is kept from one draft to the next (F3 off).
+        than reused. Without `reuse` no KV is kept from one draft to the next (F3 off). KV is reused between requests of
+        one tenant only: that of the request being served (`current_tenant`).
         """
-        llama = self._require_model()
+        llama, tenant = self._require_model(), current_tenant.get()
         wanted = list(token_ids) if reuse else []
-        async with self._pool.lend(len(token_ids), lambda free: _reusable(llama, free, wanted)) as lent:
+        async with self._pool.lend(len(token_ids), lambda free: _reusable(llama, free, wanted, tenant)) as lent:
             try:
-                yield EdgeSequence(self, lent, reuse)
+                yield EdgeSequence(self, Lease(lent, reuse, tenant))
             finally:
                 self._inbox.put(Release(lent, reuse))
 
@@ -91,12 +93,15 @@ class EdgeEngine(TextModel):
         """Whether the model is loaded and its thread is not stuck in a step."""
         return self._thread.alive
 
-    def stats(self) -> dict[str, int]:
-        """Counters since the start, and the numbers of lent sequences and waiting requests."""
+    def stats(self, tenant: str | None = None) -> dict[str, int]:
+        """Counters since the start, of one tenant or (None) of all, and then also the load: sequences lent, requests.
+
+        The load is left out for a tenant: it shows the length of others' prompts.
+        """
         self._require_model()
-        counters = self._thread.scheduler.counters if self._thread.scheduler else {}
-        kept = {f"kv_{name}": value for name, value in self._store.stats().items()}
-        return {**counters, **self._pool.stats(), **kept}
+        counters = self._thread.scheduler.counters.of(tenant) if self._thread.scheduler else {}
+        kept = {f"kv_{name}": value for name, value in self._store.stats(tenant).items()}
+        return {**counters, **(self._pool.stats() if tenant is None else {}), **kept}
 
     def settings(self) -> dict[str, Setting]:
         """The settings that fit the machine, by name, and why."""
@@ -133,8 +138,10 @@ class EdgeEngine(TextModel):
         return self._llama
 
 
-def _reusable(llama: Llama, sequence: int, wanted: list[int]) -> int:
+def _reusable(llama: Llama, sequence: int, wanted: list[int], tenant: str) -> int:
     """How many tokens of `sequence` a request for `wanted` reuses; 0 if it would lose more of them than it reuses."""
+    if llama.owners[sequence] != tenant:
+        return 0
     held = llama.held[sequence]
     common = common_prefix(held, wanted)
     if llama.takes_checkpoints:

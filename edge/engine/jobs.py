@@ -55,14 +55,21 @@ class EngineJob:
             raise self.error
 
 
-class DecodeJob(EngineJob, ABC):
-    """Tokens to decode in one sequence. `reuse`: what the KV cache holds of them need not be decoded again."""
+class Lease(NamedTuple):
+    """A sequence lent to one request of `tenant`. `reuse`: what the KV cache holds need not be decoded again."""
 
-    def __init__(self, sequence: int, token_ids: list[int], reuse: bool) -> None:
+    sequence: int
+    reuse: bool
+    tenant: str = ""
+
+
+class DecodeJob(EngineJob, ABC):
+    """Tokens to decode in the sequence of a lease."""
+
+    def __init__(self, lease: Lease, token_ids: list[int]) -> None:
         super().__init__()
-        self.sequence = sequence
+        self.sequence, self.reuse, self.tenant = lease
         self.token_ids = token_ids
-        self.reuse = reuse
         self.pending: list[int] = []
         """Tokens still to decode; set when the job begins."""
         self.began_at = self.last_token_at = 0.0
@@ -99,8 +106,8 @@ class Generation(DecodeJob):
     grammar: Grammar | None = None
     """The JSON schema's grammar at the end of the answer so far; set by the thread when the job begins."""
 
-    def __init__(self, sequence: int, token_ids: list[int], reuse: bool, options: DraftOptions) -> None:
-        super().__init__(sequence, token_ids, reuse)
+    def __init__(self, lease: Lease, token_ids: list[int], options: DraftOptions) -> None:
+        super().__init__(lease, token_ids)
         sampling = self.sampling = options.sampling
         self._options = options
         self._uniforms = uniforms(sampling, len(token_ids), options.limit)
@@ -173,8 +180,8 @@ class Generation(DecodeJob):
 class Scoring(DecodeJob):
     """Computes the log probability of each token of a text given those before it; draws nothing."""
 
-    def __init__(self, sequence: int, token_ids: list[int], reuse: bool, top: int) -> None:
-        super().__init__(sequence, token_ids, reuse)
+    def __init__(self, lease: Lease, token_ids: list[int], top: int) -> None:
+        super().__init__(lease, token_ids)
         self._top = top
         self.scores: list[TokenLogprob | None] = [None]
 

@@ -5,7 +5,6 @@ draws needs one) never waits for a job that needs many.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from common.protocol.prefix_hash import common_prefix
 from edge.engine.jobs import DecodeJob, Generation, Scoring
 from edge.engine.worker import StepScheduler
 from edge.kv.prefix_store import PrefixStore
+from edge.kv.tenant_counters import TenantCounters
 from edge.llama.batch import SequenceTokens
 from edge.llama.grammar import Grammar
 from edge.llama.model import CHUNK, Llama
@@ -59,9 +59,10 @@ class BatchScheduler(StepScheduler[DecodeJob]):
         self._leased: set[int] = set()
         """Sequences whose current lease has had a job."""
         self._grammars: dict[int, Grammar] = {}
-        self.counters = Counter(
-            drafts=0, drafted_tokens=0, prompt_tokens=0, reused_prompt_tokens=0, steps=0, decoded_tokens=0
+        self.counters = TenantCounters(
+            "drafts", "drafted_tokens", "prompt_tokens", "reused_prompt_tokens", "steps", "decoded_tokens"
         )
+        """Steps, which are of all tenants together, count for none."""
 
     def serve(self) -> None:
         super().serve()
@@ -95,8 +96,7 @@ class BatchScheduler(StepScheduler[DecodeJob]):
             job.begin(kept)
             if not all(0 <= token < self._llama.vocabulary.size for token in job.pending):
                 raise EngineError(f"a token id is outside the vocabulary of {self._llama.vocabulary.size} tokens")
-            self.counters["prompt_tokens"] += len(job.token_ids)
-            self.counters["reused_prompt_tokens"] += kept
+            self.counters.add(job.tenant, prompt_tokens=len(job.token_ids), reused_prompt_tokens=kept)
 
     def _restore(self, job: DecodeJob) -> int:
         """How many of the job's tokens need no decoding; the last one always does, because its logits are needed."""
@@ -106,10 +106,12 @@ class BatchScheduler(StepScheduler[DecodeJob]):
         if not job.reuse or isinstance(job, Scoring):
             if first and llama.held[sequence]:
                 self._store.save(llama, sequence)
+            llama.owners[sequence] = job.tenant
             return llama.rewind(sequence, 0)
         wanted = job.token_ids[:-1]
         if first:
-            self._store.restore(llama, sequence, wanted)
+            self._store.restore(llama, sequence, wanted, job.tenant)
+            llama.owners[sequence] = job.tenant
         return llama.rewind(sequence, common_prefix(llama.held[sequence], wanted))
 
     def _release(self, lease: Release) -> None:
@@ -150,12 +152,12 @@ class BatchScheduler(StepScheduler[DecodeJob]):
         self._in_step = []
         if rows is None:
             return
-        self.counters["steps"] += 1
-        self.counters["decoded_tokens"] += self.step_tokens
+        self.counters.add("", steps=1)
         begin = 0
         drawing: list[Generation] = []
         for (job, count), piece in zip(portions, pieces, strict=True):
             del job.pending[:count]
+            self.counters.add(job.tenant, decoded_tokens=count)
             if self._llama.takes_checkpoints:
                 self._checkpoint(job)
             if isinstance(job, Scoring):
@@ -186,8 +188,7 @@ class BatchScheduler(StepScheduler[DecodeJob]):
             )
             for job, token, prob, confidence, row in drawn:
                 job.append(token, prob, confidence, row, token in self._llama.vocabulary.end_tokens)
-        self.counters["drafted_tokens"] += len(jobs)
-        self.counters["drafts"] += sum(job.done for job in jobs)
+                self.counters.add(job.tenant, drafted_tokens=1, drafts=job.done)
 
 
 def share_out(jobs: Sequence[DecodeJob], max_scored: int) -> list[tuple[DecodeJob, int]]:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from common.errors import ContextLengthError
 from common.types import GREEDY, Draft, Sampling, TokenLogprob
-from edge.engine.jobs import DecodeJob, DraftOptions, Generation, Scoring
+from edge.engine.jobs import DecodeJob, DraftOptions, Generation, Lease, Scoring
 
 
 class JobExecutor(Protocol):
@@ -30,10 +30,9 @@ class EdgeSequence:
     within one step.
     """
 
-    def __init__(self, executor: JobExecutor, sequence: int, reuse: bool) -> None:
+    def __init__(self, executor: JobExecutor, lease: Lease) -> None:
         self._executor = executor
-        self._sequence = sequence
-        self._reuse = reuse
+        self._lease = lease
 
     async def draft(
         self,
@@ -76,13 +75,13 @@ class EdgeSequence:
         self._room(token_ids)
         if len(token_ids) < 2:
             return [None for _ in token_ids]
-        job = Scoring(self._sequence, list(token_ids), self._reuse, top)
+        job = Scoring(self._lease, list(token_ids), top)
         with self._submitted(job):
             await job.wait()
         return job.scores
 
     def _generation(self, token_ids: Sequence[int], options: DraftOptions) -> Generation:
-        return Generation(self._sequence, list(token_ids), self._reuse, options)
+        return Generation(self._lease, list(token_ids), options)
 
     @contextmanager
     def _submitted(self, job: DecodeJob) -> Iterator[None]:

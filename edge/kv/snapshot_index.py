@@ -1,11 +1,12 @@
 """The entries of the snapshot store: search by token prefix, order of use, byte budgets of the RAM and disk tiers."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from edge.kv.radix_tree import RadixTree
+from edge.kv.tenant_counters import TenantCounters
 
 
 class SnapshotBudgets(NamedTuple):
@@ -31,6 +32,7 @@ class SnapshotEntry:
     file: str | None = None
     file_size: int = 0
     """In bytes."""
+    tenant: str = ""
 
     @property
     def in_memory(self) -> bool:
@@ -40,36 +42,37 @@ class SnapshotEntry:
 class SnapshotIndex:
     """All entries, least recently used first. Not thread-safe: the store calls everything under its lock.
 
+    Each tenant finds its own entries; the budgets are for all together.
     `remove_file` removes a snapshot's file by name.
     """
 
     def __init__(self, budgets: SnapshotBudgets, remove_file: Callable[[str], None]) -> None:
         self._budgets = budgets
         self._remove_file = remove_file
-        self._tree: RadixTree[SnapshotEntry] = RadixTree()
+        self._trees: defaultdict[str, RadixTree[SnapshotEntry]] = defaultdict(RadixTree)
         self._entries: dict[SnapshotEntry, None] = {}
-        self.counters = Counter[str](evictions=0, dropped=0)
+        self.counters = TenantCounters("evictions", "dropped")
 
     def __contains__(self, entry: SnapshotEntry) -> bool:
         return entry in self._entries
 
-    def longest(self, token_ids: list[int]) -> tuple[int, list[SnapshotEntry]]:
+    def longest(self, token_ids: list[int], tenant: str) -> tuple[int, list[SnapshotEntry]]:
         """The length of the longest prefix that any entry shares with `token_ids`, and the entries that share it."""
-        return self._tree.longest(token_ids)
+        return self._trees[tenant].longest(token_ids)
 
-    def longest_whole(self, token_ids: list[int]) -> tuple[int, list[SnapshotEntry]]:
+    def longest_whole(self, token_ids: list[int], tenant: str) -> tuple[int, list[SnapshotEntry]]:
         """The length of the longest entries that are prefixes of `token_ids`, and these entries."""
-        prefixes = self._tree.prefixes_of(token_ids)
+        prefixes = self._trees[tenant].prefixes_of(token_ids)
         length = max((len(entry.token_ids) for entry in prefixes), default=0)
         return length, [entry for entry in prefixes if len(entry.token_ids) == length]
 
     def insert(self, entry: SnapshotEntry) -> None:
-        self._tree.add(entry.token_ids, entry)
+        self._trees[entry.tenant].add(entry.token_ids, entry)
         self._entries[entry] = None
 
     def remove(self, entry: SnapshotEntry, keep_file: bool = False) -> None:
         del self._entries[entry]
-        self._tree.remove(entry.token_ids, entry)
+        self._trees[entry.tenant].remove(entry.token_ids, entry)
         if entry.file and not keep_file:
             self._remove_file(entry.file)
 
@@ -87,7 +90,7 @@ class SnapshotIndex:
 
         A much shorter one stays, because it loads much faster.
         """
-        for other in self._tree.prefixes_of(entry.token_ids):
+        for other in self._trees[entry.tenant].prefixes_of(entry.token_ids):
             if other is not entry and 2 * len(other.token_ids) >= len(entry.token_ids):
                 self.remove(other)
 
@@ -102,15 +105,17 @@ class SnapshotIndex:
                 self._remove_file(entry.file)
                 disk, entry.file = disk - entry.file_size, None
             if len(self._entries) > max_entries or not (entry.in_memory or entry.file):
-                self.counters["evictions"] += 1
+                self.counters.add(entry.tenant, evictions=1)
                 self.remove(entry)
 
-    def stats(self) -> dict[str, int]:
-        return dict(self.counters) | {
-            "ram_entries": sum(1 for entry in self._entries if entry.data),
-            "ram_bytes": self._ram_used(),
-            "disk_entries": sum(1 for entry in self._entries if entry.file),
-            "disk_bytes": self._disk_used(),
+    def stats(self, tenant: str | None = None) -> dict[str, int]:
+        """Counters, and what the tiers hold, of one tenant or (None) of all."""
+        entries = [entry for entry in self._entries if tenant in (None, entry.tenant)]
+        return self.counters.of(tenant) | {
+            "ram_entries": sum(1 for entry in entries if entry.data),
+            "ram_bytes": sum(len(entry.data) for entry in entries if entry.data),
+            "disk_entries": sum(1 for entry in entries if entry.file),
+            "disk_bytes": sum(entry.file_size for entry in entries if entry.file),
         }
 
     def _ram_used(self) -> int:

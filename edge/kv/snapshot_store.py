@@ -1,7 +1,9 @@
 """KV snapshots in two tiers, RAM and disk: sealed and written in the background, checked when they are loaded.
 
-An entry is in either tier or in both. The store's own thread seals and writes, the caller's thread loads; the lock is
-never held meanwhile. An entry that still waits to be sealed can be loaded already: it has llama.cpp's own bytes.
+An entry is in either tier or in both. Each tenant's snapshots are sealed with a key of their own, and a file's name
+begins with the tenant: no tenant can have another's loaded, whatever the file is called. The store's own thread seals
+and writes, the caller's thread loads; the lock is never held meanwhile. An entry that still waits to be sealed can be
+loaded already: it has llama.cpp's own bytes.
 """
 
 import hashlib
@@ -85,20 +87,20 @@ class SnapshotStore:
         """Whether there is any tier."""
         return self._budgets.largest > 0
 
-    def stats(self) -> dict[str, int]:
+    def stats(self, tenant: str | None = None) -> dict[str, int]:
         with self._lock:
-            return self._index.stats()
+            return self._index.stats(tenant)
 
-    def covers(self, token_ids: list[int]) -> bool:
+    def covers(self, token_ids: list[int], tenant: str) -> bool:
         """Whether a snapshot of `token_ids` is needless: an entry begins with them and is at most twice as long."""
         with self._lock:
-            shared, sharing = self._longest(token_ids)
+            shared, sharing = self._longest(token_ids, tenant)
         return shared == len(token_ids) and any(len(entry.token_ids) <= 2 * shared for entry in sharing)
 
-    def find(self, token_ids: list[int]) -> tuple[int, SnapshotEntry | None]:
+    def find(self, token_ids: list[int], tenant: str) -> tuple[int, SnapshotEntry | None]:
         """The length of the longest prefix of `token_ids` that an entry serves, and the entry that loads fastest."""
         with self._lock:
-            shared, sharing = self._longest(token_ids)
+            shared, sharing = self._longest(token_ids, tenant)
         return shared, min(sharing, key=lambda entry: (not entry.in_memory, len(entry.token_ids)), default=None)
 
     def load(self, entry: SnapshotEntry) -> Snapshot | None:
@@ -111,7 +113,7 @@ class SnapshotStore:
                 if file is None or folder is None:
                     return None  # evicted since `find`
                 data = folder.read(file)
-            snapshot = unseal(self._key, self._fingerprint, data)
+            snapshot = unseal(self._key_of(entry.tenant), self._fingerprint, data)
             if snapshot.token_ids != entry.token_ids:
                 raise SnapshotError("the snapshot is of other tokens")
         except (SnapshotError, OSError) as error:
@@ -124,56 +126,61 @@ class SnapshotStore:
                 self._index.evict()
         return snapshot
 
-    def keep(self, token_ids: list[int], state: bytes) -> bool:
+    def keep(self, token_ids: list[int], state: bytes, tenant: str) -> bool:
         """Keeps a snapshot; False if it is larger than every budget or too many snapshots wait already."""
         if len(state) > self._budgets.largest:
             return False
-        entry = SnapshotEntry(token_ids, state)
+        entry = SnapshotEntry(token_ids, state, tenant=tenant)
         with self._lock:
             accepted = self._background.submit(entry)
             if accepted:
                 self._index.insert(entry)
             else:
-                self._index.counters["dropped"] += 1
+                self._index.counters.add(tenant, dropped=1)
         return accepted
 
-    def export(self, name: str, snapshot: Snapshot) -> None:
+    def export(self, name: str, snapshot: Snapshot, tenant: str) -> None:
         """Writes a file that `import_` can read from the same folder; raises RequestError for an unusable name."""
         folder, file = self._named(name)
-        data = seal(self._key, self._fingerprint, *snapshot, compress=self._compress)
+        data = seal(self._key_of(tenant), self._fingerprint, *snapshot, compress=self._compress)
         try:
             folder.write(file, data)
         except OSError as error:
             raise as_request_error(error, name) from error
 
-    def import_(self, name: str) -> int:
+    def import_(self, name: str, tenant: str) -> int:
         """Adds an exported snapshot to the entries; returns its length in tokens.
 
-        Raises SnapshotError if it is damaged or another model's, NotFoundError if it does not exist.
+        Raises SnapshotError if it is damaged, another tenant's or another model's, NotFoundError if it does not exist.
         """
         folder, file = self._named(name)
         try:
             data = folder.read(file)
         except OSError as error:
             raise as_request_error(error, name) from error
-        entry = SnapshotEntry(*unseal(self._key, self._fingerprint or None, data))
+        entry = SnapshotEntry(*unseal(self._key_of(tenant), self._fingerprint or None, data), tenant=tenant)
         if len(data) > self._budgets.largest:
             raise RequestError(f"snapshot {name!r} is larger than the cache", param="name")
-        if not self.covers(entry.token_ids):
+        if not self.covers(entry.token_ids, tenant):
             with self._lock:
                 self._index.insert(entry)
             self._place(entry, data, data)
         return len(entry.token_ids)
 
-    def _longest(self, token_ids: list[int]) -> tuple[int, list[SnapshotEntry]]:
-        return self._index.longest(token_ids) if self._divisible else self._index.longest_whole(token_ids)
+    def _longest(self, token_ids: list[int], tenant: str) -> tuple[int, list[SnapshotEntry]]:
+        return (self._index.longest if self._divisible else self._index.longest_whole)(token_ids, tenant)
+
+    def _key_of(self, tenant: str) -> bytes:
+        """The key that seals a tenant's snapshots; the folder's own where there are no tenants."""
+        return hashlib.blake2b(tenant.encode(), key=self._key, digest_size=KEY_SIZE).digest() if tenant else self._key
 
     def _seal(self, entry: SnapshotEntry) -> None:
         """Seals and places one waiting entry; runs in the store's thread."""
         assert entry.state is not None
-        data = file_data = seal(self._key, self._fingerprint, entry.token_ids, entry.state)
+        key = self._key_of(entry.tenant)
+        data = file_data = seal(key, self._fingerprint, entry.token_ids, entry.state)
         if self._compress and self.persistent:
-            file_data = seal(self._key, self._fingerprint, entry.token_ids, entry.state, compress=True)
+            file_data = seal(key, self._fingerprint, entry.token_ids, entry.state, compress=True)
         self._place(entry, data, file_data)
 
     def _place(self, entry: SnapshotEntry, data: bytes, file_data: bytes) -> None:
@@ -191,7 +198,8 @@ class SnapshotStore:
 
     def _write(self, entry: SnapshotEntry, folder: SnapshotFolder, data: bytes) -> None:
         ids = array("i", entry.token_ids).tobytes()
-        name = hashlib.blake2b(ids, key=self._key, digest_size=16).hexdigest() + SUFFIX
+        own = hashlib.blake2b(ids, key=self._key_of(entry.tenant), digest_size=16).hexdigest()
+        name = (f"{entry.tenant}-{own}" if entry.tenant else own) + SUFFIX
         try:
             folder.write(name, data)
         except OSError as error:
@@ -202,21 +210,22 @@ class SnapshotStore:
     def _scan(self, folder: SnapshotFolder) -> None:
         """Adds the snapshots that an earlier process left; they are checked when they are loaded."""
         for name in folder.files():
+            tenant = name.rpartition("-")[0]
             try:
                 header, token_ids = folder.describe(name)
                 if header.fingerprint != digest(self._fingerprint):
                     raise SnapshotError("the snapshot is of another model")
             except (SnapshotError, OSError):
-                self._index.counters["dropped"] += 1
+                self._index.counters.add(tenant, dropped=1)
                 folder.remove(name)
             else:
-                self._index.insert(SnapshotEntry(token_ids, file=name, file_size=header.size))
+                self._index.insert(SnapshotEntry(token_ids, file=name, file_size=header.size, tenant=tenant))
         self._index.evict()
 
     def _drop(self, entry: SnapshotEntry, error: Exception) -> None:
         logger.warning("a KV snapshot of %d tokens is dropped: %s", len(entry.token_ids), error)
         with self._lock:
-            self._index.counters["dropped"] += 1
+            self._index.counters.add(entry.tenant, dropped=1)
             if entry in self._index:
                 self._index.remove(entry)
 

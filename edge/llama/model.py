@@ -40,6 +40,8 @@ class Llama:
         self.unified = config.kv_unified
         self.held: list[list[int]] = [[] for _ in range(config.sequences)]
         """The token ids in each sequence's KV cache, by position."""
+        self.owners = [""] * config.sequences
+        """The tenant of each sequence's tokens; set by the engine's scheduler."""
         self._copied_to: int | None = None
         """A sequence with a pending copy: llama.cpp fills its cells only when it decodes next."""
         self.vocabulary = LlamaVocabulary(self._context.model)

@@ -18,9 +18,10 @@ CONFIDENCE_KEYS = ("strategy", "temperature", "top_k", "threshold", "product_thr
 
 
 def chosen(names: str, thresholds: Sequence[str], calibrated: str | None, **common: Any) -> list[Ablation]:
-    """The configurations of a comma-separated list, and a gate for each of `thresholds`: "0.8,0.3", or "0.8,0.3,4" with a draft length.
+    """The configurations of a comma-separated list, and a gate for each of `thresholds`.
 
-    `calibrated`: a config file; it adds its gate. `common`: fields of Ablation that all have. Raises ConfigError.
+    A gate is written "0.8,0.3", or "0.8,0.3,4" with a draft length. `calibrated`: a config file; it adds its gate.
+    `common`: fields of Ablation that all have. Raises ConfigError.
     """
     wanted = list(dict.fromkeys(name.strip() for name in names.split(",")))
     if unknown := [name for name in wanted if name not in ALL]:

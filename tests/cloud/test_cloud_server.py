@@ -107,6 +107,15 @@ async def test_tenants_do_not_share_a_prefix_cache(http: aiohttp.ClientSession) 
     assert hits[0] == hits[1] == hits[2] < hits[3] < hits[4]
 
 
+async def test_the_tenants_of_one_edge_do_not_share_a_prefix_cache(http: aiohttp.ClientSession) -> None:
+    hits = [(await stats(http))["prefix_cache_hits"]]
+    for tenant in ("ann", "bob", "ann"):
+        async with http.post("/verify", json={"new_token_ids": LONG[::-1], "tenant": tenant}) as response:
+            assert response.status == 200
+        hits.append((await stats(http))["prefix_cache_hits"])
+    assert hits[0] == hits[1] == hits[2] < hits[3]
+
+
 async def test_tenants_do_not_share_sessions(http: aiohttp.ClientSession) -> None:
     first = VerifyRequest(session="shared", new_token_ids=LONG[:9])
     async with http.post("/verify", data=msgspec.json.encode(first), headers=ALPHA) as response:

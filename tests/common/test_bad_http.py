@@ -46,13 +46,13 @@ async def raw(server: SmallServer, *parts: bytes) -> bytes:
 
 
 async def test_a_head_that_does_not_come_ends_the_connection(server: SmallServer) -> None:
-    assert await raw(server, b"POST /typed HTTP/1.1\r\nHost: x\r\nX-Slow: ") == b""
+    assert await raw(server, b"POST /typed HTTP/1.1\r\nHost: localhost\r\nX-Slow: ") == b""
     assert await raw(server) == b""
 
 
 async def test_a_body_that_does_not_come_is_a_timeout(server: SmallServer) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b'POST /typed HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"te')
+    writer.write(b'POST /typed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"te')
     head = await reader.readuntil(b"\r\n\r\n")
     writer.close()
     assert head.startswith(b"HTTP/1.1 408 ")
@@ -61,7 +61,7 @@ async def test_a_body_that_does_not_come_is_a_timeout(server: SmallServer) -> No
 async def test_without_the_deadlines_slow_clients_are_waited_for() -> None:
     """The negative control of the two tests above: without their deadlines nothing ends in three times that time."""
     async with small_server() as patient:
-        for slow in (b"Host: x\r\nX-Slow: ", b"Host: x\r\nContent-Length: 9\r\n\r\n{"):
+        for slow in (b"Host: localhost\r\nX-Slow: ", b"Host: localhost\r\nContent-Length: 9\r\n\r\n{"):
             reader, writer = await asyncio.open_connection("127.0.0.1", patient.port)
             writer.write(b"POST /typed HTTP/1.1\r\n" + slow)
             with pytest.raises(TimeoutError):
@@ -73,7 +73,9 @@ async def test_without_the_deadlines_slow_clients_are_waited_for() -> None:
 async def test_many_slow_clients_do_not_keep_others_out(server: SmallServer) -> None:
     opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(200)]
     for at, (_, writer) in enumerate(opened):
-        writer.write(b"POST /typed HTTP/1.1\r\nHost: x\r\n" + (b"Content-Length: 99\r\n\r\n{" if at % 2 else b""))
+        writer.write(
+            b"POST /typed HTTP/1.1\r\nHost: localhost\r\n" + (b"Content-Length: 99\r\n\r\n{" if at % 2 else b"")
+        )
     async with aiohttp.ClientSession() as session, session.get(server.url + "/ready") as answer:
         assert answer.status == 200
     for _, writer in opened:
@@ -90,21 +92,23 @@ async def test_many_slow_clients_do_not_keep_others_out(server: SmallServer) -> 
         b"hello\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
         b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: x\r\n" % at for at in range(5000)) + b"\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
-        b"POST /typed HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"POST /typed HTTP/1.1\r\nHost: x\r\nContent-Length: 1e3\r\n\r\n",
-        b"POST /typed HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST /typed HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n{}",
-        b"POST /typed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
-        b"POST /typed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n{}\r\n",
-        b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        b"GET /%ff%00 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        b"GET http://[broken/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: x\r\nX-Request-Id: \xff\xfe\r\ntraceparent: \xff\r\nConnection: close\r\n\r\n",
-        b"POST /typed HTTP/1.1\r\nHost: x\r\nContent-Type: \xff;;=\r\nContent-Length: 1\r\nConnection: close\r\n\r\n{",
-        b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" + os.urandom(1000),
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"".join(b"X-%d: x\r\n" % at for at in range(5000)) + b"\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nno colon\r\n\r\n",
+        b"POST /typed HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /typed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1e3\r\n\r\n",
+        b"POST /typed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /typed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n{}",
+        b"POST /typed HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+        b"POST /typed HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n{}\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"GET /%ff%00 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"GET http://[broken/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: \xff\xfe\r\ntraceparent: \xff\r\n"
+        b"Connection: close\r\n\r\n",
+        b"POST /typed HTTP/1.1\r\nHost: localhost\r\nContent-Type: \xff;;=\r\nContent-Length: 1\r\n"
+        b"Connection: close\r\n\r\n{",
+        b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" + os.urandom(1000),
     ],
 )
 async def test_what_is_hardly_http_is_answered_as_an_error_or_not_at_all(server: SmallServer, sent: bytes) -> None:
@@ -120,7 +124,7 @@ async def test_what_is_hardly_http_is_answered_as_an_error_or_not_at_all(server:
 
 async def test_garbage_behind_a_good_request_does_not_harm_its_answer(server: SmallServer) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert (await reader.readuntil(b'{"status":"ok"}')).startswith(b"HTTP/1.1 200 ")
     writer.write(b"\0\xff garbage\r\n\r\n")
     async with asyncio.timeout(30):
@@ -129,13 +133,13 @@ async def test_garbage_behind_a_good_request_does_not_harm_its_answer(server: Sm
 
 
 async def test_a_thousand_requests_in_one_breath_are_answered_in_turn(server: SmallServer) -> None:
-    one = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-    answer = await raw(server, one * 999 + one.replace(b"Host: x", b"Host: x\r\nConnection: close"))
+    one = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    answer = await raw(server, one * 999 + one.replace(b"Host: localhost", b"Host: localhost\r\nConnection: close"))
     assert answer.count(b"HTTP/1.1 200 ") == 1000
 
 
 async def test_a_half_closed_socket_frees_the_server(server: SmallServer) -> None:
-    for part in (b"", b"Host: x\r\nContent-Le", b"Host: x\r\nContent-Length: 9\r\n\r\n{"):
+    for part in (b"", b"Host: localhost\r\nContent-Le", b"Host: localhost\r\nContent-Length: 9\r\n\r\n{"):
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(part and b"POST /typed HTTP/1.1\r\n" + part)
         writer.write_eof()

@@ -28,6 +28,7 @@ class FakeLlama:
 
     def __init__(self, sequences: int = 3, fingerprint: str = "fake") -> None:
         self.held: list[list[int]] = [[] for _ in range(sequences)]
+        self.owners = [""] * sequences
         self.fingerprint = fingerprint
         self.loaded: list[bytes] = []
         self.unified = True
@@ -52,9 +53,9 @@ class FakeLlama:
         assert self.snapshot(sequence) == data, "the state of other tokens was loaded"
         return True
 
-    def serve(self, cache: LlamaCppKVCache | AblatedKVCache, sequence: int, tokens: list[int]) -> int:
+    def serve(self, cache: LlamaCppKVCache | AblatedKVCache, sequence: int, tokens: list[int], tenant: str = "") -> int:
         """One request from lease to release; returns how many of its tokens needed no computing."""
-        restored = cache.restore(self, sequence, tokens)
+        restored = cache.restore(self, sequence, tokens, tenant)
         assert self.held[sequence] == tokens[:restored]
         self.held[sequence] = list(tokens)
         cache.release(self, sequence)

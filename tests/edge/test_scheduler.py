@@ -379,9 +379,9 @@ class RecordingStore(LiveSequences):
         self.calls.append(call)
         self.threads.add(threading.current_thread().name)
 
-    def restore(self, llama: Llama, sequence: int, token_ids: Sequence[int]) -> int:
+    def restore(self, llama: Llama, sequence: int, token_ids: Sequence[int], tenant: str = "") -> int:
         self._record(f"restore {len(token_ids)}")
-        return super().restore(llama, sequence, token_ids)
+        return super().restore(llama, sequence, token_ids, tenant)
 
     def release(self, llama: Llama, sequence: int) -> None:
         self._record(f"release {len(llama.held[sequence])}")

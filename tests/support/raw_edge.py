@@ -13,7 +13,7 @@ ASK: dict[str, Any] = {"prompt": "What is AI?", "max_tokens": 4, "temperature": 
 
 
 def head(path: str, length: int | str, more: str = "") -> bytes:
-    return f"POST {path} HTTP/1.1\r\nHost: edge\r\nContent-Length: {length}\r\n{more}\r\n".encode()
+    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n{more}\r\n".encode()
 
 
 def memory(edge: Edge) -> int:

@@ -8,8 +8,11 @@ from common.hardware import Memory, Setting, gib
 
 ELEMENT_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 """Bytes for a number of each `kv_type`."""
-OTHER_KV = ("attention.sliding_window", "attention.kv_lora_rank", "ssm.state_size", "shortconv.l_cache")
-"""Keys of architectures that keep less than keys and values of every token in every layer."""
+OTHER_KV = ("attention.kv_lora_rank", "ssm.state_size", "shortconv.l_cache")
+"""Keys of architectures that keep something else than keys and values of every token in every layer.
+
+Those with a sliding window are not among them: `LlamaContext` has llama.cpp keep all (`swa_full`).
+"""
 
 Meta = Callable[[str], object]
 """The metadata of a GGUF file by key; None where it has none."""

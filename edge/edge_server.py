@@ -8,7 +8,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from common.config_schema import Config
-from common.errors import EngineError, RequestError
+from common.errors import EngineError, NotFoundError, RequestError
 from common.http.messages import TENANT, read, reply, stream
 from common.http_server import make_app
 from common.protocol import openai as api
@@ -17,9 +17,10 @@ from common.types import DraftRequest, Mode
 from edge.api import prompts, startup
 from edge.api.completions import Completion
 from edge.api.context import ServerContext
-from edge.api.resolve import check_model, resolve
+from edge.api.resolve import resolve
 from edge.confidence import confidence_of
 from edge.engine.scheduler import Confidence
+from edge.engine.text_model import TextModel
 
 CONTEXT = web.AppKey("CONTEXT", ServerContext)
 
@@ -74,18 +75,21 @@ async def _stats(request: web.Request) -> web.Response:
 
 
 async def _models(request: web.Request) -> web.Response:
-    return reply(request, {"object": "list", "data": [_card(request.app[CONTEXT])]})
+    context = request.app[CONTEXT]
+    return reply(request, {"object": "list", "data": [_card(context, engine) for engine in context.models.values()]})
 
 
 async def _model(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
-    check_model(request.match_info["model"], context.engine)
-    return reply(request, _card(context))
+    name = request.match_info["model"]
+    if name not in context.models:
+        raise NotFoundError(f"no model {name!r} here; there is {', '.join(map(repr, context.models))}", param="model")
+    return reply(request, _card(context, context.models[name]))
 
 
-def _card(context: ServerContext) -> dict[str, str | int]:
-    card: dict[str, str | int] = {"id": context.engine.model_name, "object": "model", "owned_by": "edge"}
-    return card | {"created": context.started_at, "max_model_len": context.engine.context_length}
+def _card(context: ServerContext, engine: TextModel) -> dict[str, str | int]:
+    card: dict[str, str | int] = {"id": engine.model_name, "object": "model", "owned_by": "edge"}
+    return card | {"created": context.started_at, "max_model_len": engine.context_length}
 
 
 async def _draft(request: web.Request) -> web.Response:

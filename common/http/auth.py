@@ -28,7 +28,7 @@ def authenticate(keys: Iterable[Secret]) -> Middleware:
 
     @web.middleware
     async def authenticated(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in PUBLIC_PATHS and request.method == hdrs.METH_GET:
+        if request.path in PUBLIC_PATHS and request.method in (hdrs.METH_GET, hdrs.METH_HEAD):
             return await handler(request)
         scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
         given, found = _digest(key.strip()), False

@@ -21,7 +21,13 @@ from common.http.in_flight import IN_FLIGHT
 from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, client_error, error_object, reply
 from common.http.metrics import HttpMetrics, RequestOutcome
 from common.http.patience import CALL_ID_HEADER, CALL_ROUTE
-from common.http.request_context import current_request_id, current_tenant, current_traceparent, valid_traceparent
+from common.http.request_context import (
+    current_request_id,
+    current_tenant,
+    current_traceparent,
+    valid_request_id,
+    valid_traceparent,
+)
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +61,7 @@ def observe(metrics: HttpMetrics) -> Middleware:
 
 
 def _set_context(request: web.Request) -> None:
-    given = request.headers.get("X-Request-Id", "")
-    request[REQUEST_ID] = given if 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex
+    request[REQUEST_ID] = valid_request_id(request.headers.get("X-Request-Id", "")) or uuid.uuid4().hex
     request[TENANT] = ""
     request[EXCHANGE] = Exchange()
     current_request_id.set(request[REQUEST_ID])

@@ -3,6 +3,8 @@
 import re
 from contextvars import ContextVar
 
+from common.protocol.codec import REQUEST_ID_PATTERN
+
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="")
 """Set by the server's middleware for each request, inherited by the tasks that serve it; empty outside of a request."""
 
@@ -17,6 +19,11 @@ What is kept for later requests is kept for those of the same tenant only.
 
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context: version, trace id, parent id, flags."""
+
+
+def valid_request_id(given: str) -> str:
+    """The `X-Request-Id` that a client gave, if a log can show it as one word; else an empty string."""
+    return given if re.match(REQUEST_ID_PATTERN, given) else ""
 
 
 def valid_traceparent(given: list[str]) -> str:

@@ -15,6 +15,8 @@ PROTOCOL_HEADER = "X-Edgecloud-Protocol"
 """Header of every reply of both servers, with their protocol version."""
 SUBPROTOCOL = f"edgecloud.{PROTOCOL}"
 """The same version as a WebSocket subprotocol, which the edge offers and the cloud accepts."""
+REQUEST_ID_PATTERN = r"^[!-~]{0,128}\Z"
+"""Visible ASCII: a space or a line's end in a request's id would let a client write fields and lines of a log."""
 JSON_TYPES = frozenset((dict, list, str, int, float, bool, type(None)))
 MAX_DEPTH = 100
 MAX_CONTAINERS = 10_000

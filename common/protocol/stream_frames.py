@@ -7,6 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from common.protocol.codec import REQUEST_ID_PATTERN
 from common.types import GREEDY, FinishReason, Sampling, TokenLogprob
 
 LONGEST_DRAFT = 128
@@ -37,7 +38,7 @@ class StartFrame(Struct, tag="start", kw_only=True, omit_defaults=True, forbid_u
     """A name for the edge's client, as in VerifyRequest."""
     keep: bool = False
     """Whether the connection stays open after the end for another start frame."""
-    request_id: Annotated[str, Meta(max_length=128)] = ""
+    request_id: Annotated[str, Meta(pattern=REQUEST_ID_PATTERN)] = ""
     """The id of the request that the answer is for; empty: the connection's own."""
 
 

@@ -53,6 +53,14 @@ class ServerContext:
     started_at: int = field(default_factory=lambda: int(time.time()))
     """Unix time in seconds."""
 
+    @property
+    def models(self) -> dict[str, TextModel]:
+        """All models that requests can name, the default first; each answers in its own modes."""
+        models: dict[str, TextModel] = {self.engine.model_name: self.engine}
+        if self.split is not None:
+            models.setdefault(self.split.segments.model_name, self.split.segments)
+        return models
+
     def model(self, mode: Mode) -> ServedModel:
         """The model that reads the prompts and writes the answers in this mode; RequestError if there is none."""
         if mode is Mode.SPLIT:

@@ -86,9 +86,9 @@ async def resolve(body: GenerationRequest, context: ServerContext) -> ResolvedRe
 
 
 def check_model(name: str, engine: TextModel) -> None:
-    """Raises NotFoundError for a model that is not served here; an empty name is any model."""
+    """Raises NotFoundError unless `engine` has this name, or the name is empty."""
     if name not in ("", engine.model_name):
-        raise NotFoundError(f"no model {name!r} here; this is {engine.model_name!r}", param="model")
+        raise NotFoundError(f"no model {name!r} here; in this mode it is {engine.model_name!r}", param="model")
 
 
 async def _tokenized(body: GenerationRequest, model: ServedModel) -> list[tuple[list[int], str | None]]:

@@ -42,8 +42,7 @@ class SnapshotEntry:
 class SnapshotIndex:
     """All entries, least recently used first. Not thread-safe: the store calls everything under its lock.
 
-    Each tenant finds its own entries; the budgets are for all together.
-    `remove_file` removes a snapshot's file by name.
+    Each tenant finds its own entries; the budgets are for all together. `remove_file` removes the file of a name.
     """
 
     def __init__(self, budgets: SnapshotBudgets, remove_file: Callable[[str], None]) -> None:

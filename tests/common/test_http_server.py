@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
@@ -12,10 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from common import config
 from common.config_schema import HttpClientConfig
 from common.config_values import Secret
-from common.errors import EndpointError
+from common.errors import EndpointError, RequestError
 from common.http.client import HTTPClient
 from common.http.messages import reply
 from common.http_server import HTTPServer, make_app
+from common.protocol import codec
+from common.protocol.stream_frames import StartFrame
 from tests.support.small_server import SmallServer, small_server
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -40,6 +43,8 @@ async def test_without_a_key_only_the_probes_answer(client: aiohttp.ClientSessio
         for path, status in (("/health", 200), ("/ready", 200), ("/metrics", 401), ("/tenant", 401), ("/no", 401)):
             async with client.get(server.url + path) as answer:
                 assert answer.status == status, path
+            async with client.head(server.url + path) as answer:
+                assert answer.status == status, f"HEAD {path}"
         for shown in ("Bearer wrong", "Bearer ", "Bearer", "sesame", "Basic sesame", "Bearer sesam", "Bearer sésame"):
             async with client.get(server.url + "/tenant", headers={"Authorization": shown}) as answer:
                 error = (await answer.json())["error"]
@@ -209,6 +214,26 @@ async def test_each_request_is_one_line_in_the_log_without_its_content(client: a
     assert re.search(r"POST /typed 400 refused .* request second, trace none$", lines[1])
     assert "prompt" not in log
     assert "query" not in log
+
+
+async def test_no_request_id_writes_fields_or_lines_of_the_log(client: aiohttp.ClientSession) -> None:
+    forged = ["mine, trace 00-forged", "mine\ttrace", "mine\u00a0trace", "x" * 129, "\u200b"]
+    async with small_server() as server:
+        for given in forged:
+            async with client.post(server.url + "/typed", json={}, headers={"X-Request-Id": given}) as answer:
+                assert re.fullmatch("[0-9a-f]{32}", answer.headers["X-Request-Id"])
+        server.signal()
+        _, log = await server.ended()
+    lines = [line for line in log.splitlines() if "bytes in" in line]
+    assert len(lines) == len(forged)
+    assert all(re.search(r"request [0-9a-f]{32}, trace none$", line) for line in lines)
+    for given in [*forged, "two\nlines", "one\n"]:
+        with pytest.raises(RequestError) as refusal:
+            codec.decode(msgspec.json.encode({"type": "start", **START, "request_id": given}), StartFrame)
+        assert refusal.value.param == "request_id"
+
+
+START = {"token_ids": [1], "max_tokens": 1}
 
 
 async def test_a_traceparent_that_is_none_is_not_taken_over(client: aiohttp.ClientSession) -> None:

@@ -143,6 +143,18 @@ async def test_fields_without_meaning_for_a_split_model_are_refused_by_name(
     assert (await chat(http, **neutral))["choices"]
 
 
+async def test_every_model_that_can_be_asked_is_listed(http: HTTPClient) -> None:
+    listed = [card["id"] for card in (await http.get("/v1/models", dict))["data"]]
+    assert listed == ["demo-edge", "demo-cloud"], "the default is the first"
+    for name, mode in zip(listed, ("edge_only", "split"), strict=True):
+        assert (await chat(http, model=name, mode=mode))["model"] == name
+        assert (await http.get(f"/v1/models/{name}", dict))["id"] == name
+        with pytest.raises(RequestError, match=f"in this mode it is '{name}'"):
+            await chat(http, model="another", mode=mode)
+    with pytest.raises(RequestError, match="there is 'demo-edge', 'demo-cloud'"):
+        await http.get("/v1/models/another", dict)
+
+
 async def test_other_modes_use_the_edge_model(http: HTTPClient) -> None:
     answer = await chat(http, mode="edge_only")
     assert answer["model"] == "demo-edge" and answer["collaboration"]["exits"] == {}

@@ -5,9 +5,10 @@ and responses, streams and errors back.
 """
 
 import asyncio
+import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, get_args
 
 from aiohttp import web
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -26,10 +27,6 @@ from cloud.routes.admission import Admission
 from common.errors import EngineError, RequestError
 from common.http.messages import REQUEST_ID, TENANT, read, reply, stream
 
-CHAT: TypeAdapter[Any] = TypeAdapter(ChatCompletionRequest)
-COMPLETION: TypeAdapter[Any] = TypeAdapter(CompletionRequest)
-TOKENIZE: TypeAdapter[Any] = TypeAdapter(TokenizeRequest)
-DETOKENIZE: TypeAdapter[Any] = TypeAdapter(DetokenizeRequest)
 IGNORED = ("min_p", "logit_bias")
 """Sampling fields that vLLM ignores when it has a speculative config."""
 
@@ -54,22 +51,22 @@ class OpenAIRoutes:
 
     async def chat_completion(self, request: web.Request) -> web.StreamResponse:
         serve = self._engine.serving.openai_serving_chat.create_chat_completion
-        return await self._generate(request, CHAT, serve)
+        return await self._generate(request, ChatCompletionRequest, serve)
 
     async def completion(self, request: web.Request) -> web.StreamResponse:
         serve = self._engine.serving.openai_serving_completion.create_completion
-        return await self._generate(request, COMPLETION, serve)
+        return await self._generate(request, CompletionRequest, serve)
 
     async def tokenize(self, request: web.Request) -> web.StreamResponse:
-        body = _validate(await read(request, dict[str, Any]), TOKENIZE)
+        body = _validate(await read(request, dict[str, Any]), TokenizeRequest)
         return await self._answer(request, self._engine.serving.serving_tokenization.create_tokenize, body, None)
 
     async def detokenize(self, request: web.Request) -> web.StreamResponse:
-        body = _validate(await read(request, dict[str, Any]), DETOKENIZE)
+        body = _validate(await read(request, dict[str, Any]), DetokenizeRequest)
         return await self._answer(request, self._engine.serving.serving_tokenization.create_detokenize, body, None)
 
     async def _generate(
-        self, request: web.Request, adapter: TypeAdapter[Any], serve: Callable[..., Awaitable[Any]]
+        self, request: web.Request, kind: Any, serve: Callable[..., Awaitable[Any]]
     ) -> web.StreamResponse:
         body = await read(request, dict[str, Any])
         _refuse_unsupported(body)
@@ -78,7 +75,7 @@ class OpenAIRoutes:
         salt = body.get("cache_salt") or ""
         if request[TENANT] and isinstance(salt, str):  # vLLM refuses a salt of another type
             body["cache_salt"] = request[TENANT] + salt
-        generation = _validate(body, adapter)
+        generation = _validate(body, kind)
         with self._admission.admit(cost.tokens, cost.requests):
             return await self._answer(request, serve, generation)
 
@@ -124,15 +121,39 @@ def _refuse_unsupported(body: dict[str, Any]) -> None:
         raise RequestError("vllm_xargs is not supported", param="vllm_xargs")
 
 
-def _validate(body: dict[str, Any], adapter: TypeAdapter[Any]) -> Any:
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _validate(body: dict[str, Any], kind: Any) -> Any:
+    """`body` as one of vLLM's request models, or a union of them; raises RequestError that names the wrong field."""
     try:
-        return adapter.validate_python(body)
+        return _adapter(kind).validate_python(body)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(map(str, first["loc"]))
-        raise RequestError(f"{path}: {first['msg']}" if path else first["msg"], param=path or None) from error
+        raise _refusal(error) from error
     except VLLMError as error:
         raise RequestError(str(error), param=getattr(error, "parameter", None)) from error
+    except (TypeError, AttributeError, LookupError) as error:
+        # vLLM's own checks of a body run before its types are checked, and take them for granted.
+        raise _wrong_type(body, kind) from error
+
+
+def _refusal(error: ValidationError, *field: str) -> RequestError:
+    first = error.errors()[0]
+    path = ".".join(map(str, (*field, *first["loc"])))
+    return RequestError(f"{path}: {first['msg']}" if path else first["msg"], param=path or None)
+
+
+def _wrong_type(body: dict[str, Any], kind: Any) -> RequestError:
+    """Names the first field whose value is not of the field's own type."""
+    for model in get_args(kind) or (kind,):
+        for name in body.keys() & model.model_fields.keys():
+            try:
+                TypeAdapter(model.model_fields[name].annotation).validate_python(body[name])
+            except ValidationError as error:
+                return _refusal(error, name)
+    return RequestError("the body has a field of a wrong type")
 
 
 def _openai_error(response: ErrorResponse) -> dict[str, Any]:

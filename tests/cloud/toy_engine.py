@@ -33,6 +33,8 @@ class ToyEngine:
         backend_tokenizer=SimpleNamespace(to_str=TOKENIZER.read_text),
     )
 
+    serving: Any = None
+
     def __init__(self, model: Model = cloud_model, max_model_len: int = 100) -> None:
         self.model = model
         self.max_model_len = max_model_len

@@ -1,0 +1,67 @@
+"""Bodies of the cloud's /v1 routes with fields of wrong types: each is a 400 that names the field, none is a 500."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import Any, get_args
+
+import aiohttp
+import pytest
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
+
+from common.errors import RequestError
+from tests.cloud.toy_engine import ToyEngine, toy_cloud
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "What is AI?"}]}
+TEXT: dict[str, Any] = {"prompt": "What is AI?"}
+WRONG: list[Any] = [None, 0, -1, True, 1.5, "", "x", [], {}, [0], ["x"], [[]], [{}], [None], {"x": 1}, {"json": 0}]
+WRONG += [10**30, {"type": "x"}, {"type": "json_schema"}, {"type": "structural_tag"}]
+ROUTES: list[tuple[str, Any, dict[str, Any]]] = [
+    ("/v1/chat/completions", ChatCompletionRequest, CHAT),
+    ("/v1/completions", CompletionRequest, TEXT),
+    *(("/tokenize", model, base) for model in get_args(TokenizeRequest) for base in (CHAT, TEXT)),
+    ("/detokenize", DetokenizeRequest, {"tokens": [5]}),
+]
+
+
+class BodyTaker:
+    """In place of vLLM's serving objects: takes what has passed the checks."""
+
+    def __getattr__(self, name: str) -> Any:
+        async def take(*arguments: object) -> Any:
+            raise RequestError("the body was taken")
+
+        return self if name.startswith(("openai", "serving")) else take
+
+
+def checking_cloud() -> AbstractAsyncContextManager[aiohttp.ClientSession]:
+    engine = ToyEngine()
+    engine.serving = BodyTaker()
+    return toy_cloud(engine)
+
+
+@pytest.mark.parametrize(("path", "model", "base"), ROUTES)
+async def test_a_field_of_a_wrong_type_is_a_400_whatever_the_field(path: str, model: Any, base: dict[str, Any]) -> None:
+    async with checking_cloud() as http:
+        for field in (*model.model_fields, "unheard_of"):
+            for value in WRONG:
+                async with http.post(path, json={**base, field: value}) as response:
+                    answer = await response.json()
+                    assert response.status == 400, (field, value, answer)
+
+
+@pytest.mark.parametrize("value", [None, 0, 5, True, 1.5])
+async def test_messages_that_are_no_list_are_named(value: Any) -> None:
+    async with checking_cloud() as http, http.post("/v1/chat/completions", json={"messages": value}) as response:
+        error = (await response.json())["error"]
+        assert (response.status, error["param"], error["type"]) == (400, "messages", "invalid_request_error")
+
+
+@pytest.mark.parametrize("value", [0, [], "x", True])
+@pytest.mark.parametrize(("path", "base"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
+async def test_structured_outputs_that_are_no_object_are_named(path: str, base: dict[str, Any], value: Any) -> None:
+    body = {**base, "structured_outputs": value}
+    async with checking_cloud() as http, http.post(path, json=body) as response:
+        error = (await response.json())["error"]
+        assert response.status == 400
+        assert error["param"].startswith("structured_outputs")

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -33,6 +33,8 @@ KEEPALIVE = b": working\n\n"
 """A comment among server-sent events, which clients skip."""
 KEEPALIVE_SECONDS = 5.0
 """How long an event stream is silent before it gets one: clients and proxies drop idle connections."""
+SEND_SECONDS = 30.0
+"""How long an event of a stream may wait for a client that does not read; after that the client counts as left."""
 HEARTBEAT_SECONDS = 20.0
 """Interval of pings to a WebSocket's peer, which has half of it to answer."""
 
@@ -104,7 +106,8 @@ def reply(request: web.Request, value: object, status: int = 200) -> web.Respons
 async def stream(request: web.Request, events: AsyncGenerator[bytes, None]) -> web.StreamResponse:
     """Sends `events`, already encoded as server-sent events; a failure becomes an error event and ends the stream.
 
-    While there is no event it sends comments. Closes `events` at once when the client disconnects.
+    While there is no event it sends comments. Closes `events` at once when the client disconnects, and when it has not
+    read for SEND_SECONDS.
     """
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     await response.prepare(request)
@@ -113,7 +116,7 @@ async def stream(request: web.Request, events: AsyncGenerator[bytes, None]) -> w
         try:
             async for event in events:
                 try:
-                    await response.write(event)
+                    await _send(request, response.write(event))
                 except asyncio.CancelledError as error:
                     await events.athrow(error)  # the generator knows who cancelled it
                     raise
@@ -123,10 +126,21 @@ async def stream(request: web.Request, events: AsyncGenerator[bytes, None]) -> w
         except (Exception, asyncio.CancelledError) as error:
             exchange.failed = True
             event = b"data: " + codec.encode(error_object(client_error(request, error))) + b"\n\n"
-            await response.write(event)
+            await _send(request, response.write(event))
             exchange.record_sent(len(event))
-    await response.write_eof()
+    await _send(request, response.write_eof())
     return response
+
+
+async def _send(request: web.Request, writing: Awaitable[None]) -> None:
+    """Waits until the client has room for what is written; breaks the connection of one that does not read."""
+    try:
+        async with asyncio.timeout(SEND_SECONDS):
+            await writing
+    except TimeoutError as error:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionError(f"the client has not read for {SEND_SECONDS:g} s") from error
 
 
 @asynccontextmanager

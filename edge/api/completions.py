@@ -66,14 +66,10 @@ class Completion:
     async def _pieces(self) -> AsyncGenerator[TextPiece, None]:
         """The pieces of all choices as they arrive; leaving this early cancels what still runs.
 
-        No more choices run at once than the engine has sequences: the others would fill its queue. The first choice of
-        a prompt starts before the others, so that they find the prompt's KV.
+        Choices do not wait for the reader, so that a client that reads slowly holds no sequence longer than its answer
+        takes. No more of them run at once than the engine has sequences: the others would fill its queue. The first
+        choice of a prompt starts before the others, so that they find the prompt's KV.
         """
-        if len(self._choices) == 1:
-            async with aclosing(self._choices[0].pieces()) as pieces:
-                async for piece in pieces:
-                    yield piece
-            return
         events: asyncio.Queue[TextPiece | asyncio.Task[None]] = asyncio.Queue()
         turns = asyncio.Semaphore(self._at_once)
         choices = self._request.choices

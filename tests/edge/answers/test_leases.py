@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from benchmarks.fake_cloud import FakeCloud, serving
 from common.http.client import HTTPClient
-from tests.edge.api.test_context_limits import ASK
+from tests.edge.answers.test_context_limits import ASK
 from tests.support.edge_in_process import edge_of
 
 FOREVER = 3600.0

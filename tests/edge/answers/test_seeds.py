@@ -13,7 +13,7 @@ from cloud.verify.round import VerifyRound, vllm_params
 from common.http.client import HTTPClient
 from common.types import SEEDS, Sampling
 from edge.llama.sampling import uniforms
-from tests.edge.api.test_context_limits import ASK, MODES
+from tests.edge.answers.test_context_limits import ASK, MODES
 from tests.support.edge_in_process import edge_of
 
 TAKEN = [0, 7, -1, -2, 2**31, 2**63 - 1, -(2**63)]

@@ -8,7 +8,7 @@ import pytest_asyncio
 
 from benchmarks.fake_cloud import serving
 from common.http.client import HTTPClient
-from tests.edge.api.test_context_limits import ASK, MODES
+from tests.edge.answers.test_context_limits import ASK, MODES
 from tests.edge.api.test_lost_clouds import metrics
 from tests.support.edge_in_process import edge_of
 

@@ -33,9 +33,9 @@ def _names(hub_id: str) -> tuple[str, str]:
 
 def _found(key: str, path: str, names: list[str], root: str) -> str:
     """The path itself if it exists or no root is set, else the first of `names` that exists under the root."""
-    own = Path(path).expanduser() if path.startswith("~") else Path(path)
-    if not root or own.exists():
-        return str(own)
+    own = str(Path(path).expanduser()) if path.startswith("~") else path  # as it is written: ./name is no hub id
+    if not root or Path(own).exists():
+        return own
     places = [Path(root).expanduser() / name for name in dict.fromkeys(names) if name]
     for place in places:
         if place.exists():

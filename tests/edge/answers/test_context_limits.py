@@ -1,10 +1,8 @@
 """A real edge beside a cloud without a model: where an answer ends when a context is full, and what it says then."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from benchmarks.fake_cloud import FakeCloud, serving
 from benchmarks.toy_model import CONTEXT, answer_of, cloud_model
@@ -26,18 +24,6 @@ MODES: dict[str, dict[str, Any]] = {
     "cloud only": {"mode": "cloud_only"},
 }
 with_the_cloud = pytest.mark.parametrize("fields", MODES.values(), ids=MODES)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def fake() -> AsyncIterator[FakeCloud]:
-    async with serving() as made:
-        yield made
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def edge(fake: FakeCloud) -> AsyncIterator[HTTPClient]:
-    async with edge_of(fake.url) as made:
-        yield made
 
 
 @with_the_cloud

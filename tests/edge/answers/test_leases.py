@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from benchmarks.fake_cloud import FakeCloud, serving
+from benchmarks.fake_cloud import FakeCloud
 from common.http.client import HTTPClient
 from tests.edge.answers.test_context_limits import ASK
 from tests.support.edge_in_process import edge_of
@@ -16,12 +16,6 @@ from tests.support.edge_in_process import edge_of
 FOREVER = 3600.0
 CLOUD_ONLY = ASK | {"mode": "cloud_only"}
 PATIENCE = 20.0
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def fake() -> AsyncIterator[FakeCloud]:
-    async with serving() as made:
-        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -1,35 +1,20 @@
 """A user's seed means the same in every mode: any 64-bit integer is taken, and -1 is no seed."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 import pytest
-import pytest_asyncio
 
-from benchmarks.fake_cloud import FakeCloud, serving
+from benchmarks.fake_cloud import FakeCloud
 from cloud.verify import validation
 from cloud.verify.round import VerifyRound, vllm_params
 from common.http.client import HTTPClient
 from common.types import SEEDS, Sampling
 from edge.llama.sampling import uniforms
 from tests.edge.answers.test_context_limits import ASK, MODES
-from tests.support.edge_in_process import edge_of
 
 TAKEN = [0, 7, -1, -2, 2**31, 2**63 - 1, -(2**63)]
 EVERYWHERE = {**MODES, "edge only": {"mode": "edge_only"}}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def fake() -> AsyncIterator[FakeCloud]:
-    async with serving() as made:
-        yield made
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def edge(fake: FakeCloud) -> AsyncIterator[HTTPClient]:
-    async with edge_of(fake.url) as made:
-        yield made
 
 
 @pytest.mark.parametrize("fields", EVERYWHERE.values(), ids=EVERYWHERE)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from benchmarks.fake_cloud import FakeCloud, serving
+from benchmarks.fake_cloud import FakeCloud
 from common.config_schema import CommunicationConfig
 from common.errors import ConfigError, EndpointError, RequestError
 from common.http.client import HTTPClient
@@ -18,12 +18,6 @@ from tests.support.edge_in_process import edge_of
 
 ASK: dict[str, Any] = {"prompt": "What is AI?", "max_tokens": 12, "temperature": 0, "use_confidence_check": False}
 SECRET = {"messages": [{"role": "user", "content": "My number is 123-45-6789, is it safe?"}], "max_tokens": 8}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def fake() -> AsyncIterator[FakeCloud]:
-    async with serving() as made:
-        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

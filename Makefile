@@ -1,5 +1,5 @@
-# make setup | run | server | check | format | docs | test | test-long | test-clients | test-real | bench | bench-cloud
-#      bench-edge | bench-network | bench-thresholds | bench-scaling | bench-humaneval | bench-split | ablation | evaluate | train | clean
+# make setup | run | server | check | check-vllm | format | docs | test | test-long | test-clients | test-console | test-deploy | test-real | fuzz | test-faults | soak | lock | sbom
+#      bench | bench-cloud | bench-edge | bench-network | bench-thresholds | bench-scaling | bench-humaneval | bench-split | ablation | evaluate | train | clean
 PROMPT ?= What is AI?
 # The pair of models: make run CONFIG=config/presets/qwen2.5-coder.yaml SET="models.root=models/real edge.server.port=9000"
 CONFIG ?=
@@ -7,31 +7,81 @@ SET    ?=
 PYTHON ?= python3
 VENV   := .venv
 CLIENTS := .venv-clients
+TOOLS  := .venv-tools
 PY     := $(VENV)/bin/python
 GPU    := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 NEEDS  := $(if $(GPU),requirements.txt,requirements-cpu.txt)
 PAIR    = $(if $(CONFIG),--config $(CONFIG)) $(foreach one,$(SET),--set $(one))
 INSTALL := $(PY) -m pip install --disable-pip-version-check
+# Every package must have a hash that is written down in requirements/; make setup LOCKED=0 installs without.
+LOCKED ?= 1
+HASHED := --no-deps --require-hashes
+LOCK   := requirements/$(if $(GPU),gpu,cpu).lock
+UNHASHED := { echo "error: the packages above are not those of requirements/*.lock; for another platform: make setup LOCKED=0, without hashes"; exit 1; }
+# Runs a part of the set-up and says how long it took: its name, the command.
+timed = (began=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - began)) s")
 
-.PHONY: setup run server check format docs test test-long test-clients test-real
+.PHONY: setup run server check check-vllm format docs test test-long test-clients test-console test-deploy chromium screenshots test-real test-faults fuzz soak lock sbom
 .PHONY: bench bench-cloud bench-edge bench-network bench-thresholds bench-scaling bench-humaneval bench-split ablation llama-server evaluate train clean
 
 setup: $(VENV)/.ready models/demo-split/manifest.json
 
+ifeq ($(LOCKED),0)
 $(VENV)/.ready: $(NEEDS) requirements-dev.txt
-	@echo "== 1/3 virtual environment in $(VENV)"
+	@echo "== LOCKED=0: no package is compared with a hash"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@echo "== 2/3 packages of $(NEEDS); compiling llama.cpp takes about 3 minutes on 2 cores"
 	$(INSTALL) $(if $(GPU),,--no-deps) -r $(NEEDS)
-	@echo "== 3/3 tools for tests and checks"
 	$(INSTALL) --no-deps -r requirements-dev.txt
+	@touch $@
+else
+# llama.cpp has no ready wheel on the package index: it is compiled while the other packages are fetched.
+$(VENV)/.ready: $(LOCK) requirements/torch-cpu.lock requirements/dev.lock
+	@echo "== setting up $(VENV), once: llama.cpp is compiled, beside a download of about 1 GB; 4 to 8 minutes on 2 cores"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(call timed,both together,$(MAKE) --no-print-directory -j 2 $(VENV)/.llama $(VENV)/.packages)
+	@touch $@
+
+COMPILED := ^llama-cpp-python==/,/[^\\]$$/
+
+$(VENV)/.llama: $(LOCK)
+	@sed -n '/$(COMPILED)p' $< > $(VENV)/llama.lock
+	@$(call timed,llama.cpp,$(INSTALL) -q $(HASHED) -r $(VENV)/llama.lock) || $(UNHASHED)
+	@touch $@
+
+$(VENV)/.packages: $(LOCK) requirements/torch-cpu.lock requirements/dev.lock
+	$(if $(GPU),,@$(INSTALL) -q $(HASHED) -r requirements/torch-cpu.lock 2> /dev/null || echo "no CPU build of PyTorch here: its ordinary one, or the one that is installed")
+	@sed '/$(COMPILED)d' $< > $(VENV)/packages.lock
+	@$(call timed,packages,$(INSTALL) -q $(HASHED) -r $(VENV)/packages.lock) || $(UNHASHED)
+	@$(call timed,tools for tests and checks,$(INSTALL) -q $(HASHED) -r requirements/dev.lock) || $(UNHASHED)
+	@touch $@
+endif
+
+# requirements/*.lock from requirements*.txt: any platform that has wheels; gpu.lock and torch-cpu.lock: Linux, x86-64, Python 3.11.
+TORCH = $(shell sed -n 's/^torch==//p' requirements-cpu.txt)+cpu
+COMPILE = $(TOOLS)/bin/uv -q pip compile --generate-hashes --no-header --no-annotate --python-version 3.11
+
+lock: $(TOOLS)/.ready
+	for name in cpu edge otel cloud-image dev clients litellm aider console deploy tools; do \
+		$(COMPILE) --universal --no-deps requirements-$$name.txt -o requirements/$$name.lock || exit 1; done
+	$(COMPILE) --python-platform x86_64-manylinux_2_28 requirements.txt -o requirements/gpu.lock
+	$(TOOLS)/bin/pip download -q --no-deps -d $(TOOLS)/torch torch==$(TORCH)
+	{ echo 'torch==$(TORCH) \'; $(TOOLS)/bin/pip hash $(TOOLS)/torch/torch-$(TORCH)-*.whl | sed -n 's/^--hash/    --hash/p'; } \
+		> requirements/torch-cpu.lock
+
+# What is installed, with versions and licences, as a CycloneDX bill of materials.
+sbom: setup $(TOOLS)/.ready
+	$(TOOLS)/bin/cyclonedx-py environment --output-reproducible -o sbom.json $(PY)
+
+$(TOOLS)/.ready: requirements/tools.lock
+	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --disable-pip-version-check $(HASHED) -r $<
 	@touch $@
 
 # The demo cloud model cut in pieces, for mode split: seconds.
 SPLIT_OF := models/demo-cloud-exits.safetensors $(wildcard models/demo-cloud/*)
 
 models/demo-split/manifest.json: $(SPLIT_OF) | $(VENV)/.ready
-	$(PY) -m models.partition --model models/demo-cloud --exits-file $< --quantize f32 --output $(@D)
+	@$(call timed,a demo model split in two,$(PY) -m models.partition --model models/demo-cloud --exits-file $< --quantize f32 --output $(@D))
 
 run: setup
 	@$(PY) main.py --mode demo $(PAIR) --prompt "$(PROMPT)"
@@ -47,7 +97,11 @@ check: setup
 	$(PY) -m vulture
 	$(PY) -m pytest tests/test_house.py
 
-# The folder map of the README and docs/CONFIG.md.
+# Whether a release of vLLM has what this project uses of it: VERSION=0.33.0, or the newest. Downloads 400 MB, installs nothing.
+check-vllm: setup
+	@$(PY) -m cli.check_vllm $(VERSION)
+
+# The folder map of the README, docs/CONFIG.md and docs/API.md.
 docs: setup
 	$(PY) -m docs.generate
 
@@ -65,12 +119,35 @@ test-long: setup
 test-real: setup
 	$(PY) -m pytest -m real --timeout 1800
 
-test-clients: setup $(CLIENTS)/.ready
-	$(PY) -m pytest -m clients
+# Random requests, frames and files for so long; what fails is kept in logs/fuzz.
+MINUTES ?= 10
+COUNT   ?= 20
 
-$(CLIENTS)/.ready: requirements-clients.txt
-	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check -r requirements-clients.txt
+fuzz: setup
+	FUZZ_MINUTES=$(MINUTES) $(PY) -m pytest tests/fuzz --timeout 0
+
+# Kills, stops, stalls and shortages at random moments under load, each COUNT times; a kill of the cloud takes a minute.
+test-faults: setup
+	FAULT_COUNT=$(COUNT) $(PY) -m pytest -m faults tests/faults
+
+# Is memory flat, and does no answer stand still? A report with plots in logs/soak.
+soak: setup
+	$(PY) -m experiments.soak $(PAIR) --minutes $(MINUTES) --output logs/soak $(ARGS)
+
+# Other projects' clients, unmodified: three environments, as they need different versions of the same packages, and Node's packages.
+test-clients: setup $(CLIENTS)/clients/.ready $(CLIENTS)/litellm/.ready $(CLIENTS)/aider/.ready $(CLIENTS)/node/.ready
+	$(PY) -m pytest -m clients --timeout 900
+
+$(CLIENTS)/%/.ready: requirements/%.lock
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check $(HASHED) -r $<
+	@touch $@
+
+# Node itself comes with requirements/clients.lock. No package runs a script of its own at its installation.
+$(CLIENTS)/node/.ready: tests/clients/node/package-lock.json | $(CLIENTS)/clients/.ready
+	mkdir -p $(@D)
+	cp $(<D)/package.json $(<D)/package-lock.json $(@D)
+	PATH="$(CURDIR)/$(CLIENTS)/clients/bin:$$PATH" npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 # ARGS of these programs, for example ARGS="--prompts 4 --tokens 32".
@@ -131,15 +208,40 @@ $(CACHE)/llama-server: | setup
 	cmake --build $(CACHE)/llama-server-$(LLAMA) --target llama-server --parallel
 	ln -sf llama-server-$(LLAMA)/bin/llama-server $@
 
+# Linters and schemas on the files of deploy/, offline once they are installed: seconds.
+test-deploy: setup $(VENV)/.deploy
+	$(PY) -m pytest -m deploy tests/deploy
+
+$(VENV)/.deploy: requirements/deploy.lock | $(VENV)/.ready
+	$(INSTALL) $(HASHED) -r $<
+	@touch $@
+
+# The edge's web page in a headless Chromium: about two minutes; ARGS="-n 2" takes less. Without a browser the tests are skipped and say so.
+test-console: setup $(VENV)/.console
+	$(PY) -m pytest -m console tests/console --timeout 120 $(ARGS)
+
+$(VENV)/.console: requirements/console.lock | $(VENV)/.ready
+	$(INSTALL) $(HASHED) -r $<
+	@touch $@
+
+# The pictures of docs/images, from the demo pair; needs pngquant too, and the font Inter where they shall look the same.
+screenshots: setup $(VENV)/.console chromium
+	@command -v pngquant >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends pngquant < /dev/null
+	$(PY) -m tests.console.screenshots
+
+# How CI gets its browser: Debian's package, as root.
+chromium:
+	@command -v chromium >/dev/null || (apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium < /dev/null)
+
 evaluate: setup
 	$(PY) -m models.evaluate
 
 train: setup
 	$(PY) -m models.train
 	$(PY) -m models.train.export
-	$(PY) -m models.exits --model models/demo-cloud --exits 2,4 --rate 0.001 --output models/demo-cloud-exits.safetensors
+	$(PY) -m models.exits --model models/demo-cloud --exits 2,4 --form head --rate 0.001 --output models/demo-cloud-exits.safetensors
 	$(PY) -m models.evaluate
 	$(PY) -m models.exits.evaluation
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) logs models/checkpoints models/demo-split models/*.training .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(CLIENTS) $(TOOLS) sbom.json logs models/checkpoints models/demo-split models/*.training .mypy_cache .ruff_cache .pytest_cache

@@ -2,45 +2,7 @@
 
 import sys
 
-import uvloop
-
-from cli.args import config_parser, load_config, run_program, set_up_logging
-from cloud.cloud_server import build_app
-from cloud.engine.engine import CloudEngine
-from common import model_root
-from common.config_cloud import CloudConfig
-from common.http_server import serve
-
-
-async def main() -> None:
-    parser = config_parser("Start one cloud server (vLLM).")
-    parser.add_argument("--host", help="address to listen on (default: cloud.server.host)")
-    parser.add_argument("--port", type=int, help="TCP port; 0: any free one (default: cloud.server.port)")
-    parser.add_argument("--model", metavar="PATH", help="model folder or Hugging Face id (default: cloud.model.path)")
-    args = parser.parse_args()
-    model = {"cloud__model__path": args.model, "cloud__model__local": "''" if args.model else None}
-    config = load_config(args, cloud__server__host=args.host, cloud__server__port=args.port, **model)
-    set_up_logging(config.logging.level)
-    path = model_root.cloud_model(config).path
-    engine = CloudEngine(path, config.cloud.draft_verifier.max_draft_tokens, engine_args(config.cloud))
-    await serve(build_app(engine, config.cloud), config.cloud.server, "cloud server")
-
-
-def engine_args(cloud: CloudConfig) -> dict[str, object]:
-    """vLLM's arguments for this config; its `engine_args` override the others."""
-    batch = cloud.draft_verifier.batch
-    blocks = {"num_gpu_blocks_override": cloud.kv_cache.max_blocks} if cloud.kv_cache.max_blocks else {}
-    return {
-        "max_model_len": cloud.model.context_length,
-        "tensor_parallel_size": cloud.model.tensor_parallel_size,
-        "gpu_memory_utilization": cloud.model.gpu_memory_utilization,
-        "dtype": cloud.model.dtype,
-        "max_num_seqs": batch.max_batch_size if batch.enabled else 1,
-        "enable_prefix_caching": cloud.kv_cache.enabled and cloud.kv_cache.enable_prefix_caching,
-        **blocks,
-        **cloud.engine_args,
-    }
-
+from edgecloud.cloud import parser, run
 
 if __name__ == "__main__":
-    sys.exit(run_program(main(), uvloop.new_event_loop))  # with many streams the event loop is the bottleneck
+    sys.exit(run(parser().parse_args()))

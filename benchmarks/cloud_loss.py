@@ -24,7 +24,8 @@ from benchmarks.fake_cloud import serving
 from cli import terminal
 from cli.args import config_parser, run_program
 from cli.demo import config_flags, free_ports
-from cli.supervisor import PROJECT, ServerProcess, Supervisor
+from cli.supervisor import EDGE, ServerProcess, Supervisor
+from common.files.installation import logs
 from common.http.client import HTTPClient
 from experiments.harness.delay_proxy import DelayProxy
 
@@ -83,7 +84,7 @@ async def edge_of(cloud_url: str, args: argparse.Namespace) -> AsyncIterator[HTT
     flags = [*config_flags(args), "--host", HOST, "--port", str(port)]
     flags += [word for one in settings for word in ("--set", one)]
     url = f"http://{HOST}:{port}"
-    server = ServerProcess("edge", "start_edge.py", url, flags, PROJECT / "logs" / "cloud-loss.log")
+    server = ServerProcess("edge", EDGE, url, flags, logs() / "cloud-loss.log")
     async with Supervisor([server], lambda _: None).running(), HTTPClient(url) as client:
         yield client
 

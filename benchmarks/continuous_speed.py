@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.pair import model_flags
+from benchmarks.setup.pair import model_flags
 from cli import terminal
 from cli.args import config_parser, run_program
 from cli.demo import free_ports
-from cli.supervisor import PROJECT, ServerProcess, Supervisor
+from cli.supervisor import CLOUD, ServerProcess, Supervisor
 from common.cloud_client.stream import CloudStream
 from common.decoding.draft_length import iid_acceptance, stream_draft_length
+from common.files.installation import logs
 from common.http.client import HTTPClient
 from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame, StartFrame
 from experiments.harness.delay_proxy import DelayProxy
@@ -163,7 +164,7 @@ async def main() -> None:
     url = f"http://127.0.0.1:{port}"
     with model_flags(args) as model:
         flags = [*model, "--host", "127.0.0.1", "--port", str(port)]
-        server = ServerProcess("cloud", "start_cloud.py", url, flags, PROJECT / "logs" / "continuous.log")
+        server = ServerProcess("cloud", CLOUD, url, flags, logs() / "continuous.log")
         async with Supervisor([server], console.print).running():
             questions = await prompts_for(url, args.prompts, args.tokens)
             work = [(cell, repeat) for repeat in range(args.repeats) for cell in cells]

@@ -21,9 +21,9 @@ from pathlib import Path
 import msgspec
 from rich.progress import Progress
 
-from benchmarks.pair import edge_file
 from benchmarks.random_gguf import LlamaShape, model_file
-from benchmarks.ratio_table import RequiredRatio, table
+from benchmarks.setup.pair import edge_file
+from benchmarks.setup.ratio_table import RequiredRatio, table
 from cli import terminal
 from cli.args import config_parser, run_program
 from common.config_edge import EdgeModelConfig

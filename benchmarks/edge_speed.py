@@ -24,14 +24,14 @@ from typing import Any, NamedTuple
 import msgspec
 from rich.progress import Progress
 
-from benchmarks.contenders import PEER, PEERS, STREAMS, ContenderTime, contenders
-from benchmarks.pair import edge_file
 from benchmarks.random_gguf import SMOL_135M, WIDE_VOCABULARY, model_file
-from benchmarks.ratio_table import RequiredRatio, table
+from benchmarks.setup.contenders import PEER, PEERS, STREAMS, ContenderTime, contenders
+from benchmarks.setup.pair import edge_file
+from benchmarks.setup.ratio_table import RequiredRatio, table
 from cli import terminal
 from cli.args import config_parser, run_program
-from cli.supervisor import PROJECT
 from common.config_edge import EdgeModelConfig
+from common.files.installation import PROJECT
 from common.http.client import HTTPClient
 from edge.confidence import ConfidenceCalculator
 from edge.engine.engine import EdgeEngine

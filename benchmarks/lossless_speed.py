@@ -4,7 +4,8 @@ python -m benchmarks.lossless_speed [--config FILE] [--set KEY=VALUE] [--data FI
 
 Each prompt is answered by the cloud server itself and through the edge without the confidence check, one right after
 the other, in alternating order. The speed-up is the median time of the cloud over the median time of the edge: above 1
-collaboration is faster.
+collaboration is faster. `--data editing` measures texts that are mostly repeated, `--set inference.lookup=false` beside
+it what looking them up brings.
 """
 
 import argparse
@@ -53,6 +54,8 @@ class PromptTimes:
     cloud: list[float] = field(default_factory=list)
     lossless: list[float] = field(default_factory=list)
     acceptance: float = 0.0
+    cloud_steps: int = 0
+    """Of lossless collaboration."""
     max_tokens: int = 64
     tokens: int = 0
     same: bool = True
@@ -83,6 +86,7 @@ async def measure(edge: HTTPClient, cloud: HTTPClient, row: PromptTimes) -> None
         row.tokens = reply.usage["completion_tokens"]
         if reply.collaboration:
             row.acceptance = reply.collaboration.acceptance_rate or 0.0
+            row.cloud_steps = reply.collaboration.cloud_steps
     row.same &= texts[0] == texts[1]
 
 
@@ -123,14 +127,15 @@ def table(rows: list[PromptTimes]) -> Table:
         title_justify="left",
     )
     result.add_column("prompt", max_width=20)
-    for name in ("tokens", "cloud", "lossless", "speed-up", "accepted", "same"):
+    for name in ("tokens", "cloud", "lossless", "speed-up", "accepted", "steps/token", "same"):
         result.add_column(name, justify="right", min_width=len(name))
     for row in rows:
         cloud, lossless = statistics.median(row.cloud), statistics.median(row.lossless)
         cells = f"{cloud:.3f}", f"{lossless:.3f}", f"{row.speed_up:.2f}", f"{row.acceptance:.2f}"
-        result.add_row(row.prompt, str(row.tokens), *cells, "yes" if row.same else "no")
+        steps = f"{row.cloud_steps / max(1, row.tokens):.2f}"
+        result.add_row(row.prompt, str(row.tokens), *cells, steps, "yes" if row.same else "no")
     result.add_section()
-    result.add_row("median", "", "", "", f"{statistics.median(r.speed_up for r in rows):.2f}", "", "")
+    result.add_row("median", "", "", "", f"{statistics.median(r.speed_up for r in rows):.2f}", "", "", "")
     return result
 
 

@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.supervisor import PROJECT
+from common.files.installation import PROJECT
 
 CACHE = Path.home() / ".cache" / "edgecloud"
 VOCABULARY = PROJECT / "models" / "demo-edge.gguf"

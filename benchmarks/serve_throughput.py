@@ -22,13 +22,14 @@ from pathlib import Path
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.pair import cloud_model
+from benchmarks.setup.pair import cloud_model
 from cli import terminal
 from cli.args import config_parser, run_sync_program
 from cli.demo import free_ports
-from cli.supervisor import PROJECT
+from cli.supervisor import CLOUD
 from cloud.engine.args import CPU_DEFAULTS, words
 from common.config_cloud import CloudModelConfig
+from common.files.installation import module_environment
 from models.demo import CLOUD as DEMO
 
 CLIENTS = (1, 16)
@@ -56,7 +57,9 @@ if __name__ == "__main__":
 def running(command: list[str], log: Path) -> Iterator[None]:
     """Runs a server in its own process group; ends it with everything that it started."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, cwd=PROJECT)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, start_new_session=True, env=module_environment()
+        )
     try:
         yield
     finally:
@@ -83,7 +86,7 @@ def ours(port: int, model: CloudModelConfig) -> list[str]:
     flags = [f"cloud.engine_args={json.dumps(engine_args(model))}", "cloud.draft_verifier.batch.max_batch_size=64"]
     sets = [part for flag in flags for part in ("--set", flag)]
     where = ["--model", model.path, "--host", "127.0.0.1", "--port", str(port)]
-    return [sys.executable, "start_cloud.py", *where, *sets]
+    return [sys.executable, "-P", "-m", CLOUD, *where, *sets]
 
 
 def theirs(port: int, script: Path, model: CloudModelConfig) -> list[str]:

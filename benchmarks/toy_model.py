@@ -32,10 +32,12 @@ CONTEXT = 10_000
 """Tokens of a context that no answer fills."""
 
 
-def verify(token_ids: Sequence[int], draft: Sequence[int], max_tokens: int, context: int = CONTEXT) -> Verdict:
-    """The cloud model's greedy verdict on `draft` after `token_ids`; `latency_ms` is always 2."""
+def verify(
+    token_ids: Sequence[int], draft: Sequence[int], max_tokens: int, context: int = CONTEXT, model: Model = cloud_model
+) -> Verdict:
+    """The model's greedy verdict on `draft` after `token_ids`; `latency_ms` is always 2."""
     room = context - len(token_ids)
-    truth = answer_of(cloud_model, token_ids, min(len(draft) + max_tokens, room))
+    truth = answer_of(model, token_ids, min(len(draft) + max_tokens, room))
     accepted = common_prefix(list(draft), truth)
     ids = truth[: accepted + 1] if draft else truth
     ended = FinishReason.STOP if ids[-1] == END else FinishReason.LENGTH if len(ids) == room else None

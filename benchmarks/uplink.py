@@ -12,14 +12,15 @@ import sys
 
 from rich.table import Table
 
-from benchmarks.pair import cloud_model, model_flags
+from benchmarks.setup.pair import cloud_model, model_flags
 from cli import terminal
 from cli.args import config_parser, run_program
 from cli.demo import free_ports
-from cli.supervisor import PROJECT, ServerProcess, Supervisor
+from cli.supervisor import CLOUD, ServerProcess, Supervisor
 from common.cloud_client.pool import CloudPool
 from common.cloud_client.verifier import CloudVerifier
 from common.config_schema import CommunicationConfig, HttpClientConfig
+from common.files.installation import logs
 from common.types import GREEDY
 
 CONTEXTS = (100, 1000, 4000)
@@ -58,7 +59,7 @@ async def main() -> None:
     longest = given.context_length if given else RANDOM_CONTEXT
     with model_flags(args, width=256, layers=2, context=RANDOM_CONTEXT) as model:
         flags = [*model, "--host", "127.0.0.1", "--port", str(port)]
-        server = ServerProcess("cloud", "start_cloud.py", url, flags, PROJECT / "logs" / "uplink.log")
+        server = ServerProcess("cloud", CLOUD, url, flags, logs() / "uplink.log")
         async with Supervisor([server], console.print).running():
             for optimized in (True, False):
                 http = HttpClientConfig(timeout=600.0, first_byte_timeout=600.0, optimized=optimized)

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from rich.table import Table
 from vllm.sampling_params import RequestOutputKind
 
-from benchmarks.pair import cloud_model
+from benchmarks.setup.pair import cloud_model
 from cli import terminal
 from cli.args import config_parser, run_program
 from cloud.engine.engine import CloudEngine

@@ -8,8 +8,9 @@ from msgspec import Struct
 from numpy.typing import ArrayLike, NDArray
 
 from common.decoding import policy
-from common.decoding.estimates import Estimates
-from common.decoding.policy import Escalation, Plan
+from common.decoding.draft_length import EarlyStop
+from common.decoding.estimates import AnswerEstimates, Estimates
+from common.decoding.policy import Escalation, Length, Plan
 
 Numbers = NDArray[np.floating[Any]]
 
@@ -42,13 +43,14 @@ def replay(trace: Trace, plan: Plan) -> SimulatedAnswer:
     """Does what the pipeline does with this prompt under `plan`, round by round.
 
     Exact up to the first token that the edge keeps and the cloud disagrees with. The tokens after it would have to be
-    asked for; they are counted as if the answer went on like the cloud's.
+    asked for; they are counted as if the answer went on like the cloud's. A draft is as long as if the edge were as
+    confident after a wrong token as after the cloud's, and certain beyond its end, and did not draft ahead.
     """
     at, end, changed = 0, len(trace.agrees), False
     cloud_tokens = computed = calls = 0
+    known = AnswerEstimates(Estimates())
     while at < end:
-        room = policy.draft_length(plan, trace.limit - at, Estimates()).limit
-        confidences = trace.confidences[at : at + room]
+        confidences = _drafted(trace, at, policy.draft_length(plan, trace.limit - at, known.current()))
         agreed = _agreed(trace.agrees, at, len(confidences))
         decision = policy.decide(confidences, plan)
         if decision.keep > agreed:
@@ -59,16 +61,25 @@ def replay(trace: Trace, plan: Plan) -> SimulatedAnswer:
         if decision.ask is Escalation.NOTHING or at == end:
             continue
         drafted = 0
-        if decision.ask is Escalation.VERIFY:  # a draft that differs goes on to its full length
-            length = len(confidences) if agreed == len(confidences) else room
-            drafted = min(length - decision.keep, trace.limit - at - 1)
+        if decision.ask is Escalation.VERIFY:
+            drafted = min(len(confidences) - decision.keep, trace.limit - at - 1)
         accepted = min(agreed - decision.keep, drafted)
+        known.acceptance.add(confidences[decision.keep :][:drafted], accepted)
         drawn = min(1 if drafted else plan.stretch_tokens, end - at - accepted)
         cloud_tokens += accepted + drawn
         computed += drafted + drawn
         calls += 1
         at += accepted + drawn
     return SimulatedAnswer(cloud_tokens, computed, calls, changed)
+
+
+def _drafted(trace: Trace, begin: int, length: Length) -> list[float]:
+    """The confidences of a draft from position `begin` on."""
+    early = EarlyStop(length.stop)
+    beyond = [] if all(trace.agrees[begin:]) else length.limit * [1.0]  # an edge that is astray passes the end
+    confidences = [*trace.confidences[begin:], *beyond][: length.limit]
+    last = next((at for at, confidence in enumerate(confidences) if early.ends_with(confidence)), len(confidences))
+    return confidences[: last + 1]
 
 
 def _agreed(agrees: list[bool], begin: int, length: int) -> int:

@@ -47,6 +47,10 @@ class Calibration:
             for table, values in zip(self._bins, (np.ones_like(hits), confidence, hits), strict=True):
                 np.add.at(table[row], places, values)
 
+    def confident(self, threshold: float) -> Floats:
+        """The share of tokens with a confidence of `threshold` or more, which is a bin's edge, at each temperature."""
+        return np.asarray(self._bins[0, :, round(threshold * BINS) :].sum(axis=-1) / max(self.tokens, 1))
+
     @property
     def nll(self) -> Floats:
         """The mean -ln p of the right token at each temperature, in nats; 0 or more, less is better."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from common import config
 from common.config_schema import Config
-from common.errors import FrameworkError
+from common.errors import FrameworkError, RequestError
+from common.tracing.context import TracedFormatter
 
 
 def plain_parser(description: str) -> argparse.ArgumentParser:
@@ -67,11 +68,17 @@ def run_program(
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(_cancelled_by_signals(program))
     except FrameworkError as error:
-        print(f"error: {error.message}", file=sys.stderr)
+        print(f"error: {_named(error)}", file=sys.stderr)
         return 1
     except asyncio.CancelledError:
         return 130
     return 0
+
+
+def _named(error: FrameworkError) -> str:
+    """The message, with the field that is at fault where it does not say it."""
+    param = error.param if isinstance(error, RequestError) else None
+    return error.message if param is None or param in error.message else f"{param}: {error.message}"
 
 
 def run_sync_program(program: Callable[[], None]) -> int:
@@ -101,5 +108,7 @@ async def _cancelled_by_signals(program: Coroutine[Any, Any, None]) -> None:
 
 
 def set_up_logging(level: str) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(TracedFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("stamina").setLevel(logging.ERROR)  # only the failure after the last retry is of interest

@@ -5,22 +5,27 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 
-from cli.supervisor import PROJECT, ServerProcess, Supervisor
+from cli.supervisor import CLOUD, EDGE, ServerProcess, Supervisor
+from common.files.installation import logs
 
 
 @contextlib.asynccontextmanager
-async def demo_servers(args: argparse.Namespace, report: Callable[[str], None]) -> AsyncIterator[tuple[str, str]]:
-    """The URLs of a running edge and cloud. `report` gets progress lines. Raises StartError if one does not start."""
+async def demo_servers(
+    args: argparse.Namespace, report: Callable[[str], None], with_cloud: bool = True
+) -> AsyncIterator[tuple[str, str]]:
+    """The URLs of a running edge and cloud; no cloud runs unless `with_cloud`. `report` gets progress lines.
+
+    Raises StartError if one does not start.
+    """
     edge_port, cloud_port = free_ports(2)
     edge_url, cloud_url = f"http://127.0.0.1:{edge_port}", f"http://127.0.0.1:{cloud_port}"
     flags = [*config_flags(args), "--host", "127.0.0.1"]
     point = ["--set", f"communication.cloud_endpoint={cloud_url}"]
-    logs = PROJECT / "logs"
     servers = [
-        ServerProcess("cloud", "start_cloud.py", cloud_url, [*flags, "--port", str(cloud_port)], logs / "cloud.log"),
-        ServerProcess("edge", "start_edge.py", edge_url, [*flags, "--port", str(edge_port), *point], logs / "edge.log"),
+        ServerProcess("cloud", CLOUD, cloud_url, [*flags, "--port", str(cloud_port)], logs() / "cloud.log"),
+        ServerProcess("edge", EDGE, edge_url, [*flags, "--port", str(edge_port), *point], logs() / "edge.log"),
     ]
-    async with Supervisor(servers, report).running():
+    async with Supervisor(servers if with_cloud else servers[1:], report).running():
         yield edge_url, cloud_url
 
 

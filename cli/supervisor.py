@@ -1,6 +1,7 @@
 """Starts servers as processes of their own, restarts one that dies or hangs, and stops all of them."""
 
 import asyncio
+import fcntl
 import logging
 import os
 import signal
@@ -11,19 +12,25 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 from common.config_schema import HttpClientConfig
 from common.errors import EndpointError, RequestError, StartError
+from common.files.installation import PROJECT, module_environment
 from common.http.client import HTTPClient
 from common.http.first_completed import first_completed
+from common.http_server import listen
 
 log = logging.getLogger(__name__)
 
-PROJECT = Path(__file__).parents[1]
+EDGE, CLOUD = "edgecloud.edge", "edgecloud.cloud"
+"""The programs of the servers, started as processes of their own: no import."""
 REPORT_SECONDS = 10.0
 """Seconds between two progress lines of a server that starts."""
 STOP_SECONDS = 30.0
 """Before SIGKILL: more than a server's `drain_seconds` and the time its engine takes to end."""
+LOADING_STOP_SECONDS = 3.0
+"""The same for a server that is not ready: it has nothing to finish, and one that loads an engine hears no signal."""
 LONGEST_PAUSE = 30.0
 """Seconds before a server that fails to start is started again."""
 HEALTH_SECONDS = 10.0
@@ -44,7 +51,7 @@ class ServerProcess:
         self.name = name
         self.url = url
         self.ready = asyncio.Event()
-        program = [str(PROJECT / script)] if script.endswith(".py") else ["-m", script]
+        program = [str(PROJECT / script)] if script.endswith(".py") else ["-P", "-m", script]
         self._command = [sys.executable, *program, *flags]
         self._log_file = log_file
         self._process: asyncio.subprocess.Process | None = None
@@ -52,16 +59,18 @@ class ServerProcess:
         """The shell, until the server has ended."""
 
     async def start(self) -> None:
+        """Raises StartError if another program has the port: its replies would pass for this server's."""
+        address = urlsplit(self.url)
+        (await listen(address.hostname or "", address.port or 0, f"{self.name} server")).close()
         self._watch = await asyncio.create_subprocess_exec(
             "/bin/sh", "-c", WATCH, stdin=PIPE, stderr=DEVNULL, start_new_session=True
         )
         output: IO[bytes] | None = None
         if self._log_file:
-            self._log_file.parent.mkdir(exist_ok=True)
-            output = self._log_file.open("wb")
+            self._log_file, output = _own_log(self._log_file)
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdout=output, stderr=output, start_new_session=True
+                *self._command, stdout=output, stderr=output, start_new_session=True, env=module_environment()
             )
         finally:
             if output:
@@ -108,12 +117,13 @@ class ServerProcess:
         self._signal(signal.SIGKILL)
 
     async def stop(self) -> None:
-        """SIGTERM to the server; after its end, or STOP_SECONDS, SIGKILL to all its processes."""
+        """SIGTERM to the server; after its end, or some seconds, SIGKILL to all its processes."""
         if self._process is None:
             return
+        log.info("stopping the %s server", self.name)
         self._signal(signal.SIGTERM, whole_group=False)
         with suppress(TimeoutError):
-            async with asyncio.timeout(STOP_SECONDS):
+            async with asyncio.timeout(STOP_SECONDS if self.ready.is_set() else LOADING_STOP_SECONDS):
                 await self._process.wait()
         await self._end_group()
         await self._process.wait()
@@ -139,8 +149,33 @@ class ServerProcess:
         """The last line of its log file, for an error message."""
         if self._log_file is None:
             return "its output above says why"
+        if not self._log_file.is_file():  # a device may have no end
+            return f"its output went to {self._log_file}"
         lines = self._log_file.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
         return lines[-1].removeprefix("error: ")
+
+
+def _own_log(wanted: Path) -> tuple[Path, IO[bytes]]:
+    """The file `wanted`, emptied, or the next of its name, such as cloud-2.log, that no running server writes to.
+
+    A server holds the lock of its file as long as it runs: the open file is its standard output. A device, such as
+    /dev/null, is anybody's.
+    """
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    if wanted.exists() and not wanted.is_file():
+        return wanted, wanted.open("ab")
+    path, number = wanted, 1
+    while True:
+        output = path.open("ab")
+        try:
+            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            output.close()
+            number += 1
+            path = wanted.with_stem(f"{wanted.stem}-{number}")
+        else:
+            output.truncate(0)
+            return path, output
 
 
 async def _not_ready(client: HTTPClient) -> str | None:
@@ -182,7 +217,6 @@ class Supervisor:
                 self._report(f"starting the {server.name} server at {server.url}")
                 await server.start()
             await self._all_ready()
-            self._restarters = [asyncio.create_task(self._restart(server)) for server in self.servers]
             yield
         finally:
             for task in self._restarters:
@@ -201,7 +235,10 @@ class Supervisor:
 
     async def _first_start(self, server: ServerProcess) -> None:
         await server.wait_ready(self._report)
-        self._report(f"the {server.name} server is ready")
+        waiting = [other.name for other in self.servers if not other.ready.is_set()]
+        still = f" at {server.url}; still starting: {', '.join(waiting)}" if waiting else ""
+        self._report(f"the {server.name} server is ready{still}")
+        self._restarters.append(asyncio.create_task(self._restart(server)))
 
     async def _restart(self, server: ServerProcess) -> None:
         pause = 1.0
@@ -210,8 +247,8 @@ class Supervisor:
             code = await server.exited()
             log.warning("the %s server ended with code %d; restarting it in %g s", server.name, code, pause)
             await asyncio.sleep(pause)
-            await server.start()
             try:
+                await server.start()
                 await server.wait_ready()
                 pause = 1.0
             except StartError as error:

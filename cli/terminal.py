@@ -55,6 +55,15 @@ def summary(report: Collaboration, total_ms: float) -> Table:
     return table
 
 
+def figures(report: Collaboration, total_ms: float) -> Text:
+    """The summary of one answer in a line, and another if the cloud was lost."""
+    counts = [styled(f"{source} {count}", Provenance(source)) for source, count in report.tokens.items() if count]
+    rest = [f"{total_ms / 1000:.1f} s", "lossless" if report.lossless else "lossy"]
+    if report.degraded:
+        rest.append(f"the edge went on alone: {report.degraded}")
+    return Text(" · ").join([*counts, *(Text(part, style="dim") for part in rest)])
+
+
 def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 

@@ -14,7 +14,10 @@ from cloud.engine.supervisor import EngineSupervisor, SupervisorTiming
 from cloud.metrics import CloudMetrics, VerifyForm
 from cloud.routes import request_cost
 from cloud.routes.admission import Admission
+from cloud.routes.dialects import DialectRoutes
 from cloud.routes.openai import OpenAIRoutes
+from cloud.routes.openapi import operations
+from cloud.routes.serving import Serving
 from cloud.routes.stream import DRAFT_CHANNEL, StreamRoute
 from cloud.routes.tokenizer import TokenizerRoute
 from cloud.split.service import SplitService, not_served
@@ -25,7 +28,8 @@ from cloud.verify.sessions import SessionTable
 from common.config_cloud import CloudConfig
 from common.errors import FrameworkError, RequestError
 from common.http.messages import REQUEST_ID, read, reply, tenant_of
-from common.http_server import FATAL, make_app
+from common.http_server import FATAL, add_document, make_app
+from common.protocol import openapi
 from common.types import (
     ErrorObject,
     VerifyBatchItem,
@@ -79,9 +83,13 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
         lambda answer: _record_stream(app, answer),
         app[TOKENIZER].check,
     ).add_to(app)
-    OpenAIRoutes(engine, app[SUPERVISOR], app[ADMISSION]).add_to(app)
+    serving = Serving(engine, app[SUPERVISOR], app[ADMISSION])
+    OpenAIRoutes(serving).add_to(app)
+    DialectRoutes(serving).add_to(app)
     _register_metrics(app)
     _add_split(app, config)
+    listed, schemas = operations()
+    add_document(app, openapi.document("The cloud server", listed, keys=bool(config.server.api_keys), schemas=schemas))
     return app
 
 

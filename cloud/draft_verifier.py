@@ -15,6 +15,7 @@ from cloud.verify.round import VerifyRound
 from cloud.verify.sessions import SessionTable
 from cloud.verify.stop_strings import find_stop
 from cloud.verify.validation import require
+from common.tracing.spans import span
 from common.types import FinishReason, Verdict, VerifyRequest, VerifyResponse
 
 IDENTITY = msgspec.msgpack.Encoder()
@@ -56,6 +57,8 @@ class DraftVerifier:
             self._starting = self._starting or asyncio.ensure_future(self._engine.start())
             await asyncio.shield(self._starting)  # a cancelled request must not stop the start for others
         validation.check(request, self._engine.vocab_size, self._engine.max_draft_tokens)
+        if (spec := request.sampling.grammar) is not None:
+            await self._engine.check_grammar(spec)
         if not request.idempotency_key:
             return await self._verify(request, request_id, tenant)
         key = (tenant, request.session, request.idempotency_key)
@@ -63,7 +66,14 @@ class DraftVerifier:
         return await self._replays.once(key, digest, lambda: self._verify(request, request_id, tenant))
 
     async def _verify(self, request: VerifyRequest, request_id: str | None, tenant: str) -> VerifyResponse:
-        round = self._verify_round(request, request_id, tenant)
+        with span("verify") as traced:
+            response = await self._verified(request, request_id, tenant)
+            traced.set(form=response.form, drafted=response.drafted, accepted=response.accepted)
+            traced.set(tokens=len(response.token_ids), engine_ms=response.latency_ms)
+            return response
+
+    async def _verified(self, request: VerifyRequest, request_id: str | None, tenant: str) -> VerifyResponse:
+        round = await self._verify_round(request, request_id, tenant)
         residents = self._residents if request.session else None
         live = f"{tenant}/{request.session}"
         verdict = await residents.verify(live, round) if residents is not None else None
@@ -78,11 +88,11 @@ class DraftVerifier:
             self._sessions.commit(request.session, round.committed + verdict.token_ids, tenant)
         return self._response(round, verdict, stop.text if stop else None, form)
 
-    def _verify_round(self, request: VerifyRequest, request_id: str | None, tenant: str) -> VerifyRound:
-        draft = request.draft_token_ids or self._encode("".join(request.draft_tokens), special=False)
+    async def _verify_round(self, request: VerifyRequest, request_id: str | None, tenant: str) -> VerifyRound:
+        draft = request.draft_token_ids or await self._encode(request.draft_tokens, special=False)
         limit = self._engine.max_draft_tokens
         require(len(draft) <= limit, f"holds {len(draft)} tokens, at most {limit} are verified", "draft_tokens")
-        committed = self._committed(request, tenant)
+        committed = await self._committed(request, tenant)
         return VerifyRound(
             committed=committed,
             draft=draft[: max(0, self._engine.max_model_len - len(committed))],  # the context ends the answer there
@@ -95,17 +105,19 @@ class DraftVerifier:
             request_id=request_id,
         )
 
-    def _committed(self, request: VerifyRequest, tenant: str) -> list[int]:
+    async def _committed(self, request: VerifyRequest, tenant: str) -> list[int]:
         if not request.session and not request.new_token_ids and not request.prefix_length:
-            committed = self._encode(request.prompt, special=True)
+            committed = await self._encode([request.prompt], special=True)
             require(bool(committed), "must not be empty", "prompt")
             return committed
         committed = self._sessions.resolve(request, tenant)
         require(bool(committed), "must not be empty in a session's first round", "new_token_ids")
         return committed
 
-    def _encode(self, text: str, special: bool) -> list[int]:
-        return list(self._engine.tokenizer.encode(text, add_special_tokens=special)) if text else []
+    async def _encode(self, texts: list[str], special: bool) -> list[int]:
+        text = "".join(texts)
+        validation.check_length(len(text), self._engine.max_model_len, "prompt" if special else "draft_tokens")
+        return await self._engine.encode(text, special) if text else []
 
     def _response(
         self, round: VerifyRound, verdict: Verdict, stopped_by: str | None, form: VerifyForm

@@ -2,7 +2,7 @@
 
 from msgspec import Struct, field
 
-from common.enums import FinishReason, Mode, Provenance
+from common.enums import DraftSource, FinishReason, Mode, Provenance
 
 
 class Collaboration(Struct, kw_only=True):
@@ -11,7 +11,8 @@ class Collaboration(Struct, kw_only=True):
     `way`: the verification mode, null if the cloud took no part. `cloud_steps`: steps of the cloud's engine that drew
     for this answer. `drafted` tokens were verified, `accepted` of them accepted. Of `edge_drawn` tokens, those drafted
     ahead included, `edge_wasted` are not in the answer. `tokens` are those of the answer, up to the one that
-    completes a stop string; the other counts are of the work that was done.
+    completes a stop string; the other counts are of the work that was done. `longest_wait_ms`: the longest time that it
+    waited for one thing, `waited_for`.
     """
 
     mode: str = Mode.COLLABORATIVE
@@ -24,12 +25,20 @@ class Collaboration(Struct, kw_only=True):
     edge_drawn: int = 0
     edge_wasted: int = 0
     tokens: dict[str, int] = field(default_factory=lambda: {str(p): 0 for p in Provenance})
+    drafters: dict[str, int] = field(default_factory=lambda: {str(s): 0 for s in DraftSource})
+    """The accepted tokens by who proposed them."""
+    predicted: int = 0
+    """Answer tokens that the request's `prediction` foresaw."""
     confidence_score: float | None = None
     edge_latency_ms: float = 0.0
     cloud_latency_ms: float = 0.0
+    longest_wait_ms: float = 0.0
+    waited_for: str = ""
     cloud_calls: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens whose KV the edge found; the cloud, where it answers alone."""
     exits: dict[str, int] = {}
     """Mode split: tokens by exit; an exit is named by the number of layers before it."""
     owed: int = 0
@@ -38,6 +47,10 @@ class Collaboration(Struct, kw_only=True):
     """Mode split: positions for which the cloud computed its layers."""
     explored: int = 0
     """Rounds in which a confident draft was verified all the same, to learn from it (`inference.online`)."""
+    cost: float | None = None
+    """At `communication.prices`; null without prices."""
+    mode_because: str | None = None
+    """Why it was answered otherwise than the server's defaults or the request say."""
     degraded: str | None = None
     acceptance_rate: float | None = None
 

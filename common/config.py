@@ -13,10 +13,12 @@ import yaml
 from common.config_schema import CommunicationConfig, Config, InferenceConfig
 from common.config_values import decode_secret
 from common.errors import ConfigError
+from common.files.installation import CHECKOUT, IN_WHEEL, PROJECT, shipped
 from common.http.urls import url_problem
 
 ENV_PREFIX = "EDGECLOUD_"
-DEFAULT_PATH = Path(__file__).parent.parent / "config" / "config.yaml"
+FILE_SUFFIX = "_FILE"
+DEFAULT_PATH = (PROJECT if CHECKOUT else IN_WHEEL) / "config" / "config.yaml"
 
 
 def load(
@@ -24,13 +26,15 @@ def load(
 ) -> Config:
     """The config of `path` (default: config/config.yaml), overridden by the environment and then by `flags`.
 
-    Environment: `EDGECLOUD_EDGE__SERVER__PORT=9000`; flags: `edge.server.port=9000`; values are read as YAML.
+    Environment: `EDGECLOUD_EDGE__SERVER__PORT=9000`, or the file that holds the value, as secrets are mounted:
+    `EDGECLOUD_EDGE__SERVER__API_KEYS_FILE=PATH`; flags: `edge.server.port=9000`; values are read as YAML.
     Raises ConfigError in one line that starts with the path of the wrong key.
     """
-    tree = _read(Path(path or DEFAULT_PATH))
+    tree = _read(shipped(path or DEFAULT_PATH))
     for name, value in sorted((os.environ if environment is None else environment).items()):
         if name.startswith(ENV_PREFIX):
-            _put(tree, name[len(ENV_PREFIX) :].lower().replace("__", "."), value)
+            text = _content(name, value) if name.endswith(FILE_SUFFIX) else value
+            _put(tree, name[len(ENV_PREFIX) :].removesuffix(FILE_SUFFIX).lower().replace("__", "."), text)
     for flag in flags:
         key, equals, value = flag.partition("=")
         if not equals:
@@ -45,7 +49,7 @@ def with_changes(path: str | Path | None, changes: Mapping[str, object]) -> dict
     The keys of `changes` are dotted, as in flags.
     """
     defaults = msgspec.to_builtins(Config(), enc_hook=repr)
-    tree = _without(_read(Path(path or DEFAULT_PATH)), defaults)
+    tree = _without(_read(shipped(path or DEFAULT_PATH)), defaults)
     for key, value in changes.items():
         *parents, last = key.split(".")
         section = tree
@@ -107,18 +111,57 @@ def _converted(tree: object) -> Config:
         hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(_keys(path))}"
         raise ConfigError(f"{path + '.' if path else ''}{key}: unknown key{hint}") from error
     _check_endpoints(config.communication)
+    _check_keys(config)
+    _check_prices(config)
     _check_patterns(config.inference)
     return config
 
 
 def _check_endpoints(config: CommunicationConfig) -> None:
+    if problem := url_problem(config.edge_endpoint):
+        raise ConfigError(f"communication.edge_endpoint: {problem}")
+    if config.clouds and config.cloud_endpoints:
+        raise ConfigError("communication.cloud_endpoints: name all clouds in communication.clouds, or none")
     seen = set[str]()
-    for key, url in ({"communication.edge_endpoint": config.edge_endpoint} | config.clouds).items():
-        if problem := url_problem(url):
+    for key, entry in config.entries.items():
+        if problem := url_problem(entry.url):
             raise ConfigError(f"{key}: {problem}")
-        if key in config.clouds and url.rstrip("/") in seen:
-            raise ConfigError(f"{key}: {url} is named twice")
-        seen |= {url.rstrip("/")} if key in config.clouds else set()
+        if entry.url.rstrip("/") in seen:
+            raise ConfigError(f"{key}: {entry.url} is named twice")
+        if entry.kind is not config.kind:
+            raise ConfigError(f"{key}: is of kind {entry.kind}, the first cloud of kind {config.kind}: use one kind")
+        seen.add(entry.url.rstrip("/"))
+
+
+def _check_keys(config: Config) -> None:
+    """An empty key would be shown by everybody."""
+    lists = {
+        "edge.server.api_keys": config.edge.server.api_keys,
+        "edge.private_keys": config.edge.private_keys,
+        "cloud.server.api_keys": config.cloud.server.api_keys,
+    }
+    paths = [(f"{path}[{number}]", key) for path, keys in lists.items() for number, key in enumerate(keys)]
+    own = [entry.api_key for entry in config.edge.quotas.keys]
+    paths += [(f"edge.quotas.keys[{number}].api_key", key) for number, key in enumerate(own)]
+    for path, key in paths:
+        if not key:
+            raise ConfigError(f"{path}: is empty")
+    for number, key in enumerate(own):
+        if key in own[:number]:
+            raise ConfigError(f"edge.quotas.keys[{number}].api_key: is named twice")
+
+
+def _check_prices(config: Config) -> None:
+    """Without prices nothing costs anything, and a limit of money would never be reached."""
+    entries = config.communication.entries.values()
+    if any(any(msgspec.structs.astuple(one)) for one in (config.communication.prices, *(e.prices for e in entries))):
+        return
+    quotas = config.edge.quotas
+    limits = {"inference.budget.daily": config.inference.budget.daily, "edge.quotas.cost_per_day": quotas.cost_per_day}
+    limits |= {f"edge.quotas.keys[{n}].cost_per_day": one.cost_per_day or 0 for n, one in enumerate(quotas.keys)}
+    for path, limit in limits.items():
+        if limit:
+            raise ConfigError(f"{path}: needs prices, which communication.prices has")
 
 
 def _check_patterns(config: InferenceConfig) -> None:
@@ -144,6 +187,14 @@ def _read(path: Path) -> dict[str, Any]:
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values, got a {type(tree).__name__}")
     return tree or {}
+
+
+def _content(name: str, path: str) -> str:
+    """The text of a file that the environment variable `name` names."""
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: {path} cannot be read ({getattr(error, 'strerror', 'not UTF-8')})") from error
 
 
 def _without(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 from msgspec.structs import asdict
 
-from common.config_values import Count, Positive, Section, ServerConfig, Share, Weight
+from common.config_values import Count, Positive, Secret, Section, ServerConfig, Share, Weight
 from common.enums import ConfidenceStrategy, StateEncoding
 
 
 class EdgeModelConfig(Section, frozen=True):
     path: str = "models/demo-edge.gguf"
-    """GGUF file, a folder with one, or a hub id (`owner/name`, `owner/name:pattern`)."""
+    """GGUF file, a folder with one, or a hub id (`owner/name`, `owner/name:pattern`); empty: the edge has no model, and
+    drafts only what it looks up."""
     local: str = ""
     """Name of this model's file or folder under `models.root`; empty: as the hub id."""
     pattern: str = ""
@@ -34,15 +35,64 @@ class EdgeModelConfig(Section, frozen=True):
     """Sequences whose KV is held at once, which is also the number of requests in one step."""
 
 
+class EmbeddingsConfig(Section, frozen=True):
+    """A model that turns texts into vectors, for `/v1/embeddings`."""
+
+    path: str = ""
+    """GGUF file, a folder with one, or a hub id, as `edge.model.path`; empty: the cloud is asked."""
+    context_length: Positive = 512
+    """Tokens of one text, and of one step of the model; more need more memory."""
+    gpu_layers: Annotated[int, Meta(ge=-1)] = 0
+    """Layers on the GPU; -1: all."""
+
+
 class LimitsConfig(Section, frozen=True):
     """Beyond them a request is refused: 429 while the server is busy, 400 if it can never be answered."""
 
-    max_queue: Count = 64
-    """Requests that may wait for one of `edge.model.sequences`."""
+    max_queue: Count = 16
+    """Requests that may wait for one of `edge.model.sequences`; at most twice as many as these if it does not empty.
+    A key has its share of the places also while others hold all of them."""
     max_tokens_request: Count = 0
     """Tokens of one request, prompt and answer together; 0: as many as the context."""
     max_tokens_total: Count = 0
-    """Prompt tokens of all requests that are answered or wait; 0: no limit."""
+    """Prompt tokens of all requests that are answered or wait; a request with more is refused (400); 0: no limit."""
+
+
+class KeyConfig(Section, frozen=True):
+    """One API key with a weight or limits of its own; a limit that is null is that of all keys."""
+
+    api_key: Secret
+    """The key, which `edge.server.api_keys` need not name."""
+    weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    """While requests wait, its share of the turns, beside the weights of the other keys."""
+    requests_per_minute: Count | None = None
+    """As `edge.quotas.requests_per_minute`."""
+    tokens_per_minute: Count | None = None
+    """As `edge.quotas.tokens_per_minute`."""
+    concurrent_requests: Count | None = None
+    """As `edge.quotas.concurrent_requests`."""
+    cloud_tokens_per_day: Count | None = None
+    """As `edge.quotas.cloud_tokens_per_day`."""
+    cost_per_day: Annotated[float, Meta(ge=0)] | None = None
+    """As `edge.quotas.cost_per_day`."""
+
+
+class QuotasConfig(Section, frozen=True):
+    """What each API key may ask for, 0: no limit. Without keys they hold for all clients together."""
+
+    requests_per_minute: Count = 0
+    """Requests for answers, drafts and embeddings; beyond: 429 with `Retry-After`."""
+    tokens_per_minute: Count = 0
+    """Tokens of prompts, counted when they are admitted, and of answers, when they end; beyond: 429."""
+    concurrent_requests: Count = 0
+    """Requests at a time; beyond: 429."""
+    cloud_tokens_per_day: Count = 0
+    """Tokens that clouds read and write for the key, from midnight to midnight; then as
+    `inference.budget.when_spent`."""
+    cost_per_day: Annotated[float, Meta(ge=0)] = 0.0
+    """What the key's answers may cost from midnight to midnight; then as `inference.budget.when_spent`."""
+    keys: list[KeyConfig] = field(default_factory=list)
+    """Keys with a weight or limits of their own; each has an `api_key`, and may have other keys (below)."""
 
 
 class WeightsConfig(Section, frozen=True):
@@ -69,6 +119,8 @@ class ConfidenceConfig(Section, frozen=True):
     """How a token's confidence is read from the model's distribution."""
     threshold: Share = 0.8
     """A token below it is not confident: from there on the cloud is asked."""
+    reasoning_threshold: Share | None = None
+    """`threshold` of a reasoning model's thoughts, without a running product; null: thoughts are as all tokens."""
     product_threshold: Share = 0.3
     """The cloud is also asked from where the draft's running product of confidences is below it."""
     temperature: Annotated[float, Meta(gt=0)] = 1.5
@@ -95,6 +147,15 @@ class EdgeCacheConfig(Section, frozen=True):
     """Compress (zstd) what goes to disk."""
 
 
+class BatchesConfig(Section, frozen=True):
+    """`/v1/files` and `/v1/batches`."""
+
+    directory: str = ""
+    """Folder for the files and jobs of batches, which outlive the server; empty: the edge has no such routes."""
+    disk_bytes: Positive = 1 << 30
+    """Bytes of all files of one API key, at 4 KiB or more each."""
+
+
 class EdgeSplitConfig(Section, frozen=True):
     """Mode `split`: the edge runs the first layers of one model, the cloud the others."""
 
@@ -114,8 +175,22 @@ class EdgeSplitConfig(Section, frozen=True):
 
 class EdgeConfig(Section, frozen=True):
     model: EdgeModelConfig = EdgeModelConfig()
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
     server: ServerConfig = ServerConfig()
+    private_keys: list[Secret] = field(default_factory=list)
+    """More keys, as `edge.server.api_keys`; nothing of their requests leaves the edge. If there is one, every request
+    must show a key."""
+    console: bool = True
+    """false: no web page for people at `/`."""
     confidence: ConfidenceConfig = ConfidenceConfig()
     kv_cache: EdgeCacheConfig = EdgeCacheConfig()
     limits: LimitsConfig = LimitsConfig()
+    quotas: QuotasConfig = QuotasConfig()
+    batches: BatchesConfig = BatchesConfig()
     split: EdgeSplitConfig = EdgeSplitConfig()
+
+    @property
+    def keys(self) -> list[Secret]:
+        """All keys that the server takes."""
+        of_quotas = (entry.api_key for entry in self.quotas.keys)
+        return list(dict.fromkeys([*self.server.api_keys, *self.private_keys, *of_quotas]))

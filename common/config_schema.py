@@ -9,8 +9,8 @@ from msgspec import Meta, field
 
 from common.config_cloud import CloudConfig
 from common.config_edge import EdgeConfig
-from common.config_values import NO_KEY, OpenShare, Positive, Seconds, Secret, Section, Share
-from common.enums import Objective, VerificationMode
+from common.config_values import NO_KEY, Count, OpenShare, Positive, Seconds, Secret, Section, Share
+from common.enums import CloudKind, ContinuationForm, Mode, Objective, VerificationMode
 
 DEPRECATED = {
     "cloud.draft_verifier.acceptance_threshold": "no effect; exact rejection sampling decides without a threshold",
@@ -47,6 +47,45 @@ class BreakerConfig(Section, frozen=True):
     """Seconds between two probes of a lost cloud."""
 
 
+class PricesConfig(Section, frozen=True):
+    """What a cloud costs, in any currency: the console then shows what was saved."""
+
+    prompt: Annotated[float, Meta(ge=0)] = 0.0
+    """Price of a million tokens that it reads."""
+    completion: Annotated[float, Meta(ge=0)] = 0.0
+    """Price of a million tokens that it writes."""
+    edge_hour: Annotated[float, Meta(ge=0)] = 0.0
+    """Price of an hour in which the edge drafts."""
+
+
+class CloudPrices(Section, frozen=True):
+    """Prices of one cloud; null: as `communication.prices`."""
+
+    prompt: Annotated[float, Meta(ge=0)] | None = None
+    """Price of a million tokens that it reads."""
+    completion: Annotated[float, Meta(ge=0)] | None = None
+    """Price of a million tokens that it writes."""
+
+
+class CloudEntry(Section, frozen=True):
+    """One cloud."""
+
+    url: str
+    """URL of the server; of kind `openai`: as OpenAI's clients take it, most often with `/v1`."""
+    kind: CloudKind = CloudKind.EDGECLOUD
+    """`edgecloud`: this project's; `openai`: any server with OpenAI's API. All clouds are of one kind."""
+    api_key: Secret = NO_KEY
+    """Key that the edge shows to it; empty: `communication.cloud_api_key`."""
+    model: str = ""
+    """Kind `openai`: the model's name; empty: the first that the server lists."""
+    context_length: Count = 0
+    """Kind `openai`: tokens of its context; 0: as the server says, no limit where it does not."""
+    continuation: ContinuationForm = ContinuationForm.AUTO
+    """Kind `openai`: how it goes on with the edge's answer: `text`, `message`, `none`, or as its routes show."""
+    prices: CloudPrices = CloudPrices()
+    """Its own prices, in place of those of `communication.prices`."""
+
+
 class CommunicationConfig(Section, frozen=True):
     """F4."""
 
@@ -56,18 +95,29 @@ class CommunicationConfig(Section, frozen=True):
     """URL of the cloud server, for the edge and our clients."""
     cloud_endpoints: list[str] = field(default_factory=list)
     """URLs of more clouds with the same model; one is chosen by prompt, load and health."""
+    clouds: list[CloudEntry] = field(default_factory=list)
+    """The clouds, in place of the two keys above; each has a `url`, and may have other keys (below)."""
     edge_api_key: Secret = NO_KEY
     """Key that our clients show to the edge; better set as `EDGECLOUD_COMMUNICATION__EDGE_API_KEY`."""
     cloud_api_key: Secret = NO_KEY
     """Key that the edge and our clients show to the clouds."""
     http_client: HttpClientConfig = HttpClientConfig()
     breaker: BreakerConfig = BreakerConfig()
+    prices: PricesConfig = PricesConfig()
 
     @property
-    def clouds(self) -> dict[str, str]:
-        """The URL of each cloud by the path of the key that names it."""
+    def entries(self) -> dict[str, CloudEntry]:
+        """Each cloud by the path of the key that names it."""
+        if self.clouds:
+            return {f"communication.clouds[{i}].url": entry for i, entry in enumerate(self.clouds)}
         more = {f"communication.cloud_endpoints[{i}]": url for i, url in enumerate(self.cloud_endpoints)}
-        return {"communication.cloud_endpoint": self.cloud_endpoint} | more
+        urls = {"communication.cloud_endpoint": self.cloud_endpoint} | more
+        return {key: CloudEntry(url=url) for key, url in urls.items()}
+
+    @property
+    def kind(self) -> CloudKind:
+        """The kind of all clouds."""
+        return next(iter(self.entries.values())).kind
 
 
 class FeaturesConfig(Section, frozen=True):
@@ -103,8 +153,23 @@ class OnlineConfig(Section, frozen=True):
         return self.target_cloud_rate is not None or self.target_quality is not None
 
 
+class BudgetConfig(Section, frozen=True):
+    """What a day's answers may cost, at `communication.prices`."""
+
+    daily: Annotated[float, Meta(ge=0)] = 0.0
+    """Of all tenants together, from midnight to midnight; 0: no limit."""
+    when_spent: Literal["edge", "refuse"] = "edge"
+    """`edge`: the edge answers alone; `refuse`: 429 until midnight for what the cloud would take part in."""
+    database: str = ""
+    """SQLite file that keeps the day's sums of each key over a restart, for one edge; empty: a start counts anew."""
+
+
 class InferenceConfig(Section, frozen=True):
     features: FeaturesConfig = FeaturesConfig()
+    mode: Mode = Mode.COLLABORATIVE
+    """Mode of requests that choose none, neither by `mode` nor by their model's name."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """More names for models and ways to answer, for clients with a fixed model: `{"gpt-4o": "lossless"}`."""
     max_draft_tokens: Annotated[int, Meta(ge=1, le=128)] = 16
     """Tokens drafted per round; the cloud verifies no more than `cloud.draft_verifier.max_draft_tokens`."""
     stretch_tokens: Annotated[int, Meta(ge=1, le=128)] = 8
@@ -115,11 +180,23 @@ class InferenceConfig(Section, frozen=True):
     """Verification mode of lossless answers; `auto`: as the objective says."""
     draft_ahead: bool = True
     """Draft on while a verify is in flight."""
+    lookup: bool = True
+    """Draft also what followed the answer's last tokens where they occurred before: in the prompt, in the answer, in a
+    request's `prediction`."""
     fallback: bool = True
     """false: a request fails where no cloud can be used, instead of going on at the edge."""
+    escalate: list[Literal["fields", "tools"]] = field(default_factory=lambda: ["fields"])
+    """What a cloud of kind `openai` answers as a whole: requests with `fields` that the edge does not support, or with
+    `tools`."""
     private_patterns: list[str] = field(default_factory=list)
     """Regular expressions; a prompt that matches one never leaves the edge, nor one that takes long to search."""
+    private_action: Literal["keep", "redact"] = "keep"
+    """What becomes of what they find: `keep`: the edge answers alone; `redact`: the cloud gets placeholders, in whose
+    place the answer has the words again. `(?P<EMAIL>...)` in a pattern names its placeholders: `<EMAIL_1>`."""
+    private_tool_results: bool = False
+    """true: a chat with a tool's result never leaves the edge."""
     online: OnlineConfig = OnlineConfig()
+    budget: BudgetConfig = BudgetConfig()
 
 
 class ModelsConfig(Section, frozen=True):
@@ -145,6 +222,8 @@ class ExperimentsConfig(Section, frozen=True):
 class LoggingConfig(Section, frozen=True):
     level: Annotated[str, Meta(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
+    traces: bool = False
+    """true: OpenTelemetry traces go where the variables `OTEL_*` say, by default to port 4318 of this machine."""
 
 
 class Config(Section, frozen=True):

@@ -5,15 +5,19 @@ FrameworkError
 ├── StartError              a model or port that is not available; ends the program at start
 ├── RequestError       400  the request itself is wrong
 │   ├── ContextLengthError  the prompt does not fit the model's context
+│   ├── UnsupportedError     a field that the edge does not support; a cloud may
+│   ├── GrammarError         a grammar that cannot be enforced, or does not allow the answer so far
 │   ├── AuthenticationError  401  no API key, or an unknown one
 │   ├── ForbiddenError 403  a web page, or a name of this machine, that this server does not serve
 │   ├── NotFoundError  404  no such model or route
 │   ├── SnapshotError       a KV snapshot that is damaged, of another model, or not a snapshot
+│   ├── FileInUse      409  a batch that has not ended reads the file
 │   ├── PrefixUnknown  409  the cloud does not hold the prefix that a verify names
 │   ├── StatesMissing  409  the cloud does not hold the hidden states that a request refers to
 │   ├── ModelMismatch  409  edge and cloud have parts of different models
 │   └── ForeignSession 403  a session that was opened with another API key
 ├── OverloadedError    429  no capacity now; try again later
+│   └── RateLimitError       a limit of the request's API key, or a day's budget
 ├── EngineError        503  our own model does not answer
 ├── StoppingError      503  the server is stopping and accepts no new request
 └── EndpointError      502  another server cannot be reached, or its reply is invalid
@@ -51,6 +55,14 @@ class ContextLengthError(RequestError):
     code = "context_length_exceeded"
 
 
+class UnsupportedError(RequestError):
+    """Where a cloud takes whole requests, it is asked instead."""
+
+
+class GrammarError(RequestError):
+    code = "invalid_grammar"
+
+
 class AuthenticationError(RequestError):
     status = 401
     code = "invalid_api_key"
@@ -64,6 +76,11 @@ class ForbiddenError(RequestError):
 class NotFoundError(RequestError):
     status = 404
     code = "not_found"
+
+
+class FileInUse(RequestError):
+    status = 409
+    code = "file_in_use"
 
 
 class SnapshotError(RequestError):
@@ -108,6 +125,12 @@ class OverloadedError(FrameworkError):
     def __init__(self, message: str, param: str | None = None, retry_after: int = 1) -> None:
         super().__init__(message, param)
         self.retry_after = retry_after
+
+
+class RateLimitError(OverloadedError):
+    """Others may still be served; `code` is OpenAI's."""
+
+    code = "rate_limit_exceeded"
 
 
 class EngineError(FrameworkError):

@@ -13,11 +13,12 @@ from common.cloud_client.pool import CloudPool
 from common.cloud_client.privacy import PrivatePatterns
 from common.cloud_client.verifier import CloudVerifier, EdgeDrafter
 from common.config_schema import CommunicationConfig, Config
+from common.decoding.drafters.vocab_translation import PaddedDrafter
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
-from common.decoding.vocab_translation import PaddedDrafter
-from common.errors import EndpointError, VocabularyError
+from common.enums import CloudKind
+from common.errors import ConfigError, EndpointError, VocabularyError
 from common.http.client import HTTPClient as HTTPClient
 from common.protocol import codec
 from common.protocol.openai import ChatRequest, Message
@@ -58,7 +59,10 @@ class EdgeCloudHTTPClient:
             config,
             edge_endpoint=edge_endpoint or config.edge_endpoint,
             cloud_endpoint=cloud_endpoint or config.cloud_endpoint,
+            clouds=[] if cloud_endpoint else config.clouds,
         )
+        if config.kind is CloudKind.OPENAI:
+            raise ConfigError("communication.clouds: this client verifies drafts: it needs clouds of kind edgecloud")
         self._private = PrivatePatterns(private_patterns)
         self._plan = plan or Plan()
         self.edge = HTTPClient(config.edge_endpoint, config.http_client, config.edge_api_key)

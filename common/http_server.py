@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import weakref
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from aiohttp import WSCloseCode, web
@@ -21,11 +22,14 @@ from common.http.messages import BODY_LIMIT, WEBSOCKETS, error_object, reply
 from common.http.metrics import HttpMetrics, metrics_page
 from common.http.patience import CALL_ROUTE
 from common.protocol import codec
+from common.protocol.openapi import Schema
 
 log = logging.getLogger(__name__)
 
 FATAL = web.AppKey("FATAL", asyncio.Future[None])
 """A component of the app that cannot go on sets its error here; the server then stops with that error."""
+LIVENESS = web.AppKey[Callable[[], None]]("LIVENESS")
+"""Raises EngineError when the server can only be helped by a new start; GET /health is 503 then."""
 KEEPALIVE_SECONDS = 75.0
 """How long a connection may be idle between requests, or take to send the head of one."""
 
@@ -33,11 +37,13 @@ LINGER_SECONDS = 2.0
 """How long the rest of a refused body is still read, so that its sender can read the reply."""
 
 
-def make_app(config: ServerConfig | None = None, registry: CollectorRegistry | None = None) -> web.Application:
+def make_app(
+    config: ServerConfig | None = None, registry: CollectorRegistry | None = None, public: Collection[str] = ()
+) -> web.Application:
     """An application with GET /health, GET /metrics, API keys, a guard against foreign web pages, CORS, request logs
     and OpenAI's error objects.
 
-    Its metrics are kept on `registry`.
+    Its metrics are kept on `registry`. `public`: routes that are answered without a key, beside /health and /ready.
     """
     config, registry = config or ServerConfig(), registry or CollectorRegistry()
     in_flight = InFlight()
@@ -47,7 +53,7 @@ def make_app(config: ServerConfig | None = None, registry: CollectorRegistry | N
         middlewares.append(access.cors(config.cors_origins))
     middlewares.append(middleware.stopping)
     if config.api_keys:
-        middlewares.append(access.authenticate(config.api_keys))
+        middlewares.append(access.authenticate(config.api_keys, public))
     app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
     app.on_response_prepare.append(access.response_headers(config.cors_origins))
     app[IN_FLIGHT], app[WEBSOCKETS] = in_flight, weakref.WeakSet()
@@ -57,7 +63,18 @@ def make_app(config: ServerConfig | None = None, registry: CollectorRegistry | N
     return app
 
 
+def add_document(app: web.Application, written: Schema) -> None:
+    """Adds GET /openapi.json."""
+
+    async def document(request: web.Request) -> web.Response:
+        return reply(request, written)
+
+    app.router.add_get("/openapi.json", document)
+
+
 async def _health(request: web.Request) -> web.Response:
+    if LIVENESS in request.app:
+        request.app[LIVENESS]()
     return reply(request, {"status": "ok"})
 
 
@@ -99,7 +116,7 @@ class HTTPServer:
     async def start(self) -> None:
         """Raises StartError if the address cannot be used, or what the application's startup raises."""
         # Bind first: the application may need half a minute to start, and a used port should fail before that.
-        listener = await self._bind()
+        listener = await listen(self.host, self.port, self.name)
         self.port = listener.getsockname()[1]
         loop = asyncio.get_running_loop()
         self._app[FATAL] = loop.create_future()
@@ -121,17 +138,6 @@ class HTTPServer:
             lingering_time=LINGER_SECONDS,
             auto_decompress=False,  # `messages.read` checks the declared size first
         )
-
-    async def _bind(self) -> socket.socket:
-        try:
-            addresses = await asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-            family, _, _, _, address = min(addresses, key=lambda info: info[0])  # IPv4 before IPv6
-            return socket.create_server(address[:2], family=family)
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-            raise StartError(
-                f"the {self.name} cannot listen on {self.host}:{self.port} ({reason}): choose another with --port"
-            ) from error
 
     async def drain(self) -> None:
         """Accepts nothing new, and returns when all requests are answered or after `drain_seconds`.
@@ -171,6 +177,20 @@ class HTTPServer:
             await self.stop()
             for number in signals:
                 loop.remove_signal_handler(number)
+
+
+async def listen(host: str, port: int, name: str) -> socket.socket:
+    """A socket that listens on the address; raises StartError, for a server of this name, if it cannot be used."""
+    try:
+        addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, _, _, _, address = min(addresses, key=lambda info: info[0])  # IPv4 before IPv6
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise StartError(
+            f"the {name} cannot listen on {host}:{port} ({reason}): choose another with "
+            f"--set {name.partition(' ')[0]}.server.port=PORT"
+        ) from error
 
 
 async def _failed(fatal: asyncio.Future[None]) -> None:

@@ -1,5 +1,6 @@
 """The values that parts exchange: results of drafting and verifying, and bodies of /draft and /verify."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -8,12 +9,14 @@ from msgspec import Struct
 from common.answer_report import Collaboration as Collaboration
 from common.answer_report import InferenceResult as InferenceResult
 from common.enums import ConfidenceStrategy as ConfidenceStrategy
+from common.enums import DraftSource as DraftSource
 from common.enums import FinishReason as FinishReason
 from common.enums import Mode as Mode
 from common.enums import Objective as Objective
 from common.enums import Provenance as Provenance
 from common.enums import StateEncoding as StateEncoding
 from common.enums import VerificationMode as VerificationMode
+from common.grammar.spec import GrammarSpec as GrammarSpec
 
 Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """What a user may give, as in OpenAI's API and vLLM."""
@@ -25,8 +28,9 @@ class Sampling(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
     """How tokens are drawn. `temperature` 0 is greedy; the other defaults switch each filter and penalty off.
 
     `seed` determines the draw at each position; -1 is none, as in vLLM and llama.cpp, and another negative one is kept
-    modulo SEEDS. The answer begins after `prompt_tokens` tokens (None:
-    after all given ones): presence and frequency penalties and `json_schema` (JSON text) apply from there on.
+    modulo SEEDS. The answer begins after `prompt_tokens` tokens (None: after all given ones): presence and frequency
+    penalties and `grammar` apply from there on. With `ignore_eos` it goes on after an end token; no end token is drawn
+    among its first `min_tokens` tokens.
     """
 
     temperature: float = 0.0
@@ -37,8 +41,12 @@ class Sampling(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    json_schema: str | None = None
+    grammar: GrammarSpec | None = None
     prompt_tokens: int | None = None
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of these tokens, before penalties; only at the edge, since vLLM refuses it beside drafts."""
 
     def __post_init__(self) -> None:
         if self.seed is not None:
@@ -69,7 +77,8 @@ class TokenLogprob(Struct, frozen=True):
 class Draft(Struct, frozen=True):
     """What a drafter returns: tokens, their probabilities and confidences, lists of equal length.
 
-    `finished`: the last token ends the answer. `logprobs`: one for each token, if requested.
+    `finished`: the last token ends the answer. `logprobs`: one for each token, if requested. `sources`: which drafter
+    proposed each token; None: the model all.
     """
 
     token_ids: list[int]
@@ -78,9 +87,12 @@ class Draft(Struct, frozen=True):
     finished: bool
     latency_ms: float
     logprobs: list[TokenLogprob] | None = None
+    sources: list[DraftSource] | None = None
+    reused: int = 0
+    """Tokens before the draft whose KV was found."""
 
     def part(self, begin: int, limit: int) -> "Draft":
-        """Up to `limit` of the tokens from place `begin` on, without log probabilities."""
+        """Up to `limit` of the tokens from place `begin` on."""
         end = begin + limit
         return Draft(
             self.token_ids[begin:end],
@@ -88,10 +100,65 @@ class Draft(Struct, frozen=True):
             self.confidences[begin:end],
             self.finished and end >= len(self.token_ids),
             self.latency_ms,
+            logprobs=None if self.logprobs is None else self.logprobs[begin:end],
+            sources=None if self.sources is None else self.sources[begin:end],
+            reused=self.reused,
         )
+
+    def joined(self, rest: "Draft") -> "Draft":
+        """This draft with `rest` after it, without log probabilities."""
+        return Draft(
+            self.token_ids + rest.token_ids,
+            self.probs + rest.probs,
+            self.confidences + rest.confidences,
+            rest.finished,
+            self.latency_ms + rest.latency_ms,
+            sources=self.drafters + rest.drafters,
+            reused=rest.reused,
+        )
+
+    @property
+    def drafters(self) -> list[DraftSource]:
+        """Which drafter proposed each token."""
+        return self.sources if self.sources is not None else [DraftSource.MODEL] * len(self.token_ids)
+
+    @property
+    def of_model(self) -> "Draft":
+        """The model's tokens alone, which cost the time that the draft took: those after what was looked up."""
+        return self.part(self.drafters.index(DraftSource.MODEL), len(self.token_ids)) if self.drawn else NO_DRAFT
+
+    @property
+    def drawn(self) -> int:
+        """How many of the tokens the model drew."""
+        return self.drafters.count(DraftSource.MODEL)
 
 
 NO_DRAFT = Draft([], [], [], False, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """F1: a token is confident if its confidence and the draft's product up to it reach their thresholds (0 to 1)."""
+
+    threshold: float = 0.8
+    product_threshold: float = 0.3
+
+
+class StopRule(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """When a draft ends early: at the token that brings the chance that all of it is accepted below `below`, in [0, 1].
+
+    A token of confidence c counts as accepted with probability `ceiling` * c ** `power`. Tokens before the first one
+    that does not pass the `gate` need no verdict, and are not counted.
+    """
+
+    below: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    power: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    ceiling: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    gate: Gate | None = None
+
+
+NEVER = StopRule()
+"""Drafts end by their length alone."""
 
 
 class Verdict(Struct, frozen=True):
@@ -114,14 +181,14 @@ class Verdict(Struct, frozen=True):
 class DraftRequest(Struct, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
     """Body of POST /draft. `prompt_token_ids` take precedence over the text in `prompt`.
 
-    The draft ends at a token that brings the product of its confidences below `stop_below`.
+    The draft also ends where `stop` says.
     """
 
     prompt: str = ""
     prompt_token_ids: list[int] | None = None
     max_tokens: int = 8
     sampling: Sampling = GREEDY
-    stop_below: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    stop: StopRule = NEVER
 
 
 class DraftResponse(Struct, kw_only=True):

@@ -39,9 +39,25 @@ def _sections(section: Section, path: str) -> Iterator[str]:
         yield "| key | values | default | meaning |\n|---|---|---|---|"
         yield from _rows(type(section), own, path)
         yield ""
-    for name, value in values.items():
+    for field in schema.type_info(type(section)).fields:  # type: ignore[attr-defined]
+        below, value = f"{path}.{field.name}".lstrip("."), values[field.name]
         if isinstance(value, Section):
-            yield from _sections(value, f"{path}.{name}".lstrip("."))
+            yield from _sections(value, below)
+        elif isinstance(field.type, schema.ListType) and isinstance(field.type.item_type, schema.StructType):
+            entry = field.type.item_type.cls
+            assert issubclass(entry, Section)
+            yield from _entries(entry, below)
+
+
+def _entries(section: type[Section], path: str) -> Iterator[str]:
+    """A table of the keys of a list's entries."""
+    fields = msgspec.structs.fields(section)
+    own = {
+        one.name: one.default if one.default_factory is msgspec.NODEFAULT else one.default_factory() for one in fields
+    }
+    yield f"## Each of {path}\n\n| key | values | default | meaning |\n|---|---|---|---|"
+    yield from _rows(section, own, path)
+    yield ""
 
 
 def _rows(section: type[Section], defaults: dict[str, object], path: str) -> Iterator[str]:
@@ -50,8 +66,8 @@ def _rows(section: type[Section], defaults: dict[str, object], path: str) -> Ite
     for name, default in defaults.items():
         key = f"{path}.{name}"
         meaning = f"Deprecated: {DEPRECATED[key]}." if key in DEPRECATED else meanings[name]
-        shown = msgspec.json.encode(default, enc_hook=repr).decode()
-        yield f"| `{name}` | {_values(types[name])} | `{shown}` | {meaning} |"
+        shown = "none" if default is msgspec.NODEFAULT else f"`{msgspec.json.encode(default, enc_hook=repr).decode()}`"
+        yield f"| `{name}` | {_values(types[name])} | {shown} | {meaning} |"
 
 
 def field_docstrings(section: type[Section]) -> dict[str, str]:

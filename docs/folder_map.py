@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
-PACKAGES = ("common", "cli", "calibration", "edge", "cloud", "models", "experiments", "benchmarks")
+PACKAGES = ("common", "cli", "calibration", "edge", "cloud", "models", "experiments", "benchmarks", "edgecloud")
 """In reading order; their sub-packages follow them, indented."""
 OTHERS = {
     "config/": "config.yaml, and presets for pairs of models",
+    "deploy/": "Container files, a compose file, systemd units, Kubernetes manifests; what of it has been run",
     "examples/": "Short programs against running servers",
     "tests/": "Properties, in the folders of what they test; helpers and fakes in support/",
 }

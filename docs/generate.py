@@ -6,17 +6,19 @@ tests/test_house.py fails where they are not up to date.
 import re
 from pathlib import Path
 
+from docs.api_reference import api_reference
 from docs.config_reference import config_reference
 from docs.folder_map import PROJECT, folder_map
 
 README = PROJECT / "README.md"
 CONFIG = PROJECT / "docs" / "CONFIG.md"
+API = PROJECT / "docs" / "API.md"
 BLOCK = re.compile(r"(?<=<!-- folder map: make docs -->\n).*?(?=<!-- end of folder map -->)", re.DOTALL)
 
 
 def generated() -> dict[Path, str]:
     """The whole text of each file that is generated, or has a generated part."""
-    return {README: with_folder_map(README.read_text()), CONFIG: config_reference()}
+    return {README: with_folder_map(README.read_text()), CONFIG: config_reference(), API: api_reference()}
 
 
 def with_folder_map(readme: str) -> str:

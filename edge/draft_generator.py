@@ -3,13 +3,17 @@
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from common.config_edge import EdgeModelConfig
-from common.errors import NotFoundError, RequestError
-from common.types import GREEDY, Draft, DraftRequest, DraftResponse, Sampling, TokenProb, Verdict
+from common.errors import ContextLengthError, NotFoundError, RequestError
+from common.protocol.openai import LARGEST_BIAS, MAX_BIASES
+from common.protocol.tokenization import LONGEST_TOKEN
+from common.types import GREEDY, NEVER, Draft, DraftRequest, DraftResponse, Sampling, StopRule, TokenProb, Verdict
+from edge.engine.edge_model import EdgeModel
 from edge.engine.engine import EdgeEngine
+from edge.engine.text_model import SHORT_TEXT
 
 MAX_DRAFT_TOKENS = 128
 """The most tokens that one draft request may ask for."""
@@ -21,31 +25,32 @@ class DraftGenerator:
     Given a model's path instead of an engine, it owns an engine, which the first request loads and `close` frees.
     """
 
-    def __init__(self, engine: EdgeEngine | str, use_kv_cache: bool = True) -> None:
-        self._owns = isinstance(engine, str)
-        self._engine = (
-            EdgeEngine(EdgeModelConfig(path=engine, context_length=2048)) if isinstance(engine, str) else engine
-        )
+    def __init__(self, engine: EdgeModel | str, use_kv_cache: bool = True) -> None:
+        self._owned: EdgeEngine | None = None
+        if isinstance(engine, str):
+            engine = self._owned = EdgeEngine(EdgeModelConfig(path=engine, context_length=2048))
+        self._engine: EdgeModel = engine
         self._use_kv_cache = use_kv_cache
 
     async def close(self) -> None:
         """Frees the engine, if this generator owns it."""
-        if self._owns:
-            await self._engine.close()
+        if self._owned:
+            await self._owned.close()
 
     async def generate_draft(self, request: DraftRequest) -> DraftResponse:
         """Drafts up to `request.max_tokens` tokens after the prompt, whose text may contain special tokens.
 
         Raises RequestError that names the wrong field.
         """
-        if self._owns:
-            await asyncio.shield(self._engine.start())  # a cancelled request must not stop the load for others
+        if self._owned:
+            await asyncio.shield(self._owned.start())  # a cancelled request must not stop the load for others
         check_sampling(request.sampling)
+        self._check_ids((token for token, _ in request.sampling.logit_bias), "logit_bias")
         if not 1 <= request.max_tokens <= MAX_DRAFT_TOKENS:
             raise RequestError(f"max_tokens must be in 1..{MAX_DRAFT_TOKENS}", param="max_tokens")
-        prompt = self._prompt_ids(request)
+        prompt = await self._prompt_ids(request)
         async with self._engine.sequence(prompt, self._use_kv_cache) as sequence:
-            draft = await sequence.draft(prompt, request.max_tokens, request.sampling, stop_below=request.stop_below)
+            draft = await sequence.draft(prompt, request.max_tokens, request.sampling, stop=request.stop)
         texts = [self._engine.detokenize([token], special=True) for token in draft.token_ids]
         columns = zip(draft.token_ids, texts, draft.probs, draft.confidences, strict=True)
         return DraftResponse(
@@ -57,16 +62,25 @@ class DraftGenerator:
             latency_ms=draft.latency_ms,
         )
 
-    def _prompt_ids(self, request: DraftRequest) -> list[int]:
+    async def _prompt_ids(self, request: DraftRequest) -> list[int]:
         if request.prompt_token_ids is None:
-            prompt, param = self._engine.tokenize(request.prompt, parse_special=True), "prompt"
+            if len(request.prompt) > self._engine.context_length * LONGEST_TOKEN:
+                raise ContextLengthError(f"a context of {self._engine.context_length} tokens is too short", "prompt")
+            param, text = "prompt", request.prompt
+            if len(text.encode()) <= SHORT_TEXT:
+                prompt = self._engine.tokenize(text, parse_special=True)
+            else:
+                prompt = await asyncio.to_thread(self._engine.tokenize, text, True, True)
         else:
             prompt, param = request.prompt_token_ids, "prompt_token_ids"
         if not request.prompt and not request.prompt_token_ids:
             raise RequestError(f"{param} must not be empty", param=param)
-        if any(not 0 <= token < self._engine.vocab_size for token in prompt):
-            raise RequestError(f"token ids must be in 0..{self._engine.vocab_size - 1}", param=param)
+        self._check_ids(prompt, param)
         return prompt
+
+    def _check_ids(self, token_ids: Iterable[int], param: str) -> None:
+        if any(not 0 <= token < self._engine.vocab_size for token in token_ids):
+            raise RequestError(f"token ids must be in 0..{self._engine.vocab_size - 1}", param=param)
 
 
 @dataclass
@@ -96,7 +110,7 @@ class DraftManager:
         while len(self._sessions) > self._max_sessions:
             self._sessions.popitem(last=False)
 
-    async def draft(self, session: str, limit: int, sampling: Sampling = GREEDY, stop_below: float = 0.0) -> Draft:
+    async def draft(self, session: str, limit: int, sampling: Sampling = GREEDY, stop: StopRule = NEVER) -> Draft:
         """Up to `limit` tokens after all of the session's tokens, drafted ones included (see `Sequence.draft`).
 
         Raises NotFoundError for a session that was not begun or was forgotten.
@@ -104,7 +118,7 @@ class DraftManager:
         state = self._of(session)
         tokens = state.committed + state.drafted
         async with self._engine.sequence(tokens) as sequence:
-            draft = await sequence.draft(tokens, limit, sampling, stop_below=stop_below)
+            draft = await sequence.draft(tokens, limit, sampling, stop=stop)
         if tokens == state.committed + state.drafted:  # else a verdict arrived meanwhile and made this draft useless
             state.drafted += draft.token_ids
         return draft
@@ -146,3 +160,7 @@ def check_sampling(sampling: Sampling) -> None:
             raise RequestError(f"{name} must be a number", param=name)
     if sampling.top_k < 0:
         raise RequestError("top_k must be at least 0", param="top_k")
+    if len(sampling.logit_bias) > MAX_BIASES:
+        raise RequestError(f"more than {MAX_BIASES} tokens", param="logit_bias")
+    if any(not abs(bias) <= LARGEST_BIAS for _, bias in sampling.logit_bias):
+        raise RequestError(f"a bias must be in -{LARGEST_BIAS}..{LARGEST_BIAS}", param="logit_bias")

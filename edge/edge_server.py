@@ -1,28 +1,49 @@
 """The edge's HTTP server: its routes and their handlers."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry
 
 from common.config_schema import Config
-from common.errors import EngineError, NotFoundError, RequestError
-from common.http.messages import TENANT, read, reply, stream
-from common.http_server import make_app
+from common.decoding.explanation import policy_view
+from common.decoding.progress import watched
+from common.errors import FrameworkError, RequestError
+from common.http.messages import ERROR_OBJECT, TENANT, read, reply, stream
+from common.http_server import LIVENESS, add_document, make_app
 from common.protocol import openai as api
-from common.protocol import tokenization
+from common.protocol import openapi, tokenization
+from common.protocol.content import anthropic_errors
+from common.protocol.openai_tools import toolset
 from common.types import DraftRequest, Mode
-from edge.api import prompts, startup
-from edge.api.completions import Completion
+from edge.answering import generation
+from edge.api import openapi as edge_openapi
+from edge.api import prompts, startup, ways
 from edge.api.context import ServerContext
-from edge.api.resolve import resolve
+from edge.batches import openapi as batches_openapi
+from edge.batches import routes as batches
 from edge.confidence import confidence_of
+from edge.console import pages
+from edge.dialects import infill, messages, responses
+from edge.dialects import openapi as dialects_openapi
+from edge.dialects.infill_request import InfillRequest
+from edge.dialects.messages_request import CountTokensRequest, MessagesRequest
+from edge.dialects.response_store import ResponseStore
+from edge.dialects.responses_request import ResponsesRequest
+from edge.embeddings import embeddings, passed_on
 from edge.engine.scheduler import Confidence
-from edge.engine.text_model import TextModel
+from edge.privacy.private_requests import observe_privacy
+from edge.tenants.counted_routes import QUOTAS, add_headers, counted
+from edge.tenants.token_guess import guessed_tokens
+from edge.text.conversation import Conversation
 
+OPERATIONS = (*edge_openapi.OPERATIONS, *dialects_openapi.OPERATIONS)
 CONTEXT = web.AppKey("CONTEXT", ServerContext)
+RESPONSES = web.AppKey("RESPONSES", ResponseStore)
 
 
 def build_app(config: Config, confidence: Confidence | None = None) -> web.Application:
@@ -31,32 +52,52 @@ def build_app(config: Config, confidence: Confidence | None = None) -> web.Appli
     `confidence` replaces the strategy that the config names (F1); see examples/custom_strategy.py.
     """
     registry = CollectorRegistry()
-    app = make_app(config.edge.server, registry)
+    console = config.edge.console
+    server = msgspec.structs.replace(config.edge.server, api_keys=config.edge.keys)
+    app = make_app(server, registry, public=pages.ROUTES if console else ())
+    app.middlewares.append(observe_privacy(config.edge.private_keys))
     strategy = confidence or confidence_of(config.edge.confidence)
 
     async def running(app: web.Application) -> AsyncIterator[None]:
         async with startup.started(config, registry, strategy) as app[CONTEXT]:
-            yield
+            app[LIVENESS], app[QUOTAS] = app[CONTEXT].check_alive, app[CONTEXT].quotas
+            async with batches.running(app, app[CONTEXT], app[RESPONSES]):
+                yield
 
+    app[RESPONSES] = ResponseStore()
     app.cleanup_ctx.append(running)
+    app.on_response_prepare.append(add_headers)
+    if console:
+        pages.add_console(app)
     app.router.add_get("/ready", _ready)
     app.router.add_get("/stats", _stats)
     app.router.add_get("/v1/models", _models)
-    app.router.add_get("/v1/models/{model}", _model)
-    app.router.add_post("/draft", _draft)
+    app.router.add_get("/v1/models/{model:.+}", _model)  # a hub id has a slash
+    app.router.add_post("/draft", counted(_draft))
     app.router.add_post("/tokenize", _tokenize)
     app.router.add_post("/detokenize", _detokenize)
     app.router.add_get("/tokenizer", _tokenizer)
     app.router.add_get("/tokenizer_info", _tokenizer_info)
-    app.router.add_post("/v1/completions", _completions)
-    app.router.add_post("/v1/chat/completions", _chat)
+    app.router.add_post("/v1/completions", counted(_completions))
+    app.router.add_post("/v1/chat/completions", counted(_chat))
+    app.router.add_post("/infill", counted(_infill))
+    app.router.add_post("/v1/embeddings", counted(_embeddings))
+    app.router.add_post("/v1/rerank", counted(_pass_on))
+    app.router.add_post("/v1/score", counted(_pass_on))
+    app.router.add_post("/v1/responses", counted(_responses))
+    app.router.add_post("/v1/messages", _anthropic(counted(_messages)))
+    app.router.add_post("/v1/messages/count_tokens", _anthropic(_count_tokens))
+    operations: tuple[openapi.Operation, ...] = OPERATIONS
+    if config.edge.batches.directory:
+        batches.add_routes(app)
+        operations += batches_openapi.OPERATIONS
+    add_document(app, openapi.document("The edge server", operations, keys=bool(config.edge.keys)))
     return app
 
 
 async def _ready(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
-    if not context.engine.alive or (context.split and not context.split.segments.alive):
-        raise EngineError("the edge engine has stopped")
+    context.check_alive()
     await context.vocabulary.info()
     return reply(request, {"status": "ready"})
 
@@ -66,34 +107,43 @@ async def _stats(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     confidence = msgspec.to_builtins(context.config.edge.confidence)
     engine = context.engine
-    if len(context.config.edge.server.api_keys) > 1:
-        return reply(request, {"engine": engine.stats(request[TENANT]), "confidence": confidence})
+    if len(context.config.edge.keys) > 1:
+        own = request[TENANT]
+        use = {"costs": context.costs.stats(own), "quotas": context.quotas.stats(own)}
+        return reply(request, {"engine": engine.stats(own), "confidence": confidence} | use)
     figures = {"engine": engine.stats(), "hardware": engine.settings(), "clouds": context.clouds.stats()}
+    figures |= {"costs": context.costs.stats(), "quotas": context.quotas.stats()}
     online = {"online_gate": context.online.stats()} if context.online else {}
     split = {"segments": context.split.segments.stats()} if context.split else {}
-    return reply(request, figures | {"confidence": confidence} | online | split)
+    policy = {"policy": msgspec.to_builtins(policy_view(context.plan, context.estimates))}
+    saved = {"savings": context.savings.stats()}
+    return reply(request, figures | {"confidence": confidence} | policy | saved | online | split)
 
 
 async def _models(request: web.Request) -> web.Response:
-    context = request.app[CONTEXT]
-    return reply(request, {"object": "list", "data": [_card(context, engine) for engine in context.models.values()]})
+    return reply(request, {"object": "list", "data": list(ways.cards(request.app[CONTEXT]))})
 
 
 async def _model(request: web.Request) -> web.Response:
-    context = request.app[CONTEXT]
-    name = request.match_info["model"]
-    if name not in context.models:
-        raise NotFoundError(f"no model {name!r} here; there is {', '.join(map(repr, context.models))}", param="model")
-    return reply(request, _card(context, context.models[name]))
-
-
-def _card(context: ServerContext, engine: TextModel) -> dict[str, str | int]:
-    card: dict[str, str | int] = {"id": engine.model_name, "object": "model", "owned_by": "edge"}
-    return card | {"created": context.started_at, "max_model_len": engine.context_length}
+    context, name = request.app[CONTEXT], request.match_info["model"]
+    if (card := next((one for one in ways.cards(context) if one["id"] == name), None)) is None:
+        ways.find(name, context)
+    return reply(request, card)
 
 
 async def _draft(request: web.Request) -> web.Response:
-    return reply(request, await request.app[CONTEXT].drafts.generate_draft(await read(request, DraftRequest)))
+    body, context = await read(request, DraftRequest), request.app[CONTEXT]
+    guess = guessed_tokens({"prompt": body.prompt if body.prompt_token_ids is None else body.prompt_token_ids})
+    context.quotas.admit_prompt(guess)  # of a client that leaves early it stays
+    try:
+        async with watched():
+            drafted = await context.drafts.generate_draft(body)
+    except FrameworkError:
+        context.quotas.settle_prompt(guess, 0)
+        raise
+    context.quotas.settle_prompt(guess, drafted.prompt_tokens)
+    context.quotas.record(len(drafted.draft_token_ids))
+    return reply(request, drafted)
 
 
 async def _tokenize(request: web.Request) -> web.Response:
@@ -103,9 +153,13 @@ async def _tokenize(request: web.Request) -> web.Response:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give either prompt or messages", param="prompt")
     if body.messages is not None:
-        tokens = await prompts.of_chat(model, body.messages, body.add_generation_prompt)
+        tools = toolset(body.tools, None, None).tools
+        conversation = Conversation(body.messages, tools, body.chat_template_kwargs or {})
+        tokens, _ = await prompts.of_chat(model, conversation, body.add_generation_prompt is not False)
     else:
-        tokens = await prompts.tokenize(model, body.prompt or "", body.add_special_tokens, parse_special=True)
+        tokens = await prompts.tokenize(
+            model, body.prompt or "", body.add_special_tokens is not False, parse_special=True
+        )
     return reply(
         request, tokenization.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=engine.context_length)
     )
@@ -138,13 +192,64 @@ async def _chat(request: web.Request) -> web.StreamResponse:
 
 async def _respond(request: web.Request, body: api.GenerationRequest) -> web.StreamResponse:
     context = request.app[CONTEXT]
-    resolved = await resolve(body, context)
-    completion = Completion(resolved, context)
-    if not resolved.stream:
-        return reply(request, await completion.whole())
-    async with aclosing(completion.events()) as events:
+    raw = await read(request, dict) if context.text_clouds else {}
+    answer = await generation(request.path, body, raw, context)
+    if not body.stream:
+        return reply(request, await answer.whole())
+    return await _stream(request, answer.events())
+
+
+async def _infill(request: web.Request) -> web.StreamResponse:
+    body = await read(request, InfillRequest)
+    answer = await infill.answer(body, request.app[CONTEXT])
+    return await _stream(request, answer.events()) if body.stream else reply(request, await answer.whole())
+
+
+async def _embeddings(request: web.Request) -> web.Response:
+    return reply(request, await embeddings.embed(await read(request, dict[str, Any]), request.app[CONTEXT]))
+
+
+async def _pass_on(request: web.Request) -> web.Response:
+    body = await read(request, dict[str, Any])
+    return reply(request, await passed_on.post(request.path, body, request.app[CONTEXT]))
+
+
+async def _responses(request: web.Request) -> web.StreamResponse:
+    body = await read(request, ResponsesRequest)
+    answer = await responses.answer(body, request.app[CONTEXT], request.app[RESPONSES], request[TENANT])
+    return await _stream(request, answer.events()) if body.stream else reply(request, await answer.whole())
+
+
+def _anthropic(handler: Handler) -> Handler:
+    """The handler, whose errors are written as Anthropic's."""
+
+    async def handled(request: web.Request) -> web.StreamResponse:
+        request[ERROR_OBJECT] = anthropic_errors.error_body
+        return await handler(request)
+
+    return handled
+
+
+async def _messages(request: web.Request) -> web.StreamResponse:
+    body = await read(request, MessagesRequest)
+    answer = await messages.answer(body, request.app[CONTEXT])
+    if not body.stream:
+        return reply(request, await answer.whole())
+    return await _stream(request, answer.events(), anthropic_errors.error_event)
+
+
+async def _count_tokens(request: web.Request) -> web.Response:
+    return reply(request, await messages.count_tokens(await read(request, CountTokensRequest), request.app[CONTEXT]))
+
+
+async def _stream(
+    request: web.Request,
+    events: AsyncGenerator[bytes, None],
+    error_event: Callable[[FrameworkError], bytes] | None = None,
+) -> web.StreamResponse:
+    async with aclosing(events):
         first = await anext(events)  # an error before the first event is still an HTTP error
-        return await stream(request, _chain(first, events))
+        return await stream(request, _chain(first, events), error_event)
 
 
 async def _chain(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

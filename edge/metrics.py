@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 
 from common.cloud_client.circuit_breaker import BreakerState
 from common.cloud_client.pool import CallOutcome, Cloud, CloudPool
-from common.types import Collaboration, Provenance
+from common.types import Collaboration, DraftSource, Provenance, VerificationMode
 from edge.split.segments import Segments
 
 
@@ -86,10 +86,17 @@ class AnswerMetrics:
         tokens = Counter("edgecloud_answer_tokens", "Tokens of answers.", ["provenance"], registry=registry)
         self._tokens = {provenance: tokens.labels(provenance.value) for provenance in Provenance}
         self._answers = counter("answers", "Answers that ended, also those whose client left.")
+        ways = Counter("edgecloud_answers_by_way", "Answers by verification mode.", ["way"], registry=registry)
+        modes = (None, VerificationMode.ROUNDS, VerificationMode.CONTINUOUS)
+        self._ways = {mode: ways.labels(mode.value if mode else "none") for mode in modes}
         self._rounds = counter("rounds", "Rounds and streams of clouds.")
         self._steps = counter("cloud_steps", "Steps of the clouds' engines for answers.")
         self._drafted = counter("drafted_tokens", "Draft tokens that clouds verified.")
         self._accepted = counter("accepted_tokens", "Draft tokens that clouds accepted.")
+        drafters = Counter(
+            "edgecloud_drafter_tokens", "Accepted draft tokens by who proposed them.", ["drafter"], registry=registry
+        )
+        self._drafters = {source: drafters.labels(source.value) for source in DraftSource}
         self._drawn = counter("edge_drawn_tokens", "Tokens that the edge drew.")
         self._wasted = counter("edge_wasted_tokens", "Tokens that the edge drew but that are in no answer.")
         help_text = "Tokens of a split model's exits, by the layers before them."
@@ -100,10 +107,13 @@ class AnswerMetrics:
     def record_answer(self, report: Collaboration) -> None:
         """Counts one answer that has ended, also if its client left."""
         self._answers.inc()
+        self._ways[VerificationMode(report.way) if report.way else None].inc()
         self._rounds.inc(report.rounds)
         self._steps.inc(report.cloud_steps)
         self._drafted.inc(report.drafted)
         self._accepted.inc(report.accepted)
+        for source, proposed in self._drafters.items():
+            proposed.inc(report.drafters[source])
         self._drawn.inc(report.edge_drawn)
         self._wasted.inc(report.edge_wasted)
         for layer, tokens in report.exits.items():

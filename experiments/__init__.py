@@ -1,1 +1,1 @@
-"""Experiments on running servers: ablations, sweeps and the layer split; each module here is a command."""
+"""Experiments on running servers: ablations, sweeps and the layer split; most modules here are commands."""

@@ -28,10 +28,12 @@ from common.protocol.prefix_hash import common_prefix
 from common.types import Mode, StateEncoding
 from experiments.harness import experiment
 from experiments.harness.load import in_turns
+from experiments.harness.options import OUTPUT_HELP
 from experiments.harness.progress import progress
 from experiments.harness.servers import EdgeSite, fleet
 from experiments.questions import datasets
 from experiments.questions.workload import Question
+from experiments.report.document import ReportFiles
 from experiments.setup.ablations import CLOUD_ONLY, Ablation
 from experiments.setup.configurations import Configuration, configuration
 from experiments.split import variants
@@ -107,7 +109,7 @@ async def main() -> None:
         type=Path,
         default=Path("logs/exactness"),
         metavar="DIR",
-        help="folder of the report (default %(default)s)",
+        help=f"{OUTPUT_HELP} (default %(default)s)",
     )
     args, console = parser.parse_args(), terminal.console()
     kinds = kinds_of(args.kinds)
@@ -115,8 +117,9 @@ async def main() -> None:
     questions = datasets.load(data, args.questions, args.seed).questions
     results = await measure(args, questions, kinds, console)
     show(results, console)
-    args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / "exactness.json"
+    files = ReportFiles.at(args.output, "exactness")
+    files.folder.mkdir(parents=True, exist_ok=True)
+    path = files.file("json")
     path.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
     console.print(f"written: {path}")
 

@@ -27,10 +27,10 @@ from tokenizers import Tokenizer
 
 from cli import terminal
 from cli.args import config_parser, load_config, run_program
-from common import model_root
 from common.errors import ConfigError
+from common.files import model_root
 from experiments.harness.journal import Journal
-from experiments.harness.options import numbers
+from experiments.harness.options import OUTPUT_HELP, numbers
 from experiments.harness.progress import progress
 from experiments.harness.servers import AskedServer, site
 from experiments.network import tables
@@ -43,7 +43,7 @@ from experiments.network.sweep import NetworkSweep
 from experiments.questions import datasets
 from experiments.questions.workload import Question, questions
 from experiments.report import html, markdown, panel_grid
-from experiments.report.document import write_files
+from experiments.report.document import ReportFiles, write_files
 
 TABLES_WIDTH = 240
 """Of tables.txt, in characters."""
@@ -52,8 +52,8 @@ FLOAT32 = "cloud.model.dtype=float32"
 
 async def main() -> None:
     args = parser().parse_args()
-    plan, folder, console = plan_of(args), Path(args.output), terminal.console()
-    journal = Journal(folder / "passes.jsonl", plan, PassResult, args.resume)
+    plan, files, console = plan_of(args), ReportFiles.at(args.output, "report"), terminal.console()
+    journal = Journal(files.folder / "passes.jsonl", plan, PassResult, args.resume)
     done = {entry.what for entry in journal.entries}
     planned = list(passes(plan))
     left = [one for one in planned if one not in done]
@@ -61,7 +61,7 @@ async def main() -> None:
         await _run(args, plan, left, journal, console)
     config = load_config(args)
     found = report(plan, journal.entries, len(planned), token_ends(model_root.cloud_model(config).path))
-    write(found, folder, console)
+    write(found, files, console)
 
 
 async def _run(
@@ -118,19 +118,19 @@ def token_ends(model: str) -> Callable[[str], Sequence[int]]:
     return ends
 
 
-def write(found: NetworkReport, folder: Path, console: Console) -> None:
+def write(found: NetworkReport, files: ReportFiles, console: Console) -> None:
     """Writes the report, tables.txt and the plots; prints the speeds and the names of the files."""
     document, conclusion = of_sweep(found), tables.conclusion(found)
-    written = write_files(folder, "report", found, markdown.render_document(document), html.render_document(document))
-    written += [panel_grid.write(grid, folder) for grid in document.grids]
+    written = write_files(files, found, markdown.render_document(document), html.render_document(document))
+    written += [panel_grid.write(grid, files.folder) for grid in document.grids]
     details = tables.for_terminal(tables.details(found), HEAVY_HEAD, rows_together=len(found.plan.ways))
     ratios = tables.for_terminal(tables.ratios(found), HEAVY_HEAD)
-    with (folder / "tables.txt").open("w") as out:
+    with (files.folder / "tables.txt").open("w") as out:
         Console(file=out, width=TABLES_WIDTH, highlight=False, markup=False).print(
             details, ratios, conclusion, sep="\n"
         )
     console.print(tables.for_terminal(tables.brief(found)), conclusion, sep="\n")
-    for path in [*written, folder / "tables.txt"]:
+    for path in [*written, files.folder / "tables.txt"]:
         console.print(f"written: {path}")
     if found.passes_done < found.passes_planned:
         console.print(f"{found.passes_done} of {found.passes_planned} passes are done; --resume continues")
@@ -195,7 +195,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--minutes", type=float, default=15, help="start no pass after this time; 0: only report (default %(default)s)"
     )
-    options.add_argument("--output", default="logs/network-sweep", metavar="DIR", help="folder (default %(default)s)")
+    options.add_argument(
+        "--output", default="logs/network-sweep", metavar="DIR", help=f"{OUTPUT_HELP} (default %(default)s)"
+    )
     options.add_argument("--resume", action="store_true", help="continue the sweep in the output folder")
     return options
 

@@ -19,11 +19,11 @@ from cloud.engine.engine import CloudEngine
 from cloud.verify import stateless
 from cloud.verify.round import VerifyRound
 from common.config_edge import EdgeModelConfig
+from common.decoding.drafters.vocab_translation import TranslatingDrafter
 from common.decoding.interfaces import Drafter
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
-from common.decoding.vocab_translation import TranslatingDrafter
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile
 from common.types import GREEDY, FinishReason, Sampling, Verdict, VerificationMode
 from edge.engine.engine import EdgeEngine, EdgeSequence

@@ -10,9 +10,10 @@ import pytest
 import pytest_asyncio
 
 from cli.demo import demo_servers, free_ports
-from cli.supervisor import PROJECT, ServerProcess
+from cli.supervisor import ServerProcess
 from common.cloud_client.pool import CloudPool
 from common.config_schema import CommunicationConfig
+from common.files.installation import PROJECT
 from common.http.client import HTTPClient
 from tests.workers import pytest_collection_modifyitems, pytest_configure, pytest_xdist_make_scheduler
 

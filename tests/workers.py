@@ -7,7 +7,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from cli.supervisor import PROJECT
+from common.files.installation import PROJECT
 
 
 def pytest_configure(config: pytest.Config) -> None:

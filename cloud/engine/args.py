@@ -9,11 +9,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from common.errors import ConfigError
+
+try:
+    from vllm.entrypoints.common.cli_args import make_arg_parser
+except ModuleNotFoundError:  # before vLLM 0.33
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
 
 CPU_DEFAULTS: Mapping[str, object] = {
     "block_size": 32,  # prefix hits are per block, and CPU attention wants multiples of 32
@@ -21,7 +25,7 @@ CPU_DEFAULTS: Mapping[str, object] = {
     "max_num_batched_tokens": 2048,
     "enforce_eager": True,  # compiling doubles the start (30 s more on 2 cores) for steps a quarter faster
 }
-FIXED = ("model", "scheduler_cls", "speculative_config", "async_scheduling")
+FIXED = ("model", "scheduler_cls", "speculative_config", "async_scheduling", "structured_outputs_config")
 """Engine arguments that only this project sets."""
 TAIL_FIXED: Mapping[str, object] = {
     "scheduler_cls": "cloud.vllm_plugin.tail_scheduler.TailScheduler",
@@ -43,6 +47,8 @@ def parse(model: str, max_draft_tokens: int, user_args: Mapping[str, object]) ->
             "model": "cloud.vllm_plugin.scheduler.NoProposer",
             "num_speculative_tokens": max_draft_tokens,
         },
+        # Grammars apply from the first token on, as at the edge, which does not know where a model ends its reasoning.
+        "structured_outputs_config": {"backend": "guidance", "enable_in_reasoning": True},
         "served_model_name": [Path(model).name, model] if Path(model).is_dir() else [model],
     }
     return _parse("cloud.engine_args", model, project_args, user_args, FIXED)

@@ -12,11 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import StreamingInput
-from vllm.exceptions import VLLMClientError
+from vllm.exceptions import VLLMClientError, VLLMError
 from vllm.inputs.engine import tokens_input
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
@@ -25,11 +23,13 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from cloud.engine import hardware, version
 from cloud.engine.long_steps import LongSteps
+from cloud.engine.model_source import check_model
 from cloud.engine.process_tree import ProcessTree, memory_of_children
 from cloud.vllm_plugin.step_file import STEPS_FOLDER
-from common import hub
 from common.errors import EngineError, RequestError, StartError
 from common.hardware import Setting, log_settings
+from common.tracing.context import current_traceparent
+from common.tracing.export import vllm_endpoint, vllm_environment
 
 _one_start_at_a_time = threading.Lock()
 
@@ -39,9 +39,6 @@ class VLLMEngine:
 
     `args` are what `cloud.engine.args` returns.
     """
-
-    environment: Mapping[str, str] = {}
-    """Environment variables for the processes of this kind of engine only."""
 
     def __init__(self, args: Any) -> None:
         self._args = args
@@ -86,6 +83,8 @@ class VLLMEngine:
 
     def _engine_args(self) -> AsyncEngineArgs:
         args = AsyncEngineArgs.from_cli_args(self._args)
+        if not args.disable_log_stats:  # vLLM's spans are made of its statistics
+            args.otlp_traces_endpoint = args.otlp_traces_endpoint or vllm_endpoint()
         self.settings = hardware.fit(args)
         log_settings(self._args.model, self.settings)
         return args
@@ -105,7 +104,7 @@ class VLLMEngine:
     async def _started(self) -> AsyncLLM:
         # Not the loop's default executor, which would wait for a start that was cancelled.
         self._steps_folder = TemporaryDirectory(prefix="cloud-steps-")
-        environment = {**self.environment, STEPS_FOLDER: self._steps_folder.name}
+        environment = {**version.ENVIRONMENT, **vllm_environment(), STEPS_FOLDER: self._steps_folder.name}
         starting: Future[AsyncLLM] = _in_thread(_start, self._args.model, self._engine_args, environment)
         try:
             self._llm = await asyncio.wrap_future(starting)
@@ -126,6 +125,10 @@ class VLLMEngine:
     def computing(self) -> bool:
         """Whether the engine has computed a step since the last call."""
         return self._long_steps is not None and self._long_steps.computing()
+
+    def steps(self) -> int:
+        """Steps that the engine has computed."""
+        return self._long_steps.count() if self._long_steps else 0
 
     async def check_health(self) -> None:
         """Raises EngineError if the engine is not up, or has died."""
@@ -148,18 +151,27 @@ class VLLMEngine:
         # vLLM extends the list it is given; and one HTTP request may become several requests to vLLM at the same time.
         engine_prompt = tokens_input(list(prompt), cache_salt=cache_salt) if isinstance(prompt, list) else prompt
         unique_id = f"{request_id or 'verify'}-{uuid.uuid4().hex}"
-        outputs = self._running.generate(engine_prompt, params, unique_id)
+        outputs = self._running.generate(engine_prompt, params, unique_id, trace_headers=self._trace_headers())
         try:
             async for output in outputs:
                 yield output
+            if not isinstance(prompt, list):
+                raise EngineError("the engine ended the live request")  # its parts never end
         except EngineDeadError as error:
             raise EngineError("the engine has died") from error
         except EngineGenerateError as error:
             raise EngineError(f"the engine failed this request: {error.__cause__}") from error
         except (VLLMClientError, ValueError) as error:
             raise RequestError(str(error)) from error
+        except VLLMError as error:
+            raise EngineError(f"the engine failed this request: {error}") from error
         finally:
             await outputs.aclose()
+
+    def _trace_headers(self) -> dict[str, str] | None:
+        """The parent of vLLM's own span for a request; vLLM makes none of a live request."""
+        traced = self._running.observability_config.otlp_traces_endpoint is not None
+        return {"traceparent": parent} if traced and (parent := current_traceparent.get()) else None
 
     @property
     def max_model_len(self) -> int:
@@ -193,25 +205,8 @@ class VLLMEngine:
         return self._llm
 
 
-def _check_model(model: str) -> None:
-    """Raises StartError unless `model` is a directory with a model, or a hub id whose config can be downloaded."""
-    if Path(model).is_dir():
-        if not (Path(model) / "config.json").is_file():
-            raise StartError(f"{model}: the directory holds no config.json")
-        return
-    if model.startswith(("/", ".", "~")):
-        raise StartError(f"{model}: no such directory")
-    try:
-        if not try_to_load_from_cache(model, "config.json"):
-            hub.check_reached(model)
-        hf_hub_download(model, "config.json")
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise StartError(f"{model}: neither a directory nor a model that the hub can give") from error
-
-
 def _start(model: str, args: Callable[[], AsyncEngineArgs], environment: Mapping[str, str]) -> AsyncLLM:
-    version.check()
-    _check_model(model)
+    check_model(model)
     try:
         with _one_start_at_a_time, _environment(environment):
             return AsyncLLM.from_engine_args(args())

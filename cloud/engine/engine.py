@@ -1,6 +1,9 @@
 """The whole model's engine: vLLM with the verify scheduler, its OpenAI serving objects and its KV events."""
 
+import asyncio
+import functools
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,15 +12,20 @@ from starlette.datastructures import State
 from vllm.config import KVEventsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.sampling_params import SamplingParams
 from vllm.tokenizers import TokenizerLike
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.reader import Counter, Gauge, get_metrics_snapshot
 
 from cloud.engine import args as engine_args
+from cloud.engine import grammars
 from cloud.engine.base import VLLMEngine
 from cloud.engine.kv_events import KVEvents, kv_events_args
+from cloud.engine.text_readers import TextReaders
 from cloud.kv_cache import VLLMKVCache
-from common.errors import EngineError
+from common.errors import EngineError, RequestError
+from common.grammar.compiler import GrammarCompiler
+from common.grammar.spec import ANY_OBJECT, GrammarSpec
 
 VLLM_METRICS = {
     "vllm:num_requests_running": "running",
@@ -41,15 +49,39 @@ class CloudEngine(VLLMEngine):
         self._followers: list[KVEvents] = []
         self._directory: TemporaryDirectory[str] | None = None
         self._serving: State | None = None
+        self._readers: TextReaders | None = None
+        """Shut down with vLLM's renderer."""
+        self._grammars: GrammarCompiler | None = None
+
+    async def check_grammar(self, spec: GrammarSpec) -> None:
+        """Raises GrammarError for a grammar that cannot be enforced, OverloadedError if many wait to be compiled."""
+        if self._grammars is None:
+            raise EngineError("the engine is not up")
+        await grammars.check(self._grammars, spec)
 
     async def _opened(self, llm: AsyncLLM) -> None:
         serving = State()
         await init_app_state(llm, serving, self._args, await llm.get_supported_tasks())
+        readers = llm.renderer._executor  # vLLM has no public place for another executor than its own thread
+        readers.shutdown(wait=False)
+        readers._inner = self._readers = TextReaders()
         for rank, source in (llm.get_kv_event_sources() or {}).items():
             follower = KVEvents(self.kv_cache, str(rank), source.endpoint, source.replay_endpoint)
             follower.start()
             self._followers.append(follower)
         self._serving = serving
+        grammars.install()
+        tokenizer, size = self.tokenizer, self.vocab_size
+        self._grammars = GrammarCompiler(lambda: grammars.tokenizer_for(tokenizer, size))
+        await self._grammars.prepare()
+        await self._prepare_grammars()
+
+    async def _prepare_grammars(self) -> None:
+        """Asks for a structured answer: for the first one the engine's process reads the vocabulary, in a second."""
+        params = SamplingParams(max_tokens=1, structured_outputs=grammars.params_of(ANY_OBJECT), detokenize=False)
+        with suppress(RequestError, EngineError):  # of tokenizers that llguidance cannot read
+            async for _ in self.generate([0], params):
+                pass
 
     def _engine_args(self) -> AsyncEngineArgs:
         args = super()._engine_args()
@@ -60,6 +92,9 @@ class CloudEngine(VLLMEngine):
 
     async def close(self) -> None:
         self._serving = None
+        if self._grammars is not None:
+            compiler, self._grammars = self._grammars, None
+            await compiler.close()
         while self._followers:
             await self._followers.pop().close()
         await super().close()
@@ -74,9 +109,19 @@ class CloudEngine(VLLMEngine):
         return self._serving
 
     @property
+    def model_name(self) -> str:
+        """The model's name in vLLM's API."""
+        return str(self._args.served_model_name[0])
+
+    @property
     def tokenizer(self) -> TokenizerLike:
         """The model's tokenizer."""
         return self._running.get_tokenizer()
+
+    async def encode(self, text: str, special: bool) -> list[int]:
+        """The token ids of `text`, off the event loop; `special`: with those that begin a prompt."""
+        encode = functools.partial(self.tokenizer.encode, text, add_special_tokens=special)
+        return list(await asyncio.get_running_loop().run_in_executor(self._readers, encode))
 
     @property
     def end_tokens(self) -> list[int]:

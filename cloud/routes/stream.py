@@ -35,6 +35,8 @@ from common.protocol.stream_frames import (
     ServerFrame,
     StartFrame,
 )
+from common.tracing.context import current_traceparent, valid_traceparent
+from common.tracing.spans import SpanKind, span
 from common.types import Sampling
 
 log = logging.getLogger(__name__)
@@ -94,9 +96,11 @@ class StreamRoute:
     async def _answer(self, request: web.Request, peer: "Peer", start: StartFrame) -> StartFrame | None:
         """Sends one answer; returns the start of the next one if the client has already sent it."""
         peer.ended = False
+        request[EXCHANGE].begin()
         await self._check(start)
         request_id = start.request_id or request[REQUEST_ID]
         current_request_id.set(request_id)
+        current_traceparent.set(start.traceparent or valid_traceparent(request.headers.getall("traceparent", [])))
         round = VerifyRound(
             committed=start.token_ids,
             draft=[],
@@ -109,12 +113,20 @@ class StreamRoute:
             request_id=request_id,
         )
         tokens = min(len(start.token_ids) + start.max_tokens, self.engine.max_model_len)
-        with self.work(tokens), request.app[DRAFT_CHANNEL].sender() as sender:
+        with (
+            span("stream", SpanKind.SERVER) as traced,
+            self.work(tokens),
+            request.app[DRAFT_CHANNEL].sender() as sender,
+        ):
             answer = ContinuousAnswer(self.engine, round, sender, start.stop)
             try:
                 return await self._exchange(peer, answer)
             finally:
+                request[EXCHANGE].end()
                 self.record(answer)
+                counts = answer.progress
+                traced.set(steps=counts.steps, drafted=counts.drafted, accepted=counts.accepted, tokens=answer.drawn)
+                traced.set(request_id=request_id)
                 log.info("stream of %d tokens, request %s", answer.drawn, request_id)
 
     async def _first_start(self, peer: "Peer") -> StartFrame:
@@ -129,6 +141,8 @@ class StreamRoute:
 
     async def _check(self, start: StartFrame) -> None:
         self.check(start.sampling)
+        if (spec := start.sampling.grammar) is not None:
+            await self.engine.check_grammar(spec)
         await self.check_vocabulary(start.vocabulary)
         check_ids(start.token_ids, self.engine.vocab_size, "token_ids")
         check_ids(start.stop_token_ids, self.engine.vocab_size, "stop_token_ids")

@@ -20,6 +20,7 @@ class TokenizerRoute:
         self._engine = engine
         self._file: TokenizerFile | None = None
         self._greeting: list[int] | None = None
+        self._probes = ""
         self._reading = asyncio.Lock()
 
     def add_to(self, app: web.Application) -> None:
@@ -29,7 +30,15 @@ class TokenizerRoute:
     async def info(self, request: web.Request) -> web.Response:
         file = await self._read_once()
         engine = self._engine
-        info = VocabularyInfo(file.fingerprint, engine.vocab_size, self._greeting, engine.max_model_len)
+        info = VocabularyInfo(
+            file.fingerprint,
+            engine.vocab_size,
+            self._greeting,
+            engine.max_model_len,
+            engine.model_name,
+            self._probes,
+            vocabulary.normalizer_of(file.tokenizer),
+        )
         return reply(request, info)
 
     async def file(self, request: web.Request) -> web.Response:
@@ -49,7 +58,9 @@ class TokenizerRoute:
         async with self._reading:
             if self._file is None:
                 self._greeting = await asyncio.to_thread(greeting, self._engine)
-                self._file = await asyncio.to_thread(_read, self._engine)
+                file = await asyncio.to_thread(_read, self._engine)
+                self._probes = await asyncio.to_thread(_reading, file)
+                self._file = file
         return self._file
 
 
@@ -81,3 +92,8 @@ def _read(engine: CloudEngine) -> TokenizerFile:
         bos=getattr(tokenizer, "bos_token", None) or "",
         eos=getattr(tokenizer, "eos_token", None) or "",
     )
+
+
+def _reading(file: TokenizerFile) -> str:
+    tokenizer = vocabulary.load(file.tokenizer)
+    return vocabulary.reading_of(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)

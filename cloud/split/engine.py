@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from msgspec import Struct
@@ -36,8 +35,6 @@ class Drawn(Struct, frozen=True):
 
 class TailEngine(VLLMEngine):
     """vLLM with the tail of a split model in `folder`; `args` are vLLM's own, by their names in Python."""
-
-    environment = MappingProxyType({"VLLM_USE_V2_MODEL_RUNNER": "0"})  # that one copies a whole prompt_embeds at once
 
     def __init__(self, folder: Path, args: Mapping[str, object] = {}) -> None:
         super().__init__(engine_args.parse_tail(str(folder), args))

@@ -14,4 +14,5 @@ def check_sampling(sampling: Sampling) -> None:
     require(0 <= sampling.min_p <= 1, "must be in 0..1", "sampling.min_p")
     for name, off in (("presence_penalty", 0), ("frequency_penalty", 0), ("repetition_penalty", 1)):
         require(getattr(sampling, name) == off, NEEDS_TOKENS, f"sampling.{name}")
-    require(sampling.json_schema is None, NEEDS_TOKENS, "sampling.json_schema")
+    require(not sampling.logit_bias, NEEDS_TOKENS, "sampling.logit_bias")
+    require(sampling.grammar is None, NEEDS_TOKENS, "sampling.grammar")

@@ -13,10 +13,10 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from cloud.engine.engine import CloudEngine
 from cloud.verify.draft_channel import Sender
-from cloud.verify.round import VerifyRound, token_logprobs, vllm_params
+from cloud.verify.round import VerifyRound, check_ended, token_logprobs, vllm_params
 from cloud.vllm_plugin.draft_messages import DraftProgress
 from cloud.vllm_plugin.keys import MAILBOX_KEY, PROGRESS_KEY
-from common.errors import ContextLengthError, EngineError
+from common.errors import ContextLengthError
 from common.protocol.stream_frames import EndFrame, TokensFrame
 from common.types import FinishReason, TokenLogprob
 
@@ -61,7 +61,7 @@ class ContinuousAnswer:
                 if answer.token_ids:
                     yield self._tokens(output, answer)
                 if output.finished:
-                    yield self._end(answer)
+                    yield self._end(answer, max(0, output.num_cached_tokens or 0))
 
     def _tokens(self, output: RequestOutput, answer: CompletionOutput) -> TokensFrame:
         drawn, position, before = list(answer.token_ids), self._position, self.progress.accepted
@@ -74,9 +74,8 @@ class ContinuousAnswer:
             logprobs=_logprobs(drawn, answer, self._round.logprobs),
         )
 
-    def _end(self, answer: CompletionOutput) -> EndFrame:
-        if answer.finish_reason not in ("stop", "length"):
-            raise EngineError(f"the engine ended the request: {answer.finish_reason}")
+    def _end(self, answer: CompletionOutput, cached: int) -> EndFrame:
+        check_ended(self._round, answer)
         p = self.progress
         return EndFrame(
             finish_reason=FinishReason(answer.finish_reason),
@@ -84,6 +83,7 @@ class ContinuousAnswer:
             drafted=p.drafted,
             accepted=p.accepted,
             dropped=p.dropped,
+            cached_tokens=cached,
         )
 
 

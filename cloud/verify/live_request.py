@@ -24,7 +24,7 @@ def can_reside(round: VerifyRound) -> bool:
     To vLLM all tokens before a live request's newest part are prompt, so penalties and a schema would start over.
     Without the KV cache nothing may be kept between rounds.
     """
-    return round.use_kv_cache and not answer_matters(round.sampling)
+    return round.use_kv_cache and not answer_matters(round.sampling) and not round.sampling.min_tokens
 
 
 class LiveRequest:

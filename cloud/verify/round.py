@@ -8,10 +8,11 @@ from typing import Any
 from vllm.exceptions import VLLMClientError
 from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from cloud.engine import grammars
 from cloud.vllm_plugin.keys import ANSWER_KEY, DRAFT_KEY
-from common.errors import EngineError, RequestError
+from common.errors import EngineError, GrammarError, RequestError
 from common.protocol.prefix_hash import common_prefix
 from common.types import GREEDY, FinishReason, Sampling, TokenLogprob, Verdict
 
@@ -43,7 +44,7 @@ def vllm_params(
     extra: dict[str, object] = {DRAFT_KEY: list(round.draft)} if round.draft else {}
     if answer_matters(sampling) and sampling.prompt_tokens is not None and sampling.prompt_tokens < position:
         extra[ANSWER_KEY] = sampling.prompt_tokens
-    schema = sampling.json_schema
+    max_tokens = len(round.draft) + 1 if round.draft else round.max_tokens
     options: dict[str, Any] = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -52,10 +53,14 @@ def vllm_params(
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "repetition_penalty": sampling.repetition_penalty,
-        "structured_outputs": None if schema is None else StructuredOutputsParams(json=schema),
+        "structured_outputs": grammars.params_of(sampling.grammar),
         "stop_token_ids": list(round.stop_token_ids),
         "logprobs": round.logprobs,
-        "max_tokens": len(round.draft) + 1 if round.draft else round.max_tokens,
+        "max_tokens": max_tokens,
+        "min_tokens": min(max(0, (sampling.prompt_tokens or 0) + sampling.min_tokens - position), max_tokens)
+        if sampling.min_tokens
+        else 0,
+        "ignore_eos": sampling.ignore_eos,
         "extra_args": extra or None,
         "skip_reading_prefix_cache": not round.use_kv_cache,
         "detokenize": False,
@@ -70,13 +75,12 @@ def vllm_params(
 
 def answer_matters(sampling: Sampling) -> bool:
     """Whether the next tokens depend on which of the committed tokens are the answer so far."""
-    return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.json_schema is not None)
+    return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.grammar is not None)
 
 
 def verdict(round: VerifyRound, output: CompletionOutput, max_model_len: int, latency_ms: float) -> Verdict:
-    """The verdict from a finished output; raises EngineError if the engine aborted the request."""
-    if output.finish_reason not in ("stop", "length"):
-        raise EngineError(f"the engine ended the request: {output.finish_reason}")
+    """The verdict from a finished output; raises what `check_ended` raises."""
+    check_ended(round, output)
     drawn = list(output.token_ids)
     # vLLM calls it `length`, too, when a round has drawn what it asked for: then the answer may continue.
     full = len(round.committed) + len(drawn) >= max_model_len
@@ -88,6 +92,15 @@ def verdict(round: VerifyRound, output: CompletionOutput, max_model_len: int, la
         latency_ms=latency_ms,
         logprobs=None if output.logprobs is None else token_logprobs(drawn, output.logprobs, round.logprobs or 0),
     )
+
+
+def check_ended(round: VerifyRound, output: CompletionOutput) -> None:
+    """Raises EngineError if the engine aborted the request, GrammarError if the request's grammar was the reason."""
+    spec = round.sampling.grammar
+    if output.finish_reason == "error" and spec is not None:
+        raise GrammarError(f"{spec.noun} takes too much work, or does not allow the answer so far", param=spec.param)
+    if output.finish_reason not in ("stop", "length"):
+        raise EngineError(f"the engine ended the request: {output.finish_reason}")
 
 
 def token_logprobs(drawn: Sequence[int], candidates: Sequence[Mapping[int, Logprob]], top: int) -> list[TokenLogprob]:

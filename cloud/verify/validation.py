@@ -2,14 +2,14 @@
 
 import math
 
-from common.errors import RequestError
+from common.errors import ContextLengthError, RequestError
+from common.protocol.tokenization import LONGEST_TOKEN
 from common.types import Sampling, VerifyRequest
 
 MAX_NAME = 128
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
 MAX_LOGPROBS = 20
-MAX_SCHEMA = 65_536
 
 
 def check(request: VerifyRequest, vocab_size: int, max_draft_tokens: int) -> None:
@@ -34,17 +34,19 @@ def check(request: VerifyRequest, vocab_size: int, max_draft_tokens: int) -> Non
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Checks the ranges; refuses `min_p`, which has no effect in vLLM when drafts are verified."""
+    """Checks the ranges; refuses what vLLM refuses when drafts are verified."""
     # NaN fails every comparison, and so is refused too.
     require(0 <= sampling.temperature <= 2, "must be in 0..2", "sampling.temperature")
     require(0 < sampling.top_p <= 1, "must be above 0 and at most 1", "sampling.top_p")
     require(0 <= sampling.top_k < 2**31, "must be in 0..2147483647", "sampling.top_k")
-    require(sampling.min_p == 0, "is not supported: it has no effect beside draft verification", "sampling.min_p")
+    for name in ("min_p", "logit_bias"):
+        unset = not getattr(sampling, name)
+        require(unset, "is not supported: vLLM refuses it beside draft verification", f"sampling.{name}")
     for name in ("presence_penalty", "frequency_penalty"):
         require(-2 <= getattr(sampling, name) <= 2, "must be in -2..2", f"sampling.{name}")
     factor = sampling.repetition_penalty
     require(0 < factor < math.inf, "must be above 0 and finite", "sampling.repetition_penalty")
-    require(len(sampling.json_schema or "") <= MAX_SCHEMA, f"is over {MAX_SCHEMA} characters", "sampling.json_schema")
+    require(0 <= sampling.min_tokens < 2**31, "must be in 0..2147483647", "sampling.min_tokens")
     require((sampling.prompt_tokens or 0) >= 0, "must not be negative", "sampling.prompt_tokens")
 
 
@@ -53,6 +55,13 @@ def check_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
     if token_ids:
         inside = min(token_ids) >= 0 and max(token_ids) < vocab_size
         require(inside, f"holds ids outside the vocabulary of {vocab_size}", param)
+
+
+def check_length(characters: int, context_length: int, param: str) -> None:
+    """Raises ContextLengthError for a text that is not worth tokenizing: it cannot fit the context."""
+    if characters > context_length * LONGEST_TOKEN:
+        message = f"{characters} characters do not fit a context of {context_length} tokens"
+        raise ContextLengthError(message, param)
 
 
 def require(holds: bool, message: str, param: str) -> None:

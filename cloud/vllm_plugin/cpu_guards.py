@@ -56,12 +56,12 @@ def _guarded_expand(unguarded: Any) -> Any:
 
 def _guarded_top_k_top_p(unguarded: Any) -> Any:
     @functools.wraps(unguarded, assigned=(), updated=())
-    def apply_top_k_top_p(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor | None) -> torch.Tensor:
+    def apply_top_k_top_p(logits: torch.Tensor, *filters: Any, **options: Any) -> torch.Tensor:
         """Masks all but the top-k and top-p of each row of `logits`, which may have no rows.
 
         It has none in a step without drafts; vLLM then takes the maximum of the empty `k`, which raises and ends the
         engine.
         """
-        return unguarded(logits, k, p) if logits.shape[0] else logits
+        return unguarded(logits, *filters, **options) if logits.shape[0] else logits
 
     return apply_top_k_top_p

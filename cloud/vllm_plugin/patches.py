@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from functools import cache
 
-from cloud.vllm_plugin import answer_so_far, cpu_guards, plain_steps, round_seed
+from cloud.vllm_plugin import answer_so_far, cpu_guards, grammar_backend, plain_steps, round_seed
 
 ORDER: tuple[Callable[[], None], ...] = (
     cpu_guards.install,
     answer_so_far.install,
     round_seed.install,
     plain_steps.install,
+    grammar_backend.install,
 )
 """A later patch runs before an earlier one of the same function.
 

@@ -1,19 +1,19 @@
 """What an engine process announces of its current step, in a file that it and the web server map into memory.
 
-An engine answers no message until its step ends; reading these three numbers waits for nobody.
+An engine answers no message until its step ends; reading these numbers waits for nobody.
 """
 
 import mmap
 import os
 import struct
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Self
 
 STEPS_FOLDER = "EDGECLOUD_STEPS_FOLDER"
 """Environment variable of an engine's processes: each scheduler keeps a file here."""
-RECORD = struct.Struct("<dqd")
+RECORD = struct.Struct("<dqdq")
 MEASURED_TOKENS = 16
 """Steps of fewer tokens take as long as reading the weights does, and say nothing about the time per token."""
 RECENT = 0.3
@@ -30,6 +30,8 @@ class StepRecord:
     """Tokens that it computes."""
     seconds_per_token: float = 0.0
     """Mean over recent long steps; 0 before the first of them."""
+    count: int = 0
+    """Steps that were begun."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -50,16 +52,16 @@ class StepFile:
                 self._memory = mmap.mmap(file.fileno(), RECORD.size)
 
     def begin(self, tokens: int) -> None:
-        self._write(StepRecord(time.monotonic(), tokens, self._record.seconds_per_token))
+        self._write(StepRecord(time.monotonic(), tokens, self._record.seconds_per_token, self._record.count + 1))
 
     def end(self) -> None:
         step, mean = self._record, self._record.seconds_per_token
         if step.began and step.tokens >= MEASURED_TOKENS:
             latest = (time.monotonic() - step.began) / step.tokens
             mean = mean + RECENT * (latest - mean) if mean else latest
-        self._write(StepRecord(0.0, 0, mean))
+        self._write(StepRecord(0.0, 0, mean, step.count))
 
     def _write(self, record: StepRecord) -> None:
         self._record = record
         if self._memory is not None:
-            RECORD.pack_into(self._memory, 0, record.began, record.tokens, record.seconds_per_token)
+            RECORD.pack_into(self._memory, 0, *astuple(record))

@@ -4,10 +4,12 @@ import asyncio
 import logging
 import time
 from array import array
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -15,7 +17,10 @@ import xxhash
 from msgspec.structs import replace
 
 from common.cloud_client.circuit_breaker import BreakerState, CircuitBreaker
-from common.config_schema import CommunicationConfig
+from common.cloud_client.openai_client import OpenAIClient
+from common.config_schema import CloudEntry, CommunicationConfig, HttpClientConfig
+from common.config_values import Secret
+from common.enums import CloudKind
 from common.errors import ConfigError, EndpointError, RequestError
 from common.http.client import HTTPClient
 from common.http.error_replies import Busy, WrongProtocol
@@ -23,6 +28,11 @@ from common.http.error_replies import Busy, WrongProtocol
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+CLIENTS: dict[CloudKind, Callable[[str, HttpClientConfig, Secret], HTTPClient]] = {
+    CloudKind.EDGECLOUD: partial(HTTPClient, check_protocol=True),
+    CloudKind.OPENAI: OpenAIClient,
+}
+"""What speaks with a cloud of each kind."""
 AFFINITY_TOKENS = 64
 """Prompts whose first tokens, this many, are the same go to the same cloud, whose prefix cache then holds them."""
 MAX_LOAD_FACTOR = 1.25
@@ -73,6 +83,8 @@ class Cloud:
     prober: HTTPClient
     """Opens a new connection for every probe: the pooled ones may be broken after a loss."""
     breaker: CircuitBreaker
+    entry: CloudEntry
+    """Its part of the config."""
     in_flight: int = 0
     """Calls and streams that are running."""
     last_error: str = ""
@@ -89,7 +101,12 @@ class Cloud:
         """This cloud's entry in GET /stats."""
         calls = {outcome.value: count for outcome, count in self.outcomes.items()}
         breaker = {"state": self.breaker.state.value, "openings": self.breaker.openings}
-        return {"breaker": breaker, "in_flight": self.in_flight, "calls": calls, **self.client.get_client_stats()}
+        state = {"breaker": breaker, "last_error": self.last_error, "in_flight": self.in_flight, "calls": calls}
+        return state | self.client.get_client_stats()
+
+
+clouds_called: ContextVar[list[Cloud] | None] = ContextVar("clouds_called", default=None)
+"""Those that the running answer has called, in order; None where nobody wants to know."""
 
 
 class CloudPool:
@@ -100,7 +117,7 @@ class CloudPool:
 
     def __init__(self, config: CommunicationConfig | None = None) -> None:
         config = config or CommunicationConfig()
-        self._clouds = [_make_cloud(key, url, config) for key, url in config.clouds.items()]
+        self._clouds = [_make_cloud(key, entry, config) for key, entry in config.entries.items()]
         self._probe_tasks: list[asyncio.Task[None]] = []
         self.failovers = 0
         """Requests that continued on another cloud."""
@@ -162,6 +179,8 @@ class CloudPool:
     def begin_call(self, cloud: Cloud) -> None:
         """Counts a call to `cloud` as in flight; `end_call` must follow."""
         cloud.in_flight += 1
+        if (called := clouds_called.get()) is not None:
+            called.append(cloud)
 
     def end_call(self, cloud: Cloud, outcome: CallOutcome, error: str = "") -> None:
         """Records the outcome of a call, with the message of its error, and updates the breaker."""
@@ -192,7 +211,10 @@ class CloudPool:
                 cloud.breaker.end_probe(healthy=error is None)
                 cloud.last_error = error.message if error else cloud.last_error
             cloud.breaker_opened.clear()
-            log.warning("%s is ready again", cloud.url)
+            if cloud.outcomes[CallOutcome.OK]:
+                log.warning("%s is ready again", cloud.url)
+            else:
+                log.info("%s is ready", cloud.url)
 
     async def _probe(self, cloud: Cloud) -> EndpointError | None:
         """The error of GET /ready; None if the cloud is ready."""
@@ -203,12 +225,14 @@ class CloudPool:
         return None
 
 
-def _make_cloud(key: str, url: str, config: CommunicationConfig) -> Cloud:
-    http, breaker = config.http_client, config.breaker
+def _make_cloud(key: str, entry: CloudEntry, config: CommunicationConfig) -> Cloud:
+    http, breaker, api_key = config.http_client, config.breaker, entry.api_key or config.cloud_api_key
     plain = replace(http, optimized=False, timeout=breaker.probe_seconds)  # a probe ends before the next one begins
+    client_of = CLIENTS[entry.kind]
     return Cloud(
         key,
-        HTTPClient(url, http, config.cloud_api_key, check_protocol=True),
-        HTTPClient(url, plain, config.cloud_api_key, check_protocol=True),
+        client_of(entry.url, http, api_key),
+        client_of(entry.url, plain, api_key),
         CircuitBreaker(breaker.failures, breaker.probe_seconds),
+        entry,
     )

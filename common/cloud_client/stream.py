@@ -9,7 +9,15 @@ import aiohttp
 from aiohttp import WSMsgType
 from msgspec.structs import replace
 
-from common.errors import ContextLengthError, EndpointError, OverloadedError, RequestError, VocabularyError
+from common.decoding.progress import waiting
+from common.errors import (
+    ContextLengthError,
+    EndpointError,
+    GrammarError,
+    OverloadedError,
+    RequestError,
+    VocabularyError,
+)
 from common.http.client import HTTPClient
 from common.http.error_replies import Busy
 from common.http.request_context import current_request_id
@@ -17,6 +25,7 @@ from common.http.traffic import Traffic
 from common.http.websocket import open_websocket
 from common.protocol import codec
 from common.protocol.stream_frames import DraftFrame, EndFrame, ErrorFrame, ServerFrame, StartFrame, TokensFrame
+from common.tracing.context import current_traceparent
 
 
 class CloudStream:
@@ -28,10 +37,14 @@ class CloudStream:
     """
 
     def __init__(self, client: HTTPClient, start: StartFrame, traffic: Traffic | None = None) -> None:
-        """`keep` and `request_id` of `start` are set here; the frames' bytes are added to `traffic` too."""
+        """`keep`, `request_id`, `traceparent` of `start` are set here; the bytes of frames count in `traffic`, too."""
         self._client = client
         self._traffic = traffic or Traffic()
-        self._start = replace(start, keep=client.config.optimized, request_id=current_request_id.get())
+        names: dict[str, str | None] = {
+            "request_id": current_request_id.get(),
+            "traceparent": current_traceparent.get() or None,
+        }
+        self._start = replace(start, keep=client.config.optimized, **names)
         self.end: EndFrame | None = None
         """The last frame, once all tokens were received."""
         self.failure: EndpointError | RequestError | None = None
@@ -46,6 +59,12 @@ class CloudStream:
 
     async def __aenter__(self) -> Self:
         self._count(calls=1)
+        with waiting("the cloud's stream to open"):
+            await self._open()
+        self.opened = True
+        return self
+
+    async def _open(self) -> None:
         try:
             self._ws = await self._client.idle_websockets.take()
             self._kept = self._ws is not None
@@ -57,8 +76,6 @@ class CloudStream:
             self.failure = error
             await self.__aexit__()
             raise
-        self.opened = True
-        return self
 
     async def _connect(self) -> None:
         started = time.perf_counter()
@@ -114,7 +131,8 @@ class CloudStream:
 
     async def _receive(self) -> ServerFrame:
         assert self._ws is not None
-        message = await self._ws.receive()
+        with waiting("the cloud's next tokens", time.monotonic):  # the socket's pings end a silence
+            message = await self._ws.receive()
         if message.type not in (WSMsgType.BINARY, WSMsgType.TEXT):
             if self._kept:  # closed while idle, before the start frame arrived: nothing was done
                 await self._connect()
@@ -142,7 +160,7 @@ class CloudStream:
             return Busy(f"{self._client.base_url}: {error.message}")
         if error.type != RequestError.type:
             return EndpointError(f"{self._client.base_url}: {error.message}")
-        if error.code == VocabularyError.code:
-            return VocabularyError(error.message, error.param)
-        error_type = ContextLengthError if error.code == ContextLengthError.code else RequestError
-        return error_type(error.message, error.param)
+        for kind in (VocabularyError, ContextLengthError, GrammarError):
+            if error.code == kind.code:
+                return kind(error.message, error.param)
+        return RequestError(error.message, error.param)

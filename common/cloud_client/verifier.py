@@ -4,22 +4,27 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 from common.cloud_client.pool import CallOutcome, Cloud, CloudPool, outcome_of
 from common.cloud_client.stream import CloudStream
+from common.decoding.progress import record_work, waiting
 from common.errors import ContextLengthError, EndpointError, PrefixUnknown
 from common.http.client import HTTPClient
 from common.http.request_context import current_tenant
 from common.http.traffic import Traffic
 from common.protocol.prefix_hash import prefix_hash
 from common.protocol.stream_frames import StartFrame
+from common.tracing.spans import SpanKind, span
 from common.types import (
     GREEDY,
+    NEVER,
     NO_DRAFT,
     Draft,
     DraftRequest,
     DraftResponse,
     Sampling,
+    StopRule,
     Verdict,
     VerifyRequest,
     VerifyResponse,
@@ -34,8 +39,12 @@ class CloudVerifier:
     VerifyRequest). A cloud that failed gets no more calls of this request.
     """
 
-    def __init__(self, clouds: CloudPool, use_kv_cache: bool = True, vocabulary: str = "") -> None:
+    def __init__(
+        self, clouds: CloudPool, use_kv_cache: bool = True, vocabulary: str = "", logprobs: int | None = None
+    ) -> None:
+        """`logprobs`: how many of the likeliest tokens' log probabilities come with each token; None: none at all."""
         self._clouds = clouds
+        self._logprobs = logprobs
         self._use_kv_cache = use_kv_cache
         self._vocabulary = vocabulary
         self._tenant = current_tenant.get()
@@ -64,20 +73,24 @@ class CloudVerifier:
     ) -> Verdict:
         """See `common.decoding.interfaces.Verifier`; raises EndpointError when no usable cloud is left."""
         started = time.perf_counter()
-        while True:
-            cloud = self._pick(token_ids)
-            try:
-                with self._clouds.track_call(cloud):
-                    response = await self._round(cloud, token_ids, draft, sampling, max_tokens)
-                break
-            except EndpointError as error:
-                self._failed[cloud] = error
+        with span("verify", SpanKind.CLIENT) as traced:
+            while True:
+                cloud = self._pick(token_ids)
+                traced.set(_address(cloud), prefix=len(token_ids), drafted=len(draft))
+                try:
+                    with self._clouds.track_call(cloud):
+                        response = await self._round(cloud, token_ids, draft, sampling, max_tokens)
+                    break
+                except EndpointError as error:
+                    self._failed[cloud] = error
+            traced.set(accepted=response.accepted, tokens=len(response.token_ids), form=response.form)
         if cloud.client.config.optimized:
             self._held = len(token_ids) + len(response.token_ids)
         return Verdict(
             token_ids=response.token_ids,
             accepted=response.accepted,
             finish_reason=response.finish_reason,
+            logprobs=response.logprobs,
             latency_ms=(time.perf_counter() - started) * 1000,
             cloud_ms=response.latency_ms,
         )
@@ -98,23 +111,29 @@ class CloudVerifier:
             token_ids=list(token_ids),
             max_tokens=max_tokens,
             sampling=sampling,
+            logprobs=self._logprobs,
             use_kv_cache=self._use_kv_cache,
             vocabulary=self._vocabulary,
             tenant=self._tenant,
         )
         while True:
             cloud = self._pick(token_ids)
-            stream = CloudStream(cloud.client, start, self._traffic)
-            self._clouds.begin_call(cloud)
-            try:
-                async with stream:
-                    yield stream
-                return
-            except EndpointError:
-                if stream.opened:
-                    raise
-            finally:
-                self._end_call(cloud, stream)
+            with span("stream", SpanKind.CLIENT) as traced:
+                traced.set(_address(cloud), prefix=len(token_ids))
+                stream = CloudStream(cloud.client, start, self._traffic)
+                self._clouds.begin_call(cloud)
+                try:
+                    async with stream:
+                        yield stream
+                    return
+                except EndpointError as error:
+                    if stream.opened:
+                        raise
+                    traced.fail(type(error).__name__)
+                finally:
+                    self._end_call(cloud, stream)
+                    if end := stream.end:
+                        traced.set(steps=end.steps, drafted=end.drafted, accepted=end.accepted, dropped=end.dropped)
 
     def _end_call(self, cloud: Cloud, stream: CloudStream) -> None:
         """Records the stream's own outcome: its reader may catch its failure, or fail for other reasons."""
@@ -160,13 +179,21 @@ class CloudVerifier:
             draft_token_ids=list(draft),
             max_tokens=max_tokens,
             sampling=sampling,
+            logprobs=self._logprobs,
             use_kv_cache=self._use_kv_cache,
             idempotency_key=str(self._rounds),
             vocabulary="" if prefix else self._vocabulary,
             tenant=self._tenant,
         )
         first_byte = cloud.client.config.first_byte_timeout
-        return await cloud.client.post("/verify", request, VerifyResponse, self._traffic, first_byte)
+        with waiting("the cloud's verdict"):
+            return await cloud.client.post("/verify", request, VerifyResponse, self._traffic, first_byte, record_work)
+
+
+def _address(cloud: Cloud) -> dict[str, str | int]:
+    """As a span names the server that it calls."""
+    url = urlsplit(cloud.url)
+    return {"server.address": url.hostname or ""} | ({"server.port": url.port} if url.port else {})
 
 
 class EdgeDrafter:
@@ -175,13 +202,9 @@ class EdgeDrafter:
     def __init__(self, client: HTTPClient) -> None:
         self._client = client
 
-    async def draft(
-        self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop_below: float = 0.0
-    ) -> Draft:
+    async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop: StopRule = NEVER) -> Draft:
         started = time.perf_counter()
-        request = DraftRequest(
-            prompt_token_ids=list(token_ids), max_tokens=limit, sampling=sampling, stop_below=stop_below
-        )
+        request = DraftRequest(prompt_token_ids=list(token_ids), max_tokens=limit, sampling=sampling, stop=stop)
         try:
             response = await self._client.post("/draft", request, DraftResponse)
         except ContextLengthError:

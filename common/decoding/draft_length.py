@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from common.types import StopRule
+
 VERIFY_COST = 0.06
 """What verifying one more token adds to a step, in steps without drafts (measured: a verify of 8 costs 1.4 to 1.5)."""
 LEAST_GAIN = 0.05
@@ -50,3 +52,25 @@ def stream_draft_length(
     useful = worth_verifying(lambda n: prefix_acceptance(in_flight + n) / arrives, verified, cost) if arrives else 0
     gain = sum(prefix_acceptance(in_flight + n + 1) - cost * arrives for n in range(useful))
     return min(longest, in_flight + useful) if gain >= LEAST_GAIN else 0
+
+
+class EarlyStop:
+    """Follows one draft, token by token, and says where its rule ends it."""
+
+    def __init__(self, rule: StopRule) -> None:
+        self._rule = rule
+        self._confident = rule.gate is not None
+        """Whether all tokens so far have passed the gate."""
+        self._product = 1.0
+        self.chance = 1.0
+        """That all tokens so far that need a verdict are accepted."""
+
+    def ends_with(self, confidence: float) -> bool:
+        """Whether the draft's next token, which has this confidence, is its last."""
+        rule = self._rule
+        if self._confident and rule.gate is not None:
+            self._product *= confidence
+            self._confident = confidence >= rule.gate.threshold and self._product >= rule.gate.product_threshold
+        if not self._confident:
+            self.chance *= rule.ceiling * confidence**rule.power
+        return self.chance < rule.below

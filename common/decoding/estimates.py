@@ -1,21 +1,16 @@
 """What an edge server has learned from its answers about its network, its own speed and its cloud."""
 
-import itertools
-import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from common.decoding.acceptance import MEMORY, Acceptance, TextAcceptance
 from common.types import Draft, Verdict, VerificationMode
 
-MEMORY = 0.95
-"""Each observation multiplies the weight of those before it by this: about the last twenty count."""
 LONG_MEMORY = 0.99
 """The same, where about the last hundred count."""
 TYPICAL_ANSWER = 32.0
 """Tokens."""
-PLACES = 16
-"""Places in a run of accepted tokens that have an estimate of their own; later ones share the last."""
 TOKEN_STEPS = 0.06
 """Until it is measured: what verifying one more token costs, in steps without drafts."""
 LEAST_SPREAD = 1e-9
@@ -74,6 +69,16 @@ class LinearEstimate:
         self._xx += share * (dx * (x - self._x) - self._xx)
         self._xy += share * (dx * (y - self._y) - self._xy)
 
+    @classmethod
+    def of(cls, prior: float, sums: tuple[float, float, float, float, float]) -> "LinearEstimate":
+        """The estimate that has these `sums`."""
+        return cls(prior, *sums)
+
+    @property
+    def sums(self) -> tuple[float, float, float, float, float]:
+        """All that it remembers: weight, means of x and y, variance of x, covariance."""
+        return self._weight, self._x, self._y, self._xx, self._xy
+
     @property
     def measured(self) -> bool:
         return self._weight > 0
@@ -89,42 +94,6 @@ class LinearEstimate:
 
 
 @dataclass(slots=True)
-class Acceptance:
-    """How often the cloud accepts a draft token: by its place in a run of accepted ones, and by its confidence c.
-
-    `chances` by place: P(a token is accepted | all before it in its run were). They grow along a run, because the edge
-    knows some answers and not others; a mean over all tokens would underestimate long runs.
-
-    By confidence the probability is c ** power: below 1 the edge is underconfident, above 1 overconfident.
-    """
-
-    chances: list[float] = field(default_factory=lambda: [0.8] * PLACES)
-    power: float = 1.0
-    _prefix: list[float] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._accumulate()
-
-    def prefix_acceptance(self, n: int) -> float:
-        """P(the first n tokens of a draft are all accepted): 1 at 0, non-increasing."""
-        return self._prefix[n] if n <= PLACES else self._prefix[PLACES] * self.chances[-1] ** (n - PLACES)
-
-    def add(self, confidences: Sequence[float], accepted: int, run: int = 0) -> None:
-        """A draft of which the first `accepted` tokens were accepted, after `run` accepted tokens before it."""
-        for place, confidence in enumerate(confidences[: accepted + 1]):
-            outcome = float(place < accepted)
-            at = min(run + place, PLACES - 1)
-            self.chances[at] += (1 - MEMORY) * (outcome - self.chances[at])
-            # A step of gradient descent on the squared error, bounded so that one surprise does not upset it.
-            expected = confidence**self.power
-            self.power = min(max(self.power * (1.0 + 0.02 * (expected - outcome)), 0.2), 5.0)
-        self._accumulate()
-
-    def _accumulate(self) -> None:
-        self._prefix = list(itertools.accumulate(self.chances, operator.mul, initial=1.0))
-
-
-@dataclass(slots=True)
 class Estimates:
     """Learned from every answer of one edge server, read by the policy; belongs to one event loop. Times in seconds.
 
@@ -137,7 +106,7 @@ class Estimates:
     """Per token drafted."""
     verify: LinearEstimate = field(default_factory=lambda: LinearEstimate(TOKEN_STEPS))
     """One step of the cloud, as one answer sees it, by the number of its draft tokens in the step."""
-    acceptance: Acceptance = field(default_factory=Acceptance)
+    acceptance: Acceptance | TextAcceptance = field(default_factory=Acceptance)
     active: int = 0
     """Answers under way that the cloud takes part in."""
     bytes_per_round: Mean = field(default_factory=Mean)
@@ -216,3 +185,16 @@ class Estimates:
         step = self.step_seconds
         alone = self.verify.slope / step if step > 0 else TOKEN_STEPS
         return alone * max(1, self.active)
+
+
+class AnswerEstimates:
+    """What one answer has shown of its own text, on top of what all answers have."""
+
+    def __init__(self, everything: Estimates) -> None:
+        assert isinstance(everything.acceptance, Acceptance), "the estimates of all answers"
+        self._everything = everything
+        self.acceptance = TextAcceptance(everything.acceptance)
+
+    def current(self) -> Estimates:
+        """The estimates for this answer, now."""
+        return replace(self._everything, acceptance=self.acceptance)

@@ -5,21 +5,18 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from common.protocol.stream_frames import EndFrame, TokensFrame
-from common.types import Draft, Sampling, Verdict
+from common.types import NEVER, Draft, Sampling, StopRule, Verdict
 
 
 class Drafter(Protocol):
     """The edge model, in process or over HTTP."""
 
-    async def draft(
-        self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop_below: float = 0.0
-    ) -> Draft:
+    async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop: StopRule = NEVER) -> Draft:
         """Up to `limit` (>= 1) tokens after `token_ids`; its KV beyond them is rolled back.
 
         None where `token_ids` fill the edge's context.
 
-        The draft ends at a token that brings the product of its confidences below `stop_below`, in [0, 1]. One call at
-        a time; cancelling ends the work.
+        The draft also ends where `stop` says. One call at a time; cancelling ends the work.
         """
         ...
 

@@ -1,21 +1,25 @@
 """The heart of the project: draft → decide → verify → commit → emit, for one request."""
 
-import time
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import msgspec
 
 from common.decoding import policy, throughput
 from common.decoding.answer import Answer, Chunk
-from common.decoding.draft_ahead import DraftAhead
-from common.decoding.estimates import Estimates
+from common.decoding.drafters.draft_ahead import DraftAhead
+from common.decoding.drafters.lookup_drafter import LookupDrafter
+from common.decoding.estimates import AnswerEstimates, Estimates
 from common.decoding.interfaces import Drafter, Verifier
 from common.decoding.online_gate import GateRound, OnlineGate
 from common.decoding.policy import Decision, Escalation, choose_verification_mode
 from common.decoding.request import DecodingRequest
 from common.decoding.streaming import Follower
-from common.errors import ContextLengthError, EndpointError
+from common.errors import ContextLengthError, EndpointError, GrammarError
+from common.lookup.lookup import Lookup
+from common.tracing.spans import span
 from common.types import NO_DRAFT, Draft, Mode, VerificationMode
 
 
@@ -33,21 +37,26 @@ class Pipeline:
         verifier: Verifier,
         estimates: Estimates | None = None,
         online: OnlineGate | None = None,
+        lookup: Lookup | None = None,
     ) -> None:
-        """`online` decides in place of the plan's gate, and learns from every round."""
+        """`online` decides in place of the plan's gate, and learns from every round; `lookup` drafts, too."""
         sampling = request.sampling
         self.answer = Answer(request.plan, list(request.prompt), request.max_tokens)
         self._prompt_tokens = len(request.prompt)
         self._sampling = sampling
         self._draft_sampling = msgspec.structs.replace(sampling, temperature=0.0)
-        """Drafts are greedy, under the penalties and the schema of the answer."""
-        self._drafter = drafter
-        self._ahead = DraftAhead(drafter)
+        """Drafts are greedy, under the penalties and the grammar of the answer."""
+        self._drafts = True
+        """Whether the edge's model follows the answer: not if its grammar cannot."""
+        self._lookup_drafter = LookupDrafter(drafter, lookup, self.answer) if lookup else None
+        self._drafter = self._lookup_drafter or drafter
+        self._ahead = DraftAhead(self._drafter)
         self._verifier = verifier
         self._estimates = estimates or Estimates()
         seeded = sampling.temperature > 0 and sampling.seed is not None
         self._basis = Estimates() if seeded else self._estimates
         """What decisions rest on: nothing that was measured where a seed must repeat the answer."""
+        self._text = AnswerEstimates(self._basis)
         self._online = online
         self._verdicts: list[tuple[float, int]] = []
         """For each verdict its time, and the number of tokens committed with it."""
@@ -61,41 +70,62 @@ class Pipeline:
         self.answer.report.way = mode
         with self._estimates.answer_under_way() as self._alone:
             try:
-                if mode is VerificationMode.CONTINUOUS:
-                    async with aclosing(self._stream()) as chunks:
+                # A stream goes on in rounds where its cloud is lost; rounds as a stream where that is faster.
+                for part in (self._stream, self._rounds, self._stream, self._rounds):
+                    async with self._ahead, aclosing(part()) as chunks:
                         async for chunk in chunks:
                             yield chunk
-                async with self._ahead, aclosing(self._rounds()) as chunks:
-                    async for chunk in chunks:
-                        yield chunk
             finally:
                 self._close()
 
     async def _rounds(self) -> AsyncGenerator[Chunk, None]:
         """Round by round until the answer is complete; the edge alone continues here after a cloud is lost."""
-        answer = self.answer
+        answer, held = self.answer, list[Chunk]()
         while answer.open:
-            draft = await self._draft()
-            decision = (self._gate or policy).decide(draft.confidences, answer.plan)
-            before = answer.counts
-            if decision.keep:
-                yield answer.commit_kept(draft, decision.keep)
-            if decision.ask is not Escalation.NOTHING and answer.remaining > 0:
-                rest = draft.part(decision.keep, answer.remaining - 1)
-                for chunk in await self._verify(rest if decision.ask is Escalation.VERIFY else NO_DRAFT):
-                    yield chunk
-            elif not decision.keep:  # the edge's context is full
-                if len(answer.committed) == self._prompt_tokens:
-                    raise answer.lost or ContextLengthError("the prompt fills the edge's context")
-                return
-            self._learn(draft, decision, before)
+            with span("round") as traced:
+                draft = await self._draft()
+                decision = (self._gate or policy).decide(draft.confidences, answer.plan)
+                traced.set(drafted=len(draft.token_ids), kept=decision.keep, asked=decision.ask.value)
+                before = answer.counts
+                if decision.keep:
+                    held.append(answer.commit_kept(draft, decision.keep))
+                while held and not (answer.plan.holds_back and answer.open):
+                    yield held.pop(0)
+                if decision.ask is not Escalation.NOTHING and answer.remaining > 0:
+                    if answer.plan.handover is not None:
+                        self._hand_over()
+                        return
+                    for chunk in await self._verify(await self._proposed(draft, decision)):
+                        yield chunk
+                    if self._is_faster_as_stream():
+                        answer.report.way = VerificationMode.CONTINUOUS
+                        return
+                elif not decision.keep:  # the edge's context is full
+                    if len(answer.committed) == self._prompt_tokens:
+                        raise answer.lost or ContextLengthError("the prompt fills the edge's context")
+                    return
+                self._learn(draft, decision, before)
+
+    def _hand_over(self) -> None:
+        """The cloud goes on in one stream to the end; from the beginning, if nothing was shown."""
+        self.answer.report.way = VerificationMode.CONTINUOUS
+        if self.answer.plan.holds_back:
+            self.answer.withdraw()
+
+    def _is_faster_as_stream(self) -> bool:
+        """Whether what this answer has shown of itself speaks for another mode than the one it began with."""
+        plan, text = self.answer.plan, self._text.current()
+        if self._basis is not self._estimates or not self._alone or not plan.asks_cloud:
+            return False
+        return choose_verification_mode(plan, replace(text, active=text.active - 1)) is VerificationMode.CONTINUOUS
 
     async def _stream(self) -> AsyncGenerator[Chunk, None]:
         """The cloud's own stream, with drafts for it, on another cloud if one is lost; ends early without a cloud."""
         answer = self.answer
-        drafter = None if answer.plan.mode is Mode.CLOUD_ONLY else self._drafter
-        follower = Follower(answer, self._sampling, drafter, self._verifier, self._estimates)
-        while answer.open and answer.plan.asks_cloud:
+        plain = answer.plan.mode is Mode.CLOUD_ONLY or answer.plan.handover is not None
+        drafter = None if plain else self._drafter
+        follower = Follower(answer, self._sampling, drafter, self._verifier, self._estimates, self._text)
+        while answer.open and answer.plan.asks_cloud and answer.report.way is VerificationMode.CONTINUOUS:
             try:
                 async with aclosing(follower.chunks()) as chunks:
                     async for chunk in chunks:
@@ -110,14 +140,40 @@ class Pipeline:
 
     async def _draft(self) -> Draft:
         answer, plan = self.answer, self.answer.plan
-        length = policy.draft_length(plan, answer.remaining, self._basis)
-        if length.limit <= 0:
+        length = self._length(answer.remaining)
+        if length.limit <= 0 or (plan.asks_cloud and not self._drafts):
             return NO_DRAFT
         sampling = self._draft_sampling if plan.asks_cloud else self._sampling
-        draft = await self._ahead.draft(answer.committed, length.limit, sampling, length.stop_below)
-        self._estimates.observe_draft(draft, answer.report.edge_drawn)
+        try:
+            draft = await self._ahead.draft(answer.committed, length.limit, sampling, length.stop)
+        except GrammarError:
+            self._drafts = False
+            if not plan.asks_cloud:
+                raise
+            return NO_DRAFT
+        self._estimates.observe_draft(draft.of_model, answer.report.edge_drawn)
         answer.record_draft(draft)
         return draft
+
+    async def _proposed(self, draft: Draft, decision: Decision) -> Draft:
+        """What the cloud is asked about: the rest of the draft; of a gated one, what is looked up if that is likelier.
+
+        An online gate learns from what the cloud says of the model's own tokens, so these are sent.
+        """
+        if decision.ask is not Escalation.VERIFY:
+            return NO_DRAFT
+        plan, limit = self.answer.plan, self.answer.remaining - 1
+        rest = draft.part(decision.keep, limit)
+        if self._lookup_drafter is None or not plan.gated or self._gate:
+            return rest
+        return await self._lookup_drafter.instead_of(rest, min(limit, plan.max_draft_tokens))
+
+    def _length(self, remaining: int) -> policy.Length:
+        """How much to draft when `remaining` tokens may still be committed, under the gate that will decide."""
+        plan = self.answer.plan
+        if gate := self._gate:
+            plan = replace(plan, gate=gate.gate)
+        return policy.draft_length(plan, remaining, self._text.current())
 
     async def _verify(self, proposed: Draft) -> list[Chunk]:
         """The cloud verifies `proposed`, or generates by itself if that is empty, while the edge drafts ahead."""
@@ -132,8 +188,9 @@ class Pipeline:
             return []
         payload = verifier.bytes_up + verifier.bytes_down - bytes_before
         self._estimates.observe_round(proposed, verdict, payload, answer.report.rounds)
+        self._text.acceptance.add(proposed.confidences, verdict.accepted)
         chunks = answer.commit_verdict(verdict, proposed)
-        self._verdicts.append((time.perf_counter(), len(answer.committed)))
+        self._verdicts.append((asyncio.get_running_loop().time(), len(answer.committed)))
         return chunks
 
     def _draft_ahead(self, proposed: Draft) -> None:
@@ -141,10 +198,10 @@ class Pipeline:
         remaining = answer.remaining - len(proposed.token_ids) - 1
         if not (plan.draft_ahead and proposed.token_ids) or proposed.finished:
             return
-        length = policy.draft_length(plan, remaining, self._basis)
+        length = self._length(remaining)
         if length.limit > 0:
             guess = answer.committed + proposed.token_ids
-            self._ahead.start(guess, length.limit, self._draft_sampling, length.stop_below)
+            self._ahead.start(guess, length.limit, self._draft_sampling, length.stop)
 
     @property
     def _gate(self) -> OnlineGate | None:
@@ -177,4 +234,6 @@ class Pipeline:
             gate.end()
         report.cloud_calls, report.bytes_up, report.bytes_down = verifier.calls, verifier.bytes_up, verifier.bytes_down
         report.edge_drawn += self._ahead.wasted
+        if self._lookup_drafter:
+            report.predicted = self._lookup_drafter.predicted
         answer.close()

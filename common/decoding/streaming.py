@@ -1,22 +1,23 @@
 """Continuous verification: commits the cloud's stream as it arrives, and sends drafts to follow its newest token."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 import msgspec
 
-from common.decoding.answer import Answer, Chunk
-from common.decoding.draft_length import stream_draft_length
-from common.decoding.estimates import Estimates
+from common.decoding import policy
+from common.decoding.answer import Answer, Chunk, split_logprobs
+from common.decoding.draft_length import EarlyStop
+from common.decoding.estimates import AnswerEstimates, Estimates
 from common.decoding.interfaces import Drafter, Stream, Verifier
-from common.errors import OverloadedError
+from common.errors import GrammarError, OverloadedError
 from common.protocol.prefix_hash import common_prefix
 from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame, TokensFrame
-from common.types import Draft, Provenance, Sampling
+from common.tracing.spans import span
+from common.types import Draft, DraftSource, Provenance, Sampling
 
-PORTION = 8
+PORTION = 4
 """Tokens drafted at a time, before new tokens of the answer are looked for."""
 
 
@@ -30,12 +31,13 @@ class Continuation:
         self._run = 0
         """Length of the run of right guesses that ends at `position`."""
 
-    def follow(self, committed: list[int], estimates: Estimates) -> None:
-        """Moves on to the end of `committed` and drops what contradicts it; `estimates` learn from either."""
+    def follow(self, committed: list[int], estimates: Estimates, text: AnswerEstimates) -> None:
+        """Moves on to the end of `committed` and drops what contradicts it; both estimates learn from either."""
         new = committed[self.position :]
         right = common_prefix(new, self.token_ids)
         seen = min(len(new), len(self.token_ids), right + 1)
         estimates.observe_stream_draft(self.confidences[:seen], right, self._run)
+        text.acceptance.add(self.confidences[:seen], right, self._run)
         self._run = self._run + right if right == seen else 0
         keep = right if right == len(new) else len(self.token_ids)
         del self.token_ids[:keep], self.confidences[:keep]
@@ -50,7 +52,13 @@ class Follower:
     """Reads one answer as a stream and drafts for it; plain streaming without a `drafter`. Owns the drafting task."""
 
     def __init__(
-        self, answer: Answer, sampling: Sampling, drafter: Drafter | None, verifier: Verifier, estimates: Estimates
+        self,
+        answer: Answer,
+        sampling: Sampling,
+        drafter: Drafter | None,
+        verifier: Verifier,
+        estimates: Estimates,
+        text: AnswerEstimates,
     ) -> None:
         self._answer = answer
         self._sampling = sampling
@@ -59,8 +67,9 @@ class Follower:
         self._verifier = verifier
         self._estimates = estimates
         self._guess = Continuation()
-        self._drafted_confidences: dict[int, float] = {}
-        """Of the tokens drafted, by their positions."""
+        self._drafted: dict[int, tuple[float, DraftSource]] = {}
+        """Confidence and drafter of the tokens drafted, by their positions."""
+        self._text = text
         self._new_tokens = asyncio.Event()
         self._speed = 0.0
         """Tokens per second by which the answer grows."""
@@ -71,39 +80,58 @@ class Follower:
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """The rest of the answer. Raises EndpointError when the cloud is lost, after committing what arrived before."""
-        answer, began = self._answer, time.perf_counter()
+        answer, time = self._answer, asyncio.get_running_loop().time
         self.opened = False
+        began, first, count, accepted = time(), 0.0, 0, 0
+        end: EndFrame | None = None
         opening = self._verifier.stream(answer.committed, answer.remaining, self._sampling)
-        async with opening as stream, _Drafting(self, stream):
-            self.opened = True
-            self._estimates.observe_handshakes(stream.handshake_seconds)
-            first, count = 0.0, 0
-            async for frame in stream:
-                now = time.perf_counter()
-                first = first or now
-                count += len(frame.token_ids)
-                self._speed = count / max(now - first, 0.02)
-                for chunk in self._commit(frame):
-                    yield chunk
-                self._new_tokens.set()
-            end = stream.end
+        try:
+            async with opening as stream, _Drafting(self, stream):
+                self.opened = True
+                self._estimates.observe_handshakes(stream.handshake_seconds)
+                async for frame in stream:
+                    now = time()
+                    first = first or now
+                    count, accepted = count + len(frame.token_ids), accepted + frame.accepted
+                    self._speed = count / max(now - first, 0.02)
+                    for chunk in self._commit(frame):
+                        yield chunk
+                    self._new_tokens.set()
+                end = stream.end
+        finally:
+            answer.report.cloud_latency_ms += (time() - began) * 1e3
+            if end is None and count:
+                self._record_part(count, accepted)
         assert end is not None
-        ended = time.perf_counter()
-        answer.report.cloud_latency_ms += (ended - began) * 1e3
+        ended = time()
         if self._drafter is not None and count > 1:
             self.pace = count - 1, ended - first
         self._finish(end, ended - first)
 
+    def _record_part(self, count: int, accepted: int) -> None:
+        """Reports a stream that ended without its last frame: at a stop string, or because its cloud was lost.
+
+        Each step draws one token after those of the draft that it accepts. What it rejected only the last frame tells.
+        """
+        report = self._answer.report
+        report.rounds += 1
+        report.cloud_steps += count - accepted
+        report.drafted += accepted
+
     def _commit(self, frame: TokensFrame) -> list[Chunk]:
         answer = self._answer
-        position, chunks = len(answer.committed), []
+        position, chunks, round = len(answer.committed), [], answer.report.rounds + 1
         accepted, drawn = frame.token_ids[: frame.accepted], frame.token_ids[frame.accepted :]
+        of_accepted, of_drawn = split_logprobs(frame.logprobs, frame.accepted)
         if accepted:
-            confidences = [self._drafted_confidences.get(position + n, 0.0) for n in range(len(accepted))]
+            unknown = 0.0, DraftSource.MODEL
+            drafted = [self._drafted.get(position + n, unknown) for n in range(len(accepted))]
+            confidences, drafters = [confidence for confidence, _ in drafted], [drafter for _, drafter in drafted]
             answer.report.accepted += len(accepted)
-            chunks.append(answer.commit(accepted, Provenance.ACCEPTED, None, confidences))
+            known = confidences, None, drafters
+            chunks.append(answer.commit(accepted, Provenance.ACCEPTED, of_accepted, *known, round=round))
         if drawn:
-            chunks.append(answer.commit(drawn, Provenance.CLOUD))
+            chunks.append(answer.commit(drawn, Provenance.CLOUD, of_drawn, round=round))
         return chunks
 
     def _finish(self, end: EndFrame, seconds: float) -> None:
@@ -111,15 +139,16 @@ class Follower:
         report.rounds += 1
         report.drafted += end.drafted
         report.cloud_steps += end.steps
+        report.cached_tokens = report.cached_tokens if self._drafter else end.cached_tokens
         self._answer.ended = end.finish_reason
         self._estimates.observe_stream(end.steps, end.drafted, seconds)
 
     async def keep_drafting(self, stream: Stream) -> None:
         """Until cancelled: whenever the answer has grown, extends the guess and sends it.
 
-        An edge that is too busy does not draft: the stream needs no drafts.
+        An edge that is too busy, or whose grammar cannot follow the answer, does not draft: the stream needs no drafts.
         """
-        with suppress(OverloadedError):
+        with suppress(OverloadedError, GrammarError):
             await self._keep_drafting(stream)
 
     async def _keep_drafting(self, stream: Stream) -> None:
@@ -128,9 +157,9 @@ class Follower:
         while True:
             await self._new_tokens.wait()
             self._new_tokens.clear()
-            guess.follow(answer.committed, self._estimates)
+            guess.follow(answer.committed, self._estimates, self._text)
             if await self._extend_guess():
-                guess.follow(answer.committed, self._estimates)
+                guess.follow(answer.committed, self._estimates, self._text)
                 if guess.token_ids:
                     await stream.draft(guess.position, guess.token_ids[:LONGEST_DRAFT])
 
@@ -139,22 +168,24 @@ class Follower:
         assert self._drafter is not None
         estimates, guess, answer = self._estimates, self._guess, self._answer
         in_flight_tokens = self._speed * (estimates.round_trip + estimates.step_seconds)
-        length = stream_draft_length(
-            estimates.acceptance.prefix_acceptance, in_flight_tokens, LONGEST_DRAFT, cost=estimates.token_steps
-        )
-        missing = min(min(length, answer.remaining - 1) - len(guess.token_ids), PORTION)
-        if missing <= 0:
+        length = policy.stream_length(answer.plan, answer.remaining, in_flight_tokens, self._text.current())
+        missing = min(length.limit - len(guess.token_ids), PORTION)
+        early = EarlyStop(length.stop)
+        if missing <= 0 or any(early.ends_with(confidence) for confidence in guess.confidences):
             return False
+        rest = msgspec.structs.replace(length.stop, below=min(1.0, length.stop.below / max(early.chance, 1e-9)))
         context = answer.committed[: guess.position] + guess.token_ids
-        draft = await self._drafter.draft(context, missing, self._greedy)
+        with span("draft") as traced:
+            draft = await self._drafter.draft(context, missing, self._greedy, stop=rest)
+            traced.set(limit=missing, tokens=len(draft.token_ids), reused=draft.reused)
         if not draft.token_ids:
             return False
         positions = range(len(context), len(context) + len(draft.token_ids))
-        self._drafted_confidences.update(zip(positions, draft.confidences, strict=True))
-        estimates.observe_draft(draft, answer.report.edge_drawn)
+        self._drafted.update(zip(positions, zip(draft.confidences, draft.drafters, strict=True), strict=True))
+        estimates.observe_draft(draft.of_model, answer.report.edge_drawn)
         answer.record_draft(draft)
         guess.extend(draft)
-        if missing == PORTION:
+        if len(draft.token_ids) == PORTION:
             self._new_tokens.set()  # the guess may not be long enough yet
         return True
 

@@ -6,6 +6,9 @@ from common.decoding.draft_length import expected_tokens, worth_verifying
 from common.decoding.estimates import Estimates
 from common.types import VerificationMode
 
+LONG_RUN = 64
+"""Tokens: runs of accepted tokens are taken to end here at the latest."""
+
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
@@ -57,15 +60,18 @@ def of_stopping_rounds(estimates: Estimates, max_draft_tokens: int, draft_ahead:
 def of_stream(estimates: Estimates, max_draft_tokens: int) -> Throughput:
     """The cloud's own stream with drafts after its newest token; length 0 is the stream without drafts.
 
-    While a token travels to the edge and a draft back, the cloud draws `in_flight` tokens by itself, the one of the
-    step under way included. If the draft begins with all of them, the rest of it is verified in one step.
+    After a mistake of the edge the cloud draws `in_flight` tokens by itself, while a token travels to the edge and a
+    draft back. From then on each step verifies what the edge has drafted in the time of a step, up to the next mistake.
     """
     prefix_acceptance, step = estimates.acceptance.prefix_acceptance, max(estimates.step_seconds, 1e-9)
     without_drafts = Throughput(0, 1.0 / step)
-    length = worth_verifying(prefix_acceptance, max_draft_tokens, estimates.token_steps)
+    drafted = round(step / estimates.draft_seconds) if estimates.draft_seconds else max_draft_tokens
+    length = worth_verifying(prefix_acceptance, min(max_draft_tokens, max(1, drafted)), estimates.token_steps)
     if not length:
         return without_drafts
-    in_flight = 1.0 + (estimates.round_trip + length * estimates.draft_seconds) / step
-    tokens = in_flight + sum(prefix_acceptance(round(in_flight) + n) for n in range(length + 1))
-    speed = tokens / (step * (in_flight + 1 + length * estimates.token_steps))
+    in_flight = min(LONG_RUN, 1 + round(estimates.round_trip / step))
+    alone = expected_tokens(prefix_acceptance, in_flight - 1)
+    drafts = sum(prefix_acceptance(n) for n in range(in_flight, LONG_RUN, length))
+    seconds = step * (alone + drafts * (1 + length * estimates.token_steps))
+    speed = expected_tokens(prefix_acceptance, LONG_RUN - 1) / seconds
     return Throughput(length, speed) if speed > without_drafts.speed else without_drafts

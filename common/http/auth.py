@@ -4,43 +4,65 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from common.config_values import Secret
 from common.errors import AuthenticationError, ForbiddenError
-from common.http.messages import REQUEST_ID, TENANT
+from common.http.messages import REQUEST_ID, TENANT, route_of
 from common.http.request_context import current_tenant
 from common.protocol.codec import JSON, MSGPACK, PROTOCOL, PROTOCOL_HEADER
 
-PUBLIC_PATHS = ("/health", "/ready")
+PUBLIC_ROUTES = ("/health", "/ready")
 """Answered without an API key."""
+RATE_LIMITS = [f"X-RateLimit-{what}-{of}" for of in ("Requests", "Tokens") for what in ("Limit", "Remaining", "Reset")]
+EXPOSED_HEADERS = ", ".join(["X-Request-Id", "Retry-After", *RATE_LIMITS])
+"""What a page's script may read of a response."""
 
 
-def authenticate(keys: Iterable[Secret]) -> Middleware:
-    """A middleware that raises AuthenticationError unless a request has one of `keys` (`Authorization: Bearer KEY`).
+def authenticate(keys: Iterable[Secret], public: Collection[str] = ()) -> Middleware:
+    """A middleware that raises AuthenticationError unless a request has one of `keys`.
 
-    It sets the request's TENANT, and `current_tenant` for the tasks that serve it.
+    As `Authorization: Bearer KEY`, or `X-Api-Key: KEY`, which Anthropic's clients send. Sets the request's TENANT, and
+    `current_tenant` for the tasks that serve it. `public` names more routes, by the registered pattern, that are
+    answered without a key.
     """
-    digests = [_digest(key.reveal()) for key in keys]
+    digests, public = [_digest(key.reveal()) for key in keys], {*PUBLIC_ROUTES, *public}
 
     @web.middleware
     async def authenticated(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in PUBLIC_PATHS and request.method in (hdrs.METH_GET, hdrs.METH_HEAD):
+        if route_of(request) in public and request.method in (hdrs.METH_GET, hdrs.METH_HEAD):
             return await handler(request)
-        scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-        given, found = _digest(key.strip()), False
+        key = _shown_key(request)
+        given, found = _digest(key or ""), False
         for digest in digests:  # always all of them: the time taken must not tell which one is close
             found |= hmac.compare_digest(given, digest)
-        if scheme.lower() != "bearer" or not found:
+        if key is None or not found:
             raise AuthenticationError("give a valid API key: 'Authorization: Bearer KEY'")
-        request[TENANT] = given[:8].hex()
+        request[TENANT] = _name_of(given)
         current_tenant.set(request[TENANT])
         return await handler(request)
 
     return authenticated
+
+
+def _shown_key(request: web.Request) -> str | None:
+    """The key that a request shows; None if it shows none."""
+    if hdrs.AUTHORIZATION not in request.headers:
+        return request.headers.get("X-Api-Key")
+    scheme, _, key = request.headers[hdrs.AUTHORIZATION].partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None
+
+
+def tenant_name(key: Secret) -> str:
+    """The TENANT of requests that show `key`."""
+    return _name_of(_digest(key.reveal()))
+
+
+def _name_of(digest: bytes) -> str:
+    return digest[:8].hex()
 
 
 def _digest(key: str) -> bytes:
@@ -140,7 +162,7 @@ def response_headers(origins: Iterable[str]) -> Callable[[web.Request, web.Strea
         if _allowed(request, allowed):
             origin = "*" if "*" in allowed else request.headers[hdrs.ORIGIN]
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
-            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "X-Request-Id, Retry-After"
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED_HEADERS
             response.headers.add(hdrs.VARY, hdrs.ORIGIN)
 
     return add

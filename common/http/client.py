@@ -5,10 +5,10 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import aiohttp
 import zstandard
@@ -38,12 +38,23 @@ CEIL_THRESHOLD = 1e9
 T = TypeVar("T")
 
 
+class RawReply(NamedTuple):
+    """A server's reply as it came."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
 class HTTPClient:
     """Typed calls to one server. Owns its connections: use `async with`, or call `close()`.
 
     Without `config.optimized` (F4 off) it sends uncompressed JSON over a new connection per call and never retries.
     With `check_protocol` it raises WrongProtocol unless the server speaks `codec.PROTOCOL`.
     """
+
+    READY = "/ready"
+    """The route that answers where the server is ready."""
 
     def __init__(
         self,
@@ -84,23 +95,31 @@ class HTTPClient:
         type_: type[T],
         traffic: Traffic | None = None,
         first_byte: float | None = None,
+        on_work: Callable[[], None] = lambda: None,
+        seconds: float | None = None,
     ) -> T:
         """Sends `body` and decodes the reply as `type_`; adds the call to the client's traffic and to `traffic`.
 
         `first_byte`: seconds within which the reply must begin, in place of `config.timeout`, unless the server says
-        that it works on the call. Raises EndpointError when the server cannot be used, RequestError (or a child) when
-        it refuses the request.
+        that it works on the call; `on_work` is called each time. `seconds`: in place of `config.timeout`.
+        Raises EndpointError when the server cannot be used, RequestError (or a child) when it refuses the request.
         """
         call = self._call("POST", path, codec.encode(body, self.content_type))
-        call.patience = first_byte or call.patience
+        call.seconds = seconds or call.seconds
+        call.patience, call.on_work = first_byte or call.seconds, on_work
         try:
-            return self.decode(await self._send(call), type_)
+            return self.decode((await self._send(call)).body, type_)
         finally:
             if traffic is not None:
                 traffic.add(call.spent)
 
     async def get(self, path: str, type_: type[T]) -> T:
-        return self.decode(await self._send(self._call("GET", path)), type_)
+        return self.decode((await self._send(self._call("GET", path))).body, type_)
+
+    async def reply(self, path: str, body: bytes) -> RawReply:
+        """The reply to a body of JSON as it comes, whatever its status; raises EndpointError when none comes."""
+        call = Call("POST", path, body, codec.JSON, self.config.timeout, self.config.timeout, any_status=True)
+        return await self._send(call)
 
     def _call(self, method: str, path: str, body: bytes = b"") -> Call:
         return Call(method, path, body, self.content_type, self.config.timeout, self.config.timeout)
@@ -113,9 +132,9 @@ class HTTPClient:
             raise EndpointError(f"{self.base_url} answers nonsense ({error.message})") from error
 
     async def check_ready(self) -> None:
-        """Calls GET /ready once, without retries; raises EndpointError unless the server is ready."""
+        """Calls GET `READY` once, without retries; raises EndpointError unless the server is ready."""
         try:
-            async with self._exchange(self._call("GET", "/ready")):
+            async with self._exchange(self._call("GET", self.READY)):
                 pass
         except RequestError as error:
             raise EndpointError(f"{self.base_url}: {error.message}") from error
@@ -147,28 +166,35 @@ class HTTPClient:
         """Calls, failures, retries, bytes of bodies each way and the mean latency in milliseconds so far."""
         return self.traffic.stats()
 
-    async def events(self, path: str, body: object) -> AsyncIterator[bytes]:
+    async def events(self, path: str, body: object, traffic: Traffic | None = None) -> AsyncGenerator[bytes, None]:
         """The data of each server-sent event until `[DONE]`; raises like `post`, also for an error event.
 
-        `config.timeout` limits the wait for each event or comment, not the whole stream.
+        `config.timeout` limits the wait for each event or comment, not the whole stream. The call is added to the
+        client's traffic and to `traffic`.
         """
         wait = self.config.timeout
-        async with self._exchange(Call("POST", path, codec.encode(body), codec.JSON, wait, wait)) as response:
-            while True:
-                async with asyncio.timeout(wait):
-                    line = await response.content.readline()
-                if line.startswith(b":"):
-                    continue  # a comment: the server works
-                data = line.removeprefix(b"data: ").strip()
-                if data == b"[DONE]" or not line:
-                    return
-                if data.startswith(b'{"error"'):
-                    raise error_from_reply(self.base_url, 500, data, codec.JSON)
-                if data:
+        call = Call("POST", path, codec.encode(body), codec.JSON, wait, wait)
+        try:
+            async with self._exchange(call) as response:
+                while True:
+                    async with asyncio.timeout(wait):
+                        line = await response.content.readline()
+                    call.spent.bytes_down += len(line)
+                    field, _, data = line.partition(b":")
+                    data = data.strip()
+                    if data == b"[DONE]" or not line:
+                        return
+                    if field != b"data" or not data:
+                        continue  # without a name it is a comment: the server works
+                    if data.startswith(b'{"error"'):
+                        raise self._error(500, data, codec.JSON)
                     yield data
+        finally:
+            for total in filter(None, (self.traffic, traffic)):
+                total.add(call.spent)
 
-    async def _send(self, call: Call) -> bytes:
-        """The reply's body; repeats the call where that is safe."""
+    async def _send(self, call: Call) -> RawReply:
+        """The reply; repeats the call where that is safe."""
         spent, retries = call.spent, self.config.max_retries if self.config.optimized else 0
         try:
             async with asyncio.timeout(call.seconds) as call.deadline:
@@ -176,8 +202,8 @@ class HTTPClient:
                     spent.retries += attempt.num > 1
                     with attempt:
                         async with self._exchange(call) as response:
-                            reply = await response.read()
-                        spent.bytes_down += len(reply)
+                            reply = RawReply(response.status, response.headers, await response.read())
+                        spent.bytes_down += len(reply.body)
                         return reply
             raise AssertionError("stamina returns or raises")
         except TimeoutError as error:
@@ -201,10 +227,10 @@ class HTTPClient:
                 status = str(response.status)
                 if self._check_protocol:
                     check_protocol(self.base_url, response.status, response.headers.get(codec.PROTOCOL_HEADER))
-                if response.status >= 400:
+                if response.status >= 400 and not call.any_status:
                     async with asyncio.timeout(self.config.timeout):
                         reply = await response.read()
-                    raise error_from_reply(self.base_url, response.status, reply, response.content_type)
+                    raise self._error(response.status, reply, response.content_type)
                 yield response
         except aiohttp.ConnectionTimeoutError as error:
             spent.failures += 1
@@ -240,6 +266,10 @@ class HTTPClient:
             async with self._exchange(self._call("GET", CALL_ROUTE.format(id=call_id))):
                 return True
         return False
+
+    def _error(self, status: int, body: bytes, content_type: str) -> EndpointError | RequestError:
+        """The error that a reply stands for."""
+        return error_from_reply(self.base_url, status, body, content_type)
 
     def _timeout_error(self, seconds: float) -> EndpointError:
         return EndpointError(f"{self.base_url} did not answer within {seconds:g} s")

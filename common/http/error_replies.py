@@ -2,7 +2,15 @@
 
 import msgspec
 
-from common.errors import ContextLengthError, EndpointError, PrefixUnknown, RequestError, VocabularyError
+from common.errors import (
+    ContextLengthError,
+    EndpointError,
+    GrammarError,
+    NotFoundError,
+    PrefixUnknown,
+    RequestError,
+    VocabularyError,
+)
 from common.protocol import codec
 
 
@@ -38,7 +46,7 @@ def error_from_reply(url: str, status: int, body: bytes, content_type: str) -> E
     except RequestError:
         return EndpointError(f"{url} answered {status}")
     kinds: dict[str | None, type[RequestError | EndpointError]] = {
-        kind.code: kind for kind in (PrefixUnknown, ContextLengthError, VocabularyError)
+        kind.code: kind for kind in (PrefixUnknown, ContextLengthError, GrammarError, NotFoundError, VocabularyError)
     }
     if error.code in kinds:
         return kinds[error.code](error.message, error.param)

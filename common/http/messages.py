@@ -4,10 +4,10 @@ import asyncio
 import logging
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import zstandard
 from aiohttp import web
@@ -23,6 +23,8 @@ REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 """The `X-Request-Id` of the request, or a generated one; returned, logged and sent on to other servers."""
 TENANT = web.RequestKey("TENANT", str)
 """A name for the request's API key that does not reveal it; empty when the server has no keys."""
+ERROR_OBJECT: web.RequestKey[Callable[[FrameworkError], dict[str, Any]]] = web.RequestKey("ERROR_OBJECT")
+"""How the request's route writes errors, where it does not as `error_object` does."""
 WEBSOCKETS = web.AppKey("WEBSOCKETS", weakref.WeakSet[web.WebSocketResponse])
 """The open WebSockets, which the server closes when it stops."""
 BODY_LIMIT = 4 * 2**20
@@ -39,6 +41,9 @@ HEARTBEAT_SECONDS = 20.0
 """Interval of pings to a WebSocket's peer, which has half of it to answer."""
 
 
+UNKNOWN_ROUTE = "other"
+
+
 @dataclass(slots=True)
 class Exchange:
     """The progress of one request: bytes of bodies, start and first byte (`time.perf_counter`), a failed stream."""
@@ -48,6 +53,17 @@ class Exchange:
     began: float = field(default_factory=time.perf_counter)
     first_byte: float | None = None
     failed: bool = False
+    complete: bool = False
+    """Whether all events of a stream were sent: a client that leaves now has its answer."""
+    ended: float | None = None
+    """When the last answer on a connection that is kept open ended; None: the request ends with its handler."""
+
+    def begin(self) -> None:
+        """Another answer begins on the same connection: times are its own."""
+        self.began, self.first_byte, self.ended = time.perf_counter(), None, None
+
+    def end(self) -> None:
+        self.ended = time.perf_counter()
 
     def record_sent(self, size: int) -> None:
         self.bytes_out += size
@@ -91,6 +107,12 @@ def _decompress(body: bytes) -> bytes:
         raise RequestError("the body is not valid zstd") from error
 
 
+def route_of(request: web.Request) -> str:
+    """The registered pattern of the request's route, never the client's own path."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource else UNKNOWN_ROUTE
+
+
 def tenant_of(request: web.Request, name: str) -> str:
     """The tenant that `name` is among those of the request's API key: an edge shows one key for all its clients."""
     return request[TENANT] + name  # the first part has the same length for all keys
@@ -103,7 +125,11 @@ def reply(request: web.Request, value: object, status: int = 200) -> web.Respons
     return web.Response(body=codec.encode(value, content_type), status=status, content_type=content_type)
 
 
-async def stream(request: web.Request, events: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+async def stream(
+    request: web.Request,
+    events: AsyncGenerator[bytes, None],
+    error_event: Callable[[FrameworkError], bytes] | None = None,
+) -> web.StreamResponse:
     """Sends `events`, already encoded as server-sent events; a failure becomes an error event and ends the stream.
 
     While there is no event it sends comments. Closes `events` at once when the client disconnects, and when it has not
@@ -121,15 +147,21 @@ async def stream(request: web.Request, events: AsyncGenerator[bytes, None]) -> w
                     await events.athrow(error)  # the generator knows who cancelled it
                     raise
                 exchange.record_sent(len(event))
+            exchange.complete = True
         except ConnectionError:
             raise  # the client disconnected: nobody can read an error event
         except (Exception, asyncio.CancelledError) as error:
             exchange.failed = True
-            event = b"data: " + codec.encode(error_object(client_error(request, error))) + b"\n\n"
+            event = (error_event or _error_event)(client_error(request, error))
             await _send(request, response.write(event))
             exchange.record_sent(len(event))
-    await _send(request, response.write_eof())
+    with suppress(ConnectionError):  # a client that has read the last event may leave
+        await _send(request, response.write_eof())
     return response
+
+
+def _error_event(error: FrameworkError) -> bytes:
+    return b"data: " + codec.encode(error_object(error)) + b"\n\n"
 
 
 async def _send(request: web.Request, writing: Awaitable[None]) -> None:
@@ -196,6 +228,6 @@ def client_error(request: web.Request, error: BaseException) -> FrameworkError:
 
 
 def error_object(error: FrameworkError) -> dict[str, dict[str, str | None]]:
-    """OpenAI's error object."""
-    message = error.message.encode(errors="replace").decode()  # a message may quote input with lone surrogates
-    return {"error": {"message": message, "type": error.type, "param": error.param, "code": error.code}}
+    """OpenAI's error object; what it quotes of the input may have lone surrogates, which become question marks."""
+    message, param = (text.encode(errors="replace").decode() for text in (error.message, error.param or ""))
+    return {"error": {"message": message, "type": error.type, "param": param or error.param, "code": error.code}}

@@ -70,11 +70,15 @@ class HttpMetrics:
 
 
 def metrics_page(registry: CollectorRegistry) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """A handler for GET /metrics: `registry`, then the default registry of vLLM and the Python process."""
+    """A handler for GET /metrics: `registry`, then the default registry of vLLM and the Python process.
+
+    `?name[]=NAME`, which may be repeated, asks for these samples only, as in other exporters.
+    """
 
     async def page(request: web.Request) -> web.Response:
-        return web.Response(
-            body=generate_latest(registry) + generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+        names = request.query.getall("name[]", [])
+        registries = [one.restricted_registry(names) if names else one for one in (registry, REGISTRY)]
+        body = b"".join(map(generate_latest, registries))
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return page

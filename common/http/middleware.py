@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from common.errors import (
@@ -18,46 +18,70 @@ from common.errors import (
     StoppingError,
 )
 from common.http.in_flight import IN_FLIGHT
-from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, Exchange, client_error, error_object, reply
+from common.http.messages import (
+    ERROR_OBJECT,
+    EXCHANGE,
+    REQUEST_ID,
+    TENANT,
+    Exchange,
+    client_error,
+    error_object,
+    reply,
+    route_of,
+)
 from common.http.metrics import HttpMetrics, RequestOutcome
 from common.http.patience import CALL_ID_HEADER, CALL_ROUTE
-from common.http.request_context import (
-    current_request_id,
-    current_tenant,
-    current_traceparent,
-    valid_request_id,
-    valid_traceparent,
-)
+from common.http.request_context import current_priority, current_request_id, current_tenant, valid_request_id
+from common.tracing.context import current_traceparent, valid_traceparent
+from common.tracing.spans import NO_SPAN, Span, SpanKind, span
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-PROBES = ("/health", "/ready", "/metrics", CALL_ROUTE)
+PROBES = ("/health", "/ready", "/metrics", "/stats", CALL_ROUTE)
 """Requested every few seconds by monitoring: logged only at level DEBUG."""
-UNKNOWN_ROUTE = "other"
 
 
 def observe(metrics: HttpMetrics) -> Middleware:
-    """A middleware that sets each request's id and trace context, and counts and logs it when it ends."""
+    """A middleware that sets each request's id and trace context, and traces, counts and logs it until it ends."""
 
     @web.middleware
     async def observed(request: web.Request, handler: Handler) -> web.StreamResponse:
         _set_context(request)
         outcome, status = RequestOutcome.CANCELLED, 499  # nginx's status for a client that disconnected
-        try:
-            with request.app[IN_FLIGHT].track(request.headers.get(CALL_ID_HEADER, "")):
-                response = await handler(request)
-            outcome, status = _outcome(request, response), response.status
-            return response
-        except ConnectionError:
-            raise  # the client disconnected
-        except Exception:
-            outcome, status = RequestOutcome.FAILED, 500
-            raise
-        finally:
-            _report(request, metrics, outcome, status)
+        with _span_of(request) as traced:
+            try:
+                with request.app[IN_FLIGHT].track(request.headers.get(CALL_ID_HEADER, "")):
+                    response = await handler(request)
+                outcome, status = _outcome(request, response), response.status
+                return response
+            except ConnectionError:  # the client disconnected; raised again, it would be logged as our fault
+                return web.Response(status=499)
+            except Exception:
+                outcome, status = RequestOutcome.FAILED, 500
+                raise
+            finally:
+                if request[EXCHANGE].complete and outcome is RequestOutcome.CANCELLED:
+                    outcome, status = RequestOutcome.OK, 200
+                _report(request, metrics, outcome, status)
+                _trace(traced, request, outcome, status)
 
     return observed
+
+
+def _span_of(request: web.Request) -> Span:
+    """None of a probe, nor of a WebSocket, which carries many answers with spans of their own."""
+    route = route_of(request)
+    if route in PROBES or hdrs.UPGRADE in request.headers:
+        return NO_SPAN
+    return span(f"{request.method} {route}", SpanKind.SERVER)
+
+
+def _trace(traced: Span, request: web.Request, outcome: RequestOutcome, status: int) -> None:
+    http = {"http.request.method": request.method, "http.route": route_of(request), "url.scheme": request.scheme}
+    traced.set(http | {"http.response.status_code": status}, request_id=request[REQUEST_ID], outcome=outcome.value)
+    if outcome is RequestOutcome.FAILED:
+        traced.fail(str(status))
 
 
 def _set_context(request: web.Request) -> None:
@@ -66,6 +90,7 @@ def _set_context(request: web.Request) -> None:
     request[EXCHANGE] = Exchange()
     current_request_id.set(request[REQUEST_ID])
     current_tenant.set("")  # requests over one connection share a context
+    current_priority.set(0)
     current_traceparent.set(valid_traceparent(request.headers.getall("traceparent", [])))
 
 
@@ -81,12 +106,12 @@ def _outcome(request: web.Request, response: web.StreamResponse) -> RequestOutco
 
 def _report(request: web.Request, metrics: HttpMetrics, outcome: RequestOutcome, status: int) -> None:
     exchange, route = request[EXCHANGE], route_of(request)
-    seconds = time.perf_counter() - exchange.began
+    seconds = (exchange.ended or time.perf_counter()) - exchange.began
     first = None if exchange.first_byte is None else exchange.first_byte - exchange.began
     metrics.observe(route, outcome, seconds, first, exchange.bytes_in, exchange.bytes_out)
     log.log(
         logging.DEBUG if route in PROBES else logging.INFO,
-        "%s %s %d %s %.1f ms, %d bytes in, %d out, request %s, trace %s",
+        "%s %s %d %s %.1f ms, %d bytes in, %d out, request %s",
         request.method,
         route,
         status,
@@ -95,19 +120,16 @@ def _report(request: web.Request, metrics: HttpMetrics, outcome: RequestOutcome,
         exchange.bytes_in,
         exchange.bytes_out,
         request[REQUEST_ID],
-        current_traceparent.get() or "none",
     )
-
-
-def route_of(request: web.Request) -> str:
-    """The registered pattern of the request's route, never the client's own path."""
-    resource = request.match_info.route.resource
-    return resource.canonical if resource else UNKNOWN_ROUTE
 
 
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns every failure into OpenAI's error object. Messages of 4xx errors are not logged: they quote bodies."""
+    """Turns every failure into OpenAI's error object, or that of the request's ERROR_OBJECT.
+
+    Messages of 4xx errors are not logged: they quote bodies.
+    """
+    allow = ""
     try:
         return await handler(request)
     except FrameworkError as error:
@@ -116,6 +138,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         failure, status = NotFoundError(f"no such route: {request.method} {request.path}"), 404
     except web.HTTPException as error:
         failure, status = RequestError(f"{error.reason}: {request.method} {request.path}"), error.status
+        allow = error.headers.get(hdrs.ALLOW, "")
     except (Exception, asyncio.CancelledError) as error:
         if request.transport is None or request.transport.is_closing() or request.writer.output_size:
             raise  # the client disconnected, or the response has begun: no error object can be sent
@@ -125,7 +148,9 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         level = logging.DEBUG if route_of(request) in PROBES else logging.WARNING
         log.log(level, "request %s: %d %s", request[REQUEST_ID], status, failure.message)
     failure.__traceback__ = None  # it would keep this frame, and with it the body, until a later garbage collection
-    response = reply(request, error_object(failure), status)
+    response = reply(request, request.get(ERROR_OBJECT, error_object)(failure), status)
+    if allow:
+        response.headers[hdrs.ALLOW] = allow
     if isinstance(failure, OverloadedError):
         response.headers["Retry-After"] = str(failure.retry_after)
     if isinstance(failure, AuthenticationError):

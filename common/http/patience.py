@@ -34,6 +34,10 @@ class Call:
     spent: Traffic = field(default_factory=Traffic)
     deadline: asyncio.Timeout | None = None
     """Of `seconds`; set while the call runs."""
+    on_work: Callable[[], None] = lambda: None
+    """Called at each sign of work."""
+    any_status: bool = False
+    """Whether a refusal is a reply, and no error."""
 
 
 async def late_reply(reply: Coroutine[Any, Any, T], call: Call, in_flight: Callable[[], Awaitable[bool]]) -> T:
@@ -49,6 +53,7 @@ async def late_reply(reply: Coroutine[Any, Any, T], call: Call, in_flight: Calla
         while not await _done(task, patience / 2):
             if await _says_yes(in_flight, deadline - clock()):
                 deadline = clock() + patience
+                call.on_work()
                 if call.deadline is not None:
                     call.deadline.reschedule(clock() + call.seconds)
             elif not await _done(task, deadline - clock()):

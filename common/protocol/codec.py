@@ -9,7 +9,7 @@ from common.errors import RequestError
 
 JSON = "application/json"
 MSGPACK = "application/msgpack"
-PROTOCOL = "1"
+PROTOCOL = "2"
 """Version of the messages between edge and cloud and of their meaning; both sides must have the same."""
 PROTOCOL_HEADER = "X-Edgecloud-Protocol"
 """Header of every reply of both servers, with their protocol version."""
@@ -39,6 +39,15 @@ def decode(body: bytes, type_: type[T], content_type: str = JSON) -> T:
         message, _, path = str(error).partition(" - at `$.")
         raise RequestError(f"{message or 'nested too deeply'}", param=path.rstrip("`") or None) from error
     return value
+
+
+def convert(value: object, type_: type[T]) -> T:
+    """A body that was decoded without a schema as `type_`; raises RequestError as `decode` does."""
+    try:
+        return msgspec.convert(value, type_)
+    except (msgspec.ValidationError, RecursionError) as error:
+        message, _, path = str(error).partition(" - at `$.")
+        raise RequestError(f"{message or 'nested too deeply'}", param=path.rstrip("`") or None) from error
 
 
 def _check_json_types(body: object) -> None:

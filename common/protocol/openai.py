@@ -1,12 +1,24 @@
 """Defines and checks the OpenAI API requests that the edge accepts."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
-from common.errors import RequestError
-from common.protocol.openai_options import CollaborationOptions, ResponseFormat, StreamOptions
-from common.types import Mode, Objective, Sampling, Seed, VerificationMode
+from common.errors import RequestError, UnsupportedError
+from common.protocol.content.openai_content import Message, Prediction, media_in
+from common.protocol.openai_fields import unsupported
+from common.protocol.openai_options import (
+    CollaborationOptions,
+    GuidedFields,
+    ResponseFormat,
+    StreamOptions,
+    StructuredOutputs,
+)
+from common.protocol.openai_tools import Toolset, toolset
+from common.types import GrammarSpec, Mode, Objective, Sampling, Seed, VerificationMode
+
+__all__ = ["ChatRequest", "CompletionRequest", "GenerationRequest", "Message", "Prediction"]
 
 MAX_CHOICES = 16
 """Answers to one prompt."""
@@ -14,7 +26,11 @@ MAX_ANSWERS = 256
 """Answers in one response, to all its prompts."""
 MAX_LOGPROBS = 20
 """Likeliest tokens whose log probabilities are returned at each position."""
+MAX_BIASES = 1024
+"""Tokens in `logit_bias`."""
+LARGEST_BIAS = 100
 MAX_STOPS = 16
+MAX_STOP_IDS = 64
 MAX_STOP_LENGTH = 1000
 """Characters of one stop string."""
 INT32_MAX = 2**31 - 1
@@ -26,93 +42,124 @@ SAMPLING_FIELDS = (
     "presence_penalty",
     "frequency_penalty",
     "repetition_penalty",
+    "ignore_eos",
+    "min_tokens",
 )
 """Request fields that have the same name in `Sampling`."""
 
+PENALTIES = "penalties"
+SAMPLERS = {
+    **{name: name for name in ("temperature", "top_k", "top_p", "min_p")},
+    **dict.fromkeys(("presence_penalty", "frequency_penalty", "repetition_penalty"), PENALTIES),
+}
+"""llama-server's sampler that reads each field."""
+
 REFUSED_IN_SPLIT = (
-    *("presence_penalty", "frequency_penalty", "repetition_penalty", "response_format", "use_draft_verify"),
-    *("use_kv_cache", "product_threshold", "max_draft_tokens", "objective", "way", "draft_ahead"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "response_format", "structured_outputs"),
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+    *("use_draft_verify", "use_kv_cache", "product_threshold", "max_draft_tokens", "objective", "way", "draft_ahead"),
+    *("lookup", "ignore_eos", "min_tokens", "logit_bias"),
 )
 """Fields that mode split does not support, unless they are null or have their neutral value."""
-NEUTRAL_VALUES = {"presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1}
+NEUTRAL_VALUES = {"presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1, "logit_bias": {}} | {
+    "ignore_eos": False,
+    "min_tokens": 0,
+}
 
 
-class TextPart(Struct):
-    """One part of a message's content; only `type` "text" is supported."""
+class GenerationRequest(GuidedFields, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The fields of both endpoints: OpenAI's, vLLM's, llama-server's, then this project's; null means the default.
 
-    type: str
-    text: str = ""
-
-
-class Message(Struct, omit_defaults=True):
-    """One turn of a chat."""
-
-    role: str
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-
-    @property
-    def text(self) -> str:
-        """The content as one string; raises RequestError for parts that are not text."""
-        if isinstance(self.content, str):
-            return self.content
-        parts = self.content or []
-        unsupported = next((p.type for p in parts if p.type != "text"), None)
-        if unsupported is not None:
-            raise RequestError(f"content of type {unsupported!r} is not supported, only text", param="messages")
-        return "".join(p.text for p in parts)
-
-
-class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The fields of both endpoints: OpenAI's, vLLM's for sampling, then this project's; null means the default.
-
-    Unsupported fields must have a neutral value; see `refuse_unsupported`. `user`, `metadata`, `store`,
-    `service_tier`, `safety_identifier` and `prompt_cache_key` are accepted and ignored.
+    Those that are taken without effect, or must have a neutral value, are in common/protocol/openai_fields.py.
     """
 
-    model: str = ""
+    model: str | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Meta(ge=-LARGEST_BIAS, le=LARGEST_BIAS)]], Meta(max_length=MAX_BIASES)]
+        | None
+    ) = None
+    """By the ids of tokens."""
     seed: Seed | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logit_bias: dict[str, float] | None = None
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
+    stop_token_ids: Annotated[list[int], Meta(max_length=MAX_STOP_IDS)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=INT32_MAX)] | None = None
+    n_predict: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
+    """llama-server's `max_tokens`; -1: no limit."""
+    timings_per_token: bool | None = None
+    samplers: list[str] | None = None
+    """llama-server's: the fields of samplers that are not named have no effect. Their order is always the same."""
+    priority: Annotated[int, Meta(ge=-INT32_MAX, le=INT32_MAX)] | None = None
+    """vLLM's: lower is earlier. It orders the requests of one key; one above 0 also waits until no other one does."""
     service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    mode: Mode = Mode.COLLABORATIVE
+    """OpenAI's; `flex` is as a priority of 1, any other has no effect."""
+    mode: Mode | None = None
     privacy: Literal["edge_only"] | None = None
+    private: bool | None = None
+    """true: as `privacy` "edge_only"."""
     use_confidence_check: bool | None = None
     use_draft_verify: bool | None = None
     use_kv_cache: bool | None = None
     confidence_threshold: Annotated[float, Meta(ge=0)] | None = None
+    confidence_threshold_reasoning: Annotated[float, Meta(ge=0, le=1)] | None = None
     product_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
     max_draft_tokens: Annotated[int, Meta(ge=1, le=128)] | None = None
     objective: Objective | None = None
     way: VerificationMode | None = None
     draft_ahead: bool | None = None
+    lookup: bool | None = None
     collaboration: CollaborationOptions | None = None
 
     def sampling(self, prompt_tokens: int) -> Sampling:
         """The sampling parameters for the answer to a prompt of `prompt_tokens` tokens."""
-        given = {name: value for name in SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
+        given = {name: value for name in SAMPLING_FIELDS if (value := self._sampled(name)) is not None}
         return Sampling(
             **{"temperature": 1.0} | given,
-            top_k=max(self.top_k or 0, 0),
-            json_schema=None if self.response_format is None else self.response_format.schema,
+            top_k=max(self._sampled("top_k") or 0, 0),
+            grammar=self.grammar_spec,
             prompt_tokens=prompt_tokens,
+            logit_bias=self.biases,
         )
+
+    @property
+    def queue_priority(self) -> int:
+        """The priority by which the request waits for its turn."""
+        return int(self.service_tier == "flex") if self.priority is None else self.priority
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """`logit_bias` by token ids; raises RequestError for a name that is none."""
+        if not all(re.fullmatch("[0-9]{1,9}", token) for token in self.logit_bias or ()):
+            raise RequestError("logit_bias takes token ids as names", param="logit_bias")
+        return tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items())
+
+    def _sampled(self, name: str) -> Any:
+        """The value of a sampling field; None where `samplers` leaves its sampler out."""
+        left_out = self.samplers is not None and name in SAMPLERS and SAMPLERS[name] not in self.samplers
+        return None if left_out else getattr(self, name)
+
+    @property
+    def grammar_spec(self) -> GrammarSpec | None:
+        """What the answer must match; None for any text. Raises RequestError for a wrong or a second one."""
+        by_format = None if self.response_format is None else self.response_format.grammar
+        outputs = self.structured_outputs or self.guided
+        if outputs is None:
+            return by_format
+        if by_format is not None:
+            raise RequestError("structured_outputs and response_format exclude each other", param="structured_outputs")
+        return outputs.spec
 
     @property
     def choices(self) -> int:
@@ -134,29 +181,40 @@ class GenerationRequest(Struct, kw_only=True, omit_defaults=True, forbid_unknown
         raise NotImplementedError
 
     @property
+    def cloud_only_part(self) -> str | None:
+        """What of the request only a cloud can read: the type of a part of a message; None if there is none."""
+        return None
+
+    @property
     def edge_only_field(self) -> str | None:
-        """The name of a field in use that only mode edge_only supports; None if there is none."""
-        in_use = {"min_p": bool(self.min_p), "logprobs": self.wanted_logprobs is not None}
-        return next((name for name, used in in_use.items() if used), None)
+        """The name of a field in use that only the edge alone supports; None if there is none."""
+        return "min_p" if self._sampled("min_p") else "logit_bias" if self.logit_bias else None
+
+    @property
+    def one_model_field(self) -> str | None:
+        """The name of a field in use for which one model must give the whole answer, if the cloud verifies nothing."""
+        if self.wanted_logprobs is not None:
+            return "logprobs"
+        return "response_format" if self.grammar_spec is not None else None
 
     def refuse_unsupported(self) -> None:
         """Raises RequestError for a field that would have no effect."""
-        if self.logit_bias:
-            raise RequestError("logit_bias is not supported by the edge server", param="logit_bias")
-        if self.privacy and self.mode is Mode.CLOUD_ONLY:
-            raise RequestError('privacy "edge_only" contradicts mode "cloud_only"', param="privacy")
+        if name := unsupported(self):
+            raise UnsupportedError(f"{name} is not supported by the edge server", param=name)
         if self.mode is Mode.SPLIT:
             self._refuse_unsupported_in_split()
         elif self.confidence_threshold is not None and self.confidence_threshold > 1:
             message = 'confidence_threshold is above 1, which only mode "split" allows: no exit is taken'
             raise RequestError(message, param="confidence_threshold")
+        if self.ignore_eos and self.grammar_spec is not None:
+            raise RequestError("ignore_eos cannot be had with a format, which ends the answer", param="ignore_eos")
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream", param="stream_options")
 
     def _refuse_unsupported_in_split(self) -> None:
-        """The cloud gets hidden states, not the tokens that penalties and JSON schemas need."""
-        if (name := self.edge_only_field) and name != "min_p":
-            raise RequestError(f'{name} is not supported in mode "split"', param=name)
+        """The cloud gets hidden states, not the tokens that penalties and grammars need."""
+        if self.wanted_logprobs is not None:
+            raise RequestError('logprobs is not supported in mode "split"', param="logprobs")
         for name in REFUSED_IN_SPLIT:
             if getattr(self, name) not in (None, NEUTRAL_VALUES.get(name)):
                 raise RequestError(f'{name} is not supported in mode "split"', param=name)
@@ -170,9 +228,38 @@ class ChatRequest(GenerationRequest, kw_only=True):
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    add_special_tokens: Any = False
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    prediction: Prediction | None = None
+    """Has no effect where no draft is verified."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
+    thinking_token_budget: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
+    """Tokens of the model's thoughts, which end there; -1: no limit."""
+
+    @property
+    def cloud_only_part(self) -> str | None:
+        return media_in([message.content for message in self.messages])
+
+    @property
+    def toolset(self) -> Toolset:
+        """The tools that the model may call; raises RequestError that names the wrong field."""
+        return toolset(self.tools, self.tool_choice, self.parallel_tool_calls)
+
+    @property
+    def grammar_spec(self) -> GrammarSpec | None:
+        return self.toolset.grammar(super().grammar_spec)
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """Variables for the chat template; what it does not read has no effect."""
+        own: dict[str, Any] = {"reasoning_effort": self.reasoning_effort, "enable_thinking": self.enable_thinking}
+        if self.reasoning_effort == "none":
+            own = {"enable_thinking": False} | own
+        return {name: value for name, value in own.items() if value is not None} | (self.chat_template_kwargs or {})
 
     @property
     def wanted_logprobs(self) -> int | None:
@@ -180,8 +267,11 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     def refuse_unsupported(self) -> None:
         super().refuse_unsupported()
-        if self.tools:
-            raise RequestError("tools are not supported by the edge server", param="tools")
+        tools = self.toolset
+        if tools.forced and self.mode is Mode.SPLIT:
+            raise RequestError('a tool call cannot be forced in mode "split"', param="tool_choice")
+        if self.thinking_token_budget not in (None, -1) and self.cloud_only_part:
+            raise RequestError(f"a budget cannot be had beside {self.cloud_only_part}", param="thinking_token_budget")
         if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs", param="top_logprobs")
 
@@ -190,11 +280,11 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     """Body of POST /v1/completions; `prompt` is text, token ids, or a list of one of these, one answer each."""
 
     prompt: str | list[str | int | list[int]]
-    max_tokens: Annotated[int, Meta(ge=0)] | None = 16
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
-    best_of: int | None = None
     suffix: str | None = None
+    """The text after the answer, for models that fill in."""
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -211,18 +301,19 @@ class CompletionRequest(GenerationRequest, kw_only=True):
         return prompts
 
     @property
+    def text_before(self) -> str:
+        """The text before the gap that `suffix` ends; raises RequestError for any other prompt than one text."""
+        if not isinstance(self.prompt, str) or self.echo:
+            raise RequestError("suffix needs a prompt that is one text, and no echo", param="suffix")
+        return self.prompt
+
+    @property
     def wanted_logprobs(self) -> int | None:
         return self.logprobs
 
-    @property
-    def edge_only_field(self) -> str | None:
-        return super().edge_only_field or ("echo" if self.echo else None)
-
     def refuse_unsupported(self) -> None:
         super().refuse_unsupported()
-        if self.best_of not in (None, 1):
-            raise RequestError("best_of is not supported by the edge server; ask for n answers", param="best_of")
-        if self.suffix:
-            raise RequestError("suffix is not supported by the edge server", param="suffix")
+        if self.echo and self.mode is Mode.SPLIT:
+            raise RequestError('echo is not supported in mode "split"', param="echo")
         if self.max_tokens == 0 and not self.echo:
             raise RequestError("max_tokens may be 0 only with echo", param="max_tokens")

@@ -6,18 +6,23 @@ import msgspec
 from msgspec import Struct
 
 from common.errors import RequestError
+from common.grammar.spec import ANY_OBJECT, GrammarKind, GrammarSpec
+from common.protocol.openai_fields import UnreadFields
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
-    """`include_usage`: the last event of a stream reports token counts."""
+    """`include_usage`: the last event of a stream reports token counts; with `continuous_usage_stats` each one does."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
+    """Taken without effect."""
 
 
 class CollaborationOptions(Struct, forbid_unknown_fields=True):
     """`tokens`: the response lists each token with its source and confidence."""
 
-    tokens: bool = False
+    tokens: bool | None = None
 
 
 class JsonSchema(Struct):
@@ -36,12 +41,50 @@ class ResponseFormat(Struct, forbid_unknown_fields=True):
     json_schema: JsonSchema | None = None
 
     @property
-    def schema(self) -> str | None:
-        """The JSON schema as text; None for plain text."""
+    def grammar(self) -> GrammarSpec | None:
+        """What the answer must match; None for plain text."""
         if self.type == "text":
             return None
         if self.type == "json_object":
-            return '{"type":"object"}'
+            return ANY_OBJECT
         if self.json_schema is None:
             raise RequestError("a response_format of type json_schema needs json_schema", param="response_format")
-        return msgspec.json.encode(self.json_schema.schema).decode()
+        return GrammarSpec(GrammarKind.JSON, msgspec.json.encode(self.json_schema.schema).decode())
+
+
+class StructuredOutputs(Struct, forbid_unknown_fields=True):
+    """vLLM's field for what the answer must match; one of its fields is set."""
+
+    json: str | dict[str, Any] | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+    @property
+    def spec(self) -> GrammarSpec:
+        """Raises RequestError unless exactly one field is set."""
+        given = [name for name in self.__struct_fields__ if getattr(self, name) not in (None, False)]
+        if len(given) != 1 or self.choice == []:
+            raise RequestError("give one of json, json_object, regex, choice, grammar", param="structured_outputs")
+        if self.json_object:
+            return ANY_OBJECT
+        value = getattr(self, given[0])
+        text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        return GrammarSpec(GrammarKind(given[0]), text)
+
+
+class GuidedFields(UnreadFields, kw_only=True, omit_defaults=True):
+    """vLLM's names of `structured_outputs` before 0.12: clients send them, some beside the newer one, which counts."""
+
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+
+    @property
+    def guided(self) -> StructuredOutputs | None:
+        """Those that are given, by their newer names."""
+        kinds = ("json", "regex", "choice", "grammar")
+        given = {kind: value for kind in kinds if (value := getattr(self, f"guided_{kind}")) is not None}
+        return StructuredOutputs(**given) if given else None

@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from common.types import Collaboration, Provenance
+from common.protocol.openai_tools import CalledFunction
+from common.types import Collaboration, DraftSource, Provenance
 
 
 class SourcedToken(Struct):
@@ -15,21 +16,54 @@ class SourcedToken(Struct):
     text: str
     source: Provenance
     confidence: float | None
-    """Of the model that drew the token, in [0, 1]; null where it is not known."""
+    """Of the drafter or model that the token comes from, in [0, 1]; null where it is not known."""
+    drafter: DraftSource | None = None
+    """Who proposed the token, if the cloud accepted it."""
+    round: int | None = None
+    """The round or stream of a cloud that verified or drew it, counted from 1; null: the edge asked none."""
 
 
-class Usage(Struct):
+class PromptTokensDetails(Struct):
+    cached_tokens: int
+    """Those whose KV was found."""
+
+
+class CompletionTokensDetails(Struct):
+    reasoning_tokens: int = 0
+    """Those of thoughts."""
+    accepted_prediction_tokens: int = 0
+    """Those of the request's `prediction` that are in the answer."""
+    rejected_prediction_tokens: int = 0
+    """Those that are not."""
+
+
+class Usage(Struct, omit_defaults=True):
     """Token counts of one response; `total_tokens` is the sum of the others."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
+    """Of a chat."""
+
+
+class CallDelta(Struct):
+    """A tool call in a chunk, complete; `index` counts the answer's calls."""
+
+    index: int
+    function: CalledFunction
+    id: str
+    type: str = "function"
 
 
 class Delta(Struct):
-    """The text that a chunk adds to its choice."""
+    """What a chunk adds to its choice: text, thoughts, tool calls."""
 
     content: str = ""
+    reasoning_content: str = ""
+    """`reasoning` is the same."""
+    tool_calls: list[CallDelta] = []
 
 
 class ChunkChoice(Struct):

@@ -5,15 +5,24 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from common.errors import ConfigError
 
 NAME = "manifest.json"
-VERSION = 1
+VERSION = 2
+"""What this program writes; it also reads version 1, whose segments share nothing and have no translators."""
 DEMO = Path("models/demo-split") / NAME
 """The demo model's manifest, written by `make setup`."""
+
+
+class NamedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file beside the manifest."""
+
+    file: str
+    sha256: str
 
 
 class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,6 +33,10 @@ class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first: int
     last: int
     quantization: str
+    shares_head: bool = False
+    """Whether its exit's head is the model's own, in `shared`; else the segment's file has a head."""
+    translator: NamedFile | None = None
+    """The affine map of its states before norm and head: [H + 1, H] in float32, as NumPy saves it."""
 
 
 class TailManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +48,14 @@ class TailManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     last: int
 
 
+class SegmentFiles(NamedTuple):
+    """A segment's own file, that of its head if it shares it, and that of its translator if it has one."""
+
+    own: Path
+    shared: Path | None
+    translator: Path | None
+
+
 class SplitManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model in pieces: edge segments that end at the exits, and the cloud's tail after the first of them."""
 
@@ -43,7 +64,7 @@ class SplitManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fingerprint: str
     """sha256 over the whole model's weights and the first layer of its tail; edge and cloud must have the same."""
     architecture: str
-    """llama or qwen2."""
+    """llama.cpp's name of it: llama, qwen2, qwen3, gemma3 or phi3."""
     layers: int
     hidden: int
     vocab_size: int
@@ -58,12 +79,23 @@ class SplitManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One for each exit, above 0: the exit's confidence is max softmax(logits / temperature)."""
     exits_trained: str
     """sha256 of the file of trained exits; "": every exit uses the model's final norm and head."""
+    shared: NamedFile | None = None
+    """The model's embeddings and head, as the second part of each GGUF model whose segment shares them."""
 
-    def check_segments(self, folder: Path) -> list[Path]:
+    def check_segments(self, folder: Path) -> list[SegmentFiles]:
         """The segments' files in `folder`, in order; raises ConfigError if one is missing or has another hash."""
-        for segment in self.segments:
-            _check_hash(folder / segment.file, segment.sha256, file_hash)
-        return [folder / segment.file for segment in self.segments]
+        translators = [segment.translator for segment in self.segments if segment.translator]
+        files: list[Segment | NamedFile] = [*self.segments, *translators, *([self.shared] if self.shared else [])]
+        for file in files:
+            _check_hash(folder / file.file, file.sha256, file_hash)
+        return [self.segment_files(folder, number) for number in range(len(self.segments))]
+
+    def segment_files(self, folder: Path, number: int) -> SegmentFiles:
+        """The files of one segment in `folder`, unchecked."""
+        segment = self.segments[number]
+        shared = folder / self.shared.file if self.shared and segment.shares_head else None
+        translator = folder / segment.translator.file if segment.translator else None
+        return SegmentFiles(folder / segment.file, shared, translator)
 
     def check_tail(self, folder: Path) -> Path:
         """The tail's folder in `folder`; raises ConfigError if it is missing or has another hash."""
@@ -96,6 +128,11 @@ def write_manifest(manifest: SplitManifest, folder: Path) -> None:
     (folder / NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
 
 
+def named_file(path: Path) -> NamedFile:
+    """The entry of a manifest for `path`."""
+    return NamedFile(path.name, file_hash(path))
+
+
 def file_hash(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -122,8 +159,8 @@ def exits_fault(exits: list[int], layers: int) -> str | None:
 
 
 def _fault(manifest: SplitManifest) -> str | None:
-    if manifest.version != VERSION:
-        return f"version {manifest.version}; this program reads version {VERSION}"
+    if not 1 <= manifest.version <= VERSION:
+        return f"version {manifest.version}; this program reads versions 1 to {VERSION}"
     if fault := exits_fault(manifest.exits, manifest.layers):
         return fault
     layers = [(segment.first, segment.last) for segment in manifest.segments]
@@ -134,7 +171,10 @@ def _fault(manifest: SplitManifest) -> str | None:
     temperatures = manifest.temperatures
     if len(temperatures) != len(manifest.exits) or not all(0 < t < math.inf for t in temperatures):
         return "temperatures: each exit needs one above 0"
-    for name in (*(segment.file for segment in manifest.segments), manifest.tail.folder):
+    if not manifest.shared and any(segment.shares_head for segment in manifest.segments):
+        return "a segment shares its head, but no file is shared"
+    files = [*manifest.segments, *(s.translator for s in manifest.segments if s.translator), manifest.shared]
+    for name in (*(file.file for file in files if file), manifest.tail.folder):
         if not name or name in (".", "..") or Path(name).name != name:
             return f"{name!r} is not the name of a file or folder beside the manifest"
     return None

@@ -8,6 +8,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from common.protocol.codec import REQUEST_ID_PATTERN
+from common.tracing.context import TRACEPARENT_PATTERN
 from common.types import GREEDY, FinishReason, Sampling, TokenLogprob
 
 LONGEST_DRAFT = 128
@@ -40,6 +41,8 @@ class StartFrame(Struct, tag="start", kw_only=True, omit_defaults=True, forbid_u
     """Whether the connection stays open after the end for another start frame."""
     request_id: Annotated[str, Meta(pattern=REQUEST_ID_PATTERN)] = ""
     """The id of the request that the answer is for; empty: the connection's own."""
+    traceparent: Annotated[str, Meta(pattern=TRACEPARENT_PATTERN)] | None = None
+    """The W3C trace context of the edge's span for the answer; null: the connection's own."""
 
 
 class DraftFrame(Struct, tag="draft", kw_only=True, forbid_unknown_fields=True):
@@ -74,6 +77,8 @@ class EndFrame(Struct, tag="end", kw_only=True, omit_defaults=True):
     """Draft tokens that were accepted."""
     dropped: int = 0
     """Draft frames of which no token was verified, because the answer had passed or contradicted them."""
+    cached_tokens: int = 0
+    """Tokens of the start whose KV was found."""
 
 
 class ErrorDetail(Struct, kw_only=True):

@@ -1,9 +1,10 @@
 """Describes vocabularies: the bytes of each token id, whether two servers' ids agree, and text as tokens."""
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -14,6 +15,16 @@ from common.errors import VocabularyError
 T = TypeVar("T")
 GREETING = "Hello"
 """A user's message that both servers render, to compare their chat templates."""
+PROBES = (
+    "The naïve café isn't far: it's 12,345.67 km!",
+    "e\u0301 A\u030a \u1e9b\u0323 \u212b ﬁ ½ Ⅷ",
+    "  two  spaces\n\n \t x\r\nnew   ",
+    "東京は大きい都市です。서울 Привет मुझे ไทย שלום مرحبا",
+    "def f(x):\n    return {'a': [x_y, 1e-5]}  # 👩‍👩‍👧 🙂\u00a0\u200b\ufeff",
+    "I'LL WE'VE don’t ..!? --- 0000000000 A\u0300bC camelCase",
+)
+"""Texts that tokenizers with one vocabulary may cut in different ways: their normalizers and pre-tokenizers differ."""
+FORMS = "NFC", "NFD", "NFKC", "NFKD"
 ANCHORS = ("\n", "a", ".")
 """Characters to put before a text; with one of them the text does not merge."""
 
@@ -29,6 +40,12 @@ class VocabularyInfo(Struct, frozen=True):
     """The cloud's ids of the prompt for GREETING, by its chat template; empty: it has none; None: not known."""
     context_length: int | None = None
     """Tokens of the cloud's context; None: not told."""
+    model: str = ""
+    """The name of the cloud's model; empty: not told."""
+    reading: str = ""
+    """How the cloud's tokenizer reads PROBES; see `reading_of`. Empty: not told."""
+    normalizer: str = ""
+    """The Unicode form that the cloud's tokenizer first brings a text into, such as NFC; empty: none."""
 
 
 class TokenizerFile(Struct, kw_only=True):
@@ -78,6 +95,27 @@ def fingerprint(pieces: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
+def reading_of(encode: Callable[[str], Sequence[int]], normalizer: str = "") -> str:
+    """128 bits of BLAKE2b, in hexadecimal, over the ids that `encode` gives PROBES, brought into a Unicode form."""
+    digest = hashlib.blake2b(digest_size=16)
+    for probe in PROBES:
+        digest.update(repr(list(encode(normalized(probe, normalizer)))).encode())
+    return digest.hexdigest()
+
+
+def normalized(text: str, form: str) -> str:
+    """`text` in a Unicode form of FORMS; as it is, if that is empty."""
+    return unicodedata.normalize(cast(Any, form), text) if form else text
+
+
+def normalizer_of(tokenizer_json: str) -> str:
+    """The Unicode form that a tokenizer.json brings texts into; empty if there is none, or something else is done."""
+    normalizer = msgspec.json.decode(tokenizer_json, type=_File).normalizer or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    names = [step.get("type", "") for step in steps]
+    return names[0] if len(names) == 1 and names[0] in FORMS else ""
+
+
 def pieces_of(tokenizer_json: str) -> list[bytes]:
     """The bytes of each id of a tokenizer.json, the text for special tokens; empty for ids it does not have.
 
@@ -119,9 +157,12 @@ class RemoteVocabulary:
         """The token of each single byte that has one."""
         self._adds_space = adds_space(self._words, self.piece)
 
-    def piece(self, token_id: int) -> bytes:
-        """The bytes of one token of an answer, possibly part of a character; empty for special tokens and padding."""
-        visible = token_id not in self._invisible and token_id < len(self._pieces)
+    def piece(self, token_id: int, special: bool = False) -> bytes:
+        """The bytes of one token of an answer, possibly part of a character; empty for padding.
+
+        Special tokens are empty too, unless `special`.
+        """
+        visible = token_id < len(self._pieces) and (special or token_id not in self._invisible)
         return self._pieces[token_id] if visible else b""
 
     def prompt(self, text: str, add_special: bool) -> list[int]:
@@ -181,8 +222,9 @@ def _speller(tokenizer_json: str) -> Callable[[str], bytes]:
 
 
 class _File(Struct):
-    """The part of a tokenizer.json that describes how tokens become text."""
+    """The parts of a tokenizer.json that describe how tokens become text, and what happens to a text first."""
 
+    normalizer: dict[str, Any] | None = None
     decoder: dict[str, Any] | None = None
 
 

@@ -4,15 +4,18 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import NamedTuple, Protocol
 
+from common.cloud_client.chat_stream import CloudChatAnswer
 from common.cloud_client.verifier import CloudVerifier
 from common.decoding.answer import Answer, Chunk
+from common.decoding.interfaces import Drafter
 from common.decoding.pipeline import Pipeline
 from common.decoding.request import DecodingRequest
+from common.errors import EndpointError
+from common.lookup.lookup import Lookup
 from common.types import Mode, Provenance
 from edge.api.context import ServerContext
 from edge.api.resolve import ResolvedAnswer, ResolvedRequest
-from edge.engine.engine import EdgeSequence
-from edge.engine.lazy_sequence import LazySequence
+from edge.engine.sequence import EdgeSequence
 
 
 class RunningAnswer(Protocol):
@@ -34,39 +37,55 @@ class StartedAnswer(NamedTuple):
 async def start(
     resolved: ResolvedAnswer, request: ResolvedRequest, context: ServerContext
 ) -> AsyncIterator[StartedAnswer]:
-    """The answer; leaving frees what it leased.
+    """The answer, which its response has admitted; leaving frees what it leased.
 
     One that the edge computes waits here for a free sequence, one with the cloud when it drafts.
     """
     plan, decoding = resolved.decoding.plan, resolved.decoding
+    if request.cloud_chat is not None:
+        if resolved.prompt.unknown_because:
+            raise EndpointError(resolved.prompt.unknown_because)
+        yield StartedAnswer(CloudChatAnswer(request.cloud_chat, decoding, context.clouds, request.top_logprobs), None)
+        return
     if plan.mode is Mode.SPLIT:
-        async with context.split_engine.answer(decoding) as split:
+        async with context.split_engine.answer(decoding, admitted=True) as split:
             yield StartedAnswer(split, None)
         return
     if plan.asks_cloud:
-        async with LazySequence(context.engine, request.reuse_kv) as lazy:
-            yield StartedAnswer(_with_cloud(resolved, request.reuse_kv, context, lazy), None)
+        lease = context.engine.drafter(request.reuse_kv, plan.uses_edge, request.edge_logprobs)
+        async with lease as drafter:
+            yield StartedAnswer(_with_cloud(resolved, request, context, drafter), None)
         return
-    async with context.engine.sequence(resolved.prompt.edge_ids, reuse=request.reuse_kv) as sequence:
-        yield StartedAnswer(EdgeOnlyAnswer(decoding, sequence, request.top_logprobs), sequence)
+    async with context.engine.sequence(resolved.prompt.edge_ids, request.reuse_kv, admitted=True) as sequence:
+        yield StartedAnswer(EdgeOnlyAnswer(decoding, sequence, request.edge_logprobs), sequence)
 
 
-def _with_cloud(resolved: ResolvedAnswer, reuse_kv: bool, context: ServerContext, sequence: LazySequence) -> Pipeline:
+def _with_cloud(resolved: ResolvedAnswer, request: ResolvedRequest, context: ServerContext, edge: Drafter) -> Pipeline:
     prompt, plan = resolved.prompt, resolved.decoding.plan
-    cloud = CloudVerifier(context.clouds, use_kv_cache=reuse_kv, vocabulary=prompt.vocabulary)
-    online = context.online if plan.gated and plan.gate == context.plan.gate else None
-    drafter, verifier = prompt.drafter(sequence), prompt.verifier(cloud)
-    return Pipeline(resolved.decoding, drafter, verifier, context.estimates, online)
+    cloud = CloudVerifier(context.clouds, request.reuse_kv, prompt.vocabulary, request.top_logprobs)
+    adapts = plan.gated and plan.gate == context.plan.gate and plan.reasoning_gate is None
+    online = context.online if adapts else None
+    drafter, verifier = prompt.drafter(edge), prompt.verifier(cloud)
+    lookup = _lookup(resolved, context) if resolved.lookup else None
+    return Pipeline(resolved.decoding, drafter, verifier, context.estimates, online, lookup)
+
+
+def _lookup(resolved: ResolvedAnswer, context: ServerContext) -> Lookup:
+    """What one answer looks up; an answer that a seed is to repeat learns from no other."""
+    sampling, prompt = resolved.decoding.sampling, resolved.prompt
+    seeded = sampling.temperature > 0 and sampling.seed is not None
+    rate = None if seeded else context.match_rate
+    return Lookup(len(prompt.ids), resolved.prediction, prompt.end_tokens, rate)
 
 
 class EdgeOnlyAnswer:
     """The edge's own answer, without rounds: the engine draws on by itself and yields what it has drawn."""
 
-    def __init__(self, request: DecodingRequest, sequence: EdgeSequence, top_logprobs: int | None) -> None:
+    def __init__(self, request: DecodingRequest, sequence: EdgeSequence, top_logprobs: int) -> None:
         self.answer = Answer(request.plan, list(request.prompt), request.max_tokens)
         self._request = request
         self._sequence = sequence
-        self._top = 0 if top_logprobs is None else max(1, top_logprobs)  # for the engine 0 means none
+        self._top = top_logprobs
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
         answer, request = self.answer, self._request

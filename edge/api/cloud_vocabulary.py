@@ -3,27 +3,37 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
+from common.decoding.drafters.vocab_translation import PaddedDrafter, TranslatingDrafter
 from common.decoding.interfaces import Drafter
-from common.decoding.vocab_translation import PaddedDrafter, TranslatingDrafter
+from common.decoding.policy import Handover
 from common.errors import EndpointError, RequestError, VocabularyError
-from common.protocol.openai import Message
-from common.protocol.vocabulary import Relation, RemoteVocabulary, TokenizerFile, VocabularyInfo, compare, fingerprint
-from edge.api import chat_forms
+from common.protocol.vocabulary import (
+    Relation,
+    RemoteVocabulary,
+    TokenizerFile,
+    VocabularyInfo,
+    compare,
+    normalized,
+    reading_of,
+)
 from edge.api.shared_prompt import SharedPrompt
-from edge.engine.engine import EdgeEngine
+from edge.engine.own_vocabulary import OwnVocabulary
+from edge.engine.text_model import TextModel
+from edge.text import chat_forms
 from edge.text.chat_template import ChatTemplate
+from edge.text.conversation import Conversation, WrittenPrompt
 
 log = logging.getLogger(__name__)
 
 COMPARE_SECONDS = 5.0
 """How long a request waits for a cloud that it has not yet been compared with."""
-PIECES = 4096
-"""Tokens that are converted to bytes without a pause: some milliseconds."""
 T = TypeVar("T", covariant=True)
 
 
@@ -31,6 +41,10 @@ class Get(Protocol):
     """A GET from the cloud; raises EndpointError or RequestError."""
 
     async def __call__(self, path: str, type_: type[T], /) -> T: ...
+
+
+Reader = Callable[[str, bool], list[int]]
+"""From a prompt, and whether the tokens that begin one are added, to token ids."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +57,12 @@ class VocabularyMatch:
     """Token ids below this are in both."""
     context_length: int | None = None
     """Tokens of the cloud's context."""
+    model: str = ""
+    """The name of the cloud's model."""
     vocabulary: RemoteVocabulary | None = None
     template: ChatTemplate | None = None
+    reader: Reader | None = None
+    """With one vocabulary: what gives the cloud's ids of a text, if its tokenizer reads texts otherwise."""
 
 
 class CloudVocabulary:
@@ -54,14 +72,15 @@ class CloudVocabulary:
     edge's, with which the cloud's is compared.
     """
 
-    def __init__(self, engine: EdgeEngine, get: Get, template: ChatTemplate | None = None) -> None:
+    handover: Handover | None = None
+
+    def __init__(self, engine: TextModel, get: Get, template: ChatTemplate | None = None) -> None:
         self._engine = engine
         self._get = get
         self._template = template
         self._match: VocabularyMatch | None = None
         self._comparing: asyncio.Task[VocabularyMatch] | None = None
-        self._ours: VocabularyInfo | None = None
-        self._computing = asyncio.Lock()
+        self._own = OwnVocabulary(engine)
         self._templates = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -77,37 +96,37 @@ class CloudVocabulary:
         await self._templates.aclose()
 
     async def info(self) -> VocabularyInfo:
-        """Fingerprint and size of the edge's vocabulary; computing them takes about a second for a large one."""
-        async with self._computing:
-            return await self._info()
-
-    async def _info(self) -> VocabularyInfo:
-        if self._ours is None:
-            size, pieces = self._engine.vocab_size, list[bytes]()
-            while len(pieces) < size:
-                part = range(len(pieces), min(size, len(pieces) + PIECES))
-                pieces += [self._engine.piece(token, special=True) for token in part]
-                await asyncio.sleep(0)  # lets other tasks run; a thread might outlive the engine
-            self._ours = VocabularyInfo(fingerprint(pieces), size)
-        return self._ours
+        """Fingerprint and size of the edge's vocabulary."""
+        return await self._own.info()
 
     async def share(
-        self, ids: list[int], *, text: str | None = None, messages: list[Message] | None = None
+        self,
+        ids: list[int],
+        *,
+        text: str | None = None,
+        conversation: Conversation | None = None,
+        written: WrittenPrompt | None = None,
     ) -> SharedPrompt:
         """The prompt, `ids` to the edge, in the token ids of both.
 
-        A cloud with another vocabulary and no chat template reads a conversation as the edge's model writes it.
-        Raises RequestError if the vocabularies differ and neither `text` nor `messages` is given.
+        They are those that the cloud's own tokenizer gives, if the edge's gives others. `written`: the conversation as
+        the edge's model writes it; a cloud with another vocabulary and no chat template reads that.
+        Raises RequestError if the vocabularies differ and neither `text` nor `conversation` is given.
         """
         try:
             match = await self._result()
         except EndpointError as error:
-            return SharedPrompt(ids, ids, self._engine.piece, unknown_because=error.message)
+            lost = SharedPrompt(ids, ids, self._engine.piece, written=written, encode_marks=self._own.encode_marks)
+            return replace(lost, unknown_because=error.message)
         if match.vocabulary is None:
-            return self._same(ids, match)
-        if messages is not None and match.template is not None:
-            text, add_special = await match.template.render(messages), False
-        elif messages is not None:
+            if match.reader is not None and (text is not None or conversation is not None):
+                read = self._engine.detokenize(ids, special=True) if text is None else text
+                ids = await asyncio.to_thread(match.reader, read, text is not None)
+            return replace(self._same(ids, match), written=written)
+        if conversation is not None and match.template is not None:
+            written, add_special = await match.template.prompt(conversation), False
+            text = written.text
+        elif conversation is not None:
             text, add_special = self._engine.detokenize(ids, special=True), True
         elif text is None:
             hint = 'give text, or ask in mode "edge_only"'
@@ -117,22 +136,28 @@ class CloudVocabulary:
         else:
             add_special = True
         cloud_ids = await asyncio.to_thread(match.vocabulary.prompt, text, add_special)
-        return self._translated(ids, cloud_ids, match.vocabulary, match)
+        shared = self._translated(ids, cloud_ids, match.vocabulary, match)
+        return replace(shared, written=written)
 
     def _same(self, ids: list[int], match: VocabularyMatch) -> SharedPrompt:
-        if match.relation is Relation.IDENTICAL:
-            return SharedPrompt(
-                ids, ids, self._engine.piece, match.fingerprint, match.context_length, forget=self._forget
-            )
-        size = self._engine.vocab_size
-        return SharedPrompt(
+        shared = SharedPrompt(
             ids,
             ids,
-            lambda token: self._engine.piece(token) if token < size else b"",
+            self._engine.piece,
             match.fingerprint,
             match.context_length,
-            lambda drafter: PaddedDrafter(drafter, match.shared),
+            encode=self._own.encode,
+            encode_marks=self._own.encode_marks,
+            end_tokens=self._engine.end_tokens,
             forget=self._forget,
+        )
+        if match.relation is Relation.IDENTICAL:
+            return shared
+        size = self._engine.vocab_size
+        return replace(
+            shared,
+            piece=lambda token, special=False: self._engine.piece(token, special) if token < size else b"",
+            drafter=lambda drafter: PaddedDrafter(drafter, match.shared),
         )
 
     def _translated(
@@ -141,13 +166,28 @@ class CloudVocabulary:
         def drafter(edge: Drafter) -> Drafter:
             return TranslatingDrafter(edge, self._engine, vocabulary, ids, len(cloud_ids))
 
-        piece, forget = vocabulary.piece, self._forget
-        return SharedPrompt(ids, cloud_ids, piece, match.fingerprint, match.context_length, drafter, forget=forget)
+        return SharedPrompt(
+            ids,
+            cloud_ids,
+            vocabulary.piece,
+            match.fingerprint,
+            match.context_length,
+            drafter,
+            encode=lambda text: [token for token, _ in vocabulary.tokens(text)],
+            encode_marks=partial(vocabulary.prompt, add_special=False),
+            end_tokens=vocabulary.end_tokens,
+            forget=self._forget,
+        )
 
     @property
     def context_length(self) -> int | None:
         """Tokens of the cloud's context; None until it has told."""
         return self._match.context_length if self._match else None
+
+    @property
+    def cloud_model(self) -> str:
+        """The name of the cloud's model; empty until it has told."""
+        return self._match.model if self._match else ""
 
     def _forget(self) -> None:
         """The cloud has changed its vocabulary: the next request compares again."""
@@ -176,9 +216,11 @@ class CloudVocabulary:
             ours, theirs = await self.info(), await self._get("/tokenizer", VocabularyInfo)
             relation = compare(ours, theirs)
             shared, length = min(ours.size, theirs.size), theirs.context_length
-            match = VocabularyMatch(relation, theirs.fingerprint, shared, context_length=length)
-            if relation is Relation.DIFFERENT:
-                match = await self._download(await self._get("/tokenizer/file", TokenizerFile), length)
+            match = VocabularyMatch(relation, theirs.fingerprint, shared, context_length=length, model=theirs.model)
+            if relation is not Relation.DIFFERENT:
+                match = replace(match, reader=await self._reader(theirs))
+            else:
+                match = await self._download(await self._get("/tokenizer/file", TokenizerFile), theirs)
         except RequestError as error:
             raise VocabularyError(f"the cloud does not give its vocabulary: {error.message}") from error
         self._match = match
@@ -186,6 +228,23 @@ class CloudVocabulary:
         if problem := chat_forms.mismatch(await self._greeting(), theirs.greeting, one_vocabulary):
             log.warning("%s", problem)
         return match
+
+    async def _reader(self, theirs: VocabularyInfo) -> Reader | None:
+        """How the cloud reads a text: as the edge (None), after bringing it into a Unicode form, or in its own way."""
+
+        def read(text: str, add_special: bool = False) -> list[int]:
+            return self._engine.tokenize(normalized(text, theirs.normalizer), add_special, parse_special=True)
+
+        def plain(text: str) -> list[int]:
+            return self._engine.tokenize(text, add_special=False)
+
+        if not theirs.reading or reading_of(plain) == theirs.reading:
+            return None
+        if reading_of(plain, theirs.normalizer) == theirs.reading:
+            return read
+        log.warning("the cloud's tokenizer reads texts otherwise than the edge's: it reads the prompts for both")
+        file = await self._get("/tokenizer/file", TokenizerFile)
+        return (await asyncio.to_thread(RemoteVocabulary, file)).prompt
 
     async def _greeting(self) -> list[int] | None:
         """The edge's prompt for the conversation that is compared; empty without a template, None if it refuses it."""
@@ -196,9 +255,11 @@ class CloudVocabulary:
             return self._engine.tokenize(text, add_special=False, parse_special=True) if text else None
         return None
 
-    async def _download(self, file: TokenizerFile, context_length: int | None) -> VocabularyMatch:
+    async def _download(self, file: TokenizerFile, info: VocabularyInfo) -> VocabularyMatch:
         vocabulary = await asyncio.to_thread(RemoteVocabulary, file)
         template = ChatTemplate(file.chat_template, bos=file.bos, eos=file.eos) if file.chat_template else None
         if template is not None:
             await self._templates.enter_async_context(template)
-        return VocabularyMatch(Relation.DIFFERENT, file.fingerprint, 0, context_length, vocabulary, template)
+        return VocabularyMatch(
+            Relation.DIFFERENT, file.fingerprint, 0, info.context_length, info.model, vocabulary, template
+        )

@@ -3,20 +3,26 @@
 import time
 from dataclasses import dataclass, field
 
-from common.cloud_client.pool import CloudPool
+from common.cloud_client.pool import Cloud, CloudPool
 from common.cloud_client.privacy import PrivatePatterns
 from common.config_schema import Config
 from common.decoding.estimates import Estimates
 from common.decoding.online_gate import OnlineGate
 from common.decoding.policy import Plan
-from common.errors import RequestError
+from common.errors import EngineError, RequestError
+from common.lookup.lookup import MatchRate
 from common.types import Collaboration, Mode
-from edge.api.cloud_vocabulary import CloudVocabulary
+from edge.api.shared_prompt import CloudKnowledge
+from edge.api.text_clouds import TextClouds
+from edge.costs import NO_OWN_PRICES, CostAccount
 from edge.draft_generator import DraftGenerator
-from edge.engine.engine import EdgeEngine
+from edge.engine.edge_model import EdgeModel
+from edge.engine.embedding_engine import EmbeddingEngine
 from edge.engine.text_model import TextModel
 from edge.metrics import AnswerMetrics
+from edge.savings import Savings
 from edge.split.engine import EdgeInferenceEngine
+from edge.tenants.quotas import Quotas
 from edge.text.chat_template import ChatTemplate
 
 
@@ -37,29 +43,30 @@ class ServerContext:
     config: Config
     plan: Plan
     """The plan of a request that sets none of it itself."""
-    engine: EdgeEngine
+    engine: EdgeModel
     template: ChatTemplate
     clouds: CloudPool
-    vocabulary: CloudVocabulary
+    vocabulary: CloudKnowledge
     drafts: DraftGenerator
     metrics: AnswerMetrics
+    savings: Savings
+    costs: CostAccount
+    quotas: Quotas
     private: PrivatePatterns | None = None
     """What never leaves the edge, if the config says so."""
     online: OnlineGate | None = None
     """The gate that adapts to the traffic, if the config enables it."""
     split: EdgeInferenceEngine | None = None
     """The edge's part of a split model, if the config names one."""
+    embeddings: EmbeddingEngine | None = None
+    """The model for embeddings, if the config names one."""
     estimates: Estimates = field(default_factory=Estimates)
+    text_clouds: TextClouds | None = None
+    """The clouds, if they are servers with OpenAI's API: they take whole requests."""
+    match_rate: MatchRate = field(default_factory=MatchRate)
+    """How much answers repeat what they were asked, and themselves."""
     started_at: int = field(default_factory=lambda: int(time.time()))
     """Unix time in seconds."""
-
-    @property
-    def models(self) -> dict[str, TextModel]:
-        """All models that requests can name, the default first; each answers in its own modes."""
-        models: dict[str, TextModel] = {self.engine.model_name: self.engine}
-        if self.split is not None:
-            models.setdefault(self.split.segments.model_name, self.split.segments)
-        return models
 
     def model(self, mode: Mode) -> ServedModel:
         """The model that reads the prompts and writes the answers in this mode; RequestError if there is none."""
@@ -84,7 +91,21 @@ class ServerContext:
             )
         return self.split
 
-    def record_answer(self, report: Collaboration) -> None:
-        """Counts an answer that has ended, also if its client left."""
+    def check_alive(self) -> None:
+        """Raises EngineError when a model's thread has stopped or is stuck in a step: only a new start helps."""
+        alive = self.engine.alive and (self.embeddings is None or self.embeddings.alive)
+        if not alive or (self.split and not self.split.segments.alive):
+            raise EngineError("the edge engine has stopped, or is stuck in a step")
+
+    def record_answer(self, report: Collaboration, prompt_tokens: int, cloud: Cloud | None = None) -> None:
+        """Counts an answer that has ended, also if its client left; `cloud`: the last that took part in it."""
         self.clouds.degraded_answers += report.degraded is not None
         self.metrics.record_answer(report)
+        self.savings.record(report, prompt_tokens)
+        self.costs.record(report, prompt_tokens, cloud.entry.prices if cloud else NO_OWN_PRICES)
+        self.quotas.record(sum(report.tokens.values()))
+
+    def record_passed_on(self, guessed: int, tokens: int, cloud: Cloud) -> None:
+        """Counts a request that a cloud has read, and that is no answer; `guessed` tokens of it were admitted."""
+        self.costs.record_read(tokens, cloud.entry.prices)
+        self.quotas.settle_prompt(guessed, tokens)

@@ -2,23 +2,28 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from common.errors import ContextLengthError, RequestError
-from common.protocol.openai import CompletionRequest, Message
+from common.protocol.openai import CompletionRequest
+from common.protocol.tokenization import LONGEST_TOKEN
+from common.tracing.spans import span
 from edge.api.context import ServedModel
-from edge.engine.text_model import TextModel
+from edge.engine.text_model import SHORT_TEXT, TextModel
+from edge.text import fill_in
+from edge.text.conversation import Conversation, WrittenPrompt
+from edge.text.fill_in import FillIn
 
-LONGEST_TOKEN = 256
-"""Bytes: no vocabulary has a longer token, so a text of more bytes for each token of the context cannot fit."""
 MAX_IDS = 100_000
 """Token ids in one list; detokenizing so many takes a tenth of a second."""
-SHORT_TEXT = 4096
-"""Bytes that are tokenized in a fraction of a millisecond, so the event loop may do it itself."""
 
 
 async def of_completion(model: ServedModel, request: CompletionRequest) -> list[list[int]]:
     """The token ids of each prompt; text may contain special tokens, as in vLLM and llama-server."""
     engine = model.engine
+    if request.suffix:
+        gap = FillIn(request.text_before, request.suffix, with_files=False)
+        return [await of_gap(model, gap, request.max_tokens)]
     prompts = [p if isinstance(p, list) else await tokenize(model, p, parse_special=True) for p in request.prompts]
     for prompt in prompts:
         room_after(len(prompt), model.context_length, param="prompt")
@@ -26,14 +31,35 @@ async def of_completion(model: ServedModel, request: CompletionRequest) -> list[
     return prompts
 
 
-async def of_chat(model: ServedModel, messages: list[Message], add_generation_prompt: bool = True) -> list[int]:
-    """The token ids of a conversation in the model's chat template."""
-    if not any(message.text.strip() for message in messages):
+async def of_chat(
+    model: ServedModel, conversation: Conversation, add_generation_prompt: bool = True
+) -> tuple[list[int], WrittenPrompt]:
+    """A conversation's token ids and text in the model's chat template."""
+    if not any(message.text.strip() for message in conversation.messages):
         raise RequestError("the prompt is empty", param="messages")
     if not model.engine.chat_template:
         raise RequestError("this model has no chat template: use /v1/completions", param="messages")
-    text = await model.template.render(messages, add_generation_prompt)
-    return await tokenize(model, text, add_special=False, parse_special=True, param="messages")
+    with span("template") as traced:
+        written = await model.template.prompt(conversation, add_generation_prompt)
+        ids = await tokenize(model, written.text, add_special=False, parse_special=True, param="messages")
+        traced.set(prompt_tokens=len(ids))
+    return ids, written
+
+
+async def of_gap(model: ServedModel, wanted: FillIn, max_tokens: int | None) -> list[int]:
+    """The token ids of a prompt for the text between two others; `max_tokens`: of the answer, None: not limited.
+
+    Raises RequestError for a model that was not trained for it, and as `fill_in.prompt` does.
+    """
+    tokens, length = model.engine.vocabulary.fill_in, model.engine.context_length
+    if tokens is None:
+        name, example = model.engine.model_name, "Qwen2.5-Coder"
+        raise RequestError(
+            f"{name} has no special tokens for filling in (FIM): it needs a model that has, such as {example}", "model"
+        )
+    room = length - (length // 4 if max_tokens is None else max_tokens)
+    tokenize = partial(model.engine.tokenize, add_special=False)
+    return await asyncio.to_thread(fill_in.prompt, wanted, tokens, tokenize, room)
 
 
 async def tokenize(

@@ -1,30 +1,55 @@
 """Resolves a /v1 request once: from the parsed body to one frozen value that every later stage takes."""
 
-import dataclasses
-from dataclasses import dataclass
-from typing import TypeVar
+import asyncio
+from collections.abc import Collection
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 
+from common.cloud_client.chat_stream import CloudChat
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
-from common.errors import NotFoundError, RequestError
+from common.errors import GrammarError, RequestError
+from common.http.request_context import current_priority
+from common.protocol.content.openai_content import without_media
 from common.protocol.openai import ChatRequest, CompletionRequest, GenerationRequest
+from common.protocol.openai_options import StreamOptions
+from common.protocol.openai_tools import NO_TOOLS, Toolset
 from common.types import Mode, Sampling
-from edge.api import prompts
+from edge.api import prompts, ways
 from edge.api.context import ServedModel, ServerContext
+from edge.api.plans import given, is_private, plan_for, redacted_request, reuses_kv
 from edge.api.shared_prompt import SharedPrompt
+from edge.api.without_model import NO_MODEL
+from edge.engine.batch_turns import queue_priority
 from edge.engine.text_model import TextModel
+from edge.privacy.private_requests import refuse_contradiction
+from edge.privacy.redaction import NO_SECRETS, Secrets
+from edge.privacy.restoring import answers_in_json
+from edge.text.conversation import Conversation, WrittenPrompt
+from edge.tool_calls import families
+from edge.tool_calls.families import PLAIN, ReadingRule
+from edge.tool_calls.json_calls import HERMES
 
-T = TypeVar("T")
+COMPLETION_TOKENS = 16
+"""OpenAI's default of a completion's `max_tokens`; a chat without one may go on to the end of the context."""
 
 
 @dataclass(frozen=True)
 class ResolvedAnswer:
-    """One of a response's answers: its prompt, and what is decoded after it, with a seed of its own."""
+    """One of a response's answers: its prompt, and what is decoded after it, with a seed of its own.
+
+    `lookup`: whether drafts are also looked up; `prediction`: the ids of the text that is expected, for that.
+    """
 
     prompt: SharedPrompt
     decoding: DecodingRequest
+    lookup: bool = False
+    prediction: tuple[int, ...] = ()
+    reading: ReadingRule = PLAIN
+    """How the answer's text is taken apart."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +57,9 @@ class ResolvedRequest:
     """All that one request asks for. `answers`: `choices` for each prompt, in the order of the prompts."""
 
     engine: TextModel
-    """The model that writes the answers."""
+    """The edge's model that reads the prompts."""
+    model_name: str
+    """As the request names it."""
     answers: tuple[ResolvedAnswer, ...]
     choices: int
     stop: tuple[str, ...]
@@ -41,15 +68,31 @@ class ResolvedRequest:
     reuse_kv: bool
     chat: bool
     echo: bool
+    thought_budget: int | None
+    """Tokens after which a thought is ended; None: no limit."""
+    parallel_calls: bool
+    """Whether an answer goes on after its first tool call."""
     stream: bool
     include_usage: bool
+    predicted: bool
+    """Whether the request says what answer it expects."""
+    continuous_usage: bool
+    """Whether each event of a stream has the usage so far."""
+    timings: bool
+    stop_token_ids: frozenset[int]
     token_sources: bool
     """Whether each token is reported with its source and confidence."""
+    cloud_chat: CloudChat | None = None
+    """The chat as the cloud gets it, if the edge cannot write it as a prompt."""
+    secrets: Secrets = field(default_factory=dict)
+    """What the answer has in place of placeholders."""
+    json_text: bool = False
+    """Whether what the answer says is JSON."""
 
     @property
-    def prompt_tokens(self) -> int:
-        """Tokens of all prompts, each counted once."""
-        return sum(len(answer.decoding.prompt) for answer in self.answers[:: self.choices])
+    def edge_logprobs(self) -> int:
+        """The number of alternatives that the edge's engine is asked for; 0: no log probabilities."""
+        return 0 if self.top_logprobs is None else max(1, self.top_logprobs)
 
 
 @dataclass(frozen=True)
@@ -58,66 +101,152 @@ class _ResolvedPrompt:
     plan: Plan
     room: int
     """Tokens that the answer may have."""
+    lookup: bool = False
+    prediction: tuple[int, ...] = ()
 
 
-async def resolve(body: GenerationRequest, context: ServerContext) -> ResolvedRequest:
-    """What `body` asks of this server.
+async def resolve(
+    body: GenerationRequest, context: ServerContext, ends: Collection[int] = (), secrets: Secrets = NO_SECRETS
+) -> ResolvedRequest:
+    """What `body` asks of this server; answers also end after one of the tokens `ends`.
 
-    Raises RequestError that names the first wrong field: unsupported ones, mode, prompt, model, sampling, stop.
+    `secrets`: what its prompt, of token ids, has placeholders for. Raises OverloadedError where the edge has no place
+    for it, RequestError that names the first wrong field: model, unsupported ones, mode, prompt, sampling, stop.
     """
+    body = ways.applied(body, context)
     body.refuse_unsupported()
-    model = context.model(body.mode)
-    resolved = [await _resolve_prompt(body, *each, model, context) for each in await _tokenized(body, model)]
-    check_model(body.model, model.engine)
-    options = body.stream_options
+    refuse_contradiction(body)
+    current_priority.set(queue_priority(body.queue_priority))
+    mode = body.mode or context.config.inference.mode
+    model = context.model(mode)
+    prompts.check_ids(model.engine, [token for token, _ in body.biases], param="logit_bias")
+    if not secrets:
+        body, secrets = await redacted_request(body, context)
+    tools = body.toolset if isinstance(body, ChatRequest) else NO_TOOLS
+    # A place in the queue while the prompt is read: a full server refuses it at once, and does not read it first.
+    alone = mode is Mode.CLOUD_ONLY or body.cloud_only_part is not None
+    with nullcontext() if alone else model.engine.admit(1, 0):
+        written = await _tokenized(body, model, tools)
+        resolved = [await _resolve_prompt(body, each, model, context, secrets) for each in written]
+        await _check_grammar(body, tools, context)
+    options = body.stream_options or StreamOptions()
     return ResolvedRequest(
         engine=model.engine,
-        answers=tuple(answer for prompt in resolved for answer in _answers(body, prompt)),
+        model_name=body.model or model.engine.model_name,
+        answers=tuple(answer for prompt in resolved for answer in _answers(body, prompt, tools)),
+        predicted=isinstance(body, ChatRequest) and body.prediction is not None,
         choices=body.choices,
         stop=tuple(body.stop_strings),
         top_logprobs=body.wanted_logprobs,
-        reuse_kv=_reuses_kv(body, context),
+        reuse_kv=reuses_kv(body, context),
         chat=isinstance(body, ChatRequest),
         echo=isinstance(body, CompletionRequest) and bool(body.echo),
+        thought_budget=_thought_budget(body),
+        parallel_calls=tools.parallel,
         stream=bool(body.stream),
-        include_usage=options is not None and options.include_usage,
-        token_sources=body.collaboration is not None and body.collaboration.tokens,
+        include_usage=bool(options.include_usage),
+        continuous_usage=bool(options.include_usage and options.continuous_usage_stats),
+        timings=bool(body.timings_per_token),
+        stop_token_ids=frozenset([*(body.stop_token_ids or ()), *ends, *_ends_of_gap(body, model.engine)]),
+        token_sources=body.collaboration is not None and bool(body.collaboration.tokens),
+        cloud_chat=_cloud_chat(body, tools),
+        secrets=secrets,
+        json_text=answers_in_json(body),
     )
 
 
-def check_model(name: str, engine: TextModel) -> None:
-    """Raises NotFoundError unless `engine` has this name, or the name is empty."""
-    if name not in ("", engine.model_name):
-        raise NotFoundError(f"no model {name!r} here; in this mode it is {engine.model_name!r}", param="model")
+def _thought_budget(body: GenerationRequest) -> int | None:
+    given = body.thinking_token_budget if isinstance(body, ChatRequest) else None
+    return None if given == -1 else given
 
 
-async def _tokenized(body: GenerationRequest, model: ServedModel) -> list[tuple[list[int], str | None]]:
-    """Each prompt's token ids, and its text if it was given as one."""
+def _cloud_chat(body: GenerationRequest, tools: Toolset) -> CloudChat | None:
+    if not isinstance(body, ChatRequest) or body.cloud_only_part is None:
+        return None
+    messages = msgspec.to_builtins(body.messages)
+    return CloudChat(messages, _max_tokens(body), [dict(tool) for tool in tools.tools], body.template_variables)
+
+
+def _ends_of_gap(body: GenerationRequest, engine: TextModel) -> Collection[int]:
+    """What ends a text that is filled in: the cloud does not know, for example, the token that begins another file."""
+    return engine.end_tokens if isinstance(body, CompletionRequest) and body.suffix else ()
+
+
+async def _check_grammar(body: GenerationRequest, tools: Toolset, context: ServerContext) -> None:
+    """Raises GrammarError for a grammar that could not be held, whoever computes the answer."""
+    try:
+        if (spec := body.grammar_spec) is not None:
+            await context.engine.check_grammar(spec)
+    except GrammarError as error:
+        if tools.forced:
+            raise GrammarError(f"the schemas of the tools: {error.message}", param="tools") from error
+        raise
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """Its ids in the edge's vocabulary, and what they are made of: text, or a conversation."""
+
+    ids: list[int]
+    text: str | None = None
+    conversation: Conversation | None = None
+    written: WrittenPrompt | None = None
+
+
+async def _tokenized(body: GenerationRequest, model: ServedModel, tools: Toolset) -> list[_Prompt]:
     if isinstance(body, ChatRequest):
-        ids = await prompts.of_chat(model, body.messages)
+        messages = body.messages
+        if body.cloud_only_part is not None:  # the cloud writes the prompt; this one tells how its answer is read
+            messages = [msgspec.structs.replace(one, content=without_media(one.content)) for one in messages]
+        conversation = Conversation(messages, tools.tools, body.template_variables)
+        ids, written = await prompts.of_chat(model, conversation)
         prompts.room_after(len(ids), model.context_length, param="messages")
-        return [(ids, None)]
+        return [_Prompt(ids, conversation=conversation, written=written)]
     assert isinstance(body, CompletionRequest)
     given = await prompts.of_completion(model, body)
-    texts = [prompt if isinstance(prompt, str) else None for prompt in body.prompts]
-    return list(zip(given, texts, strict=True))
+    texts = [prompt if isinstance(prompt, str) and not body.suffix else None for prompt in body.prompts]
+    return [_Prompt(*each) for each in zip(given, texts, strict=True)]
 
 
 async def _resolve_prompt(
-    body: GenerationRequest, ids: list[int], text: str | None, model: ServedModel, context: ServerContext
+    body: GenerationRequest, prompt: _Prompt, model: ServedModel, context: ServerContext, secrets: Secrets
 ) -> _ResolvedPrompt:
     """The plan for a prompt, the prompt in the token ids of the models that take part, and the room for its answer."""
-    param = "messages" if isinstance(body, ChatRequest) else "prompt"
-    private = context.private is not None and await context.private.match(model.engine.detokenize(ids, special=True))
-    plan = _plan(body, context, private)
+    param, ids = "messages" if prompt.conversation else "prompt", prompt.ids
+    private = await is_private(body, ids, model, context, secrets)
+    plan = context.costs.within_budget(plan_for(body, context, private), only_cloud=body.cloud_only_part is not None)
+    if not context.engine.computes and plan.mode is not Mode.SPLIT and not plan.lossless:
+        raise RequestError(NO_MODEL, param="mode")
     if plan.mode is Mode.SPLIT or not plan.asks_cloud:
         room = prompts.room_after(len(ids), model.engine.context_length, param)
-        return _ResolvedPrompt(SharedPrompt(ids, ids, model.engine.piece), plan, room)
-    if isinstance(body, ChatRequest):
-        shared = await context.vocabulary.share(ids, messages=body.messages)
-    else:
-        shared = await context.vocabulary.share(ids, text=text)
-    return _ResolvedPrompt(shared, plan, _room_with_cloud(shared, plan, context, param))
+        marks = partial(model.engine.tokenize, add_special=False, parse_special=True)
+        alone = SharedPrompt(ids, ids, model.engine.piece, written=prompt.written, encode_marks=marks)
+        return _ResolvedPrompt(alone, plan, room)
+    try:
+        shared = await context.vocabulary.share(
+            ids, text=prompt.text, conversation=prompt.conversation, written=prompt.written
+        )
+    except RequestError as error:  # token ids, of which the cloud has others
+        if body.mode is not None or not context.engine.computes:
+            raise
+        plan = replace(plan, mode=Mode.EDGE_ONLY, mode_because=error.message.partition(":")[0])
+        shared, room = SharedPrompt(ids, ids, model.engine.piece), model.engine.context_length
+        return _ResolvedPrompt(shared, plan, prompts.room_after(len(ids), room, param))
+    plan = replace(plan, handover=shared.handover)
+    lookup = (
+        plan.mode is Mode.COLLABORATIVE
+        and plan.use_draft_verify
+        and given(body.lookup, context.config.inference.lookup)
+    )
+    prediction = await _prediction(body, shared) if lookup else ()
+    return _ResolvedPrompt(shared, plan, _room_with_cloud(shared, plan, context, param), lookup, prediction)
+
+
+async def _prediction(body: GenerationRequest, shared: SharedPrompt) -> tuple[int, ...]:
+    """The ids of the answer that the request expects."""
+    if not isinstance(body, ChatRequest) or body.prediction is None:
+        return ()
+    return tuple(await asyncio.to_thread(shared.encode, body.prediction.text))
 
 
 def _room_with_cloud(shared: SharedPrompt, plan: Plan, context: ServerContext, param: str) -> int:
@@ -132,58 +261,33 @@ def _room_with_cloud(shared: SharedPrompt, plan: Plan, context: ServerContext, p
     return prompts.room_after(len(shared.edge_ids), context.engine.context_length, param)
 
 
-def _plan(body: GenerationRequest, context: ServerContext, private: bool) -> Plan:
-    if body.mode is not Mode.SPLIT:
-        return plan_of(body, context.plan, private)
-    use_exits = _given(body.use_confidence_check, context.plan.use_confidence_check)
-    standalone = private or body.privacy is not None
-    return context.split_engine.plan(body.confidence_threshold, use_exits, standalone)
-
-
-def plan_of(body: GenerationRequest, default: Plan, private: bool = False) -> Plan:
-    """The `default` plan with what this request sets; not for mode split.
-
-    The edge alone answers a `private` prompt, and a request that asks for privacy, whatever else is set. Raises
-    RequestError for a field that only the edge alone supports, if the cloud would take part.
-    """
-    gate = default.gate
-    if body.confidence_threshold is not None:
-        gate = dataclasses.replace(gate, threshold=body.confidence_threshold)
-    if body.product_threshold is not None:
-        gate = dataclasses.replace(gate, product_threshold=body.product_threshold)
-    plan = dataclasses.replace(
-        default,
-        mode=Mode.EDGE_ONLY if private or body.privacy else body.mode,
-        gate=gate,
-        use_confidence_check=_given(body.use_confidence_check, default.use_confidence_check),
-        use_draft_verify=_given(body.use_draft_verify, default.use_draft_verify),
-        max_draft_tokens=_given(body.max_draft_tokens, default.max_draft_tokens),
-        objective=_given(body.objective, default.objective),
-        verification_mode=_given(body.way, default.verification_mode),
-        draft_ahead=_given(body.draft_ahead, default.draft_ahead),
-    )
-    name = body.edge_only_field
-    if name and plan.asks_cloud:
-        raise RequestError(f'{name} is supported where the edge answers alone: ask in mode "edge_only"', param=name)
-    return plan
-
-
-def _answers(body: GenerationRequest, prompt: _ResolvedPrompt) -> list[ResolvedAnswer]:
+def _answers(body: GenerationRequest, prompt: _ResolvedPrompt, tools: Toolset) -> list[ResolvedAnswer]:
     """The choices for one prompt."""
     shared, max_tokens = prompt.shared, _max_tokens(body)
+    written = shared.written
+    reading = _reading(written, tools, body.grammar_spec is not None) if written else PLAIN
     limit = prompt.room if max_tokens is None else min(max_tokens, prompt.room)
     sampling = body.sampling(len(shared.ids))
     return [
-        ResolvedAnswer(shared, DecodingRequest(shared.ids, limit, _of_choice(sampling, choice), prompt.plan))
-        for choice in range(body.choices)
+        ResolvedAnswer(
+            shared, DecodingRequest(shared.ids, limit, own, prompt.plan), prompt.lookup, prompt.prediction, reading
+        )
+        for own in (_of_choice(sampling, choice) for choice in range(body.choices))
     ]
 
 
+def _reading(written: WrittenPrompt, tools: Toolset, restricted: bool) -> ReadingRule:
+    """`restricted`: a grammar decides how calls are written, if there may be any, and leaves no thoughts."""
+    own = HERMES[:1] if tools.schemas else ()
+    return families.rule(written.template, written.text, tools.schemas, own if restricted else None)
+
+
 def _max_tokens(body: GenerationRequest) -> int | None:
-    if isinstance(body, ChatRequest):
-        return body.max_completion_tokens or body.max_tokens
-    assert isinstance(body, CompletionRequest)
-    return body.max_tokens
+    assert isinstance(body, ChatRequest | CompletionRequest)
+    given = body.max_tokens if isinstance(body, CompletionRequest) else body.max_completion_tokens or body.max_tokens
+    if given is not None or body.n_predict == -1:
+        return given
+    return body.n_predict or (COMPLETION_TOKENS if isinstance(body, CompletionRequest) else None)
 
 
 def _of_choice(sampling: Sampling, choice: int) -> Sampling:
@@ -191,13 +295,3 @@ def _of_choice(sampling: Sampling, choice: int) -> Sampling:
     if sampling.seed is None or choice == 0:
         return sampling
     return msgspec.structs.replace(sampling, seed=sampling.seed + choice)
-
-
-def _reuses_kv(body: GenerationRequest, context: ServerContext) -> bool:
-    """Whether KV is reused between requests (F3)."""
-    wanted = _given(body.use_kv_cache, context.config.inference.features.use_kv_cache)
-    return wanted and context.config.edge.kv_cache.enabled
-
-
-def _given(value: T | None, default: T) -> T:
-    return default if value is None else value

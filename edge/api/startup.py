@@ -1,7 +1,10 @@
 """Starts what an edge server needs and stops it again: engines, clouds, chat template, vocabulary, metrics."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
@@ -9,17 +12,32 @@ from common.cloud_client.pool import CloudPool
 from common.cloud_client.privacy import PrivatePatterns
 from common.config_edge import EdgeCacheConfig, EdgeConfig
 from common.config_schema import Config
+from common.decoding import saved_estimates
+from common.decoding.estimates import Estimates
 from common.decoding.online_gate import OnlineGate
-from common.decoding.policy import default_plan
+from common.decoding.policy import Plan, default_plan
+from common.enums import CloudKind
+from common.errors import ConfigError
 from common.hardware import log_settings
+from common.types import Mode, VerificationMode
 from edge.api.cloud_vocabulary import CloudVocabulary
 from edge.api.context import ServerContext
+from edge.api.text_clouds import TextClouds
+from edge.api.without_model import EdgeWithoutModel
+from edge.costs import CostAccount
 from edge.draft_generator import DraftGenerator
+from edge.engine.edge_model import EdgeModel
+from edge.engine.embedding_engine import EmbeddingEngine
 from edge.engine.engine import EdgeEngine
 from edge.engine.scheduler import Confidence
 from edge.kv_cache import AblatedKVCache, LlamaCppKVCache
 from edge.metrics import AnswerMetrics, CloudsCollector, SegmentsCollector
+from edge.savings import Savings
 from edge.split.engine import EdgeInferenceEngine
+from edge.tenants.daily_use import DailyUse
+from edge.tenants.limits import limits_of, weights_of
+from edge.tenants.quotas import Quotas
+from edge.tenants.use_file import kept
 from edge.text.chat_template import ChatTemplate
 
 
@@ -29,41 +47,116 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
 
     Raises StartError or ConfigError for models that cannot be used or clouds that do not fit.
     """
-    engine, clouds = _engine(config.edge, confidence), CloudPool(config.communication)
+    if config.inference.mode is Mode.SPLIT and not config.edge.split.manifest:
+        raise ConfigError("inference.mode: split needs a split model, in edge.split.manifest")
+    _check_kind(config)
+    clouds, use = CloudPool(config.communication), DailyUse()
+    limits = limits_of(config.edge.quotas)
+    engine = (
+        _engine(config.edge, confidence) if config.edge.model.path else EdgeWithoutModel(clouds.get, config.edge.limits)
+    )
     split = EdgeInferenceEngine(config, clouds) if config.edge.split.manifest else None
+    embeddings = EmbeddingEngine(config.edge.embeddings) if config.edge.embeddings.path else None
     patterns = config.inference.private_patterns
     private = PrivatePatterns(patterns) if patterns else None
     async with (
-        engine,
+        kept(use, config.inference.budget.database),
         clouds,
+        engine,
         ChatTemplate(engine.chat_template or "", bos=engine.bos, eos=engine.eos) as template,
-        CloudVocabulary(engine, clouds.get, template) as vocabulary,
+        _knowledge(config, engine, clouds, template) as vocabulary,
         split or nullcontext(),
+        embeddings or nullcontext(),
         private or nullcontext(),
     ):
         log_settings(engine.model_name, engine.settings())
         await clouds.check_protocols()
-        registry.register(CloudsCollector(clouds))
-        if split:
-            registry.register(SegmentsCollector(split.segments))
-        plan, online = default_plan(config), config.inference.online
-        yield ServerContext(
-            config=config,
-            plan=plan,
-            engine=engine,
-            template=template,
-            clouds=clouds,
-            vocabulary=vocabulary,
-            drafts=DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled),
-            metrics=AnswerMetrics(registry),
-            private=private,
-            online=OnlineGate(online, plan.gate) if online.enabled else None,
-            split=split,
-        )
+        _register(registry, clouds, split)
+        plan, online = replace(_plan(config), handover=vocabulary.handover), config.inference.online
+        with _kept_estimates(config, engine.model_name) as estimates:
+            yield ServerContext(
+                config=config,
+                plan=plan,
+                engine=engine,
+                template=template,
+                clouds=clouds,
+                vocabulary=vocabulary,
+                drafts=DraftGenerator(engine, config.inference.features.use_kv_cache and config.edge.kv_cache.enabled),
+                metrics=AnswerMetrics(registry),
+                savings=Savings(config.communication.prices),
+                costs=CostAccount(config.communication.prices, config.inference.budget, registry, use, limits),
+                quotas=Quotas(limits, registry),
+                private=private,
+                online=OnlineGate(online, plan.gate) if online.enabled else None,
+                split=split,
+                embeddings=embeddings,
+                estimates=estimates,
+                text_clouds=vocabulary if isinstance(vocabulary, TextClouds) else None,
+            )
+
+
+def _register(registry: CollectorRegistry, clouds: CloudPool, split: EdgeInferenceEngine | None) -> None:
+    """What is measured elsewhere, and read when the metrics are."""
+    registry.register(CloudsCollector(clouds))
+    if split:
+        registry.register(SegmentsCollector(split.segments))
+
+
+def _knowledge(
+    config: Config, engine: EdgeModel, clouds: CloudPool, template: ChatTemplate
+) -> CloudVocabulary | TextClouds:
+    if config.communication.kind is CloudKind.OPENAI:
+        return TextClouds(engine, clouds, template)
+    return CloudVocabulary(engine, clouds.get, template)
+
+
+def _check_kind(config: Config) -> None:
+    """Raises ConfigError for what needs clouds that verify."""
+    needs = {
+        "edge.model.path: an edge without a model": not config.edge.model.path,
+        "edge.split.manifest: mode split": bool(config.edge.split.manifest),
+        "inference.online: a gate that learns": config.inference.online.enabled,
+    }
+    if config.communication.kind is CloudKind.OPENAI and (found := [name for name, used in needs.items() if used]):
+        raise ConfigError(f"{found[0]} needs clouds of kind edgecloud")
+
+
+@contextmanager
+def _kept_estimates(config: Config, model: str) -> Iterator[Estimates]:
+    """The estimates that the last server kept in the folder of KV snapshots, if there is one; kept again at the end."""
+    folder = config.edge.kv_cache.directory
+    if not folder:
+        yield Estimates()
+        return
+    pair = hashlib.blake2b(
+        "\n".join([model, *(entry.url for entry in config.communication.entries.values())]).encode(), digest_size=16
+    ).hexdigest()
+    estimates = saved_estimates.load(Path(folder), pair)
+    try:
+        yield estimates
+    finally:
+        saved_estimates.save(estimates, Path(folder), pair)
+
+
+def _plan(config: Config) -> Plan:
+    """The plan of a request that sets none of it itself; without a model at the edge it is lossless.
+
+    Then the cloud streams, so that an answer that repeats nothing is as fast as the cloud alone, and without a cloud
+    there is no answer.
+    """
+    plan = replace(default_plan(config), mode=config.inference.mode)
+    if config.edge.model.path:
+        return plan
+    mode = plan.verification_mode
+    if mode is VerificationMode.AUTO:
+        mode = VerificationMode.CONTINUOUS
+    return replace(plan, use_confidence_check=False, fallback=False, verification_mode=mode)
 
 
 def _engine(config: EdgeConfig, confidence: Confidence) -> EdgeEngine:
-    return EdgeEngine(config.model, confidence=confidence, store=_store(config.kv_cache), limits=config.limits)
+    weight = weights_of(config.quotas)
+    store = _store(config.kv_cache)
+    return EdgeEngine(config.model, confidence=confidence, store=store, limits=config.limits, weight=weight)
 
 
 def _store(config: EdgeCacheConfig) -> LlamaCppKVCache | AblatedKVCache:

@@ -2,37 +2,42 @@
 
 from collections import abc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Self
 
 from common.config_edge import EdgeModelConfig, LimitsConfig
 from common.errors import EngineError
+from common.grammar.compiler import GrammarCompiler
+from common.grammar.spec import GrammarSpec
 from common.hardware import Setting
 from common.http.request_context import current_tenant
 from common.protocol.prefix_hash import common_prefix
 from edge.confidence import ConfidenceCalculator
+from edge.engine.edge_model import EdgeModel
+from edge.engine.fair_queue import WeightOf, equal_weights
 from edge.engine.jobs import DecodeJob, Lease
+from edge.engine.lazy_sequence import LazySequence
 from edge.engine.loop_waker import LoopWaker
 from edge.engine.scheduler import BatchScheduler, Confidence, Release
 from edge.engine.sequence import EdgeSequence
 from edge.engine.sequence_pool import SequencePool
-from edge.engine.text_model import TextModel
 from edge.engine.worker import EngineThread
 from edge.kv.prefix_store import LiveSequences, PrefixStore
+from edge.llama.grammar import tokenizer_of
 from edge.llama.model import Llama
 from edge.llama.vocabulary import LlamaVocabulary
 
 __all__ = ["EdgeEngine", "EdgeSequence"]
 
 
-class EdgeEngine(TextModel):
+class EdgeEngine(EdgeModel):
     """Drafts tokens for up to `model.sequences` requests at a time.
 
     Used in one event loop, from `start` to `close`; llama.cpp runs in the thread "edge-engine". `model.path` must be
     a GGUF file. `confidence` defaults to the strategy max_prob; `store` keeps KV for later requests, by default only
-    what the live sequences hold.
+    what the live sequences hold. `weight`: of each tenant, where requests wait.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class EdgeEngine(TextModel):
         confidence: Confidence | None = None,
         store: PrefixStore | None = None,
         limits: LimitsConfig | None = None,
+        weight: WeightOf = equal_weights,
     ) -> None:
         self.path = model.path
         self._confidence = confidence or ConfidenceCalculator().of_batch
@@ -55,14 +61,22 @@ class EdgeEngine(TextModel):
             return BatchScheduler(self._llama, self._store, self._confidence, self._inbox, waker.wake)
 
         self._thread = EngineThread("edge-engine", self._inbox, load)
-        self._pool = SequencePool(model.sequences, self._limits)
+        self.grammars = GrammarCompiler(lambda: tokenizer_of(self.vocabulary))
+        """What answers can be restricted to."""
+        self._pool = SequencePool(model.sequences, self._limits, weight=weight)
 
     async def start(self) -> None:
         """Loads the model in the engine's thread, once; raises StartError, and then nothing is left running."""
         await self._thread.start()
+        try:
+            await self.grammars.prepare()
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Fails the jobs that still wait with EngineError, frees the model and ends the thread."""
+        await self.grammars.close()
         await self._thread.close()
 
     async def __aenter__(self) -> Self:
@@ -73,20 +87,35 @@ class EdgeEngine(TextModel):
         await self.close()
 
     @asynccontextmanager
-    async def sequence(self, token_ids: abc.Sequence[int] = (), reuse: bool = True) -> AsyncIterator[EdgeSequence]:
-        """Lends one sequence; waits for a free one, or raises OverloadedError if the queue is full.
+    async def sequence(
+        self, token_ids: abc.Sequence[int] = (), reuse: bool = True, admitted: bool = False
+    ) -> AsyncIterator[EdgeSequence]:
+        """Lends one sequence; waits for a free one, or raises OverloadedError if the queue is full (unless `admitted`),
+        EngineError if the engine is stuck.
 
         Prefers the sequence that holds most of the prefix of `token_ids`, unless more of what it holds would be lost
         than reused. Without `reuse` no KV is kept from one draft to the next (F3 off). KV is reused between requests of
         one tenant only: that of the request being served (`current_tenant`).
         """
         llama, tenant = self._require_model(), current_tenant.get()
+        if not self.alive:
+            raise EngineError("the edge model is stuck in a step")
         wanted = list(token_ids) if reuse else []
-        async with self._pool.lend(len(token_ids), lambda free: _reusable(llama, free, wanted, tenant)) as lent:
+        lease = self._pool.lend(len(token_ids), lambda free: _reusable(llama, free, wanted, tenant), admitted)
+        async with lease as lent:
             try:
                 yield EdgeSequence(self, Lease(lent, reuse, tenant))
             finally:
                 self._inbox.put(Release(lent, reuse))
+
+    async def check_grammar(self, spec: GrammarSpec) -> None:
+        await self.grammars.compile(spec)
+
+    def drafter(self, reuse: bool, admitted: bool, top_logprobs: int) -> LazySequence:
+        return LazySequence(self, reuse, admitted, top_logprobs)
+
+    def admit(self, requests: int, tokens: int) -> AbstractContextManager[None]:
+        return self._pool.admit(requests, tokens)
 
     @property
     def alive(self) -> bool:
@@ -131,6 +160,10 @@ class EdgeEngine(TextModel):
         job.cancelled = True
         if self._thread.scheduler is not None:
             self._thread.scheduler.abort_unwanted_step()
+
+    def works_on(self, job: DecodeJob) -> bool:
+        """Whether the engine computes, and the job has a part in it, or will have."""
+        return self._thread.works_on(job)
 
     def _require_model(self) -> Llama:
         if self._llama is None or self._thread.closing:

@@ -4,15 +4,30 @@ The thread writes results, the event loop reads those that are complete; neither
 """
 
 import asyncio
+import functools
 import time
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import numpy as np
+from llguidance import LLMatcher
 
-from common.types import GREEDY, Draft, Sampling, TokenLogprob
-from edge.llama.grammar import Grammar
-from edge.llama.sampling import Logits, draw, is_greedy, log_probabilities, penalties, uniforms
+from common.decoding.draft_length import EarlyStop
+from common.decoding.progress import waiting
+from common.types import GREEDY, NEVER, Draft, Sampling, StopRule, TokenLogprob
+from edge.llama.grammar import AnswerGrammar
+from edge.llama.sampling import (
+    Logits,
+    biased,
+    check_numbers,
+    draw,
+    is_greedy,
+    log_probabilities,
+    penalties,
+    uniforms,
+    without,
+)
 
 
 class EngineJob:
@@ -45,12 +60,16 @@ class EngineJob:
         """Whether the owner has something new to read."""
         return self.done
 
-    async def wait(self) -> None:
-        """Waits until there is something new to read; raises the error that the job failed with."""
-        while not self.has_news:
-            waiter = self._waiter = self._loop.create_future()
-            if not self.has_news:  # else the result came before the thread could see the waiter
-                await waiter
+    async def wait(self, works_on: Callable[[Self], bool]) -> None:
+        """Waits until there is something new to read; raises the error that the job failed with.
+
+        `works_on` tells whether the job is a part of what the thread computes now.
+        """
+        with waiting("the edge's model", lambda: time.monotonic() if works_on(self) else None):
+            while not self.has_news:
+                waiter = self._waiter = self._loop.create_future()
+                if not self.has_news:  # else the result came before the thread could see the waiter
+                    await waiter
         if self.error is not None:
             raise self.error
 
@@ -72,6 +91,8 @@ class DecodeJob(EngineJob, ABC):
         self.token_ids = token_ids
         self.pending: list[int] = []
         """Tokens still to decode; set when the job begins."""
+        self.kept = 0
+        """Tokens whose KV was found when the job began."""
         self.began_at = self.last_token_at = 0.0
         """`time.perf_counter` when the job began, and when it drew its last token (seconds)."""
 
@@ -82,8 +103,13 @@ class DecodeJob(EngineJob, ABC):
     def begin(self, kept: int) -> None:
         """Starts the job: the KV cache holds its first `kept` tokens, the others are pending."""
         self.began_at = self.last_token_at = time.perf_counter()
+        self.kept = kept
         self.pending = self.token_ids[kept:]
         self.done = not self.pending
+
+    @abstractmethod
+    def begin_again(self) -> None:
+        """Goes on from what it has found so far, after its sequence was emptied."""
 
 
 class DraftOptions(NamedTuple):
@@ -94,26 +120,29 @@ class DraftOptions(NamedTuple):
     sampling: Sampling = GREEDY
     top_logprobs: int = 0
     """How many alternatives to report for each token; 0: no log probabilities at all."""
-    stop_below: float = 0.0
-    """The draft ends with the token that brings the product of confidences below this, in [0, 1]."""
+    stop: StopRule = NEVER
     streaming: bool = False
     """Every token is reported to the owner at once, not only the end."""
+    grammar_start: LLMatcher | None = None
+    """The compiled grammar of `sampling`."""
 
 
 class Generation(DecodeJob):
     """Draws tokens after `token_ids`."""
 
-    grammar: Grammar | None = None
-    """The JSON schema's grammar at the end of the answer so far; set by the thread when the job begins."""
+    grammar: AnswerGrammar | None = None
+    """The grammar at the end of the answer so far; set by the thread when the job begins."""
 
     def __init__(self, lease: Lease, token_ids: list[int], options: DraftOptions) -> None:
         super().__init__(lease, token_ids)
         sampling = self.sampling = options.sampling
-        self._options = options
+        self.options = options
         self._uniforms = uniforms(sampling, len(token_ids), options.limit)
         self._penalties = penalties(sampling, token_ids)
-        self._takes_likeliest = is_greedy(sampling) and self._penalties is None and sampling.json_schema is None
-        self._confidence_product = 1.0
+        self._takes_likeliest = is_greedy(sampling) and self._penalties is None and sampling.grammar is None
+        self._first_end = (sampling.prompt_tokens or 0) + sampling.min_tokens if sampling.min_tokens else 0
+        """Before this position no end token is drawn."""
+        self._stop = EarlyStop(options.stop)
         self._tokens: list[int] = []
         self._probs: list[float] = []
         self._confidences: list[float] = []
@@ -124,33 +153,44 @@ class Generation(DecodeJob):
     def rows(self, count: int) -> int:
         return int(count == len(self.pending))
 
-    def choose(self, logits: Logits, likeliest: int) -> int:
-        """The next token, from the logits after the last one, [V], unchanged here, and their argmax."""
+    def begin_again(self) -> None:
+        self.pending = self.token_ids + self._tokens
+
+    def choose(self, logits: Logits, likeliest: int, end_tokens: frozenset[int]) -> int:
+        """The next token, from the logits after the last one, [V], unchanged here, and their argmax.
+
+        Raises EngineError for logits that are no numbers, GrammarError as the grammar's `draw` does.
+        """
+        check_numbers(logits[likeliest])
+        if bias := self.sampling.logit_bias:
+            logits = biased(logits, bias)
+            likeliest = int(logits.argmax())
+        if len(self.token_ids) + len(self._tokens) < self._first_end and self.grammar is None:
+            logits = without(logits, end_tokens)
+            likeliest = int(logits.argmax())
         if self._takes_likeliest:
             return likeliest
-        first, second = self._uniforms[len(self._tokens)]
         if self._penalties is not None:
             logits = logits.copy()
             self._penalties.apply(logits)
-        token = draw(logits, self.sampling, first)
-        if self.grammar is not None:
-            token = self.grammar.constrain(token, lambda allowed: draw(allowed, self.sampling, second), logits)
+        choose = functools.partial(draw, sampling=self.sampling, uniform=self._uniforms[len(self._tokens)])
+        token = choose(logits) if self.grammar is None else self.grammar.draw(logits, is_greedy(self.sampling), choose)
         if self._penalties is not None:
             self._penalties.add(token)
         return token
 
     def append(self, token: int, prob: float, confidence: float, logits: Logits, end: bool) -> None:
         """Adds the token drawn from `logits`, [V]; `end`: it ends the answer."""
-        options = self._options
+        options = self.options
         if options.top_logprobs:
             self._logprobs += log_probabilities(logits[np.newaxis], [token], options.top_logprobs)
         self._probs.append(prob)
         self._confidences.append(confidence)
         self.last_token_at = time.perf_counter()
-        self._confidence_product *= confidence
+        stops = self._stop.ends_with(confidence)
         self._tokens.append(token)  # last, because the event loop reads the length of this list
         self.pending = [token]
-        self.done = end or len(self._tokens) == options.limit or self._confidence_product < options.stop_below
+        self.done = end or len(self._tokens) == options.limit or stops
 
     @property
     def has_drawn(self) -> bool:
@@ -159,7 +199,7 @@ class Generation(DecodeJob):
 
     @property
     def has_news(self) -> bool:
-        return self.done or (self._options.streaming and len(self._tokens) > self._reported)
+        return self.done or (self.options.streaming and len(self._tokens) > self._reported)
 
     def part(self, end_tokens: frozenset[int]) -> Draft:
         """What was drawn since the last part; called in the event loop."""
@@ -171,9 +211,10 @@ class Generation(DecodeJob):
             tokens,
             self._probs[begin:end],
             self._confidences[begin:end],
-            bool(tokens) and tokens[-1] in end_tokens,
+            bool(tokens) and tokens[-1] in end_tokens and not self.sampling.ignore_eos,
             latency * 1e3,
-            self._logprobs[begin:end] if self._options.top_logprobs else None,
+            self._logprobs[begin:end] if self.options.top_logprobs else None,
+            reused=self.kept,
         )
 
 
@@ -187,6 +228,9 @@ class Scoring(DecodeJob):
 
     def rows(self, count: int) -> int:
         return count
+
+    def begin_again(self) -> None:
+        self.pending, self.scores = list(self.token_ids), [None]
 
     def score(self, logits: Logits) -> None:
         """Scores the next tokens of the text from the logits before each of them, [R, V]."""

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import EngineError
+from common.errors import EngineError, FrameworkError, GrammarError
 from common.protocol.prefix_hash import common_prefix
 from edge.engine.jobs import DecodeJob, Generation, Scoring
 from edge.engine.worker import StepScheduler
 from edge.kv.prefix_store import PrefixStore
 from edge.kv.tenant_counters import TenantCounters
 from edge.llama.batch import SequenceTokens
-from edge.llama.grammar import Grammar
+from edge.llama.grammar import AnswerGrammar
 from edge.llama.model import CHUNK, Llama
 from edge.llama.sampling import Logits
 
@@ -58,7 +58,8 @@ class BatchScheduler(StepScheduler[DecodeJob]):
         self._confidence = confidence
         self._leased: set[int] = set()
         """Sequences whose current lease has had a job."""
-        self._grammars: dict[int, Grammar] = {}
+        self._grammars: dict[int, AnswerGrammar] = {}
+        """Of the sequences whose current lease has one."""
         self.counters = TenantCounters(
             "drafts", "drafted_tokens", "prompt_tokens", "reused_prompt_tokens", "steps", "decoded_tokens"
         )
@@ -66,8 +67,6 @@ class BatchScheduler(StepScheduler[DecodeJob]):
 
     def serve(self) -> None:
         super().serve()
-        for sequence in list(self._grammars):
-            self._drop_grammar(sequence)
         self._guarded(lambda _: self._store.close(self._llama), [])
 
     def abort(self) -> None:
@@ -90,7 +89,7 @@ class BatchScheduler(StepScheduler[DecodeJob]):
     def _begin(self, jobs: list[DecodeJob]) -> None:
         """Brings as much as possible of each job's tokens into its sequence, without decoding."""
         for job in jobs:
-            if isinstance(job, Generation) and job.sampling.json_schema is not None:
+            if isinstance(job, Generation):
                 job.grammar = self._grammar(job)
             kept = self._restore(job)
             job.begin(kept)
@@ -118,26 +117,25 @@ class BatchScheduler(StepScheduler[DecodeJob]):
         if lease.sequence not in self._leased:
             return
         self._leased.discard(lease.sequence)
-        self._drop_grammar(lease.sequence)
+        self._grammars.pop(lease.sequence, None)
         if lease.reuse:
             self._guarded(lambda _: self._store.release(self._llama, lease.sequence), [])
         else:
             self._llama.rewind(lease.sequence, 0)
 
-    def _grammar(self, job: Generation) -> Grammar | None:
-        """The sequence's grammar, at the end of the answer so far; None if that answer does not fit it."""
-        schema = job.sampling.json_schema
-        grammar = self._grammars.get(job.sequence)
-        if grammar is None or grammar.schema != schema:
-            self._drop_grammar(job.sequence)
-            grammar = self._grammars[job.sequence] = Grammar(self._llama.vocabulary, schema or "")
+    def _grammar(self, job: Generation) -> AnswerGrammar | None:
+        """The job's grammar at the end of the answer so far; raises GrammarError if the answer does not match it."""
+        start, spec = job.options.grammar_start, job.sampling.grammar
+        if start is None or spec is None:
+            return None
+        grammar = self._grammars.pop(job.sequence, None)
+        if grammar is None or grammar.spec != spec:
+            grammar = AnswerGrammar(spec, start, self._llama.vocabulary)
         begin = job.sampling.prompt_tokens
-        answer = [] if begin is None else job.token_ids[begin:]
-        return grammar if grammar.follow(answer) else None
-
-    def _drop_grammar(self, sequence: int) -> None:
-        if grammar := self._grammars.pop(sequence, None):
-            grammar.free()
+        if not grammar.follow([] if begin is None else job.token_ids[begin:]):
+            raise GrammarError(f"the answer so far does not match {spec.noun}", param=spec.param)
+        self._grammars[job.sequence] = grammar
+        return grammar
 
     def _decode(self, jobs: list[DecodeJob]) -> None:
         """Decodes a part of each job in one call, and draws for the jobs whose tokens are all decoded."""
@@ -161,12 +159,27 @@ class BatchScheduler(StepScheduler[DecodeJob]):
             if self._llama.takes_checkpoints:
                 self._checkpoint(job)
             if isinstance(job, Scoring):
-                job.score(rows[begin : begin + piece.rows])
+                self._score(job, rows[begin : begin + piece.rows])
             elif isinstance(job, Generation) and piece.rows:
                 drawing.append(job)
             begin += piece.rows
         if drawing:
             self._draw(drawing, rows[: len(drawing)])
+        if any(isinstance(job.error, EngineError) for job in jobs):
+            self._forget_numbers(jobs)
+
+    def _forget_numbers(self, jobs: list[DecodeJob]) -> None:
+        """After a job met weights that are no numbers: nothing of it stays where other jobs may read it."""
+        self._llama.clear()
+        for job in jobs:
+            if not job.done:
+                job.begin_again()
+
+    def _score(self, job: Scoring, rows: Logits) -> None:
+        try:
+            job.score(rows)
+        except EngineError as error:  # the other jobs go on
+            job.fail(error)
 
     def _checkpoint(self, job: DecodeJob) -> None:
         """Where drawing begins, because the draft may be rejected; and before a prompt's last token."""
@@ -175,10 +188,17 @@ class BatchScheduler(StepScheduler[DecodeJob]):
 
     def _draw(self, jobs: list[Generation], rows: Logits) -> None:
         """Draws each job's next token from its row of `rows`, [B, V]."""
-        likeliest = rows.argmax(axis=-1)
+        likeliest, ends = rows.argmax(axis=-1), self._llama.vocabulary.end_tokens
         tokens = likeliest.copy()
         for i, job in enumerate(jobs):
-            tokens[i] = job.choose(rows[i], int(likeliest[i]))
+            try:
+                tokens[i] = job.choose(rows[i], int(likeliest[i]), ends)
+            except FrameworkError as error:  # the other jobs go on
+                self._grammars.pop(job.sequence, None)
+                job.fail(error)
+        if any(job.error for job in jobs):
+            drawn_by = [i for i, job in enumerate(jobs) if job.error is None]
+            jobs, rows, tokens = [jobs[i] for i in drawn_by], rows[drawn_by], tokens[drawn_by]
         block = max(1, ROW_BLOCK // rows.shape[1])
         for begin in range(0, len(jobs), block):
             some = slice(begin, begin + block)
@@ -187,7 +207,7 @@ class BatchScheduler(StepScheduler[DecodeJob]):
                 jobs[some], tokens[some].tolist(), probs.tolist(), confidences.tolist(), rows[some], strict=True
             )
             for job, token, prob, confidence, row in drawn:
-                job.append(token, prob, confidence, row, token in self._llama.vocabulary.end_tokens)
+                job.append(token, prob, confidence, row, token in ends and not job.sampling.ignore_eos)
                 self.counters.add(job.tenant, drafted_tokens=1, drafts=job.done)
 
 

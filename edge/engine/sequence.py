@@ -4,8 +4,9 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from common.errors import ContextLengthError
-from common.types import GREEDY, Draft, Sampling, TokenLogprob
+from common.errors import ContextLengthError, GrammarError
+from common.grammar.compiler import GrammarCompiler
+from common.types import GREEDY, NEVER, Draft, Sampling, StopRule, TokenLogprob
 from edge.engine.jobs import DecodeJob, DraftOptions, Generation, Lease, Scoring
 
 
@@ -16,8 +17,11 @@ class JobExecutor(Protocol):
     def context_length(self) -> int: ...
     @property
     def end_tokens(self) -> frozenset[int]: ...
+    @property
+    def grammars(self) -> GrammarCompiler: ...
     def submit(self, job: DecodeJob) -> None: ...
     def cancel(self, job: DecodeJob) -> None: ...
+    def works_on(self, job: DecodeJob) -> bool: ...
 
 
 class EdgeSequence:
@@ -27,7 +31,7 @@ class EdgeSequence:
     answer is cut into drafts, and not on other requests. Only a near-tie may be decided otherwise if the tokens before
     it were decoded in other portions or lie elsewhere in the KV cache. `probs` are those of the model's unmodified
     softmax. All methods raise ContextLengthError if `token_ids` alone do not fit; cancelling a call stops its work
-    within one step.
+    within one step. Drawing raises GrammarError if `sampling.grammar` cannot be enforced after `token_ids`.
     """
 
     def __init__(self, executor: JobExecutor, lease: Lease) -> None:
@@ -40,18 +44,18 @@ class EdgeSequence:
         limit: int,
         sampling: Sampling = GREEDY,
         top_logprobs: int = 0,
-        stop_below: float = 0.0,
+        stop: StopRule = NEVER,
     ) -> Draft:
         """Draws up to `limit` tokens after `token_ids`; fewer at the end of the answer or of the context.
 
-        The draft also ends with the token that brings the product of confidences below `stop_below`, in [0, 1].
+        The draft also ends where `stop` says.
         """
         limit = min(limit, self._room(token_ids))
         if limit <= 0:
             return Draft([], [], [], False, 0.0)
-        job = self._generation(token_ids, DraftOptions(limit, sampling, top_logprobs, stop_below))
+        job = await self._generation(token_ids, DraftOptions(limit, sampling, top_logprobs, stop))
         with self._submitted(job):
-            await job.wait()
+            await job.wait(self._executor.works_on)
             return job.part(self._executor.end_tokens)
 
     async def generate(
@@ -61,10 +65,10 @@ class EdgeSequence:
         limit = min(limit, self._room(token_ids))
         if limit <= 0:
             return
-        job = self._generation(token_ids, DraftOptions(limit, sampling, top_logprobs, streaming=True))
+        job = await self._generation(token_ids, DraftOptions(limit, sampling, top_logprobs, streaming=True))
         with self._submitted(job):
             while True:
-                await job.wait()
+                await job.wait(self._executor.works_on)
                 part = job.part(self._executor.end_tokens)
                 if not part.token_ids:
                     return
@@ -77,10 +81,12 @@ class EdgeSequence:
             return [None for _ in token_ids]
         job = Scoring(self._lease, list(token_ids), top)
         with self._submitted(job):
-            await job.wait()
+            await job.wait(self._executor.works_on)
         return job.scores
 
-    def _generation(self, token_ids: Sequence[int], options: DraftOptions) -> Generation:
+    async def _generation(self, token_ids: Sequence[int], options: DraftOptions) -> Generation:
+        if (spec := options.sampling.grammar) is not None:
+            options = options._replace(grammar_start=await self._executor.grammars.compile(spec))
         return Generation(self._lease, list(token_ids), options)
 
     @contextmanager
@@ -88,6 +94,10 @@ class EdgeSequence:
         self._executor.submit(job)
         try:
             yield
+        except GrammarError:
+            if isinstance(job, Generation) and job.sampling.grammar is not None:
+                self._executor.grammars.forget(job.sampling.grammar)
+            raise
         finally:
             if not job.done:
                 self._executor.cancel(job)

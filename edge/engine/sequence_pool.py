@@ -1,59 +1,119 @@
 """Lends llama.cpp's sequences to requests: a queue with limits, and a choice among the free ones."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 from common.config_edge import LimitsConfig
-from common.errors import OverloadedError
+from common.decoding.progress import Progress, current_progress, waiting
+from common.errors import ContextLengthError, OverloadedError
+from common.http.request_context import current_priority, current_tenant
+from edge.engine.fair_queue import FairQueue, WeightOf, equal_weights, may_wait
+
+BURST_SECONDS = 5.0
+"""A queue that does not empty within this time is no burst but an overload: a longer one only makes answers late."""
+
+
+def queue_limit(max_queue: int, sequences: int, standing: float) -> int:
+    """How many requests may wait where the queue has not been empty for `standing` seconds.
+
+    A burst may fill the queue. One that stands is kept short, as by CoDel (Nichols and Jacobson 2012).
+    """
+    return max_queue if standing < BURST_SECONDS else min(max_queue, 2 * sequences)
 
 
 class SequencePool:
-    """Lends sequence ids 0 to `sequences` - 1, one owner each, first come, first served; used in the event loop."""
+    """Lends sequence ids 0 to `sequences` - 1, one owner each, in the order of a FairQueue; used in the event loop.
 
-    def __init__(self, sequences: int, limits: LimitsConfig) -> None:
+    A request is that of `current_tenant`, with `current_priority`.
+    """
+
+    def __init__(
+        self,
+        sequences: int,
+        limits: LimitsConfig,
+        clock: Callable[[], float] = time.monotonic,
+        weight: WeightOf = equal_weights,
+    ) -> None:
         self._sequences = sequences
         self._limits = limits
+        self._clock = clock
+        self._empty_at = clock()
+        """When nobody waited last."""
         self._free = list(range(sequences))
         """Ids without an owner, the least recently used first."""
-        self._semaphore = asyncio.Semaphore(sequences)
-        self._waiting = 0
+        self._weight = weight
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue(weight)
+        self._turns = sequences
+        """Sequences that are promised to nobody."""
+        self._holders: dict[int, Progress | None] = {}
+        """Of the answers that have a sequence, by its id; None: nobody watches it."""
+        self._admitted = {False: Counter[str](), True: Counter[str]()}
+        """Requests that have a sequence, wait for one, or have been promised one: batches or not, by tenant."""
         self._tokens = 0
-        """Prompt tokens of all requests that have a sequence or wait for one."""
+        """Their prompt tokens."""
 
-    @asynccontextmanager
-    async def lend(self, tokens: int, reusable: Callable[[int], int]) -> AsyncIterator[int]:
-        """Lends a free sequence to a request with a prompt of `tokens` tokens.
+    @contextmanager
+    def admit(self, requests: int, tokens: int) -> Iterator[None]:
+        """Around `requests` at once that borrow with `admitted`, with prompts of `tokens` tokens in all.
 
-        Takes the id with the most `reusable` tokens; of equal ones first a neighbour of ids in use, then the least
-        recently used. Raises OverloadedError if the limits for waiting requests or for tokens are reached.
+        Raises OverloadedError if the limits for waiting requests or for tokens are reached, ContextLengthError for more
+        tokens than are ever admitted.
         """
-        self._admit(tokens)
+        tenant, batch = current_tenant.get(), current_priority.get() > 0
+        self._check(requests, tokens, tenant, batch)
+        self._admitted[batch][tenant] += requests
         self._tokens += tokens
         try:
+            yield
+        finally:
+            self._admitted[batch][tenant] -= requests
+            self._tokens -= tokens
+
+    @asynccontextmanager
+    async def lend(self, tokens: int, reusable: Callable[[int], int], admitted: bool = False) -> AsyncIterator[int]:
+        """Lends a free sequence to a request with a prompt of `tokens` tokens; admits it, if nobody has.
+
+        Takes the id with the most `reusable` tokens; of equal ones first a neighbour of ids in use, then the least
+        recently used. Raises OverloadedError as `admit` does.
+        """
+        with nullcontext() if admitted else self.admit(1, tokens):
             await self._wait_for_turn()
             lent = max(self._free, key=lambda free: (reusable(free), self._has_busy_neighbour(free)))
             self._free.remove(lent)
+            self._holders[lent] = current_progress.get()
             try:
                 yield lent
             finally:
+                del self._holders[lent]
                 self._free.append(lent)
-                self._semaphore.release()
-        finally:
-            self._tokens -= tokens
+                self._free_turn()
 
     def stats(self) -> dict[str, int]:
         lent = self._sequences - len(self._free)
         return {
             "sequences": self._sequences,
             "sequences_lent": lent,
-            "waiting": self._waiting,
+            "waiting": len(self._queue),
             "prompt_tokens_now": self._tokens,
         }
 
-    def _admit(self, tokens: int) -> None:
-        if self._semaphore.locked() and self._waiting >= self._limits.max_queue:
-            raise OverloadedError(f"the queue is full: {self._waiting} requests wait already")
+    def _check(self, requests: int, tokens: int, tenant: str, batch: bool) -> None:
+        if 0 < self._limits.max_tokens_total < tokens:
+            limit = self._limits.max_tokens_total
+            raise ContextLengthError(
+                f"a request of {tokens} tokens exceeds the edge's limit of {limit} for all at once"
+            )
+        admitted = self._admitted[True] + self._admitted[False]
+        now, waiting = self._clock(), max(0, admitted.total() - self._sequences)
+        if not waiting:
+            self._empty_at = now
+        places = self._sequences + queue_limit(self._limits.max_queue, self._sequences, now - self._empty_at)
+        before = admitted if batch else self._admitted[False]  # others overtake batches
+        if not may_wait(requests, places, before, tenant, self._weight):
+            raise OverloadedError(f"the queue is full: {waiting} requests wait already")
         if 0 < self._limits.max_tokens_total < self._tokens + tokens:
             raise OverloadedError(
                 f"too many tokens: {self._tokens} in progress, {tokens} more exceed the limit of "
@@ -61,11 +121,37 @@ class SequencePool:
             )
 
     async def _wait_for_turn(self) -> None:
-        self._waiting += 1
+        turn = asyncio.get_running_loop().create_future()
+        self._queue.add(turn, current_tenant.get(), current_priority.get())
+        self._give_turns()
         try:
-            await self._semaphore.acquire()
+            with waiting("a free sequence of the edge's model", self._signs_of_holders):
+                await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._free_turn()  # it came too late
+            else:
+                self._queue.remove(turn)
+            raise
         finally:
-            self._waiting -= 1
+            if not self._queue:
+                self._empty_at = self._clock()
+
+    def _free_turn(self) -> None:
+        self._turns += 1
+        self._give_turns()
+
+    def _give_turns(self) -> None:
+        """Promises what is promised to nobody to those who are next."""
+        while self._turns and self._queue:
+            turn = self._queue.pop()
+            if not turn.done():  # else its request has just left
+                self._turns -= 1
+                turn.set_result(None)
+
+    def _signs_of_holders(self) -> object:
+        """Another value whenever there was work on an answer that has a sequence."""
+        return [(lent, time.monotonic() if holder is None else holder.mark()) for lent, holder in self._holders.items()]
 
     def _has_busy_neighbour(self, free: int) -> bool:
         """Whether at least two ids are lent and one is next to `free`: llama.cpp decodes neighbours in one batch."""

@@ -2,8 +2,32 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
 
-from edge.llama.vocabulary import LlamaVocabulary
+from edge.text.fill_in import FillInTokens
+
+
+class TextVocabulary(Protocol):
+    """A model's vocabulary and its header: see `edge.llama.vocabulary.LlamaVocabulary`."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def end_tokens(self) -> frozenset[int]: ...
+    @property
+    def bos(self) -> str: ...
+    @property
+    def eos(self) -> str: ...
+    @property
+    def fill_in(self) -> FillInTokens | None: ...
+    def meta(self, key: str) -> str | None: ...
+    def tokenize(self, text: bytes, add_special: bool, parse_special: bool) -> list[int]: ...
+    def piece(self, token_id: int, special: bool) -> bytes: ...
+
+
+SHORT_TEXT = 4096
+"""Bytes that are tokenized in a fraction of a millisecond, so the event loop may do it itself."""
 
 
 class TextModel(ABC):
@@ -14,7 +38,7 @@ class TextModel(ABC):
 
     @property
     @abstractmethod
-    def vocabulary(self) -> LlamaVocabulary:
+    def vocabulary(self) -> TextVocabulary:
         """Raises EngineError if the model is not loaded."""
 
     @property
@@ -25,6 +49,13 @@ class TextModel(ABC):
     @property
     @abstractmethod
     def model_name(self) -> str: ...
+
+    @abstractmethod
+    def admit(self, requests: int, tokens: int) -> AbstractContextManager[None]:
+        """Around answers of which `requests` at once are promised a sequence; `tokens`: of their prompts.
+
+        Raises OverloadedError if the queue is full, or too many tokens are in progress.
+        """
 
     @property
     def vocab_size(self) -> int:

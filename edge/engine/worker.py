@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from common.errors import EngineError, FrameworkError
 from edge.engine.jobs import EngineJob
@@ -64,6 +64,11 @@ class StepScheduler(ABC, Generic[J]):
         began_at, allowed = self.step_began_at, STUCK_AFTER_S + SLOWEST_TOKEN_S * self.step_tokens
         return began_at is not None and time.monotonic() - began_at > allowed
 
+    def works_on(self, job: J) -> bool:
+        """Whether a step is computed, and the job waits for this or a later one; from any thread."""
+        computing = self.step_began_at is not None and not self.stuck
+        return computing and (job in self._active or not self._inbox.empty())
+
     @abstractmethod
     def abort(self) -> None:
         """Ends the current step; from any thread."""
@@ -87,13 +92,21 @@ class StepScheduler(ABC, Generic[J]):
                 self._wake()
             message = self._inbox.get()
             if message is None:
-                for job in self._active:
-                    job.fail(EngineError("the edge model was stopped"))
-                self._collect_waiters()
-                self._wake()
+                self.fail_all(EngineError("the edge model was stopped"))
                 return False
             self._receive(message)
         return True
+
+    def fail_all(self, error: EngineError) -> None:
+        """Fails the active jobs, and those that wait in the inbox."""
+        while not self._inbox.empty():
+            if isinstance(message := self._inbox.get(), EngineJob):
+                self._active.append(cast(J, message))
+        for job in self._active:
+            job.fail(error)
+        self._to_wake += [waiter for job in self._active if (waiter := job.take_waiter())]
+        self._active = []
+        self._wake()
 
     def _guarded(self, work: Callable[[list[J]], None], jobs: list[J]) -> None:
         """Does `work` for `jobs`; an error fails these jobs only."""
@@ -168,6 +181,10 @@ class EngineThread(Generic[S]):
         scheduler = self.scheduler
         return scheduler is not None and self._thread.is_alive() and not self.closing and not scheduler.stuck
 
+    def works_on(self, job: EngineJob) -> bool:
+        """Whether the thread computes, and `job` waits for this step or a later one."""
+        return self.scheduler is not None and self.scheduler.works_on(job)
+
     def _run(self) -> None:
         assert self._waker is not None
         try:
@@ -176,7 +193,11 @@ class EngineThread(Generic[S]):
             self._started.set_exception(error)
         else:
             self._started.set_result(None)
-            scheduler.serve()
+            try:
+                scheduler.serve()
+            except Exception:  # of any kind: nobody else would tell those that wait
+                logger.exception("the thread %s has failed", self._thread.name)
+                scheduler.fail_all(EngineError("the edge model has failed; its server must be started again"))
             self.scheduler = None
             scheduler.free()
         self._stopped.set_result(None)

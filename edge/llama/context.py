@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import llama_cpp as c
@@ -33,15 +34,19 @@ class LlamaContext:
     """Model and context of one GGUF file, `config.path`; used in one thread, except for `abort`.
 
     `context_length` is cut to what the model was trained for. `on_node` is a ggml_backend_sched_eval_callback, called
-    for each node of a step's graph; it must outlive this object. Raises StartError if the file cannot be loaded.
+    for each node of a step's graph; it must outlive this object. `shared`: a second file with more of the model's
+    tensors, of which all models that are loaded with it share one copy. `embeds`: a step of up to `context_length`
+    tokens gives the vector of each text, and no logits. Raises StartError if it cannot be loaded.
     """
 
-    def __init__(self, config: EdgeModelConfig, on_node: Any = None) -> None:
+    def __init__(
+        self, config: EdgeModelConfig, on_node: Any = None, shared: Path | None = None, embeds: bool = False
+    ) -> None:
         path, sequences = config.path, config.sequences
         _check_file(path)
         c.llama_backend_init()
         c.llama_log_set(_log, ctypes.c_void_p(None))
-        self.model = _load(path, config.gpu_layers)
+        self.model = _load([path, *([str(shared)] if shared else [])], config.gpu_layers)
         self.length = _within_training(config.context_length, c.llama_model_n_ctx_train(self.model), path)
         options = c.llama_context_default_params()
         options.n_ctx = self.length * sequences
@@ -57,6 +62,10 @@ class LlamaContext:
         # Python function would take the interpreter's lock each time.
         options.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, c.ggml_abort_callback)
         options.abort_callback_data = ctypes.addressof(self._abort)
+        if embeds:
+            # All tokens of a text belong into one part of a step, over which llama.cpp pools.
+            options.n_ctx = options.n_batch = options.n_ubatch = self.length
+            options.embeddings, options.pooling_type = True, _pooling(self.model)
         if on_node is not None:
             options.cb_eval = ctypes.cast(on_node, c.ggml_backend_sched_eval_callback)
         self.pointer = c.llama_init_from_model(self.model, options)
@@ -103,13 +112,26 @@ class LlamaContext:
         return np.frombuffer(memory, np.float32).reshape(rows, size)
 
 
-def _load(path: str, gpu_layers: int) -> Any:
+def _load(paths: list[str], gpu_layers: int) -> Any:
     settings = c.llama_model_default_params()
     settings.n_gpu_layers = gpu_layers
-    model = c.llama_model_load_from_file(path.encode(), settings)
+    if len(paths) == 1:  # llama.cpp then finds further files by their names
+        model = c.llama_model_load_from_file(paths[0].encode(), settings)
+    else:
+        names = (ctypes.c_char_p * len(paths))(*(path.encode() for path in paths))
+        model = c.llama_model_load_from_splits(names, len(paths), settings)
     if not model:
-        raise StartError(f"model file {path}: llama.cpp cannot load it")
+        raise StartError(f"model file {paths[0]}: llama.cpp cannot load it")
     return model
+
+
+def _pooling(model: Any) -> int:
+    """The file's own, or the mean."""
+    name, value = ctypes.create_string_buffer(64), ctypes.create_string_buffer(16)
+    c.llama_model_meta_val_str(model, b"general.architecture", name, 64)
+    found = c.llama_model_meta_val_str(model, name.value + b".pooling_type", value, 16) > 0
+    kind = int(value.value) if found and value.value.isdigit() else c.LLAMA_POOLING_TYPE_NONE
+    return int(kind if kind != c.LLAMA_POOLING_TYPE_NONE else c.LLAMA_POOLING_TYPE_MEAN)
 
 
 def _set_attention(options: Any, config: EdgeModelConfig) -> None:

@@ -1,91 +1,104 @@
-"""Restricts an answer to a JSON schema with llama.cpp's grammar sampler."""
+"""Restricts an answer to a grammar: follows its tokens, and masks the logits of those that may not come next."""
 
-import ctypes
-import json
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-import llama_cpp as c
 import numpy as np
-from llama_cpp.llama_grammar import json_schema_to_gbnf
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
-from common.errors import EngineError, RequestError
-from edge.llama import json_schema
-from edge.llama.batch import pointer
+from common.errors import EngineError, GrammarError
+from common.grammar.spec import GrammarSpec
+from common.protocol.prefix_hash import common_prefix
 from edge.llama.sampling import Logits
 from edge.llama.vocabulary import LlamaVocabulary
 
-MAX_SCHEMA = 65536
-"""The most characters of a schema."""
-CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-"""The layout of llama_token_data."""
+SPECIAL = b"\xff"
+"""Begins the name of a special token, which no text contains."""
 
 
-class Grammar:
-    """The grammar of one answer, with its state; used in the engine's thread, which must free it.
+def tokenizer_of(vocabulary: LlamaVocabulary) -> LLTokenizer:
+    """The bytes of each token, for llguidance; takes about a second for 150,000 tokens."""
+    return LLTokenizer(_TokenBytes(vocabulary), eos_token=sorted(vocabulary.end_tokens))
 
-    Raises RequestError for a schema that llama.cpp has no grammar for.
-    """
 
-    def __init__(self, vocabulary: LlamaVocabulary, schema: str) -> None:
-        self.schema = schema
-        self._sampler = c.llama_sampler_init_grammar(vocabulary.pointer, _gbnf(schema).encode(), b"root")
-        if not self._sampler:
-            raise RequestError("llama.cpp has no grammar for this JSON schema", param="response_format")
-        self._candidates = np.zeros(vocabulary.size, CANDIDATE)
+class _TokenBytes(TokenizerWrapper):
+    """A vocabulary as llguidance reads it. It need not cut texts: the grammars leave that to the model."""
+
+    def __init__(self, vocabulary: LlamaVocabulary) -> None:
+        pieces = [
+            vocabulary.piece(token) or SPECIAL + vocabulary.piece(token, True) for token in range(vocabulary.size)
+        ]
+        self.tokens = pieces
+        self.special_token_ids = [token for token, piece in enumerate(pieces) if piece.startswith(SPECIAL)]
+        self.eos_token_id = min(vocabulary.end_tokens)
+        self.bos_token_id = None
+        self.is_tokenizer_wrapper = True
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        raise NotImplementedError
+
+
+class AnswerGrammar:
+    """The grammar of one answer, with its state; used in the engine's thread."""
+
+    def __init__(self, spec: GrammarSpec, start: LLMatcher, vocabulary: LlamaVocabulary) -> None:
+        """`start`: the compiled grammar, which is copied."""
+        self.spec = spec
+        self._matcher = start.deep_copy()
+        self._end_tokens = vocabulary.end_tokens
+        self._mask = allocate_token_bitmask(1, vocabulary.size)
         self._accepted: list[int] = []
 
-    def free(self) -> None:
-        c.llama_sampler_free(self._sampler)
-
     def follow(self, answer: Sequence[int]) -> bool:
-        """Moves the grammar to the end of `answer`, from the start if need be; whether the answer fits the schema."""
-        count = len(self._accepted)
-        if self._accepted != list(answer[:count]):
-            c.llama_sampler_reset(self._sampler)
-            self._accepted = []
-            count = 0
-        return all(self._accept(token) for token in answer[count:])
+        """Moves to the end of `answer`; False if it does not match the grammar, or has ended."""
+        kept = common_prefix(self._accepted, list(answer))
+        if surplus := len(self._accepted) - kept:
+            self._matcher.rollback(surplus)
+            del self._accepted[kept:]
+        new = list(answer[kept:])
+        if not self._end_tokens.isdisjoint(new):
+            return False
+        accepted = self._matcher.try_consume_tokens(new)
+        self._check()
+        self._accepted += new[:accepted]
+        return accepted == len(new)
 
-    def constrain(self, token: int, redraw: Callable[[Logits], int], logits: Logits) -> int:
-        """Accepts `token`, drawn from `logits`, [V], if the grammar allows it, else one that `redraw` draws instead.
+    def draw(self, logits: Logits, greedy: bool, choose: Callable[[Logits], int]) -> int:
+        """A token that the grammar allows, which `choose` draws from `logits`, [V], and moves on past it.
 
-        `redraw` gets a copy of the logits with only the allowed tokens. Most drawn tokens are allowed; checking one
-        costs little, checking the whole vocabulary costs much.
+        `choose` gets a copy of the logits with -inf for what is not allowed; if it is `greedy`, first the logits
+        themselves: most likeliest tokens are allowed, and to check one costs little.
         """
-        if not self._accept(token):
-            token = redraw(self._allowed(logits))
+        token = choose(logits) if greedy else -1
+        if not (greedy and self._accept(token)):
+            token = choose(self._allowed(logits))
             if not self._accept(token):
-                raise EngineError("no token of the edge model's vocabulary continues the JSON schema's grammar")
+                raise EngineError("no token of the edge model's vocabulary continues the answer's grammar")
         return token
 
     def _accept(self, token: int) -> bool:
-        """Accepts `token` if it is allowed: llama.cpp aborts the process over one that is not."""
-        candidate = np.array([(token, 0, 0)], CANDIDATE)
-        self._apply(candidate)
-        if candidate["logit"][0] == -np.inf:
-            return False
-        c.llama_sampler_accept(self._sampler, token)
-        self._accepted.append(token)
-        return True
+        """Moves on past `token` if it is allowed."""
+        if token in self._end_tokens:
+            allowed = self._matcher.is_accepting()
+        else:
+            allowed = bool(self._matcher.try_consume_tokens([token]))
+            self._accepted += [token] * allowed
+        self._check()
+        return allowed
 
     def _allowed(self, logits: Logits) -> Logits:
-        """A copy of `logits`, [V], with -inf for the tokens that are not allowed."""
-        self._candidates["id"] = np.arange(len(logits))
-        self._candidates["logit"] = logits
-        self._apply(self._candidates)
-        return self._candidates["logit"].copy()
+        fill_next_token_bitmask(self._matcher, self._mask)
+        self._check()
+        bits = np.unpackbits(self._mask[0].view(np.uint8), count=len(logits), bitorder="little")
+        return np.where(bits, logits, np.float32(-np.inf))
 
-    def _apply(self, candidates: np.ndarray) -> None:
-        array = c.llama_token_data_array(pointer(candidates, c.llama_token_data), len(candidates), -1, False)
-        c.llama_sampler_apply(self._sampler, ctypes.byref(array))
+    def _check(self) -> None:
+        """Raises GrammarError when llguidance has given up: it would allow the end of the answer only."""
+        if self._matcher.is_error():
+            _give_up(self.spec, self._matcher.get_error())
 
 
-def _gbnf(schema: str) -> str:
-    if len(schema) > MAX_SCHEMA:
-        raise RequestError(f"the JSON schema has more than {MAX_SCHEMA} characters", param="response_format")
-    try:
-        json_schema.check(json.loads(schema))
-        return str(json_schema_to_gbnf(schema))
-    except (ValueError, AssertionError, RecursionError, KeyError, TypeError, AttributeError, IndexError) as error:
-        reason = f"llama.cpp has no grammar for this JSON schema: {error}"
-        raise RequestError(reason, param="response_format") from error
+def _give_up(spec: GrammarSpec, fault: str) -> NoReturn:
+    reason = fault.partition("\n")[0][:200]
+    raise GrammarError(f"{spec.noun} takes too much work: {reason}", param=spec.param)

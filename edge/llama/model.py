@@ -11,7 +11,7 @@ import llama_cpp as c
 import numpy as np
 
 from common.config_edge import EdgeModelConfig
-from common.errors import EngineError
+from common.errors import EngineError, StartError
 from common.hardware import Setting
 from edge.llama.batch import Batch, BatchEntry, SequenceTokens, pointer
 from edge.llama.context import CHUNK, LlamaContext
@@ -57,6 +57,17 @@ class Llama:
             logger.warning("model %s: a rejected draft may have the whole prompt read again: %s", config.path, reason)
         self._kv = kv_shape(self.vocabulary.meta)
         self._config = config
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        """Raises StartError for weights that make no numbers of a token."""
+        rows = self.decode([SequenceTokens(0, [0], 1)])
+        assert rows is not None, "nobody aborts a start"
+        sound = bool(np.isfinite(rows.max()))
+        self.rewind(0, 0)
+        if not sound:
+            self.free()
+            raise StartError(f"model file {self._config.path}: it computes no numbers (NaN): get the file again")
 
     def settings(self) -> dict[str, Setting]:
         """The settings that fit the machine, by name; a whole KV cache's bytes where its size is known."""
@@ -75,6 +86,16 @@ class Llama:
         kept = self._rollback.rewind(sequence, min(length, len(self.held[sequence])))
         del self.held[sequence][kept:]
         return kept
+
+    def clear(self) -> None:
+        """Empties every sequence and every cell: a cell that was only removed keeps its numbers, also NaN.
+
+        Attention multiplies removed cells by 0, and NaN times 0 is NaN.
+        """
+        self._copied_to = None
+        for sequence in range(self.sequences):
+            self.rewind(sequence, 0)
+        c.llama_memory_clear(self._context.memory, True)
 
     def checkpoint(self, sequence: int, of_prompt: bool = False) -> None:
         """Remembers the state of `sequence` for later rewinds, if its model needs that.

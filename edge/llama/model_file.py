@@ -16,9 +16,11 @@ from pathlib import Path
 
 import msgspec
 
-from common import hardware, hub
+from common import hardware
 from common.config_edge import EdgeModelConfig
 from common.errors import StartError
+from common.files import hub
+from common.files.installation import module_environment
 
 TRIAL_S = 120
 """Seconds that reading the header and the trial load may take; a model of any size takes one or two."""
@@ -33,10 +35,11 @@ async def prepare(model: EdgeModelConfig) -> Path:
 
     Raises StartError, also if the machine's memory is too small. Shows the progress of a download on a terminal.
     """
-    root = str(Path(__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": root, "PYTHONWARNINGS": "ignore", "GGML_NO_BACKTRACE": "1"}
+    environment = module_environment() | {"PYTHONWARNINGS": "ignore", "GGML_NO_BACKTRACE": "1"}
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", __name__, msgspec.json.encode(model)), stdout=asyncio.subprocess.PIPE, env=environment
+        *(sys.executable, "-P", "-m", __name__, msgspec.json.encode(model)),
+        stdout=asyncio.subprocess.PIPE,
+        env=environment,
     )
     try:
         output, _ = await child.communicate()

@@ -5,12 +5,13 @@ Only the first pass of a filter reads the whole vocabulary; no filter sorts it.
 
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import EngineError
 from common.types import Sampling, TokenLogprob
 
 Logits = NDArray[np.float32]
@@ -21,21 +22,30 @@ BLOCK = 64
 """`kth_largest` first compares only the maxima of blocks of this many logits."""
 
 
+def check_numbers(largest: NDArray[np.float32] | np.float32) -> None:
+    """Raises EngineError unless the `largest` logit of each row, as `max` or `argmax` find it, is a number.
+
+    Both find NaN before any number, so this tells of a whole row.
+    """
+    if not np.isfinite(largest).all():
+        raise EngineError("the edge's model computes no numbers (NaN): its file is damaged")
+
+
 def is_greedy(sampling: Sampling) -> bool:
     """Whether the likeliest token is always drawn."""
     return sampling.temperature < GREEDY_BELOW
 
 
 def uniforms(sampling: Sampling, position: int, count: int) -> NDArray[np.float64]:
-    """Two random numbers in [0, 1) for each of `count` positions from `position` on, [count, 2].
+    """A random number in [0, 1) for each of `count` positions from `position` on, [count].
 
     They depend on the seed and the position only; without a seed they are different in each call.
     """
     if is_greedy(sampling):
-        return np.zeros((count, 2))
+        return np.zeros(count)
     seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
     # Philox yields four numbers for each value of its counter: one row per position.
-    return np.random.Generator(np.random.Philox(key=seed, counter=position)).random((count, 4))[:, :2]
+    return np.random.Generator(np.random.Philox(key=seed, counter=position)).random((count, 4))[:, 0]
 
 
 def draw(logits: Logits, sampling: Sampling, uniform: float) -> int:
@@ -118,9 +128,25 @@ def penalties(sampling: Sampling, token_ids: Sequence[int]) -> Penalties | None:
     return None if none else Penalties(sampling, token_ids)
 
 
+def biased(logits: Logits, bias: Sequence[tuple[int, float]]) -> Logits:
+    """A copy of `logits`, [V], with what `bias` adds to those of its tokens."""
+    changed = logits.copy()
+    tokens, values = zip(*bias, strict=True)
+    changed[list(tokens)] += np.asarray(values, np.float32)
+    return changed
+
+
+def without(logits: Logits, tokens: Collection[int]) -> Logits:
+    """A copy of `logits`, [V], in which `tokens` are impossible."""
+    rest = logits.copy()
+    rest[list(tokens)] = -np.inf
+    return rest
+
+
 def log_probabilities(logits: Logits, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
     """For each row of `logits`, [B, V], the log probability of its token, [B], and of the `top` likeliest tokens."""
     peaks = logits.max(axis=-1, keepdims=True)
+    check_numbers(peaks)
     # Row by row: the logits may take hundreds of megabytes, and `row - peak` is a copy.
     totals = [float(peak[0]) + float(np.log(np.exp(row - peak).sum())) for row, peak in zip(logits, peaks, strict=True)]
     return [

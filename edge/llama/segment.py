@@ -6,6 +6,7 @@ states only after its final norm, so a callback reads those of the last layer in
 
 import ctypes
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import llama_cpp as c
@@ -28,6 +29,8 @@ _ggml.ggml_get_name.argtypes = (ctypes.c_void_p,)
 _ggml.ggml_get_name.restype = ctypes.c_char_p
 _ggml.ggml_backend_tensor_get.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t
 _ggml.ggml_backend_tensor_get.restype = None
+_ggml.ggml_backend_tensor_set.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t
+_ggml.ggml_backend_tensor_set.restype = None
 
 
 class SegmentShape(NamedTuple):
@@ -60,21 +63,34 @@ class LlamaSegment:
     """One segment's model and context; used in one thread, except for `vocabulary` and `abort`.
 
     Always uses a unified KV, so that feeds of any lengths are computed together. `first`: takes token ids, not states.
-    `shows_states` False: the step returns no states (nothing follows the last segment). Raises StartError if the file
-    `config.path` cannot be loaded, ConfigError if it does not have the shape that its manifest says.
+    `shows_states` False: the step returns no states (nothing follows the last segment). `shared`: the file of its head,
+    if that is not its own. `translator`: applied to states before the exit's norm and head. Raises StartError if the
+    file `config.path` cannot be loaded, ConfigError if it does not have the shape that its manifest says.
     """
 
-    def __init__(self, config: EdgeModelConfig, shape: SegmentShape, *, first: bool, shows_states: bool = True) -> None:
+    def __init__(
+        self,
+        config: EdgeModelConfig,
+        shape: SegmentShape,
+        *,
+        first: bool,
+        shows_states: bool = True,
+        shared: Path | None = None,
+        translator: Callable[[States], States] | None = None,
+    ) -> None:
         self._last = f"l_out-{shape.layers - 1}".encode()
         self._states = np.zeros((CHUNK, shape.width), np.float32)
         self._address = self._states.ctypes.data
         self._bytes = 0
         """The bytes of states that the current step still has to deliver."""
-        self._wants_logits = False
+        self._wanted: list[slice] = []
+        """The rows of the current step's states for which the exit is requested."""
         self.shows_states = shows_states
+        self._translator = translator
+        self._reads_states = shows_states or translator is not None
         self._callback = c.ggml_backend_sched_eval_callback(self._on_node())
-        on_node = self._callback if shows_states else None
-        self._context = LlamaContext(replace(config, kv_unified=True), on_node)
+        on_node = self._callback if self._reads_states else None
+        self._context = LlamaContext(replace(config, kv_unified=True), on_node, shared)
         try:
             _check_shape(config.path, self._context.model, shape)
         except ConfigError:
@@ -116,7 +132,9 @@ class LlamaSegment:
             BatchEntry(at, self.held[at], inputs, len(inputs) if show else rows) for at, inputs, rows in feeds
         )
         count: int = batch.n_tokens
-        self._bytes, self._wants_logits = self._states[:count].nbytes, any(feed.rows for feed in feeds)
+        outputs = count if show else sum(feed.rows for feed in feeds)
+        self._bytes = self._states[:outputs].nbytes if self._reads_states else 0
+        self._wanted = _last_rows(feeds, of_all=show)
         if not self._compute(batch, feeds):
             return None
         for at, inputs, _ in feeds:
@@ -126,7 +144,7 @@ class LlamaSegment:
     def _compute(self, batch: c.llama_batch, feeds: Sequence[Feed]) -> bool:
         try:
             done = self._context.decode(batch)
-            if done and self.shows_states and self._bytes:
+            if done and self._bytes:
                 raise EngineError(f"llama.cpp did not deliver the states after {self._last.decode()}")
         except EngineError:
             for feed in feeds:
@@ -141,12 +159,10 @@ class LlamaSegment:
         wanted = sum(feed.rows for feed in feeds)
         if not self.shows_states or wanted in (0, count):
             return self._context.logits(wanted, self.vocab_size)
-        ends = np.cumsum([len(feed.inputs) for feed in feeds])
-        rows = [row for end, feed in zip(ends, feeds, strict=True) for row in range(end - feed.rows, end)]
-        return self._context.logits(count, self.vocab_size)[rows]
+        return self._context.logits(count, self.vocab_size)[np.r_[tuple(self._wanted)]]
 
     def _on_node(self) -> Callable[[int, bool, int | None], bool]:
-        """The callback that copies the last layer's states.
+        """The callback that copies the last layer's states, and replaces those that the exit reads by translated ones.
 
         llama.cpp calls it before each node (`ask`: is its output needed?) and after each needed one (go on?).
         """
@@ -157,9 +173,20 @@ class LlamaSegment:
                 return name_of(node) == last  # type: ignore[no-any-return]
             _ggml.ggml_backend_tensor_get(node, self._address, 0, self._bytes)
             self._bytes = 0
-            return self._wants_logits
+            if self._translator:
+                for rows in self._wanted:
+                    translated = self._translator(self._states[rows])
+                    at = rows.start * self._states.strides[0]
+                    _ggml.ggml_backend_tensor_set(node, translated.ctypes.data, at, translated.nbytes)
+            return bool(self._wanted)
 
         return on_node
+
+
+def _last_rows(feeds: Sequence[Feed], of_all: bool) -> list[slice]:
+    """The rows of each feed's last `rows` inputs among the rows of all inputs, or else among those of these only."""
+    ends = np.cumsum([len(feed.inputs) if of_all else feed.rows for feed in feeds])
+    return [slice(int(end) - feed.rows, int(end)) for end, feed in zip(ends, feeds, strict=True) if feed.rows]
 
 
 def _check_shape(path: str, model: object, expected: SegmentShape) -> None:

@@ -9,6 +9,7 @@ from typing import Self
 from common.cloud_client.pool import Cloud, CloudPool
 from common.cloud_client.split_session import CloudToken, SplitCloud, SplitSession
 from common.config_edge import EdgeSplitConfig
+from common.decoding.progress import waiting
 from common.errors import EndpointError, RequestError
 from common.http.client import HTTPClient
 from common.types import Sampling
@@ -153,6 +154,10 @@ class CloudTail:
     async def _ask(self, session: SplitSession, sampling: Sampling) -> CloudToken:
         pending = session.positions - self._computed_to
         deadline = deadline_seconds(self._base_deadline, pending, self._clouds.seconds_per_position)
+        with waiting("the cloud's last layers", time.monotonic):  # until the deadline
+            return await self._within(deadline, session, sampling)
+
+    async def _within(self, deadline: float, session: SplitSession, sampling: Sampling) -> CloudToken:
         if self._async_upload:
             return await session.token(sampling, deadline)
         began = time.monotonic()

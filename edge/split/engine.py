@@ -21,6 +21,7 @@ from edge.split.answer import SplitAnswer
 from edge.split.cloud_tail import CloudTail, SplitClouds
 from edge.split.early_exit import LatencyAwareEarlyExit, disabled_exits, thresholds_of
 from edge.split.segments import Segments
+from edge.tenants.limits import weights_of
 from edge.text.chat_template import ChatTemplate
 from edge.text.detokenizer import TextStream
 
@@ -48,7 +49,8 @@ class EdgeInferenceEngine:
         self._own_clouds = None if clouds or split_clouds else CloudPool(config.communication)
         self._split_clouds = split_clouds or SplitClouds(clouds or self._own_clouds or CloudPool())
         folder = path if path.is_dir() else path.parent
-        self.segments = Segments(self.manifest, folder, config.edge.model, config.edge.limits)
+        weight = weights_of(config.edge.quotas)
+        self.segments = Segments(self.manifest, folder, config.edge.model, config.edge.limits, weight)
         self.template: ChatTemplate
         self._deeper_ms = [Mean() for _ in self.manifest.exits]
         self._closing = AsyncExitStack()
@@ -80,9 +82,9 @@ class EdgeInferenceEngine:
         )
 
     @asynccontextmanager
-    async def answer(self, request: DecodingRequest) -> AsyncIterator[SplitAnswer]:
+    async def answer(self, request: DecodingRequest, admitted: bool = False) -> AsyncIterator[SplitAnswer]:
         """The answer to `request`, as soon as a sequence is free; leaving frees the sequence."""
-        async with self.segments.sequence(len(request.prompt), request.sampling) as sequence:
+        async with self.segments.sequence(len(request.prompt), request.sampling, admitted) as sequence:
             exits = LatencyAwareEarlyExit(request.plan.exits, self._config.edge.split.latency_budget_ms)
             tail = None if request.plan.standalone else self._tail(request.prompt)
             yield SplitAnswer(sequence, request, exits, tail, self._deeper_ms)

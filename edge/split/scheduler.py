@@ -93,7 +93,7 @@ class SegmentJob(EngineJob):
         sampling = self._exit.sampling
         if is_greedy(sampling):
             return likeliest
-        return draw(logits, sampling, uniforms(sampling, self.position, 1)[0][0])
+        return draw(logits, sampling, uniforms(sampling, self.position, 1)[0])
 
     def predict(self, token: int, confidence: float, end: bool) -> None:
         """Takes the exit's next token; `end`: it ends the answer."""

@@ -2,24 +2,25 @@
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Self
 
-import msgspec
 import numpy as np
 
 from common.config_edge import EdgeModelConfig, LimitsConfig
 from common.errors import ContextLengthError, EngineError
 from common.protocol.split_manifest import SplitManifest
 from common.types import GREEDY, Sampling
+from edge.engine.fair_queue import WeightOf, equal_weights
 from edge.engine.loop_waker import LoopWaker
 from edge.engine.sequence_pool import SequencePool
 from edge.engine.text_model import TextModel
 from edge.engine.worker import EngineThread
-from edge.llama.segment import LlamaSegment, SegmentShape, States
+from edge.llama.segment import LlamaSegment, States
 from edge.llama.vocabulary import LlamaVocabulary
+from edge.split.loading import load_segment
 from edge.split.scheduler import ExitPrediction, ExitRequest, Freed, SegmentBatcher, SegmentJob
 
 __all__ = ["ExitPrediction", "SegmentSequence", "Segments"]
@@ -39,13 +40,14 @@ class Segments(TextModel):
         folder: Path,
         model: EdgeModelConfig | None = None,
         limits: LimitsConfig | None = None,
+        weight: WeightOf = equal_weights,
     ) -> None:
         model = model or EdgeModelConfig()
         self.manifest = manifest
         self._folder = folder
         self._model = model
         self._limits = limits or LimitsConfig()
-        self._leases = SequencePool(model.sequences, self._limits)
+        self._leases = SequencePool(model.sequences, self._limits, weight=weight)
         self._vocabulary: LlamaVocabulary | None = None
         self._context_length = 0
         self._inbox: SimpleQueue[SegmentJob | Freed | None] = SimpleQueue()
@@ -59,20 +61,25 @@ class Segments(TextModel):
         await self._thread.close()
 
     @asynccontextmanager
-    async def sequence(self, tokens: int, sampling: Sampling = GREEDY) -> AsyncIterator["SegmentSequence"]:
+    async def sequence(
+        self, tokens: int, sampling: Sampling = GREEDY, admitted: bool = False
+    ) -> AsyncIterator["SegmentSequence"]:
         """Lends a sequence to one answer, whose prompt has so many `tokens`.
 
-        Waits for a free one; raises OverloadedError if too many requests wait already, ContextLengthError if the
-        prompt does not fit. Leaving frees the sequence at once.
+        Waits for a free one; raises OverloadedError if too many requests wait already, unless it is `admitted`, and
+        ContextLengthError if the prompt does not fit. Leaving frees the sequence at once.
         """
         if tokens > self.context_length:
             raise ContextLengthError(f"{tokens} tokens do not fit the segments' context of {self.context_length}")
         assert self.vocabulary, "it runs"
-        async with self._leases.lend(tokens, lambda _: 0) as lent:
+        async with self._leases.lend(tokens, lambda _: 0, admitted) as lent:
             try:
                 yield SegmentSequence(self, lent, sampling)
             finally:
                 self._inbox.put(Freed(lent))
+
+    def admit(self, requests: int, tokens: int) -> AbstractContextManager[None]:
+        return self._leases.admit(requests, tokens)
 
     @property
     def alive(self) -> bool:
@@ -121,16 +128,19 @@ class Segments(TextModel):
         if self._thread.scheduler is not None:
             self._thread.scheduler.abort_unwanted_step()
 
+    def works_on(self, job: SegmentJob) -> bool:
+        """Whether the segments compute, and the job has a part in it, or will have."""
+        return self._thread.works_on(job)
+
     def _load(self, waker: LoopWaker) -> SegmentBatcher:
         """Loads the segments, in their thread; if one fails, frees those loaded before."""
         manifest, loaded = self.manifest, list[LlamaSegment]()
         with ExitStack() as stack:
-            for path, part in zip(manifest.check_segments(self._folder), manifest.segments, strict=True):
-                model = msgspec.structs.replace(self._model, path=str(path))
-                shape = SegmentShape(part.last - part.first + 1, manifest.hidden, manifest.vocab_size)
+            manifest.check_segments(self._folder)
+            for number in range(self.count):
                 # The cloud needs the first segment's states, each later segment those of the one before it.
-                shows_states = not loaded or len(loaded) < self.count - 1
-                segment = LlamaSegment(model, shape, first=not loaded, shows_states=shows_states)
+                shows_states = number == 0 or number < self.count - 1
+                segment = load_segment(manifest, self._folder, number, self._model, shows_states)
                 loaded.append(segment)
                 stack.callback(segment.free)
             vocabulary = self._vocabulary = loaded[0].vocabulary
@@ -211,7 +221,7 @@ class SegmentSequence:
     async def _part(self, job: SegmentJob) -> list[ExitPrediction]:
         """The job's predictions since the last part; empty at its end."""
         began = time.perf_counter()
-        await job.wait()
+        await job.wait(self._segments.works_on)
         self.held[job.segment] = job.position
         self.waited_ms += (time.perf_counter() - began) * 1e3
         part = job.part()

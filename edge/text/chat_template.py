@@ -7,16 +7,20 @@ import asyncio
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
-from common.errors import RequestError, StartError
+from common.errors import EngineError, RequestError, StartError
 from common.protocol.openai import Message
+from edge.text.conversation import Conversation, WrittenPrompt
 
 RENDER_SECONDS = 2.0
 """Processor time allowed for one rendering, which takes about a millisecond."""
+LOST_SECONDS = 30.0
+"""After this long by the clock, the process is lost: it may be stopped."""
 FRAME_LIMIT = 16 * 2**20
 """The most bytes of a rendered prompt."""
 PROGRAM = Path(__file__).parent / "template_process.py"
@@ -26,6 +30,8 @@ class ChatTemplate:
     """A model's template, from `start` to `close`; `bos` and `eos` are the texts of its special tokens, or empty."""
 
     def __init__(self, source: str, bos: str, eos: str, seconds: float = RENDER_SECONDS) -> None:
+        self.source = source
+        """The template itself, in Jinja."""
         self._first = {"source": source, "bos": bos, "eos": eos}
         self._seconds = seconds
         self._process: Process | None = None
@@ -54,16 +60,28 @@ class ChatTemplate:
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
-    async def render(self, messages: list[Message], add_generation_prompt: bool = True) -> str:
-        """The prompt's text; raises RequestError if the template refuses the conversation or does not end in time."""
-        if not messages:
-            raise RequestError("messages must not be empty", param="messages")
-        turns = [_turn(message) for message in messages]
+    async def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """The prompt's text for messages alone; see `write`."""
+        return await self.write(Conversation(messages), add_generation_prompt)
+
+    async def prompt(self, conversation: Conversation, add_generation_prompt: bool = True) -> WrittenPrompt:
+        """The prompt, with the template that wrote it; see `write`."""
+        return WrittenPrompt(await self.write(conversation, add_generation_prompt), self.source)
+
+    async def write(self, conversation: Conversation, add_generation_prompt: bool = True) -> str:
+        """The prompt's text.
+
+        Raises RequestError if the template refuses the conversation or does not end in time, EngineError if its process
+        is lost.
+        """
         try:
+            frame = conversation.frame(self.source) | {"add_generation_prompt": add_generation_prompt}
             async with self._turn:
                 if self._process is None:
                     await self._begin()
-                return await self._ask({"messages": turns, "add_generation_prompt": add_generation_prompt})
+                return await self._ask(frame)
+        except RecursionError as error:  # in tools or variables; messages hold text
+            raise RequestError("nested too deeply", param="tools") from error
         except _Failed as failure:
             raise RequestError(f"the model's chat template refuses these messages: {failure}", "messages") from failure
 
@@ -78,12 +96,15 @@ class ChatTemplate:
         assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
         frame, complete = msgspec.json.encode(question), False
         try:
-            self._process.stdin.write(len(frame).to_bytes(4, "big") + frame)
-            size = int.from_bytes(await self._process.stdout.readexactly(4), "big")
-            if size > FRAME_LIMIT:
-                raise _Failed("its process sent an invalid frame")
-            answer = msgspec.json.decode(await self._process.stdout.readexactly(size), type=dict[str, str])
+            async with asyncio.timeout(LOST_SECONDS):
+                self._process.stdin.write(len(frame).to_bytes(4, "big") + frame)
+                size = int.from_bytes(await self._process.stdout.readexactly(4), "big")
+                if size > FRAME_LIMIT:
+                    raise _Failed("its process sent an invalid frame")
+                answer = msgspec.json.decode(await self._process.stdout.readexactly(size), type=dict[str, str])
             complete = True
+        except TimeoutError as error:
+            raise EngineError(f"the process of the chat template has not answered for {LOST_SECONDS:g} s") from error
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise _Failed(self._why(await self._process.wait())) from error
         finally:
@@ -99,8 +120,3 @@ class ChatTemplate:
 
 class _Failed(Exception):
     """The template could not be compiled or rendered; the message says why."""
-
-
-def _turn(message: Message) -> dict[str, str]:
-    turn = {"role": message.role, "content": message.text}
-    return turn if message.name is None else turn | {"name": message.name}

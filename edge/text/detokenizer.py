@@ -7,6 +7,7 @@ import codecs
 from collections.abc import Callable, Sequence
 
 from common.errors import RequestError
+from edge.text import markers
 
 
 class TextStream:
@@ -15,8 +16,8 @@ class TextStream:
     def __init__(self, piece: Callable[[int], bytes], stop: Sequence[str] = ()) -> None:
         if "" in stop:
             raise RequestError("a stop string must not be empty", param="stop")
-        self.stopped = False
-        """A stop string appeared: the text ends before it and does not continue."""
+        self.stopped_by: str | None = None
+        """The stop string that appeared: the text ends before it and does not continue."""
         self.decoded = 0
         """Characters decoded so far, returned or held back."""
         self.shown = 0
@@ -25,6 +26,11 @@ class TextStream:
         self._stop = stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string appeared."""
+        return self.stopped_by is not None
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that may now be shown: without part of a character or the beginning of a stop string."""
@@ -47,14 +53,9 @@ class TextStream:
         # The stop string that is complete first counts, as if the text arrived character by character.
         hits = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
         if hits:
-            self.stopped = True
-            self._held = ""
-            return text[: min(hits)[1]]
-        safe = len(text) if last else len(text) - self._possible_stop(text)
+            end, start = min(hits)
+            self.stopped_by, self._held = text[start:end], ""
+            return text[:start]
+        safe = len(text) if last else len(text) - markers.unfinished(text, self._stop)
         self._held = text[safe:]
         return text[:safe]
-
-    def _possible_stop(self, text: str) -> int:
-        """The length of the longest suffix of `text` that is the beginning of a stop string."""
-        lengths = ((stop, n) for stop in self._stop for n in range(1, min(len(stop), len(text) + 1)))
-        return max((n for stop, n in lengths if text.endswith(stop[:n])), default=0)

@@ -67,6 +67,30 @@ def _listed(value: Any) -> list[Any]:
     return list(value)
 
 
+class Arguments(dict[str, Any]):
+    """A call's arguments: an object for templates that look into it, the client's own JSON for those that want text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(json.loads(text or "{}"))
+        self._text = text or "{}"
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __add__(self, other: str) -> str:
+        return self._text + other
+
+    def __radd__(self, other: str) -> str:
+        return other + self._text
+
+
+def _with_arguments(frame: dict[str, Any]) -> dict[str, Any]:
+    for message in frame["messages"]:
+        for call in message.get("tool_calls", []):
+            call["function"]["arguments"] = Arguments(call["function"]["arguments"])
+    return frame
+
+
 def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
@@ -87,7 +111,7 @@ def _answer(template: Template | None, frame: dict[str, Any]) -> tuple[Template 
         if template is None:
             template, text = compiled(**frame), ""
         else:
-            text = template.render(**frame)
+            text = template.render(_with_arguments(frame))
         answer = json.dumps({"text": text}, ensure_ascii=False).encode()
         if len(answer) > FRAME_LIMIT:
             raise ValueError(f"the prompt is longer than {FRAME_LIMIT} bytes")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cli.supervisor import PROJECT
+from common.files.installation import CHECKOUT, PROJECT
 from experiments.report.schema import Environment
 
 PACKAGES = (
@@ -42,7 +42,9 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit, with "+" behind it where tracked files differ from it; None outside git."""
+    """The commit, with "+" behind it where tracked files differ from it; None outside a checkout."""
+    if not CHECKOUT:
+        return None
     commit = output_of("git", "-C", str(PROJECT), "rev-parse", "HEAD")
     changed = output_of("git", "-C", str(PROJECT), "status", "--porcelain", "--untracked-files=no")
     return f"{commit}{'+' if changed else ''}" if commit else None

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -31,7 +30,7 @@ from experiments.harness.servers import fleet
 from experiments.harness.trials import ExperimentPlan, Network, Trial, TrialResult, trials
 from experiments.questions import datasets
 from experiments.report import html, markdown, sweep_words
-from experiments.report.document import write_files
+from experiments.report.document import ReportFiles, write_files
 from experiments.report.schema import ExperimentReport
 from experiments.setup.ablations import Ablation
 from experiments.setup.configurations import configuration
@@ -143,8 +142,8 @@ async def run(
     server does not start or is lost, and EndpointError when a configuration answered nothing; the report exists then.
     """
     dataset = dataset or datasets.load(datasets.spec_for(args.data, base), args.questions, args.seed)
-    plan, folder = plan_of(args, base, ablations, dataset, kind), Path(args.output)
-    file = folder / f"{kind.name}.unfinished.jsonl"
+    plan, files = plan_of(args, base, ablations, dataset, kind), ReportFiles.at(args.output, kind.name)
+    file = files.file("unfinished.jsonl")
     journal = Journal(file, plan, TrialResult, args.resume)
     finished = {entry.what for entry in journal.entries}
     remaining = [trial for trial in trials(plan) if trial not in finished]
@@ -169,7 +168,7 @@ async def run(
     if missing := len(finished) + len(remaining) - len(journal.entries):
         report.warnings.append(f"{missing} of {len(finished) + len(remaining)} trials are not done yet")
         console.print("the time is over; --resume continues")
-    write(report, folder, kind.name, console)
+    write(report, files, console)
     if not missing:
         file.unlink()
     for one in report.configurations:
@@ -215,9 +214,9 @@ def first_trials(remaining: Sequence[Trial], each_question: bool) -> list[Trial]
     return list(first.values())
 
 
-def write(report: ExperimentReport, folder: Path, name: str, console: Console) -> None:
-    """Writes NAME.json, .md and .html; prints the summary."""
-    written = write_files(folder, name, report, markdown.render(report), html.render(report))
+def write(report: ExperimentReport, files: ReportFiles, console: Console) -> None:
+    """Writes the report's files; prints the summary."""
+    written = write_files(files, report, markdown.render(report), html.render(report))
     for sentence in sweep_words.summary(report):
         console.print(str(sentence))
     for path in written:

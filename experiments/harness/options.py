@@ -7,6 +7,7 @@ from typing import Any
 from cli.args import config_parser
 from common.errors import ConfigError
 
+OUTPUT_HELP = "folder of the report, or its own file, ending in .json"
 DEMO_TURNS = 2
 """Earlier turns before each question of the demo corpus, whose prompts alone are too short for a prefix cache. The demo
 models, which were trained on single turns, tolerate this many."""
@@ -40,7 +41,7 @@ def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentP
     options.add_argument(
         "--network", metavar="MS,MBIT", help="round trip in ms and bandwidth in Mbit/s between edge and cloud"
     )
-    options.add_argument("--output", default=".", metavar="DIR", help="folder of the report (default: the current one)")
+    options.add_argument("--output", default=".", metavar="DIR", help=f"{OUTPUT_HELP} (default: the current folder)")
     options.add_argument("--resume", action="store_true", help="continue an interrupted run")
     return options
 
@@ -50,7 +51,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     shown = {
         name: value for name, value in vars(args).items() if name not in ("output", "resume", "compare", "minutes")
     }
-    return shown | {"set": [re.sub(r"(api_keys?)=.*", r"\1=***", setting) for setting in args.set]}
+    return shown | {"set": [re.sub(r"(api_keys?\W*?[=:]).*", r"\1***", setting) for setting in args.set]}
 
 
 def numbers(text: str, option: str) -> list[float]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cli.demo import config_flags, free_ports
-from cli.supervisor import PROJECT, ServerProcess, Supervisor
+from cli.supervisor import CLOUD, ServerProcess, Supervisor
 from common.errors import StartError
+from common.files.installation import logs
 from experiments.harness.delay_proxy import DelayProxy
 from experiments.setup.configurations import Needs
 
@@ -74,7 +75,7 @@ async def fleet(
     async with contextlib.AsyncExitStack() as stack:
         networks = [await stack.enter_async_context(DelayProxy("127.0.0.1", port)) for port in ports[: len(clouds)]]
         servers = [
-            _server("cloud", "start_cloud.py", number, port, [*common, *_flags(own)])
+            _server("cloud", CLOUD, number, port, [*common, *_flags(own)])
             for number, (own, port) in enumerate(zip(clouds, ports, strict=False))
         ]
         for number, (needs, port) in enumerate(zip(edges, ports[len(clouds) :], strict=True)):
@@ -112,7 +113,7 @@ async def _end_of(server: ServerProcess) -> None:
 def _server(name: str, program: str, number: int, port: int, flags: list[str]) -> ServerProcess:
     name = f"{name}-{number + 1}" if number else name
     flags = [*flags, "--host", "127.0.0.1", "--port", str(port)]
-    return ServerProcess(name, program, f"http://127.0.0.1:{port}", flags, PROJECT / "logs" / f"experiment-{name}.log")
+    return ServerProcess(name, program, f"http://127.0.0.1:{port}", flags, logs() / f"experiment-{name}.log")
 
 
 def _flags(settings: Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ from experiments.harness.areas import areas
 from experiments.harness.measures import MeasureDefinition, Sample
 from experiments.harness.trials import ExperimentPlan, TrialResult
 from experiments.pass_rate import ways
+from experiments.pass_rate.cross_fitted import WITHIN, cross_fitted
 from experiments.report.schema import (
     ConfigurationReport,
     Curves,
@@ -34,8 +35,7 @@ SHARES = {
     "bytes": "bytes",
 }
 """Measures that the table has as shares of cloud only's, and its heads."""
-WITHIN = 0.02
-"""pass@1 may be this much below cloud only's and still count as kept."""
+CROSS_FITTED = "gate chosen on other tasks"
 
 
 @dataclass(frozen=True)
@@ -55,29 +55,49 @@ class PassRateFinish:
         if report.baseline == CLOUD_ONLY.name:
             cheapest(report)
             report.tables.append(self._table(report, samples))
+            self._add_cross_fitted(report, samples)
         if self.gates:
             report.sweep = self._sweep(plan, samples)
 
     def _table(self, report: ExperimentReport, samples: Mapping[str, Sample]) -> ReportTable:
-        rows = []
-        for one in report.configurations:
-            rate, change = one.measures.get("quality"), one.differences.get("quality")
-            ratios = {
-                name: comparison.ratio(self.definitions[name], samples[one.name], samples[report.baseline])
-                for name in SHARES
-                if name in one.measures
-            }
-            beside = ["1" if one.name == report.baseline else shown(ratios.get(name)) for name in SHARES]
-            lost = shown(change, 3) if change else ""
-            rows.append([one.name, shown(rate, 3), passed(one), lost, shown(one.measures.get("cloud_rate")), *beside])
+        cloud = samples[report.baseline]
+        rows = [self._row(one.name, samples[one.name], cloud) for one in report.configurations]
         return ReportTable(
             title="Beside cloud only",
             heads=["way", "pass@1", "passed", "pass@1 minus cloud only's", "cloud rate", *SHARES.values()],
             rows=rows,
             note="Cloud rate: the share of an answer's tokens that the cloud generated or verified. What follows is "
             "relative to cloud only. Cloud-computed tokens: draft tokens that the cloud verified, and tokens that it "
-            "generated; prompts were read before. Intervals hold 95 %: Wilson's for pass@1, a bootstrap over tasks "
-            "for the others, paired with cloud only.",
+            "generated; prompts were read before. Intervals hold 95 %: Wilson's for pass@1, a bootstrap over "
+            "the tasks asked at one time for the others, paired with cloud only.",
+        )
+
+    def _row(self, name: str, sample: Sample, cloud: Sample) -> list[str]:
+        found = comparison.evaluate(self.definitions["quality"], sample)
+        answers = sum(len(unit.rows) for unit in sample.values())
+        passed = round(found.value * answers) if found else 0
+        lost = comparison.difference(self.definitions["quality"], sample, cloud) if sample is not cloud else None
+        ratios = [comparison.ratio(self.definitions[share], sample, cloud) for share in SHARES]
+        return [
+            name,
+            shown(Measure(passed / answers, *wilson(passed, answers)), 3) if answers else "–",
+            f"{passed} of {answers}",
+            shown(lost, 3) if lost else "",
+            shown(comparison.evaluate(self.definitions["cloud_rate"], sample)),
+            *("1" if sample is cloud else shown(each) for each in ratios),
+        ]
+
+    def _add_cross_fitted(self, report: ExperimentReport, samples: Mapping[str, Sample]) -> None:
+        """A row of the table and a finding: what a gate gives whose thresholds were chosen on other tasks."""
+        gates, cloud = {one.name: samples[one.name] for one in self.gates}, samples[report.baseline]
+        sample, chosen = cross_fitted(gates, cloud, self.definitions) if len(gates) > 1 else ({}, [])
+        if not sample:
+            return
+        row = self._row(CROSS_FITTED, sample, cloud)
+        report.tables[-1].rows.append(row)
+        report.findings.append(
+            f"Chosen for each block of tasks on all other blocks ({', '.join(chosen)}), a gate's pass@1 minus cloud "
+            f"only's is {row[3]}, with {row[5]} of its cloud-computed tokens"
         )
 
     def _sweep(self, plan: ExperimentPlan, samples: Mapping[str, Sample]) -> SweepDescription:
@@ -113,11 +133,6 @@ def cheapest(report: ExperimentReport) -> None:
         f"Of the ways whose pass@1 is at most {100 * WITHIN:g} points below cloud only's, {name} has the cloud compute "
         f"least: {keeping[name]:.0%} of cloud only's tokens"
     )
-
-
-def passed(one: ConfigurationReport) -> str:
-    rate = one.measures.get("quality")
-    return f"{round(rate.value * one.answers)} of {one.answers}" if rate else "–"
 
 
 def shown(value: Measure | Difference | None, digits: int = 2) -> str:

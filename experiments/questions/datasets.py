@@ -2,6 +2,7 @@
 
 nothing given                    held-out questions of the demo corpus; for other models than the demo's: general
 general                          prompts for any model, without right answers (see general.py)
+editing                          texts to be changed a little, without right answers (see editing.py)
 FILE.jsonl                       {"prompt": ..., "answer": ..., "metric": ...} a line (see workload.py)
 alpaca:PATH  xsum:PATH ...       a public data set as published, in a file or folder, also .gz
 alpaca  xsum  boolq  quac        the same from the Hugging Face hub's Parquet copy; needs pyarrow
@@ -19,12 +20,13 @@ from common import jsonl
 from common.config_cloud import CloudModelConfig
 from common.config_schema import Config
 from common.errors import ConfigError
-from experiments.questions import general, workload
+from experiments.questions import editing, general, workload
 from experiments.questions.public_data import Alpaca, BoolQ, HumanEval, QuAC, QuACOnHub, Record, Review, XSum
 from experiments.questions.workload import Question
 
 R = TypeVar("R")
 GENERAL = "general"
+EDITING = "editing"
 SPLITS = ("test", "val", "dev")
 """The file of a folder to read is the first that has one of these in its name."""
 
@@ -87,13 +89,15 @@ def _questions(spec: str | None) -> Iterable[Question]:
         return [
             Question(prompt, kind=kind) for pair in pairs for prompt, kind in zip(pair, ("code", "prose"), strict=True)
         ]
+    if spec == EDITING:
+        return [Question(prompt, kind=EDITING) for prompt in editing.prompts()]
     name, _, path = spec.partition(":")
     if name in PUBLIC:
         records = local(PUBLIC[name], Path(path)) if path else from_hub(PUBLIC[name])
         return _questions_of(spec, records)
     file = Path(spec)
     if not file.exists():
-        raise ConfigError(f"{spec}: neither a file nor one of {', '.join([GENERAL, *PUBLIC])}")
+        raise ConfigError(f"{spec}: neither a file nor one of {', '.join([GENERAL, EDITING, *PUBLIC])}")
     return workload.from_file(file)
 
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.report import html, markdown
-from experiments.report.document import Document
+from experiments.report.document import Document, ReportFiles
 from experiments.report.markdown import escaped, listed
 from experiments.report.particulars import leaves, plain, short
 from experiments.report.schema import Difference, ExperimentReport, Measure, read
@@ -146,12 +146,9 @@ def _short(line: ComparisonRow) -> list[str]:
     return [*both, escape(written.change(line.difference)), reading]
 
 
-def write(found: Comparison, folder: Path) -> list[Path]:
-    """Writes ablation_comparison.md and .html."""
-    written = {
-        folder / "ablation_comparison.md": to_markdown(found),
-        folder / "ablation_comparison.html": to_html(found),
-    }
+def write(found: Comparison, files: ReportFiles) -> list[Path]:
+    """Writes the .md and .html."""
+    written = {files.file("md"): to_markdown(found), files.file("html"): to_html(found)}
     for path, text in written.items():
         path.write_text(text)
     return list(written)

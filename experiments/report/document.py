@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
@@ -49,9 +50,27 @@ def byline(workload: str, seed: int, where: Environment) -> list[str]:
     return [workload, f"seed {seed}", where.created, *commit]
 
 
-def write_files(folder: Path, name: str, report: msgspec.Struct, markdown: str, html: str) -> list[Path]:
-    """Writes NAME.json, .md and .html."""
-    written = [folder / f"{name}.{kind}" for kind in ("json", "md", "html")]
+@dataclass(frozen=True)
+class ReportFiles:
+    """The files of one report: NAME.json, .md, .html and others, in one folder."""
+
+    folder: Path
+    name: str
+
+    @classmethod
+    def at(cls, output: str | Path, name: str) -> Self:
+        """Those that `--output` asks for: it is the folder, or the report's own file, if it ends in `.json`."""
+        path = Path(output)
+        own = path.suffix == ".json" and not path.is_dir()
+        return cls(path.parent, path.stem) if own else cls(path, name)
+
+    def file(self, ending: str) -> Path:
+        return self.folder / f"{self.name}.{ending}"
+
+
+def write_files(files: ReportFiles, report: msgspec.Struct, markdown: str, html: str) -> list[Path]:
+    """Writes the .json, .md and .html."""
+    written = [files.file(kind) for kind in ("json", "md", "html")]
     schema.write(report, written[0])
     written[1].write_text(markdown)
     written[2].write_text(html)

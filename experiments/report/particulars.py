@@ -70,7 +70,7 @@ def command(options: Mapping[str, Any]) -> str:
 
 def without_secrets(settings: Iterable[str]) -> list[str]:
     """Settings (KEY=VALUE) with the values of API keys masked."""
-    return [re.sub(r"(api_keys?)=.*", r"\1=***", setting) for setting in settings]
+    return [re.sub(r"(api_keys?\W*?[=:]).*", r"\1***", setting) for setting in settings]
 
 
 def described(where: Environment) -> dict[str, str]:

@@ -9,11 +9,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from cli.supervisor import EDGE
 from common.config_schema import AblationConfig
 from common.errors import ConfigError
 from common.types import Mode
-
-EDGE = "start_edge.py"
 
 
 class Ablation(Struct, frozen=True, kw_only=True):

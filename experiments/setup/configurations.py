@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from cli.supervisor import EDGE
 from common import config as configs
 from common.config_schema import Config, InferenceConfig
 from common.errors import ConfigError
 from common.types import Mode, Objective, VerificationMode
-from experiments.setup.ablations import EDGE, Ablation
+from experiments.setup.ablations import Ablation
 
 GATE = {
     "edge.confidence.threshold": "confidence_threshold",

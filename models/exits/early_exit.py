@@ -5,7 +5,7 @@ An exit learns to predict what the whole model predicts: its loss is the cross-e
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,38 @@ from torch import Tensor, nn
 class FrozenStates(NamedTuple):
     """The frozen model's hidden states at n positions: `exits`, [E, n, H], after the layers of each of E exits.
 
-    `last`, [n, H]: after the last layer and the model's norm, the input of the model's head.
+    `last`, [n, H]: after the last layer and the model's norm, the input of the model's head. `likeliest`, [n, K], and
+    `log_probs`, [n, K]: the model's K likeliest next tokens, in order, for exits that learn from these.
     """
 
     exits: Tensor
     last: Tensor
+    likeliest: Tensor | None = None
+    log_probs: Tensor | None = None
+
+    def at(self, rows: Tensor) -> "FrozenStates":
+        """Those at some of the positions."""
+        return FrozenStates(self.exits[:, rows], *(each if each is None else each[rows] for each in self[1:]))
+
+
+class TrainableExits(Protocol):
+    """The exits of one model in some form, which learn from its states."""
+
+    early_exit_layers: list[int]
+    exit_heads: nn.ModuleDict
+    """By the number of layers before each: what is trained."""
+
+    def logits(self, number: int, states: Tensor) -> Tensor:
+        """Exit `number`'s logits, [n, V], after hidden states, [n, H]."""
+
+    def next_tokens(self, states: FrozenStates) -> Tensor:
+        """The whole model's likeliest next tokens, [n]."""
+
+    def losses(self, states: FrozenStates) -> list[Tensor]:
+        """Each exit's mean cross-entropy to the whole model's distribution, in nats per token."""
+
+    def training_losses(self, states: FrozenStates) -> list[Tensor]:
+        """What is minimized: the same, or an estimate of it."""
 
 
 class EarlyExitHead(nn.Module):
@@ -72,7 +99,16 @@ class EarlyExitLLM(nn.Module):
 
     def forward(self, states: FrozenStates) -> list[Tensor]:
         """Each exit's logits, [n, V]."""
-        return [head(at) for head, at in zip(self.exit_heads.values(), states.exits, strict=True)]
+        return [self.logits(number, at) for number, at in enumerate(states.exits)]
+
+    def logits(self, number: int, states: Tensor) -> Tensor:
+        """Exit `number`'s logits, [n, V], after hidden states, [n, H]."""
+        logits: Tensor = self.exit_heads[str(self.early_exit_layers[number])](states)
+        return logits
+
+    def next_tokens(self, states: FrozenStates) -> Tensor:
+        """The whole model's likeliest next tokens, [n]."""
+        return self.targets(states).argmax(-1)
 
     def targets(self, states: FrozenStates) -> Tensor:
         """The whole model's distribution over the next token, [n, V]."""
@@ -84,6 +120,8 @@ class EarlyExitLLM(nn.Module):
         targets = self.targets(states)
         return [nn.functional.cross_entropy(logits, targets) for logits in self(states)]
 
+    training_losses = losses
+
 
 Batch: TypeAlias = FrozenStates | Tensor | Mapping[str, Tensor]
 """States, or token ids [B, T], or `input_ids` with an `attention_mask` that is 0 on padding."""
@@ -92,7 +130,7 @@ Watch: TypeAlias = Callable[[int, list[float]], object]
 
 
 def train_early_exit_heads(
-    model: EarlyExitLLM,
+    model: TrainableExits,
     dataloader: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
     num_epochs: int = 3,
@@ -108,15 +146,15 @@ def train_early_exit_heads(
         watch(step, losses)
 
 
-def train_step(model: EarlyExitLLM, states: FrozenStates, optimizer: torch.optim.Optimizer) -> list[float]:
-    losses = model.losses(states)
+def train_step(model: TrainableExits, states: FrozenStates, optimizer: torch.optim.Optimizer) -> list[float]:
+    losses = model.training_losses(states)
     optimizer.zero_grad(set_to_none=True)
     torch.stack(losses).sum().backward()
     optimizer.step()
     return [loss.item() for loss in losses]
 
 
-def validation_losses(model: EarlyExitLLM, dataloader: Iterable[Batch]) -> list[float]:
+def validation_losses(model: TrainableExits, dataloader: Iterable[Batch]) -> list[float]:
     """Each exit's mean cross-entropy to the whole model's distribution, in nats per token."""
     total, count = [0.0] * len(model.early_exit_layers), 0
     with torch.no_grad():
@@ -128,11 +166,12 @@ def validation_losses(model: EarlyExitLLM, dataloader: Iterable[Batch]) -> list[
     return [sum_ / max(count, 1) for sum_ in total]
 
 
-def as_states(model: EarlyExitLLM, batch: Batch) -> FrozenStates:
-    """The states of a batch, on the model's device."""
+def as_states(model: TrainableExits, batch: Batch) -> FrozenStates:
+    """The states of a batch, on the model's device; only an EarlyExitLLM computes those of token ids."""
     if isinstance(batch, FrozenStates):
-        device = next(model.parameters()).device
-        return FrozenStates(batch.exits.to(device), batch.last.to(device))
+        device = next(model.exit_heads.parameters()).device
+        return FrozenStates(*(each if each is None else each.to(device) for each in batch))
+    assert isinstance(model, EarlyExitLLM)
     if isinstance(batch, Mapping):
         return model.states(batch["input_ids"], batch.get("attention_mask"))
     return model.states(batch)

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.exits.early_exit import EarlyExitLLM, FrozenStates, train_early_exit_heads
+from models.exits.early_exit import FrozenStates, TrainableExits, train_early_exit_heads
 from models.exits.states import StateFiles
 
 CHECKPOINT_STEPS = 200
@@ -23,7 +23,7 @@ class ExitRecipe:
     """How exits are trained: `rate` is the first learning rate, which falls linearly to 0 over the epochs."""
 
     epochs: int = 4
-    rate: float = 5e-4
+    rate: float = 1e-4
     positions: int = 512
     """Per batch."""
     seed: int = 0
@@ -48,7 +48,7 @@ class TrainingProgress:
 
 
 def train(
-    model: EarlyExitLLM,
+    model: TrainableExits,
     states: StateFiles,
     recipe: ExitRecipe,
     folder: Path,
@@ -88,7 +88,7 @@ def _batches(states: StateFiles, recipe: ExitRecipe, first: int) -> Iterator[Fro
                 yield batch
 
 
-def save_checkpoint(path: Path, model: EarlyExitLLM, optimizer: torch.optim.Optimizer, step: int) -> None:
+def save_checkpoint(path: Path, model: TrainableExits, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Writes the heads and the optimizer's state, and replaces the old file at once."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.exit_heads.named_parameters():
@@ -99,7 +99,7 @@ def save_checkpoint(path: Path, model: EarlyExitLLM, optimizer: torch.optim.Opti
     unfinished.rename(path)
 
 
-def load_checkpoint(path: Path, model: EarlyExitLLM, optimizer: torch.optim.Optimizer) -> int:
+def load_checkpoint(path: Path, model: TrainableExits, optimizer: torch.optim.Optimizer) -> int:
     """Reads what `save_checkpoint` wrote and returns its number of steps; 0 if there is no file."""
     if not path.is_file():
         return 0

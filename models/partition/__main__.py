@@ -2,7 +2,7 @@
 
 import sys
 
-from models.partition.partition import main
+from models.partition.partition import parser, run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(parser().parse_args()))

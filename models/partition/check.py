@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 from common.config_edge import EdgeModelConfig
 from common.errors import ConfigError
 from common.protocol.split_manifest import SplitManifest
-from edge.llama.segment import CHUNK, Feed, LlamaSegment, SegmentShape
+from edge.llama.segment import CHUNK, Feed
+from edge.split.loading import load_segment
 from models.partition.checkpoint import Checkpoint
 from models.partition.exit_tensors import Exits
 from models.partition.layerwise import Layerwise, next_tokens
@@ -31,6 +32,8 @@ WORDS = ("It's 12345 o'clock, isn't it? DON'T!", "two  spaces\n\nlines\t(and tab
 """Texts that tokenizers tend to split differently."""
 MIN_SAME = {"f32": 0.99, "f16": 0.95, "bf16": 0.95, "q8_0": 0.8, "q6_k": 0.7}
 """The lowest share of equal next tokens of a correct piece, by quantization; 0.5 for coarser ones."""
+MODEL = EdgeModelConfig(context_length=CHUNK, threads=1, sequences=1, kv_type="f32", flash_attention=False)
+"""How segments are run to check them."""
 CHAIN = "first segment, then tail"
 """The name of this combination in the table."""
 
@@ -61,12 +64,12 @@ def compare(
     """
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
     texts = [tokenizer.encode(text, add_special_tokens=False) for text in SAMPLES]
-    _check_vocabulary(folder / manifest.segments[0].file, manifest, tokenizer)
+    _check_vocabulary(folder, manifest, tokenizer)
     inputs, whole = _whole(checkpoint, exits, texts, done)
     findings, segment_states = [], []
     for number, part in enumerate(manifest.segments):
         path = folder / part.file
-        tokens, states = _segment(manifest, number, path, inputs[number] if number else texts)
+        tokens, states = _segment(manifest, number, folder, inputs[number] if number else texts)
         segment_states.append(states)
         findings.append(Finding(part.file, part.first, part.last, path.stat().st_size, *_same(tokens, whole[number])))
         done()
@@ -100,13 +103,12 @@ def _whole(
 ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
     """The whole model's input states of each segment, and its next tokens at each exit and at its end."""
     layers = Layerwise(checkpoint)
-    eps = checkpoint.config.rms_norm_eps
     before, tokens = [layers.embed(texts)], []
     states: list[Tensor] = []
     for after, states in enumerate(layers.states(before[0]), 1):
         if after in exits.layers:
             before.append(states)
-            tokens.append(next_tokens(states, exits.norm(after), exits.head(after), eps))
+            tokens.append(next_tokens(states, exits.logits(after)))
         done()
     return before, [*tokens, layers.next_tokens(states)]
 
@@ -119,20 +121,11 @@ def _tail(folder: Path, states: list[Tensor], done: Callable[[], object]) -> lis
     return layers.next_tokens(states)
 
 
-def _load(path: Path, manifest: SplitManifest, number: int) -> LlamaSegment:
-    part = manifest.segments[number]
-    model = EdgeModelConfig(
-        path=str(path), context_length=CHUNK, threads=1, sequences=1, kv_type="f32", flash_attention=False
-    )
-    shape = SegmentShape(part.last - part.first + 1, manifest.hidden, manifest.vocab_size)
-    return LlamaSegment(model, shape, first=number == 0)
-
-
 def _segment(
-    manifest: SplitManifest, number: int, path: Path, inputs: list[list[int]] | list[Tensor]
+    manifest: SplitManifest, number: int, folder: Path, inputs: list[list[int]] | list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Next tokens at the segment's exit, and the states after its last layer."""
-    segment = _load(path, manifest, number)
+    segment = load_segment(manifest, folder, number, MODEL)
     try:
         tokens, states = [], []
         for text in inputs:
@@ -146,8 +139,8 @@ def _segment(
     return tokens, states
 
 
-def _check_vocabulary(path: Path, manifest: SplitManifest, tokenizer: Any) -> None:
-    segment = _load(path, manifest, 0)
+def _check_vocabulary(folder: Path, manifest: SplitManifest, tokenizer: Any) -> None:
+    segment = load_segment(manifest, folder, 0, MODEL)
     try:
         for text in (*SAMPLES, *WORDS):
             if segment.vocabulary.tokenize(text.encode(), False, True) != tokenizer.encode(

@@ -1,27 +1,48 @@
-"""Reads the norm, head and temperature of each exit: trained ones from a file, or the model's own.
+"""Reads the norm, head, translator and temperature of each exit: trained ones from a file, or the model's own.
 
-The file is safetensors: `exit.<layers>.norm.weight` [H]; `exit.<layers>.head.weight` [V, H], default: the model's head;
-`exit.<layers>.temperature` [1], default: 1.
+The file is safetensors. An exit has a head, `exit.<layers>.norm.weight` [H] and `exit.<layers>.head.weight` [V, H], or
+a translator before the model's own, `exit.<layers>.translator.weight` [H, H] and `exit.<layers>.translator.bias` [H];
+in both cases `exit.<layers>.temperature` [1], default: 1, and perhaps `exit.<layers>.confident` [1], the share of
+held-out positions that it predicts with a confidence of CONFIDENT_FROM or more. The file's metadata names the model, by
+`WEIGHTS`.
 """
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from common.errors import ConfigError
 from common.protocol.split_manifest import exits_fault, file_hash
-from models.partition.checkpoint import NORM, Checkpoint
+from models.partition.checkpoint import Checkpoint
+
+WEIGHTS = "weights"
+"""The key of the file's metadata that holds `Checkpoint.weights_hash`."""
+CONFIDENT_FROM = 0.8
+"""The confidence of which a file counts the share; the default of edge.split.thresholds."""
+_NAME = re.compile(
+    r"exit\.[0-9]+\.(norm\.weight|head\.weight|translator\.weight|translator\.bias|temperature|confident)"
+)
+
+
+class TranslatorTensors(NamedTuple):
+    """An affine map of hidden states: `weight`, [H, H], times the state, plus `bias`, [H]; both in float32."""
+
+    weight: Tensor
+    bias: Tensor
 
 
 class Exits:
-    """The exits of a checkpoint; `layers`: the numbers of layers before each; `path`: their file, or None.
+    """The exits of a checkpoint; `layers`: the numbers of layers before each; `path`: a file with these, or None.
 
-    Raises ConfigError if an exit is outside the model, or a tensor of the file has a wrong shape.
+    Raises ConfigError if an exit is outside the model, or if the file is of another model, or a tensor of it has a
+    wrong shape or numbers that are not finite.
     """
 
     def __init__(self, checkpoint: Checkpoint, layers: list[int], path: Path | None) -> None:
@@ -29,7 +50,6 @@ class Exits:
             raise ConfigError(f"--exits: {fault}")
         self.layers = layers
         self._checkpoint = checkpoint
-        self._eps = checkpoint.config.rms_norm_eps
         self._path = path
         self._shapes = shapes(path) if path else {}
         if path:
@@ -45,16 +65,28 @@ class Exits:
         return [float(self._trained(name)[0]) if name in self._shapes else 1.0 for name in names]
 
     def norm(self, exit: int) -> Tensor:
-        return self._trained(norm_name(exit)) if self._path else self._checkpoint.tensor(NORM)
+        """The scale of the exit's norm, [H], in float32."""
+        own = norm_name(exit) in self._shapes
+        return self._trained(norm_name(exit)).float() if own else self._checkpoint.norm
 
     def head(self, exit: int) -> Tensor:
         own = self._checkpoint.tensor
         return self._trained(head_name(exit)) if self.has_head(exit) else own(self._checkpoint.head)
 
+    def translator(self, exit: int) -> TranslatorTensors | None:
+        """What the exit's states go through before norm and head; None: nothing."""
+        names = translator_names(exit)
+        return TranslatorTensors(*map(self._trained, names)) if names[0] in self._shapes else None
+
+    def logits(self, exit: int) -> Callable[[Tensor], Tensor]:
+        """The function from hidden states, [n, H], to the exit's logits, [n, V]."""
+        translator, eps = self.translator(exit), self._checkpoint.config.rms_norm_eps
+        return partial(_logits, translator, self.norm(exit), self.head(exit).float(), eps)
+
     def heads(self) -> list[Callable[[Tensor], Tensor]]:
         """For each exit, the function from hidden states, [n, H], to probabilities, [n, V]."""
         return [
-            partial(_distribution, self.norm(exit).float(), self.head(exit).float(), temperature, self._eps)
+            partial(_distribution, self.logits(exit), temperature)
             for exit, temperature in zip(self.layers, self.temperatures, strict=True)
         ]
 
@@ -68,18 +100,38 @@ class Exits:
             return file.get_tensor(name)
 
     def _check(self, path: Path) -> None:
-        config = self._checkpoint.config
-        if (there := exits_of(path)) != self.layers:
+        if not set(self.layers) <= set(there := exits_of(path)):
             raise ConfigError(f"{path}: has exits after {_listed(there)} layers, not {_listed(self.layers)}")
         for exit in self.layers:
-            wanted: dict[str, tuple[int, ...]] = {norm_name(exit): (config.hidden_size,)}
-            wanted[head_name(exit)] = (config.vocab_size, config.hidden_size)
-            wanted[temperature_name(exit)] = (1,)
-            for name, shape in wanted.items():
-                if (found := self._shapes.get(name)) != shape and (found or name == norm_name(exit)):
+            for name, shape, required in self._wanted(exit):
+                if (found := self._shapes.get(name)) != shape and (found or required):
                     raise ConfigError(f"{path}: {name} is {found or 'missing'}, the model's is {shape}")
         if not all(0 < temperature < math.inf for temperature in self.temperatures):
             raise ConfigError(f"{path}: a temperature is not above 0")
+        for name in self._shapes:
+            if not self._trained(name).isfinite().all():
+                raise ConfigError(f"{path}: {name} has numbers that are not finite; train the exits again")
+        weights = weights_of(path)
+        if (weights or self._translates) and weights != self._checkpoint.weights_hash:
+            raise ConfigError(f"{path}: its exits were trained for a model with other weights; train them for this one")
+
+    @property
+    def _translates(self) -> bool:
+        return any(translator_names(exit)[0] in self._shapes for exit in self.layers)
+
+    def _wanted(self, exit: int) -> list[tuple[str, tuple[int, ...], bool]]:
+        """The names and shapes of an exit's tensors, and whether they are required."""
+        config = self._checkpoint.config
+        weight, bias = translator_names(exit)
+        translates = weight in self._shapes or bias in self._shapes
+        return [
+            (norm_name(exit), (config.hidden_size,), not translates),
+            (head_name(exit), (config.vocab_size, config.hidden_size), False),
+            (weight, (config.hidden_size, config.hidden_size), translates),
+            (bias, (config.hidden_size,), translates),
+            (temperature_name(exit), (1,), False),
+            (confident_name(exit), (1,), False),
+        ]
 
 
 def exits_of(path: Path) -> list[int]:
@@ -87,9 +139,37 @@ def exits_of(path: Path) -> list[int]:
     return sorted({int(name.split(".")[1]) for name in shapes(path)})
 
 
-def _distribution(norm: Tensor, head: Tensor, temperature: float, eps: float, states: Tensor) -> Tensor:
-    normed = nn.functional.rms_norm(states.float(), norm.shape, norm, eps)
-    return (normed @ head.T / temperature).softmax(-1)
+def weights_of(path: Path) -> str:
+    """The hash of the weights that a file's exits were trained for; "": an old file that does not say."""
+    with safe_open(path, "pt") as file:
+        return str((file.metadata() or {}).get(WEIGHTS, ""))
+
+
+def confident_shares(path: Path) -> dict[int, float]:
+    """The share of held-out positions that each exit of a file predicts with confidence; empty: the file has none."""
+    found = [exit for exit in exits_of(path) if confident_name(exit) in shapes(path)]
+    with safe_open(path, "pt") as file:
+        shares = {exit: file.get_tensor(confident_name(exit)).flatten().tolist() for exit in found}
+    if not all(len(each) == 1 and 0 <= each[0] <= 1 for each in shares.values()):
+        raise ConfigError(f"{path}: the shares that its exits are confident of are not all within 0 to 1")
+    return {exit: share for exit, (share,) in shares.items()}
+
+
+def own_logits(checkpoint: Checkpoint) -> Callable[[Tensor], Tensor]:
+    """The function from the model's last hidden states, [n, H], to its logits, [n, V]."""
+    head = checkpoint.tensor(checkpoint.head).float()
+    return partial(_logits, None, checkpoint.norm, head, checkpoint.config.rms_norm_eps)
+
+
+def _logits(translator: TranslatorTensors | None, norm: Tensor, head: Tensor, eps: float, states: Tensor) -> Tensor:
+    states = states.float()
+    if translator:
+        states = nn.functional.linear(states, translator.weight, translator.bias)
+    return nn.functional.rms_norm(states, norm.shape, norm, eps) @ head.T
+
+
+def _distribution(logits: Callable[[Tensor], Tensor], temperature: float, states: Tensor) -> Tensor:
+    return (logits(states) / temperature).softmax(-1)
 
 
 def layer_list(text: str) -> list[int]:
@@ -108,6 +188,15 @@ def head_name(exit: int) -> str:
     return f"exit.{exit}.head.weight"
 
 
+def translator_names(exit: int) -> tuple[str, str]:
+    """The names of its weight and of its bias."""
+    return f"exit.{exit}.translator.weight", f"exit.{exit}.translator.bias"
+
+
+def confident_name(exit: int) -> str:
+    return f"exit.{exit}.confident"
+
+
 def temperature_name(exit: int) -> str:
     return f"exit.{exit}.temperature"
 
@@ -122,17 +211,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{path}: {error}") from error
     for name in found:
-        parts = name.split(".")
-        if (
-            len(parts) < 3
-            or not parts[1].isdecimal()
-            or name
-            not in (
-                norm_name(int(parts[1])),
-                head_name(int(parts[1])),
-                temperature_name(int(parts[1])),
-            )
-        ):
+        if not _NAME.fullmatch(name):
             raise ConfigError(
                 f"{path}: tensor {name} does not belong to an exit; `python -m models.exits` writes such a file"
             )

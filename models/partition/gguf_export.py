@@ -1,4 +1,4 @@
-"""Writes layers of a Llama or Qwen2 checkpoint as a GGUF model, one tensor at a time."""
+"""Writes layers of a checkpoint as a GGUF model, one tensor at a time."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from models.partition.checkpoint import EMBEDDING, HEAD, NORM, Checkpoint, ModelConfig
+from models.partition.checkpoint import EMBEDDING, HEAD, NORM, Checkpoint, layer_prefix
+from models.partition.layer_tensors import layer_tensors
+from models.partition.model_config import SLIDING, ModelConfig
 
 Kind = gguf.GGMLQuantizationType
 QUANTIZATIONS = {
@@ -28,18 +30,6 @@ QUANTIZATIONS = {
     "q4_0": (Kind.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
 """Types of a file's matrices; norms and biases stay in float32."""
-LAYER_TENSORS = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-
 Step = Callable[[], object]
 
 
@@ -51,13 +41,13 @@ class TensorEntry(NamedTuple):
     read: Callable[[], NDArray[np.float32]]
 
 
-def add_shape(writer: gguf.GGUFWriter, config: ModelConfig, layers: int, quantization: str) -> None:
-    """Adds the metadata of a model with this config and `layers` of its layers."""
+def add_shape(writer: gguf.GGUFWriter, config: ModelConfig, layers: range, quantization: str) -> None:
+    """Adds the metadata of a model with this config and these of its layers."""
     writer.add_file_type(QUANTIZATIONS[quantization][1])
     writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
+    writer.add_context_length(config.context)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(layers)
+    writer.add_block_count(len(layers))
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.kv_heads)
@@ -65,6 +55,10 @@ def add_shape(writer: gguf.GGUFWriter, config: ModelConfig, layers: int, quantiz
     writer.add_value_length(config.head_size)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     _add_rope(writer, config)
+    if SLIDING in (kinds := config.kinds[layers.start : layers.stop]) and config.sliding_window:
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_sliding_window_pattern([kind == SLIDING for kind in kinds])
+        writer.add_rope_freq_base_swa(config.local_rope_theta)
 
 
 def _add_rope(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
@@ -101,24 +95,30 @@ def rope_entries(checkpoint: Checkpoint) -> list[TensorEntry]:
 
 def model_entries(checkpoint: Checkpoint) -> list[TensorEntry]:
     """All tensors of a model; without a head if that is tied to the embeddings."""
-    names = {EMBEDDING: "token_embd.weight", HEAD: "output.weight", NORM: "output_norm.weight"}
-    around = [
+    norm = TensorEntry("output_norm.weight", checkpoint.shape(NORM), partial(_read, checkpoint, NORM))
+    layers = layer_entries(checkpoint, range(checkpoint.layers))
+    return [*vocabulary_entries(checkpoint), norm, *rope_entries(checkpoint), *layers]
+
+
+def vocabulary_entries(checkpoint: Checkpoint) -> list[TensorEntry]:
+    """The embeddings, and the head unless it is tied to them."""
+    names = {EMBEDDING: "token_embd.weight", HEAD: "output.weight"}
+    return [
         TensorEntry(names[name], checkpoint.shape(name), partial(_read, checkpoint, name))
-        for name in dict.fromkeys((EMBEDDING, NORM, checkpoint.head))
+        for name in dict.fromkeys((EMBEDDING, checkpoint.head))
     ]
-    return [*around, *rope_entries(checkpoint), *layer_entries(checkpoint, range(checkpoint.layers))]
 
 
 def layer_entries(checkpoint: Checkpoint, layers: range) -> list[TensorEntry]:
     """The tensors of these layers, renumbered from 0."""
     return [
         TensorEntry(
-            _layer_name(name, layer - layers.start),
-            shape,
-            partial(_read, checkpoint, name),
+            f"blk.{layer - layers.start}.{each.gguf}",
+            each.shape,
+            partial(_read, checkpoint, layer_prefix(layer) + name),
         )
         for layer in layers
-        for name, shape in checkpoint.config.layer_tensors(layer).items()
+        for name, each in layer_tensors(checkpoint.config).items()
     ]
 
 
@@ -127,8 +127,12 @@ def _read(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
 
 
 def values(config: ModelConfig, name: str, tensor: Tensor) -> NDArray[np.float32]:
-    """A tensor in float32; the rows of Llama's q and k are in llama.cpp's rotary order."""
+    """A tensor in float32, as llama.cpp computes with it."""
     found: NDArray[np.float32] = tensor.float().numpy()
+    if "norm" in name:
+        found = found + np.float32(config.family.norm_offset)
+    if config.architecture == "gemma3" and ".q_norm." in name:  # llama.cpp always divides by the root of head_size
+        found = found * np.float32((config.head_size / config.query_pre_attn_scalar) ** 0.5)
     if config.architecture == "llama" and ".q_proj." in name:
         return _interleave_rotary_pairs(found, config.num_attention_heads)
     if config.architecture == "llama" and ".k_proj." in name:
@@ -139,11 +143,6 @@ def values(config: ModelConfig, name: str, tensor: Tensor) -> NDArray[np.float32
 def _interleave_rotary_pairs(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Hugging Face keeps the two rows of a rotary pair half a head apart, llama.cpp's Llama side by side."""
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-
-
-def _layer_name(name: str, layer: int) -> str:
-    part, kind = name.split(".", 3)[3].rsplit(".", 1)
-    return f"blk.{layer}.{LAYER_TENSORS[part]}.{kind}"
 
 
 def write(

@@ -44,7 +44,7 @@ def export_edge(checkpoint: str, vocabulary: DemoVocabulary, path: Path) -> None
     source = Checkpoint(trained(checkpoint))
     writer = gguf.GGUFWriter(None, "llama")
     writer.add_name(path.stem)
-    gguf_export.add_shape(writer, source.config, source.layers, "q8_0")
+    gguf_export.add_shape(writer, source.config, range(source.layers), "q8_0")
     add_vocabulary(writer, vocabulary)
     gguf_export.write(writer, path, gguf_export.model_entries(source), "q8_0")
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import edge_speed, lossless_speed, pair
-from benchmarks.contenders import ContenderTime
+from benchmarks import edge_speed, lossless_speed
+from benchmarks.setup import pair
+from benchmarks.setup.contenders import ContenderTime
 from common.errors import StartError
 from experiments import network_sweep
 from experiments.questions.general import CODE, PROSE

@@ -24,7 +24,8 @@ def random_trace(rng: random.Random) -> Trace:
 def random_plan(rng: random.Random) -> Plan:
     gate = Gate(rng.choice((0.0, 0.5, 0.8, 0.95, 1.0)), rng.choice((0.0, 0.1, 0.5, 0.9)))
     f2 = rng.random() < 0.8
-    return Plan(gate=gate, max_draft_tokens=rng.choice((1, 2, 4, 8)), stretch_tokens=3, use_draft_verify=f2)
+    length = rng.choice((1, 2, 4, 8))
+    return Plan(gate=gate, max_draft_tokens=length, stretch_tokens=3, use_draft_verify=f2, draft_ahead=False)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ import pytest
 from cli import supervisor
 from cli.demo import free_ports
 from cli.supervisor import ServerProcess, Supervisor
+from common.errors import StartError
 
 READY = """
 import os, signal, subprocess, sys, time, urllib.request
@@ -146,3 +148,87 @@ async def test_a_server_that_answers_nothing_is_started_again(tmp_path: Path, mo
             while pids.read_text() in (first, "") or not server.ready.is_set():
                 await asyncio.sleep(0.05)
         assert not any(runs(int(pid)) for pid in first.split())
+
+
+async def test_another_programs_server_on_the_port_is_an_error_and_not_taken_for_ones_own(tmp_path: Path) -> None:
+    """Also where one's own would notice late that the port is used, as one that loads an engine first does."""
+    (port,) = free_ports(1)
+    (tmp_path / "slow.py").write_text("import time; time.sleep(3600)")
+    mine = ServerProcess("edge", str(tmp_path / "slow.py"), f"http://127.0.0.1:{port}", [])
+    async with Supervisor([small_server("other", port, tmp_path)], lambda _: None).running():
+        with pytest.raises(StartError, match=rf"^the edge server cannot listen on 127\.0\.0\.1:{port} \(Address alr"):
+            async with Supervisor([mine], lambda _: None).running():
+                pytest.fail("it said that it runs")
+
+
+DEAF = """
+import signal, sys, time
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(sys.argv[1], "w").close()
+time.sleep(3600)
+"""
+
+
+async def test_a_server_that_still_loads_and_hears_no_signal_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "LOADING_STOP_SECONDS", 0.2)
+    monkeypatch.setattr(supervisor, "STOP_SECONDS", 3600.0)
+    caplog.set_level(logging.INFO, "cli.supervisor")
+    (tmp_path / "deaf.py").write_text(DEAF)
+    (port,) = free_ports(1)
+    begun = tmp_path / "begun"
+    loading = ServerProcess("cloud", str(tmp_path / "deaf.py"), f"http://127.0.0.1:{port}", [str(begun)])
+
+    async def run() -> None:
+        async with Supervisor([loading], lambda _: None).running():
+            pytest.fail("it never gets ready")
+
+    task = asyncio.create_task(run())
+    async with asyncio.timeout(60):
+        while not begun.exists():
+            await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert caplog.messages == ["stopping the cloud server"]
+
+
+async def test_a_server_that_is_ready_is_watched_while_another_still_loads(tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    (tmp_path / "slow.py").write_text("import time; time.sleep(3600)")
+    edge_port, cloud_port = free_ports(2)
+    url, pids = f"http://127.0.0.1:{edge_port}", tmp_path / "pids"
+    edge = ServerProcess("edge", str(tmp_path / "server.py"), url, [str(edge_port), str(pids)], tmp_path / "edge.log")
+    cloud = ServerProcess("cloud", str(tmp_path / "slow.py"), f"http://127.0.0.1:{cloud_port}", [])
+    said: list[str] = []
+
+    async def run() -> None:
+        async with Supervisor([cloud, edge], said.append).running():
+            pytest.fail("the cloud never gets ready")
+
+    task = asyncio.create_task(run())
+    try:
+        async with asyncio.timeout(60):
+            while not edge.ready.is_set():
+                await asyncio.sleep(0.02)
+            first = pids.read_text()
+            os.kill(int(first.split()[0]), signal.SIGKILL)
+            while pids.read_text() in (first, "") or not edge.ready.is_set():
+                await asyncio.sleep(0.02)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert f"the edge server is ready at {url}; still starting: cloud" in said
+
+
+async def test_two_pairs_at_once_keep_logs_of_their_own(tmp_path: Path) -> None:
+    """Else the reason why one does not start is read from what the other has written."""
+    first, second = (small_server("cloud", port, tmp_path) for port in free_ports(2))
+    async with Supervisor([first]).running():
+        async with Supervisor([second]).running():
+            assert {Path(one.log).name for one in (first, second)} == {"cloud.log", "cloud-2.log"}
+        third = small_server("cloud", free_ports(1)[0], tmp_path)
+        async with Supervisor([third]).running():
+            assert Path(third.log).name == "cloud-2.log", "whose server has ended"

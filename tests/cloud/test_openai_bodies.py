@@ -1,18 +1,22 @@
 """Bodies of the cloud's /v1 routes with fields of wrong types: each is a 400 that names the field, none is a 500."""
 
+import json
 from contextlib import AbstractAsyncContextManager
 from typing import Any, get_args
 
 import aiohttp
 import pytest
+from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensRequest, AnthropicMessagesRequest
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
 
 from common.errors import RequestError
 from tests.cloud.toy_engine import ToyEngine, toy_cloud
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "What is AI?"}]}
+MESSAGES: dict[str, Any] = {"model": "toy", **CHAT}
 TEXT: dict[str, Any] = {"prompt": "What is AI?"}
 WRONG: list[Any] = [None, 0, -1, True, 1.5, "", "x", [], {}, [0], ["x"], [[]], [{}], [None], {"x": 1}, {"json": 0}]
 WRONG += [10**30, {"type": "x"}, {"type": "json_schema"}, {"type": "structural_tag"}]
@@ -20,8 +24,14 @@ ROUTES: list[tuple[str, Any, dict[str, Any]]] = [
     ("/v1/chat/completions", ChatCompletionRequest, CHAT),
     ("/v1/completions", CompletionRequest, TEXT),
     *(("/tokenize", model, base) for model in get_args(TokenizeRequest) for base in (CHAT, TEXT)),
+    ("/v1/responses", ResponsesRequest, {"input": "What is AI?"}),
+    ("/v1/messages", AnthropicMessagesRequest, MESSAGES | {"max_tokens": 5}),
+    ("/v1/messages/count_tokens", AnthropicCountTokensRequest, MESSAGES),
     ("/detokenize", DetokenizeRequest, {"tokens": [5]}),
 ]
+
+
+TAG = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": {"type": "boolean"}}}
 
 
 class BodyTaker:
@@ -31,7 +41,7 @@ class BodyTaker:
         async def take(*arguments: object) -> Any:
             raise RequestError("the body was taken")
 
-        return self if name.startswith(("openai", "serving")) else take
+        return self if name.startswith(("openai", "anthropic", "serving")) else take
 
 
 def checking_cloud() -> AbstractAsyncContextManager[aiohttp.ClientSession]:
@@ -65,3 +75,41 @@ async def test_structured_outputs_that_are_no_object_are_named(path: str, base: 
         error = (await response.json())["error"]
         assert response.status == 400
         assert error["param"].startswith("structured_outputs")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("structured_outputs", {"structural_tag": json.dumps(TAG)}),
+        ("structured_outputs", {"json": {}, "structural_tag": json.dumps(TAG)}),
+        ("response_format", TAG),
+    ],
+)
+@pytest.mark.parametrize(("path", "base"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
+async def test_structural_tags_are_refused_before_vllm_compiles_them(
+    path: str, base: dict[str, Any], field: str, value: dict[str, Any]
+) -> None:
+    async with checking_cloud() as http, http.post(path, json={**base, field: value}) as response:
+        error = (await response.json())["error"]
+        assert (response.status, error["param"]) == (400, field)
+        assert error["message"] == "structural tags are not supported"
+
+
+class QuotingTaker:
+    """Fails as vLLM's converters do, with words of the body."""
+
+    def __getattr__(self, name: str) -> Any:
+        async def take(*arguments: object) -> Any:
+            raise KeyError("What is AI?")
+
+        return self if name.startswith(("openai", "anthropic", "serving")) else take
+
+
+async def test_a_body_that_vllm_cannot_read_is_not_quoted_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    engine = ToyEngine()
+    engine.serving = QuotingTaker()
+    async with toy_cloud(engine) as http, http.post("/v1/chat/completions", json=CHAT) as response:
+        assert (response.status, "cannot read" in await response.text()) == (400, True)
+    (said,) = [one.getMessage() for one in caplog.records if one.name == "cloud.routes.serving"]
+    assert "could not read a part of the body: KeyError" in said and "in take" in said
+    assert CHAT["messages"][0]["content"] not in caplog.text.replace('raise KeyError("What is AI?")', "")

@@ -303,6 +303,28 @@ async def test_a_client_that_closes_after_the_whole_answer_is_no_failure(
     assert {outcome for outcome, count in counted.items() if count} == {"ok"}
 
 
+async def test_the_log_has_the_time_of_a_cancelled_answer_not_of_its_connection(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Old(messages.Exchange):
+        """Of a connection that was opened a day ago."""
+
+        def __post_init__(self) -> None:
+            self.began -= 86_400
+
+    monkeypatch.setattr("common.http.middleware.Exchange", Old)
+    engine = SlowEngine()
+    caplog.set_level("INFO", "common.http.middleware")
+    async with serving(slow(engine)) as server, HTTPClient(f"http://127.0.0.1:{server.port}") as client:
+        async with CloudStream(client, StartFrame(token_ids=[1], max_tokens=5)):
+            await engine.begun.wait()
+        async with asyncio.timeout(10):
+            while not (lines := [line for line in caplog.messages if "/stream" in line]):
+                await asyncio.sleep(0.01)
+    milliseconds = float(lines[0].partition(" ms")[0].rpartition(" ")[2])
+    assert milliseconds < 1e6
+
+
 async def test_a_stream_takes_a_key_and_reads_its_own_tenants_cache() -> None:
     salts = []
     keys = ServerConfig(api_keys=[Secret("first-key"), Secret("second-key")])

@@ -27,6 +27,7 @@ class ToyEngine:
     kv_blocks = 1000
     block_size = 16
     chat_template = ""
+    model_name = "toy"
     end_tokens = (END,)
     tokenizer = SimpleNamespace(
         decode=lambda ids: "".join(chr(ord("a") + token % 26) for token in ids),
@@ -51,6 +52,9 @@ class ToyEngine:
     def computing(self) -> bool:
         return False
 
+    def steps(self) -> int:
+        return 0
+
     def stats(self) -> dict[str, Any]:
         return {}
 
@@ -66,7 +70,8 @@ class ToyEngine:
         # A round with a draft ends after its step, and vLLM calls that `length`, as it does a full context.
         reason = "stop" if ended else "length" if full or draft or len(drawn) == params.max_tokens else None
         answer = SimpleNamespace(token_ids=drawn, logprobs=None, finish_reason=reason)
-        yield SimpleNamespace(outputs=[answer], finished=True, kv_transfer_params={"drafts": (len(drawn), 0, 0, 0)})
+        progress = {"drafts": (len(drawn), 0, 0, 0)}
+        yield SimpleNamespace(outputs=[answer], finished=True, kv_transfer_params=progress, num_cached_tokens=0)
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """The choice of a cloud by affinity, load and health, as a pure function and over real ports; protocol checks."""
 
 import asyncio
+import logging
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -153,6 +154,22 @@ async def test_a_cloud_that_comes_back_is_asked_again_by_itself(fake: FakeCloud)
         assert cloud.breaker.openings == 2
 
 
+async def test_only_a_cloud_that_has_answered_before_is_said_to_be_ready_again(
+    fake: FakeCloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "common.cloud_client.pool")
+    async with clouds_of(fake.url, probe_seconds=0.05) as clouds, asyncio.timeout(10):
+        (cloud,) = clouds
+        for _ in range(2):
+            fail(clouds, fake.url)
+            while not cloud.breaker.closed or cloud.breaker_opened.is_set():
+                await asyncio.sleep(0.01)
+            with clouds.track_call(cloud):
+                pass
+    ready = [(record.levelname, record.message) for record in caplog.records if "ready" in record.message]
+    assert ready == [("INFO", f"{fake.url} is ready"), ("WARNING", f"{fake.url} is ready again")]
+
+
 async def test_a_cloud_that_is_well_is_not_probed(fake: FakeCloud) -> None:
     async with clouds_of(fake.url, probe_seconds=0.05):
         await asyncio.sleep(0.2)
@@ -203,8 +220,8 @@ async def test_a_cloud_that_is_not_up_yet_does_not_keep_the_edge_from_starting(f
 async def test_a_cloud_that_changes_its_version_on_the_way_is_noticed_by_its_answer(fake: FakeCloud) -> None:
     async with clouds_of(fake.url) as clouds:
         (cloud,) = clouds
-        fake.protocol = "2"
-        with pytest.raises(WrongProtocol, match="speaks protocol '2'"):
+        fake.protocol = "99"
+        with pytest.raises(WrongProtocol, match="speaks protocol '99'"):
             await cloud.client.get("/ready", dict)
 
 

@@ -64,6 +64,43 @@ def test_environment_overrides_the_file_and_flags_override_the_environment(tmp_p
     assert (loaded.edge.server.host, loaded.edge.model.threads, loaded.edge.server.port) == ("file", 2, 3)
 
 
+def test_a_variable_may_name_a_file_that_holds_the_value_as_secrets_are_mounted(tmp_path: Path) -> None:
+    keys, key = tmp_path / "keys", tmp_path / "key"
+    keys.write_text("- one\n- two\n")
+    key.write_text("three\n")
+    environment = {
+        "EDGECLOUD_EDGE__SERVER__API_KEYS_FILE": str(keys),
+        "EDGECLOUD_COMMUNICATION__CLOUD_API_KEY_FILE": str(key),
+    }
+    loaded = config.load(environment=environment)
+    assert [one.reveal() for one in loaded.edge.server.api_keys] == ["one", "two"]
+    assert loaded.communication.cloud_api_key.reveal() == "three"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"EDGECLOUD_EDGE__SERVER__API_KEYS_FILE: .*keys cannot be read \(No such file or directory\)"),
+        (b"\xff\xfe", r"EDGECLOUD_EDGE__SERVER__API_KEYS_FILE: .*keys cannot be read \(not UTF-8\)"),
+        (b"", "edge.server.api_keys: expected `array`, got `null`"),  # an empty file must not open the server to all
+        (b"secret", "edge.server.api_keys: expected `array`, got `str`"),
+    ],
+)
+def test_a_file_without_keys_is_an_error_that_shows_no_secret(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "keys").write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as failure:
+        config.load(environment={"EDGECLOUD_EDGE__SERVER__API_KEYS_FILE": str(tmp_path / "keys")})
+    assert "secret" not in failure.value.message
+
+
+def test_no_key_of_the_configuration_ends_like_the_name_of_a_file() -> None:
+    keys = [name for _, section in _sections(config_schema.Config(), "") for name in section.__struct_fields__]
+    assert keys and not [key for key in keys if f"__{key}".endswith(config.FILE_SUFFIX.lower())]
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
@@ -73,6 +110,12 @@ def test_environment_overrides_the_file_and_flags_override_the_environment(tmp_p
         ("edge.confidence.threshold=1.5", "edge.confidence.threshold: expected `float` <= 1.0"),
         ("experiments.ablations=[{nme: x}]", "experiments.ablations[0].nme: unknown key; did you mean 'name'?"),
         ("edge.server=3", "edge.server: expected `object`, got `int`"),
+        ('edge.server.api_keys=[""]', "edge.server.api_keys[0]: is empty"),
+        ('cloud.server.api_keys=[a, ""]', "cloud.server.api_keys[1]: is empty"),
+        ('edge.private_keys=[""]', "edge.private_keys[0]: is empty"),
+        ("edge.quotas.keys=[{api_key: a}, {api_key: a}]", "edge.quotas.keys[1].api_key: is named twice"),
+        ("inference.budget.daily=5", "inference.budget.daily: needs prices, which communication.prices has"),
+        ("edge.quotas.cost_per_day=5", "edge.quotas.cost_per_day: needs prices, which communication.prices has"),
         ("nonsense", "nonsense: expected KEY=VALUE, for example edge.server.port=9000"),
     ],
 )

@@ -4,6 +4,7 @@ import asyncio
 import io
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -18,6 +19,7 @@ from common.errors import (
     ConfigError,
     ContextLengthError,
     EndpointError,
+    NotFoundError,
     OverloadedError,
     PrefixUnknown,
     RequestError,
@@ -77,7 +79,7 @@ class Backend:
         raise ZeroDivisionError("a fault of our own")
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """One event, then what the query `then` asks for: a FrameworkError, another exception, or a long wait."""
+        """One event, then what the query `then` asks for: an error, the end, or a long wait."""
 
         async def events() -> AsyncGenerator[bytes, None]:
             try:
@@ -86,6 +88,8 @@ class Backend:
                     raise OverloadedError("no room")
                 if request.query["then"] == "fault":
                     raise ZeroDivisionError("a fault of our own")
+                if request.query["then"] == "end":
+                    return
                 await asyncio.sleep(60)
             finally:
                 self.left.set()
@@ -297,10 +301,49 @@ async def test_a_client_that_leaves_a_stream_closes_it(backend: tuple[Backend, s
             await backend[0].left.wait()
 
 
+@pytest.mark.parametrize("fails", ["write", "write_eof"])
+async def test_a_client_that_has_left_is_no_fault_of_ours(
+    backend: tuple[Backend, str], fails: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many leave after the last event, before the body has ended."""
+
+    async def gone(*_: object) -> None:
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    async with aiohttp.ClientSession() as session:
+        with monkeypatch.context() as patched, suppress(aiohttp.ClientError, TimeoutError):
+            patched.setattr(web.StreamResponse, fails, gone)
+            async with asyncio.timeout(0.5), session.post(backend[1] + "/stream?then=end") as response:
+                await response.read()
+    assert backend[0].left.is_set()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_stream_whose_client_leaves_after_the_last_event_counts_as_answered(
+    backend: tuple[Backend, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def left(*_: object) -> None:
+        handler = asyncio.current_task()
+        assert handler is not None
+        handler.cancel()  # as aiohttp does for a client that disconnects
+        await asyncio.sleep(0)
+
+    caplog.set_level("INFO")
+    async with aiohttp.ClientSession() as session:
+        with monkeypatch.context() as patched, suppress(aiohttp.ClientError, TimeoutError):
+            patched.setattr(web.StreamResponse, "write_eof", left)
+            async with asyncio.timeout(0.5), session.post(backend[1] + "/stream?then=end") as response:
+                await response.read()
+    (line,) = [one.getMessage() for one in caplog.records if "POST /stream" in one.getMessage()]
+    assert "POST /stream 200 ok" in line
+
+
 async def test_refusals_come_back_as_the_error_that_was_raised(backend: tuple[Backend, str]) -> None:
     async with HTTPClient(backend[1]) as client:
         with pytest.raises(ContextLengthError):
             await client.post("/too-long", {}, Echo)
+        with pytest.raises(NotFoundError):
+            await client.post("/nowhere", {}, Echo)
         with pytest.raises(EndpointError, match="answered 429"):
             await client.post("/overloaded", {}, Echo)
         with pytest.raises(EndpointError, match="answered 500"):

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from common import config, model_root
+from common import config
 from common.config_schema import Config
 from common.errors import StartError
+from common.files import model_root
 
 PRESETS = sorted((config.DEFAULT_PATH.parent / "presets").glob("*.yaml"))
 PAIR = ["edge.model.path=Owner/Small-GGUF:q4_k_m", "cloud.model.path=Owner/Large"]

@@ -22,7 +22,7 @@ from common.http.messages import WEBSOCKETS
 from common.http_server import HTTPServer, make_app
 from common.types import GREEDY, Sampling, StateEncoding
 from experiments.harness.delay_proxy import DelayProxy
-from tests.support.fake_tail import MANIFEST, FakeTail, FakeTailServer, fake_cloud, right_for, some_states
+from tests.support.split.fake_tail import MANIFEST, FakeTail, FakeTailServer, fake_cloud, right_for, some_states
 
 DEADLINE = 10.0
 

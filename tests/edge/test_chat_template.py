@@ -1,13 +1,18 @@
 """Chat templates: rendered as Hugging Face does, inside a sandbox."""
 
 import asyncio
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
-from common.errors import RequestError, StartError
-from common.protocol.openai import Message, TextPart
+from common.errors import EngineError, RequestError, StartError
+from common.protocol.content.openai_content import ContentPart
+from common.protocol.openai import Message
+from common.protocol.openai_tools import CalledFunction, MessageToolCall
+from edge.text import chat_template
 from edge.text.chat_template import ChatTemplate
 from edge.text.template_process import compiled
 
@@ -20,6 +25,7 @@ CHATML = (
 HELLO = [Message("system", "Be brief."), Message("user", "Hello")]
 
 
+CALLING = Message("assistant", tool_calls=[MessageToolCall(CalledFunction("f", "{}"), "1")])
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
 
@@ -37,7 +43,7 @@ async def test_the_generation_prompt_is_left_out_when_not_wanted() -> None:
 
 
 async def test_text_parts_are_one_text() -> None:
-    parts = [Message("user", [TextPart("text", "Hel"), TextPart("text", "lo")])]
+    parts = [Message("user", [ContentPart("text", "Hel"), ContentPart("text", "lo")])]
     assert await render(CHATML, parts) == await render(CHATML, [Message("user", parts[0].text)])
 
 
@@ -165,7 +171,7 @@ async def test_a_template_that_fails_or_breaks_out_is_a_refusal(source: str) -> 
 
 async def test_a_refusal_carries_the_templates_own_message() -> None:
     with pytest.raises(RequestError, match="no tools here"):
-        await render(CHATML, [Message("tool", "42")])
+        await render(CHATML, [CALLING, Message("tool", "42", tool_call_id="1")])
 
 
 async def test_no_messages_are_a_refusal() -> None:
@@ -219,6 +225,22 @@ async def test_the_event_loop_runs_while_a_template_is_busy() -> None:
         assert ticks >= 10
         with pytest.raises(RequestError, match=r"no end in 0\.5 s"):
             await busy
+
+
+async def test_a_stopped_process_is_an_error_after_a_while_and_the_next_prompt_is_rendered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its limit is on processor time, of which a stopped process uses none."""
+    async with ChatTemplate(CHATML, "", "") as template:
+        truth = await template.render(HELLO)
+        monkeypatch.setattr(chat_template, "LOST_SECONDS", 0.3)
+        (process,) = renderers()
+        os.kill(process, signal.SIGSTOP)
+        with pytest.raises(EngineError, match=r"has not answered for 0\.3 s"):
+            await template.render(HELLO)
+        monkeypatch.setattr(chat_template, "LOST_SECONDS", 30.0)
+        assert await template.render(HELLO) == truth
+        assert process not in renderers()
 
 
 async def test_concurrent_conversations_are_rendered_separately() -> None:

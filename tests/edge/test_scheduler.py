@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from common.config_edge import EdgeModelConfig, LimitsConfig
 from common.errors import ContextLengthError, NotFoundError, OverloadedError
-from common.types import GREEDY, Sampling, Verdict
+from common.types import GREEDY, Sampling, StopRule, Verdict
 from edge.draft_generator import DraftManager
 from edge.engine.engine import EdgeEngine
 from edge.kv.prefix_store import LiveSequences
@@ -155,7 +155,7 @@ async def test_a_draft_ends_when_the_product_of_confidences_is_too_low(engine: E
         products = np.cumprod(whole.confidences)
         for bound in (products[0] * 1.01, products[4] * 1.01, products[-1] / 2):
             kept = int(np.argmax(products < bound)) + 1 if (products < bound).any() else LENGTH
-            draft = await sequence.draft(prompt, LENGTH, HOT, stop_below=float(bound))
+            draft = await sequence.draft(prompt, LENGTH, HOT, stop=StopRule(float(bound)))
             assert draft.token_ids == whole.token_ids[:kept]
 
 

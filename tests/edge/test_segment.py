@@ -12,6 +12,7 @@ from common.config_edge import EdgeModelConfig
 from common.errors import ConfigError, EngineError, StartError
 from common.protocol.split_manifest import SplitManifest, read_manifest
 from edge.llama.segment import CHUNK, Feed, LlamaSegment, SegmentShape, States
+from edge.split.loading import load_segment
 from tests.conftest import CLOUD_MODEL
 
 TEXT = "<|user|>What is the capital of France?<|assistant|>The capital of France is Paris.<|end|>"
@@ -20,10 +21,8 @@ TOLERANCE = 1e-4
 
 
 def load(manifest: SplitManifest, folder: Path, number: int, shows_states: bool = True) -> LlamaSegment:
-    part = manifest.segments[number]
-    model = EdgeModelConfig(path=str(folder / part.file), context_length=256, threads=1, kv_type="f32")
-    shape = SegmentShape(part.last - part.first + 1, manifest.hidden, manifest.vocab_size)
-    return LlamaSegment(model, shape, first=number == 0, shows_states=shows_states)
+    model = EdgeModelConfig(context_length=256, threads=1, kv_type="f32")
+    return load_segment(manifest, folder, number, model, shows_states)
 
 
 @pytest.fixture(scope="module")

@@ -126,8 +126,12 @@ async def clients(cloud: FakeCloud) -> AsyncIterator[list[HTTPClient]]:
 
 async def figures(client: HTTPClient) -> dict[str, Any]:
     stats: dict[str, Any] = await client.get("/stats", dict)
-    assert stats.keys() == {"engine", "confidence"}, "the figures of all would show what the others ask"
-    return dict(stats["engine"])
+    assert stats.keys() == {"engine", "confidence", "costs", "quotas"}, (
+        "the figures of all would show what the others ask"
+    )
+    of_keys = [*stats["costs"].values(), stats["quotas"]]
+    assert all(len(one) == 1 for one in of_keys), "each key sees its own costs and limits"
+    return stats["engine"] | stats["costs"]
 
 
 async def test_a_key_cannot_tell_what_another_key_has_asked(clients: list[HTTPClient]) -> None:

@@ -111,7 +111,13 @@ def test_every_example_is_tested() -> None:
     assert set(SHOWN) == set(EXAMPLES)
 
 
-@pytest.mark.parametrize("example", SHOWN)
+OWN_SERVERS = "custom_ablation"
+"""It starts three pairs of its own, one after the other."""
+
+
+@pytest.mark.parametrize(
+    "example", [pytest.param(name, marks=[pytest.mark.long] if name == OWN_SERVERS else []) for name in SHOWN]
+)
 async def test_an_example_shows_what_it_promises(example: str, servers: Servers) -> None:
     check, question = SHOWN[example]
     shutil.rmtree(ROOT / "logs" / "custom-ablation", ignore_errors=True)  # an interrupted run asked other servers
@@ -120,7 +126,7 @@ async def test_an_example_shows_what_it_promises(example: str, servers: Servers)
     check(output, await clouds_own(servers, question) if question else "")
 
 
-@pytest.mark.parametrize("example", [name for name in SHOWN if name != "custom_ablation"])  # that starts its own
+@pytest.mark.parametrize("example", [name for name in SHOWN if name != OWN_SERVERS])
 async def test_a_server_that_is_not_up_is_one_line(example: str) -> None:
     urls = [f"http://127.0.0.1:{port}" for port in free_ports(2)]
     code, _, errors = await run(example, *urls)

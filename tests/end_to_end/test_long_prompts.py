@@ -63,8 +63,17 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("length", [2200, 3900])
-@pytest.mark.parametrize("way", WAYS)
+LENGTHS = [*((way, 2200) for way in WAYS), ("cloud_only", 3900)]
+"""The rest of 3,900 tokens is read by `make test-long`."""
+
+
+@pytest.mark.parametrize(
+    ("way", "length"),
+    [
+        *LENGTHS,
+        *(pytest.param(way, 3900, marks=pytest.mark.long) for way in WAYS if (way, 3900) not in LENGTHS),
+    ],
+)
 async def test_a_long_prompt_is_answered_by_the_cloud_in_every_mode(slow: Servers, way: str, length: int) -> None:
     body = {
         "prompt": prompt(length + list(WAYS).index(way), length),

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.supervisor import EDGE
+
 ROOT = Path(__file__).parents[2]
 MARK = "EDGE_CLOUD_TEST_MARK"
 
@@ -101,7 +103,7 @@ def too_large(tmp_path: Path) -> Path:
             "cannot listen on .*Address already in use",
         ),
         ("start_cloud.py --port 0 --model ./nowhere", "no such directory"),
-        ("start_cloud.py --port 0 --model {too_large}", r"needs 4096\.0 GiB of memory .*; .* are free"),
+        ("start_cloud.py --port 0 --model {too_large}", r"needs (4096|8192)\.0 GiB of memory .*; .* are free"),
         ("start_cloud.py --port 0 --set cloud.engine_args={{max_model_length: 3}}", "did you mean 'max_model_len'"),
         (
             "start_cloud.py --host 127.0.0.1 --port {used_port}",
@@ -200,4 +202,4 @@ def listening(port: int) -> bool:
 
 def edge_pid(mark: str) -> int:
     """The process id of the edge server that runs with `mark`, 0 if there is none."""
-    return next((pid for pid, command in marked_processes(mark).items() if "start_edge.py" in command), 0)
+    return next((pid for pid, command in marked_processes(mark).items() if EDGE in command), 0)

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from common.http.client import HTTPClient
 from tests.support.edge_in_process import edge_of
-from tests.support.split_parts import WholeModel, served
+from tests.support.split.split_parts import WholeModel, served
 
 QUESTIONS = (
     "What is AI?",

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from cli.demo import free_ports
-from cli.supervisor import PROJECT, ServerProcess, Supervisor
+from cli.supervisor import ServerProcess, Supervisor
+from common.files.installation import PROJECT
 from experiments.harness import experiment
 from experiments.harness.delay_proxy import DelayProxy
 from experiments.harness.servers import EdgeSite

@@ -3,10 +3,10 @@
 import msgspec
 import pytest
 
-import ablation_experiments
 from common import config as configs
 from common.config_schema import AblationConfig, Config
 from common.errors import ConfigError
+from edgecloud import ablate
 from experiments.harness import experiment
 from experiments.harness.experiment import ExperimentKind
 from experiments.harness.trials import ExperimentPlan, Network, trials
@@ -206,4 +206,4 @@ def test_secrets_stay_out_of_the_options_too() -> None:
 
 def test_the_default_output_is_what_the_documents_say() -> None:
     assert experiment.parser("", 1, 1).parse_args([]).output == "."
-    assert ablation_experiments.NAME == "ablation_report"
+    assert ablate.NAME == "ablation_report"

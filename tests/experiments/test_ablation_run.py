@@ -158,6 +158,12 @@ async def test_every_answer_is_in_the_report_and_answers_and_servers_count_the_s
     assert found.configurations[1].unchanged
 
 
+async def test_an_output_that_ends_in_json_is_the_report_itself(edge: FakeEdge, data: Path, tmp_path: Path) -> None:
+    found = await run(data, tmp_path / "new" / "mine.json")
+    assert names(tmp_path / "new") == {f"mine.{kind}" for kind in ("json", "md", "html")}
+    assert schema.read(tmp_path / "new" / "mine.json") == found
+
+
 async def test_each_question_is_warmed_in_the_same_way_right_before_it_is_asked(
     edge: FakeEdge, data: Path, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from common import config
 from common.errors import ConfigError
-from experiments.questions import datasets
+from experiments.questions import datasets, editing
 from experiments.questions.datasets import PUBLIC, load
 from experiments.questions.workload import Question
 
@@ -160,7 +160,7 @@ def test_an_invalid_byte_or_archive_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("missing.jsonl", r"missing\.jsonl: neither a file nor one of general, alpaca"),
+        ("missing.jsonl", r"missing\.jsonl: neither a file nor one of general, editing, alpaca"),
         ("alpacas", r"alpacas: neither"),
         ("alpaca:missing.json", r"missing\.json: no such file"),
         ("alpaca:notes.txt", r"notes\.txt: must be \.json"),
@@ -347,6 +347,15 @@ def test_the_demo_pair_is_asked_its_corpus_and_any_other_general_prompts() -> No
     assert datasets.spec_for(None, demo) is None
     assert datasets.spec_for(None, other) == "general"
     assert datasets.spec_for("mine.jsonl", demo) == datasets.spec_for("mine.jsonl", other) == "mine.jsonl"
+
+
+def test_editing_prompts_hold_the_text_that_they_change_and_all_differ() -> None:
+    found = load("editing", 999, seed=0).questions
+    assert len({question.prompt for question in found}) == len(editing.CHANGES)
+    assert all(
+        text in question.prompt for question in found for text, change in editing.CHANGES if change in question.prompt
+    )
+    assert all(question.kind == "editing" and not question.answer for question in found)
 
 
 def test_general_prompts_are_half_code_and_half_prose_without_right_answers() -> None:

@@ -14,8 +14,10 @@ from common import config as configs
 from common.errors import ConfigError
 from experiments import humaneval
 from experiments.harness import experiment
+from experiments.harness.measures import Sample, UnitResult
 from experiments.pass_rate import pass_measures, ways
 from experiments.pass_rate.beside_cloud import cheapest
+from experiments.pass_rate.cross_fitted import choose, cross_fitted
 from experiments.report import schema
 from experiments.report.schema import AnswerRow, ConfigurationReport, ExperimentReport, Measure
 from experiments.setup.ablations import Ablation
@@ -141,9 +143,12 @@ async def test_an_answer_counts_if_it_passes_its_tests(edge: FakeEdge, data: Pat
     assert (curve.configurations, curve.at) == (["gated", "gated 0.5, 0.1, 4", "gated 0.9, 0"], [0.8, 0.5, 0.9])
     (table,) = found.tables
     assert table.rows[2][:4] == ["lossless", "0.500 [0.150, 0.850]", "2 of 4", "0.000 [0.000, 0.000]"]
+    assert table.rows[-1][0] == "gate chosen on other tasks"
     assert found.findings == [
         "Of the ways whose pass@1 is at most 2 points below cloud only's, edge_only has the cloud compute least: "
-        "100% of cloud only's tokens"
+        "100% of cloud only's tokens",
+        "Chosen for each block of tasks on all other blocks (gated), a gate's pass@1 minus cloud only's is "
+        "0.000 [0.000, 0.000], with 1.00 [1.00, 1.00] of its cloud-computed tokens",
     ]
 
 
@@ -171,6 +176,26 @@ def test_the_cheapest_way_that_keeps_pass_at_1_is_found() -> None:
     cheapest(report)  # type: ignore[arg-type]
     (finding,) = report.findings
     assert "calibrated has the cloud compute least: 55% of cloud only's tokens" in finding
+
+
+def test_a_gate_is_judged_on_tasks_that_did_not_choose_it() -> None:
+    """The cheap gate fails one task of four: whoever chooses without that task takes it, and is judged on that task."""
+    definitions = pass_measures.definitions(64)
+
+    def sample(passing: list[int], drafted: int) -> Sample:
+        rows = [
+            AnswerRow(question=n, repeat=0, quality=float(n in passing), drafted=drafted, provenance={"cloud": 1})
+            for n in range(4)
+        ]
+        return {(row.question,): UnitResult(rows=[row]) for row in rows}
+
+    cloud = sample([0, 1, 2, 3], 100)
+    gates = {"cheap": sample([0, 1, 2], 10), "exact": sample([0, 1, 2, 3], 60)}
+    found, chosen = cross_fitted(gates, cloud, definitions)
+    assert chosen == ["cheap", "exact"]
+    assert [found[n,].rows[0].drafted for n in range(4)] == [60, 60, 60, 10]
+    assert found[3,].rows[0].quality == 0
+    assert choose({"cheap": gates["cheap"], "none": sample([], 0)}, cloud, definitions, sorted(cloud)) == "cheap"
 
 
 def test_what_the_cloud_computed_is_what_it_verified_and_generated() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,16 @@ from models import demo
 from models.exits import heads as exit_heads
 from models.exits import texts as exit_texts
 from models.exits import training as exit_training
+from models.exits import translators
+from models.exits.early_exit import FrozenStates
 from models.exits.evaluation import ExitTrace, apply_threshold
 from models.exits.heads import EarlyExitLLM, train_early_exit_heads
+from models.exits.layerwise_states import LayerwiseStates
 from models.exits.states import StateFiles, compute
+from models.exits.temperatures import fit_temperatures
 from models.exits.texts import TokenizedText
 from models.exits.training import ExitRecipe
+from models.exits.translators import TranslatedExits
 from models.partition.checkpoint import Checkpoint
 from models.partition.exit_tensors import Exits
 from models.partition.partition import partition as cut
@@ -60,7 +66,7 @@ def texts() -> list[TokenizedText]:
 
 
 def states_of(model: EarlyExitLLM, texts: list[TokenizedText], folder: Path) -> StateFiles:
-    return StateFiles(folder, model, texts, lambda count: None)
+    return StateFiles(folder, partial(compute, model), texts, lambda count: None)
 
 
 def bits(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -149,6 +155,60 @@ def test_an_exit_begins_as_the_models_own_norm_and_head(base: LlamaForCausalLM) 
             torch.testing.assert_close(logits, base.lm_head(base.model.norm(states[exit]))[0])
 
 
+def test_layer_by_layer_the_states_are_the_whole_models(
+    checkpoint: Path, base: LlamaForCausalLM, texts: list[TokenizedText]
+) -> None:
+    found = LayerwiseStates(Checkpoint(checkpoint), [1, 2], "cpu")(texts[:9])
+    wanted = compute(EarlyExitLLM(base, [1, 2]), texts[:9])
+    torch.testing.assert_close(found.exits.float(), wanted.exits, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(found.last.float(), wanted.last, rtol=1e-2, atol=1e-2)
+    logits = base.lm_head(wanted.last).detach().log_softmax(-1)
+    assert found.likeliest is not None and found.log_probs is not None
+    assert (found.likeliest[:, 0] == logits.argmax(-1)).all()
+    torch.testing.assert_close(found.log_probs, logits.topk(found.log_probs.shape[1]).values, rtol=1e-3, atol=1e-3)
+
+
+def test_least_squares_find_an_affine_map_and_folding_keeps_it(checkpoint: Path) -> None:
+    exits = TranslatedExits(Checkpoint(checkpoint), [1])
+    draw = torch.Generator().manual_seed(0)
+    states = 3 + torch.randn(4000, 64, generator=draw) * torch.logspace(-1, 2, 64)
+    weight = torch.randn(64, 64, generator=draw) / states.std(0)
+    last = (states @ weight.T + 2) * exits.norm
+    parts = zip(states.split(900), last.split(900), strict=True)
+    exits.fit([FrozenStates(part[None], wanted) for part, wanted in parts])
+    translator = exits.exit_heads["1"]
+    found = translator(states[:50]).detach()
+    torch.testing.assert_close(found, (last / exits.norm)[:50], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(
+        torch.nn.functional.linear(states[:50], *translator.folded()), found, atol=1e-3, rtol=1e-3
+    )
+
+
+def test_a_translators_loss_over_a_sample_of_the_vocabulary_is_near_that_over_all_of_it(
+    checkpoint: Path, texts: list[TokenizedText], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = LayerwiseStates(Checkpoint(checkpoint), [1, 2], "cpu")(texts)
+    exits = TranslatedExits(Checkpoint(checkpoint), [1, 2])
+    with torch.no_grad():
+        exact = torch.stack(exits.losses(states))
+        torch.testing.assert_close(torch.stack(exits.training_losses(states)), exact)  # the sample is all the rest
+        monkeypatch.setattr(translators, "SAMPLE", 256)
+        torch.testing.assert_close(torch.stack(exits.training_losses(states)), exact, rtol=0.05, atol=0.0)
+
+
+def test_training_lowers_the_loss_of_every_translator_below_that_of_least_squares(
+    checkpoint: Path, texts: list[TokenizedText], tmp_path: Path
+) -> None:
+    exits = TranslatedExits(Checkpoint(checkpoint), [1, 2])
+    states = StateFiles(tmp_path, LayerwiseStates(Checkpoint(checkpoint), [1, 2], "cpu"), texts, lambda count: None)
+    losses = [exit_heads.validation_losses(exits, states.batches(64))]
+    exits.fit(states.batches(64))
+    losses.append(exit_heads.validation_losses(exits, states.batches(64)))
+    exit_training.train(exits, states, RECIPE, tmp_path, lambda _: None)
+    losses.append(exit_heads.validation_losses(exits, states.batches(64)))
+    assert all(first > second > third for first, second, third in zip(*losses, strict=True))
+
+
 def test_the_training_loop_takes_batches_of_tokens_as_the_documents_show_it(base: LlamaForCausalLM) -> None:
     model = EarlyExitLLM(base_model=base, early_exit_layers=[1, 2], hidden_size=64, vocab_size=4096)
     ids = torch.arange(1, 97).reshape(4, 24)
@@ -178,13 +238,23 @@ def data(tmp_path: Path) -> Iterator[Path]:
     return path
 
 
-def test_partition_uses_the_trained_exits(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("form", "tensors"),
+    [
+        ("head", {"norm.weight": torch.bfloat16, "head.weight": torch.bfloat16}),
+        ("translator", {"translator.weight": torch.float32, "translator.bias": torch.float32}),
+    ],
+)
+def test_partition_uses_the_trained_exits(
+    checkpoint: Path, data: Path, tmp_path: Path, form: str, tensors: dict[str, torch.dtype]
+) -> None:
     output = tmp_path / "exits.safetensors"
-    exit_heads.train(str(checkpoint), [1, 2], data, RECIPE, output)
+    exit_heads.train(str(checkpoint), [1, 2], data, form, RECIPE, output)
     written = load_file(output)
     exits = Exits(Checkpoint(checkpoint), [1, 2], output)
-    assert {name: tensor.dtype for name, tensor in written.items() if "temperature" not in name} == {
-        f"exit.{exit}.{part}.weight": torch.bfloat16 for exit in (1, 2) for part in ("norm", "head")
+    tensors = tensors | {"temperature": torch.float32, "confident": torch.float32}
+    assert {name: tensor.dtype for name, tensor in written.items()} == {
+        f"exit.{exit}.{name}": dtype for exit in (1, 2) for name, dtype in tensors.items()
     }
     cut(str(checkpoint), None, output, "f32", tmp_path / "split")
     manifest = read_manifest(tmp_path / "split")
@@ -192,17 +262,18 @@ def test_partition_uses_the_trained_exits(checkpoint: Path, data: Path, tmp_path
     assert manifest.exits_trained == exits.sha256
 
 
+@pytest.mark.parametrize("form", ["head", "translator"])
 def test_the_whole_command_ends_the_same_after_an_interruption(
-    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    exit_heads.train(str(checkpoint), [1], data, RECIPE, tmp_path / "unbroken.safetensors")
+    exit_heads.train(str(checkpoint), [1], data, form, RECIPE, tmp_path / "unbroken.safetensors")
     monkeypatch.setattr(exit_training, "CHECKPOINT_STEPS", 2)
     with monkeypatch.context() as broken:
         broken.setattr(exit_heads.Screen, "show", lambda self, progress: 1 / (progress.step != 3))
         with pytest.raises(ZeroDivisionError):
-            exit_heads.train(str(checkpoint), [1], data, RECIPE, tmp_path / "broken.safetensors")
+            exit_heads.train(str(checkpoint), [1], data, form, RECIPE, tmp_path / "broken.safetensors")
     assert not (tmp_path / "broken.safetensors").exists()
-    exit_heads.train(str(checkpoint), [1], data, RECIPE, tmp_path / "broken.safetensors")
+    exit_heads.train(str(checkpoint), [1], data, form, RECIPE, tmp_path / "broken.safetensors")
     assert (tmp_path / "broken.safetensors").read_bytes() == (tmp_path / "unbroken.safetensors").read_bytes()
 
 
@@ -211,7 +282,7 @@ def test_a_temperature_calibrates_an_overconfident_exit(base: LlamaForCausalLM, 
     with torch.no_grad():
         for head in model.exit_heads.values():
             head.head *= 40
-    for fit in exit_heads.fit_temperatures(model, [compute(model, texts[:8])]):
+    for fit in fit_temperatures(model, [compute(model, texts[:8])]):
         assert fit.temperature > 1
         assert fit.ece_after < fit.ece_before
 
@@ -234,9 +305,9 @@ def test_wrong_data_is_refused(
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError, match=said):
-        exit_heads.train(str(checkpoint), [1], path, RECIPE, tmp_path / "exits.safetensors")
+        exit_heads.train(str(checkpoint), [1], path, "translator", RECIPE, tmp_path / "exits.safetensors")
     with pytest.raises(ConfigError, match="--exits"):
-        exit_heads.train(str(checkpoint), [2, 1], path, RECIPE, tmp_path / "exits.safetensors")
+        exit_heads.train(str(checkpoint), [2, 1], path, "translator", RECIPE, tmp_path / "exits.safetensors")
 
 
 def test_questions_are_learned_by_their_answers_and_passages_as_a_whole(tmp_path: Path, data: Path) -> None:

@@ -21,9 +21,10 @@ from common.config_edge import EdgeModelConfig
 from common.errors import ConfigError
 from common.protocol.split_manifest import SplitManifest, read_manifest
 from edge.llama import gguf_header, quantize
-from edge.llama.segment import CHUNK, Feed, LlamaSegment, SegmentShape
+from edge.llama.segment import CHUNK, Feed
+from edge.split.loading import load_segment
 from models.partition import exit_tensors as exit_names
-from models.partition import gguf_export, gguf_vocabulary, partition
+from models.partition import gguf_export, gguf_vocabulary, partition, tail
 from models.partition.checkpoint import Checkpoint, find
 from models.partition.exit_tensors import exits_of
 from models.partition.partition import partition as cut
@@ -48,8 +49,16 @@ SHAPES: dict[str, Callable[[Path], Path]] = {
         f, shard="500KB", tie_word_embeddings=True, rope_parameters=YARN
     ),
     "qwen2, more rows than tokens": lambda f: tiny.qwen2(f, vocab_size=4160),
+    "qwen3": tiny.qwen3,
+    "qwen3, tied, YaRN": lambda f: tiny.qwen3(f, tie_word_embeddings=True, rope_parameters=YARN),
+    "mistral": tiny.mistral,
+    "gemma 3": tiny.gemma3,
+    "phi-3": tiny.phi3,
 }
 IDS = [1, *range(500, 620), 2, *range(40, 60)]
+
+
+MODEL = EdgeModelConfig(context_length=CHUNK, threads=1, sequences=1, kv_type="f32", flash_attention=False)
 
 
 def chained(manifest: SplitManifest, folder: Path) -> list[np.ndarray]:
@@ -57,12 +66,9 @@ def chained(manifest: SplitManifest, folder: Path) -> list[np.ndarray]:
     inputs: Any = IDS
     found = []
     states: list[np.ndarray] = []
-    for number, (part, path) in enumerate(zip(manifest.segments, manifest.check_segments(folder), strict=True)):
-        model = EdgeModelConfig(
-            path=str(path), context_length=CHUNK, threads=1, sequences=1, kv_type="f32", flash_attention=False
-        )
-        shape = SegmentShape(part.last - part.first + 1, manifest.hidden, manifest.vocab_size)
-        segment = LlamaSegment(model, shape, first=number == 0)
+    manifest.check_segments(folder)
+    for number in range(len(manifest.segments)):
+        segment = load_segment(manifest, folder, number, MODEL)
         step = segment.decode([Feed(0, inputs, len(inputs))])
         assert step and step.states is not None
         found.append(step.logits.copy())
@@ -92,6 +98,23 @@ def test_pieces_in_a_chain_compute_what_the_whole_model_does(shape: str, tmp_pat
     for found, wanted in zip(chained(manifest, tmp_path / "split"), of_the_whole(model, [1, 3]), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3 * np.abs(wanted).max())
         assert (found.argmax(-1) == wanted.argmax(-1)).all()
+
+
+def test_segments_of_the_models_own_head_have_one_copy_of_it(tmp_path: Path) -> None:
+    model = tiny.llama(tmp_path / "model", num_hidden_layers=3)
+    cut(str(model), [1, 2], None, "f32", tmp_path / "split")
+    embeddings = 4096 * 64 * 4
+    for name in ("segment-1.gguf", "segment-2.gguf"):
+        assert (tmp_path / "split" / name).stat().st_size < embeddings / 2
+    assert 2 * embeddings < (tmp_path / "split" / "vocabulary.gguf").stat().st_size < 2.1 * embeddings
+
+
+@pytest.mark.parametrize("family", [tiny.mistral, tiny.phi3])
+def test_the_context_ends_where_a_window_that_llama_cpp_does_not_have_begins(
+    family: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert Checkpoint(family(tmp_path / "model", sliding_window=40)).config.context == 40
+    assert Checkpoint(family(tmp_path / "other", sliding_window=None)).config.context == 512
 
 
 @pytest.mark.parametrize("exits", [[1], [4], [1, 2, 3, 4], [2, 4]])
@@ -134,7 +157,7 @@ def test_every_quantization_is_read_by_llama_cpp(quantization: str, tmp_path: Pa
 def test_llama_cpp_quantizes_its_own_types(quantization: str, tmp_path: Path) -> None:
     cut(str(DEMO), [2, 4], None, quantization, tmp_path / "split")
     names = {path.name for path in (tmp_path / "split").iterdir()}
-    assert names == {"manifest.json", "segment-1.gguf", "segment-2.gguf", "tail"}
+    assert names == {"manifest.json", "segment-1.gguf", "segment-2.gguf", "vocabulary.gguf", "tail"}
     header = gguf_header.read_header(tmp_path / "split" / "segment-2.gguf")
     assert header.metadata["general.file_type"] == quantize.TYPES[quantization]
 
@@ -190,13 +213,7 @@ def test_llama_cpp_reads_text_as_sentencepiece_does(tmp_path: Path) -> None:
 
 def assert_same_tokens(model: Path, tmp_path: Path, encode: Callable[[str], list[int]]) -> None:
     cut(str(model), [2], None, "f16", tmp_path / "split")
-    config = Checkpoint(model).config
-    path = str(tmp_path / "split" / "segment-1.gguf")
-    segment = LlamaSegment(
-        EdgeModelConfig(path=path, context_length=CHUNK, threads=1, sequences=1),
-        SegmentShape(2, config.hidden_size, config.vocab_size),
-        first=True,
-    )
+    segment = load_segment(read_manifest(tmp_path / "split"), tmp_path / "split", 0, MODEL)
     for text in ("It's 12345 o'clock, isn't it?", "  two  spaces\n\nlines\t", "naïve café 東京 🙂", "DON'T x=1;"):
         assert segment.vocabulary.tokenize(text.encode(), False, True) == encode(text)
     segment.free()
@@ -242,7 +259,7 @@ def with_another_pre_tokenizer(model: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (with_config(architectures=["MistralForCausalLM"]), "LlamaForCausalLM or Qwen2ForCausalLM can be cut"),
+        (with_config(architectures=["MixtralForCausalLM"]), r"only LlamaForCausalLM, .* or Phi3ForCausalLM can be cut"),
         (with_config(architectures=None), "can be cut"),
         (with_config(hidden_size="many"), "hidden_size"),
         (with_config(num_hidden_layers=6), "is missing"),
@@ -250,6 +267,8 @@ def with_another_pre_tokenizer(model: Path) -> None:
         (with_config(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "'dynamic' are not supported"),
         (with_config(hidden_act="gelu"), "'gelu' is not supported"),
         (with_config(use_sliding_window=True), "no sliding window"),
+        (with_config(final_logit_softcapping=30.0), "capped logits are not supported"),
+        (with_config(partial_rotary_factor=0.75), "only a part of each head"),
         (with_config(quantization_config={"quant_method": "fp8"}), "quantized already"),
         (with_config(vocab_size=99), "the config says"),
         (without_tensor, r"tensor model\.layers\.3\.mlp\.up_proj\.weight is missing"),
@@ -303,7 +322,7 @@ def exits_file(path: Path, **tensors: torch.Tensor) -> Path:
         ({"exit_2_temperature": torch.ones(2)}, "exit.2.temperature"),
         ({"exit_2_temperature": torch.zeros(1)}, "a temperature is not above 0"),
         ({"exit_2_temperature": torch.full((1,), torch.nan)}, "a temperature is not above 0"),
-        ({"exit_4_head_weight": torch.ones(4096, 64)}, "has exits after 2,4 layers, not 2"),
+        ({"exit_2_confident": torch.ones(2)}, "exit.2.confident"),
         ({"exit_x_norm_weight": torch.ones(64)}, "does not belong to an exit"),
         ({"colour": torch.ones(64)}, "does not belong to an exit"),
     ],
@@ -316,6 +335,51 @@ def test_exits_of_another_model_are_refused(tensors: dict[str, torch.Tensor], sa
     with pytest.raises(ConfigError, match="No such file"):
         cut(str(tmp_path / "model"), [2], tmp_path / "none.safetensors", "f32", tmp_path / "split")
     assert not (tmp_path / "split").exists()
+
+
+def translator_file(model: Path, path: Path, weights: str | None = None, **tensors: torch.Tensor) -> Path:
+    """The exits of `model` after 2 layers: a translator that swaps halves of states and adds a number."""
+    names = exit_names.translator_names(2)
+    whole = {names[0]: torch.eye(64).roll(32, 0), names[1]: torch.full((64,), 0.5)}
+    changes = {name: tensor for name in names for part, tensor in tensors.items() if name.endswith(part)}
+    save_file(
+        whole | changes, path, {exit_names.WEIGHTS: Checkpoint(model).weights_hash if weights is None else weights}
+    )
+    return path
+
+
+def test_an_exit_with_a_translator_computes_the_models_head_after_it(tmp_path: Path) -> None:
+    model = tiny.qwen3(tmp_path / "model", num_hidden_layers=3, tie_word_embeddings=True)
+    path = translator_file(model, tmp_path / "exits.safetensors")
+    cut(str(model), None, path, "f32", tmp_path / "split")
+    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with torch.no_grad():
+        states = whole(torch.tensor([IDS]), output_hidden_states=True).hidden_states[2][0]
+        wanted = whole.lm_head(whole.model.norm(states.roll(32, -1) + 0.5)).numpy()
+    found = chained(read_manifest(tmp_path / "split"), tmp_path / "split")[0]
+    np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3 * np.abs(wanted).max())
+    assert (found.argmax(-1) == wanted.argmax(-1)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weights": "0" * 64}, "trained for a model with other weights"),
+        ({"weights": ""}, "trained for a model with other weights"),
+        ({"weight": torch.eye(63)}, r"translator\.weight is \(63, 63\), the model's is \(64, 64\)"),
+        ({"bias": torch.full((64,), torch.nan)}, "has numbers that are not finite"),
+    ],
+)
+def test_translators_of_another_model_or_damaged_ones_are_refused(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    model = tiny.llama(tmp_path / "model")
+    path = translator_file(model, tmp_path / "exits.safetensors", **changes)
+    with pytest.raises(ConfigError, match=said) as refused:
+        cut(str(model), None, path, "f32", tmp_path / "split")
+    assert "\n" not in refused.value.message
+    with pytest.raises(ConfigError, match="has exits after 2 layers, not 1"):
+        cut(str(model), [1], path, "f32", tmp_path / "split")
 
 
 def test_trained_heads_and_temperatures_come_from_their_file(tmp_path: Path) -> None:
@@ -347,7 +411,8 @@ def test_only_an_earlier_partition_is_replaced_and_as_a_whole(tmp_path: Path) ->
     model = tiny.llama(tmp_path / "model")
     cut(str(model), [1, 2, 3], None, "f32", tmp_path / "split")
     cut(str(model), [2], None, "q8_0", tmp_path / "split")
-    assert sorted(p.name for p in (tmp_path / "split").iterdir()) == ["manifest.json", "segment-1.gguf", "tail"]
+    pieces = ["manifest.json", "segment-1.gguf", "tail", "vocabulary.gguf"]
+    assert sorted(p.name for p in (tmp_path / "split").iterdir()) == pieces
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("work of years")
     for mine in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
@@ -358,7 +423,7 @@ def test_only_an_earlier_partition_is_replaced_and_as_a_whole(tmp_path: Path) ->
 
 def test_a_model_is_never_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.llama(tmp_path / "model", num_hidden_layers=12, vocab_size=4096, tie_word_embeddings=True)
-    monkeypatch.setattr(partition, "SHARD", 1)
+    monkeypatch.setattr(tail, "SHARD", 1)
     read, alive, peak = Checkpoint.tensor, dict[int, int](), [0]
 
     def counted(checkpoint: Checkpoint, name: str) -> torch.Tensor:

@@ -16,6 +16,8 @@ from common.http.client import HTTPClient
 ROOT = Path(os.environ.get("EDGECLOUD_REAL", "~/.cache/edgecloud/real")).expanduser()
 CLIENT = HttpClientConfig(timeout=1200.0, max_retries=0)
 """A float32 cloud of 1.5B parameters on two cores takes minutes for a prompt that fills the context."""
+CLOUD = "cloud.model.dtype=float32", "cloud.engine_args.kv_cache_memory_bytes=1073741824"
+"""Equal to the last bit; a KV cache of 1 GiB holds four whole contexts, and leaves memory for other work."""
 SAME, OTHER = (f"config/presets/{name}.yaml" for name in ("qwen2.5-coder", "smollm2-qwen2.5-coder"))
 """The presets of the two pairs: one vocabulary, and two."""
 
@@ -41,7 +43,7 @@ async def real_servers(folder: Path, presets: Sequence[str]) -> AsyncIterator[Re
     """One cloud, in float32, for the edges of all `presets`; logs are in `folder`."""
     cloud_port, *edge_ports = free_ports(1 + len(presets))
     url = f"http://127.0.0.1:{cloud_port}"
-    cloud = _server("cloud", "start_cloud.py", cloud_port, presets[0], folder, "cloud.model.dtype=float32")
+    cloud = _server("cloud", "start_cloud.py", cloud_port, presets[0], folder, *CLOUD)
     edges = [
         _server(f"edge-{number}", "start_edge.py", port, preset, folder, f"communication.cloud_endpoint={url}")
         for number, (port, preset) in enumerate(zip(edge_ports, presets, strict=True))
@@ -56,7 +58,7 @@ async def real_servers(folder: Path, presets: Sequence[str]) -> AsyncIterator[Re
                 await one.close()
 
 
-def _server(name: str, program: str, port: int, preset: str, folder: Path, setting: str) -> ServerProcess:
-    flags = ["--config", preset, "--set", f"models.root={ROOT}", "--set", setting]
+def _server(name: str, program: str, port: int, preset: str, folder: Path, *settings: str) -> ServerProcess:
+    flags = ["--config", preset, *(flag for one in (f"models.root={ROOT}", *settings) for flag in ("--set", one))]
     flags += ["--host", "127.0.0.1", "--port", str(port)]
     return ServerProcess(name, program, f"http://127.0.0.1:{port}", flags, folder / f"{name}.log")

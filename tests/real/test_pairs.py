@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import unicodedata
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from msgspec.structs import replace
 from calibration.calibrate import CalibrationRequest, calibrate
 from calibration.report import CalibratedConfig
 from calibration.target import CalibrationTarget
-from cli.supervisor import PROJECT
 from cli.terminal import console
 from common import config
+from common.files.installation import PROJECT
 from common.http.client import HTTPClient
 from common.http_client import EdgeCloudHTTPClient
 from experiments.questions.general import CODE, PROSE
@@ -34,6 +35,16 @@ pytestmark = [
 ]
 PROMPTS = [prompt for pair in zip(CODE, PROSE, strict=True) for prompt in pair][:20]
 TOKENS = 32
+DECOMPOSED = [
+    unicodedata.normalize("NFD", prompt)
+    for prompt in (
+        "Qu'est-ce qu'un café crème ?",
+        "¿Qué es un año luz?",
+        "Was heißt „schöne Grüße“ auf Englisch?",
+        "Ångström とは何ですか。が",
+    )
+]
+"""Accents apart from their letters."""
 LOSSLESS: dict[str, Any] = {"use_confidence_check": False}
 ALWAYS = {"confidence_threshold": 1.0, "product_threshold": 1.0}
 """Gated, with every token below the thresholds."""
@@ -92,6 +103,28 @@ async def test_lossless_greedy_answers_are_the_clouds_own(
         drafted, accepted = drafted + report["drafted"], accepted + report["accepted"]
     print(f"{pair}: {accepted} of {drafted} drafted tokens accepted")
     assert 0 < accepted < drafted, "the edge is right and wrong"
+
+
+@pytest.mark.parametrize("prompt", DECOMPOSED)
+async def test_letters_that_the_clouds_tokenizer_composes_are_answered_as_by_the_cloud(
+    real: RealServers, prompt: str
+) -> None:
+    """Qwen2's own tokenizer normalizes to NFC; llama.cpp does not."""
+    assert unicodedata.normalize("NFC", prompt) != prompt
+    truth, answer = await chat(real.cloud, prompt), await chat(real.edges[SAME], prompt, **LOSSLESS)
+    assert answer["collaboration"]["degraded"] is None and answer["collaboration"]["lossless"]
+    assert answer["usage"]["prompt_tokens"] == truth["usage"]["prompt_tokens"]
+    assert text(answer) == text(truth)
+
+
+async def test_answers_of_the_cloud_do_not_keep_the_edge_from_answering(real: RealServers) -> None:
+    edge = real.edges[SAME]
+    waiting = [asyncio.ensure_future(chat(edge, prompt, mode="cloud_only")) for prompt in PROMPTS[:8]]
+    assert len(waiting) > config.load(SAME, environment={}).edge.model.sequences
+    answer = await chat(edge, PROMPTS[8], mode="edge_only", max_tokens=4)
+    assert answer["collaboration"]["cloud_calls"] == 0
+    assert not any(one.done() for one in waiting), "32 tokens of the cloud take longer than 4 of the edge"
+    assert all(not one["collaboration"]["degraded"] for one in await asyncio.gather(*waiting))
 
 
 @pytest.mark.parametrize("mode", MODES)

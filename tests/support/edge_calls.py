@@ -35,5 +35,10 @@ async def refused(edge: Edge, path: str, body: Any) -> tuple[int, dict[str, Any]
         return response.status, answer["error"]
 
 
+def counted(usage: dict[str, Any]) -> dict[str, Any]:
+    """Without what depends on earlier requests: the prompt's tokens whose KV was found."""
+    return {name: value for name, value in usage.items() if name != "prompt_tokens_details"}
+
+
 def texts(answer: dict[str, Any]) -> list[str]:
     return [c["text"] if "text" in c else c["message"]["content"] for c in answer["choices"]]

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from benchmarks.toy_model import CONTEXT, END, Model, answer_of, cloud_model, verify
+from common.decoding.draft_length import EarlyStop
 from common.errors import EndpointError
 from common.protocol.stream_frames import EndFrame, TokensFrame
-from common.types import Draft, FinishReason, Sampling, Verdict
+from common.types import NEVER, Draft, FinishReason, Sampling, StopRule, Verdict
 
 
 def erring_model(every: int) -> Model:
@@ -29,23 +30,23 @@ class FakeDrafter:
     """Whether other tasks may run while it drafts."""
     busy: bool = False
 
-    async def draft(
-        self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop_below: float = 0.0
-    ) -> Draft:
+    async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop: StopRule = NEVER) -> Draft:
         assert not self.busy, "a drafter takes one call at a time"
         self.busy = True
         try:
             for _ in range(limit // 2 if self.takes_turns else 0):
                 await asyncio.sleep(0)
-            return self._draft(token_ids, limit)
+            return self._draft(token_ids, limit, EarlyStop(stop))
         finally:
             self.busy = False
 
-    def _draft(self, token_ids: Sequence[int], limit: int) -> Draft:
+    def _draft(self, token_ids: Sequence[int], limit: int, early: EarlyStop) -> Draft:
         self.calls.append(limit)
         room = min(limit, self.context - len(token_ids))
         ids = answer_of(self.model, token_ids, room) if room > 0 else []
         confidences = [self.confidence(len(token_ids) + i) for i in range(len(ids))]
+        last = next((at for at, confidence in enumerate(confidences) if early.ends_with(confidence)), len(ids))
+        ids, confidences = ids[: last + 1], confidences[: last + 1]
         return Draft(ids, confidences, confidences, bool(ids) and ids[-1] == END, 1.0)
 
 
@@ -57,6 +58,7 @@ class FakeVerifier:
     stream_lost_after: int = 10_000
     """Steps after which a stream breaks."""
     context: int = CONTEXT
+    model: Model = cloud_model
     calls: int = 0
     streams: list["FakeStream"] = field(default_factory=list)
     bytes_up: int = 0
@@ -71,7 +73,7 @@ class FakeVerifier:
             raise EndpointError("the cloud is lost")
         self.asked.append(list(draft))
         await asyncio.sleep(0)
-        return verify(token_ids, draft, max_tokens, self.context)
+        return verify(token_ids, draft, max_tokens, self.context, self.model)
 
     @asynccontextmanager
     async def stream(
@@ -80,7 +82,8 @@ class FakeVerifier:
         self.calls += 1
         if self.calls > self.lost_after:
             raise EndpointError("the cloud is lost")
-        stream = FakeStream(list(token_ids), min(max_tokens, self.context - len(token_ids)), self.stream_lost_after)
+        length = min(max_tokens, self.context - len(token_ids))
+        stream = FakeStream(list(token_ids), length, self.stream_lost_after, self.model)
         self.streams.append(stream)
         yield stream
 
@@ -92,6 +95,7 @@ class FakeStream:
     token_ids: list[int]
     max_tokens: int
     lost_after: int
+    model: Model = cloud_model
     handshake_seconds: float = 0.0
     end: EndFrame | None = None
     offered: tuple[int, list[int]] = (0, [])
@@ -108,7 +112,7 @@ class FakeStream:
                 raise EndpointError("the stream broke")
             left = begin + self.max_tokens - len(self.token_ids)
             draft = self._fitting()[: left - 1]
-            truth = answer_of(cloud_model, self.token_ids, len(draft) + 1)
+            truth = answer_of(self.model, self.token_ids, len(draft) + 1)
             right = sum(
                 1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(draft, truth, strict=False))
             )

@@ -8,11 +8,19 @@ import sentencepiece
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from models.corpus import questions as corpus
@@ -31,6 +39,7 @@ SHAPE = {
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
+GEMMA_LAYERS = ["sliding_attention"] * 2 + ["full_attention"] + ["sliding_attention"] * 2
 
 
 def llama(folder: Path, shard: str = "5GB", **changes: Any) -> Path:
@@ -41,7 +50,26 @@ def qwen2(folder: Path, shard: str = "5GB", **changes: Any) -> Path:
     return _saved(Qwen2ForCausalLM(Qwen2Config(**SHAPE | changes)), folder, shard)
 
 
-def _saved(model: torch.nn.Module, folder: Path, shard: str) -> Path:
+def qwen3(folder: Path, **changes: Any) -> Path:
+    """Its heads together are larger than its hidden size, as those of small models of this family."""
+    return _saved(Qwen3ForCausalLM(Qwen3Config(**SHAPE | {"head_dim": 32} | changes)), folder)
+
+
+def mistral(folder: Path, **changes: Any) -> Path:
+    return _saved(MistralForCausalLM(MistralConfig(**SHAPE | {"sliding_window": None} | changes)), folder)
+
+
+def gemma3(folder: Path, **changes: Any) -> Path:
+    """Of five layers the first two and the last two see 24 positions."""
+    shape = {"head_dim": 32, "sliding_window": 24, "layer_types": GEMMA_LAYERS, "query_pre_attn_scalar": 20}
+    return _saved(Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE | shape | changes)), folder)
+
+
+def phi3(folder: Path, **changes: Any) -> Path:
+    return _saved(Phi3ForCausalLM(Phi3Config(**SHAPE | {"sliding_window": None} | changes)), folder)
+
+
+def _saved(model: torch.nn.Module, folder: Path, shard: str = "5GB") -> Path:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from calibration.simulation import Trace
+from common.decoding.draft_length import EarlyStop
 from common.decoding.online_gate import OnlineGate
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
-from common.types import GREEDY, Draft, FinishReason, Sampling, Verdict
+from common.types import GREEDY, NEVER, Draft, FinishReason, Sampling, StopRule, Verdict
 
 PROMPT = [1000, 1001]
 END, WRONG = 0, 999
@@ -22,24 +23,24 @@ def truth_of(trace: Trace) -> list[int]:
 
 
 class TracedEdge:
-    """Follows the trace; off the cloud's answer its confidences are random and it never ends."""
+    """Follows the trace; off the cloud's answer it never ends, and is as confident as on it, and certain beyond it."""
 
     def __init__(self, trace: Trace, rng: random.Random) -> None:
         self._trace, self._rng = trace, rng
 
-    async def draft(
-        self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop_below: float = 0.0
-    ) -> Draft:
+    async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop: StopRule = NEVER) -> Draft:
         truth, at = truth_of(self._trace), len(token_ids) - len(PROMPT)
         on_path = list(token_ids[len(PROMPT) :]) == truth[:at]
         ids: list[int] = []
         confidences: list[float] = []
-        while len(ids) < limit and END not in ids:
+        early, stopped = EarlyStop(stop), False
+        while len(ids) < limit and END not in ids and not stopped:
             place = at + len(ids)
-            known = on_path and place < len(truth)
-            on_path = known and self._trace.agrees[place]
+            known = place < len(truth)
+            on_path = on_path and known and self._trace.agrees[place]
             ids.append(truth[place] if on_path else WRONG)
-            confidences.append(self._trace.confidences[place] if known else self._rng.random())
+            confidences.append(self._trace.confidences[place] if known else 1.0)
+            stopped = early.ends_with(confidences[-1])
         return Draft(ids, confidences, confidences, END in ids, 0.0)
 
 

@@ -12,7 +12,16 @@ from cloud.engine.engine import CloudEngine
 from cloud.verify import stateless
 from cloud.verify.round import VerifyRound, seed_at, vllm_params
 from cloud.verify.sessions import SessionTable
-from common.errors import ConfigError, ContextLengthError, EngineError, PrefixUnknown, RequestError, StartError
+from common.errors import (
+    ConfigError,
+    ContextLengthError,
+    EngineError,
+    GrammarError,
+    PrefixUnknown,
+    RequestError,
+    StartError,
+)
+from common.grammar.spec import GrammarKind, GrammarSpec
 from common.protocol.prefix_hash import prefix_hash
 from common.types import GREEDY, Sampling, Verdict, VerifyRequest
 from tests.conftest import CLOUD_CONTEXT as CONTEXT
@@ -249,10 +258,19 @@ async def test_a_wrong_request_is_refused_by_the_name_of_its_field(
 
 
 async def test_what_only_vllm_refuses_is_a_request_error(cloud_engine: CloudEngine) -> None:
-    for sampling in (Sampling(temperature=1000.0), Sampling(json_schema="{no schema")):
+    for sampling in (Sampling(temperature=1000.0), Sampling(grammar=GrammarSpec(GrammarKind.JSON, "{no schema"))):
         with pytest.raises(RequestError):
             await verify(cloud_engine, [1], [], sampling)
     assert await verify(cloud_engine, [1], [])
+
+
+async def test_an_answer_that_its_grammar_does_not_allow_is_refused_and_does_not_end(cloud_engine: CloudEngine) -> None:
+    spec = GrammarSpec(GrammarKind.JSON, '{"type": "boolean"}')
+    committed = cloud_engine.tokenizer.encode("Is fire hot? true false")
+    for draft in ([], [5, 6]):
+        with pytest.raises(GrammarError, match="does not allow the answer so far"):
+            await verify(cloud_engine, committed, draft, Sampling(grammar=spec, prompt_tokens=len(committed) - 3))
+    assert (await verify(cloud_engine, committed, [], Sampling(grammar=spec, prompt_tokens=len(committed)))).token_ids
 
 
 @pytest.mark.parametrize(("key", "hint"), [("max_model_length", "max_model_len"), ("scheduler_cls", "this project")])

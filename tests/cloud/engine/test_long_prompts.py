@@ -26,7 +26,7 @@ class Unrestarted:
     def __init__(self, engine: CloudEngine, blind: bool = False) -> None:
         self.check_health, self.ping = engine.check_health, engine.ping
         self.computing = (lambda: False) if blind else engine.computing
-        self.start_progress = engine.start_progress
+        self.start_progress, self.steps = engine.start_progress, engine.steps
 
     async def start(self) -> None:
         pass

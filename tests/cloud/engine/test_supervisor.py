@@ -30,7 +30,9 @@ class FakeEngine:
     dead: bool = False
     hanging: bool = False
     in_a_step: bool = False
+    stepping: bool = False
     looks: int = 0
+    counted: int = 0
 
     async def start(self) -> None:
         self.log.append("start")
@@ -60,6 +62,10 @@ class FakeEngine:
 
     def computing(self) -> bool:
         return self.in_a_step
+
+    def steps(self) -> int:
+        self.counted += self.stepping
+        return self.counted
 
     def kill(self) -> None:
         self.log.append("kill")
@@ -165,6 +171,29 @@ async def test_without_the_watch_a_hanging_engine_stays_ready_and_its_requests_w
         seen = engine.looks
         await until(lambda: engine.looks > seen + 200)
         assert supervisor.ready
+        assert not waiting.done()
+        waiting.cancel()
+
+
+async def test_what_waits_for_an_engine_that_answers_and_computes_nothing_fails_and_the_engine_stays() -> None:
+    engine = FakeEngine()
+    async with kept(engine, replace(QUICK, idle=0.1)) as supervisor:
+        await supervisor.wait_up()
+        with pytest.raises(EngineError, match=r"has computed nothing for 0.1 s"):
+            await request(supervisor)
+        assert supervisor.ready
+        assert engine.log == ["start"]
+
+
+@pytest.mark.parametrize(("stepping", "idle"), [(True, 0.1), (False, 3600.0)])
+async def test_what_waits_for_an_engine_that_computes_waits_on(stepping: bool, idle: float) -> None:
+    """Without the limit, also for one that does not: the negative control of the test above."""
+    engine = FakeEngine(stepping=stepping)
+    async with kept(engine, replace(QUICK, idle=idle)) as supervisor:
+        await supervisor.wait_up()
+        waiting = asyncio.create_task(request(supervisor))
+        seen = engine.looks
+        await until(lambda: engine.looks > seen + 50)
         assert not waiting.done()
         waiting.cancel()
 

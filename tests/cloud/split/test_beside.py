@@ -20,7 +20,7 @@ from common.http_server import HTTPServer
 from common.protocol.split_manifest import read_manifest
 from common.types import StateEncoding
 from tests.cloud.test_cloud_server import Borrowed
-from tests.support.split_parts import TAIL_ARGS, WholeModel, answer, cut_demo
+from tests.support.split.split_parts import TAIL_ARGS, WholeModel, answer, cut_demo
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -10,7 +10,7 @@ from cloud.split.pool import TailPool
 from common.errors import ContextLengthError, EngineError, StatesMissing
 from common.protocol.hidden_states import pack
 from common.types import GREEDY, Sampling, StateEncoding
-from tests.support.fake_tail import FakeTail, as_engine, right_for, some_states
+from tests.support.split.fake_tail import FakeTail, as_engine, right_for, some_states
 
 NO_LIMITS = Limits()
 

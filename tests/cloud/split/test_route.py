@@ -26,7 +26,7 @@ from common.protocol.split_frames import (
     TokenFrame,
 )
 from common.types import Sampling, StateEncoding
-from tests.support.fake_tail import HIDDEN, MANIFEST, FakeTail, FakeTailServer, fake_cloud, right_for, some_states
+from tests.support.split.fake_tail import HIDDEN, MANIFEST, FakeTail, FakeTailServer, fake_cloud, right_for, some_states
 
 WAIT = 10.0
 
@@ -138,7 +138,16 @@ def malformed(rng: random.Random, session: str) -> bytes:
             lambda: msgspec.msgpack.encode(ask | {"position": 100}),
             lambda: msgspec.msgpack.encode(
                 ask
-                | {"sampling": rng.choice([{"temperature": -1}, {"top_p": 0.0}, {"top_k": -1}, {"json_schema": "{}"}])}
+                | {
+                    "sampling": rng.choice(
+                        [
+                            {"temperature": -1},
+                            {"top_p": 0.0},
+                            {"top_k": -1},
+                            {"grammar": {"kind": "json", "text": "{}"}},
+                        ]
+                    )
+                }
             ),
             lambda: msgspec.msgpack.encode(
                 {"type": "open", "session": session, "fingerprint": "0" * 64, "kind": "fp16"}

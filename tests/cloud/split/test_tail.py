@@ -17,7 +17,7 @@ from common.errors import EndpointError, ForeignSession
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer
 from common.types import GREEDY, Sampling, StateEncoding
-from tests.support.split_parts import PATIENCE, WholeModel, answer, cut_demo, served
+from tests.support.split.split_parts import PATIENCE, WholeModel, answer, cut_demo, served
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -247,11 +247,12 @@ async def test_sessions_that_exceed_the_kv_cache_are_answered_in_turns(pieces: P
         assert service.contexts.dropped[EvictionReason.KV] > 0
 
 
+@pytest.mark.long
 async def test_without_the_bound_all_would_wait_for_each_others_kv_forever(
     pieces: Path, whole: WholeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TailPool, "_fits", lambda *_: True)
-    monkeypatch.setattr("tests.support.split_parts.PATIENCE", 15.0)
+    monkeypatch.setattr("tests.support.split.split_parts.PATIENCE", 15.0)
     async with served(pieces, engine_args=NARROW) as (server, service):
         with pytest.raises(EndpointError):
             await crowd(server.port, service.manifest.fingerprint, whole)

@@ -15,6 +15,7 @@ from cloud.verify.draft_channel import DraftChannel
 from cloud.verify.round import VerifyRound
 from cloud.verify.stateless import verify
 from common.errors import ContextLengthError
+from common.grammar.spec import GrammarKind, GrammarSpec
 from common.protocol.stream_frames import EndFrame, TokensFrame
 from common.types import GREEDY, Sampling
 from tests.cloud.engine.test_engine import prompts
@@ -200,7 +201,10 @@ async def test_penalties_and_a_schema_hold_with_drafts_too(
 ) -> None:
     prompt = prompts(cloud_engine)[1]
     schema = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
-    for sampling in (Sampling(frequency_penalty=1.5, presence_penalty=0.5), Sampling(json_schema=schema)):
+    for sampling in (
+        Sampling(frequency_penalty=1.5, presence_penalty=0.5),
+        Sampling(grammar=GrammarSpec(GrammarKind.JSON, schema)),
+    ):
         plain, _ = await answer(cloud_engine, channel, prompt, sampling=sampling, max_tokens=40)
         whole = prompt + ids(plain)
         drafted, end = await answer(cloud_engine, channel, prompt, oracle(whole, 8), sampling=sampling, max_tokens=40)

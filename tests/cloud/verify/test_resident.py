@@ -15,6 +15,7 @@ from cloud.verify import resident_pool, stateless
 from cloud.verify.live_request import can_reside
 from cloud.verify.resident_pool import CloseReason, ResidentPool
 from cloud.verify.round import VerifyRound
+from common.grammar.spec import GrammarKind, GrammarSpec
 from common.types import GREEDY, Sampling, Verdict
 from tests.cloud.engine.test_engine import plain, running_and_kv
 from tests.support.sampled_rounds import walk_of
@@ -211,7 +212,7 @@ async def test_a_repetition_penalty_counts_all_committed_tokens(cloud_engine: Cl
         ({"sampling": Sampling(temperature=1.0, seed=1)}, True),
         ({"sampling": Sampling(presence_penalty=1.0)}, False),
         ({"sampling": Sampling(frequency_penalty=1.0)}, False),
-        ({"sampling": Sampling(json_schema="{}")}, False),
+        ({"sampling": Sampling(grammar=GrammarSpec(GrammarKind.JSON, "{}"))}, False),
         ({"sampling": Sampling(repetition_penalty=1.1)}, True),
     ],
 )

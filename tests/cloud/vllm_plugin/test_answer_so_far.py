@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from cloud.engine.engine import CloudEngine
 from cloud.verify import stateless
 from cloud.verify.round import VerifyRound
+from common.grammar.spec import GrammarKind, GrammarSpec
 from common.types import GREEDY, Sampling
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -26,8 +27,13 @@ SETTINGS = {
     "presence": Sampling(presence_penalty=2.0),
     "frequency": Sampling(frequency_penalty=2.0),
     "repetition": Sampling(repetition_penalty=1.6),
-    "schema": Sampling(json_schema=SCHEMA),
-    "all": Sampling(presence_penalty=0.7, frequency_penalty=0.4, repetition_penalty=1.2, json_schema=SCHEMA),
+    "schema": Sampling(grammar=GrammarSpec(GrammarKind.JSON, SCHEMA)),
+    "all": Sampling(
+        presence_penalty=0.7,
+        frequency_penalty=0.4,
+        repetition_penalty=1.2,
+        grammar=GrammarSpec(GrammarKind.JSON, SCHEMA),
+    ),
 }
 LENGTH = 48
 

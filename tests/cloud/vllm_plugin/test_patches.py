@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
+from vllm.v1 import structured_output
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
@@ -18,18 +19,21 @@ from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.gpu_input_batch import InputBatch
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from cloud.vllm_plugin import answer_so_far, patches, round_seed
+from cloud.vllm_plugin import answer_so_far, grammar_backend, patches, round_seed
 from cloud.vllm_plugin.keys import ANSWER_KEY
 
 GUARDED = [(rejection_sampler, "expand_batch_to_tokens"), (rejection_sampler, "apply_top_k_top_p")]
 PATCHED: list[tuple[Any, str]] = [
     (InputBatch, "add_request"),
     (GPUModelRunner, "_sample"),
+    (structured_output, "GuidanceBackend"),
     *((executor, "take_draft_token_ids") for executor in (Executor, MultiprocExecutor, UniProcExecutor)),
     *(GUARDED if current_platform.is_cpu() else []),
 ]
 Install = Callable[[], None]
-ORDERS = list(itertools.permutations(patches.ORDER))
+WRAPPING = [install for install in patches.ORDER if install is not grammar_backend.install]
+"""Of the others none can undo another: what `grammar_backend` replaces is its alone."""
+ORDERS = list(itertools.permutations(WRAPPING))
 
 
 def keeps_seeds(order: tuple[Install, ...]) -> bool:

@@ -9,12 +9,34 @@ import pytest
 
 from benchmarks.fake_cloud import serving
 from common.cloud_client import privacy
-from common.cloud_client.privacy import PrivatePatterns
+from common.cloud_client.privacy import PrivatePatterns, has_token_ids, numbers_of, texts_of
 from common.http_client import EdgeCloudHTTPClient
 from tests.support.edge_in_process import edge_of
 
 BACKTRACKING = r"(\w+\s?)+:secret"
 WORDS = "the quick brown fox jumps over the lazy dog and then it sleeps until the next morning comes"
+
+
+def test_the_texts_of_a_body_are_found_in_order_at_any_depth_and_in_names_but_not_in_media() -> None:
+    media = "data:image/png;base64,aGVsbG8="
+    body = [{"a": ["b", {"c": 1, "d": None}], "e": media}, f"see {media}", "data:text/plain,secret"]
+    assert texts_of(body) == ["a", "b", "c", "d", "e", f"see {media}", "data:text/plain,secret"]
+    deep: object = "secret"
+    for _ in range(10_000):
+        deep = [{"not": deep}]
+    assert texts_of(deep)[-1] == "secret"
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [([1], True), ({"a": [["b"], [[2]]]}, True), ({"a": 1, "b": ["c", {"d": 2}]}, False), ("a", False)],
+)
+def test_token_ids_are_numbers_in_a_list(body: object, found: bool) -> None:
+    assert has_token_ids(body) is found
+
+
+def test_numbers_are_found_as_json_writes_them() -> None:
+    assert numbers_of({"a": [1, {"b": 2.5}], "c": True, "d": None, "e": "3"}) == ["1", "2.5"]
 
 
 def child(patterns: PrivatePatterns) -> int:
@@ -24,10 +46,20 @@ def child(patterns: PrivatePatterns) -> int:
 
 @pytest.mark.parametrize(
     ("prompt", "private"),
-    [("My number is 123-45-6789.", True), ("TOP secret", True), ("Zürich \ud800", True), ("Hi", False), ("", False)],
+    [
+        *(
+            ("My number is 123-45-6789.", True),
+            ("TOP secret", True),
+            ("Zürich \ud800", True),
+            ("Hi", False),
+            ("", False),
+        ),
+        *((r'"TOP\u0020secret"', True), (r'"{\"a\": \"TOP\\u0020secret\"}"', True), (r"TOP\x20secret", False)),
+        *((r"smile \ud83d\ude00", True), (r"C:\users \ud8", False), (r"TOP\nsecret", False)),
+    ],
 )
 async def test_a_prompt_is_private_if_a_pattern_matches_somewhere_in_it(prompt: str, private: bool) -> None:
-    async with PrivatePatterns([r"\d{3}-\d{2}-\d{4}", "(?i)top secret", "ü.*\ud800"]) as patterns:
+    async with PrivatePatterns([r"\d{3}-\d{2}-\d{4}", "(?i)top secret", "ü.*\ud800", "smile \U0001f600"]) as patterns:
         assert [await patterns.match(prompt) for _ in range(2)] == [private] * 2
     async with PrivatePatterns([]) as none:
         assert not await none.match(prompt)

@@ -9,7 +9,7 @@ import pytest
 
 from calibration.simulation import Trace
 from cli.demo import free_ports
-from cli.supervisor import PROJECT, ServerProcess
+from cli.supervisor import ServerProcess
 from common import config, config_schema
 from common.config_schema import OnlineConfig
 from common.decoding.online_gate import FARTHEST, GateRound, OnlineGate, shifted
@@ -17,10 +17,11 @@ from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Gate, Plan, default_plan
 from common.decoding.request import DecodingRequest
 from common.errors import ConfigError
+from common.files.installation import PROJECT
 from common.http.client import HTTPClient
 from common.protocol.openai import ChatRequest, Message
 from common.types import GREEDY, Provenance
-from edge.api.resolve import plan_of
+from edge.api.plans import plan_of
 from models import heldout
 from tests.conftest import Servers
 from tests.support.traced import PROMPT, TracedCloud, TracedEdge, answered, truth_of

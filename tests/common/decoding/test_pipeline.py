@@ -9,7 +9,9 @@ import pytest
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Gate, Plan
 from common.decoding.request import DecodingRequest
-from common.types import GREEDY, Draft, Mode, Provenance, Sampling, VerificationMode
+from common.errors import GrammarError
+from common.grammar.spec import GrammarKind, GrammarSpec
+from common.types import GREEDY, NEVER, Draft, Mode, Provenance, Sampling, StopRule, VerificationMode
 from tests.support.fakes import END, FakeDrafter, FakeVerifier, Model, answer_of, cloud_model, erring_model
 
 PROMPTS = [[p, p + 3, 2 * p] for p in range(1, 40)]
@@ -49,6 +51,19 @@ async def test_provenance_tells_accepted_recovered_and_bonus_tokens_apart() -> N
     assert tokens[Provenance.RECOVERED] > 0
 
 
+@pytest.mark.parametrize("mode", [VerificationMode.ROUNDS, VerificationMode.CONTINUOUS])
+@pytest.mark.parametrize("gated", [False, True])
+async def test_each_token_that_a_cloud_saw_names_its_round(mode: VerificationMode, gated: bool) -> None:
+    plan = Plan(use_confidence_check=gated, verification_mode=mode, max_draft_tokens=4)
+    drafter = FakeDrafter(erring_model(3), confidence=lambda position: 0.1 if position % 5 == 0 else 0.99)
+    pipeline = Pipeline(DecodingRequest(LONG, 40, GREEDY, plan), drafter, FakeVerifier())
+    chunks = [chunk async for chunk in pipeline.run()]
+    assert all((chunk.round is None) == (chunk.provenance is Provenance.EDGE) for chunk in chunks)
+    rounds = [chunk.round for chunk in chunks if chunk.round is not None]
+    assert rounds == sorted(rounds)
+    assert set(rounds) == set(range(1, pipeline.answer.report.rounds + 1))
+
+
 async def test_a_gated_answer_commits_confident_tokens_and_verifies_from_the_first_one_below_the_threshold() -> None:
     drafter = FakeDrafter(cloud_model, confidence=lambda position: 0.1 if position % 5 == 0 else 0.99)
     verifier = FakeVerifier()
@@ -57,6 +72,17 @@ async def test_a_gated_answer_commits_confident_tokens_and_verifies_from_the_fir
     assert verifier.asked[0] == answer_of(cloud_model, [*LONG, *ids[:2]], 8)[: len(verifier.asked[0])]
     assert pipeline.answer.report.tokens[Provenance.EDGE] >= 2
     assert not pipeline.answer.report.lossless
+
+
+async def test_after_the_gate_a_gated_answer_has_no_more_verified_than_pays() -> None:
+    """The rest of a draft costs the cloud a token each, and the edge keeps confident ones by itself."""
+    sent = {}
+    for name, stop in (("measured", None), ("to its end", NEVER)):
+        drafter, verifier = FakeDrafter(erring_model(4), lambda n: 0.99 if n % 4 else 0.3), FakeVerifier()
+        ids, _ = await answer(LONG, Plan(draft_stop=stop), drafter, verifier)
+        assert ids == answer_of(cloud_model, LONG, 40)
+        sent[name] = sum(map(len, verifier.asked))
+    assert sent["measured"] < sent["to its end"] / 2
 
 
 async def test_a_gated_answer_of_confident_tokens_never_asks_the_cloud() -> None:
@@ -154,14 +180,50 @@ async def test_drafts_for_the_cloud_are_greedy_and_otherwise_sampled_as_the_answ
 
     class SamplingRecorder(FakeDrafter):
         async def draft(
-            self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop_below: float = 0.0
+            self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop: StopRule = NEVER
         ) -> Draft:
             seen.append(sampling)
             return await super().draft(token_ids, limit, sampling)
 
-    wanted = Sampling(temperature=0.7, seed=3, presence_penalty=1.0, json_schema="{}", prompt_tokens=2)
+    wanted = Sampling(
+        temperature=0.7, seed=3, presence_penalty=1.0, grammar=GrammarSpec(GrammarKind.JSON, "{}"), prompt_tokens=2
+    )
     plan = Plan(use_confidence_check=asks_cloud, use_draft_verify=asks_cloud)
     pipeline = Pipeline(DecodingRequest([1, 2], 20, wanted, plan), SamplingRecorder(cloud_model), FakeVerifier())
     assert [chunk async for chunk in pipeline.run()]
     expected = msgspec.structs.replace(wanted, temperature=0.0) if asks_cloud else wanted
     assert set(seen) == {expected}
+
+
+class StrictDrafter(FakeDrafter):
+    """Its grammar follows no answer of more than `longest` tokens, prompt included."""
+
+    longest: int = 0
+
+    async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop: StopRule = NEVER) -> Draft:
+        if len(token_ids) > self.longest:
+            raise GrammarError("the answer so far does not match")
+        return await super().draft(token_ids, limit, sampling)
+
+
+@pytest.mark.parametrize("way", VerificationMode)
+@pytest.mark.parametrize("gated", [True, False])
+async def test_an_edge_whose_grammar_cannot_follow_neither_drafts_nor_commits(
+    gated: bool, way: VerificationMode
+) -> None:
+    plan = Plan(use_confidence_check=gated, verification_mode=way, draft_ahead=False)
+    ids, pipeline = await answer(LONG, plan, StrictDrafter(cloud_model), FakeVerifier(), 30)
+    assert ids == answer_of(cloud_model, LONG, 30)
+    report = pipeline.answer.report
+    assert (report.tokens["edge"], report.edge_drawn, report.degraded) == (0, 0, None)
+
+
+@pytest.mark.parametrize("way", VerificationMode)
+async def test_an_answer_goes_on_alone_only_where_its_grammar_follows(way: VerificationMode) -> None:
+    plan, drafter = Plan(use_confidence_check=False, verification_mode=way), StrictDrafter(cloud_model)
+    drafter.longest = 10_000
+    ids, pipeline = await answer(LONG, plan, drafter, FakeVerifier(lost_after=1, stream_lost_after=2), 30)
+    assert pipeline.answer.report.degraded and ids == answer_of(cloud_model, LONG, 30)
+    drafter.longest = len(LONG)
+    with pytest.raises(GrammarError):
+        await answer(LONG, plan, drafter, FakeVerifier(lost_after=1, stream_lost_after=2), 30)

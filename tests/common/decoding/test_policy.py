@@ -3,18 +3,20 @@
 import pytest
 
 from common.config_schema import Config
-from common.decoding.estimates import Estimates
+from common.decoding.draft_length import EarlyStop
+from common.decoding.estimates import AnswerEstimates, Estimates
 from common.decoding.policy import (
     Decision,
     Escalation,
     Gate,
+    Length,
     Plan,
     confident_tokens,
     decide,
     default_plan,
     draft_length,
 )
-from common.types import Mode
+from common.types import NEVER, Mode, Objective, StopRule
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,38 @@ def test_only_full_verification_and_the_cloud_alone_are_lossless() -> None:
 
 
 def test_a_draft_leaves_room_for_the_token_that_its_verify_adds() -> None:
-    plan = Plan(use_confidence_check=False, max_draft_tokens=8)
+    plan = Plan(use_confidence_check=False, max_draft_tokens=8, objective=Objective.COST)
     estimates = Estimates()
     assert [draft_length(plan, remaining, estimates).limit for remaining in (1, 2, 9, 50)] == [0, 1, 8, 8]
+
+
+def drafted(confidences: list[float], rule: StopRule) -> int:
+    early = EarlyStop(rule)
+    return next((n for n, confidence in enumerate(confidences, 1) if early.ends_with(confidence)), len(confidences))
+
+
+def test_a_gated_draft_goes_on_past_the_gate_only_while_it_is_likely_to_be_accepted() -> None:
+    rule = StopRule(0.5, gate=Gate(0.8, 0.0))
+    assert drafted([0.9] * 12, rule) == 12, "what the edge keeps needs no verdict"
+    assert drafted([0.9] * 12 + [0.4, 0.9], rule) == 13
+    assert drafted([0.9, 0.7, 0.9, 0.7, 0.9], rule) == 4
+    assert drafted([0.9] * 12, StopRule(0.5, gate=Gate(0.8, 0.7))) > drafted([0.9] * 12, StopRule(0.5)) == 7
+
+
+def test_where_the_cloud_cannot_verify_a_gated_draft_ends_at_the_gate() -> None:
+    length = draft_length(Plan(use_draft_verify=False), 50, Estimates())
+    assert drafted([0.9, 0.9, 0.7, 0.9], length.stop) == 3
+
+
+def test_what_the_plan_says_of_a_drafts_end_needs_no_estimates() -> None:
+    for plan in (Plan(draft_stop=StopRule(0.4)), Plan(use_confidence_check=False, draft_stop=StopRule(0.4))):
+        assert draft_length(plan, 50, Estimates()).stop == StopRule(0.4)
+
+
+def test_a_draft_before_any_measurement_has_a_length_that_depends_on_nothing() -> None:
+    """So rounds of an answer that a seed is to repeat begin at the same positions, whatever the clock says."""
+    plan, answer = Plan(use_confidence_check=False), AnswerEstimates(Estimates())
+    before = draft_length(plan, 50, answer.current())
+    answer.acceptance.add([0.9] * 6, 1)
+    assert draft_length(plan, 50, answer.current()) == before == Length(before.limit, NEVER)
+    assert 0 < before.limit < plan.max_draft_tokens

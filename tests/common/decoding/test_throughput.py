@@ -5,8 +5,9 @@ import random
 import pytest
 
 from common.decoding import throughput
+from common.decoding.acceptance import PLACES, Acceptance
 from common.decoding.draft_length import expected_tokens, iid_acceptance
-from common.decoding.estimates import PLACES, Acceptance, Estimates, Gain, LinearEstimate, Mean
+from common.decoding.estimates import Estimates, Gain, LinearEstimate, Mean
 from common.decoding.policy import Plan, choose_verification_mode, draft_length
 from common.types import Draft, Mode, Objective, Verdict, VerificationMode
 
@@ -176,5 +177,12 @@ def test_the_plan_decides_the_mode_where_it_leaves_no_choice(plan: Plan, mode: V
 
 def test_no_token_is_drafted_that_costs_more_time_than_it_saves() -> None:
     near, far = (draft_length(LOSSLESS, 50, knowing(trip, 0.8)) for trip in (0.0, 0.1))
-    assert 0 < far.stop_below < near.stop_below < 1
-    assert draft_length(LOSSLESS, 50, Estimates()).stop_below == 0
+    assert 0 < far.stop.below < near.stop.below < 1
+    assert draft_length(LOSSLESS, 50, Estimates()).stop.below == 0
+
+
+def test_an_engine_that_is_fast_beside_its_network_is_judged_at_once() -> None:
+    """The tokens in flight are the round trip over a step: without a bound, the sum over them would hardly end."""
+    for step in (1e-3, 1e-9, 0.0):
+        found = throughput.of_stream(knowing(round_trip=0.1, acceptance=0.9, step=step), 16)
+        assert found.speed > 0

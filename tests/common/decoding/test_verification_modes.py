@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from common.decoding.estimates import Estimates
+from common.decoding.estimates import AnswerEstimates, Estimates
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
@@ -85,6 +85,18 @@ async def test_closing_early_leaves_nothing_running(plan: Plan, chunks: int) -> 
     assert estimates.active == 0
 
 
+@pytest.mark.parametrize("plan", [CONTINUOUS, Plan(mode=Mode.CLOUD_ONLY)])
+async def test_a_stream_that_is_closed_early_reports_the_work_it_took(plan: Plan) -> None:
+    pipeline = Pipeline(DecodingRequest(LONG, 40, GREEDY, plan), FakeDrafter(cloud_model), FakeVerifier())
+    async with aclosing(pipeline.run()) as run:
+        for _ in range(5):
+            await anext(run)
+    report = pipeline.answer.report
+    assert report.cloud_steps == report.tokens[Provenance.CLOUD] > 0
+    assert (report.rounds, report.drafted) == (1, report.accepted)
+    assert report.cloud_latency_ms > 0
+
+
 @pytest.mark.parametrize("steps", range(4))
 @pytest.mark.parametrize("model", [cloud_model, erring_model(4)])
 async def test_the_edge_continues_a_broken_stream_from_its_last_token(steps: int, model: Model) -> None:
@@ -144,11 +156,12 @@ async def test_drafts_for_a_stream_begin_after_its_newest_token() -> None:
 
 def test_a_guess_keeps_what_the_answer_confirms_and_drops_what_it_contradicts() -> None:
     guess, estimates = Continuation(), Estimates()
+    text = AnswerEstimates(estimates)
     guess.extend(Draft([1, 2, 3, 4], [1.0] * 4, [0.9] * 4, False, 1.0))
-    guess.follow([1, 2], estimates)
+    guess.follow([1, 2], estimates, text)
     assert (guess.position, guess.token_ids) == (2, [3, 4])
-    guess.follow([1, 2, 3, 9], estimates)
+    guess.follow([1, 2, 3, 9], estimates, text)
     assert (guess.position, guess.token_ids, guess.confidences) == (4, [], [])
     guess.extend(Draft([5], [1.0], [0.9], False, 1.0))
-    guess.follow([1, 2, 3, 9, 5, 6], estimates)
+    guess.follow([1, 2, 3, 9, 5, 6], estimates, text)
     assert (guess.position, guess.token_ids) == (6, [])

@@ -5,11 +5,11 @@ import random
 
 import pytest
 
+from common.decoding.drafters.retokenize import BACK, EdgeText
+from common.decoding.drafters.vocab_translation import PaddedDrafter, TranslatingDrafter
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
-from common.decoding.retokenize import BACK, EdgeText
-from common.decoding.vocab_translation import PaddedDrafter, TranslatingDrafter
 from common.protocol.vocabulary import RemoteVocabulary
 from common.types import GREEDY, Draft, Sampling
 from tests.support.fakes import FakeDrafter

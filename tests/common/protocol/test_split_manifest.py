@@ -10,10 +10,12 @@ from common.errors import ConfigError
 from common.protocol import split_manifest
 from common.protocol.split_manifest import (
     Segment,
+    SegmentFiles,
     SplitManifest,
     TailManifest,
     file_hash,
     folder_hash,
+    named_file,
     read_manifest,
     write_manifest,
 )
@@ -24,6 +26,8 @@ def folder(tmp_path: Path) -> Path:
     """Files that a manifest can name; their content matters only for their hashes."""
     (tmp_path / "segment-1.gguf").write_bytes(b"one")
     (tmp_path / "segment-2.gguf").write_bytes(b"two")
+    (tmp_path / "vocabulary.gguf").write_bytes(b"head")
+    (tmp_path / "translator-2.npy").write_bytes(b"map")
     (tmp_path / "tail").mkdir()
     (tmp_path / "tail" / "config.json").write_bytes(b"{}")
     (tmp_path / "tail" / "model.safetensors").write_bytes(b"rest")
@@ -34,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 def manifest(folder: Path) -> SplitManifest:
     return SplitManifest(
-        version=1,
+        version=2,
         model="toy",
         fingerprint="f" * 64,
         architecture="llama",
@@ -44,12 +48,17 @@ def manifest(folder: Path) -> SplitManifest:
         exits=[2, 4],
         segments=[
             Segment("segment-1.gguf", file_hash(folder / "segment-1.gguf"), 0, 1, "f32"),
-            Segment("segment-2.gguf", file_hash(folder / "segment-2.gguf"), 2, 3, "f32"),
+            Segment(
+                *("segment-2.gguf", file_hash(folder / "segment-2.gguf"), 2, 3, "f32"),
+                shares_head=True,
+                translator=named_file(folder / "translator-2.npy"),
+            ),
         ],
         tail=TailManifest("tail", folder_hash(folder / "tail"), 2, 7),
         tokenizer=file_hash(folder / "tokenizer.json"),
         temperatures=[1.0, 0.9],
         exits_trained="",
+        shared=named_file(folder / "vocabulary.gguf"),
     )
 
 
@@ -64,9 +73,20 @@ def rewritten(folder: Path, **changes: Any) -> Path:
 def test_what_was_written_is_read_and_the_pieces_are_found(folder: Path) -> None:
     found = read_manifest(folder / split_manifest.NAME)
     assert found == manifest(folder) == read_manifest(folder)
-    assert found.check_segments(folder) == [folder / "segment-1.gguf", folder / "segment-2.gguf"]
+    assert found.check_segments(folder) == [
+        SegmentFiles(folder / "segment-1.gguf", None, None),
+        SegmentFiles(folder / "segment-2.gguf", folder / "vocabulary.gguf", folder / "translator-2.npy"),
+    ]
     assert found.check_tail(folder) == folder / "tail"
     found.check_tokenizer(folder / "tokenizer.json")
+
+
+def test_a_manifest_of_version_1_has_no_shared_files(folder: Path) -> None:
+    path = folder / split_manifest.NAME
+    tree = msgspec.json.decode(path.read_bytes()) | {"version": 1}
+    del tree["shared"], tree["segments"][1]["shares_head"], tree["segments"][1]["translator"]
+    path.write_bytes(msgspec.json.encode(tree))
+    assert read_manifest(folder).check_segments(folder)[1] == SegmentFiles(folder / "segment-2.gguf", None, None)
 
 
 def test_an_edge_needs_no_tail_and_a_cloud_no_segments(folder: Path) -> None:
@@ -78,7 +98,7 @@ def test_an_edge_needs_no_tail_and_a_cloud_no_segments(folder: Path) -> None:
     found.check_tail(folder)
 
 
-@pytest.mark.parametrize("name", ["segment-1.gguf", "segment-2.gguf"])
+@pytest.mark.parametrize("name", ["segment-1.gguf", "segment-2.gguf", "vocabulary.gguf", "translator-2.npy"])
 def test_a_segment_of_another_model_or_version_is_refused(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"another")
     with pytest.raises(ConfigError, match=f"{name}: not what its manifest names"):
@@ -114,7 +134,9 @@ def test_a_missing_piece_and_a_tokenizer_that_does_not_fit_are_named(folder: Pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
+        ({"shared": None}, "a segment shares its head, but no file is shared"),
+        ({"shared": {"file": "../vocabulary.gguf", "sha256": ""}}, "not the name of a file or folder beside"),
         ({"exits": []}, "no exits"),
         ({"exits": [4, 2]}, "exits 4,2 do not increase"),
         ({"exits": [2, 2]}, "exits 2,2 do not increase"),

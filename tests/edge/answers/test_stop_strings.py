@@ -39,6 +39,7 @@ async def test_a_stop_string_inside_a_chunk_gives_the_same_counts_everywhere(
         assert answer["choices"][0]["finish_reason"] == "stop"
         assert 1 <= used <= stopped
         assert len(sources(answer)) == sum(report["tokens"].values()) == used
+        assert all((token["round"] is None) == (token["source"] == "edge") for token in sources(answer))
         counted = sum(value - before[name] for name, value in after.items() if "answer_tokens_total" in name)
         assert counted == used
 

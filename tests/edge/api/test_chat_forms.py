@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge.api.chat_forms import mismatch
+from edge.text.chat_forms import mismatch
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """When the edge compares vocabularies, what it sends before, and what it does with each outcome."""
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,20 +9,21 @@ import pytest
 from msgspec.structs import replace
 
 from common.config_edge import EdgeModelConfig
+from common.decoding.drafters.vocab_translation import TranslatingDrafter
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
-from common.decoding.vocab_translation import TranslatingDrafter
 from common.errors import EndpointError, NotFoundError, VocabularyError
 from common.protocol import vocabulary as vocab
 from common.protocol.openai import Message
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile, VocabularyInfo
 from common.types import GREEDY, Provenance, Sampling, Verdict
-from edge.api.chat_forms import CONVERSATION
 from edge.api.cloud_vocabulary import CloudVocabulary
 from edge.api.shared_prompt import SharedPrompt
 from edge.engine.engine import EdgeEngine
+from edge.text.chat_forms import CONVERSATION
 from edge.text.chat_template import ChatTemplate
+from edge.text.conversation import Conversation
 from tests.support.fakes import FakeDrafter, FakeVerifier, cloud_model
 from tests.support.vocabularies import EdgeSide, TextDrafter, Truth, file
 
@@ -69,7 +71,7 @@ async def test_identical_vocabularies_share_ids_and_the_tokenizer_file_is_not_fe
     cloud = VocabularyCloud(of_the_pair())
     async with CloudVocabulary(engine, cloud.get) as vocabulary:
         for _ in range(3):
-            shared = await vocabulary.share([1, 500, 2], messages=QUESTION)
+            shared = await vocabulary.share([1, 500, 2], conversation=Conversation(QUESTION))
     assert shared.ids == shared.edge_ids == [1, 500, 2]
     assert shared.vocabulary == cloud.info.fingerprint
     drafter = FakeDrafter(cloud_model)
@@ -91,7 +93,7 @@ async def test_padded_vocabularies_share_all_ids_that_both_have(engine: EdgeEngi
 async def test_different_vocabularies_get_a_prompt_each(engine: EdgeEngine) -> None:
     cloud = another()
     async with CloudVocabulary(engine, cloud.get) as vocabulary:
-        chat = await vocabulary.share([1, 500, 2], messages=QUESTION)
+        chat = await vocabulary.share([1, 500, 2], conversation=Conversation(QUESTION))
         text = await vocabulary.share([500], text="naïve <|user|>")
     assert b"".join(map(chat.piece, chat.ids)) == b"What is AI?" and chat.ids[-1] == 1
     assert chat.edge_ids == [1, 500, 2]
@@ -162,7 +164,7 @@ async def test_a_cloud_that_writes_chats_otherwise_is_used_and_that_is_said_once
             cloud.info = replace(cloud.info, greeting=[])
         async with CloudVocabulary(engine, cloud.get, template) as vocabulary:
             for _ in range(3):
-                shared = await vocabulary.share([1, 500, 2], messages=QUESTION)
+                shared = await vocabulary.share([1, 500, 2], conversation=Conversation(QUESTION))
     assert shared.ids == [1, 500, 2], "answered all the same"
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(lines) == bool(said)
@@ -175,7 +177,7 @@ async def test_a_cloud_with_another_vocabulary_and_no_template_reads_the_edges_f
     cloud.file.chat_template = ""
     ids = engine.tokenize("<|user|>What is AI?<|assistant|>", add_special=False, parse_special=True)
     async with CloudVocabulary(engine, cloud.get) as vocabulary:
-        shared = await vocabulary.share(ids, messages=QUESTION)
+        shared = await vocabulary.share(ids, conversation=Conversation(QUESTION))
     text = RemoteVocabulary(cloud.file).prompt("<|user|>What is AI?<|assistant|>", add_special=True)
     assert (shared.edge_ids, shared.ids) == (ids, text)
 
@@ -204,3 +206,48 @@ async def test_when_the_cloud_is_lost_the_edge_completes_the_answer_in_the_cloud
     assert ids[-1] == 0 and pipeline.answer.finish_reason == "stop"
     assert pipeline.answer.report.degraded == "lost"
     assert pipeline.answer.report.tokens[Provenance.EDGE] > 0
+
+
+def reading_cloud(normalizer: object) -> VocabularyCloud:
+    """A cloud with the pair's vocabulary that changes texts before it cuts them."""
+    tree = json.loads((MODELS / "demo-cloud" / "tokenizer.json").read_text()) | {"normalizer": normalizer}
+    text = json.dumps(tree)
+    tokenizer = vocab.load(text)
+    info = replace(
+        of_the_pair(),
+        reading=vocab.reading_of(lambda probe: tokenizer.encode(probe, add_special_tokens=False).ids),
+        normalizer=vocab.normalizer_of(text),
+    )
+    return VocabularyCloud(info, cloud_file(text))
+
+
+def cloud_file(text: str) -> TokenizerFile:
+    mark = vocab.fingerprint(vocab.pieces_of(text))
+    return TokenizerFile(fingerprint=mark, tokenizer=text, end_tokens=[0], chat_template="", bos="", eos="")
+
+
+ACCENT = "E\u0301 ﬁ"
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "read_as", "fetched"),
+    [
+        (None, ACCENT, False),
+        ({"type": "NFC"}, "É ﬁ", False),
+        ({"type": "NFKC"}, "É fi", False),
+        ({"type": "Lowercase"}, "e\u0301 ﬁ", True),
+        ({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}, "é ﬁ", True),
+    ],
+)
+async def test_the_prompt_is_read_as_the_clouds_tokenizer_reads_it(
+    engine: EdgeEngine, normalizer: object, read_as: str, fetched: bool
+) -> None:
+    cloud = reading_cloud(normalizer)
+    async with CloudVocabulary(engine, cloud.get) as vocabulary:
+        written = engine.tokenize(ACCENT, add_special=False)
+        text = await vocabulary.share(written, text=ACCENT)
+        chat = await vocabulary.share(written, conversation=Conversation(QUESTION))
+        given = await vocabulary.share(written)
+    assert text.ids == text.edge_ids == chat.ids == engine.tokenize(read_as, add_special=False)
+    assert given.ids == written, "ids that a client gives stay as they are"
+    assert ("/tokenizer/file" in cloud.asked) == fetched

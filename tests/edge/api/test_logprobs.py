@@ -4,7 +4,7 @@ import json
 import math
 
 from common.types import TokenLogprob
-from edge.api.logprobs import MIN_LOGPROB, ScoredToken, of_chat, of_completion
+from edge.api.rendering.logprobs import MIN_LOGPROB, ScoredToken, of_chat, of_completion
 
 SPELLED = {0: b"a", 1: "é".encode()[:1], 2: b"a", 3: b"<end>"}
 TOKENS = [

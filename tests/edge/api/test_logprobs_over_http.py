@@ -1,6 +1,7 @@
 """Log probabilities over HTTP: their tokens spell the text, and an echo repeats the values of the drawing."""
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,18 @@ async def test_a_streams_logprobs_are_those_of_the_whole_answer(edge: Edge) -> N
     together = list(itertools.chain.from_iterable(part["content"] for part in parts if part))
     assert [token["token"] for token in together] == [token["token"] for token in whole]
     assert [token["logprob"] for token in together] == pytest.approx([token["logprob"] for token in whole], abs=1e-3)
+
+
+@pytest.mark.parametrize("fields", [{}, {"structured_outputs": {"choice": ["yes", "no"]}}])
+async def test_an_events_tokens_spell_its_text_and_the_end_token_comes_with_the_end(
+    edge: Edge, fields: dict[str, Any]
+) -> None:
+    *chunks, last = await streamed(edge, "/v1/chat/completions", logprobs=True, **fields)
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert choices
+    for choice in choices:
+        assert "".join(token["token"] for token in choice["logprobs"]["content"]) == choice["delta"]["content"]
+    assert [token["token"] for token in last["choices"][0]["logprobs"]["content"]] == ["<|end|>"]
 
 
 async def test_logprobs_end_where_a_stop_string_ends_the_text(edge: Edge) -> None:

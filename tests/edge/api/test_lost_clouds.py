@@ -13,6 +13,7 @@ from common.config_schema import CommunicationConfig
 from common.errors import ConfigError, EndpointError, RequestError
 from common.http.client import HTTPClient
 from common.http_client import EdgeCloudHTTPClient
+from common.protocol import codec
 from experiments.harness.delay_proxy import DelayProxy
 from tests.support.edge_in_process import edge_of
 
@@ -169,7 +170,7 @@ async def test_a_cloud_of_another_version_fails_the_start_with_a_one_line_error(
             async with edge_of(fake.url):
                 pass
     finally:
-        fake.protocol = "1"
+        fake.protocol = codec.PROTOCOL
 
 
 # From a client

@@ -8,7 +8,10 @@ import pytest
 
 from common.errors import ContextLengthError, RequestError
 from common.protocol.openai import CompletionRequest, Message
+from common.protocol.tokenization import LONGEST_TOKEN
 from edge.api import prompts
+from edge.engine.text_model import SHORT_TEXT
+from edge.text.conversation import Conversation
 
 
 class LetterEngine:
@@ -33,12 +36,12 @@ def model() -> Any:
 
 async def test_a_text_that_cannot_fit_is_refused_untokenized(model: Any) -> None:
     with pytest.raises(ContextLengthError):
-        await prompts.tokenize(model, "x" * (100 * prompts.LONGEST_TOKEN + 1))
+        await prompts.tokenize(model, "x" * (100 * LONGEST_TOKEN + 1))
     assert model.engine.threads == []
 
 
 async def test_a_long_text_is_tokenized_in_another_thread_and_a_short_one_in_the_event_loop(model: Any) -> None:
-    for size in (prompts.SHORT_TEXT, prompts.SHORT_TEXT + 1):
+    for size in (SHORT_TEXT, SHORT_TEXT + 1):
         assert len(await prompts.tokenize(model, "x" * size)) == size
     assert [thread is threading.main_thread() for thread in model.engine.threads] == [True, False]
 
@@ -72,4 +75,4 @@ async def test_the_forms_of_a_prompt_are_told_apart(model: Any) -> None:
 
 async def test_a_model_without_a_template_says_where_to_ask(model: Any) -> None:
     with pytest.raises(RequestError, match="/v1/completions"):
-        await prompts.of_chat(model, [Message("user", "Hello")])
+        await prompts.of_chat(model, Conversation([Message("user", "Hello")]))

@@ -12,8 +12,8 @@ from tests.support.edge_calls import CHAT, PLAIN, completion, refused, texts
     ("path", "fields", "param"),
     [
         ("completions", {"best_of": 3}, "best_of"),
-        ("completions", {"suffix": "."}, "suffix"),
-        ("completions", {"logit_bias": {"5": 1}}, "logit_bias"),
+        ("completions", {"suffix": "."}, "model"),
+        ("completions", {"logit_bias": {"word": 1}}, "logit_bias"),
         ("completions", {"max_tokens": 0}, "max_tokens"),
         ("completions", {"logprobs": 21}, "logprobs"),
         ("completions", {"stream_options": {"include_usage": True}}, "stream_options"),
@@ -40,6 +40,7 @@ from tests.support.edge_calls import CHAT, PLAIN, completion, refused, texts
         ("completions", {"stop": "x" * 1001}, "stop"),
         ("completions", {"mode": "nonsense"}, "mode"),
         ("completions", {"unheard_of": 1}, None),
+        ("completions", {"ignore_eos": True, "response_format": {"type": "json_object"}}, "ignore_eos"),
         ("completions", {"response_format": {"type": "json_schema"}}, "response_format"),
         (
             "completions",
@@ -47,10 +48,14 @@ from tests.support.edge_calls import CHAT, PLAIN, completion, refused, texts
             "response_format",
         ),
         ("chat/completions", {"top_logprobs": 2}, "top_logprobs"),
-        ("chat/completions", {"tools": [{}]}, "tools"),
+        ("chat/completions", {"tools": [{}]}, "tools[0]"),
         ("chat/completions", {"messages": []}, "messages"),
         ("chat/completions", {"messages": [{"role": "user", "content": " "}]}, "messages"),
-        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0].image_url",
+        ),
         ("chat/completions", {"messages": [{"role": "user", "content": "word " * 3000}]}, "messages"),
         ("chat/completions", {"max_tokens": 0}, "max_tokens"),
     ],
@@ -72,9 +77,7 @@ async def test_an_invalid_field_is_refused_by_name(edge: Edge, path: str, fields
     ("path", "fields", "param"),
     [
         ("completions", {"min_p": 0.1}, "min_p"),
-        ("completions", {"logprobs": 0}, "logprobs"),
-        ("completions", {"echo": True}, "echo"),
-        ("chat/completions", {"logprobs": True}, "logprobs"),
+        ("chat/completions", {"min_p": 0.1}, "min_p"),
     ],
 )
 async def test_what_the_cloud_does_not_support_is_refused_with_the_mode_that_does(

@@ -12,7 +12,7 @@ from common.cloud_client.privacy import PrivatePatterns
 from common.errors import FrameworkError
 from common.http.client import HTTPClient
 from tests.support.edge_in_process import edge_of
-from tests.support.fake_split_cloud import NOWHERE
+from tests.support.split.fake_split_cloud import NOWHERE
 
 PATTERNS = "first-pattern", "second-pattern"
 PROMPTS = ["What is AI?", "How does ML work?", "my first-pattern"]
@@ -63,11 +63,11 @@ async def test_a_chat_is_searched_once(edge: HTTPClient, searches: Counter[str],
 
 
 WRONG: list[tuple[str, Any]] = [
-    ("logit_bias", {"5": 1}),
+    ("model", "another"),
     ("best_of", 3),
     ("prompt", ["fine", ""]),
-    ("logprobs", 1),
-    ("model", "another"),
+    ("min_p", 0.5),
+    ("logit_bias", {"5": 1}),
     ("response_format", {"type": "json_schema"}),
     ("stop", ["x" * 1001]),
 ]
@@ -76,15 +76,15 @@ WRONG: list[tuple[str, Any]] = [
 
 async def test_of_several_wrong_fields_the_first_in_the_order_of_resolving_is_named(edge: HTTPClient) -> None:
     for first in range(len(WRONG)):
-        body = {"prompt": "fine", "max_tokens": 2, "use_draft_verify": True} | dict(WRONG[first:])
+        body = {"prompt": "fine", "max_tokens": 2, "mode": "cloud_only"} | dict(WRONG[first:])
         with pytest.raises(FrameworkError) as refusal:
             await edge.post("/v1/completions", body, dict)
         assert refusal.value.param == WRONG[first][0]
 
 
 async def test_a_private_prompt_may_use_fields_that_only_the_edge_alone_supports(edge: HTTPClient) -> None:
-    body = {"max_tokens": 2, "logprobs": 1}
+    body = {"max_tokens": 2, "min_p": 0.1, "mode": "collaborative"}
     assert await edge.post("/v1/completions", body | {"prompt": PROMPTS[2]}, dict)
     with pytest.raises(FrameworkError) as refusal:
         await edge.post("/v1/completions", body | {"prompt": PROMPTS}, dict)
-    assert refusal.value.param == "logprobs"
+    assert refusal.value.param == "min_p"

@@ -8,8 +8,8 @@ import pytest_asyncio
 
 from edge.split.early_exit import AnswerPace, LatencyAwareEarlyExit
 from edge.split.engine import EdgeInferenceEngine
-from tests.support.fake_split_cloud import FakeSplitCloud
-from tests.support.split_answers import engine_of
+from tests.support.split.fake_split_cloud import FakeSplitCloud
+from tests.support.split.split_answers import engine_of
 
 FIRST, SECOND, CLOUDS = range(3)
 

@@ -12,8 +12,8 @@ from common.errors import ContextLengthError
 from common.types import GREEDY, Provenance, Sampling
 from edge.split.engine import EdgeInferenceEngine
 from edge.split.segments import SegmentSequence
-from tests.support.fake_split_cloud import FakeSplitCloud, right
-from tests.support.split_answers import BABBLE, NEVER, QUESTIONS, SOME, engine_of, run, states_of, tokens
+from tests.support.split.fake_split_cloud import FakeSplitCloud, right
+from tests.support.split.split_answers import BABBLE, NEVER, QUESTIONS, SOME, engine_of, run, states_of, tokens
 
 
 @pytest.mark.usefixtures("turns")

@@ -2,24 +2,20 @@
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from common import config
-from common.cloud_client.pool import CloudPool
 from common.errors import ConfigError, RequestError, StartError
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer
-from edge.api import startup
 from edge.edge_server import build_app
-from edge.split.cloud_tail import SplitClouds
-from edge.split.engine import EdgeInferenceEngine
 from tests.support.edge_in_process import edge_of
-from tests.support.fake_split_cloud import NOWHERE, FakeSplitCloud
+from tests.support.split.fake_split_cloud import NOWHERE, FakeSplitCloud
+from tests.support.split.split_edge import split_edge
 
 CHAT = "/v1/chat/completions"
 ASKED: dict[str, Any] = {
@@ -37,15 +33,8 @@ def cloud() -> FakeSplitCloud:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def http(demo_split: Path, cloud: FakeSplitCloud) -> AsyncIterator[HTTPClient]:
-    def split_engine(settings: config.Config, clouds: CloudPool) -> EdgeInferenceEngine:
-        return EdgeInferenceEngine(settings, clouds, SplitClouds(clouds, cast(Any, lambda client: cloud)))
-
     private = "inference.private_patterns=[Zürich]"
-    async with AsyncExitStack() as stack:
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(startup, "EdgeInferenceEngine", split_engine)
-            edge = edge_of(NOWHERE, f"edge.split.manifest={demo_split}", "edge.split.thresholds=[0.9]", private)
-            client = await stack.enter_async_context(edge)
+    async with split_edge(cloud, demo_split, "edge.split.thresholds=[0.9]", private) as client:
         yield client
 
 
@@ -130,7 +119,7 @@ async def test_a_private_prompt_is_answered_standalone(
         ({"way": "rounds"}, "way"),
         ({"confidence_threshold": -1}, None),
         ({"confidence_threshold": 1.5, "mode": "collaborative"}, "confidence_threshold"),
-        ({"model": "demo-edge"}, "model"),
+        ({"model": "another"}, "model"),
     ],
 )
 async def test_fields_without_meaning_for_a_split_model_are_refused_by_name(
@@ -145,11 +134,14 @@ async def test_fields_without_meaning_for_a_split_model_are_refused_by_name(
 
 async def test_every_model_that_can_be_asked_is_listed(http: HTTPClient) -> None:
     listed = [card["id"] for card in (await http.get("/v1/models", dict))["data"]]
-    assert listed == ["demo-edge", "demo-cloud"], "the default is the first"
-    for name, mode in zip(listed, ("edge_only", "split"), strict=True):
-        assert (await chat(http, model=name, mode=mode))["model"] == name
+    assert listed[:2] == ["demo-edge", "demo-cloud"], "the default is the first"
+    assert "split" in listed
+    for name, mode in (("edge", "edge_only"), ("demo-cloud", "split"), ("split", "split")):
+        asked = {key: value for key, value in ASKED.items() if key != "mode"} | {"model": name}
+        answer = await http.post(CHAT, asked, dict)
+        assert (answer["model"], answer["collaboration"]["mode"]) == (name, mode)
         assert (await http.get(f"/v1/models/{name}", dict))["id"] == name
-        with pytest.raises(RequestError, match=f"in this mode it is '{name}'"):
+        with pytest.raises(RequestError, match="no model 'another' here"):
             await chat(http, model="another", mode=mode)
     with pytest.raises(RequestError, match="there is 'demo-edge', 'demo-cloud'"):
         await http.get("/v1/models/another", dict)

@@ -20,8 +20,8 @@ from edge.split.answer import SplitAnswer
 from edge.split.cloud_tail import CloudTail, SplitClouds, deadline_seconds
 from edge.split.engine import EdgeInferenceEngine
 from edge.split.segments import SegmentSequence
-from tests.support.fake_split_cloud import FakeSplitCloud
-from tests.support.split_answers import BABBLE, LENGTH, NEVER, QUESTIONS, SOME, engine_of, run, states_of, tokens
+from tests.support.split.fake_split_cloud import FakeSplitCloud
+from tests.support.split.split_answers import BABBLE, LENGTH, NEVER, QUESTIONS, SOME, engine_of, run, states_of, tokens
 
 
 @pytest.mark.usefixtures("turns")

@@ -19,7 +19,7 @@ from common.errors import ConfigError, ContextLengthError, RequestError
 from common.types import GREEDY, Collaboration, Sampling
 from edge.split.engine import EdgeInferenceEngine
 from tests.end_to_end.test_programs import run
-from tests.support.split_parts import WholeModel, served
+from tests.support.split.split_parts import WholeModel, served
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from common.errors import ConfigError
 from experiments.report import compare
+from experiments.report.document import ReportFiles
 from experiments.report.schema import ConfigurationReport, ExperimentReport, Measure, write
 from tests.support.reports.fake_report import SETUPS, fake_report
 from tests.support.reports.report_pages import other_than
@@ -57,10 +58,29 @@ def test_a_comparison_says_what_differs_and_how_surely(report: ExperimentReport,
     assert "only in the first" in shown
     assert "−0.300" in shown and "worse" in shown
     assert "…" not in shown, "fits 80 columns"
-    assert [path.read_text() for path in compare.write(found, tmp_path)] == [
+    assert [path.read_text() for path in compare.write(found, ReportFiles(tmp_path, "both"))] == [
         compare.to_markdown(found),
         compare.to_html(found),
     ]
+
+
+@pytest.mark.parametrize(
+    ("output", "file"),
+    [
+        (".", "name.json"),
+        ("a", "a/name.json"),
+        ("a/b.json", "a/b.json"),
+        ("b.json", "b.json"),
+        ("a.b", "a.b/name.json"),
+    ],
+)
+def test_an_output_is_a_folder_or_the_file_of_the_report(output: str, file: str) -> None:
+    assert ReportFiles.at(output, "name").file("json") == Path(file)
+
+
+def test_a_folder_that_ends_in_json_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "old.json").mkdir()
+    assert ReportFiles.at(tmp_path / "old.json", "name").file("md") == tmp_path / "old.json" / "name.md"
 
 
 def shifted(one: ConfigurationReport, name: str, by: float) -> ConfigurationReport:

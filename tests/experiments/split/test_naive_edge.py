@@ -16,7 +16,7 @@ from experiments.harness.load import TimedAnswer, ask
 from experiments.questions.text_metrics import score
 from experiments.split import naive_edge
 from experiments.split.formulas import SplitShape, every_token
-from tests.support.split_parts import WholeModel, served
+from tests.support.split.split_parts import WholeModel, served
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cli.supervisor import PROJECT
+from common.files.installation import PROJECT
 from experiments.report import schema
 from experiments.report.schema import ExperimentReport
 

@@ -1,0 +1,1 @@
+"""Replays the draft policy over recorded answers, beside the best in hindsight"""

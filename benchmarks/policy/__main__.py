@@ -1,0 +1,89 @@
+"""Replays the draft policy over recorded answers, beside every fixed choice in hindsight and an oracle.
+
+python -m benchmarks.policy FILE [--round-trips 0,14,50,100] [--step-ms MS] [--draft-ms MS] [--verified-ms MS]
+python -m benchmarks.policy FILE --record [--config FILE] [--set KEY=VALUE] [--prompts 10] [--tokens 64] [--data SPEC]
+
+With --record, two servers that are running answer the prompts first, and what they do is written to FILE. Without, the
+pipeline answers the recorded prompts again in virtual time: its policy meets all kinds of text in turn. The times of
+the pair can be replaced, to see another machine.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.policy import trace
+from benchmarks.policy.record import RecordedPrompt, record_all
+from benchmarks.policy.regret import cells, table
+from cli import terminal
+from cli.args import config_parser, count, load_config, run_program, run_sync_program
+from common.types import Sampling
+from experiments.questions import datasets, general
+
+KINDS = {"code": general.CODE, "prose": general.PROSE}
+
+
+def arguments() -> argparse.Namespace:
+    parser = config_parser("Replay the draft policy over recorded answers, and compare it with the best in hindsight.")
+    parser.add_argument("file", type=Path, help="the traces, JSON lines")
+    parser.add_argument("--record", action="store_true", help="first record them from the two servers of the config")
+    parser.add_argument("--prompts", type=count, default=10, help="with --record: of each kind of text (default 10)")
+    parser.add_argument("--tokens", type=count, default=64, help="with --record: longest answer (default 64)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="with --record: of the cloud's answers (default 0)"
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        metavar="FILE|NAME",
+        help="with --record: the prompts, one kind of text for each; may be repeated (default: code and prose)",
+    )
+    parser.add_argument("--round-trips", default="0,14,50,100", help="in milliseconds (default 0,14,50,100)")
+    for name, what in (
+        ("draft", "drafting a token"),
+        ("step", "a step of the cloud"),
+        ("verified", "verifying a token"),
+    ):
+        parser.add_argument(f"--{name}-ms", type=float, help=f"milliseconds of {what} (default: as recorded)")
+    return parser.parse_args()
+
+
+def prompts(args: argparse.Namespace) -> list[RecordedPrompt]:
+    """The prompts of all kinds in turn, each with a seed of its own where answers are sampled."""
+    kinds = {spec: [q.prompt for q in datasets.load(spec, args.prompts, seed=0).questions] for spec in args.data or ()}
+    chosen = kinds or {kind: list(texts[: args.prompts]) for kind, texts in KINDS.items()}
+    return [
+        RecordedPrompt(kind, texts[n], Sampling(temperature=args.temperature, seed=n if args.temperature else None))
+        for n in range(args.prompts)
+        for kind, texts in chosen.items()
+        if n < len(texts)
+    ]
+
+
+def show(args: argparse.Namespace) -> None:
+    """Replays the file under every round trip and prints the table."""
+    times, traces = trace.read(args.file)
+    given = {name: getattr(args, f"{name}_ms") for name in ("draft", "step", "verified")}
+    times = msgspec.structs.replace(times, **{name: ms / 1e3 for name, ms in given.items() if ms is not None})
+    found = [cell for ms in args.round_trips.split(",") for cell in cells(traces, times, float(ms) / 1e3)]
+    console = terminal.console()
+    console.print(table(found, times.name))
+    worst = max(found, key=lambda cell: cell.regret)
+    slowest = min(found, key=lambda cell: cell.over_cloud_only)
+    console.print(f"largest regret: {worst.regret:+.1%} ({worst.kind}, {worst.round_trip * 1e3:g} ms)")
+    console.print(f"lowest speed over the cloud alone: {slowest.over_cloud_only:.2f} ({slowest.kind})")
+
+
+def main() -> int:
+    args = arguments()
+    if args.record:
+        code = run_program(record_all(load_config(args), prompts(args), args.tokens, args.file))
+        if code:
+            return code
+    return run_sync_program(lambda: show(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

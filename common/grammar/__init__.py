@@ -1,0 +1,1 @@
+"""Grammars of structured answers, one definition for edge and cloud: JSON schemas, expressions, their limits"""

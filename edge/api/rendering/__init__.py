@@ -1,0 +1,1 @@
+"""Parts of responses as OpenAI and llama-server write them: messages, log probabilities, timings"""

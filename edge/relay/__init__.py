@@ -1,0 +1,1 @@
+"""Requests that a cloud with OpenAI's API answers as a whole: what the edge does not support, and tools"""

@@ -1,0 +1,1 @@
+"""The command `edgecloud`: one module a subcommand, and what main.py and its siblings start."""

@@ -1,0 +1,61 @@
+"""Fits confidence thresholds to questions of your own: edgecloud calibrate, or python main.py --mode calibrate."""
+
+import argparse
+from pathlib import Path
+
+from calibration.calibrate import CalibrationRequest, calibrate
+from calibration.report import CalibratedConfig
+from calibration.target import CalibrationTarget
+from cli import terminal
+from cli.args import config_parser, load_config, run_program
+from common.config_schema import Config
+from common.errors import ConfigError
+from common.files.installation import CHECKOUT
+from common.http_client import EdgeCloudHTTPClient
+
+CALIBRATED = Path("config/calibrated.yaml" if CHECKOUT else "calibrated.yaml")
+
+
+def parser() -> argparse.ArgumentParser:
+    options = config_parser("Find confidence thresholds for a target with your own questions; both servers must run.")
+    add_flags(options.add_argument_group("calibration", "give one of the first three, and --data"))
+    options.add_argument(
+        "--max-tokens", type=int, default=128, help="length limit of an answer, in tokens (default: 128)"
+    )
+    return options
+
+
+def add_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--target-quality", type=float, help="share of the cloud's right answers to keep, e.g. 0.98")
+    group.add_argument(
+        "--target-cloud-rate", type=float, help="share of answer tokens that the cloud computes or verifies, e.g. 0.3"
+    )
+    group.add_argument(
+        "--max-risk", type=float, help="share of prompts that may get a worse answer than the cloud's, e.g. 0.05"
+    )
+    group.add_argument(
+        "--confidence", type=float, default=0.95, help="probability with which --max-risk is kept (default: 0.95)"
+    )
+    group.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help='JSON lines of {"prompt": ..., "answer": ...}, the answer optional; or HumanEval.jsonl.gz',
+    )
+    group.add_argument(
+        "--output", type=Path, metavar="FILE", default=CALIBRATED, help=f"config file to write (default: {CALIBRATED})"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    return run_program(calibrate_gate(args, load_config(args)))
+
+
+async def calibrate_gate(args: argparse.Namespace, config: Config) -> None:
+    """Finds thresholds for the running servers and writes them into a config file of their own."""
+    target = CalibrationTarget.of(args)
+    if args.data is None:
+        raise ConfigError("calibrate needs --data FILE.jsonl; python -m models.heldout writes one for the demo models")
+    request = CalibrationRequest(target, args.data, CalibratedConfig(args.output, args.config), args.max_tokens)
+    async with EdgeCloudHTTPClient.of(config) as client:
+        await calibrate(client, config, request, terminal.console())

@@ -1,0 +1,40 @@
+"""Runs both servers: edgecloud serve, or python main.py --mode server."""
+
+import argparse
+import asyncio
+import contextlib
+
+from cli.args import config_parser, load_config, run_program, set_up_logging
+from cli.demo import config_flags
+from cli.supervisor import CLOUD, EDGE, ServerProcess, Supervisor
+from common.config_schema import Config
+
+
+def parser() -> argparse.ArgumentParser:
+    return config_parser("Start both servers, restart one that dies, until Ctrl-C.")
+
+
+def run(args: argparse.Namespace) -> int:
+    return run_program(serve(args, load_config(args)))
+
+
+async def serve(args: argparse.Namespace, config: Config) -> None:
+    """Both servers until Ctrl-C or SIGTERM."""
+    edge = config.edge.server
+    flags = config_flags(args)
+    await supervise(
+        config, cloud_process(config, flags), ServerProcess("edge", EDGE, f"http://{edge.host}:{edge.port}", flags)
+    )
+
+
+def cloud_process(config: Config, flags: list[str]) -> ServerProcess:
+    """The cloud server of the config, to be started with these flags."""
+    return ServerProcess("cloud", CLOUD, f"http://{config.cloud.server.host}:{config.cloud.server.port}", flags)
+
+
+async def supervise(config: Config, *servers: ServerProcess) -> None:
+    """Starts the servers, restarts one that dies, and stops all on Ctrl-C or SIGTERM."""
+    set_up_logging(config.logging.level)
+    with contextlib.suppress(asyncio.CancelledError):
+        async with Supervisor([*servers]).running():
+            await asyncio.Event().wait()

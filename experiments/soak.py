@@ -1,0 +1,141 @@
+"""Asks a pair in mixed modes for long: does memory, files or threads grow, and does an answer stand still?
+
+    python -m experiments.soak [--config FILE] [--set KEY=VALUE] [--minutes 60] [--clients 8] [--output DIR]
+
+Each client asks one question after the other, in a mode drawn anew, streamed; one of eight leaves in the middle. A
+*stall* is a time without text above --stall seconds; the report names what the answer waited for, as its own report
+says. Growth is the slope of a line through the samples of the last two thirds of the time.
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cli import terminal
+from cli.args import config_parser, count, load_config, run_program
+from common.errors import EndpointError, RequestError
+from common.http.client import HTTPClient
+from experiments.counters.vitals import sample
+from experiments.harness import load, servers
+from experiments.harness.environment import environment
+from experiments.harness.load import TimedAnswer
+from experiments.harness.options import OUTPUT_HELP
+from experiments.questions import datasets
+from experiments.report.document import ReportFiles
+from experiments.soak_report import NAME, SoakReport, Stall, write
+
+MODES: dict[str, Mapping[str, Any]] = {
+    "gated": {},
+    "lossless, rounds": {"use_confidence_check": False, "way": "rounds"},
+    "lossless, continuous": {"use_confidence_check": False, "way": "continuous"},
+    "cloud only": {"mode": "cloud_only"},
+    "edge only": {"mode": "edge_only"},
+    "two choices": {"n": 2, "temperature": 0.7},
+    "a stop string": {"stop": ["."]},
+}
+LEAVES = 8
+"""One of so many answers is left in the middle."""
+SAMPLE_SECONDS = 5.0
+
+
+async def main() -> None:
+    parser = config_parser("Ask a pair in mixed modes for long; is memory flat, and does no answer stand still?")
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long (default 60)")
+    parser.add_argument("--clients", type=count, default=8, help="that ask at the same time (default 8)")
+    parser.add_argument("--max-tokens", type=count, default=48, help="tokens of the longest answer (default 48)")
+    parser.add_argument("--stall", type=float, default=5.0, help="seconds without text that are reported (default 5)")
+    parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help=OUTPUT_HELP)
+    args = parser.parse_args()
+    options = {name: value for name, value in vars(args).items() if name not in ("output", "set")}
+    report = SoakReport(environment=environment(), options={"program": "-m experiments.soak", **options})
+    config = load_config(args)
+    questions = [question.prompt for question in datasets.load(datasets.spec_for(None, config), 200, 0).questions]
+    async with servers.site(args, (), False, terminal.console().print) as site:
+        url = site.urls[servers.AskedServer.EDGE]
+        await run(report, url, questions, args)
+    written = write(report, ReportFiles.at(args.output, NAME))
+    for sentence in written.summary:
+        terminal.console().print(str(sentence), markup=False)
+
+
+async def run(report: SoakReport, url: str, questions: Sequence[str], args: argparse.Namespace) -> None:
+    began = time.monotonic()
+    sampling = asyncio.create_task(_sample_on(report, began))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number in range(args.clients):
+                client = _Client(report, url, questions, args, random.Random(number))
+                group.create_task(client.ask_until(began, began + 60 * args.minutes))
+    finally:
+        sampling.cancel()
+        await asyncio.gather(sampling, return_exceptions=True)
+
+
+async def _sample_on(report: SoakReport, began: float) -> None:
+    while True:
+        report.samples += await asyncio.to_thread(sample, time.monotonic() - began)
+        await asyncio.sleep(SAMPLE_SECONDS)
+
+
+class _Client:
+    """Asks one question after the other, and notes what came."""
+
+    def __init__(
+        self,
+        report: SoakReport,
+        url: str,
+        questions: Sequence[str],
+        args: argparse.Namespace,
+        chance: random.Random,
+    ) -> None:
+        self._report, self._url, self._questions, self._chance = report, url, questions, chance
+        self._max_tokens, self._stall = args.max_tokens, args.stall
+
+    async def ask_until(self, began: float, end: float) -> None:
+        async with HTTPClient(self._url) as edge:
+            while time.monotonic() < end:
+                mode = self._chance.choice(list(MODES))
+                outcome = await self._ask(edge, mode, began)
+                self._report.answers[outcome] += 1
+
+    async def _ask(self, edge: HTTPClient, mode: str, began: float) -> str:
+        leaves = self._chance.randrange(LEAVES) == 0
+        fields = {**MODES[mode], "max_tokens": self._max_tokens}
+        asking = load.ask(edge, 0, self._chance.choice(self._questions), fields)
+        try:
+            async with asyncio.timeout(self._chance.uniform(0, 2) if leaves else None):
+                answer = await asking
+        except TimeoutError:
+            return "left"
+        except (EndpointError, RequestError) as error:
+            self._report.failures[error.message] += 1
+            await asyncio.sleep(0.5)
+            return "failed"
+        self._report.seconds.setdefault(mode, []).append(answer.seconds)
+        self._note_stall(answer, mode, time.monotonic() - began)
+        degraded = answer.collaboration and answer.collaboration.degraded
+        return "degraded" if degraded else "answered"
+
+    def _note_stall(self, answer: TimedAnswer, mode: str, at: float) -> None:
+        gap = longest_gap(answer)
+        if gap >= self._stall:
+            told = answer.collaboration
+            what, longest = (told.waited_for, told.longest_wait_ms / 1e3) if told else ("", 0.0)
+            self._report.stalls.append(Stall(at, mode, gap, what, longest))
+
+
+def longest_gap(answer: TimedAnswer) -> float:
+    """The longest time of an answer without text, in seconds."""
+    moments = [0.0, *(moment for moment, _ in answer.arrivals), answer.seconds]
+    return float(np.diff(moments).max())
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main()))

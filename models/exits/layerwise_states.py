@@ -1,0 +1,47 @@
+"""Computes what translators learn from, with one layer of the model in memory: any model fits."""
+
+import torch
+from torch import Tensor, nn
+
+from models.exits.early_exit import FrozenStates
+from models.exits.states import padded
+from models.exits.texts import TokenizedText
+from models.partition.checkpoint import Checkpoint
+from models.partition.layerwise import Layerwise
+
+LIKELIEST = 32
+"""Tokens of the model's distribution that are kept at each position."""
+ROWS = 128
+"""Positions whose logits are computed together."""
+
+
+class LayerwiseStates:
+    """The frozen model's states in bf16 and its likeliest next tokens, where texts are learned."""
+
+    def __init__(self, checkpoint: Checkpoint, exits: list[int], device: str) -> None:
+        self._exits = exits
+        self._device = device
+        self._layers = Layerwise(checkpoint, device)
+        self._eps = checkpoint.config.rms_norm_eps
+        self._norm = checkpoint.norm.to(device)
+        self._head = checkpoint.tensor(checkpoint.head).float().to(device)
+
+    def __call__(self, texts: list[TokenizedText]) -> FrozenStates:
+        ids, wanted = zip(*padded(texts), strict=True)
+        at = [each.bool().to(self._device) for each in wanted]
+        states, kept = list[Tensor](), []
+        for after, states in enumerate(self._layers.states(self._layers.embed(list(ids))), 1):
+            if after in self._exits:
+                kept.append(_chosen(states, at).bfloat16().cpu())
+        last = nn.functional.rms_norm(_chosen(states, at), self._norm.shape, self._norm, self._eps)
+        likeliest, log_probs = zip(*map(self._likeliest, last.split(ROWS)), strict=True)
+        return FrozenStates(torch.stack(kept), last.bfloat16().cpu(), torch.cat(likeliest), torch.cat(log_probs))
+
+    def _likeliest(self, last: Tensor) -> tuple[Tensor, Tensor]:
+        logits = last @ self._head.T
+        values, ids = logits.topk(min(LIKELIEST, logits.shape[-1]))
+        return ids.int().cpu(), (values - logits.logsumexp(-1, keepdim=True)).cpu()
+
+
+def _chosen(batches: list[Tensor], at: list[Tensor]) -> Tensor:
+    return torch.cat([states[chosen] for states, chosen in zip(batches, at, strict=True)])

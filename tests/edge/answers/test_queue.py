@@ -1,0 +1,69 @@
+"""The queue for the edge's sequences: a burst may fill it; while it does not empty, it is kept short."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from common.config_edge import LimitsConfig
+from common.errors import OverloadedError
+from edge.engine.sequence_pool import BURST_SECONDS, SequencePool
+from tests.support.manual_clock import ManualClock
+
+MAX_QUEUE = 6
+
+
+class Customers:
+    """Requests that hold the pool's one sequence, or wait for it, until they are served one after the other."""
+
+    def __init__(self, pool: SequencePool) -> None:
+        self.pool = pool
+        self.refused = 0
+        self._waiting: list[asyncio.Task[AsyncExitStack]] = []
+
+    async def come(self, number: int) -> None:
+        for _ in range(number):
+            task = asyncio.create_task(self._enter())
+            await asyncio.sleep(0)
+            if task.done() and task.exception():
+                self.refused += 1
+            else:
+                self._waiting.append(task)
+
+    async def serve(self, number: int) -> None:
+        for _ in range(number):
+            await (await self._waiting.pop(0)).aclose()
+            await asyncio.sleep(0)
+
+    async def _enter(self) -> AsyncExitStack:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.pool.lend(1, lambda _: 0))
+            return stack.pop_all()
+
+    @property
+    def waiting(self) -> int:
+        return self.pool.stats()["waiting"]
+
+
+async def test_a_burst_fills_the_queue_and_a_standing_queue_is_short_until_it_has_emptied() -> None:
+    clock = ManualClock(1000.0)
+    customers = Customers(SequencePool(1, LimitsConfig(max_queue=MAX_QUEUE), clock))
+    await customers.come(1 + MAX_QUEUE + 3)
+    assert (customers.waiting, customers.refused) == (MAX_QUEUE, 3)
+    clock.now += BURST_SECONDS
+    await customers.serve(MAX_QUEUE - 1)
+    await customers.come(4)
+    assert (customers.waiting, customers.refused) == (2, 6)
+    await customers.serve(2)
+    await customers.come(1 + MAX_QUEUE)
+    assert customers.waiting == MAX_QUEUE
+    await customers.serve(MAX_QUEUE + 1)
+
+
+async def test_no_refusal_is_late_and_nobody_who_was_refused_waits() -> None:
+    customers = Customers(SequencePool(1, LimitsConfig(max_queue=0)))
+    await customers.come(5)
+    assert (customers.waiting, customers.refused) == (0, 4)
+    with pytest.raises(OverloadedError):
+        await customers.pool.lend(1, lambda _: 0).__aenter__()
+    await customers.serve(1)

@@ -1,0 +1,93 @@
+"""Soak, overload and timing of tenants: what their figures say of made-up runs, and a real sample of a process."""
+
+import argparse
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.demo import free_ports
+from cli.supervisor import ServerProcess, Supervisor
+from experiments import overload, soak_report, tenants
+from experiments.counters import vitals
+from experiments.counters.vitals import Vitals
+from experiments.harness.environment import environment
+from experiments.harness.load import TimedAnswer
+from experiments.report.document import ReportFiles
+from experiments.soak import longest_gap
+from experiments.soak_report import SoakReport, Stall
+
+
+def samples(place: str, memory: Any) -> list[Vitals]:
+    moments = [5.0 * n for n in range(120)]
+    return [Vitals(seconds=t, place=place, memory=memory(t), files=40, threads=8) for t in moments]
+
+
+def test_growth_is_that_of_an_hour_after_the_start() -> None:
+    """The first third of the time, in which caches fill, does not count."""
+    leaking = samples("edge", lambda seconds: 100 + seconds / 36)
+    mean, slope = soak_report.growth(leaking, "memory")
+    assert slope == pytest.approx(100)
+    assert 100 < mean < 120
+    settled = samples("edge", lambda seconds: 100 if seconds > 190 else seconds)
+    assert soak_report.growth(settled, "memory")[1] == pytest.approx(0)
+
+
+def test_a_gap_counts_before_the_first_text_and_after_the_last() -> None:
+    def gap(*moments: float, seconds: float) -> float:
+        arrivals = [(moment, 3) for moment in moments]
+        return longest_gap(
+            TimedAnswer(question=0, seconds=seconds, tokens=1, text="", finish_reason="stop", arrivals=arrivals)
+        )
+
+    assert gap(6.0, 6.5, seconds=7.0) == 6.0
+    assert gap(1.0, 1.5, seconds=9.0) == 7.5
+    assert gap(seconds=4.0) == 4.0
+
+
+def test_the_report_of_a_soak_names_the_longest_stall_and_has_its_plots(tmp_path: Path) -> None:
+    options = {"program": "-m experiments.soak", "clients": 8, "minutes": 10.0, "stall": 5.0}
+    report = SoakReport(environment=environment(), options=options)
+    report.samples = samples("edge", lambda seconds: 100.0)
+    report.stalls = [Stall(10.0, "gated", 6.0, "a", 5.0), Stall(20.0, "gated", 168.0, "the edge's model", 167.0)]
+    report.answers["answered"] = 7
+    report.seconds["gated"] = [1.0, 2.0]
+    document = soak_report.write(report, ReportFiles(tmp_path, soak_report.NAME))
+    assert "2, the longest 168.0 s (the edge's model)" in str(document.summary[1])
+    assert {path.name for path in tmp_path.glob("*.svg")} == {f"soak_{name}.svg" for name in soak_report.QUANTITIES}
+    assert "the edge&#39;s model" in (tmp_path / "soak_report.html").read_text()
+
+
+def test_the_area_under_the_curve_is_half_where_the_clock_tells_nothing() -> None:
+    chance = random.Random(1)
+    hits, misses = ([chance.random() for _ in range(2000)] for _ in range(2))
+    assert tenants.area(hits, misses) == pytest.approx(0.5, abs=0.03)
+    assert tenants.area([1.0, 2.0], [3.0, 4.0]) == 1.0
+    assert tenants.area([3.0], [3.0]) == 0.5
+    assert tenants.area([4.0], [3.0]) == 0.0
+
+
+def test_the_table_of_an_overload_compares_what_is_accepted_with_the_usual() -> None:
+    nominal = overload.Outcomes(accepted=[1.0] * 20)
+    late = overload.Outcomes(accepted=[1.5] * 20, refused=[0.01] * 99 + [0.2])
+    args = argparse.Namespace(times=10.0, nominal=8, server="edge")
+    table = overload.table(args, 4.0, nominal, late, {"edge": 100.0}, {"edge": 105.0})
+    cells = dict(zip(*(list(column.cells) for column in table.columns), strict=True))
+    assert cells["95th percentile over that at capacity"] == "1.50"
+    assert cells["refused within 100 ms"] == "0.990, the latest 0.200 s"
+    assert cells["memory, edge"] == "100 MiB, then 1.05 times"
+
+
+async def test_a_servers_vitals_are_those_of_its_process(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    flags = ["--host", "127.0.0.1", "--port", str(port), "--set", "communication.cloud_endpoint=http://127.0.0.1:1"]
+    url = f"http://127.0.0.1:{port}"
+    server = ServerProcess("edge", "start_edge.py", url, flags, tmp_path / "edge.log")
+    async with Supervisor([server], lambda _: None).running():
+        found = {one.place: one for one in await asyncio.to_thread(vitals.sample, 3.0)}
+    assert found["edge"].seconds == 3.0
+    assert found["edge"].memory > 20
+    assert found["edge"].files > 3
+    assert found["edge processes"].threads >= 1

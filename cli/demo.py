@@ -17,16 +17,21 @@ async def demo_servers(
 
     Raises StartError if one does not start.
     """
+    cloud, edge = server_pair(args)
+    async with Supervisor([cloud, edge] if with_cloud else [edge], report).running():
+        yield edge.url, cloud.url
+
+
+def server_pair(args: argparse.Namespace) -> tuple[ServerProcess, ServerProcess]:
+    """A cloud and its edge on free ports, not started yet."""
     edge_port, cloud_port = free_ports(2)
     edge_url, cloud_url = f"http://127.0.0.1:{edge_port}", f"http://127.0.0.1:{cloud_port}"
     flags = [*config_flags(args), "--host", "127.0.0.1"]
     point = ["--set", f"communication.cloud_endpoint={cloud_url}"]
-    servers = [
+    return (
         ServerProcess("cloud", CLOUD, cloud_url, [*flags, "--port", str(cloud_port)], logs() / "cloud.log"),
         ServerProcess("edge", EDGE, edge_url, [*flags, "--port", str(edge_port), *point], logs() / "edge.log"),
-    ]
-    async with Supervisor(servers if with_cloud else servers[1:], report).running():
-        yield edge_url, cloud_url
+    )
 
 
 def config_flags(args: argparse.Namespace) -> list[str]:

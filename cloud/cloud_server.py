@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import msgspec
 from aiohttp import web
@@ -64,7 +65,7 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
     places = min(drafts.resident_sessions, drafts.batch.max_batch_size // 2 if drafts.batch.enabled else 0)
     app[RESIDENTS] = ResidentPool(engine, places, drafts.resident_idle_seconds)
     app[VERIFIER] = DraftVerifier(engine, app[SESSIONS], app[RESIDENTS])
-    app[ADMISSION] = Admission(config.admission.max_requests, config.admission.max_tokens)
+    app[ADMISSION] = Admission(config.admission.max_requests, config.admission.max_tokens, config.sequences)
     app[METRICS] = CloudMetrics(registry)
     app[SUPERVISOR] = EngineSupervisor(
         engine, SupervisorTiming(hang=config.engine.hang_seconds), app[METRICS].engine_restarts.inc
@@ -97,7 +98,8 @@ def _add_split(app: web.Application, config: CloudConfig) -> None:
     if not config.split.manifest:
         app.router.add_get("/split", not_served)
         return
-    app[SPLIT] = SplitService(config.split, SupervisorTiming(hang=config.engine.hang_seconds), app[ADMISSION].admit)
+    admit = partial(app[ADMISSION].admit, begun=True)  # around each token: most have an answer before them
+    app[SPLIT] = SplitService(config.split, SupervisorTiming(hang=config.engine.hang_seconds), admit)
     app[SPLIT].add_to(app)
     app[SPLIT].register_metrics(app[METRICS])
 
@@ -179,7 +181,7 @@ async def _item(request: web.Request, body: VerifyRequest) -> VerifyBatchItem:
 async def _round(request: web.Request, body: VerifyRequest) -> VerifyResponse:
     app = request.app
     await app[TOKENIZER].check(body.vocabulary)
-    with _work(app, request_cost.of_round(body)):
+    with _work(app, request_cost.of_round(body), begun=body.prefix_length > 0):
         response = await app[VERIFIER].verify_draft(body, request[REQUEST_ID], tenant_of(request, body.tenant))
     drawn, seconds = len(response.token_ids), response.latency_ms / 1000
     app[METRICS].record_verify(VerifyForm(response.form), response.drafted, response.accepted, drawn, seconds)
@@ -187,9 +189,9 @@ async def _round(request: web.Request, body: VerifyRequest) -> VerifyResponse:
 
 
 @contextmanager
-def _work(app: web.Application, tokens: int) -> Iterator[None]:
+def _work(app: web.Application, tokens: int, begun: bool = False) -> Iterator[None]:
     """Around work that waits for the engine and may grow to `tokens`; raises OverloadedError or EngineError."""
-    with app[SUPERVISOR].using(), app[ADMISSION].admit(tokens):
+    with app[SUPERVISOR].using(), app[ADMISSION].admit(tokens, begun=begun):
         yield
 
 

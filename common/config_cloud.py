@@ -63,8 +63,9 @@ class CloudCacheConfig(Section, frozen=True):
 class AdmissionConfig(Section, frozen=True):
     """What the engine may hold at once; beyond: 429 with `Retry-After`."""
 
-    max_requests: Positive = 256
-    """Requests, those in vLLM's queue included."""
+    max_requests: Positive = 128
+    """Requests, those in vLLM's queue included. A queue that does not empty is kept at half of `batch.max_batch_size`,
+    which keeps no round of an answer out that has begun."""
     max_tokens: Positive = 262144
     """Tokens of their prompts and longest answers together."""
 
@@ -99,3 +100,9 @@ class CloudConfig(Section, frozen=True):
     split: CloudSplitConfig = CloudSplitConfig()
     engine_args: dict[str, Any] = field(default_factory=dict)
     """Any other argument of `vllm serve`, by its name with underscores."""
+
+    @property
+    def sequences(self) -> int:
+        """Sequences in one engine step."""
+        batch, given = self.draft_verifier.batch, self.engine_args.get("max_num_seqs")
+        return given if isinstance(given, int) else batch.max_batch_size if batch.enabled else 1

@@ -50,8 +50,8 @@ class LimitsConfig(Section, frozen=True):
     """Beyond them a request is refused: 429 while the server is busy, 400 if it can never be answered."""
 
     max_queue: Count = 16
-    """Requests that may wait for one of `edge.model.sequences`; at most twice as many as these if it does not empty.
-    A key has its share of the places also while others hold all of them."""
+    """Requests that may wait for one of `edge.model.sequences`; while that does not empty, after each turn one fewer,
+    down to half as many again as these. A key has its share of the places also while others hold all of them."""
     max_tokens_request: Count = 0
     """Tokens of one request, prompt and answer together; 0: as many as the context."""
     max_tokens_total: Count = 0

@@ -48,14 +48,13 @@ async def _serve(args: argparse.Namespace) -> None:
 
 def engine_args(cloud: CloudConfig) -> dict[str, object]:
     """vLLM's arguments for this config; its `engine_args` override the others."""
-    batch = cloud.draft_verifier.batch
     blocks = {"num_gpu_blocks_override": cloud.kv_cache.max_blocks} if cloud.kv_cache.max_blocks else {}
     return {
         "max_model_len": cloud.model.context_length,
         "tensor_parallel_size": cloud.model.tensor_parallel_size,
         "gpu_memory_utilization": cloud.model.gpu_memory_utilization,
         "dtype": cloud.model.dtype,
-        "max_num_seqs": batch.max_batch_size if batch.enabled else 1,
+        "max_num_seqs": cloud.sequences,
         "enable_prefix_caching": cloud.kv_cache.enabled and cloud.kv_cache.enable_prefix_caching,
         **blocks,
         **cloud.engine_args,

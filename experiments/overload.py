@@ -1,106 +1,87 @@
 """Offers a pair many times what it can answer: how long do accepted answers take, how soon is a refusal there?
 
-    python -m experiments.overload [--config FILE] [--set KEY=VALUE] [--seconds 60] [--times 10] [--nominal 8]
+    python -m experiments.overload [--config FILE] [--set KEY=VALUE] [--server edge|cloud] [--seconds 60] [--times 10]
 
 First it measures, closed loop, what `--nominal` clients get: their answers per second are the capacity. Then questions
 arrive at random moments (Poisson), `--times` as many in a second, whether or not earlier ones are answered. A server
 that admits what it can serve refuses the others at once (429), and its memory is what it was when all have left.
 Clients give up nothing and do not ask again.
+
+The server that is asked has all cores but the last. There are the clients, which cost a tenth of a millisecond a
+request, and the cloud of an edge that is asked. How late the clients themselves were is reported, too.
 """
 
 import argparse
 import asyncio
-import random
+import os
 import sys
-import time
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-import aiohttp
 import numpy as np
 from rich.table import Table
 
 from cli import terminal
 from cli.args import config_parser, count, run_program
+from cli.demo import server_pair
+from cli.supervisor import Supervisor
 from experiments.counters.vitals import sample
-from experiments.harness import servers
+from experiments.plain_requests import PlainClient, PlainReply
 
 QUESTIONS = ("What is AI?", "Explain deep learning", "What is gravity?", "Explain quantum computing")
-REFUSED = 429
+ANSWERED, REFUSED = 200, 429
+NOMINAL = {"edge": 8, "cloud": 32}
+"""Clients whose throughput is the capacity: an edge has four sequences by default, a cloud 32."""
 SETTLE_SECONDS = 20.0
 """After the load, before memory is compared."""
+WARM_SECONDS, NOMINAL_SECONDS = 5.0, 15.0
 FLAGS = (
     ("--seconds", float, 60.0, "of overload"),
     ("--times", float, 10.0, "offered load over capacity"),
-    ("--nominal", count, 8, "clients whose throughput is the capacity"),
     ("--max-tokens", count, 32, "tokens of an answer"),
 )
-
-
-@dataclass
-class Outcomes:
-    """Seconds of answers and of refusals, and what else came."""
-
-    accepted: list[float] = field(default_factory=list)
-    refused: list[float] = field(default_factory=list)
-    other: list[str] = field(default_factory=list)
 
 
 async def main() -> None:
     parser = config_parser("Offer a pair many times what it can answer.")
     for name, kind, default, meaning in FLAGS:
         parser.add_argument(name, type=kind, default=default, help=f"{meaning} (default {default})")
-    parser.add_argument("--server", choices=("edge", "cloud"), default="edge", help="that is asked (default edge)")
+    parser.add_argument("--server", choices=tuple(NOMINAL), default="edge", help="that is asked (default edge)")
+    parser.add_argument("--nominal", type=count, help="clients whose throughput is the capacity (default 8; cloud: 32)")
     args = parser.parse_args()
-    async with servers.site(args, (), False, terminal.console().print) as site:
-        urls = {"edge": site.urls[servers.AskedServer.EDGE], "cloud": site.cloud_url}
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(urls[args.server], connector=connector) as http:
-            await closed_loop(http, args, 5.0)  # warm
-            nominal = await closed_loop(http, args, 15.0)
-            before = memory()
-            capacity = len(nominal.accepted) / 15.0
-            overload = await open_loop(http, args, args.times * capacity)
-            await asyncio.sleep(SETTLE_SECONDS)
-            terminal.console().print(table(args, capacity, nominal, overload, before, memory()))
+    args.nominal = args.nominal or NOMINAL[args.server]
+    async with pinned_server(args) as url, PlainClient(url) as client:
+        requests = [client.post("/v1/chat/completions", body(question, args.max_tokens)) for question in QUESTIONS]
+        await client.in_turns(args.nominal, requests, WARM_SECONDS)
+        nominal = await client.in_turns(args.nominal, requests, NOMINAL_SECONDS)
+        before = memory()
+        capacity = len(of_status(nominal, ANSWERED)) / NOMINAL_SECONDS
+        overload = await client.at_rate(args.times * capacity, requests, args.seconds)
+        await asyncio.sleep(SETTLE_SECONDS)
+        terminal.console().print(table(args, capacity, nominal, overload, before, memory()))
 
 
-async def ask(http: aiohttp.ClientSession, outcomes: Outcomes, chance: random.Random, max_tokens: int) -> None:
-    body: dict[str, Any] = {"messages": [{"role": "user", "content": chance.choice(QUESTIONS)}], "temperature": 0}
-    began = time.perf_counter()
-    try:
-        async with http.post("/v1/chat/completions", json=body | {"max_tokens": max_tokens}) as reply:
-            await reply.read()
-    except aiohttp.ClientError as error:
-        outcomes.other.append(type(error).__name__)
-        return
-    seconds = time.perf_counter() - began
-    if reply.status == REFUSED:
-        outcomes.refused.append(seconds)
-    elif reply.status == 200:
-        outcomes.accepted.append(seconds)
-    else:
-        outcomes.other.append(str(reply.status))
+@asynccontextmanager
+async def pinned_server(args: argparse.Namespace) -> AsyncIterator[str]:
+    """The URL of the server that is asked; it runs on all cores but the last, this process and its cloud on that."""
+    cores = sorted(os.sched_getaffinity(0))
+    cloud, edge = server_pair(args)
+    async with AsyncExitStack() as stack:
+        for server in [cloud] if args.server == "cloud" else [cloud, edge]:
+            os.sched_setaffinity(0, cores[-1:] if server.name != args.server else cores[:-1] or cores)  # is inherited
+            await stack.enter_async_context(Supervisor([server], terminal.console().print).running())
+        os.sched_setaffinity(0, cores[-1:])
+        yield server.url
 
 
-async def closed_loop(http: aiohttp.ClientSession, args: argparse.Namespace, seconds: float) -> Outcomes:
-    outcomes, end = Outcomes(), time.monotonic() + seconds
-
-    async def client(chance: random.Random) -> None:
-        while time.monotonic() < end:
-            await ask(http, outcomes, chance, args.max_tokens)
-
-    await asyncio.gather(*(client(random.Random(number)) for number in range(args.nominal)))
-    return outcomes
+def body(question: str, max_tokens: int) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": max_tokens}
 
 
-async def open_loop(http: aiohttp.ClientSession, args: argparse.Namespace, rate: float) -> Outcomes:
-    outcomes, chance, end = Outcomes(), random.Random(0), time.monotonic() + args.seconds
-    async with asyncio.TaskGroup() as group:
-        while time.monotonic() < end:
-            await asyncio.sleep(chance.expovariate(rate))
-            group.create_task(ask(http, outcomes, random.Random(chance.random()), args.max_tokens))
-    return outcomes
+def of_status(replies: Sequence[PlainReply], status: int) -> list[float]:
+    """The seconds of the replies with this status."""
+    return [reply.seconds for reply in replies if reply.status == status]
 
 
 def memory() -> dict[str, float]:
@@ -111,20 +92,23 @@ def memory() -> dict[str, float]:
 def table(
     args: argparse.Namespace,
     capacity: float,
-    nominal: Outcomes,
-    overload: Outcomes,
+    nominal: Sequence[PlainReply],
+    overload: Sequence[PlainReply],
     before: dict[str, float],
     after: dict[str, float],
 ) -> Table:
     written = Table("", "", title=f"{args.times:g} times the capacity of the {args.server}", title_justify="left")
+    usual, accepted, refused = of_status(nominal, ANSWERED), of_status(overload, ANSWERED), of_status(overload, REFUSED)
+    late = [reply.late for reply in overload if reply.status == REFUSED]
     rows = {
         f"capacity, {args.nominal} clients": f"{capacity:.1f} answers/s",
-        "median, 95th percentile at capacity": quantiles(nominal.accepted),
-        "accepted": f"{len(overload.accepted)}: {quantiles(overload.accepted)}",
-        "95th percentile over that at capacity": ratio(overload.accepted, nominal.accepted),
-        "refused (429)": f"{len(overload.refused)}: {quantiles(overload.refused)}",
-        "refused within 100 ms": share(overload.refused, 0.1),
-        "other outcomes": ", ".join(sorted(set(overload.other))) or "none",
+        "median, 95th percentile at capacity": quantiles(usual),
+        "accepted": f"{len(accepted)}: {quantiles(accepted)}",
+        "95th percentile over that at capacity": ratio(accepted, usual),
+        "refused (429)": f"{len(refused)}: {quantiles(refused)}",
+        "refused within 100 ms": share(refused, 0.1),
+        "of these times, until they were sent": quantiles(late),
+        "other outcomes": others(overload),
         **{
             f"memory, {place}": f"{before[place]:.0f} MiB, then {after[place] / before[place]:.2f} times"
             for place in before
@@ -133,6 +117,11 @@ def table(
     for name, value in rows.items():
         written.add_row(name, value)
     return written
+
+
+def others(replies: Sequence[PlainReply]) -> str:
+    """The statuses of replies that are neither an answer nor a refusal; 0: a broken connection."""
+    return ", ".join(sorted({str(one.status) for one in replies} - {str(ANSWERED), str(REFUSED)})) or "none"
 
 
 def quantiles(seconds: list[float]) -> str:

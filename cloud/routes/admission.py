@@ -1,6 +1,6 @@
 """Limits how many requests and tokens the engine holds at once; refused requests are not queued here.
 
-vLLM's scheduler is the queue of those that are admitted.
+vLLM's scheduler is the queue of those that are admitted. A burst may fill it; one that does not empty is kept short.
 """
 
 import math
@@ -11,11 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from common.errors import OverloadedError
+from common.queueing import QueueBound
 
 LONGEST_WAIT = 60
 """Upper limit of `Retry-After`, in seconds; older releases are ignored."""
 REMEMBERED = 256
 """Releases from which the rate is estimated."""
+STANDING_TURNS = 0.5
+"""How many answers one of a standing queue waits for. Fewer than at the edge: an edge that is refused goes on alone, or
+asks another cloud."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +39,20 @@ class Work:
 class Admission:
     """Admits work up to `max_requests` and `max_tokens`; a larger request is admitted when nothing else runs.
 
-    Used from one event loop only.
+    `at_once`: how many requests the engine computes at once (None: all); the others wait. Used from one event loop
+    only.
     """
 
-    def __init__(self, max_requests: int, max_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        max_requests: int,
+        max_tokens: int,
+        at_once: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.limit = Work(max_requests, max_tokens)
+        self._at_once = max_requests if at_once is None else min(at_once, max_requests)
+        self._bound = QueueBound(max_requests - self._at_once, max(1, int(STANDING_TURNS * self._at_once)))
         self.held = Work(0, 0)
         self.admitted = 0
         self.refused = 0
@@ -48,22 +61,40 @@ class Admission:
         self._released: deque[tuple[float, Work]] = deque(maxlen=REMEMBERED)
 
     @contextmanager
-    def admit(self, tokens: int, requests: int = 1) -> Iterator[None]:
-        """Around the work of `requests` sequences that may reach `tokens` in total; raises OverloadedError."""
+    def admit(self, tokens: int, requests: int = 1, begun: bool = False) -> Iterator[None]:
+        """Around the work of `requests` sequences that may reach `tokens` in total; raises OverloadedError.
+
+        `begun`: a part of an answer that was admitted before, which a standing queue does not keep out.
+        """
         work, ticket = Work(requests, tokens), object()
-        self._check(work)
+        self._check(work, self.limit if begun else self._limit_now)
         self.held += work
         self.admitted += 1
         self._began[ticket] = self._clock()
         try:
             yield
         finally:
+            self._bound.record_turn(self._waiting, requests)
             self.held -= work
             del self._began[ticket]
             self._released.append((self._clock(), work))
 
-    def _check(self, work: Work) -> None:
-        excess = self.held + work - self.limit
+    def check_room(self) -> None:
+        """Raises OverloadedError where the smallest request has no room: so the others need not be read."""
+        self._check(Work(1, 1), self._limit_now)
+
+    @property
+    def _waiting(self) -> int:
+        return self.held.requests - self._at_once
+
+    @property
+    def _limit_now(self) -> Work:
+        """For what has not begun."""
+        self._bound.record_turn(self._waiting, 0)
+        return Work(self._at_once + self._bound.places, self.limit.tokens)
+
+    def _check(self, work: Work, limit: Work) -> None:
+        excess = self.held + work - limit
         if self._began and (excess.requests > 0 or excess.tokens > 0):
             self.refused += 1
             raise OverloadedError(

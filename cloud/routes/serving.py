@@ -67,6 +67,7 @@ class Serving:
 
         `cost_of`: the body with the names of a chat or completion; `grammar_of`: what restricts the answer.
         """
+        self._admission.check_room()  # a full server reads no more of a request than its head
         body = await read(request, dict[str, Any])
         _refuse_unsupported(body)
         limit = self._admission.limit.requests

@@ -5,6 +5,7 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from functools import lru_cache
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
@@ -104,11 +105,13 @@ def _needs_no_preflight(request: web.Request) -> bool:
     return request.method == hdrs.METH_POST and request.content_type not in (JSON, MSGPACK)
 
 
+@lru_cache
 def _name(authority: str) -> str:
     """The host in `host:port`, in lower case and without the brackets of an IPv6 address."""
     return re.sub(r":\d*$", "", authority.strip().lower()).strip("[]").rstrip(".")
 
 
+@lru_cache
 def _is_local(name: str) -> bool:
     """Whether `name` always is this machine itself."""
     if name == "localhost" or name.endswith(".localhost"):
@@ -116,6 +119,7 @@ def _is_local(name: str) -> bool:
     return _is_address(name) and ipaddress.ip_address(name).is_loopback
 
 
+@lru_cache
 def _is_address(name: str) -> bool:
     """Whether `name` is an IP address, which no name server can change; or empty, as no browser sends it."""
     try:

@@ -58,6 +58,11 @@ class Exchange:
     ended: float | None = None
     """When the last answer on a connection that is kept open ended; None: the request ends with its handler."""
 
+    @property
+    def seconds(self) -> float:
+        """From the start until the end, or until now."""
+        return (self.ended or time.perf_counter()) - self.began
+
     def begin(self) -> None:
         """Another answer begins on the same connection: times are its own."""
         self.began, self.first_byte, self.ended = time.perf_counter(), None, None

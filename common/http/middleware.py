@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -38,12 +39,15 @@ from common.tracing.spans import NO_SPAN, Span, SpanKind, span
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+REFUSAL_SECONDS = 1.0
+"""Between two log lines of refusals by a full server, which may be thousands a second."""
 PROBES = ("/health", "/ready", "/metrics", "/stats", CALL_ROUTE)
 """Requested every few seconds by monitoring: logged only at level DEBUG."""
 
 
 def observe(metrics: HttpMetrics) -> Middleware:
     """A middleware that sets each request's id and trace context, and traces, counts and logs it until it ends."""
+    refusals = RefusalLines()
 
     @web.middleware
     async def observed(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -63,7 +67,8 @@ def observe(metrics: HttpMetrics) -> Middleware:
             finally:
                 if request[EXCHANGE].complete and outcome is RequestOutcome.CANCELLED:
                     outcome, status = RequestOutcome.OK, 200
-                _report(request, metrics, outcome, status)
+                _count(request, metrics, outcome)
+                _log(request, outcome, status, refusals)
                 _trace(traced, request, outcome, status)
 
     return observed
@@ -104,22 +109,46 @@ def _outcome(request: web.Request, response: web.StreamResponse) -> RequestOutco
     return RequestOutcome.REFUSED if response.status >= 400 else RequestOutcome.OK
 
 
-def _report(request: web.Request, metrics: HttpMetrics, outcome: RequestOutcome, status: int) -> None:
-    exchange, route = request[EXCHANGE], route_of(request)
-    seconds = (exchange.ended or time.perf_counter()) - exchange.began
+def _count(request: web.Request, metrics: HttpMetrics, outcome: RequestOutcome) -> None:
+    exchange = request[EXCHANGE]
     first = None if exchange.first_byte is None else exchange.first_byte - exchange.began
-    metrics.observe(route, outcome, seconds, first, exchange.bytes_in, exchange.bytes_out)
+    metrics.observe(route_of(request), outcome, exchange.seconds, first, exchange.bytes_in, exchange.bytes_out)
+
+
+class RefusalLines:
+    """Lets the log line of one refusal through every REFUSAL_SECONDS, and counts the others."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = -math.inf
+        self._untold = 0
+
+    def untold(self) -> int | None:
+        """How many before this one have no line; None: this one has none either."""
+        if (now := self._clock()) < self._next:
+            self._untold += 1
+            return None
+        self._next, untold, self._untold = now + REFUSAL_SECONDS, self._untold, 0
+        return untold
+
+
+def _log(request: web.Request, outcome: RequestOutcome, status: int, refusals: RefusalLines) -> None:
+    untold = refusals.untold() if outcome is RequestOutcome.OVERLOADED else 0
+    if untold is None:
+        return
+    exchange, route = request[EXCHANGE], route_of(request)
     log.log(
         logging.DEBUG if route in PROBES else logging.INFO,
-        "%s %s %d %s %.1f ms, %d bytes in, %d out, request %s",
+        "%s %s %d %s %.1f ms, %d bytes in, %d out, request %s%s",
         request.method,
         route,
         status,
         outcome,
-        seconds * 1000,
+        exchange.seconds * 1000,
         exchange.bytes_in,
         exchange.bytes_out,
         request[REQUEST_ID],
+        f"; {untold} more were refused before it" if untold else "",
     )
 
 

@@ -10,18 +10,11 @@ from common.config_edge import LimitsConfig
 from common.decoding.progress import Progress, current_progress, waiting
 from common.errors import ContextLengthError, OverloadedError
 from common.http.request_context import current_priority, current_tenant
+from common.queueing import QueueBound
 from edge.engine.fair_queue import FairQueue, WeightOf, equal_weights, may_wait
 
-BURST_SECONDS = 5.0
-"""A queue that does not empty within this time is no burst but an overload: a longer one only makes answers late."""
-
-
-def queue_limit(max_queue: int, sequences: int, standing: float) -> int:
-    """How many requests may wait where the queue has not been empty for `standing` seconds.
-
-    A burst may fill the queue. One that stands is kept short, as by CoDel (Nichols and Jacobson 2012).
-    """
-    return max_queue if standing < BURST_SECONDS else min(max_queue, 2 * sequences)
+STANDING_TURNS = 1.5
+"""How many answers one of a standing queue waits for at most."""
 
 
 class SequencePool:
@@ -34,14 +27,11 @@ class SequencePool:
         self,
         sequences: int,
         limits: LimitsConfig,
-        clock: Callable[[], float] = time.monotonic,
         weight: WeightOf = equal_weights,
     ) -> None:
         self._sequences = sequences
         self._limits = limits
-        self._clock = clock
-        self._empty_at = clock()
-        """When nobody waited last."""
+        self._bound = QueueBound(limits.max_queue, int(STANDING_TURNS * sequences))
         self._free = list(range(sequences))
         """Ids without an owner, the least recently used first."""
         self._weight = weight
@@ -107,10 +97,9 @@ class SequencePool:
                 f"a request of {tokens} tokens exceeds the edge's limit of {limit} for all at once"
             )
         admitted = self._admitted[True] + self._admitted[False]
-        now, waiting = self._clock(), max(0, admitted.total() - self._sequences)
-        if not waiting:
-            self._empty_at = now
-        places = self._sequences + queue_limit(self._limits.max_queue, self._sequences, now - self._empty_at)
+        waiting = max(0, admitted.total() - self._sequences)
+        self._bound.record_turn(waiting, 0)
+        places = self._sequences + self._bound.places
         before = admitted if batch else self._admitted[False]  # others overtake batches
         if not may_wait(requests, places, before, tenant, self._weight):
             raise OverloadedError(f"the queue is full: {waiting} requests wait already")
@@ -133,9 +122,6 @@ class SequencePool:
             else:
                 self._queue.remove(turn)
             raise
-        finally:
-            if not self._queue:
-                self._empty_at = self._clock()
 
     def _free_turn(self) -> None:
         self._turns += 1
@@ -145,6 +131,7 @@ class SequencePool:
         """Promises what is promised to nobody to those who are next."""
         while self._turns and self._queue:
             turn = self._queue.pop()
+            self._bound.record_turn(len(self._queue))
             if not turn.done():  # else its request has just left
                 self._turns -= 1
                 turn.set_result(None)

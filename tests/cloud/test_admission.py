@@ -2,11 +2,11 @@
 
 import asyncio
 import random
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
-from cloud.routes.admission import LONGEST_WAIT, Admission, Work
+from cloud.routes.admission import LONGEST_WAIT, STANDING_TURNS, Admission, Work
 from common.errors import OverloadedError
 from tests.support.manual_clock import ManualClock
 
@@ -86,7 +86,7 @@ def test_the_limits_hold_for_any_order_of_admissions_and_releases() -> None:
 def test_retry_after_follows_the_rate_at_which_work_was_released(seconds_each: float) -> None:
     """Work of 100 tokens is released piece by piece: 300 tokens fit after three releases."""
     clock = ManualClock(1000.0)
-    admission = Admission(1000, 500, clock)
+    admission = Admission(1000, 500, clock=clock)
     held = [ExitStack() for _ in range(5)]
     for work in held:
         work.enter_context(admission.admit(100))
@@ -100,7 +100,7 @@ def test_retry_after_follows_the_rate_at_which_work_was_released(seconds_each: f
 
 def test_retry_after_is_the_age_of_the_oldest_work_until_some_is_released() -> None:
     clock = ManualClock(1000.0)
-    admission = Admission(1, 100, clock)
+    admission = Admission(1, 100, clock=clock)
     with admission.admit(1):
         assert refusal(admission, 1).retry_after == 1
         clock.now += 12.3
@@ -111,7 +111,7 @@ def test_retry_after_is_the_age_of_the_oldest_work_until_some_is_released() -> N
 
 def test_retry_after_ignores_releases_of_long_ago() -> None:
     clock = ManualClock(1000.0)
-    admission = Admission(1, 100, clock)
+    admission = Admission(1, 100, clock=clock)
     for _ in range(10):
         with admission.admit(1):
             clock.now += 0.01
@@ -119,3 +119,51 @@ def test_retry_after_ignores_releases_of_long_ago() -> None:
     with admission.admit(1):
         clock.now += 20
         assert refusal(admission, 1).retry_after == 20
+
+
+def served(admission: Admission, held: list[ExitStack], arrivals: int) -> list[int]:
+    """Refusals of each of 200 turns: so many come, and the one that was admitted first ends."""
+    refusals = []
+    for _ in range(200):
+        before = admission.refused
+        for _ in range(arrivals):
+            work = ExitStack()
+            with suppress(OverloadedError):
+                work.enter_context(admission.admit(1))
+                held.append(work)
+        held.pop(0).close()
+        refusals.append(admission.refused - before)
+    return refusals
+
+
+def test_a_burst_fills_vllms_queue_and_one_that_does_not_empty_is_kept_short() -> None:
+    admission, held = Admission(40, 10**6, at_once=8), list[ExitStack]()
+    served(admission, held, arrivals=20)
+    assert admission.held.requests == 8 + int(STANDING_TURNS * 8) - 1
+    while held:
+        held.pop().close()
+    with ExitStack() as burst:
+        for _ in range(40):
+            burst.enter_context(admission.admit(1))
+        refusal(admission, 1)
+
+
+def test_a_standing_queue_keeps_no_round_of_an_answer_out_that_has_begun() -> None:
+    """Else every answer of an edge would lose its cloud at one of its rounds, and none would be whole."""
+    admission, held = Admission(40, 10**6, at_once=8), list[ExitStack]()
+    served(admission, held, arrivals=20)
+    with ExitStack() as rounds:
+        while admission.held.requests < 40:
+            rounds.enter_context(admission.admit(1, begun=True))
+            refusal(admission, 1)
+        with pytest.raises(OverloadedError), admission.admit(1, begun=True):
+            pass
+
+
+def test_a_server_without_room_for_the_smallest_request_says_so_before_it_is_read() -> None:
+    admission = Admission(2, 100)
+    admission.check_room()
+    with admission.admit(99):
+        admission.check_room()
+        with admission.admit(1), pytest.raises(OverloadedError):
+            admission.check_room()

@@ -184,6 +184,8 @@ async def test_a_full_server_says_when_to_try_again(http: aiohttp.ClientSession,
     assert len(refused) == 2
     assert all(int(response.headers["Retry-After"]) >= 1 for response in refused)
     assert (await refused[0].json())["error"]["code"] == "overloaded"
+    unread = await http.post("/v1/completions", data=b"no JSON", headers={"Content-Type": "application/json"})
+    assert unread.status == 429, "the head alone tells that there is no room"
     for response in responses:
         response.close()
     await idle(http, cloud_engine)

@@ -15,6 +15,7 @@ from experiments.counters import vitals
 from experiments.counters.vitals import Vitals
 from experiments.harness.environment import environment
 from experiments.harness.load import TimedAnswer
+from experiments.plain_requests import BROKEN, PlainReply
 from experiments.report.document import ReportFiles
 from experiments.soak import longest_gap
 from experiments.soak_report import SoakReport, Stall
@@ -70,13 +71,16 @@ def test_the_area_under_the_curve_is_half_where_the_clock_tells_nothing() -> Non
 
 
 def test_the_table_of_an_overload_compares_what_is_accepted_with_the_usual() -> None:
-    nominal = overload.Outcomes(accepted=[1.0] * 20)
-    late = overload.Outcomes(accepted=[1.5] * 20, refused=[0.01] * 99 + [0.2])
+    nominal = [PlainReply(overload.ANSWERED, 1.0, 0.0)] * 20
+    late = [PlainReply(overload.ANSWERED, 1.5, 0.0)] * 20 + [PlainReply(BROKEN, 0.0, 0.0)]
+    late += [PlainReply(overload.REFUSED, 0.01, 0.002)] * 99 + [PlainReply(overload.REFUSED, 0.2, 0.002)]
     args = argparse.Namespace(times=10.0, nominal=8, server="edge")
     table = overload.table(args, 4.0, nominal, late, {"edge": 100.0}, {"edge": 105.0})
     cells = dict(zip(*(list(column.cells) for column in table.columns), strict=True))
     assert cells["95th percentile over that at capacity"] == "1.50"
     assert cells["refused within 100 ms"] == "0.990, the latest 0.200 s"
+    assert cells["of these times, until they were sent"] == "0.002 s, 0.002 s"
+    assert cells["other outcomes"] == "0"
     assert cells["memory, edge"] == "100 MiB, then 1.05 times"
 
 

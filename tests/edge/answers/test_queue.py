@@ -7,8 +7,7 @@ import pytest
 
 from common.config_edge import LimitsConfig
 from common.errors import OverloadedError
-from edge.engine.sequence_pool import BURST_SECONDS, SequencePool
-from tests.support.manual_clock import ManualClock
+from edge.engine.sequence_pool import STANDING_TURNS, SequencePool
 
 MAX_QUEUE = 6
 
@@ -40,24 +39,51 @@ class Customers:
             await stack.enter_async_context(self.pool.lend(1, lambda _: 0))
             return stack.pop_all()
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     @property
     def waiting(self) -> int:
         return self.pool.stats()["waiting"]
 
 
 async def test_a_burst_fills_the_queue_and_a_standing_queue_is_short_until_it_has_emptied() -> None:
-    clock = ManualClock(1000.0)
-    customers = Customers(SequencePool(1, LimitsConfig(max_queue=MAX_QUEUE), clock))
+    customers = Customers(SequencePool(1, LimitsConfig(max_queue=MAX_QUEUE)))
     await customers.come(1 + MAX_QUEUE + 3)
     assert (customers.waiting, customers.refused) == (MAX_QUEUE, 3)
-    clock.now += BURST_SECONDS
     await customers.serve(MAX_QUEUE - 1)
     await customers.come(4)
-    assert (customers.waiting, customers.refused) == (2, 6)
+    assert (customers.waiting, customers.refused) == (1, 7)
     await customers.serve(2)
     await customers.come(1 + MAX_QUEUE)
-    assert customers.waiting == MAX_QUEUE
+    assert (customers.waiting, customers.refused) == (MAX_QUEUE, 7)
     await customers.serve(MAX_QUEUE + 1)
+
+
+async def test_under_overload_only_those_of_the_first_burst_wait_longer_than_for_a_few_answers() -> None:
+    """Whoever is admitted waits behind those who wait already; each burst is followed by refusals until it is over."""
+    pool = SequencePool(4, LimitsConfig(max_queue=16))
+    customers, waits = Customers(pool), []
+    for _ in range(300):
+        before = customers.waiting
+        await customers.come(10)
+        waits += range(before, customers.waiting)
+        await customers.serve(1)
+    late = [turns for turns in waits if turns >= STANDING_TURNS * 4]
+    assert len(late) < 16 < len(waits) / 10
+    assert max(waits[20:]) < STANDING_TURNS * 4
+    await customers.serve(len(customers))
+
+
+async def test_clients_that_ask_again_as_soon_as_they_have_their_answer_are_not_refused() -> None:
+    """Twice as many as there are sequences: a queue that stands because of them keeps room for them."""
+    customers = Customers(SequencePool(4, LimitsConfig(max_queue=16)))
+    await customers.come(8)
+    for _ in range(100):
+        await customers.serve(1)
+        await customers.come(1)
+    assert customers.refused == 0
+    await customers.serve(8)
 
 
 async def test_no_refusal_is_late_and_nobody_who_was_refused_waits() -> None:

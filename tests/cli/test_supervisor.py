@@ -17,6 +17,8 @@ from cli import supervisor
 from cli.demo import free_ports
 from cli.supervisor import ServerProcess, Supervisor
 from common.errors import StartError
+from common.http.client import HTTPClient
+from tests.support.waiting import until
 
 READY = """
 import os, signal, subprocess, sys, time, urllib.request
@@ -133,15 +135,22 @@ async def test_a_supervisor_that_has_stopped_its_servers_leaves_no_process(tmp_p
 
 
 async def test_a_server_that_answers_nothing_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "HEALTH_SECONDS", 0.2)
-    monkeypatch.setattr(supervisor, "HUNG_CHECKS", 3)
+    looks, answers = list[bool](), supervisor._answers
+
+    async def noted(client: HTTPClient) -> bool:
+        looks.append(await answers(client))
+        return looks[-1]
+
+    monkeypatch.setattr(supervisor, "_answers", noted)
+    monkeypatch.setattr(supervisor, "HEALTH_SECONDS", 0.5)
+    monkeypatch.setattr(supervisor, "HUNG_CHECKS", 4)
     (tmp_path / "server.py").write_text(SERVER)
     (port,) = free_ports(1)
     url, pids = f"http://127.0.0.1:{port}", tmp_path / "pids"
     server = ServerProcess("edge", str(tmp_path / "server.py"), url, [str(port), str(pids)], tmp_path / "edge.log")
     async with Supervisor([server], lambda _: None).running():
         first = pids.read_text()
-        await asyncio.sleep(2)
+        await until(lambda: sum(looks) > 4)
         assert pids.read_text() == first, "it answers"
         os.kill(int(first.split()[0]), signal.SIGSTOP)
         async with asyncio.timeout(30):

@@ -35,6 +35,7 @@ from common.protocol import codec
 from common.protocol.prefix_hash import prefix_hash
 from common.types import GREEDY, VerifyRequest, VerifyResponse
 from experiments.harness.delay_proxy import DelayProxy
+from tests.support.waiting import until
 
 
 class Echo(msgspec.Struct, forbid_unknown_fields=True):
@@ -45,6 +46,7 @@ class Backend:
     """A server with handlers for the tests; `left` is set when a waiting handler was cancelled."""
 
     def __init__(self) -> None:
+        self.waits = asyncio.Event()
         self.left = asyncio.Event()
         self.content_types: list[str] = []
         self.request_ids: list[str] = []
@@ -68,6 +70,7 @@ class Backend:
         return reply(request, await read(request, Echo))
 
     async def wait(self, request: web.Request) -> web.Response:
+        self.waits.set()
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
@@ -218,10 +221,10 @@ def test_a_client_of_what_is_no_url_is_refused(url: str) -> None:
 
 async def test_a_client_that_leaves_cancels_its_handler(backend: tuple[Backend, str]) -> None:
     async with HTTPClient(backend[1]) as client:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await client.post("/wait", {}, Echo)
-    async with asyncio.timeout(10):
+        leaving = asyncio.create_task(client.post("/wait", {}, Echo))
+        await asyncio.wait_for(backend[0].waits.wait(), 30)
+        leaving.cancel()
+    async with asyncio.timeout(30):
         await backend[0].left.wait()
 
 
@@ -229,8 +232,8 @@ async def test_a_call_that_the_server_does_not_work_on_is_given_up_at_its_deadli
     backend: tuple[Backend, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(InFlight, "works_on", lambda *_: False)
-    async with HTTPClient(backend[1], HttpClientConfig(timeout=0.2)) as client:
-        with pytest.raises(EndpointError, match=r"did not answer within 0\.2 s"):
+    async with HTTPClient(backend[1], HttpClientConfig(timeout=0.5)) as client:
+        with pytest.raises(EndpointError, match=r"did not answer within 0\.5 s"):
             await client.post("/wait", {}, Echo)
     async with asyncio.timeout(10):
         await backend[0].left.wait()
@@ -258,10 +261,10 @@ async def test_a_server_knows_the_calls_that_it_works_on_and_no_others(backend: 
 async def test_a_silent_stream_carries_comments_which_keep_its_client_waiting(
     backend: tuple[Backend, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def raw() -> bytes:
+    async def raw(seconds: float) -> bytes:
         async with aiohttp.ClientSession() as session, session.post(backend[1] + "/stream?then=wait") as response:
             await response.content.readuntil(b"\n\n")
-            async with asyncio.timeout(0.5):
+            async with asyncio.timeout(seconds):
                 return await response.content.readuntil(b"\n\n")
 
     async def second_event() -> None:
@@ -272,11 +275,11 @@ async def test_a_silent_stream_carries_comments_which_keep_its_client_waiting(
                 await anext(events)
 
     with pytest.raises(TimeoutError):
-        await raw()
+        await raw(0.5)
     with pytest.raises(EndpointError, match=r"did not answer within 0\.5 s"):
         await second_event()
     monkeypatch.setattr(messages, "KEEPALIVE_SECONDS", 0.05)
-    assert (await raw()).startswith(b":")
+    assert (await raw(30)).startswith(b":")
     with pytest.raises(TimeoutError):  # the test's, not the client's
         await second_event()
 
@@ -301,6 +304,11 @@ async def test_a_client_that_leaves_a_stream_closes_it(backend: tuple[Backend, s
             await backend[0].left.wait()
 
 
+async def read_whole(session: aiohttp.ClientSession, url: str) -> None:
+    async with session.post(url) as response:
+        await response.read()
+
+
 @pytest.mark.parametrize("fails", ["write", "write_eof"])
 async def test_a_client_that_has_left_is_no_fault_of_ours(
     backend: tuple[Backend, str], fails: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -313,9 +321,11 @@ async def test_a_client_that_has_left_is_no_fault_of_ours(
     async with aiohttp.ClientSession() as session:
         with monkeypatch.context() as patched, suppress(aiohttp.ClientError, TimeoutError):
             patched.setattr(web.StreamResponse, fails, gone)
-            async with asyncio.timeout(0.5), session.post(backend[1] + "/stream?then=end") as response:
-                await response.read()
-    assert backend[0].left.is_set()
+            asking = asyncio.create_task(read_whole(session, backend[1] + "/stream?then=end"))
+            await asyncio.wait_for(backend[0].left.wait(), 30)
+            await asyncio.sleep(0.2)  # in which its failure would be logged
+            asking.cancel()
+            await asyncio.wait([asking])
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
@@ -332,8 +342,10 @@ async def test_a_stream_whose_client_leaves_after_the_last_event_counts_as_answe
     async with aiohttp.ClientSession() as session:
         with monkeypatch.context() as patched, suppress(aiohttp.ClientError, TimeoutError):
             patched.setattr(web.StreamResponse, "write_eof", left)
-            async with asyncio.timeout(0.5), session.post(backend[1] + "/stream?then=end") as response:
-                await response.read()
+            asking = asyncio.create_task(read_whole(session, backend[1] + "/stream?then=end"))
+            await until(lambda: "POST /stream" in caplog.text)
+            asking.cancel()
+            await asyncio.wait([asking])
     (line,) = [one.getMessage() for one in caplog.records if "POST /stream" in one.getMessage()]
     assert "POST /stream 200 ok" in line
 

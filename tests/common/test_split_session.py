@@ -23,6 +23,7 @@ from common.http_server import HTTPServer, make_app
 from common.types import GREEDY, Sampling, StateEncoding
 from experiments.harness.delay_proxy import DelayProxy
 from tests.support.split.fake_tail import MANIFEST, FakeTail, FakeTailServer, fake_cloud, right_for, some_states
+from tests.support.waiting import until
 
 DEADLINE = 10.0
 
@@ -126,13 +127,13 @@ async def test_a_connection_that_breaks_costs_no_token(monkeypatch: pytest.Monke
 async def test_without_asking_again_a_broken_connection_would_cost_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split_session, "ATTEMPTS", 1)
     async with (
-        fake_cloud(FakeTail(seconds=0.2)) as fake,
+        fake_cloud(FakeTail(seconds=30)) as fake,
         DelayProxy("127.0.0.1", fake.server.port) as proxy,
         split_cloud(proxy.url) as cloud,
         cloud.session(MANIFEST.fingerprint) as session,
     ):
         waiting = asyncio.create_task(asked(session, 1, 5))
-        await asyncio.sleep(0.1)
+        await until(lambda: fake.tail.running)
         await proxy.cut()
         with pytest.raises(EndpointError, match="broke"):
             await waiting
@@ -150,7 +151,10 @@ async def test_a_restarted_cloud_gets_everything_again() -> None:
             await asyncio.sleep(split_connection.PAUSE_SECONDS)
 
 
-async def test_a_cloud_that_is_not_there_fails_at_once_and_is_tried_again_after_a_pause() -> None:
+async def test_a_cloud_that_is_not_there_fails_at_once_and_is_tried_again_after_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(split_connection, "PAUSE_SECONDS", 3600.0)
     (port,) = free_ports(1)
     async with split_cloud(f"http://127.0.0.1:{port}") as cloud, cloud.session(MANIFEST.fingerprint) as session:
         session.send(some_states(1, 0, 5))
@@ -160,7 +164,7 @@ async def test_a_cloud_that_is_not_there_fails_at_once_and_is_tried_again_after_
             with pytest.raises(EndpointError, match="cannot reach"):  # within the pause nothing is even tried
                 await session.token(GREEDY, DEADLINE)
             assert not len(fake.contexts)
-            await asyncio.sleep(split_connection.PAUSE_SECONDS)
+            monkeypatch.setattr(split_connection, "PAUSE_SECONDS", 0.0)
             assert await asked(session, 1, 6) == right_for(1, 6)
 
 
@@ -201,7 +205,7 @@ async def test_a_question_given_up_leaves_session_and_connection_as_they_were() 
         async with cloud.session(MANIFEST.fingerprint) as session, cloud.session(MANIFEST.fingerprint) as other:
             session.send(some_states(1, 0, 5))
             given_up = asyncio.create_task(session.token(GREEDY, DEADLINE))
-            await asyncio.sleep(0.03)
+            await until(lambda: fake.tail.running)
             given_up.cancel()
             await asyncio.wait([given_up])
             answers = await asyncio.gather(asked(session, 1, 6), asked(other, 2, 4))
@@ -282,7 +286,7 @@ async def test_a_closed_client_fails_what_waits() -> None:
     async with fake_cloud(FakeTail(seconds=30)) as fake, split_cloud(fake.url) as cloud:
         session = cloud.session(MANIFEST.fingerprint)
         waiting = asyncio.create_task(asked(session, 1, 5))
-        await asyncio.sleep(0.05)
+        await until(lambda: fake.tail.running)
         await cloud.close()
         with pytest.raises(EndpointError):
             await waiting

@@ -222,7 +222,7 @@ async def test_the_event_loop_runs_while_a_template_is_busy() -> None:
         while not busy.done():
             await asyncio.sleep(0.01)
             ticks += 1
-        assert ticks >= 10
+        assert ticks > 2  # a loop that stands still meanwhile turns twice: once before, once after
         with pytest.raises(RequestError, match=r"no end in 0\.5 s"):
             await busy
 

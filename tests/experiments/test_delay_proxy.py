@@ -74,7 +74,7 @@ async def test_many_messages_are_in_flight_at_once(far: int) -> None:
             writer.write(bytes([n]))
             await asyncio.sleep(0.001)
         assert await reader.readexactly(40) == bytes(range(40))
-        assert time.perf_counter() - began < 20 * 0.25
+        assert time.perf_counter() - began < 36 * 0.25
         writer.close()
 
 

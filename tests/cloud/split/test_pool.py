@@ -11,6 +11,7 @@ from common.errors import ContextLengthError, EngineError, StatesMissing
 from common.protocol.hidden_states import pack
 from common.types import GREEDY, Sampling, StateEncoding
 from tests.support.split.fake_tail import FakeTail, as_engine, right_for, some_states
+from tests.support.waiting import until
 
 NO_LIMITS = Limits()
 
@@ -121,12 +122,10 @@ async def test_a_cancelled_request_frees_its_kv_at_once_and_the_next_starts_over
     tail.seconds = 30
     edge.send(6)
     asked = asyncio.create_task(pool.token("s1", 6, GREEDY))
-    await asyncio.sleep(0.01)
-    assert tail.running == 1
+    await until(lambda: tail.running == 1)
     asked.cancel()
     await asyncio.wait([asked])
-    await asyncio.sleep(0.01)
-    assert tail.running == 0 and not tail.lengths and contexts.held("s1") == 0
+    await until(lambda: tail.running == 0 and not tail.lengths and contexts.held("s1") == 0)
     tail.seconds = 0
     assert await edge.ask(6) == right_for(1, 6) and edge.again == 0
     await pool.close()
@@ -138,7 +137,7 @@ async def test_a_session_closed_and_opened_again_during_a_request_is_a_new_one()
     edge = UploadingEdge(pool, contexts, 1)
     edge.send(5)
     old = asyncio.create_task(pool.token("s1", 5, GREEDY))
-    await asyncio.sleep(0.01)
+    await until(lambda: tail.running == 1)
     contexts.close("s1")
     contexts.open("s1")
     contexts.receive("s1", 0, pack(some_states(2, 0, 5), StateEncoding.FP32))

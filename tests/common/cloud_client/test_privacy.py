@@ -71,7 +71,7 @@ async def test_a_search_that_takes_too_long_counts_as_a_match_while_the_loop_run
         while not searching.done():
             await asyncio.sleep(0.01)
             turns += 1
-        assert searching.result() and turns >= 5
+        assert searching.result() and turns > 2  # a loop that stands still meanwhile turns twice: before and after
         assert await asyncio.gather(*map(patterns.match, ("my:secret", "hello"))) == [True, False]
 
 

@@ -5,7 +5,6 @@ import json
 import random
 import socket
 import struct
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -25,6 +24,8 @@ LONG = ASK | {
 }
 """An answer that cannot end early."""
 CLIENTS = 100
+FREED_SECONDS = 10.0
+"""Less than the answers themselves would take that have been left."""
 
 
 async def test_slow_heads_and_bodies_and_half_closed_sockets_delay_no_other_request(edge: Edge) -> None:
@@ -58,7 +59,7 @@ async def connections(edge: Edge, openings: list[bytes]) -> AsyncIterator[list[a
 
 
 async def test_a_hundred_clients_that_leave_at_random_moments_free_everything(edge: Edge) -> None:
-    """Leases and queue return to 0 within a second of the last client leaving, after having been in use."""
+    """Leases and queue return to 0 when the last client has left, after having been in use: some had to wait."""
     chance = random.Random(7)
     busy = 0
     await edge.http.post("/v1/completions", LONG | {"max_tokens": 1}, dict)  # so that its grammar is compiled
@@ -81,8 +82,8 @@ async def test_a_hundred_clients_that_leave_at_random_moments_free_everything(ed
     watching = asyncio.create_task(watch())
     await asyncio.gather(*(visit(chance.uniform(0.01, 2), i % 3) for i in range(CLIENTS)))
     watching.cancel()
-    await until(edge, is_idle, 1.0)
-    assert busy > 10
+    await until(edge, is_idle, FREED_SECONDS)
+    assert busy > (await engine_stats(edge))["sequences"]
     assert await answers(edge)
 
 
@@ -100,7 +101,7 @@ async def test_a_full_queue_is_a_429_with_retry_after_for_streams_too() -> None:
                     async with session.post(url, json=ASK | {"stream": stream}) as refused:
                         assert (refused.status, "Retry-After" in refused.headers) == (429, True)
                         assert (await refused.json())["error"]["type"] == "rate_limit_error"
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while (served := await session.post(url, json=ASK | {"stream": True})).status == 429:
                     await asyncio.sleep(0.02)
             assert b"[DONE]" in await served.read()
@@ -134,12 +135,10 @@ async def test_a_client_that_stays_holds_its_lease_until_it_leaves(edge: Edge) -
         return not await is_idle(edge)
 
     staying = [asyncio.create_task(reading(edge, LONG | {"stream": True, "n": 16})) for _ in range(2)]
-    await until(edge, is_busy, 5.0)
+    await until(edge, is_busy, 30.0)
     await asyncio.sleep(0.2)
     assert await is_busy(edge)
     for task in staying:
         task.cancel()
     await asyncio.gather(*staying, return_exceptions=True)
-    began = time.monotonic()
-    await until(edge, is_idle, 1.0)
-    assert time.monotonic() - began < 1.0
+    await until(edge, is_idle, FREED_SECONDS)

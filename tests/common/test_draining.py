@@ -42,7 +42,7 @@ async def test_a_request_in_flight_is_answered_while_new_ones_are_refused(
     client: aiohttp.ClientSession, number: signal.Signals
 ) -> None:
     async with small_server() as server:
-        asked = asyncio.create_task(client.get(server.url + "/wait/1.5"))
+        asked = asyncio.create_task(client.get(server.url + "/wait/4"))
         await _waiting(server)
         server.signal(number)
         await _refused(client, server.url)

@@ -161,7 +161,23 @@ async def test_an_engine_that_computes_is_never_lost_and_takes_requests_until_it
         await until(lambda: engine.log == ["start", "kill", "close", "start"])
 
 
-async def test_without_the_watch_a_hanging_engine_stays_ready_and_its_requests_wait() -> None:
+async def test_without_the_watch_a_dead_engine_stays_ready_and_its_requests_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Negative control of the tests of lost engines."""
+    monkeypatch.setattr(EngineSupervisor, "_lost", lambda _: asyncio.sleep(3600))
+    engine = FakeEngine()
+    async with kept(engine) as supervisor:
+        await supervisor.wait_up()
+        waiting = asyncio.create_task(request(supervisor))
+        dies(engine)
+        await asyncio.sleep(20 * QUICK.watch)
+        assert supervisor.ready and engine.log == ["start"]
+        assert not waiting.done()
+        waiting.cancel()
+
+
+async def test_without_a_limit_a_hanging_engine_stays_ready_and_its_requests_wait() -> None:
     """Negative control of the test above."""
     engine = FakeEngine()
     async with kept(engine, SupervisorTiming(watch=0.001, hang=3600)) as supervisor:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -32,8 +32,11 @@ def unread_request(port: int, path: str, body: dict[str, Any]) -> Iterator[socke
         yield client
 
 
-async def test_a_stream_to_a_client_that_does_not_read_ends_after_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "SEND_SECONDS", 0.2)
+@pytest.mark.parametrize(("deadline", "ends"), [(0.2, True), (3600.0, False)])
+async def test_a_stream_to_a_client_that_does_not_read_ends_after_a_deadline_and_never_without(
+    deadline: float, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "SEND_SECONDS", deadline)
     closed = asyncio.Event()
 
     async def endless() -> AsyncGenerator[bytes, None]:
@@ -51,9 +54,8 @@ async def test_a_stream_to_a_client_that_does_not_read_ends_after_a_deadline(mon
     server = HTTPServer(app, HOST, 0)
     await server.start()
     try:
-        with unread_request(server.port, "/events", {}):
-            async with asyncio.timeout(PATIENCE):
-                await closed.wait()
+        with unread_request(server.port, "/events", {}), nullcontext() if ends else pytest.raises(TimeoutError):
+            await asyncio.wait_for(closed.wait(), PATIENCE if ends else 2.0)
     finally:
         await server.stop()
 

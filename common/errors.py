@@ -20,6 +20,7 @@ FrameworkError
 │   └── RateLimitError       a limit of the request's API key, or a day's budget
 ├── EngineError        503  our own model does not answer
 ├── StoppingError      503  the server is stopping and accepts no new request
+├── StorageError       507  a disk that is full, or fails
 └── EndpointError      502  another server cannot be reached, or its reply is invalid
     └── VocabularyError  409  its token ids mean something else, or their meaning is unknown
 """
@@ -141,6 +142,11 @@ class EngineError(FrameworkError):
 class StoppingError(FrameworkError):
     status = 503
     code = "server_stopping"
+
+
+class StorageError(FrameworkError):
+    status = 507
+    code = "storage_failed"
 
 
 class EndpointError(FrameworkError):

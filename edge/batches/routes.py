@@ -1,14 +1,16 @@
 """The routes of `/v1/files` and `/v1/batches`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+import errno
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import BinaryIO, TypeVar
 
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from common.errors import RequestError
+from common.errors import RequestError, StorageError
 from common.http.messages import BODY_SECONDS, TENANT, read, reply
 from edge.api.context import ServerContext
 from edge.batches.file_store import FileStore
@@ -17,7 +19,11 @@ from edge.batches.objects import DeletedFile, FileList, FileObject, JobList, New
 from edge.dialects.response_store import ResponseStore
 from edge.privacy.private_requests import HEADER, kept_by_caller
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""Those of an OSError that blame the disk, and not, for example, the client's connection."""
 JOBS = web.AppKey("JOBS", BatchJobs)
 FIELD_BYTES = 1024
 """Of a field of the form beside the file."""
@@ -28,15 +34,30 @@ MAX_PAGE = 100
 
 
 def add_routes(app: web.Application) -> None:
-    app.router.add_post("/v1/files", _upload)
+    app.router.add_post("/v1/files", _stored(_upload))
     app.router.add_get("/v1/files", _files)
     app.router.add_get("/v1/files/{id}", _file)
-    app.router.add_delete("/v1/files/{id}", _delete)
+    app.router.add_delete("/v1/files/{id}", _stored(_delete))
     app.router.add_get("/v1/files/{id}/content", _content)
-    app.router.add_post("/v1/batches", _create)
+    app.router.add_post("/v1/batches", _stored(_create))
     app.router.add_get("/v1/batches", _jobs)
     app.router.add_get("/v1/batches/{id}", _job)
-    app.router.add_post("/v1/batches/{id}/cancel", _cancel)
+    app.router.add_post("/v1/batches/{id}/cancel", _stored(_cancel))
+
+
+def _stored(handler: Handler) -> Handler:
+    """A route that writes: where the disk does not take it, the reply says so."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            log.error("batches cannot be kept: %s", error.strerror)
+            raise StorageError(f"the edge cannot keep it: {error.strerror}") from error
+
+    return handle
 
 
 @asynccontextmanager

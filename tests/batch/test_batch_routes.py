@@ -1,6 +1,7 @@
 """`/v1/files` and `/v1/batches` with the unmodified openai package, on an edge in this process."""
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -362,3 +363,29 @@ def test_a_line_begins_only_where_a_sequence_is_free_and_nobody_waits(lent: int,
     target = EdgeTarget(Context(), None, "")  # type: ignore[arg-type]
     assert target._has_room() is room
     assert target.capacity == 3
+
+
+async def test_a_full_disk_is_named_and_keeps_nothing_half(
+    both: list[openai.AsyncOpenAI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = both[0]
+    file = await uploaded(ann, [row("one")])
+
+    async def kept() -> list[set[str]]:
+        return [{one.id for one in (await each.list()).data} for each in (ann.files, ann.batches)]
+
+    before = await kept()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("edge.batches.file_store.os.fsync", full)
+        for wanted in (
+            ann.batches.create(input_file_id=file, endpoint=ROUTE, completion_window="24h"),
+            uploaded(ann, [row("two")]),
+        ):
+            with pytest.raises(openai.APIStatusError) as refused:
+                await wanted
+            assert (refused.value.status_code, refused.value.code) == (507, "storage_failed")
+    assert await kept() == before

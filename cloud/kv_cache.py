@@ -1,9 +1,10 @@
 """F3 on the cloud: which replica's prefix cache holds how much of a token sequence."""
 
 from array import array
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import filterfalse, islice
+from typing import Any
 
 import msgspec
 
@@ -70,6 +71,17 @@ class VLLMKVCache:
     def blocks(self, replica: str) -> int:
         """Number of different blocks of `replica` in the index."""
         return len(self._replicas[replica]) if replica in self._replicas else 0
+
+    def replicas(self) -> list[str]:
+        """The names of all replicas in the index."""
+        return list(self._replicas)
+
+    def stores(self) -> Iterator[tuple[Any, ...]]:
+        """The arguments of all calls of `store` that make an index with the same contents."""
+        for name, replica in self._replicas.items():
+            for block_hash, block in replica.blocks():
+                parent, extra, ids = block.content
+                yield from [(name, [block_hash], parent, array(ID.typecode, ids), [extra])] * block.copies
 
     def stats(self) -> CacheStats:
         """The figures since each replica was first followed."""
@@ -178,6 +190,9 @@ class _Replica:
 
     def __len__(self) -> int:
         return len(self._by_hash)
+
+    def blocks(self) -> "Iterable[tuple[BlockHash, _Block]]":
+        return self._by_hash.items()
 
     def stats(self) -> ReplicaStats:
         return ReplicaStats(len(self), self._queries, self._hits, self._evictions)

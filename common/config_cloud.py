@@ -75,6 +75,14 @@ class EngineConfig(Section, frozen=True):
     """Seconds of silence after which nothing new is taken; after three times that the engine is restarted."""
 
 
+class RayConfig(Section, frozen=True):
+    """What keeps several replicas running."""
+
+    address: str = ""
+    """Of a running cluster, `auto` for that of this machine; empty: one of this machine alone, which ends with the
+    server."""
+
+
 class CloudSplitConfig(Section, frozen=True):
     """The layer split: the cloud runs a model's last layers."""
 
@@ -92,6 +100,9 @@ class CloudSplitConfig(Section, frozen=True):
 
 class CloudConfig(Section, frozen=True):
     model: CloudModelConfig = CloudModelConfig()
+    replicas: Positive = 1
+    """Replicas of the model behind one port; more than one need Ray (`requirements-ray.txt`)."""
+    ray: RayConfig = RayConfig()
     server: ServerConfig = ServerConfig(port=8081)
     admission: AdmissionConfig = AdmissionConfig()
     engine: EngineConfig = EngineConfig()

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
 from aiohttp import WSCloseCode, web
@@ -30,6 +30,8 @@ FATAL = web.AppKey("FATAL", asyncio.Future[None])
 """A component of the app that cannot go on sets its error here; the server then stops with that error."""
 LIVENESS = web.AppKey[Callable[[], None]]("LIVENESS")
 """Raises EngineError when the server can only be helped by a new start; GET /health is 503 then."""
+WORKS_ON = web.AppKey[Callable[[str], Awaitable[bool]]]("WORKS_ON")
+"""Whether a call is worked on, where other servers do the work; else every call in flight is."""
 KEEPALIVE_SECONDS = 75.0
 """How long a connection may be idle between requests, or take to send the head of one."""
 
@@ -38,12 +40,16 @@ LINGER_SECONDS = 2.0
 
 
 def make_app(
-    config: ServerConfig | None = None, registry: CollectorRegistry | None = None, public: Collection[str] = ()
+    config: ServerConfig | None = None,
+    registry: CollectorRegistry | None = None,
+    public: Collection[str] = (),
+    metrics: Callable[[web.Request], Awaitable[web.Response]] | None = None,
 ) -> web.Application:
     """An application with GET /health, GET /metrics, API keys, a guard against foreign web pages, CORS, request logs
     and OpenAI's error objects.
 
     Its metrics are kept on `registry`. `public`: routes that are answered without a key, beside /health and /ready.
+    `metrics` answers GET /metrics in place of a page of `registry`.
     """
     config, registry = config or ServerConfig(), registry or CollectorRegistry()
     in_flight = InFlight()
@@ -58,7 +64,7 @@ def make_app(
     app.on_response_prepare.append(access.response_headers(config.cors_origins))
     app[IN_FLIGHT], app[WEBSOCKETS] = in_flight, weakref.WeakSet()
     app.router.add_get("/health", _health)
-    app.router.add_get("/metrics", metrics_page(registry))
+    app.router.add_get("/metrics", metrics or metrics_page(registry))
     app.router.add_get(CALL_ROUTE, _call)
     return app
 
@@ -80,7 +86,9 @@ async def _health(request: web.Request) -> web.Response:
 
 async def _call(request: web.Request) -> web.Response:
     """Whether the server works on one of the calls that it was sent: a client asks when the reply is late."""
-    if not request.app[IN_FLIGHT].works_on(request.match_info["id"]):
+    call = request.match_info["id"]
+    elsewhere = request.app.get(WORKS_ON)
+    if not (request.app[IN_FLIGHT].works_on(call) if elsewhere is None else await elsewhere(call)):
         raise NotFoundError("no such call is in flight")
     return reply(request, {"status": "working"})
 

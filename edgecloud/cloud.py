@@ -9,7 +9,9 @@ import uvloop
 from cli.args import config_parser, load_config, run_program, set_up_logging
 from cloud.engine import version
 from cloud.engine.model_source import check_model
+from cloud.replicas.actor import ReplicaSpec
 from common.config_cloud import CloudConfig
+from common.config_schema import Config
 from common.files import model_root
 from common.http_server import listen, serve
 from common.tracing.export import exported
@@ -30,20 +32,35 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _serve(args: argparse.Namespace) -> None:
-    model = {"cloud__model__path": args.model, "cloud__model__local": "''" if args.model else None}
-    config = load_config(args, cloud__server__host=args.host, cloud__server__port=args.port, **model)
+    config = _config(args)
     set_up_logging(config.logging.level)
     version.check()
-    path = model_root.cloud_model(config).path
-    await asyncio.to_thread(check_model, path)
+    spec = await asyncio.to_thread(_spec, config)
     (await listen(config.cloud.server.host, config.cloud.server.port, SERVER)).close()
+    if config.cloud.replicas > 1:
+        from cloud.replicas.service import serve_replicas  # needs Ray
+
+        await serve_replicas(config.cloud, spec, lambda: _spec(_config(args)), SERVER)
+        return
     # What is wrong is said before this import, which takes many seconds.
     from cloud.cloud_server import build_app
     from cloud.engine.engine import CloudEngine
 
-    engine = CloudEngine(path, config.cloud.draft_verifier.max_draft_tokens, engine_args(config.cloud))
+    engine = CloudEngine(spec.model, config.cloud.draft_verifier.max_draft_tokens, spec.engine_args)
     with exported("edgecloud-cloud", config.logging.traces):
         await serve(build_app(engine, config.cloud), config.cloud.server, SERVER)
+
+
+def _config(args: argparse.Namespace) -> Config:
+    model = {"cloud__model__path": args.model, "cloud__model__local": "''" if args.model else None}
+    return load_config(args, cloud__server__host=args.host, cloud__server__port=args.port, **model)
+
+
+def _spec(config: Config) -> ReplicaSpec:
+    """What a replica runs; raises StartError for a model that is not there."""
+    path = model_root.cloud_model(config).path
+    check_model(path)
+    return ReplicaSpec(path, engine_args(config.cloud), config.cloud, config.logging.level)
 
 
 def engine_args(cloud: CloudConfig) -> dict[str, object]:

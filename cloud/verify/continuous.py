@@ -72,6 +72,7 @@ class ContinuousAnswer:
             token_ids=drawn,
             accepted=min(self.progress.accepted - before, len(drawn)),  # a stop string may have cut off accepted ones
             logprobs=_logprobs(drawn, answer, self._round.logprobs),
+            finish_reason=FinishReason(answer.finish_reason) if answer.finish_reason in ("stop", "length") else None,
         )
 
     def _end(self, answer: CompletionOutput, cached: int) -> EndFrame:

@@ -80,13 +80,20 @@ EXCHANGE = web.RequestKey("EXCHANGE", Exchange)
 
 
 async def read(request: web.Request, type_: type[T]) -> T:
-    """The request's body decoded as `type_`, a struct or a dict of plain JSON values; raises RequestError.
+    """The request's body decoded as `type_`, a struct or a dict of plain JSON values; raises as `read_body` does, and
+    RequestError."""
+    body = await read_body(request)
+    encoded = _encoding(request) == "zstd"
+    return codec.decode(decompressed(body) if encoded else body, type_, request.content_type)
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The request's body as it was sent.
 
     Answers 413 for a body above BODY_LIMIT, 408 for one that takes longer than BODY_SECONDS, and 415 for any
-    compression but zstd with a declared size: without it a few bytes could expand to gigabytes.
+    compression but zstd.
     """
-    encoding = request.headers.get("Content-Encoding", "identity").lower()
-    if encoding not in ("identity", "zstd"):
+    if _encoding(request) not in ("identity", "zstd"):
         raise web.HTTPUnsupportedMediaType(reason="of compressed bodies only zstd is accepted")
     if (request.content_length or 0) > BODY_LIMIT:
         raise web.HTTPRequestEntityTooLarge(BODY_LIMIT)
@@ -96,11 +103,18 @@ async def read(request: web.Request, type_: type[T]) -> T:
     except TimeoutError as error:
         raise web.HTTPRequestTimeout from error
     request[EXCHANGE].bytes_in += len(body)
-    return codec.decode(_decompress(body) if encoding == "zstd" else body, type_, request.content_type)
+    return body
 
 
-def _decompress(body: bytes) -> bytes:
-    """A zstd frame's content, never longer than the size it declares; 415 without a size, 413 above BODY_LIMIT."""
+def _encoding(request: web.Request) -> str:
+    return request.headers.get("Content-Encoding", "identity").lower()
+
+
+def decompressed(body: bytes) -> bytes:
+    """A zstd frame's content, never longer than the size it declares; 415 without a size, 413 above BODY_LIMIT.
+
+    Without a size a few bytes could expand to gigabytes.
+    """
     try:
         size = zstandard.frame_content_size(body)
         if size < 0:
@@ -147,7 +161,7 @@ async def stream(
         try:
             async for event in events:
                 try:
-                    await _send(request, response.write(event))
+                    await sent(request, response.write(event))
                 except asyncio.CancelledError as error:
                     await events.athrow(error)  # the generator knows who cancelled it
                     raise
@@ -158,10 +172,10 @@ async def stream(
         except (Exception, asyncio.CancelledError) as error:
             exchange.failed = True
             event = (error_event or _error_event)(client_error(request, error))
-            await _send(request, response.write(event))
+            await sent(request, response.write(event))
             exchange.record_sent(len(event))
     with suppress(ConnectionError):  # a client that has read the last event may leave
-        await _send(request, response.write_eof())
+        await sent(request, response.write_eof())
     return response
 
 
@@ -169,7 +183,7 @@ def _error_event(error: FrameworkError) -> bytes:
     return b"data: " + codec.encode(error_object(error)) + b"\n\n"
 
 
-async def _send(request: web.Request, writing: Awaitable[None]) -> None:
+async def sent(request: web.Request, writing: Awaitable[None]) -> None:
     """Waits until the client has room for what is written; breaks the connection of one that does not read."""
     try:
         async with asyncio.timeout(SEND_SECONDS):

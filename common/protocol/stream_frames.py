@@ -62,6 +62,8 @@ class TokensFrame(Struct, tag="tokens", kw_only=True, omit_defaults=True):
     """How many of the tokens, from the first on, were drafted by the edge."""
     logprobs: list[TokenLogprob] | None = None
     """One for each token, if the start frame asked for them."""
+    finish_reason: FinishReason | None = None
+    """Why the answer ends with these tokens, should the end frame be lost. None: it goes on."""
 
 
 class EndFrame(Struct, tag="end", kw_only=True, omit_defaults=True):

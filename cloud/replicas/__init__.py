@@ -1,0 +1,1 @@
+"""Several replicas as one service: Ray keeps them running, a front chooses one for each request."""

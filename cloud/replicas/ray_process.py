@@ -1,0 +1,134 @@
+"""Runs a replica as an actor of Ray, which starts it again when it dies."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayActorError, RayError
+
+from cloud.replicas.actor import ReplicaActor, ReplicaSpec
+from cloud.replicas.block_changes import BlockChange
+from cloud.replicas.fleet import ReplicaAddress
+from common.config_cloud import RayConfig
+from common.errors import StartError
+from common.files.installation import module_environment
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 20.0
+"""How long a replica's engine may take to end."""
+RETRY_SECONDS = 0.2
+LOOPBACK = "127.0.0.1"
+OBJECT_STORE_BYTES = 100 << 20
+"""Nearly the least that Ray takes: no tensors pass through it."""
+ENVIRONMENT = {
+    "RAY_process_group_cleanup_enabled": "1",  # vLLM's processes end with the actor that started them, killed or not
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextmanager
+def ray_cluster(config: RayConfig, replicas: int) -> Iterator[None]:
+    """Ray within the block: the cluster at `config.address`, or one of this machine alone, which ends with it.
+
+    Raises StartError. Blocks for seconds.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    own: dict[str, Any] = {
+        "address": "local",
+        "num_cpus": max(os.cpu_count() or 1, replicas),
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "_node_ip_address": LOOPBACK,
+    }
+    environment = {"PYTHONPATH": module_environment()["PYTHONPATH"]}
+    options = {"address": config.address} if config.address else own
+    try:
+        ray.init(runtime_env={"env_vars": environment}, configure_logging=False, **options)
+    except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise StartError(f"cloud.ray: Ray cannot be used: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class RayReplica:
+    """One replica as an actor of Ray. `spec` is what the next actor runs that is not started by Ray itself."""
+
+    def __init__(self, name: str, spec: ReplicaSpec) -> None:
+        self.spec = spec
+        self._name = name
+        self._on_this_machine = not spec.cloud.ray.address
+        self._actor: Any = None
+        self._pid = 0
+
+    async def start(self) -> ReplicaAddress:
+        while True:
+            if self._actor is None:
+                self._actor = self._made()
+            try:
+                address: ReplicaAddress = await self._actor.start.remote()
+                self._pid = address.pid
+                return address
+            except ActorDiedError as error:  # before it could be used, or for good
+                self._actor = None
+                raise StartError(f"Ray cannot start it: {_first_line(error)}") from error
+            except RayActorError:  # Ray is starting it again
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def ended(self) -> None:
+        try:
+            reason = await self._actor.failed.remote()
+        except RayActorError as error:
+            log.warning("replica %s has died: %s", self._name, _first_line(error))
+            return
+        await self.stop()
+        raise StartError(reason)
+
+    async def changes(self) -> AsyncGenerator[list[BlockChange], None]:
+        with suppress(RayActorError):
+            async for changes in self._actor.changes.remote():
+                yield await changes
+
+    async def drain(self) -> None:
+        with suppress(RayActorError):
+            await self._actor.drain.remote()
+
+    async def stop(self) -> None:
+        actor, self._actor = self._actor, None
+        if actor is not None:
+            with suppress(TimeoutError, RayActorError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await actor.stop.remote()
+            ray.kill(actor, no_restart=True)
+
+    async def kill(self) -> None:
+        if self._on_this_machine:  # one that stands still hears nothing of Ray
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+        elif self._actor is not None:
+            ray.kill(self._actor, no_restart=False)
+
+    def _made(self) -> Any:
+        gpus = self.spec.cloud.model.tensor_parallel_size if ray.cluster_resources().get("GPU") else 0
+        options = ray.remote(ReplicaActor).options(
+            name=f"edgecloud-{self._name}",
+            num_cpus=1,
+            num_gpus=gpus,
+            max_restarts=-1,
+            scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}},
+        )
+        return options.remote(self.spec, LOOPBACK if self._on_this_machine else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

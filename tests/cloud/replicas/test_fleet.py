@@ -1,0 +1,115 @@
+"""Replicas that die, hang, do not start, and are replaced: who takes requests meanwhile, and what is told."""
+
+import asyncio
+
+import pytest
+
+from cloud.replicas.fleet import Fleet
+from cloud.replicas.request_key import NO_KEY, RequestKey
+from common.errors import EngineError, StartError
+from common.http_server import FATAL
+from tests.cloud.replicas.fake_replica import QUICK, FakeReplica, front
+from tests.cloud.test_kv_cache import store
+
+PROMPT = list(range(100))
+
+
+async def until(condition: object) -> None:
+    assert callable(condition)
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_dead_replica_is_started_again_and_takes_requests_when_it_is_ready() -> None:
+    async with front() as running:
+        dead, other = running.fakes
+        dead.ready = False
+        await dead.kill()
+        await until(lambda: dead.starts_with == 2)
+        assert {running.fleet.pick(NO_KEY).process for _ in range(8)} == {other}
+        dead.ready = True
+        await running.until_ready()
+        assert running.fleet.replicas[0].stats()["losses"] == 1
+
+
+async def test_a_replica_that_stands_still_is_killed_and_its_requests_go_to_another_one() -> None:
+    async with front() as running:
+        asking = asyncio.create_task(running.http.post("/v1/completions", json={}))
+        await until(lambda: any(fake.begun.is_set() for fake in running.fakes))
+        (hung,) = [fake for fake in running.fakes if fake.begun.is_set()]
+        (other,) = [fake for fake in running.fakes if fake is not hung]
+        hung.silent = True
+        other.go_on.set()
+        reply = await asyncio.wait_for(asking, 20)
+        assert (await reply.json())["by"] == other.name
+        await running.until_ready()
+        assert hung.starts_with == 2
+
+
+async def test_a_lost_replicas_sessions_and_blocks_are_forgotten() -> None:
+    async with front() as running:
+        store(running.fakes[0].cache, "0", PROMPT, 16)
+        await asyncio.sleep(0.05)
+        key = RequestKey("s", PROMPT)
+        assert running.fleet.pick(key) is running.fleet.replicas[0]
+        running.fakes[0].cache.clear("0")
+        await running.fakes[0].kill()
+        await until(lambda: running.fleet.replicas[0].losses == 1)
+        assert running.fleet.pick(RequestKey("s")) is running.fleet.replicas[1]
+        await running.until_ready()
+        assert running.fleet.index.longest_prefix(PROMPT).get("0/0", 0) == 0
+
+
+async def test_no_usable_replica_is_an_error_that_names_each_reason() -> None:
+    async with front() as running:
+        for fake in running.fakes:
+            fake.ready = False
+        await running.until_ready(0)
+        await until(lambda: not any(one.usable for one in running.fleet.replicas))
+        with pytest.raises(EngineError, match="replica 0: it loads; replica 1: it loads"):
+            running.fleet.pick(NO_KEY)
+
+
+async def test_a_rolling_update_replaces_each_replica_while_another_one_serves() -> None:
+    async with front() as running:
+        seen = []
+
+        async def watch() -> None:
+            while True:
+                seen.append(sum(one.usable for one in running.fleet.replicas))
+                await asyncio.sleep(0.005)
+
+        watching = asyncio.create_task(watch())
+        await running.fleet.roll()
+        watching.cancel()
+        assert [fake.starts_with for fake in running.fakes] == [2, 2]
+        assert 1 in seen and 0 not in seen
+        assert [one.losses for one in running.fleet.replicas] == [0, 0]
+
+
+async def test_an_update_stops_at_the_first_replica_that_does_not_start() -> None:
+    async with front() as running:
+        first, second = running.fakes
+        first.wrong = "no such model"
+        with pytest.raises(StartError, match="no such model"):
+            await running.fleet.roll()
+        assert second.starts_with == 1
+        first.wrong = ""
+        await running.until_ready()
+
+
+async def test_a_first_start_that_fails_ends_the_front_with_its_reason() -> None:
+    fakes = [FakeReplica(name) for name in "01"]
+    for fake in fakes:
+        fake.wrong = "no such model"
+    async with Fleet({fake.name: fake for fake in fakes}, QUICK) as fleet:
+        with pytest.raises(StartError, match="no such model"):
+            await asyncio.wait_for(fleet.failed, 10)
+
+
+async def test_the_fronts_server_stops_when_no_replica_can_start() -> None:
+    async with front() as running:
+        running.fleet.failed.set_exception(StartError("no such model"))
+        with pytest.raises(StartError, match="no such model"):
+            await asyncio.wait_for(asyncio.shield(running.server._app[FATAL]), 10)

@@ -1,5 +1,5 @@
-# make setup | run | server | check | check-vllm | format | docs | test | test-long | test-clients | test-console | test-deploy | test-real | fuzz | test-faults | soak | lock | sbom
-#      bench | bench-cloud | bench-edge | bench-network | bench-thresholds | bench-scaling | bench-humaneval | bench-split | ablation | evaluate | train | clean
+# make setup | run | server | check | check-vllm | format | docs | test | test-long | test-clients | test-console | test-deploy | test-ray | test-real | fuzz | test-faults | soak | lock | sbom
+#      bench | bench-cloud | bench-edge | bench-ray | bench-network | bench-thresholds | bench-scaling | bench-humaneval | bench-split | ablation | evaluate | train | clean
 PROMPT ?= What is AI?
 # The pair of models: make run CONFIG=config/presets/qwen2.5-coder.yaml SET="models.root=models/real edge.server.port=9000"
 CONFIG ?=
@@ -21,8 +21,8 @@ UNHASHED := { echo "error: the packages above are not those of requirements/*.lo
 # Runs a part of the set-up and says how long it took: its name, the command.
 timed = (began=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - began)) s")
 
-.PHONY: setup run server check check-vllm format docs test test-long test-clients test-console test-deploy chromium screenshots test-real test-faults fuzz soak lock sbom
-.PHONY: bench bench-cloud bench-edge bench-network bench-thresholds bench-scaling bench-humaneval bench-split ablation llama-server evaluate train clean
+.PHONY: setup run server check check-vllm format docs test test-long test-clients test-console test-deploy test-ray chromium screenshots test-real test-faults fuzz soak lock sbom
+.PHONY: bench bench-cloud bench-edge bench-ray bench-network bench-thresholds bench-scaling bench-humaneval bench-split ablation llama-server evaluate train clean
 
 setup: $(VENV)/.ready models/demo-split/manifest.json
 
@@ -61,7 +61,7 @@ TORCH = $(shell sed -n 's/^torch==//p' requirements-cpu.txt)+cpu
 COMPILE = $(TOOLS)/bin/uv -q pip compile --generate-hashes --no-header --no-annotate --python-version 3.11
 
 lock: $(TOOLS)/.ready
-	for name in cpu edge otel cloud-image dev clients litellm aider console deploy tools; do \
+	for name in cpu edge otel ray cloud-image dev clients litellm aider console deploy tools; do \
 		$(COMPILE) --universal --no-deps requirements-$$name.txt -o requirements/$$name.lock || exit 1; done
 	$(COMPILE) --python-platform x86_64-manylinux_2_28 requirements.txt -o requirements/gpu.lock
 	$(TOOLS)/bin/pip download -q --no-deps -d $(TOOLS)/torch torch==$(TORCH)
@@ -165,6 +165,13 @@ bench-edge: setup
 	$(PY) -m benchmarks.edge_cache $(PAIR)
 	$(PY) -m benchmarks.cloud_loss $(PAIR)
 
+# Two replicas on Ray beside one, routing by KV events beside random, and answers while replicas are killed, COUNT times: each kill takes a minute.
+bench-ray: setup $(VENV)/.ray
+	$(PY) -m benchmarks.replicas.throughput $(PAIR)
+	$(PY) -m benchmarks.replicas.throughput $(PAIR) --step-ms 0
+	$(PY) -m benchmarks.replicas.prefix_hits $(PAIR)
+	$(PY) -m benchmarks.replicas.kills $(PAIR) --kills $(COUNT)
+
 # 15 minutes of a sweep of hours; ARGS="--resume --minutes 60" goes on with it.
 bench-network: setup
 	$(PY) -m experiments.network_sweep $(PAIR) $(ARGS)
@@ -213,6 +220,14 @@ test-deploy: setup $(VENV)/.deploy
 	$(PY) -m pytest -m deploy tests/deploy
 
 $(VENV)/.deploy: requirements/deploy.lock | $(VENV)/.ready
+	$(INSTALL) $(HASHED) -r $<
+	@touch $@
+
+# Two replicas of the demo model on Ray: about 5 minutes on 2 cores.
+test-ray: setup $(VENV)/.ray
+	$(PY) -m pytest -m long tests/cloud/replicas --timeout 900
+
+$(VENV)/.ray: requirements/ray.lock | $(VENV)/.ready
 	$(INSTALL) $(HASHED) -r $<
 	@touch $@
 

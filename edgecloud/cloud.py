@@ -12,7 +12,9 @@ from cloud.engine.model_source import check_model
 from cloud.replicas.actor import ReplicaSpec
 from common.config_cloud import CloudConfig
 from common.config_schema import Config
+from common.errors import StartError
 from common.files import model_root
+from common.files.installation import CHECKOUT, install_hint
 from common.http_server import listen, serve
 from common.tracing.export import exported
 
@@ -38,9 +40,7 @@ async def _serve(args: argparse.Namespace) -> None:
     spec = await asyncio.to_thread(_spec, config)
     (await listen(config.cloud.server.host, config.cloud.server.port, SERVER)).close()
     if config.cloud.replicas > 1:
-        from cloud.replicas.service import serve_replicas  # needs Ray
-
-        await serve_replicas(config.cloud, spec, lambda: _spec(_config(args)), SERVER)
+        await _serve_replicas(args, config.cloud, spec)
         return
     # What is wrong is said before this import, which takes many seconds.
     from cloud.cloud_server import build_app
@@ -49,6 +49,15 @@ async def _serve(args: argparse.Namespace) -> None:
     engine = CloudEngine(spec.model, config.cloud.draft_verifier.max_draft_tokens, spec.engine_args)
     with exported("edgecloud-cloud", config.logging.traces):
         await serve(build_app(engine, config.cloud), config.cloud.server, SERVER)
+
+
+async def _serve_replicas(args: argparse.Namespace, config: CloudConfig, spec: ReplicaSpec) -> None:
+    try:
+        from cloud.replicas.service import serve_replicas
+    except ModuleNotFoundError as error:
+        hint = "pip install --no-deps -r requirements/ray.lock" if CHECKOUT else install_hint("ray")
+        raise StartError(f"cloud.replicas: more than one need Ray, which is not installed: {hint}") from error
+    await serve_replicas(config, spec, lambda: _spec(_config(args)), SERVER)
 
 
 def _config(args: argparse.Namespace) -> Config:

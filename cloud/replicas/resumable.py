@@ -87,7 +87,7 @@ class ResumableAnswer:
 def client_frame(data: bytes, text: bool) -> ClientFrame | None:
     """A client's frame; None for one that cannot be read."""
     try:
-        return codec.decode(data, cast(Any, ClientFrame), codec.JSON if text else codec.MSGPACK)  # type: ignore[no-any-return]
+        return codec.decode(data, cast(Any, ClientFrame), codec.JSON if text else codec.MSGPACK)
     except RequestError:
         return None
 
@@ -95,7 +95,7 @@ def client_frame(data: bytes, text: bool) -> ClientFrame | None:
 def server_frame(data: bytes, text: bool) -> ServerFrame | None:
     """A replica's frame; None for one that cannot be read."""
     try:
-        return codec.decode(data, cast(Any, ServerFrame), codec.JSON if text else codec.MSGPACK)  # type: ignore[no-any-return]
+        return codec.decode(data, cast(Any, ServerFrame), codec.JSON if text else codec.MSGPACK)
     except RequestError:
         return None
 

@@ -35,17 +35,17 @@ async def relay_split(request: web.Request, fleet: Fleet) -> web.WebSocketRespon
 
 
 async def _opened(request: web.Request, fleet: Fleet) -> tuple[Replica, aiohttp.ClientWebSocketResponse]:
-    tried: set[Replica] = set()
+    tried: set[str] = set()
     while True:
         replica = fleet.pick(NO_KEY, tried, load=lambda one: one.connections)
         try:
             return replica, await open_upstream(request, replica)
         except ReplicaLost:
-            tried.add(replica)
+            tried.add(replica.url)
         except aiohttp.WSServerHandshakeError as error:
             if error.status not in TRY_ANOTHER:
                 raise _refusal(error.status) from error
-            tried.add(replica)
+            tried.add(replica.url)
 
 
 def _refusal(status: int) -> RequestError:

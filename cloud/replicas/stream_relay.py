@@ -31,7 +31,6 @@ KEEP_SECONDS = 75.0
 """Time limit for the next start of a connection, as a replica has it."""
 HEARTBEAT_SECONDS = 8.0
 """Interval of pings to a replica, which has half of it to answer: a machine that is gone breaks no connection."""
-HANDSHAKE = frozenset(name.title() for name in ("Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol"))
 
 
 async def relay_stream(request: web.Request, fleet: Fleet) -> web.WebSocketResponse:
@@ -59,13 +58,10 @@ async def open_upstream(
 ) -> aiohttp.ClientWebSocketResponse:
     """A WebSocket to the replica, at the path and with the headers of the request; raises WSServerHandshakeError where
     the replica refuses it, ReplicaLost where it is lost."""
-    headers = headers_on(request)
-    for name in [name for name in headers if name.title() in HANDSHAKE]:
-        del headers[name]
     try:
         return await replica.http_session().ws_connect(
             replica.url + request.path,
-            headers=headers,
+            headers=headers_on(request),
             protocols=(codec.SUBPROTOCOL,),
             heartbeat=HEARTBEAT_SECONDS,
             max_msg_size=message_limit,
@@ -147,7 +143,7 @@ class StreamRelay:
         )
         try:
             await asyncio.wait(waits, timeout=KEEP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            return waits[0].result() if waits[0].done() else None  # type: ignore[return-value]
+            return waits[0].result() if waits[0].done() else None
         finally:
             for task in waits:
                 task.cancel()
@@ -156,7 +152,7 @@ class StreamRelay:
     async def _answer(self, frame: ReceivedFrame, start: StartFrame | None) -> None:
         """One answer, on as many replicas as it takes. Without a `start` the frame is wrong: a replica says how."""
         answer = ResumableAnswer(start or StartFrame(token_ids=[0], max_tokens=1))
-        tried: set[Replica] = set()
+        tried: set[str] = set()
         while not answer.ended:
             replica = self._fleet.pick(key_of_start(answer.rest, self._request[TENANT]), tried)
             try:
@@ -167,7 +163,7 @@ class StreamRelay:
                     raise EngineError(error.message) from error
                 log.warning("%s; its stream goes on, request %s", error.message, answer.rest.request_id or "without id")
                 if not self._reused:
-                    tried.add(replica)
+                    tried.add(replica.url)
                 if end := answer.end:
                     await self._send(end)
                     return

@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("cpu", "edge", "otel", "cloud-image", "dev", "clients", "litellm", "aider", "console", "deploy", "tools")
+NAMES = (
+    "cpu",
+    "edge",
+    "otel",
+    "ray",
+    "cloud-image",
+    "dev",
+    "clients",
+    "litellm",
+    "aider",
+    "console",
+    "deploy",
+    "tools",
+)
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 
 

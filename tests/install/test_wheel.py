@@ -73,6 +73,7 @@ def required(*extras: str) -> list[Requirement]:
     [
         ("edge", "requirements-edge.txt"),
         ("otel", "requirements-otel.txt"),
+        ("ray", "requirements-ray.txt"),
         ("cloud-cpu", "requirements-cpu.txt"),
         ("cloud", "requirements/gpu.lock"),
     ],
@@ -95,8 +96,8 @@ FROM_VLLM = {"torch", "transformers", "safetensors", "pydantic", "starlette"}
     [
         (("common", "cli", "calibration", "experiments"), ("otel",), OPTIONAL),
         (("edge",), ("edge",), set()),
-        (("cloud", "models", "edgecloud"), ("edge", "cloud"), FROM_VLLM),
-        (("cloud", "models", "edgecloud"), ("edge", "cloud-cpu"), FROM_VLLM),
+        (("cloud", "models", "edgecloud"), ("edge", "cloud", "ray"), FROM_VLLM),
+        (("cloud", "models", "edgecloud"), ("edge", "cloud-cpu", "ray"), FROM_VLLM),
     ],
 )
 def test_what_is_imported_is_a_dependency(folders: tuple[str, ...], extras: tuple[str, ...], also: set[str]) -> None:

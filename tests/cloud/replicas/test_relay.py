@@ -1,4 +1,4 @@
-"""Requests through the front: as they are, both ways, to the replica that suits them, and to another one if it is lost."""
+"""Requests through the front: as they are, both ways, to the replica that suits them, else to another one."""
 
 import asyncio
 import json

@@ -122,9 +122,7 @@ async def test_many_streams_survive_kill_after_kill() -> None:
     async with front(3) as running, HTTPClient(running.url) as client:
         paused(running, 0.004)
         wanted = prompts(24)
-        asking = asyncio.gather(
-            *(answer(client, StartFrame(token_ids=prompt, max_tokens=TOKENS)) for prompt in wanted)
-        )
+        asking = asyncio.gather(*(answer(client, StartFrame(token_ids=prompt, max_tokens=TOKENS)) for prompt in wanted))
         for kill in range(6):
             await asyncio.sleep(0.03)
             await asyncio.wait({asyncio.create_task(running.fakes[kill % 3].kill())}, timeout=0.02)
@@ -176,10 +174,8 @@ async def test_an_answer_with_stop_strings_is_not_continued_by_one_that_has_not_
 async def test_a_client_that_leaves_ends_its_replicas_answer() -> None:
     async with front() as running, HTTPClient(running.url) as client:
         paused(running, 0.05)
-        with pytest.raises(ZeroDivisionError):
-            async with CloudStream(client, StartFrame(token_ids=PROMPT, max_tokens=TOKENS)) as stream:
-                await anext(stream)
-                raise ZeroDivisionError
+        async with CloudStream(client, StartFrame(token_ids=PROMPT, max_tokens=TOKENS)) as stream:
+            await anext(stream)
         async with asyncio.timeout(10):
             while any(running.replica(fake).in_flight for fake in running.fakes):
                 await asyncio.sleep(0.01)

@@ -38,6 +38,8 @@ class FakeCloud:
         """Tokens of its context; an answer that fills it ends with `length`."""
         self.break_after_round: int | None = None
         """After the work of this round, counted from 1, it breaks the connection instead of answering."""
+        self.break_before_end = False
+        """It closes a stream's connection instead of sending its last frame."""
         self.probes = 0
         self.asked: list[VerifyRequest] = []
         """The rounds that it computed; a replayed round is not in it again."""
@@ -122,11 +124,16 @@ class FakeCloud:
         position = len(start.token_ids)
         generating = answer_of(cloud_model, start.token_ids, min(start.max_tokens, self.context - position))
         reading = asyncio.create_task(self._read(socket))
-        for token in generating:
-            await asyncio.sleep(self.pause)
-            await socket.send_bytes(codec.encode(TokensFrame(position=position, token_ids=[token]), codec.MSGPACK))
-            position += 1
         reason = FinishReason.STOP if generating[-1] == END else FinishReason.LENGTH
+        for number, token in enumerate(generating, 1):
+            await asyncio.sleep(self.pause)
+            frame = TokensFrame(position=position, token_ids=[token])
+            frame.finish_reason = reason if number == len(generating) else None
+            await socket.send_bytes(codec.encode(frame, codec.MSGPACK))
+            position += 1
+        if self.break_before_end:
+            await socket.close()
+            return None
         await socket.send_bytes(codec.encode(EndFrame(finish_reason=reason, steps=len(generating)), codec.MSGPACK))
         if start.keep:
             return await reading

@@ -9,7 +9,7 @@ PACKAGES = ("common", "cli", "calibration", "edge", "cloud", "models", "experime
 """In reading order; their sub-packages follow them, indented."""
 OTHERS = {
     "config/": "config.yaml, and presets for pairs of models",
-    "deploy/": "Container files, a compose file, systemd units, Kubernetes manifests; what of it has been run",
+    "deploy/": "Container files, a compose file, systemd units, manifests for Kubernetes and Ray; what has been run",
     "examples/": "Short programs against running servers",
     "tests/": "Properties, in the folders of what they test; helpers and fakes in support/",
 }

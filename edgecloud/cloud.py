@@ -69,7 +69,7 @@ def _spec(config: Config) -> ReplicaSpec:
     """What a replica runs; raises StartError for a model that is not there."""
     path = model_root.cloud_model(config).path
     check_model(path)
-    return ReplicaSpec(path, engine_args(config.cloud), config.cloud, config.logging.level)
+    return ReplicaSpec(path, engine_args(config.cloud), config.cloud, config.logging.level, config.logging.traces)
 
 
 def engine_args(cloud: CloudConfig) -> dict[str, object]:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import msgspec
@@ -13,6 +14,7 @@ from cloud.replicas.fleet import ReplicaAddress
 from common.config_cloud import CloudConfig
 from common.errors import FrameworkError
 from common.http_server import FATAL, HTTPServer
+from common.tracing.export import exported
 
 SERVER = "cloud replica"
 
@@ -24,6 +26,7 @@ class ReplicaSpec(NamedTuple):
     engine_args: dict[str, object]
     cloud: CloudConfig
     log_level: str
+    traces: bool
 
 
 class ReplicaActor:
@@ -44,6 +47,8 @@ class ReplicaActor:
         self._cache = engine.kv_cache = FollowedKVCache()
         self._app = build_app(engine, config)
         self._server = HTTPServer(self._app, host, 0, SERVER, config.server.drain_seconds)
+        self._exported = ExitStack()
+        self._exported.enter_context(exported("edgecloud-cloud", spec.traces))
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> ReplicaAddress:
@@ -70,3 +75,4 @@ class ReplicaActor:
     async def stop(self) -> None:
         """Ends the server and its engine with all processes."""
         await self._server.stop()
+        self._exported.close()

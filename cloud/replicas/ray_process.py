@@ -29,8 +29,9 @@ OBJECT_STORE_BYTES = 100 << 20
 ENVIRONMENT = {
     "RAY_process_group_cleanup_enabled": "1",  # vLLM's processes end with the actor that started them, killed or not
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+OWN_ENVIRONMENT = {"RAY_AUTH_MODE": "token"}
+"""Of a cluster of this machine alone: whoever reaches Ray's ports without its token could run code."""
 
 
 @contextmanager
@@ -39,14 +40,13 @@ def ray_cluster(config: RayConfig, replicas: int) -> Iterator[None]:
 
     Raises StartError. Blocks for seconds.
     """
-    for name, value in ENVIRONMENT.items():
+    for name, value in (ENVIRONMENT if config.address else ENVIRONMENT | OWN_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     own: dict[str, Any] = {
         "address": "local",
         "num_cpus": max(os.cpu_count() or 1, replicas),
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
-        "_node_ip_address": LOOPBACK,
     }
     environment = {"PYTHONPATH": module_environment()["PYTHONPATH"]}
     options = {"address": config.address} if config.address else own

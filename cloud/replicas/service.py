@@ -23,16 +23,12 @@ async def serve_replicas(
     config: CloudConfig, spec: ReplicaSpec, read_again: Callable[[], ReplicaSpec], name: str
 ) -> None:
     """Serves until SIGINT or SIGTERM; see `common.http_server.serve`. `read_again` raises ConfigError or StartError."""
-    cluster = ray_cluster(config.ray, config.replicas)
-    await asyncio.to_thread(cluster.__enter__)
-    try:
+    with ray_cluster(config.ray, config.replicas):  # blocks for seconds, in which nothing is served yet
         processes = {str(number): RayReplica(str(number), spec) for number in range(config.replicas)}
         app = build_app(Fleet(processes), config.server)
         updates = Updates(app[FLEET], list(processes.values()), read_again)
         app.cleanup_ctx.append(updates.at_sighup)
         await serve(app, config.server, name)
-    finally:
-        await asyncio.to_thread(cluster.__exit__, None, None, None)
 
 
 class Updates:

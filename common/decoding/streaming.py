@@ -132,6 +132,9 @@ class Follower:
             chunks.append(answer.commit(accepted, Provenance.ACCEPTED, of_accepted, *known, round=round))
         if drawn:
             chunks.append(answer.commit(drawn, Provenance.CLOUD, of_drawn, round=round))
+        answer.ended = (
+            frame.finish_reason or answer.ended
+        )  # should the last frame be lost, nothing is asked for behind the end
         return chunks
 
     def _finish(self, end: EndFrame, seconds: float) -> None:

@@ -23,7 +23,7 @@ from common.decoding.request import DecodingRequest
 from common.errors import EndpointError
 from common.http.client import HTTPClient
 from common.http.in_flight import InFlight
-from common.types import GREEDY, Provenance
+from common.types import GREEDY, Mode, Provenance
 from experiments.harness.delay_proxy import DelayProxy
 from tests.support.fakes import FakeDrafter, answer_of, cloud_model, erring_model
 
@@ -94,6 +94,18 @@ async def test_without_retries_the_same_loss_costs_the_answer_its_cloud(fake: Fa
         pipeline = await answer(clouds)
     assert "broke the connection" in (pipeline.answer.report.degraded or "")
     assert is_whole(pipeline)
+
+
+async def test_a_stream_whose_last_frame_alone_is_lost_is_not_continued_behind_its_end(fake: FakeCloud) -> None:
+    prompt = next([p, 5] for p in range(1, 99) if 1 < len(answer_of(cloud_model, [p, 5], 60)) < 60)
+    fake.break_before_end = True
+    async with clouds_of(fake.url) as clouds:
+        plan = Plan(mode=Mode.CLOUD_ONLY)
+        pipeline = Pipeline(DecodingRequest(prompt, 60, GREEDY, plan), FakeDrafter(EDGE), CloudVerifier(clouds))
+        ids = [token async for chunk in pipeline.run() for token in chunk.token_ids]
+    assert ids == answer_of(cloud_model, prompt, 60)
+    assert len(fake.starts) == 1
+    assert pipeline.answer.report.degraded is None
 
 
 async def test_what_is_not_safe_to_repeat_is_asked_once() -> None:

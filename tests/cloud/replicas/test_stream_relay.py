@@ -134,24 +134,11 @@ async def test_many_streams_survive_kill_after_kill() -> None:
         assert sum(one.losses for one in running.fleet.replicas) == 6
 
 
-class LastFrameLost(FakeReplica):
-    """Is killed between an answer's last tokens and its end."""
-
-    async def _answer(self, socket: aiohttp.web.WebSocketResponse, start: StartFrame) -> StartFrame | None:
-        self.starts.append(start)
-        tokens = truth(start.token_ids, start.max_tokens)
-        reason = FinishReason.STOP if tokens[-1] == END else FinishReason.LENGTH
-        frame = TokensFrame(position=len(start.token_ids), token_ids=tokens, finish_reason=reason)
-        await socket.send_bytes(codec.encode(frame, codec.MSGPACK))
-        await asyncio.sleep(0.05)
-        await self.kill()
-        return None
-
-
-async def test_an_answer_that_is_whole_is_not_continued_behind_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_is_whole_is_not_continued_behind_its_end() -> None:
     prompt = next([n, 3] for n in range(1, 999) if truth([n, 3])[-1] == END)
-    monkeypatch.setattr("tests.cloud.replicas.fake_replica.FakeReplica", LastFrameLost)
     async with front() as running, HTTPClient(running.url) as client:
+        for fake in running.fakes:
+            fake.break_before_end = True
         tokens, end = await answer(client, StartFrame(token_ids=prompt, max_tokens=TOKENS))
         assert tokens == truth(prompt)
         assert end.finish_reason is FinishReason.STOP

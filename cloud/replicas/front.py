@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
 from cloud.replicas.fleet import Fleet, Replica
 from cloud.replicas.merging import merged_metrics, merged_stats
-from cloud.replicas.relay import Relay
+from cloud.replicas.relay import RequestRelay
 from cloud.replicas.split_relay import relay_split
 from cloud.replicas.stream_relay import relay_stream
 from common.config_values import ServerConfig
@@ -32,7 +32,7 @@ def build_app(fleet: Fleet, config: ServerConfig) -> web.Application:
     """The front's application; it owns `fleet`, whose replicas it starts with the server and ends at its end."""
     registry = CollectorRegistry()
     app = make_app(config, registry, metrics=partial(_metrics, metrics_page(registry)))
-    relay = Relay(fleet)
+    relay = RequestRelay(fleet)
     app[FLEET] = fleet
     app[WORKS_ON] = relay.works_on
     app.cleanup_ctx.append(_own_fleet)

@@ -30,8 +30,6 @@ ENVIRONMENT = {
     "RAY_process_group_cleanup_enabled": "1",  # vLLM's processes end with the actor that started them, killed or not
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-OWN_ENVIRONMENT = {"RAY_AUTH_MODE": "token"}
-"""Of a cluster of this machine alone: whoever reaches Ray's ports without its token could run code."""
 
 
 @contextmanager
@@ -40,7 +38,7 @@ def ray_cluster(config: RayConfig, replicas: int) -> Iterator[None]:
 
     Raises StartError. Blocks for seconds.
     """
-    for name, value in (ENVIRONMENT if config.address else ENVIRONMENT | OWN_ENVIRONMENT).items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     own: dict[str, Any] = {
         "address": "local",
@@ -53,7 +51,7 @@ def ray_cluster(config: RayConfig, replicas: int) -> Iterator[None]:
     try:
         ray.init(runtime_env={"env_vars": environment}, configure_logging=False, **options)
     except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise StartError(f"cloud.ray: Ray cannot be used: {error}") from error
+        raise StartError(f"cloud.ray: Ray cannot be used: {_first_line(error)}") from error
     try:
         yield
     finally:
@@ -63,8 +61,10 @@ def ray_cluster(config: RayConfig, replicas: int) -> Iterator[None]:
 class RayReplica:
     """One replica as an actor of Ray. `spec` is what the next actor runs that is not started by Ray itself."""
 
-    def __init__(self, name: str, spec: ReplicaSpec) -> None:
+    def __init__(self, name: str, spec: ReplicaSpec, kind: type = ReplicaActor) -> None:
+        """`kind`: the class of the actor, with the methods of ReplicaActor."""
         self.spec = spec
+        self._kind = kind
         self._name = name
         self._on_this_machine = not spec.cloud.ray.address
         self._actor: Any = None
@@ -119,7 +119,7 @@ class RayReplica:
 
     def _made(self) -> Any:
         gpus = self.spec.cloud.model.tensor_parallel_size if ray.cluster_resources().get("GPU") else 0
-        options = ray.remote(ReplicaActor).options(
+        options = ray.remote(self._kind).options(
             name=f"edgecloud-{self._name}",
             num_cpus=1,
             num_gpus=gpus,

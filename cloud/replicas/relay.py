@@ -37,7 +37,7 @@ class ReplicaLost(EndpointError):
     """A replica was lost while it worked on a request."""
 
 
-class Relay:
+class RequestRelay:
     """Passes requests on; knows which replica works on which call."""
 
     def __init__(self, fleet: Fleet) -> None:

@@ -1,0 +1,105 @@
+"""Actors of a real Ray with the toy model: killed, stopped and replaced ones; without Ray these tests are skipped."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+
+from cloud.replicas.actor import ReplicaSpec
+from cloud.replicas.fleet import Fleet, FleetTiming
+from common.cloud_client.stream import CloudStream
+from common.config_cloud import CloudConfig, RayConfig
+from common.config_values import ServerConfig
+from common.errors import StartError
+from common.http.client import HTTPClient
+from common.http_server import HTTPServer
+from common.protocol.stream_frames import StartFrame
+from tests.cloud.replicas.test_stream_relay import PROMPT, TOKENS, truth
+from tests.cloud.replicas.toy_actor import ToyActor
+
+pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
+
+from cloud.replicas.front import build_app
+from cloud.replicas.ray_process import RayReplica, ray_cluster
+
+pytestmark = [pytest.mark.long, pytest.mark.asyncio(loop_scope="session")]
+
+SPEC = ReplicaSpec("toy", {}, CloudConfig(), "INFO", False)
+TIMING = FleetTiming(probe=0.1, patience=0.5)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+class ToyService:
+    """A front with toy replicas on Ray."""
+
+    def __init__(self, fleet: Fleet, processes: list[RayReplica], url: str) -> None:
+        self.fleet, self.processes, self.url = fleet, processes, url
+
+    async def ready(self) -> None:
+        await until(lambda: all(one.usable for one in self.fleet.replicas))
+
+    def pids(self) -> list[int]:
+        return [one.address.pid for one in self.fleet.replicas]
+
+    async def stream(self, number: signal.Signals | None = None) -> list[int]:
+        tokens: list[int] = []
+        start = StartFrame(token_ids=PROMPT, max_tokens=TOKENS)
+        async with HTTPClient(self.url) as client, CloudStream(client, start) as stream:
+            async for frame in stream:
+                tokens += frame.token_ids
+                if number and len(tokens) == 5:
+                    (busy,) = [one for one in self.fleet.replicas if one.in_flight]
+                    os.kill(busy.address.pid, number)
+        return tokens
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def service() -> AsyncIterator[ToyService]:
+    with ray_cluster(RayConfig(), 2):
+        processes = [RayReplica(name, SPEC, ToyActor) for name in "01"]
+        fleet = Fleet(dict(zip("01", processes, strict=True)), TIMING)
+        server = HTTPServer(build_app(fleet, ServerConfig(host="127.0.0.1")), "127.0.0.1", 0)
+        await server.start()
+        made = ToyService(fleet, processes, f"http://127.0.0.1:{server.port}")
+        await made.ready()
+        yield made
+        await server.stop()
+
+
+async def test_the_front_knows_what_the_actors_caches_hold(service: ToyService) -> None:
+    await until(lambda: set(service.fleet.index.longest_prefix([5] * 17).values()) == {16})
+    assert len(service.fleet.index.replicas()) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_dead_or_hung_actor_is_started_again_and_its_stream_goes_on(
+    service: ToyService, number: signal.Signals
+) -> None:
+    before = service.pids()
+    assert await service.stream(number) == truth(PROMPT)
+    await until(lambda: len(set(before) & set(service.pids())) == 1)
+    await service.ready()
+    assert await service.stream() == truth(PROMPT)
+
+
+async def test_an_update_takes_the_new_configuration_and_a_wrong_one_is_taken_back(service: ToyService) -> None:
+    before = service.pids()
+    await service.fleet.roll()
+    await service.ready()
+    assert not set(before) & set(service.pids())
+    for process in service.processes:
+        process.spec = SPEC._replace(model="wrong")
+    with pytest.raises(StartError, match="no such model"):
+        await service.fleet.roll()
+    for process in service.processes:
+        process.spec = SPEC
+    await service.ready()
+    assert await service.stream() == truth(PROMPT)

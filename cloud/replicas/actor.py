@@ -32,8 +32,11 @@ class ReplicaSpec(NamedTuple):
 class ReplicaActor:
     """The server and its engine, which live as long as the actor. Ray calls its methods on one event loop."""
 
-    def __init__(self, spec: ReplicaSpec, host: str) -> None:
-        """It listens on `host`; empty: on the address by which its machine is known in the cluster."""
+    def __init__(self, spec: ReplicaSpec, host: str, cores: list[int]) -> None:
+        """It listens on `host`; empty: on the address by which its machine is known in the cluster. It runs on `cores`;
+        none: on all of them."""
+        if cores:
+            os.sched_setaffinity(0, cores)
         import ray  # the front imports this module, too, before it knows whether Ray is there, and never needs vLLM
 
         from cloud.cloud_server import build_app

@@ -128,7 +128,8 @@ class Fleet:
         self.index = VLLMKVCache()
         """What the replicas' KV caches hold, from their KV events."""
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Gets the StartError of a first start that failed: waiting does not mend a wrong model."""
+        """Gets the StartError of a first start that failed, since waiting does not mend a wrong model; or a fault of
+        this class, without which nobody would start a replica again."""
         self._timing = timing
         self._was_ready = self._closing = False
         """Whether any replica has been ready."""
@@ -137,6 +138,8 @@ class Fleet:
 
     async def __aenter__(self) -> "Fleet":
         self._tasks = [asyncio.create_task(self._keep(replica)) for replica in self.replicas]
+        for task in self._tasks:
+            task.add_done_callback(self._fail_with)
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -194,6 +197,11 @@ class Fleet:
             if replica.problem:
                 raise StartError(f"replica {replica.name} was not replaced: {replica.problem}")
 
+    def _fail_with(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.failed.done():
+            self.failed.set_exception(error)
+
     async def _keep(self, replica: Replica) -> None:
         """Keeps one replica running; ends only where its first start fails."""
         pause = self._timing.first_pause
@@ -205,9 +213,7 @@ class Fleet:
                 replica.problem = error.message
                 log.error("replica %s: %s", replica.name, error.message)
                 if not self._was_ready:
-                    if not self.failed.done():
-                        self.failed.set_exception(error)
-                    return
+                    raise
                 replica.settled.set()
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, self._timing.longest_pause)

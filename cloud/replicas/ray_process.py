@@ -4,8 +4,9 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import Any
 
 import ray
@@ -61,10 +62,11 @@ def ray_cluster(config: RayConfig, replicas: int) -> Iterator[None]:
 class RayReplica:
     """One replica as an actor of Ray. `spec` is what the next actor runs that is not started by Ray itself."""
 
-    def __init__(self, name: str, spec: ReplicaSpec, kind: type = ReplicaActor) -> None:
-        """`kind`: the class of the actor, with the methods of ReplicaActor."""
+    def __init__(self, name: str, spec: ReplicaSpec, kind: type = ReplicaActor, cores: Collection[int] = ()) -> None:
+        """`kind`: the class of the actor, with the methods of ReplicaActor. `cores`: those of an engine without GPU."""
         self.spec = spec
         self._kind = kind
+        self._cores = cores
         self._name = name
         self._on_this_machine = not spec.cloud.ray.address
         self._actor: Any = None
@@ -80,7 +82,7 @@ class RayReplica:
                 return address
             except ActorDiedError as error:  # before it could be used, or for good
                 self._actor = None
-                raise StartError(f"Ray cannot start it: {_first_line(error)}") from error
+                raise StartError(_reason(error)) from error
             except RayActorError:  # Ray is starting it again
                 await asyncio.sleep(RETRY_SECONDS)
 
@@ -125,9 +127,26 @@ class RayReplica:
             num_gpus=gpus,
             max_restarts=-1,
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}},
         )
-        return options.remote(self.spec, LOOPBACK if self._on_this_machine else "")
+        return options.remote(self.spec, LOOPBACK if self._on_this_machine else "", [] if gpus else list(self._cores))
+
+
+def shares(cores: Sequence[int], replicas: int) -> list[list[int]]:
+    """Cores for each replica of one machine: engines that share cores wait for each other's threads.
+
+    Nothing is shared out where there are fewer cores than replicas.
+    """
+    if len(cores) < replicas:
+        return [[] for _ in range(replicas)]
+    ends = [len(cores) * number // replicas for number in range(replicas + 1)]
+    return [list(cores[begin:end]) for begin, end in pairwise(ends)]
+
+
+def _reason(error: ActorDiedError) -> str:
+    """Why an actor could not be made: the last line has the error that its own code has raised, if one did."""
+    last = str(error).strip().splitlines()[-1]
+    kind, _, message = last.partition(": ")
+    return message if kind.startswith("common.errors.") else f"Ray cannot start it: {last}"
 
 
 def _first_line(error: Exception) -> str:

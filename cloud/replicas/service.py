@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -11,7 +12,7 @@ from aiohttp import web
 from cloud.replicas.actor import ReplicaSpec
 from cloud.replicas.fleet import Fleet
 from cloud.replicas.front import FLEET, build_app
-from cloud.replicas.ray_process import RayReplica, ray_cluster
+from cloud.replicas.ray_process import RayReplica, ray_cluster, shares
 from common.config_cloud import CloudConfig
 from common.errors import FrameworkError
 from common.http_server import serve
@@ -24,7 +25,11 @@ async def serve_replicas(
 ) -> None:
     """Serves until SIGINT or SIGTERM; see `common.http_server.serve`. `read_again` raises ConfigError or StartError."""
     with ray_cluster(config.ray, config.replicas):  # blocks for seconds, in which nothing is served yet
-        processes = {str(number): RayReplica(str(number), spec) for number in range(config.replicas)}
+        cores = sorted(os.sched_getaffinity(0)) if not config.ray.address else []
+        processes = {
+            str(number): RayReplica(str(number), spec, cores=share)
+            for number, share in enumerate(shares(cores, config.replicas))
+        }
         app = build_app(Fleet(processes), config.server)
         updates = Updates(app[FLEET], list(processes.values()), read_again)
         app.cleanup_ctx.append(updates.at_sighup)

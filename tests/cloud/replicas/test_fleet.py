@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from cloud.replicas.fleet import Fleet
+from cloud.replicas.fleet import Fleet, ReplicaAddress
 from cloud.replicas.request_key import NO_KEY, RequestKey
 from common.errors import EngineError, StartError
 from common.http_server import FATAL
@@ -105,6 +105,17 @@ async def test_a_first_start_that_fails_ends_the_front_with_its_reason() -> None
         fake.wrong = "no such model"
     async with Fleet({fake.name: fake for fake in fakes}, QUICK) as fleet:
         with pytest.raises(StartError, match="no such model"):
+            await asyncio.wait_for(fleet.failed, 10)
+
+
+class FaultyReplica(FakeReplica):
+    async def start(self) -> ReplicaAddress:
+        raise ZeroDivisionError("a fault of our own")
+
+
+async def test_a_fault_of_the_front_itself_ends_it_and_is_not_lost_with_its_task() -> None:
+    async with Fleet({"0": FaultyReplica("0")}, QUICK) as fleet:
+        with pytest.raises(ZeroDivisionError):
             await asyncio.wait_for(fleet.failed, 10)
 
 

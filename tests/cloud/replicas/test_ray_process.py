@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 import pytest_asyncio
@@ -23,7 +23,7 @@ from tests.cloud.replicas.toy_actor import ToyActor
 pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
 
 from cloud.replicas.front import build_app
-from cloud.replicas.ray_process import RayReplica, ray_cluster
+from cloud.replicas.ray_process import RayReplica, ray_cluster, shares
 
 pytestmark = [pytest.mark.long, pytest.mark.asyncio(loop_scope="session")]
 
@@ -74,6 +74,16 @@ async def service() -> AsyncIterator[ToyService]:
         await server.stop()
 
 
+@pytest.mark.parametrize(
+    ("cores", "replicas", "shared"),
+    [([0, 1], 2, [[0], [1]]), (range(8), 3, [[0, 1], [2, 3, 4], [5, 6, 7]]), ([4], 2, [[], []])],
+)
+async def test_replicas_of_one_machine_share_its_cores(
+    cores: Sequence[int], replicas: int, shared: list[list[int]]
+) -> None:
+    assert shares(cores, replicas) == shared
+
+
 async def test_the_front_knows_what_the_actors_caches_hold(service: ToyService) -> None:
     await until(lambda: set(service.fleet.index.longest_prefix([5] * 17).values()) == {16})
     assert len(service.fleet.index.replicas()) == 2
@@ -90,14 +100,18 @@ async def test_a_dead_or_hung_actor_is_started_again_and_its_stream_goes_on(
     assert await service.stream() == truth(PROMPT)
 
 
-async def test_an_update_takes_the_new_configuration_and_a_wrong_one_is_taken_back(service: ToyService) -> None:
+async def test_an_update_replaces_each_actor(service: ToyService) -> None:
     before = service.pids()
     await service.fleet.roll()
     await service.ready()
     assert not set(before) & set(service.pids())
+
+
+@pytest.mark.parametrize(("model", "reason"), [("wrong", "no such model"), ("refused", "engine_args.x: no such arg")])
+async def test_an_update_that_cannot_start_is_taken_back(service: ToyService, model: str, reason: str) -> None:
     for process in service.processes:
-        process.spec = SPEC._replace(model="wrong")
-    with pytest.raises(StartError, match="no such model"):
+        process.spec = SPEC._replace(model=model)
+    with pytest.raises(StartError, match=reason):
         await service.fleet.roll()
     for process in service.processes:
         process.spec = SPEC

@@ -8,14 +8,19 @@ from benchmarks.fake_cloud import FakeCloud
 from cloud.replicas.actor import ReplicaSpec
 from cloud.replicas.block_changes import BlockChange, FollowedKVCache
 from cloud.replicas.fleet import ReplicaAddress
+from common.errors import ConfigError
 from common.http_server import HTTPServer
 
 
 class ToyActor:
-    """Serves `FakeCloud`; a `model` called "wrong" fails after its port is open, as a model that cannot be loaded."""
+    """Serves `FakeCloud`; a `model` called "wrong" fails after its port is open, as a model that cannot be loaded, and
+    one called "refused" before, as an argument that does not exist."""
 
-    def __init__(self, spec: ReplicaSpec, host: str) -> None:
+    def __init__(self, spec: ReplicaSpec, host: str, cores: list[int]) -> None:
+        if spec.model == "refused":
+            raise ConfigError("cloud.engine_args.x: no such argument")
         self._spec = spec
+        assert not cores
         self._cloud = FakeCloud()
         self._cloud.pause = 0.02
         self._cache = FollowedKVCache()

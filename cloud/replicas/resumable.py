@@ -100,6 +100,6 @@ def server_frame(data: bytes, text: bool) -> ServerFrame | None:
         return None
 
 
-def is_for_another(frame: ServerFrame | None) -> bool:
-    """Whether a frame says that its replica cannot go on, where another one may: no fault of the request."""
-    return isinstance(frame, ErrorFrame) and frame.error.type in ("server_error", "rate_limit_error")
+def is_for_another(frame: ErrorFrame) -> bool:
+    """Whether another replica may do what this one cannot: it is no fault of the request."""
+    return frame.error.type in ("server_error", "rate_limit_error")

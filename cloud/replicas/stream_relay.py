@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from contextlib import suppress
+from typing import NoReturn
 
 import aiohttp
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -82,6 +83,14 @@ async def send_upstream(upstream: aiohttp.ClientWebSocketResponse, frame: Receiv
             await upstream.send_bytes(frame.data)
 
 
+class ReplicaRefused(ReplicaLost):
+    """A replica cannot go on, and says so in `frame`."""
+
+    def __init__(self, message: str, frame: ErrorFrame) -> None:
+        super().__init__(message)
+        self.frame = frame
+
+
 class StreamRelay:
     """One client's connection. Owns the connections to replicas that were opened for it."""
 
@@ -153,15 +162,22 @@ class StreamRelay:
         """One answer, on as many replicas as it takes. Without a `start` the frame is wrong: a replica says how."""
         answer = ResumableAnswer(start or StartFrame(token_ids=[0], max_tokens=1))
         tried: set[str] = set()
+        refusal: ErrorFrame | None = None
         while not answer.ended:
-            replica = self._fleet.pick(key_of_start(answer.rest, self._request[TENANT]), tried)
+            try:
+                replica = self._fleet.pick(key_of_start(answer.rest, self._request[TENANT]), tried)
+            except EngineError:
+                if refusal is None:
+                    raise
+                await self._refuse(refusal, WSCloseCode.TRY_AGAIN_LATER)
             try:
                 with self._fleet.using(replica):
                     await self._part(replica, frame if start is None else None, answer)
             except ReplicaLost as error:
                 if not answer.may_go_on:
                     raise EngineError(error.message) from error
-                log.warning("%s; its stream goes on, request %s", error.message, answer.rest.request_id or "without id")
+                refusal = error.frame if isinstance(error, ReplicaRefused) else None
+                log.info("%s; its stream goes on, request %s", error.message, answer.rest.request_id or "without id")
                 if not self._reused:
                     tried.add(replica.url)
                 if end := answer.end:
@@ -203,17 +219,23 @@ class StreamRelay:
             text = message.type is WSMsgType.TEXT
             data = message.data.encode() if text else message.data
             frame = server_frame(data, text)
-            if frame is None or is_for_another(frame):
-                raise ReplicaLost(f"replica {replica.name} cannot go on")
-            passed = answer.record(frame)
+            if frame is None:
+                raise ReplicaLost(f"replica {replica.name} sends what cannot be read")
             if isinstance(frame, ErrorFrame):
-                await self.client.send(data, text)
-                await self.client.close(WSCloseCode.POLICY_VIOLATION, frame.error.message)
-                raise ClientLeftError
+                if is_for_another(frame):
+                    raise ReplicaRefused(f"replica {replica.name} cannot go on: {frame.error.message}", frame)
+                await self._refuse(frame, WSCloseCode.POLICY_VIOLATION)
+            passed = answer.record(frame)
             if passed is frame:
                 await self.client.send(data, text)
             else:
                 await self._send(passed)
+
+    async def _refuse(self, frame: ErrorFrame, code: WSCloseCode) -> NoReturn:
+        """Passes on why no replica answers, and closes the client's connection as a replica does."""
+        await self._send(frame)
+        await self.client.close(code, frame.error.message)
+        raise ClientLeftError
 
     async def _send(self, frame: ServerFrame | EndFrame) -> None:
         await self.client.send(codec.encode(frame, codec.JSON if self._text else codec.MSGPACK), self._text)

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
+import msgspec
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
@@ -13,9 +14,11 @@ from cloud.replicas.block_changes import BlockChange, FollowedKVCache
 from cloud.replicas.fleet import Fleet, FleetTiming, Replica, ReplicaAddress
 from cloud.replicas.front import build_app
 from common.config_values import ServerConfig
-from common.errors import EngineError, StartError
-from common.http.messages import reply, stream, websocket
+from common.errors import EngineError, FrameworkError, StartError
+from common.http.messages import error_object, reply, stream, websocket
 from common.http_server import HTTPServer
+from common.protocol import codec
+from common.protocol.stream_frames import ErrorDetail, ErrorFrame, StartFrame
 
 QUICK = FleetTiming(probe=0.02, patience=0.2, silences=3, first_pause=0.02, longest_pause=0.1)
 
@@ -94,6 +97,15 @@ class FakeReplica(FakeCloud):
         if not self.ready:
             raise EngineError("it loads")
         return reply(request, {"status": "ready"})
+
+    async def _answer(self, socket: web.WebSocketResponse, start: StartFrame) -> StartFrame | None:
+        try:
+            self._refuse()
+        except FrameworkError as error:
+            detail = msgspec.convert(error_object(error)["error"], ErrorDetail)
+            await socket.send_bytes(codec.encode(ErrorFrame(error=detail), codec.MSGPACK))
+            return None
+        return await super()._answer(socket, start)
 
     def _refuse(self) -> None:
         super()._refuse()

@@ -11,6 +11,7 @@ from benchmarks.toy_model import END, answer_of, cloud_model
 from common.cloud_client.stream import CloudStream
 from common.errors import EndpointError, RequestError
 from common.http.client import HTTPClient
+from common.http.error_replies import Busy
 from common.protocol import codec
 from common.protocol.stream_frames import EndFrame, StartFrame, TokensFrame
 from common.types import FinishReason, Sampling
@@ -156,6 +157,16 @@ async def test_an_answer_with_stop_strings_is_not_continued_by_one_that_has_not_
 
         with pytest.raises(EndpointError, match="is lost"):
             await answer(client, StartFrame(token_ids=PROMPT, max_tokens=TOKENS, stop=["x"]), kill)
+
+
+async def test_when_all_are_full_the_edge_is_told_that_they_are_and_not_that_they_are_lost() -> None:
+    async with front() as running, HTTPClient(running.url) as client:
+        for fake in running.fakes:
+            fake.full = True
+        with pytest.raises(Busy, match="no room"):
+            await answer(client, StartFrame(token_ids=PROMPT, max_tokens=TOKENS))
+        running.fakes[0].full = False
+        assert (await answer(client, StartFrame(token_ids=PROMPT, max_tokens=TOKENS)))[0] == truth(PROMPT)
 
 
 async def test_a_client_that_leaves_ends_its_replicas_answer() -> None:

@@ -106,6 +106,16 @@ async def truth_of(cloud: HTTPClient) -> dict[str, list[int]]:
     return truth
 
 
+async def until_asks_cloud(edge: HTTPClient) -> None:
+    """Returns when the edge has compared its vocabulary with the cloud's: before that it answers alone."""
+    body = {"prompt": QUESTIONS[0], "max_tokens": 4, "temperature": 0, "mode": "cloud_only"}
+    while True:
+        reply: dict[str, Any] = await edge.post("/v1/completions", body, dict)
+        if not reply["collaboration"]["degraded"]:
+            return
+        await asyncio.sleep(0.5)
+
+
 async def kill_one(cloud: HTTPClient, clients: AskingClients, name: str) -> ReplicaKill:
     """Kills this replica while it works, waits until it is ready again, and for some more answers."""
     before, at_once = clients.seen.copy(), 0
@@ -135,7 +145,9 @@ async def measure(args: argparse.Namespace) -> None:
         HTTPClient(cloud.url) as front,
         HTTPClient(edge.url, patient) as asked,
     ):
-        clients = AskingClients(asked, await truth_of(front), args.clients)
+        truth = await truth_of(front)
+        await until_asks_cloud(asked)
+        clients = AskingClients(asked, truth, args.clients)
         deadline = time.monotonic() + 60 * args.minutes
         try:
             for number in range(args.kills):

@@ -56,7 +56,7 @@ class FakeReplica(FakeCloud):
     async def start(self) -> ReplicaAddress:
         self.starts_with += 1
         self._ended.clear()
-        self._server = HTTPServer(self.app(), "127.0.0.1", 0, drain_seconds=5)
+        self._server = HTTPServer(self.app(), "127.0.0.1", 0, drain_seconds=1)
         await self._server.start()
         return ReplicaAddress(f"http://127.0.0.1:{self._server.port}", 4242)
 

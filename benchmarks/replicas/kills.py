@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,30 +137,33 @@ async def kill_one(cloud: HTTPClient, clients: AskingClients, name: str) -> Repl
     return ReplicaKill(name, at_once, round(seconds, 1), *seen)
 
 
-async def measure(args: argparse.Namespace) -> None:
-    cloud = cloud_process(args, 2)
-    edge = edge_process(args, cloud)
-    report, patient = terminal.console().print, HttpClientConfig(timeout=200)
-    async with (
-        running([cloud, edge], report),
-        HTTPClient(cloud.url) as front,
-        HTTPClient(edge.url, patient) as asked,
-    ):
-        truth = await truth_of(front)
-        await until_asks_cloud(asked)
-        clients = AskingClients(asked, truth, args.clients)
-        deadline = time.monotonic() + 60 * args.minutes
-        try:
-            for number in range(args.kills):
-                kill = await kill_one(front, clients, str(number % 2))
-                _append(args.output, kill)
-                report(f"{number + 1} of {args.kills}: {kill}")
-                if time.monotonic() > deadline:
-                    break
-        finally:
-            await clients.stop()
+async def kill_all(
+    front: HTTPClient, edge: HTTPClient, args: argparse.Namespace, report: Callable[[object], None]
+) -> None:
+    """All kills of this run, with clients that ask meanwhile."""
+    truth = await truth_of(front)
+    await until_asks_cloud(edge)
+    clients = AskingClients(edge, truth, args.clients)
+    deadline = time.monotonic() + 60 * args.minutes
+    try:
+        for number in range(args.kills):
+            kill = await kill_one(front, clients, str(number % 2))
+            _append(args.output, kill)
+            report(f"{number + 1} of {args.kills}: {kill}")
+            if time.monotonic() > deadline:
+                break
+    finally:
+        await clients.stop()
         for line in clients.wrong:
             report(line)
+
+
+async def measure(args: argparse.Namespace) -> None:
+    cloud, report = cloud_process(args, 2), terminal.console().print
+    edge = edge_process(args, cloud)
+    patient = HttpClientConfig(timeout=200)
+    async with running([cloud, edge], report), HTTPClient(cloud.url) as front, HTTPClient(edge.url, patient) as asked:
+        await kill_all(front, asked, args, report)
     report(table_of(jsonl.read(args.output, ReplicaKill)))
 
 
@@ -179,14 +183,14 @@ def table_of(kills: list[ReplicaKill]) -> Table:
     return table
 
 
-def main() -> int:
-    parser = config_parser("Kill replicas under load, and check every answer.")
-    parser.add_argument("--kills", type=count, default=20, help="kills of this run (default: 20)")
-    parser.add_argument("--clients", type=count, default=8, help="clients at once (default: 8)")
-    parser.add_argument("--minutes", type=float, default=60, help="after which no further kill begins (default: 60)")
-    parser.add_argument("--output", type=Path, default=Path("logs/replica-kills.jsonl"), help="one line for each kill")
-    return run_program(measure(parser.parse_args()))
+def parser() -> argparse.ArgumentParser:
+    options = config_parser("Kill replicas under load, and check every answer.")
+    options.add_argument("--kills", type=count, default=20, help="kills of this run (default: 20)")
+    options.add_argument("--clients", type=count, default=8, help="clients at once (default: 8)")
+    options.add_argument("--minutes", type=float, default=60, help="after which no further kill begins (default: 60)")
+    options.add_argument("--output", type=Path, default=Path("logs/replica-kills.jsonl"), help="one line for each kill")
+    return options
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(measure(parser().parse_args())))

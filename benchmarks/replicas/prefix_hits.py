@@ -11,6 +11,7 @@ import argparse
 import random
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 
 from rich.table import Table
 
@@ -55,29 +56,34 @@ async def counted(front: HTTPClient) -> tuple[float, float]:
     return sum(one["prefix_cache_hits"] for one in found), sum(one["prefix_cache_queries"] for one in found)
 
 
-async def compare(args: argparse.Namespace) -> None:
-    cloud = cloud_process(args, 2)
+async def compare(front: HTTPClient, args: argparse.Namespace, report: Callable[[str], None]) -> Table:
+    """The table of both routings, measured in turn."""
     shares: dict[str, list[float]] = {"front": [], "random": []}
-    report = terminal.console().print
-    async with running([cloud], report), HTTPClient(cloud.url) as front:
-        for repeat in range(args.repeats):
-            asked = order(args.conversations, args.turns, random.Random(repeat))
-            for routing, found in shares.items():
-                report(f"repeat {repeat + 1} of {args.repeats}: {routing}")
-                found.append(await hits(front, asked, routing, repeat))
+    for repeat in range(args.repeats):
+        asked = order(args.conversations, args.turns, random.Random(repeat))
+        for routing, found in shares.items():
+            found.append(await hits(front, asked, routing, repeat))
+            report(f"repeat {repeat + 1} of {args.repeats}: {found[-1]:.3f} of the tokens found, {routing}")
     table = Table("routing", "tokens found", "least to greatest")
     for routing, found in shares.items():
         table.add_row(routing, f"{sum(found) / len(found):.3f}", f"{min(found):.3f} to {max(found):.3f}")
+    return table
+
+
+async def measure(args: argparse.Namespace) -> None:
+    cloud, report = cloud_process(args, 2), terminal.console().print
+    async with running([cloud], report), HTTPClient(cloud.url) as front:
+        table = await compare(front, args, report)
     report(table)
 
 
-def main() -> int:
-    parser = config_parser("Compare prefix hits of routing by KV events with random routing.")
-    parser.add_argument("--conversations", type=count, default=24, help="conversations of a repeat (default: 24)")
-    parser.add_argument("--turns", type=count, default=5, help="turns of each (default: 5)")
-    parser.add_argument("--repeats", type=count, default=3, help="repeats (default: 3)")
-    return run_program(compare(parser.parse_args()))
+def parser() -> argparse.ArgumentParser:
+    options = config_parser("Compare prefix hits of routing by KV events with random routing.")
+    options.add_argument("--conversations", type=count, default=24, help="conversations of a repeat (default: 24)")
+    options.add_argument("--turns", type=count, default=5, help="turns of each (default: 5)")
+    options.add_argument("--repeats", type=count, default=3, help="repeats (default: 3)")
+    return options
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(measure(parser().parse_args())))

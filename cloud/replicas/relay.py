@@ -120,7 +120,7 @@ class RequestRelay:
         try:
             response = await replica.http_session().request(
                 request.method,
-                replica.url + request.raw_path,
+                replica.url + _target(request),
                 data=body or None,
                 headers=headers_on(request),
                 skip_auto_headers=OWN,
@@ -130,6 +130,14 @@ class RequestRelay:
             raise ReplicaLost(f"replica {replica.name} is lost ({type(error).__name__})") from error
         async with response:
             yield response
+
+
+def _target(request: web.Request) -> str:
+    """Path and query, as they were sent: never what could make the front ask another host."""
+    target = request.rel_url.raw_path_qs
+    if not target.startswith("/"):
+        raise RequestError("the request's target must be a path")
+    return target
 
 
 def headers_on(request: web.Request) -> dict[str, str]:

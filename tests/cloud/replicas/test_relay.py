@@ -110,6 +110,24 @@ async def test_headers_go_on_but_those_of_the_connection_and_the_page() -> None:
         assert "Origin" not in sent and sent["Host"] not in running.url
 
 
+@pytest.mark.parametrize("target", ["http:@{host}/v1/models", "@{host}/x", "http://{host}/x", "//{host}/x"])
+async def test_no_target_makes_the_front_ask_another_host(target: str) -> None:
+    asked: list[bytes] = []
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.transport.abort()
+
+    async with front() as running, await asyncio.start_server(take, "127.0.0.1", 0) as other:
+        line = "GET " + target.format(host=f"127.0.0.1:{other.sockets[0].getsockname()[1]}") + " HTTP/1.1\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.server.port)
+        writer.write(f"{line}Host: localhost\r\nConnection: close\r\n\r\n".encode())
+        reply = await reader.read()
+        writer.close()
+    assert reply.split()[1] in (b"400", b"404")
+    assert not asked
+
+
 async def test_without_a_key_nothing_reaches_a_replica() -> None:
     async with front(api_keys=[Secret("k")]) as running:
         async with running.http.post("/verify", json={"new_token_ids": [5]}) as reply:

@@ -10,9 +10,11 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 
 from benchmarks.fake_cloud import FakeCloud
+from cloud.replicas.actor import ReplicaSpec
 from cloud.replicas.block_changes import BlockChange, FollowedKVCache
 from cloud.replicas.fleet import Fleet, FleetTiming, Replica, ReplicaAddress
 from cloud.replicas.front import build_app
+from common.config_cloud import CloudConfig
 from common.config_values import ServerConfig
 from common.errors import EngineError, FrameworkError, StartError
 from common.http.messages import error_object, reply, stream, websocket
@@ -33,6 +35,7 @@ class FakeReplica(FakeCloud):
         """How often it has been started."""
         self.wrong = ""
         """Why the next start fails after its port is open."""
+        self.spec = ReplicaSpec("toy", {}, CloudConfig(), "INFO", False)
         self.cache = FollowedKVCache()
         self.begun, self.left, self.go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
         """Of requests that wait: one has begun; its client has left; it may end."""

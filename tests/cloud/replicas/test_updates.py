@@ -11,11 +11,12 @@ import pytest
 from cloud.replicas.actor import ReplicaSpec
 from cloud.replicas.updates import Updates
 from common.config_cloud import CloudConfig
+from common.config_values import ServerConfig
 from common.errors import ConfigError
 from tests.cloud.replicas.fake_replica import FakeReplica, RunningFront, front
 
 OLD = ReplicaSpec("old", {}, CloudConfig(), "INFO", False)
-NEW = OLD._replace(model="new")
+NEW = OLD._replace(model="new", cloud=CloudConfig(server=ServerConfig(port=1)))
 
 
 @asynccontextmanager
@@ -44,6 +45,7 @@ async def test_each_replica_is_started_anew_with_what_is_read_then() -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         await started(running.fakes, [2, 2])
         assert [fake.spec.model for fake in running.fakes] == ["new", "new"]
+        assert {fake.spec.cloud.server.port for fake in running.fakes} == {OLD.cloud.server.port}
 
 
 async def test_a_configuration_that_is_wrong_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:

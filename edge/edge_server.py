@@ -115,9 +115,10 @@ async def _stats(request: web.Request) -> web.Response:
     figures |= {"costs": context.costs.stats(), "quotas": context.quotas.stats()}
     online = {"online_gate": context.online.stats()} if context.online else {}
     split = {"segments": context.split.segments.stats()} if context.split else {}
+    router = {"router": context.router_stats()} if context.router else {}
     policy = {"policy": msgspec.to_builtins(policy_view(context.plan, context.estimates))}
     saved = {"savings": context.savings.stats()}
-    return reply(request, figures | {"confidence": confidence} | policy | saved | online | split)
+    return reply(request, figures | {"confidence": confidence} | policy | saved | online | router | split)
 
 
 async def _models(request: web.Request) -> web.Response:

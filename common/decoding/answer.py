@@ -7,6 +7,7 @@ from itertools import repeat
 
 from common.decoding.policy import Plan
 from common.errors import FrameworkError
+from common.routing.router import RouteDecision, Side
 from common.tracing.spans import span
 from common.types import Collaboration, Draft, DraftSource, FinishReason, Mode, Provenance, TokenLogprob, Verdict
 
@@ -34,7 +35,7 @@ class Answer:
     """One request's state. `committed`: token ids of prompt and answer. Only its creator writes to it."""
 
     plan: Plan
-    """Replaced only by `continue_on_edge` and `set_thinking`."""
+    """Replaced only by `record_route`, `continue_on_edge` and `set_thinking`."""
     committed: list[int]
     remaining: int
     """Tokens that may still be committed."""
@@ -91,6 +92,13 @@ class Answer:
         """Tells whether the answer goes on with a thought, for the gate; who reads the answer's text knows."""
         if thinking is not self.plan.thinking:
             self.plan = dataclasses.replace(self.plan, thinking=thinking)
+
+    def record_route(self, decision: RouteDecision) -> None:
+        """From here on the side that the router has chosen answers alone."""
+        report, to_cloud = self.report, decision.side is Side.CLOUD
+        report.routed_to, report.route_score = decision.side, decision.score
+        report.route_threshold, report.lossless = decision.threshold, to_cloud
+        self.plan = dataclasses.replace(self.plan, mode=Mode.CLOUD_ONLY if to_cloud else Mode.EDGE_ONLY)
 
     def withdraw(self) -> None:
         """Takes the whole answer back, of which nothing was shown: another model begins again."""

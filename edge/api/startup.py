@@ -106,15 +106,16 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
 
 
 def _router(config: Config, model: str) -> Router | None:
-    """Of mode route. None at an edge without a model, which answers nothing by itself; nor is what is shipped for the
-    demo pair one for other models."""
+    """Of mode route. None at an edge without a model, which answers nothing by itself; what is shipped for the demo pair
+    is for no other model, and may be missing."""
     path = config.edge.router.path
-    if not (path and config.edge.model.path):
+    file, demo = shipped(path), path == RouterConfig().path
+    if not (path and config.edge.model.path) or (demo and not file.exists()):
         return None
-    found = router.load(shipped(path))
+    found = router.load(file)
     if found.training.edge_model == model:
         return found
-    if path == RouterConfig().path:
+    if demo:
         return None
     log.warning("%s was trained on %s, not on %s: calibrate a router", path, found.training.edge_model, model)
     return found

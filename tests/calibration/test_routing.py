@@ -21,8 +21,8 @@ from common.http_client import EdgeCloudHTTPClient
 from common.routing import router as routers
 from models import heldout
 from tests.conftest import Servers
-from tests.support.routers import TRAINING
-from tests.support.side_answers import side_answers
+from tests.support.routing.routers import TRAINING
+from tests.support.routing.side_answers import side_answers
 
 
 def request(target: CalibrationTarget, output: Path = Path("calibrated.yaml")) -> CalibrationRequest:

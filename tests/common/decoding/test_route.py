@@ -12,7 +12,7 @@ from common.routing.router import Router, Routing
 from common.types import GREEDY, Mode, Provenance
 from tests.common.decoding.test_pipeline import LONG, PROMPTS
 from tests.support.fakes import FakeDrafter, FakeVerifier, answer_of, cloud_model, erring_model
-from tests.support.routers import blind, doubtful
+from tests.support.routing.routers import blind, doubtful
 
 EDGE = erring_model(2)
 """The edge's model: its answer is another one than the cloud's."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from common.errors import ConfigError
 from common.routing import features, router
 from common.routing.router import Routing, Side, route
-from tests.support.routers import blind, doubtful
+from tests.support.routing.routers import blind, doubtful
 
 SHARES = st.floats(0, 1)
 

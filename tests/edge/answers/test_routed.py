@@ -14,7 +14,7 @@ from common.http.client import HTTPClient
 from tests.support.edge_in_process import edge_of
 from tests.support.fake_openai import KEY
 from tests.support.fake_openai import serving as serving_openai
-from tests.support.routers import blind
+from tests.support.routing.routers import blind
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "What is AI?"}], "max_tokens": 24, "temperature": 0}
 TO_CLOUD, TO_EDGE = {"mode": "route", "route_threshold": 0.0}, {"mode": "route", "route_threshold": 1.0}

@@ -8,7 +8,7 @@ from experiments.harness.areas import under
 from experiments.routing.curves import PolicyCurve, cost_of, curves
 from experiments.routing.policies import BUDGETS, cross_fitted, hull
 from experiments.routing.recorded import RecordedAnswers
-from tests.support.side_answers import side_answers
+from tests.support.routing.side_answers import side_answers
 
 LOOKS = [0, 4]
 

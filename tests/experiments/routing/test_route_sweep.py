@@ -47,7 +47,7 @@ async def test_the_answers_of_a_finished_run_of_humaneval_are_compared(edge: Fak
     for table in found.tables:
         names = [row[0] for row in table.rows]
         assert names == ["random", "token gate", "router, prompt alone", "router and gate"]
-    assert "no router looks at 4 tokens" in found.warnings[-1], "the fake edge tells no confidences"
+    assert "no router looks at 4, 8 tokens" in found.warnings[-1], "the fake edge tells no confidences"
 
 
 async def test_the_answers_of_a_run_that_goes_on_are_read_from_its_journal(

@@ -11,6 +11,9 @@ from common.routing.router import RouteDecision, Side
 from common.tracing.spans import span
 from common.types import Collaboration, Draft, DraftSource, FinishReason, Mode, Provenance, TokenLogprob, Verdict
 
+SHOWN_TOKENS = 4
+"""Of an answer that a router leaves to the edge: drawn, then shown together. Fewer would cost the edge time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -98,7 +101,8 @@ class Answer:
         report, to_cloud = self.report, decision.side is Side.CLOUD
         report.routed_to, report.route_score = decision.side, decision.score
         report.route_threshold, report.lossless = decision.threshold, to_cloud
-        self.plan = dataclasses.replace(self.plan, mode=Mode.CLOUD_ONLY if to_cloud else Mode.EDGE_ONLY)
+        mode, shown = Mode.CLOUD_ONLY if to_cloud else Mode.EDGE_ONLY, min(self.plan.max_draft_tokens, SHOWN_TOKENS)
+        self.plan = dataclasses.replace(self.plan, mode=mode, max_draft_tokens=shown)
 
     def withdraw(self) -> None:
         """Takes the whole answer back, of which nothing was shown: another model begins again."""

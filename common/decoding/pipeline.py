@@ -1,7 +1,7 @@
 """The heart of the project: draft → decide → verify → commit → emit, for one request."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from common.decoding.answer import Answer, Chunk
 from common.decoding.drafters.draft_ahead import DraftAhead
 from common.decoding.drafters.lookup_drafter import LookupDrafter
 from common.decoding.estimates import AnswerEstimates, Estimates
-from common.decoding.interfaces import Drafter, Verifier
+from common.decoding.interfaces import Drafter, Verifier, holds_nothing
 from common.decoding.online_gate import GateRound, OnlineGate
 from common.decoding.policy import Decision, Escalation, choose_verification_mode
 from common.decoding.request import DecodingRequest
@@ -39,8 +39,12 @@ class Pipeline:
         estimates: Estimates | None = None,
         online: OnlineGate | None = None,
         lookup: Lookup | None = None,
+        release: Callable[[], Awaitable[None]] = holds_nothing,
     ) -> None:
-        """`online` decides in place of the plan's gate, and learns from every round; `lookup` drafts, too."""
+        """`online` decides in place of the plan's gate, and learns from every round; `lookup` drafts, too.
+
+        `release`: of what the drafter holds, where the cloud goes on alone.
+        """
         sampling = request.sampling
         self.answer = Answer(request.plan, list(request.prompt), request.max_tokens)
         self._prompt_tokens = len(request.prompt)
@@ -59,6 +63,7 @@ class Pipeline:
         """What decisions rest on: nothing that was measured where a seed must repeat the answer."""
         self._text = AnswerEstimates(self._basis)
         self._online = online
+        self._release = release
         self._verdicts: list[tuple[float, int]] = []
         """For each verdict its time, and the number of tokens committed with it."""
         self._alone = True
@@ -91,6 +96,7 @@ class Pipeline:
             answer.record_route(decision)
             traced.set(side=decision.side.value, score=decision.score, drafted=len(draft.token_ids))
             if decision.side is Side.CLOUD:
+                await self._release()
                 answer.report.way = choose_verification_mode(answer.plan, self._basis)
             elif draft.token_ids:
                 yield answer.commit_kept(draft, len(draft.token_ids))

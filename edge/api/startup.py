@@ -106,8 +106,10 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
 
 
 def _router(config: Config, model: str) -> Router | None:
-    """Of mode route. None at an edge without a model, which answers nothing by itself; what is shipped for the demo pair
-    is for no other model, and may be missing."""
+    """Of mode route; None at an edge without a model, which answers nothing by itself.
+
+    What is shipped for the demo pair is for no other model, and may be missing.
+    """
     path = config.edge.router.path
     file, demo = shipped(path), path == RouterConfig().path
     if not (path and config.edge.model.path) or (demo and not file.exists()):

@@ -61,6 +61,20 @@ async def test_what_a_doubtful_edge_has_drawn_is_not_in_the_answer_which_is_the_
     assert (drafter.calls, report.edge_wasted, report.drafted) == ([3], report.edge_drawn, 0)
 
 
+@pytest.mark.parametrize("confidence", [0.1, 0.9])
+async def test_what_the_edge_holds_is_given_back_as_soon_as_the_cloud_has_the_answer(confidence: float) -> None:
+    released = []
+
+    async def release() -> None:
+        released.append(len(verifier.streams))
+
+    verifier = FakeVerifier()
+    request = DecodingRequest(LONG, 40, GREEDY, plan_of(doubtful()))
+    pipeline = Pipeline(request, FakeDrafter(EDGE, lambda _: confidence), verifier, release=release)
+    assert [chunk async for chunk in pipeline.run()]
+    assert released == ([0] if confidence < 0.5 else [])
+
+
 async def test_nothing_is_shown_before_the_router_has_decided() -> None:
     drafter = FakeDrafter(EDGE, lambda _: 0.9)
     pipeline = Pipeline(DecodingRequest(LONG, 40, GREEDY, plan_of(doubtful(5))), drafter, FakeVerifier())

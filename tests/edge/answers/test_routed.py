@@ -1,5 +1,6 @@
 """Mode route on a real edge with the demo's router: whole answers of one side, private ones, limits, lost clouds."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,19 @@ async def test_a_configured_router_that_is_missing_stops_the_start(fake: FakeClo
         with pytest.raises(ConfigError):
             async with edge_of(fake.url, "inference.mode=route", *settings):
                 pass
+
+
+async def test_while_the_cloud_answers_the_edges_sequence_is_free_for_others(fake: FakeCloud) -> None:
+    """With one sequence and no queue, a second answer is only taken if the first has given its own back."""
+    async with edge_of(fake.url, "edge.model.sequences=1") as edge:
+        fake.pause = 0.2
+        try:
+            long = asyncio.create_task(ask(edge, **TO_CLOUD, max_tokens=60))
+            while not (await edge.get("/stats", dict))["clouds"]["endpoints"][fake.url]["in_flight"]:
+                await asyncio.sleep(0.01)
+            assert (await edge.get("/stats", dict))["engine"]["sequences_lent"] == 0
+            assert (await ask(edge, mode="edge_only"))["usage"]["completion_tokens"]
+            assert not long.done()
+        finally:
+            fake.pause = 0.0
+        assert (await long)["collaboration"]["routed_to"] == "cloud"

@@ -190,7 +190,6 @@ async def _ask(client: EdgeCloudHTTPClient, question: CalibrationQuestion, mode:
 
 
 async def _training(client: EdgeCloudHTTPClient, strategy: ConfidenceStrategy) -> Training:
-    """The models that the edge lists: its own first, and the cloud's."""
-    cards = (await client.edge.get("/v1/models", ModelList)).data
-    clouds = [card.id for card in cards if card.owned_by == "cloud"]
-    return Training(edge_model=cards[0].id, cloud_model="".join(clouds[:1]), strategy=strategy, questions=0)
+    """The models that both servers list first."""
+    edge, cloud = await client.edge.get("/v1/models", ModelList), await client.clouds.get("/v1/models", ModelList)
+    return Training(edge_model=edge.data[0].id, cloud_model=cloud.data[0].id, strategy=strategy, questions=0)

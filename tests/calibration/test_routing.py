@@ -117,7 +117,7 @@ async def test_a_running_edge_scores_a_question_as_its_calibration_did(servers: 
     async with EdgeCloudHTTPClient(servers.edge_url, servers.cloud_url) as client:
         for question in chosen:
             sides = await ask_both(client, question, max_tokens=64)
-            (score,) = scores_of(shipped, [sides])
+            score = float(scores_of(shipped, [sides])[0])
             body = {"messages": [{"role": "user", "content": question.prompt}], "max_tokens": 64, "temperature": 0}
             for threshold, side in ((score - 1e-6, "cloud"), (score + 1e-6, "edge")):
                 fields = {"mode": "route", "route_threshold": min(max(threshold, 0.0), 1.0)}

@@ -1,6 +1,6 @@
 """Compares requests routed as wholes with the token gate, with both, and with chance: quality over the cloud's tokens.
 
-    python -m experiments.route_sweep [--gates 0.5,0.8,...] [--looks 0,4,8] [--questions N] [--minutes M] [--resume]
+    python -m experiments.route_sweep [--gates 0.5 0.8,0,4 ...] [--looks 0,4,8] [--questions N] [--minutes M] [--resume]
     python -m experiments.route_sweep --recorded logs/humaneval/humaneval_report.json --data humaneval:FILE
 
 Each question is answered by the edge alone, by the cloud alone, and by a gate at each threshold. A routed answer is one
@@ -23,11 +23,13 @@ from common.errors import ConfigError
 from common.routing.router import MOST_TOKENS
 from experiments.harness import experiment
 from experiments.harness.experiment import ExperimentKind
+from experiments.harness.measures import MEASURES, MeasureDefinition
 from experiments.harness.options import numbers
 from experiments.harness.trials import ExperimentPlan, TrialResult
 from experiments.humaneval import tasks
 from experiments.pass_rate import pass_measures, ways
 from experiments.questions import datasets
+from experiments.questions.datasets import Dataset
 from experiments.questions.workload import Question
 from experiments.report.document import ReportFiles
 from experiments.report.schema import ExperimentReport
@@ -37,7 +39,7 @@ from experiments.routing.recorded import recorded
 from experiments.setup.ablations import CLOUD_ONLY
 
 QUESTIONS = 200
-GATES = "0.1,0.3,0.5,0.7,0.8,0.9,0.95,0.99"
+GATES = "0.1 0.3 0.5 0.7 0.8 0.9 0.95 0.99"
 LOOKS = "0,4,8"
 NAME = "routing_report"
 TITLE = "Requests routed as wholes, beside the token gate"
@@ -50,7 +52,13 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--ways", default=WAYS, metavar="NAMES", help="what answers beside gates (default %(default)s)"
     )
-    options.add_argument("--gates", default=GATES, metavar="T", help="the gate's thresholds (default %(default)s)")
+    options.add_argument(
+        "--gates",
+        nargs="+",
+        default=GATES.split(),
+        metavar="C[,P[,N]]",
+        help=f"gates: thresholds of confidence and product, and the draft length (default {GATES})",
+    )
     options.add_argument(
         "--looks",
         default=LOOKS,
@@ -85,7 +93,7 @@ async def measure(args: argparse.Namespace, console: Console) -> ExperimentRepor
     base = experiment.base_config(args)
     if base.inference.online.enabled:
         raise ConfigError("inference.online: the online gate moves its thresholds; switch it off for this experiment")
-    gates = [f"{threshold:g},0" for threshold in numbers(args.gates, "--gates")]
+    gates = [gate if "," in gate else f"{gate},0" for gate in args.gates]
     chosen = ways.chosen(args.ways, gates, None, clients=args.clients)
     dataset = datasets.load(datasets.spec_for(args.data, base), args.questions, args.seed)
 
@@ -96,13 +104,19 @@ async def measure(args: argparse.Namespace, console: Console) -> ExperimentRepor
         title=TITLE,
         name=NAME,
         program="-m experiments.route_sweep",
-        measures=pass_measures.definitions(args.max_tokens),
+        measures=measures_of(dataset, args.max_tokens),
         plan_fields={"block": args.clients, "baseline": CLOUD_ONLY.name, "warm": False},
         settle_first=False,
         minutes=math.inf if args.minutes is None else args.minutes,
         finish=finish,
     )
     return await experiment.run(args, chosen, base, console, kind, dataset)
+
+
+def measures_of(dataset: Dataset, max_tokens: int) -> dict[str, MeasureDefinition]:
+    """Those of all experiments, and what the cloud computed; of programs those of HumanEval."""
+    passing = pass_measures.definitions(max_tokens)
+    return passing if _has_tasks(dataset) else MEASURES | {"cloud_computed": passing["cloud_computed"]}
 
 
 def from_recorded(args: argparse.Namespace, tokens: Sequence[int], console: Console) -> ExperimentReport:
@@ -120,7 +134,7 @@ def from_recorded(args: argparse.Namespace, tokens: Sequence[int], console: Cons
     return report
 
 
-def _has_tasks(dataset: datasets.Dataset) -> bool:
+def _has_tasks(dataset: Dataset) -> bool:
     return all(question.task for question in dataset.questions)
 
 

@@ -84,9 +84,15 @@ async def test_answers_to_other_questions_or_without_both_sides_are_refused(edge
 async def test_both_sides_and_every_gate_answer_each_question_and_the_edge_tells_its_confidences(
     edge: FakeEdge, tmp_path: Path
 ) -> None:
-    await swept("--questions", "4", "--gates", "0.5,0.9", "--output", str(tmp_path))
-    wanted = [(body.get("mode"), body.get("confidence_threshold"), body.get("collaboration")) for body in edge.answers]
-    ways = [("edge_only", None, {"tokens": True}), ("cloud_only", None, None), (None, 0.5, None), (None, 0.9, None)]
+    await swept("--questions", "4", "--gates", "0.5", "0.9,0,4", "--output", str(tmp_path))
+    names = "mode", "confidence_threshold", "max_draft_tokens", "collaboration"
+    wanted = [tuple(body.get(name) for name in names) for body in edge.answers]
+    ways = [
+        ("edge_only", None, None, {"tokens": True}),
+        ("cloud_only", None, None, None),
+        (None, 0.5, None, None),
+        (None, 0.9, 4, None),
+    ]
     assert sorted(map(str, wanted)) == sorted(4 * [*map(str, ways)])
 
 

@@ -97,12 +97,14 @@ class Answer:
             self.plan = dataclasses.replace(self.plan, thinking=thinking)
 
     def record_route(self, decision: RouteDecision) -> None:
-        """From here on the side that the router has chosen answers alone."""
+        """From here on the side that the router has chosen answers alone, also what follows a thought."""
+        assert self.plan.routing is not None, "a router has decided"
         report, to_cloud = self.report, decision.side is Side.CLOUD
         report.routed_to, report.route_score = decision.side, decision.score
         report.route_threshold, report.lossless = decision.threshold, to_cloud
         mode, shown = Mode.CLOUD_ONLY if to_cloud else Mode.EDGE_ONLY, min(self.plan.max_draft_tokens, SHOWN_TOKENS)
-        self.plan = dataclasses.replace(self.plan, mode=mode, max_draft_tokens=shown)
+        routing = dataclasses.replace(self.plan.routing, settled=decision)
+        self.plan = dataclasses.replace(self.plan, mode=mode, routing=routing, max_draft_tokens=shown)
 
     def withdraw(self) -> None:
         """Takes the whole answer back, of which nothing was shown: another model begins again."""

@@ -239,7 +239,7 @@ def draft_length(plan: Plan, remaining: int, estimates: Estimates) -> Length:
     if plan.mode is Mode.CLOUD_ONLY:
         return Length(0)
     if plan.mode is Mode.ROUTE and plan.routing is not None:
-        return Length(min(plan.routing.router.tokens, remaining))
+        return Length(min(plan.routing.tokens, remaining))
     if plan.draft_stop is not None:
         return Length(min(plan.max_draft_tokens, remaining - plan.lossless), plan.draft_stop)
     if plan.gated:

@@ -85,9 +85,18 @@ class Routing:
     router: Router
     threshold: float
     prompt: Features
+    settled: RouteDecision | None = None
+    """What was decided for the part of the answer before this one."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the edge draws before the decision."""
+        return 0 if self.settled else self.router.tokens
 
     def decide(self, confidences: Sequence[float], finished: bool) -> RouteDecision:
-        """After the edge's first `router.tokens` tokens, or all of its answer; the cloud where it cannot draw any."""
+        """After the edge's first `tokens` tokens, or all of its answer; the cloud where it cannot draw any."""
+        if self.settled is not None:
+            return self.settled
         drawn = confidences[: self.router.tokens]
         if self.router.tokens and not drawn:
             return RouteDecision(Side.CLOUD, None, self.threshold)

@@ -11,7 +11,7 @@ from common.decoding.answer import Chunk
 from common.decoding.progress import current_progress
 from common.errors import EndpointError
 from common.protocol.openai_responses import SourcedToken
-from common.types import Collaboration, DraftSource, FinishReason, Mode, Provenance, TokenLogprob
+from common.types import Collaboration, DraftSource, FinishReason, Provenance, TokenLogprob
 from edge.api.answers import RunningAnswer, start
 from edge.api.context import ServerContext
 from edge.api.rendering.chat_message import new_call_id
@@ -155,7 +155,7 @@ class Choice:
         self._earlier.append(running.answer.report)
         parts = self._take(self._reader.feed(self._text.push(end)))
         self.tokens = self._before = self.tokens + len(end)
-        plan = running.answer.plan if resolved.decoding.plan.mode is Mode.ROUTE else resolved.decoding.plan
+        plan = replace(resolved.decoding.plan, routing=running.answer.plan.routing)
         decoding = replace(resolved.decoding, prompt=[*running.answer.committed, *end], max_tokens=room, plan=plan)
         return parts, replace(resolved, decoding=decoding)
 

@@ -1,5 +1,7 @@
 """Mode route: one side answers the whole request, and nothing is computed twice or mixed."""
 
+from dataclasses import replace
+
 import pytest
 
 from common.decoding.answer import Chunk
@@ -88,6 +90,21 @@ async def test_a_router_that_needs_no_tokens_has_the_edge_draw_none_for_the_clou
     chunks, pipeline = await routed(plan_of(blind(to_cloud)), drafter, FakeVerifier())
     assert ids_of(chunks) == answer_of(cloud_model if to_cloud else EDGE, LONG, 40)
     assert pipeline.answer.report.edge_drawn == (0 if to_cloud else len(ids_of(chunks)))
+
+
+@pytest.mark.parametrize("confidence", [0.1, 0.9])
+async def test_what_follows_a_thought_comes_from_the_same_side_without_asking_the_router_again(
+    confidence: float,
+) -> None:
+    plan = plan_of(doubtful())
+    first, begun = await routed(plan, FakeDrafter(EDGE, lambda _: confidence), FakeVerifier(), max_tokens=6)
+    plan = replace(plan, routing=begun.answer.plan.routing)
+    drafter = FakeDrafter(EDGE, lambda _: 1 - confidence)
+    prompt = [*LONG, *ids_of(first)]
+    rest, pipeline = await routed(plan, drafter, FakeVerifier(), prompt)
+    assert pipeline.answer.report.routed_to == begun.answer.report.routed_to
+    assert ids_of(rest) == answer_of(cloud_model if confidence < 0.5 else EDGE, prompt, 40)
+    assert pipeline.answer.report.edge_wasted == 0
 
 
 @pytest.mark.parametrize("tokens", [0, 3])

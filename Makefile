@@ -1,5 +1,5 @@
 # make setup | run | server | check | check-vllm | format | docs | test | test-long | test-clients | test-console | test-deploy | test-ray | test-real | fuzz | test-faults | soak | lock | sbom
-#      bench | bench-cloud | bench-edge | bench-ray | bench-network | bench-thresholds | bench-scaling | bench-humaneval | bench-split | ablation | evaluate | train | clean
+#      bench | bench-cloud | bench-edge | bench-ray | bench-network | bench-thresholds | bench-routing | bench-scaling | bench-humaneval | bench-split | ablation | evaluate | train | clean
 PROMPT ?= What is AI?
 # The pair of models: make run CONFIG=config/presets/qwen2.5-coder.yaml SET="models.root=models/real edge.server.port=9000"
 CONFIG ?=
@@ -22,7 +22,7 @@ UNHASHED := { echo "error: the packages above are not those of requirements/*.lo
 timed = (began=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - began)) s")
 
 .PHONY: setup run server check check-vllm format docs test test-long test-clients test-console test-deploy test-ray chromium screenshots test-real test-faults fuzz soak lock sbom
-.PHONY: bench bench-cloud bench-edge bench-ray bench-network bench-thresholds bench-scaling bench-humaneval bench-split ablation llama-server evaluate train clean
+.PHONY: bench bench-cloud bench-edge bench-ray bench-network bench-thresholds bench-routing bench-scaling bench-humaneval bench-split ablation llama-server evaluate train clean
 
 setup: $(VENV)/.ready models/demo-split/manifest.json
 
@@ -179,6 +179,9 @@ bench-network: setup
 # About 8 minutes each on 2 cores; ARGS="--strategies max_prob,ensemble", ARGS="--clients 1,8" are less.
 bench-thresholds: setup
 	$(PY) -m experiments.threshold_sweep $(PAIR) $(ARGS)
+
+bench-routing: setup
+	$(PY) -m experiments.route_sweep $(PAIR) $(ARGS)
 
 bench-scaling: setup
 	$(PY) -m experiments.scaling $(PAIR) $(ARGS)

@@ -61,7 +61,7 @@ class CalibrationRequest:
 async def calibrate(client: EdgeCloudHTTPClient, config: Config, request: CalibrationRequest, console: Console) -> None:
     """The whole run: prints a table, writes the files. If it raises a FrameworkError, nothing has been written."""
     target, max_tokens = request.target, request.max_tokens
-    questions = _questions(request)
+    questions = questions_of(request, request.target.questions_needed)
     request.output.check()
     confidence = (await client.edge.get("/stats", EdgeStats)).confidence
     fitting, held_out = data.split(len(questions), HELD_OUT, SEED)
@@ -69,7 +69,7 @@ async def calibrate(client: EdgeCloudHTTPClient, config: Config, request: Calibr
     async def trace(question: CalibrationQuestion) -> TracedAnswer:
         return await walk(client, question.prompt, max_tokens)
 
-    traced = await _for_each(questions, trace, "the cloud's answers, and the edge along them", console)
+    traced = await for_each(questions, trace, "the cloud's answers, and the edge along them", console)
     pairs = list(zip(questions, traced, strict=True))
     traces = [Trace(t.confidences, t.agrees, q.worth(t.answer, t.answer), max_tokens) for q, t in pairs]
     base = replace(default_plan(config), mode=Mode.COLLABORATIVE, use_confidence_check=True, use_draft_verify=True)
@@ -79,7 +79,7 @@ async def calibrate(client: EdgeCloudHTTPClient, config: Config, request: Calibr
     async def measure(pair: tuple[CalibrationQuestion, TracedAnswer]) -> tuple[float, ...]:
         return await _measure(client, *pair, fitted.plan, max_tokens)
 
-    rows = await _for_each([pairs[i] for i in held_out], measure, "held-out questions through the gate", console)
+    rows = await for_each([pairs[i] for i in held_out], measure, "held-out questions through the gate", console)
     result = CalibrationResult(
         fitted=fitted,
         measured=Answers(*np.array(rows, np.float64).T),
@@ -91,11 +91,11 @@ async def calibrate(client: EdgeCloudHTTPClient, config: Config, request: Calibr
     report.write(result, target, confidence, request.output, console)
 
 
-def _questions(request: CalibrationRequest) -> list[CalibrationQuestion]:
-    """Raises ConfigError if there are too few for the target, or the answers' limit is below 1 token."""
+def questions_of(request: CalibrationRequest, needed: int) -> list[CalibrationQuestion]:
+    """Raises ConfigError if there are fewer than `needed`, or the answers' limit is below 1 token."""
     if request.max_tokens < 1:
         raise ConfigError(f"--max-tokens must be 1 or more, not {request.max_tokens}")
-    questions, needed = data.read(request.data), request.target.questions_needed
+    questions = data.read(request.data)
     if len(questions) < needed:
         wanted = f"{request.target.flag} {request.target.target:g} needs at least {needed}"
         raise ConfigError(f"{request.data}: {len(questions)} questions are too few; {wanted}")
@@ -155,7 +155,7 @@ async def _measure(
     )
 
 
-async def _for_each(items: Sequence[T], work: Callable[[T], Awaitable[R]], label: str, console: Console) -> list[R]:
+async def for_each(items: Sequence[T], work: Callable[[T], Awaitable[R]], label: str, console: Console) -> list[R]:
     """`work` on every item, CONCURRENCY at a time, behind a progress bar; the first error ends it all.
 
     A RequestError gets the number of its question, counted from 1.

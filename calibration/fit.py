@@ -133,7 +133,11 @@ def for_risk(ordering: Answers, testing: Answers, bound: float, confidence: floa
     The gates on the frontier of work and risk over `ordering`, from the safest on, are tested on `testing`, other
     prompts (Pareto testing, Laufer-Goldenberg et al. 2022, arXiv 2210.07913). Raises ConfigError if none passes.
     """
-    order = frontier(ordering.cloud_work, ordering.risk)
+    return last_in_order(frontier(ordering.cloud_work, ordering.risk), testing, bound, confidence)
+
+
+def last_in_order(order: Sequence[int], testing: Answers, bound: float, confidence: float) -> int:
+    """As `for_risk`, of rows in a given order, the safest first, which does not come from `testing`."""
     failures = testing.worse.sum(-1)[order]
     safe = risk.last_safe([int(f) for f in failures], testing.worse.shape[-1], bound, confidence)
     if safe is None:

@@ -79,16 +79,16 @@ def write(
     report = _report(result, target, changes(result.fitted.plan, confidence))
     tree = config.with_changes(output.base, report["config"])
     FOLDER.mkdir(parents=True, exist_ok=True)
-    _put(FOLDER / f"{output.path.stem}.json", msgspec.json.format(msgspec.json.encode(report)), console)
+    put(FOLDER / f"{output.path.stem}.json", msgspec.json.format(msgspec.json.encode(report)), console)
     try:
         from calibration.plot import draw
     except ImportError:
         console.print("no plot: matplotlib is not installed (pip install matplotlib)")
     else:
-        _put(FOLDER / f"{output.path.stem}.png", draw(result, report["figures"]), console)
+        put(FOLDER / f"{output.path.stem}.png", draw(result, report["figures"]), console)
     head = f"# Thresholds that main.py --mode calibrate found for {target.flag} {target.target:g}.\n"
     head += "# A key that is missing here has its default.\n"
-    _put(output.path, (head + yaml.safe_dump(tree, sort_keys=False)).encode(), console)
+    put(output.path, (head + yaml.safe_dump(tree, sort_keys=False)).encode(), console)
 
 
 def _report(result: CalibrationResult, target: CalibrationTarget, keys: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _report(result: CalibrationResult, target: CalibrationTarget, keys: dict[str
     }
 
 
-def _put(path: Path, data: bytes, console: Console) -> None:
+def put(path: Path, data: bytes, console: Console) -> None:
     """Replaces the file at once: a reader sees the old or the new one, never a part."""
     console.print(f"{'replaced' if path.exists() else 'written'} {path}")
     partial = path.with_name(path.name + ".partial")

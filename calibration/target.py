@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,15 +61,18 @@ class CalibrationTarget:
             to_fit = max(to_fit, 2 * risk.trials_needed(self.target, self.confidence))
         return math.ceil(max(to_fit / (1 - HELD_OUT), MIN_QUESTIONS / HELD_OUT))
 
-    def choose(self, simulated: Answers) -> int:
+    def choose(self, simulated: Answers, order: Sequence[int] | None = None) -> int:
         """The row of `simulated`, which has one row per plan, that meets the target best.
 
+        `order`: the rows from the safest on, where that is known without the answers; None: half of these tell it.
         Raises ConfigError if none meets it.
         """
         if self.flag == "--target-quality":
             return fit.for_quality(simulated, self.target)
         if self.flag == "--target-cloud-rate":
             return fit.for_cloud_rate(simulated, self.target)
+        if order is not None:
+            return fit.last_in_order(order, simulated, self.target, self.confidence)
         prompts = np.arange(simulated.worth.shape[-1])
         ordering, testing = simulated.of(prompts[::2]), simulated.of(prompts[1::2])
         return fit.for_risk(ordering, testing, self.target, self.confidence)

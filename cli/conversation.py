@@ -16,6 +16,7 @@ MODES: dict[str, dict[str, Any]] = {
     "lossless": {"mode": Mode.COLLABORATIVE, "use_confidence_check": False},
     "edge": {"mode": Mode.EDGE_ONLY, "use_confidence_check": None},
     "cloud": {"mode": Mode.CLOUD_ONLY, "use_confidence_check": None},
+    "route": {"mode": Mode.ROUTE, "use_confidence_check": None},
     "split": {"mode": Mode.SPLIT, "use_confidence_check": None},
 }
 """The ways to answer, as settings."""

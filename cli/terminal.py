@@ -35,6 +35,9 @@ def summary(report: Collaboration, total_ms: float) -> Table:
     table.add_row(
         "mode", report.mode, "lossless: as the cloud alone would" if report.lossless else "lossy: the edge decides too"
     )
+    if report.routed_to:
+        score = "the edge drew nothing" if report.route_score is None else f"score {report.route_score:.2f}"
+        table.add_row("routed to", report.routed_to, f"{score}; the cloud from {report.route_threshold:g} on")
     for provenance in Provenance:
         count = report.tokens[provenance]
         table.add_row(styled(f"tokens {provenance}", provenance), str(count), MEANINGS[provenance])
@@ -59,6 +62,7 @@ def figures(report: Collaboration, total_ms: float) -> Text:
     """The summary of one answer in a line, and another if the cloud was lost."""
     counts = [styled(f"{source} {count}", Provenance(source)) for source, count in report.tokens.items() if count]
     rest = [f"{total_ms / 1000:.1f} s", "lossless" if report.lossless else "lossy"]
+    rest += [f"routed to the {report.routed_to}"] if report.routed_to else []
     if report.degraded:
         rest.append(f"the edge went on alone: {report.degraded}")
     return Text(" · ").join([*counts, *(Text(part, style="dim") for part in rest)])

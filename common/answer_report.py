@@ -47,6 +47,12 @@ class Collaboration(Struct, kw_only=True):
     """Mode split: positions for which the cloud computed its layers."""
     explored: int = 0
     """Rounds in which a confident draft was verified all the same, to learn from it (`inference.online`)."""
+    routed_to: str | None = None
+    """Mode route: who answered, `edge` or `cloud`; of several answers, the first."""
+    route_score: float | None = None
+    """Mode route: the chance, as the router sees it, that the edge's answer is worse than the cloud's."""
+    route_threshold: float | None = None
+    """Mode route: from this score on the cloud answers."""
     cost: float | None = None
     """At `communication.prices`; null without prices."""
     mode_because: str | None = None

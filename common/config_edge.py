@@ -130,6 +130,15 @@ class ConfidenceConfig(Section, frozen=True):
     weights: WeightsConfig = WeightsConfig()
 
 
+class RouterConfig(Section, frozen=True):
+    """Mode `route`: who answers a whole request, the edge or the cloud."""
+
+    path: str = "models/demo-router.json"
+    """File that `edgecloud calibrate --router` wrote, with the router's weights; empty: no mode `route`."""
+    threshold: Share | None = None
+    """Score of the router from which on the cloud answers; null: as its file says."""
+
+
 class EdgeCacheConfig(Section, frozen=True):
     """F3 at the edge."""
 
@@ -183,6 +192,7 @@ class EdgeConfig(Section, frozen=True):
     console: bool = True
     """false: no web page for people at `/`."""
     confidence: ConfidenceConfig = ConfidenceConfig()
+    router: RouterConfig = RouterConfig()
     kv_cache: EdgeCacheConfig = EdgeCacheConfig()
     limits: LimitsConfig = LimitsConfig()
     quotas: QuotasConfig = QuotasConfig()

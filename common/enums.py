@@ -51,6 +51,8 @@ class Mode(StrEnum):
     COLLABORATIVE = "collaborative"
     EDGE_ONLY = "edge_only"
     CLOUD_ONLY = "cloud_only"
+    ROUTE = "route"
+    """A router decides who answers the whole request, the edge or the cloud."""
     SPLIT = "split"
 
 

@@ -107,17 +107,18 @@ async def _stats(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     confidence = msgspec.to_builtins(context.config.edge.confidence)
     engine = context.engine
+    router = {"router": context.router_stats()} if context.router else {}
     if len(context.config.edge.keys) > 1:
         own = request[TENANT]
         use = {"costs": context.costs.stats(own), "quotas": context.quotas.stats(own)}
-        return reply(request, {"engine": engine.stats(own), "confidence": confidence} | use)
+        return reply(request, {"engine": engine.stats(own), "confidence": confidence} | router | use)
     figures = {"engine": engine.stats(), "hardware": engine.settings(), "clouds": context.clouds.stats()}
     figures |= {"costs": context.costs.stats(), "quotas": context.quotas.stats()}
     online = {"online_gate": context.online.stats()} if context.online else {}
     split = {"segments": context.split.segments.stats()} if context.split else {}
     policy = {"policy": msgspec.to_builtins(policy_view(context.plan, context.estimates))}
     saved = {"savings": context.savings.stats()}
-    return reply(request, figures | {"confidence": confidence} | policy | saved | online | split)
+    return reply(request, figures | {"confidence": confidence} | policy | saved | online | router | split)
 
 
 async def _models(request: web.Request) -> web.Response:

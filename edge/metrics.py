@@ -8,6 +8,7 @@ from prometheus_client.registry import Collector
 
 from common.cloud_client.circuit_breaker import BreakerState
 from common.cloud_client.pool import CallOutcome, Cloud, CloudPool
+from common.routing.router import Side
 from common.types import Collaboration, DraftSource, Provenance, VerificationMode
 from edge.split.segments import Segments
 
@@ -89,6 +90,10 @@ class AnswerMetrics:
         ways = Counter("edgecloud_answers_by_way", "Answers by verification mode.", ["way"], registry=registry)
         modes = (None, VerificationMode.ROUNDS, VerificationMode.CONTINUOUS)
         self._ways = {mode: ways.labels(mode.value if mode else "none") for mode in modes}
+        routed = Counter(
+            "edgecloud_routed_answers", "Answers of mode route by who gave them.", ["to"], registry=registry
+        )
+        self._routed = {side: routed.labels(side.value) for side in Side}
         self._rounds = counter("rounds", "Rounds and streams of clouds.")
         self._steps = counter("cloud_steps", "Steps of the clouds' engines for answers.")
         self._drafted = counter("drafted_tokens", "Draft tokens that clouds verified.")
@@ -108,6 +113,8 @@ class AnswerMetrics:
         """Counts one answer that has ended, also if its client left."""
         self._answers.inc()
         self._ways[VerificationMode(report.way) if report.way else None].inc()
+        if report.routed_to:
+            self._routed[Side(report.routed_to)].inc()
         self._rounds.inc(report.rounds)
         self._steps.inc(report.cloud_steps)
         self._drafted.inc(report.drafted)

@@ -1,10 +1,11 @@
-"""Fits confidence thresholds to questions of your own: edgecloud calibrate, or python main.py --mode calibrate."""
+"""Fits thresholds, or a router, to questions of your own: edgecloud calibrate, or python main.py --mode calibrate."""
 
 import argparse
 from pathlib import Path
 
 from calibration.calibrate import CalibrationRequest, calibrate
 from calibration.report import CalibratedConfig
+from calibration.routing import calibrate_router
 from calibration.target import CalibrationTarget
 from cli import terminal
 from cli.args import config_parser, load_config, run_program
@@ -12,7 +13,9 @@ from common.config_schema import Config
 from common.errors import ConfigError
 from common.files.installation import CHECKOUT
 from common.http_client import EdgeCloudHTTPClient
+from common.routing.router import MOST_TOKENS
 
+ROUTER_TOKENS = 8
 CALIBRATED = Path("config/calibrated.yaml" if CHECKOUT else "calibrated.yaml")
 
 
@@ -43,6 +46,19 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
         help='JSON lines of {"prompt": ..., "answer": ...}, the answer optional; or HumanEval.jsonl.gz',
     )
     group.add_argument(
+        "--router",
+        type=Path,
+        metavar="FILE",
+        help="fit the router of mode route in place of the gate, and write it to FILE",
+    )
+    group.add_argument(
+        "--router-tokens",
+        type=int,
+        default=ROUTER_TOKENS,
+        metavar="N",
+        help="with --router: the edge's first tokens that it looks at; 0: only the prompt (default: %(default)s)",
+    )
+    group.add_argument(
         "--output", type=Path, metavar="FILE", default=CALIBRATED, help=f"config file to write (default: {CALIBRATED})"
     )
 
@@ -57,5 +73,10 @@ async def calibrate_gate(args: argparse.Namespace, config: Config) -> None:
     if args.data is None:
         raise ConfigError("calibrate needs --data FILE.jsonl; python -m models.heldout writes one for the demo models")
     request = CalibrationRequest(target, args.data, CalibratedConfig(args.output, args.config), args.max_tokens)
+    if not 0 <= args.router_tokens <= MOST_TOKENS:
+        raise ConfigError(f"--router-tokens must be from 0 to {MOST_TOKENS}, not {args.router_tokens}")
     async with EdgeCloudHTTPClient.of(config) as client:
-        await calibrate(client, config, request, terminal.console())
+        if args.router is not None:
+            await calibrate_router(client, request, args.router, args.router_tokens, terminal.console())
+        else:
+            await calibrate(client, config, request, terminal.console())

@@ -7,8 +7,12 @@ from itertools import repeat
 
 from common.decoding.policy import Plan
 from common.errors import FrameworkError
+from common.routing.router import RouteDecision, Side
 from common.tracing.spans import span
 from common.types import Collaboration, Draft, DraftSource, FinishReason, Mode, Provenance, TokenLogprob, Verdict
+
+SHOWN_TOKENS = 4
+"""Of an answer that a router leaves to the edge: drawn, then shown together. Fewer would cost the edge time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Answer:
     """One request's state. `committed`: token ids of prompt and answer. Only its creator writes to it."""
 
     plan: Plan
-    """Replaced only by `continue_on_edge` and `set_thinking`."""
+    """Replaced only by `record_route`, `continue_on_edge` and `set_thinking`."""
     committed: list[int]
     remaining: int
     """Tokens that may still be committed."""
@@ -91,6 +95,16 @@ class Answer:
         """Tells whether the answer goes on with a thought, for the gate; who reads the answer's text knows."""
         if thinking is not self.plan.thinking:
             self.plan = dataclasses.replace(self.plan, thinking=thinking)
+
+    def record_route(self, decision: RouteDecision) -> None:
+        """From here on the side that the router has chosen answers alone, also what follows a thought."""
+        assert self.plan.routing is not None, "a router has decided"
+        report, to_cloud = self.report, decision.side is Side.CLOUD
+        report.routed_to, report.route_score = decision.side, decision.score
+        report.route_threshold, report.lossless = decision.threshold, to_cloud
+        mode, shown = Mode.CLOUD_ONLY if to_cloud else Mode.EDGE_ONLY, min(self.plan.max_draft_tokens, SHOWN_TOKENS)
+        routing = dataclasses.replace(self.plan.routing, settled=decision)
+        self.plan = dataclasses.replace(self.plan, mode=mode, routing=routing, max_draft_tokens=shown)
 
     def withdraw(self) -> None:
         """Takes the whole answer back, of which nothing was shown: another model begins again."""

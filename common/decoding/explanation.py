@@ -59,10 +59,10 @@ def policy_view(plan: Plan, estimates: Estimates) -> PolicyView:
 def _explanation(plan: Plan, estimates: Estimates) -> Explanation:
     modes = (VerificationMode.ROUNDS, VerificationMode.CONTINUOUS) if plan.lossless and plan.uses_edge else ()
     length = draft_length(plan, LONG_ANSWER, estimates)
-    mode = explained_mode(plan, estimates) if plan.asks_cloud else None
+    mode = explained_mode(plan, estimates) if plan.asks_cloud and plan.mode is not Mode.ROUTE else None
     return Explanation(
         way=mode.mode.value if mode else None,
-        because=mode.because if mode else "the edge answers alone",
+        because=mode.because if mode else "the edge answers alone" if not plan.asks_cloud else "a router decides",
         draft_tokens=length.limit,
         draft_above=length.stop.below,
         tokens_per_second={mode.value: expected_speed(mode, plan, estimates) for mode in modes}

@@ -21,6 +21,18 @@ class Drafter(Protocol):
         ...
 
 
+class LeasedDrafter(Drafter, Protocol):
+    """A drafter that holds a part of the edge's model from its first draft on."""
+
+    async def release(self) -> None:
+        """Gives that back before the answer ends; another draft would take it again."""
+        ...
+
+
+async def holds_nothing() -> None:
+    """The `release` of a drafter that holds nothing."""
+
+
 class Stream(Protocol):
     """An answer that the cloud streams: iterate over its frames, and send drafts meanwhile."""
 

@@ -1,7 +1,7 @@
 """The heart of the project: draft → decide → verify → commit → emit, for one request."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -12,13 +12,14 @@ from common.decoding.answer import Answer, Chunk
 from common.decoding.drafters.draft_ahead import DraftAhead
 from common.decoding.drafters.lookup_drafter import LookupDrafter
 from common.decoding.estimates import AnswerEstimates, Estimates
-from common.decoding.interfaces import Drafter, Verifier
+from common.decoding.interfaces import Drafter, Verifier, holds_nothing
 from common.decoding.online_gate import GateRound, OnlineGate
 from common.decoding.policy import Decision, Escalation, choose_verification_mode
 from common.decoding.request import DecodingRequest
 from common.decoding.streaming import Follower
 from common.errors import ContextLengthError, EndpointError, GrammarError
 from common.lookup.lookup import Lookup
+from common.routing.router import Side
 from common.tracing.spans import span
 from common.types import NO_DRAFT, Draft, Mode, VerificationMode
 
@@ -38,8 +39,12 @@ class Pipeline:
         estimates: Estimates | None = None,
         online: OnlineGate | None = None,
         lookup: Lookup | None = None,
+        release: Callable[[], Awaitable[None]] = holds_nothing,
     ) -> None:
-        """`online` decides in place of the plan's gate, and learns from every round; `lookup` drafts, too."""
+        """`online` decides in place of the plan's gate, and learns from every round; `lookup` drafts, too.
+
+        `release`: of what the drafter holds, where the cloud goes on alone.
+        """
         sampling = request.sampling
         self.answer = Answer(request.plan, list(request.prompt), request.max_tokens)
         self._prompt_tokens = len(request.prompt)
@@ -58,6 +63,7 @@ class Pipeline:
         """What decisions rest on: nothing that was measured where a seed must repeat the answer."""
         self._text = AnswerEstimates(self._basis)
         self._online = online
+        self._release = release
         self._verdicts: list[tuple[float, int]] = []
         """For each verdict its time, and the number of tokens committed with it."""
         self._alone = True
@@ -66,17 +72,34 @@ class Pipeline:
     async def run(self) -> AsyncGenerator[Chunk, None]:
         """The chunks of the answer. Close it to stop early: the report is then completed all the same."""
         plan = self.answer.plan
-        mode = choose_verification_mode(plan, self._basis) if plan.asks_cloud else None
-        self.answer.report.way = mode
+        if plan.asks_cloud and plan.mode is not Mode.ROUTE:
+            self.answer.report.way = choose_verification_mode(plan, self._basis)
         with self._estimates.answer_under_way() as self._alone:
             try:
                 # A stream goes on in rounds where its cloud is lost; rounds as a stream where that is faster.
-                for part in (self._stream, self._rounds, self._stream, self._rounds):
+                for part in (self._route, self._stream, self._rounds, self._stream, self._rounds):
                     async with self._ahead, aclosing(part()) as chunks:
                         async for chunk in chunks:
                             yield chunk
             finally:
                 self._close()
+
+    async def _route(self) -> AsyncGenerator[Chunk, None]:
+        """Mode route: the edge's first tokens, if it is to go on; the cloud answers from the beginning."""
+        answer, routing = self.answer, self.answer.plan.routing
+        if answer.plan.mode is not Mode.ROUTE:
+            return
+        assert routing is not None, "who resolves a request in mode route gives its plan a router"
+        with span("route") as traced:
+            draft = await self._draft()
+            decision = routing.decide(draft.confidences, draft.finished)
+            answer.record_route(decision)
+            traced.set(side=decision.side.value, score=decision.score, drafted=len(draft.token_ids))
+            if decision.side is Side.CLOUD:
+                await self._release()
+                answer.report.way = choose_verification_mode(answer.plan, self._basis)
+            elif draft.token_ids:
+                yield answer.commit_kept(draft, len(draft.token_ids))
 
     async def _rounds(self) -> AsyncGenerator[Chunk, None]:
         """Round by round until the answer is complete; the edge alone continues here after a cloud is lost."""
@@ -143,7 +166,7 @@ class Pipeline:
         length = self._length(answer.remaining)
         if length.limit <= 0 or (plan.asks_cloud and not self._drafts):
             return NO_DRAFT
-        sampling = self._draft_sampling if plan.asks_cloud else self._sampling
+        sampling = self._sampling if plan.samples_at_edge else self._draft_sampling
         try:
             draft = await self._ahead.draft(answer.committed, length.limit, sampling, length.stop)
         except GrammarError:

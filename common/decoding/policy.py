@@ -12,6 +12,7 @@ from common.decoding.acceptance import DOUBT
 from common.decoding.draft_length import stream_draft_length
 from common.decoding.estimates import Estimates
 from common.protocol.stream_frames import LONGEST_DRAFT
+from common.routing.router import Routing
 from common.types import NEVER, Mode, Objective, StopRule, VerificationMode
 from common.types import Gate as Gate
 
@@ -62,6 +63,8 @@ class Plan:
     """How the cloud takes over an answer; None: it verifies drafts, or generates a stretch."""
     standalone: bool = False
     """Mode split: the edge answers alone."""
+    routing: Routing | None = None
+    """Mode route: what decides who answers."""
     mode_because: str | None = None
     """Why the mode is another one than the server's default, if nobody chose it."""
 
@@ -96,12 +99,17 @@ class Plan:
 
     @property
     def asks_cloud(self) -> bool:
-        """Whether the cloud takes part. If so, the edge drafts greedily; if not, it samples the answer."""
+        """Whether the cloud takes part, or may: until it has decided, a router may ask it."""
         if self.mode is Mode.COLLABORATIVE:
             return self.use_confidence_check or self.use_draft_verify
         if self.mode is Mode.SPLIT:
             return not self.standalone
-        return self.mode is Mode.CLOUD_ONLY
+        return self.mode in (Mode.CLOUD_ONLY, Mode.ROUTE)
+
+    @property
+    def samples_at_edge(self) -> bool:
+        """Whether what the edge draws may be the answer itself; if not, it drafts greedily."""
+        return self.mode is Mode.ROUTE or not self.asks_cloud
 
 
 def default_plan(config: Config) -> Plan:
@@ -230,6 +238,8 @@ def draft_length(plan: Plan, remaining: int, estimates: Estimates) -> Length:
     """
     if plan.mode is Mode.CLOUD_ONLY:
         return Length(0)
+    if plan.mode is Mode.ROUTE and plan.routing is not None:
+        return Length(min(plan.routing.tokens, remaining))
     if plan.draft_stop is not None:
         return Length(min(plan.max_draft_tokens, remaining - plan.lossless), plan.draft_stop)
     if plan.gated:

@@ -58,7 +58,7 @@ REFUSED_IN_SPLIT = (
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "response_format", "structured_outputs"),
     *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
     *("use_draft_verify", "use_kv_cache", "product_threshold", "max_draft_tokens", "objective", "way", "draft_ahead"),
-    *("lookup", "ignore_eos", "min_tokens", "logit_bias"),
+    *("lookup", "route_threshold", "ignore_eos", "min_tokens", "logit_bias"),
 )
 """Fields that mode split does not support, unless they are null or have their neutral value."""
 NEUTRAL_VALUES = {"presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1, "logit_bias": {}} | {
@@ -116,6 +116,8 @@ class GenerationRequest(GuidedFields, kw_only=True, omit_defaults=True, forbid_u
     confidence_threshold_reasoning: Annotated[float, Meta(ge=0, le=1)] | None = None
     product_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
     max_draft_tokens: Annotated[int, Meta(ge=1, le=128)] | None = None
+    route_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """Mode route: the cloud answers from this score of the router on."""
     objective: Objective | None = None
     way: VerificationMode | None = None
     draft_ahead: bool | None = None

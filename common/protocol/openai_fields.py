@@ -46,6 +46,7 @@ OWN = frozenset(
     {
         *("mode", "privacy", "private", "use_confidence_check", "use_draft_verify", "use_kv_cache"),
         *("confidence_threshold", "confidence_threshold_reasoning", "product_threshold", "max_draft_tokens"),
+        "route_threshold",
         *("objective", "way", "draft_ahead", "lookup", "collaboration"),
     }
 )

@@ -23,6 +23,17 @@ class SourcedToken(Struct):
     """The round or stream of a cloud that verified or drew it, counted from 1; null: the edge asked none."""
 
 
+class SourcedTokens(Struct):
+    """The tokens of a chunk or of a whole answer."""
+
+    tokens: list[SourcedToken] = []
+
+    @property
+    def confidences(self) -> list[float]:
+        """Of those that have one."""
+        return [token.confidence for token in self.tokens if token.confidence is not None]
+
+
 class PromptTokensDetails(Struct):
     cached_tokens: int
     """Those whose KV was found."""
@@ -74,6 +85,13 @@ class ChunkChoice(Struct):
     """The source of the chunk's tokens."""
     finish_reason: str | None = None
     """`stop` or `length` in the last chunk of an answer, null before."""
+    collaboration: SourcedTokens | None = None
+    """If `collaboration.tokens` asks for it."""
+
+    @property
+    def confidences(self) -> list[float]:
+        """Of those tokens of the chunk that have one."""
+        return [] if self.collaboration is None else self.collaboration.confidences
 
 
 class ChatChunk(Struct, kw_only=True):

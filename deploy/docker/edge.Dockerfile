@@ -33,7 +33,7 @@ COPY cli cli/
 COPY edgecloud edgecloud/
 COPY config config/
 COPY edge edge/
-COPY models/demo-edge.gguf models/
+COPY models/demo-edge.gguf models/demo-router.json models/
 RUN /opt/venv/bin/python -m compileall -q . \
     && install -d -o edgecloud -g edgecloud /var/lib/edgecloud/kv /var/lib/edgecloud/hub
 ENV PATH=/opt/venv/bin:$PATH \

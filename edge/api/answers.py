@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 from common.cloud_client.chat_stream import CloudChatAnswer
 from common.cloud_client.verifier import CloudVerifier
 from common.decoding.answer import Answer, Chunk
-from common.decoding.interfaces import Drafter
+from common.decoding.interfaces import LeasedDrafter
 from common.decoding.pipeline import Pipeline
 from common.decoding.request import DecodingRequest
 from common.errors import EndpointError
@@ -60,14 +60,16 @@ async def start(
         yield StartedAnswer(EdgeOnlyAnswer(decoding, sequence, request.edge_logprobs), sequence)
 
 
-def _with_cloud(resolved: ResolvedAnswer, request: ResolvedRequest, context: ServerContext, edge: Drafter) -> Pipeline:
+def _with_cloud(
+    resolved: ResolvedAnswer, request: ResolvedRequest, context: ServerContext, edge: LeasedDrafter
+) -> Pipeline:
     prompt, plan = resolved.prompt, resolved.decoding.plan
     cloud = CloudVerifier(context.clouds, request.reuse_kv, prompt.vocabulary, request.top_logprobs)
     adapts = plan.gated and plan.gate == context.plan.gate and plan.reasoning_gate is None
     online = context.online if adapts else None
     drafter, verifier = prompt.drafter(edge), prompt.verifier(cloud)
     lookup = _lookup(resolved, context) if resolved.lookup else None
-    return Pipeline(resolved.decoding, drafter, verifier, context.estimates, online, lookup)
+    return Pipeline(resolved.decoding, drafter, verifier, context.estimates, online, lookup, edge.release)
 
 
 def _lookup(resolved: ResolvedAnswer, context: ServerContext) -> Lookup:

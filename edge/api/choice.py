@@ -155,7 +155,8 @@ class Choice:
         self._earlier.append(running.answer.report)
         parts = self._take(self._reader.feed(self._text.push(end)))
         self.tokens = self._before = self.tokens + len(end)
-        decoding = replace(resolved.decoding, prompt=[*running.answer.committed, *end], max_tokens=room)
+        plan = replace(resolved.decoding.plan, routing=running.answer.plan.routing)
+        decoding = replace(resolved.decoding, prompt=[*running.answer.committed, *end], max_tokens=room, plan=plan)
         return parts, replace(resolved, decoding=decoding)
 
     @property

@@ -3,6 +3,8 @@
 import time
 from dataclasses import dataclass, field
 
+import msgspec
+
 from common.cloud_client.pool import Cloud, CloudPool
 from common.cloud_client.privacy import PrivatePatterns
 from common.config_schema import Config
@@ -11,6 +13,7 @@ from common.decoding.online_gate import OnlineGate
 from common.decoding.policy import Plan
 from common.errors import EngineError, RequestError
 from common.lookup.lookup import MatchRate
+from common.routing.router import Router
 from common.types import Collaboration, Mode
 from edge.api.shared_prompt import CloudKnowledge
 from edge.api.text_clouds import TextClouds
@@ -56,6 +59,8 @@ class ServerContext:
     """What never leaves the edge, if the config says so."""
     online: OnlineGate | None = None
     """The gate that adapts to the traffic, if the config enables it."""
+    router: Router | None = None
+    """What decides in mode route, if the config names a file and the edge has a model."""
     split: EdgeInferenceEngine | None = None
     """The edge's part of a split model, if the config names one."""
     embeddings: EmbeddingEngine | None = None
@@ -80,6 +85,19 @@ class ServerContext:
         """The tokens of one request, prompt and answer, of `tokens` that fit a context: the config may limit them."""
         limit = self.config.edge.limits.max_tokens_request
         return min(tokens, limit) if limit else tokens
+
+    @property
+    def route_threshold(self) -> float:
+        """The score of the router from which on the cloud answers, unless a request says otherwise."""
+        assert self.router is not None, "there is one"
+        configured = self.config.edge.router.threshold
+        return self.router.threshold if configured is None else configured
+
+    def router_stats(self) -> dict[str, object]:
+        """What the router looks at and was trained on, and the threshold that holds."""
+        assert self.router is not None, "there is one"
+        shown: dict[str, object] = msgspec.to_builtins(self.router)
+        return shown | {"threshold": self.route_threshold}
 
     @property
     def split_engine(self) -> EdgeInferenceEngine:

@@ -7,7 +7,9 @@ import msgspec
 
 from common.decoding.policy import Plan, reasoning_gate
 from common.errors import RequestError, UnsupportedError
-from common.protocol.openai import GenerationRequest
+from common.protocol.openai import CompletionRequest, GenerationRequest
+from common.routing import features
+from common.routing.router import Routing
 from common.types import Mode
 from edge.api.context import ServedModel, ServerContext
 from edge.privacy.private_requests import has_tool_results, kept_by
@@ -16,6 +18,7 @@ from edge.privacy.redaction import BODY, NO_SECRETS, Secrets, redacted, still_pr
 T = TypeVar("T")
 ANSWERS_ALONE = "the cloud verifies no drafts, so it answers alone"
 PRIVATE = "the request is private"
+TOO_LONG = "the prompt does not fit the edge's context"
 TAKES_OVER = "the cloud verifies no drafts: it takes over from the first token on that is not confident"
 
 
@@ -34,7 +37,7 @@ def plan_of(body: GenerationRequest, default: Plan, private: bool = False) -> Pl
     """The `default` plan with what this request sets; not for mode split.
 
     The edge alone answers a `private` prompt, and a request that asks for privacy, whatever else is set; also one with
-    a field that only the edge alone supports, unless it names another mode: then RequestError.
+    a field that only the edge alone supports, unless it names another mode than route: then RequestError.
     """
     gate = default.gate
     if body.confidence_threshold is not None:
@@ -63,7 +66,7 @@ def plan_of(body: GenerationRequest, default: Plan, private: bool = False) -> Pl
     name = body.edge_only_field or (plan.handover and body.one_model_field)
     if not (name and plan.asks_cloud):
         return plan if plan.handover is None else _without_verifying(body, plan)
-    if body.mode is not None:
+    if body.mode not in (None, Mode.ROUTE):
         raise UnsupportedError(f'{name} is supported where the edge answers alone: ask in mode "edge_only"', param=name)
     return dataclasses.replace(plan, mode=Mode.EDGE_ONLY, mode_because=f"{name} is supported by the edge alone")
 
@@ -89,12 +92,33 @@ def _of_cloud_alone(body: GenerationRequest, default: Plan, private: bool, part:
         raise RequestError(f"{part} is read by the cloud alone, and this request is private", param="messages")
     if body.edge_only_field:
         raise RequestError(f"{part} is read by the cloud alone, which has no {body.edge_only_field}", param="messages")
-    if body.mode not in (None, Mode.CLOUD_ONLY):
+    if body.mode not in (None, Mode.CLOUD_ONLY, Mode.ROUTE):
         raise RequestError(f'{part} is read by the cloud alone: ask in mode "cloud_only"', param="messages")
     if default.handover is not None:  # a cloud of another kind takes the whole request, if it may
         raise UnsupportedError(f"content of type {part!r} is not supported, only text", param="messages")
     plan = plan_of(msgspec.structs.replace(body, mode=Mode.CLOUD_ONLY), default)
-    return plan if body.mode else dataclasses.replace(plan, mode_because=f"{part} is read by the cloud alone")
+    if body.mode is Mode.CLOUD_ONLY:
+        return plan
+    return dataclasses.replace(plan, mode_because=f"{part} is read by the cloud alone")
+
+
+def with_router(plan: Plan, body: GenerationRequest, text: str, tokens: int, context: ServerContext) -> Plan:
+    """A plan of mode route with what decides; `text`: what the user asks last, of a prompt of `tokens` tokens.
+
+    The cloud answers a prompt that is too long for the edge. Raises RequestError where the server has no router, and
+    for log probabilities of the prompt.
+    """
+    router = context.router
+    if router is None:
+        hint = "set edge.router.path to what `edgecloud calibrate --router` wrote"
+        raise RequestError(f'mode "route" needs a router, which this server does not have: {hint}', param="mode")
+    if isinstance(body, CompletionRequest) and body.echo and body.logprobs is not None:
+        raise RequestError('a prompt is scored by the model that answers, which mode "route" chooses later', "echo")
+    if tokens >= context.engine.context_length:
+        return dataclasses.replace(plan, mode=Mode.CLOUD_ONLY, mode_because=TOO_LONG)
+    threshold = given(body.route_threshold, context.route_threshold)
+    routing = Routing(router, threshold, features.of_prompt(text, tokens))
+    return dataclasses.replace(plan, routing=routing)
 
 
 async def redacted_request(body: BODY, context: ServerContext) -> tuple[BODY, Secrets]:

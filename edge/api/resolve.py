@@ -20,7 +20,7 @@ from common.protocol.openai_tools import NO_TOOLS, Toolset
 from common.types import Mode, Sampling
 from edge.api import prompts, ways
 from edge.api.context import ServedModel, ServerContext
-from edge.api.plans import given, is_private, plan_for, redacted_request, reuses_kv
+from edge.api.plans import given, is_private, plan_for, redacted_request, reuses_kv, with_router
 from edge.api.shared_prompt import SharedPrompt
 from edge.api.without_model import NO_MODEL
 from edge.engine.batch_turns import queue_priority
@@ -192,6 +192,12 @@ class _Prompt:
     conversation: Conversation | None = None
     written: WrittenPrompt | None = None
 
+    def asked(self, engine: TextModel) -> str:
+        """What the user wrote last, or all of a text that is to be continued."""
+        if self.conversation is None:
+            return engine.detokenize(self.ids) if self.text is None else self.text
+        return next((one.text for one in reversed(self.conversation.messages) if one.role == "user"), "")
+
 
 async def _tokenized(body: GenerationRequest, model: ServedModel, tools: Toolset) -> list[_Prompt]:
     if isinstance(body, ChatRequest):
@@ -227,12 +233,14 @@ async def _resolve_prompt(
             ids, text=prompt.text, conversation=prompt.conversation, written=prompt.written
         )
     except RequestError as error:  # token ids, of which the cloud has others
-        if body.mode is not None or not context.engine.computes:
+        if body.mode not in (None, Mode.ROUTE) or not context.engine.computes:
             raise
         plan = replace(plan, mode=Mode.EDGE_ONLY, mode_because=error.message.partition(":")[0])
         shared, room = SharedPrompt(ids, ids, model.engine.piece), model.engine.context_length
         return _ResolvedPrompt(shared, plan, prompts.room_after(len(ids), room, param))
     plan = replace(plan, handover=shared.handover)
+    if plan.mode is Mode.ROUTE:
+        plan = with_router(plan, body, prompt.asked(model.engine), len(ids), context)
     lookup = (
         plan.mode is Mode.COLLABORATIVE
         and plan.use_draft_verify

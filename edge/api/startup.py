@@ -1,6 +1,7 @@
 """Starts what an edge server needs and stops it again: engines, clouds, chat template, vocabulary, metrics."""
 
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
@@ -10,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from common.cloud_client.pool import CloudPool
 from common.cloud_client.privacy import PrivatePatterns
-from common.config_edge import EdgeCacheConfig, EdgeConfig
+from common.config_edge import EdgeCacheConfig, EdgeConfig, RouterConfig
 from common.config_schema import Config
 from common.decoding import saved_estimates
 from common.decoding.estimates import Estimates
@@ -18,7 +19,10 @@ from common.decoding.online_gate import OnlineGate
 from common.decoding.policy import Plan, default_plan
 from common.enums import CloudKind
 from common.errors import ConfigError
+from common.files.installation import shipped
 from common.hardware import log_settings
+from common.routing import router
+from common.routing.router import Router
 from common.types import Mode, VerificationMode
 from edge.api.cloud_vocabulary import CloudVocabulary
 from edge.api.context import ServerContext
@@ -39,6 +43,8 @@ from edge.tenants.limits import limits_of, weights_of
 from edge.tenants.quotas import Quotas
 from edge.tenants.use_file import kept
 from edge.text.chat_template import ChatTemplate
+
+log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -72,6 +78,9 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
         log_settings(engine.model_name, engine.settings())
         await clouds.check_protocols()
         _register(registry, clouds, split)
+        routes = _router(config, engine.model_name)
+        if routes is None and config.inference.mode is Mode.ROUTE:
+            raise ConfigError("inference.mode: route needs a router for this edge's model, in edge.router.path")
         plan, online = replace(_plan(config), handover=vocabulary.handover), config.inference.online
         with _kept_estimates(config, engine.model_name) as estimates:
             yield ServerContext(
@@ -88,11 +97,30 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
                 quotas=Quotas(limits, registry),
                 private=private,
                 online=OnlineGate(online, plan.gate) if online.enabled else None,
+                router=routes,
                 split=split,
                 embeddings=embeddings,
                 estimates=estimates,
                 text_clouds=vocabulary if isinstance(vocabulary, TextClouds) else None,
             )
+
+
+def _router(config: Config, model: str) -> Router | None:
+    """Of mode route; None at an edge without a model, which answers nothing by itself.
+
+    What is shipped for the demo pair is for no other model, and may be missing.
+    """
+    path = config.edge.router.path
+    file, demo = shipped(path), path == RouterConfig().path
+    if not (path and config.edge.model.path) or (demo and not file.exists()):
+        return None
+    found = router.load(file)
+    if found.training.edge_model == model:
+        return found
+    if demo:
+        return None
+    log.warning("%s was trained on %s, not on %s: calibrate a router", path, found.training.edge_model, model)
+    return found
 
 
 def _register(registry: CollectorRegistry, clouds: CloudPool, split: EdgeInferenceEngine | None) -> None:

@@ -29,6 +29,7 @@ WAYS = {
     "gated": Way(Mode.COLLABORATIVE, use_confidence_check=True, use_draft_verify=True),
     "edge": Way(Mode.EDGE_ONLY),
     "cloud": Way(Mode.CLOUD_ONLY),
+    "route": Way(Mode.ROUTE),
     "split": Way(Mode.SPLIT),
 }
 """Names that every client can choose as its model; a model's own name wins over them."""
@@ -41,8 +42,9 @@ def named(context: ServerContext) -> dict[str, Way]:
         ways.setdefault(context.split.segments.model_name, Way(Mode.SPLIT))
     if cloud := context.vocabulary.cloud_model:
         ways.setdefault(cloud, Way(Mode.CLOUD_ONLY))
+    missing = {Mode.SPLIT: context.split is None, Mode.ROUTE: context.router is None}
     for name, way in WAYS.items():
-        if way.mode is not Mode.SPLIT or context.split is not None:
+        if not (way.mode and missing.get(way.mode)):
             ways.setdefault(name, way)
     for alias, name in context.config.inference.aliases.items():
         if name in ways:

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, asyn
 from typing import Self
 
 from common.config_edge import LimitsConfig
-from common.decoding.interfaces import Drafter
+from common.decoding.interfaces import LeasedDrafter
 from common.errors import EndpointError, RequestError
 from common.grammar.spec import GrammarSpec
 from common.hardware import Setting
@@ -58,6 +58,9 @@ class NoDrafter:
 
     async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop: StopRule = NEVER) -> Draft:
         return NO_DRAFT
+
+    async def release(self) -> None:
+        pass
 
 
 class EdgeWithoutModel(EdgeModel):
@@ -124,7 +127,7 @@ class EdgeWithoutModel(EdgeModel):
         raise RequestError(NO_MODEL, param="mode")
 
     @asynccontextmanager
-    async def drafter(self, reuse: bool, admitted: bool, top_logprobs: int) -> AsyncIterator[Drafter]:
+    async def drafter(self, reuse: bool, admitted: bool, top_logprobs: int) -> AsyncIterator[LeasedDrafter]:
         yield NoDrafter()
 
     def admit(self, requests: int, tokens: int) -> AbstractContextManager[None]:

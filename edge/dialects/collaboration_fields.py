@@ -25,6 +25,7 @@ class CollaborationFields(Struct, kw_only=True, omit_defaults=True, forbid_unkno
     confidence_threshold_reasoning: float | None = None
     product_threshold: float | None = None
     max_draft_tokens: int | None = None
+    route_threshold: float | None = None
     objective: str | None = None
     way: str | None = None
     draft_ahead: bool | None = None

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections import abc
 from contextlib import AbstractAsyncContextManager
 
-from common.decoding.interfaces import Drafter
+from common.decoding.interfaces import LeasedDrafter
 from common.grammar.spec import GrammarSpec
 from common.hardware import Setting
 from edge.engine.sequence import EdgeSequence
@@ -41,5 +41,5 @@ class EdgeModel(TextModel):
         """Lends a sequence to a request; raises RequestError where the edge has no model."""
 
     @abstractmethod
-    def drafter(self, reuse: bool, admitted: bool, top_logprobs: int) -> AbstractAsyncContextManager[Drafter]:
+    def drafter(self, reuse: bool, admitted: bool, top_logprobs: int) -> AbstractAsyncContextManager[LeasedDrafter]:
         """The drafter of one answer, which holds nothing of the model before its first draft."""

@@ -28,6 +28,11 @@ class LazySequence:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        await self.release()
+
+    async def release(self) -> None:
+        """Ends the lease; its KV stays for the next request, or the next draft."""
+        self._sequence = None
         await self._lease.aclose()
 
     async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop: StopRule = NEVER) -> Draft:

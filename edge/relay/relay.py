@@ -31,6 +31,8 @@ from edge.relay.restored_events import RestoredEvents, restored_reply
 from edge.tenants.token_guess import guessed_tokens
 
 Event = dict[str, Any]
+RELAYED = (Mode.COLLABORATIVE, Mode.CLOUD_ONLY, Mode.ROUTE)
+"""Modes in which a cloud may answer a whole request."""
 WHOLE_SECONDS = 600.0
 """How long an answer that is not streamed may take: such a server gives no sign of work."""
 
@@ -66,7 +68,7 @@ async def of_tools(path: str, raw: Event, body: GenerationRequest, context: Serv
 async def _sendable(raw: Event, body: GenerationRequest, context: ServerContext) -> Sendable | None:
     """None where there is no cloud that takes whole requests, or something forbids to ask it."""
     mode, private = body.mode or context.plan.mode, context.private
-    if context.text_clouds is None or stays(body, context) or mode not in (Mode.COLLABORATIVE, Mode.CLOUD_ONLY):
+    if context.text_clouds is None or stays(body, context) or mode not in RELAYED:
         return None
     sent, secrets = raw, NO_SECRETS
     if private is not None:

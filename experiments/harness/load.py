@@ -13,10 +13,13 @@ import msgspec
 from common.errors import EndpointError
 from common.http.client import HTTPClient
 from common.protocol import codec
-from common.protocol.openai_responses import ChatChunk, Usage
+from common.protocol.openai_responses import ChatChunk, SourcedTokens, Usage
 from common.types import Collaboration
 
 T = TypeVar("T")
+
+CONFIDENCES = 64
+"""As many as a router may look at."""
 
 
 class TextChoice(msgspec.Struct):
@@ -24,6 +27,11 @@ class TextChoice(msgspec.Struct):
 
     text: str
     finish_reason: str | None = None
+    collaboration: SourcedTokens | None = None
+
+    @property
+    def confidences(self) -> list[float]:
+        return [] if self.collaboration is None else self.collaboration.confidences
 
 
 class TextChunk(msgspec.Struct):
@@ -45,6 +53,8 @@ class TimedAnswer(msgspec.Struct, kw_only=True):
     arrivals: list[tuple[float, int]]
     collaboration: Collaboration | None = msgspec.field(default=None, name="told")
     prompt_tokens: int = 0
+    confidences: list[float] = []
+    """Of the first tokens, CONFIDENCES at most, if `collaboration.tokens` asks for them."""
 
     @property
     def first_token(self) -> float:
@@ -92,6 +102,7 @@ async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[st
     body = {**asked, "temperature": 0, **stream, **fields}
     arrivals: list[tuple[float, int]] = []
     texts: list[str] = []
+    confidences: list[float] = []
     finish_reason = ""
     last: ChatChunk | TextChunk = ChatChunk()
     began = time.perf_counter()
@@ -99,6 +110,7 @@ async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[st
         last = codec.decode(event, TextChunk) if raw else codec.decode(event, ChatChunk)
         for choice in last.choices:
             finish_reason = choice.finish_reason or finish_reason
+            confidences += choice.confidences[: CONFIDENCES - len(confidences)]
             if text := choice.text if isinstance(choice, TextChoice) else choice.delta.content:
                 texts.append(text)
                 arrivals.append((round(time.perf_counter() - began, 5), len(text)))
@@ -114,6 +126,7 @@ async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[st
         arrivals=arrivals,
         collaboration=last.collaboration,
         prompt_tokens=last.usage.prompt_tokens,
+        confidences=confidences,
     )
 
 

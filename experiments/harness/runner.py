@@ -201,6 +201,7 @@ def row(answer: TimedAnswer, repeat: int) -> AnswerRow:
         degraded=collaboration.degraded,
         prompt_tokens=answer.prompt_tokens,
         waited_ms=collaboration.cloud_latency_ms,
+        confidences=answer.confidences,
     )
 
 

@@ -11,8 +11,8 @@ from common.errors import ConfigError
 from common.types import Mode
 from experiments.setup.ablations import CLOUD_ONLY, Ablation
 
-EDGE_ONLY, LOSSLESS, GATED, CALIBRATED = "edge_only", "lossless", "gated", "calibrated"
-ALL = (EDGE_ONLY, CLOUD_ONLY.name, LOSSLESS, GATED, CALIBRATED)
+EDGE_ONLY, LOSSLESS, ROUTE, GATED, CALIBRATED = "edge_only", "lossless", "route", "gated", "calibrated"
+ALL = (EDGE_ONLY, CLOUD_ONLY.name, LOSSLESS, ROUTE, GATED, CALIBRATED)
 CONFIDENCE_KEYS = ("strategy", "temperature", "top_k", "threshold", "product_threshold")
 """The keys of edge.confidence that a calibration sets."""
 
@@ -34,14 +34,19 @@ def chosen(names: str, thresholds: Sequence[str], calibrated: str | None, **comm
 
 
 def is_gate(ablation: Ablation) -> bool:
-    return ablation.name not in (EDGE_ONLY, CLOUD_ONLY.name, LOSSLESS)
+    return ablation.name not in (EDGE_ONLY, CLOUD_ONLY.name, LOSSLESS, ROUTE)
 
 
 def _way(name: str, common: Mapping[str, Any]) -> Ablation:
     if name == EDGE_ONLY:
-        return Ablation(name=name, description="the edge answers alone", mode=Mode.EDGE_ONLY, **common)
+        fields = {**common.get("fields", {}), "collaboration": {"tokens": True}}  # a router learns from confidences
+        text = "the edge answers alone"
+        return Ablation(name=name, description=text, mode=Mode.EDGE_ONLY, **{**common, "fields": fields})
     if name == CLOUD_ONLY.name:
         return Ablation(name=name, description=CLOUD_ONLY.description, mode=Mode.CLOUD_ONLY, **common)
+    if name == ROUTE:
+        text = "the server's router decides which of the two answers"
+        return Ablation(name=name, description=text, mode=Mode.ROUTE, **common)
     if name == LOSSLESS:
         text = "F1 off: every draft is verified"
         return Ablation(name=name, description=text, config_overrides={"inference": _features(gate=False)}, **common)

@@ -69,7 +69,8 @@ class ReportFiles:
 
 
 def write_files(files: ReportFiles, report: msgspec.Struct, markdown: str, html: str) -> list[Path]:
-    """Writes the .json, .md and .html."""
+    """Writes the .json, .md and .html, into a folder that is made if it does not exist."""
+    files.folder.mkdir(parents=True, exist_ok=True)
     written = [files.file(kind) for kind in ("json", "md", "html")]
     schema.write(report, written[0])
     written[1].write_text(markdown)

@@ -58,7 +58,8 @@ class Counts(Struct, frozen=True, kw_only=True):
 class AnswerRow(Struct, frozen=True, kw_only=True):
     """One answer, or its error. Times are from the question to the first and to the last token.
 
-    `waited_ms`: for the cloud, network included; `counts`: null if other answers ran at the same time.
+    `waited_ms`: for the cloud, network included; `counts`: null if other answers ran at the same time; `confidences`:
+    of the first tokens, if the configuration asks for them.
     """
 
     question: int
@@ -81,6 +82,7 @@ class AnswerRow(Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     waited_ms: float = 0.0
     counts: Counts | None = None
+    confidences: list[float] = []
 
 
 class ConfigurationReport(Struct, kw_only=True):

@@ -102,6 +102,7 @@ async def test_text_has_the_colour_of_its_provenance_while_it_arrives(talk: Talk
         ("lossless", Mode.COLLABORATIVE, False),
         ("edge", Mode.EDGE_ONLY, None),
         ("cloud", Mode.CLOUD_ONLY, None),
+        ("route", Mode.ROUTE, None),
     ],
 )
 async def test_mode_and_threshold_hold_for_the_next_questions(

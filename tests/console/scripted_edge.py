@@ -101,7 +101,9 @@ class ScriptedEdge:
         confidence = {"threshold": 0.8, "product_threshold": 0.3}
         figures = {"engine": engine, "clouds": clouds, "confidence": confidence}
         policy = msgspec.to_builtins(policy_view(Plan(), self.estimates))
-        return reply(request, figures | {"policy": policy, "savings": self.savings.stats()})
+        return reply(
+            request, figures | {"policy": policy, "savings": self.savings.stats(), "router": {"threshold": 0.4}}
+        )
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await read(request, dict[str, Any])

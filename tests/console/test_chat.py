@@ -143,6 +143,7 @@ async def test_an_export_holds_the_tokens_and_the_report(page: Any, ask: Ask) ->
         ("lossless", {"mode": "collaborative", "use_confidence_check": False, "objective": "cost"}),
         ("edge", {"mode": "edge_only", "privacy": "edge_only"}),
         ("cloud", {"mode": "cloud_only", "seed": 7}),
+        ("route", {"mode": "route", "route_threshold": 0.3}),
     ],
 )
 async def test_settings_become_fields_of_the_request(

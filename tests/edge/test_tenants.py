@@ -126,7 +126,7 @@ async def clients(cloud: FakeCloud) -> AsyncIterator[list[HTTPClient]]:
 
 async def figures(client: HTTPClient) -> dict[str, Any]:
     stats: dict[str, Any] = await client.get("/stats", dict)
-    assert stats.keys() == {"engine", "confidence", "costs", "quotas"}, (
+    assert stats.keys() == {"engine", "confidence", "router", "costs", "quotas"}, (
         "the figures of all would show what the others ask"
     )
     of_keys = [*stats["costs"].values(), stats["quotas"]]

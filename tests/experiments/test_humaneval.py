@@ -69,7 +69,7 @@ def test_each_way_is_a_field_of_the_request_and_one_pair_of_servers_serves_all(t
     calibrated.write_text(f"edge: {{confidence: {gate}}}\ninference: {{max_draft_tokens: 5}}\n")
     found = ways.chosen("edge_only,cloud_only,lossless,gated", POINTS[1:], str(calibrated))
     assert {one.name: fields(one) for one in found} == {
-        "edge_only": {"mode": "edge_only"},
+        "edge_only": {"mode": "edge_only", "collaboration": {"tokens": True}},
         "cloud_only": {"mode": "cloud_only"},
         "lossless": {"use_confidence_check": False},
         "gated": {},
@@ -95,7 +95,10 @@ def test_a_gate_with_another_strategy_gets_its_own_edge(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--ways", "edge"], "--ways: there is no 'edge', only edge_only, cloud_only, lossless, gated, calibrated"),
+        (
+            ["--ways", "edge"],
+            "--ways: there is no 'edge', only edge_only, cloud_only, lossless, route, gated, calibrated",
+        ),
         (["--ways", "calibrated"], "calibrated needs --calibrated FILE"),
         (
             ["--thresholds", "0.5"],

@@ -185,6 +185,7 @@ async def test_timings_and_usage_come_with_each_event_if_asked(edge: Edge) -> No
         ("gpt-4o", "collaborative", True),
         ("edge", "edge_only", False),
         ("cloud", "cloud_only", True),
+        ("route", "route", True),
     ],
 )
 async def test_the_model_chooses_who_answers(pair: HTTPClient, model: str, mode: str, lossless: bool) -> None:
@@ -197,7 +198,7 @@ async def test_the_model_chooses_who_answers(pair: HTTPClient, model: str, mode:
 
 async def test_all_models_that_can_be_asked_are_listed(pair: HTTPClient) -> None:
     listed = [card["id"] for card in (await pair.get("/v1/models", dict))["data"]]
-    assert listed == ["demo-edge", "auto", "lossless", "gated", "edge", "cloud", "gpt-4o", "openai/gpt"]
+    assert listed == ["demo-edge", "auto", "lossless", "gated", "edge", "cloud", "route", "gpt-4o", "openai/gpt"]
     for name in listed:
         assert (await pair.get(f"/v1/models/{name}", dict))["id"] == name
     for unknown in ("split", "another"):

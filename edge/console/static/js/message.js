@@ -107,6 +107,7 @@ export function figures(answer) {
     const { report } = answer;
     if (report?.drafted) parts.push(`${percent(report.acceptance_rate)} of the drafts accepted`);
     if (report) parts.push(`${size(report.bytes_up)} up, ${size(report.bytes_down)} down`);
+    if (report?.routed_to) parts.push(`routed to the ${report.routed_to}`);
     if (report) parts.push(report.lossless ? "lossless" : "lossy");
   }
   return element("p", { class: "figures" }, parts.join(" · "));

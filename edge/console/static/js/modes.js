@@ -22,6 +22,11 @@ export const MODES = {
     help: "The large model answers alone. The edge only passes its answer on.",
     fields: { mode: "cloud_only" },
   },
+  route: {
+    label: "Routed",
+    help: "A small router looks at the question and the edge's first tokens, then the edge or the cloud gives the whole answer.",
+    fields: { mode: "route" },
+  },
   split: {
     label: "Split model",
     help: "One model, its first layers on the edge, the others in the cloud.",

@@ -40,6 +40,13 @@ const CONTROLS = [
     help: "Also asked once the confidences of a draft, multiplied, fall below this.",
   },
   {
+    name: "route_threshold",
+    label: "Router's threshold",
+    input: { min: 0, max: 1, step: 0.05 },
+    modes: ["route"],
+    help: "The cloud answers from this chance on that the edge's answer is the worse one. Lower: more questions to the cloud.",
+  },
+  {
     name: "max_draft_tokens",
     label: "Draft length",
     input: { min: 1, max: 128, step: 1 },
@@ -61,7 +68,7 @@ const CONTROLS = [
     name: "privacy",
     label: "Private",
     on: { privacy: "edge_only" },
-    modes: ["gated", "lossless", "edge"],
+    modes: ["gated", "lossless", "edge", "route"],
     help: "Nothing of the conversation leaves the edge, whatever is chosen above.",
   },
   {
@@ -109,15 +116,21 @@ export class Settings {
     this.#changed();
   }
 
-  /** What the edge offers: its defaults as placeholders, and mode split if it has a split model. @param {any} stats of GET /stats */
+  /** What the edge offers: its defaults as placeholders, and modes route and split if it has a router and a split model. @param {any} stats of GET /stats */
   learn(stats) {
     const { threshold, product_threshold: product } = stats.confidence ?? {};
-    for (const [name, value] of Object.entries({ confidence_threshold: threshold, product_threshold: product })) {
+    const configured = {
+      confidence_threshold: threshold,
+      product_threshold: product,
+      route_threshold: stats.router?.threshold,
+    };
+    for (const [name, value] of Object.entries(configured)) {
       const input = this.#rows.get(name)?.querySelector("input");
       if (input && value != null) input.placeholder = `${value} (configured)`;
     }
     const split = this.#rows.get("mode")?.querySelector('option[value="split"]');
     if (split && !stats.segments) split.remove();
+    if (!stats.router) this.#rows.get("mode")?.querySelector('option[value="route"]')?.remove();
   }
 
   get mode() {

@@ -1,0 +1,1 @@
+"""Requests routed as wholes: quality over cost of router, token gate, both, and chance, with RouteLLM's metrics"""

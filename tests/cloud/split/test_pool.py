@@ -11,7 +11,7 @@ from common.errors import ContextLengthError, EngineError, StatesMissing
 from common.protocol.hidden_states import pack
 from common.types import GREEDY, Sampling, StateEncoding
 from tests.support.split.fake_tail import FakeTail, as_engine, right_for, some_states
-from tests.support.waiting import until
+from tests.waiting import until
 
 NO_LIMITS = Limits()
 

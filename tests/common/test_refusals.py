@@ -15,6 +15,10 @@ from experiments.plain_requests import BROKEN, PlainClient
 from tests.support.manual_clock import ManualClock
 from tests.support.small_server import small_server
 
+SYSTEM = Path("/proc/sys/net/core/somaxconn")
+CLIENTS = min(BACKLOG, int(SYSTEM.read_text()) if SYSTEM.exists() else 128) // 2
+"""Half of those that may wait: the system has a limit, too."""
+
 
 async def test_an_overloaded_server_says_when_to_come_again() -> None:
     async with small_server() as server, aiohttp.request("GET", f"{server.url}/overloaded") as answer:
@@ -67,12 +71,10 @@ async def test_plain_clients_say_so_when_a_connection_breaks() -> None:
 
 async def test_clients_that_come_at_once_are_connected_also_while_the_server_does_not_look() -> None:
     """Without a long queue for them, some are connected by their second packet, which is sent a second later."""
-    allowed = Path("/proc/sys/net/core/somaxconn")
-    number = min(BACKLOG, int(allowed.read_text()) if allowed.exists() else 128) // 2
     server = HTTPServer(make_app(), "127.0.0.1", 0)
     await server.start()
     with ExitStack() as stack:
-        clients = [stack.enter_context(socket.socket()) for _ in range(number)]
+        clients = [stack.enter_context(socket.socket()) for _ in range(CLIENTS)]
         for client in clients:
             client.setblocking(False)
             client.connect_ex(("127.0.0.1", server.port))

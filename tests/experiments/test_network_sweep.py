@@ -27,8 +27,8 @@ from experiments.report.document import ReportFiles
 from tests.conftest import CLOUD_MODEL, Servers
 
 LESS_THAN_A_REQUEST = 40
-"""Bytes for each answer that hold no request (its first line and `Host` take more), but the pings of a stream that stays
-open between answers: 8 with their pong, once in some seconds, so that their number grows with how slow the machine is."""
+"""Bytes for each answer that hold no request (its first line and `Host` take more), but the pings of a stream that
+stays open between answers: 8 with their pong, once in some seconds: the slower the machine, the more there are."""
 PLAN = SweepPlan(
     round_trips=[0, 30], uplinks=[10], clients=[2], ways=["cloud", "edge", "default", "gated", "direct"],
     prompts=6, repeats=1, max_tokens=48, seed=0,

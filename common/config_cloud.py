@@ -64,8 +64,8 @@ class AdmissionConfig(Section, frozen=True):
     """What the engine may hold at once; beyond: 429 with `Retry-After`."""
 
     max_requests: Positive = 128
-    """Requests, those in vLLM's queue included. A queue that does not empty is kept at half of `batch.max_batch_size`,
-    which keeps no round of an answer out that has begun."""
+    """Requests, those in vLLM's queue included. A queue that does not empty is kept at a quarter of
+    `batch.max_batch_size`, which keeps no round of an answer out that has begun."""
     max_tokens: Positive = 262144
     """Tokens of their prompts and longest answers together."""
 

@@ -35,6 +35,9 @@ WORKS_ON = web.AppKey[Callable[[str], Awaitable[bool]]]("WORKS_ON")
 KEEPALIVE_SECONDS = 75.0
 """How long a connection may be idle between requests, or take to send the head of one."""
 
+BACKLOG = 512
+"""Connections that wait for the event loop to take them. Of one more the system drops the first packet, which is sent
+again after a second: many clients at once would then wait for that, and not for an answer or a refusal."""
 LINGER_SECONDS = 2.0
 """How long the rest of a refused body is still read, so that its sender can read the reply."""
 
@@ -134,7 +137,7 @@ class HTTPServer:
             listener.close()
             await self._runner.cleanup()
             raise
-        self._listener = await loop.create_server(self._connection, sock=listener)
+        self._listener = await loop.create_server(self._connection, sock=listener, backlog=BACKLOG)
 
     def _connection(self) -> ClientConnection:
         assert self._runner.server is not None

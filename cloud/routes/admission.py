@@ -17,7 +17,7 @@ LONGEST_WAIT = 60
 """Upper limit of `Retry-After`, in seconds; older releases are ignored."""
 REMEMBERED = 256
 """Releases from which the rate is estimated."""
-STANDING_TURNS = 0.5
+STANDING_TURNS = 0.25
 """How many answers one of a standing queue waits for. Fewer than at the edge: an edge that is refused goes on alone, or
 asks another cloud."""
 

@@ -18,7 +18,7 @@ from cli.demo import free_ports
 from cli.supervisor import ServerProcess, Supervisor
 from common.errors import StartError
 from common.http.client import HTTPClient
-from tests.support.waiting import until
+from tests.waiting import until
 
 READY = """
 import os, signal, subprocess, sys, time, urllib.request

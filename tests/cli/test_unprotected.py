@@ -15,7 +15,7 @@ from cli import supervisor
 from cli.demo import free_ports
 from cli.supervisor import ServerProcess, Supervisor
 from tests.cli.test_supervisor import SERVER, SUPERVISOR, runs
-from tests.support.waiting import until
+from tests.waiting import until
 
 A_WHILE = 3.0
 """Seconds in which each of the protections would have done its part."""

@@ -119,14 +119,14 @@ async def test_a_stream_gives_the_clouds_own_answer_with_and_without_drafts(
 
 async def test_a_stream_may_last_longer_than_one_call(url: str) -> None:
     async with (
-        HTTPClient(url, HttpClientConfig(timeout=0.2)) as client,
+        HTTPClient(url, HttpClientConfig(timeout=1.0)) as client,
         CloudStream(client, StartFrame(token_ids=[5, 6], max_tokens=200, sampling=HOT)) as stream,
     ):
         frames = []
         async for frame in stream:
             frames.append(frame)
             if len(frames) == 1:
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(1.5)
     assert stream.end is not None
 
 

@@ -127,8 +127,8 @@ async def test_what_is_not_safe_to_repeat_is_asked_once() -> None:
 
 
 async def test_repeats_end_with_the_total_deadline() -> None:
-    async with HTTPClient("http://127.0.0.1:9", HttpClientConfig(timeout=DEADLINE, max_retries=10)) as client:
-        with pytest.raises(EndpointError, match=r"did not answer within 0\.3 s"):
+    async with HTTPClient("http://127.0.0.1:9", HttpClientConfig(timeout=1.0, max_retries=10)) as client:
+        with pytest.raises(EndpointError, match="did not answer within 1 s"):
             await client.post("/verify", {}, dict)
         assert 1 < client.traffic.calls < 11
 

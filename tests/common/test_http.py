@@ -35,7 +35,7 @@ from common.protocol import codec
 from common.protocol.prefix_hash import prefix_hash
 from common.types import GREEDY, VerifyRequest, VerifyResponse
 from experiments.harness.delay_proxy import DelayProxy
-from tests.support.waiting import until
+from tests.waiting import until
 
 
 class Echo(msgspec.Struct, forbid_unknown_fields=True):

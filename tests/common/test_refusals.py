@@ -1,14 +1,23 @@
 """A full server says when to come again, cheaply: what it refuses costs it no line of its log each."""
 
 import re
+import select
+import socket
+from contextlib import ExitStack
+from pathlib import Path
 
 import aiohttp
 
 from cli.demo import free_ports
 from common.http.middleware import REFUSAL_SECONDS, RefusalLines
+from common.http_server import BACKLOG, HTTPServer, make_app
 from experiments.plain_requests import BROKEN, PlainClient
 from tests.support.manual_clock import ManualClock
 from tests.support.small_server import small_server
+
+SYSTEM = Path("/proc/sys/net/core/somaxconn")
+CLIENTS = min(BACKLOG, int(SYSTEM.read_text()) if SYSTEM.exists() else 128) // 2
+"""Half of those that may wait: the system has a limit, too."""
 
 
 async def test_an_overloaded_server_says_when_to_come_again() -> None:
@@ -58,3 +67,17 @@ async def test_plain_clients_say_so_when_a_connection_breaks() -> None:
         server.process.kill()
         await server.ended()
         assert [(await client.send(request, 0.0)).status for _ in range(2)] == [BROKEN, BROKEN]
+
+
+async def test_clients_that_come_at_once_are_connected_also_while_the_server_does_not_look() -> None:
+    """Without a long queue for them, some are connected by their second packet, which is sent a second later."""
+    server = HTTPServer(make_app(), "127.0.0.1", 0)
+    await server.start()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.socket()) for _ in range(CLIENTS)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", server.port))
+        # This thread is the server's, too: it takes none of them before the next `await`.
+        assert len(select.select([], clients, [], 0)[1]) == len(clients)
+    await server.stop()

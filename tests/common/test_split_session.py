@@ -23,7 +23,7 @@ from common.http_server import HTTPServer, make_app
 from common.types import GREEDY, Sampling, StateEncoding
 from experiments.harness.delay_proxy import DelayProxy
 from tests.support.split.fake_tail import MANIFEST, FakeTail, FakeTailServer, fake_cloud, right_for, some_states
-from tests.support.waiting import until
+from tests.waiting import until
 
 DEADLINE = 10.0
 

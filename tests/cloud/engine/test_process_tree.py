@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from cloud.engine.process_tree import ProcessTree
-from tests.support.waiting import PATIENCE
+from tests.waiting import PATIENCE
 
 PARENT = """
 import subprocess, sys, time

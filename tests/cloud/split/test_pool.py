@@ -11,7 +11,7 @@ from common.errors import ContextLengthError, EngineError, StatesMissing
 from common.protocol.hidden_states import pack
 from common.types import GREEDY, Sampling, StateEncoding
 from tests.support.split.fake_tail import FakeTail, as_engine, right_for, some_states
-from tests.support.waiting import until
+from tests.waiting import until
 
 NO_LIMITS = Limits()
 
@@ -97,7 +97,7 @@ async def test_two_sessions_that_need_each_others_blocks_both_finish() -> None:
     one, other = UploadingEdge(pool, contexts, 1), UploadingEdge(pool, contexts, 2)
     await one.ask(7)
     await other.ask(7)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         answers = await asyncio.gather(one.ask(12), other.ask(12))
     assert answers == [right_for(1, 12), right_for(2, 12)] and not tail.overrun
     await pool.close()

@@ -337,7 +337,7 @@ async def test_a_server_that_stops_answers_running_requests_and_closes() -> None
         assert isinstance(await line.receive(), TokenFrame)
         assert (await line.fault()).status == 503
         assert (await line.ws.receive(timeout=WAIT)).data == aiohttp.WSCloseCode.GOING_AWAY
-        await asyncio.wait_for(draining, 5)
+        await asyncio.wait_for(draining, 30)
 
 
 async def test_sampling_settings_come_with_the_request() -> None:

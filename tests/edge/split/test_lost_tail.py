@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import time
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -65,16 +64,12 @@ async def test_a_position_that_is_not_caught_up_shows(
     assert [tokens((await run(engine, question))[0]) for question in QUESTIONS] != right
 
 
-async def test_a_lost_cloud_is_not_waited_for_at_every_token(
-    engine: EdgeInferenceEngine, cloud: FakeSplitCloud
-) -> None:
+async def test_a_lost_cloud_is_not_waited_for_at_every_token(demo_split: Path, cloud: FakeSplitCloud) -> None:
     cloud.seconds = 60.0
-    began = time.monotonic()
-    split, _ = await run(engine, QUESTIONS[1], NEVER, BABBLE)
-    took = time.monotonic() - began
+    async with engine_of(demo_split, cloud, "communication.breaker.probe_seconds=3600") as engine:
+        split, _ = await run(engine, QUESTIONS[1], NEVER, BABBLE)
     assert split.answer.report.degraded == "the cloud gave no token within 0.3 s"
-    assert len(cloud.asked) == 1 + int((took - 0.3) // 2.0)  # once in each pause of 2 s
-    assert len(tokens(split)) > len(cloud.asked)
+    assert len(tokens(split)) > len(cloud.asked) == 1
 
 
 async def test_without_the_pause_it_is_tried_at_every_token(

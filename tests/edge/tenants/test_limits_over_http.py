@@ -102,7 +102,8 @@ async def test_the_openai_client_waits_as_it_is_told_and_is_answered(
         openai.AsyncOpenAI(base_url=edge.base_url + "/v1", api_key=ANN, max_retries=1000) as client,
     ):
         monkeypatch.setattr("anyio.sleep", sleep)
-        asked = [client.completions.create(model="edge", prompt="word", max_tokens=2) for _ in range(2)]
+        long = {"ignore_eos": True}  # so that the other one comes meanwhile
+        asked = [client.completions.create(model="edge", prompt="word", max_tokens=100, extra_body=long) for _ in "12"]
         answers = await asyncio.gather(*asked)
     assert [len(answer.choices) for answer in answers] == [1, 1]
     assert slept and set(slept) == {1.0}, "what Retry-After says"

@@ -1,8 +1,8 @@
 """Builds the cloud server: its parts, and the routes /verify, /ready and /stats."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 
 import msgspec
@@ -16,6 +16,7 @@ from cloud.metrics import CloudMetrics, VerifyForm
 from cloud.routes import request_cost
 from cloud.routes.admission import Admission
 from cloud.routes.dialects import DialectRoutes
+from cloud.routes.engine_turns import EngineTurns
 from cloud.routes.openai import OpenAIRoutes
 from cloud.routes.openapi import operations
 from cloud.routes.serving import Serving
@@ -26,9 +27,12 @@ from cloud.verify import validation
 from cloud.verify.continuous import ContinuousAnswer
 from cloud.verify.resident_pool import ResidentPool
 from cloud.verify.sessions import SessionTable
-from common.config_cloud import CloudConfig
+from common.config_cloud import AdmissionConfig, CloudConfig
 from common.errors import FrameworkError, RequestError
+from common.fair_queue import WeightOf
+from common.http.auth import tenant_name
 from common.http.messages import REQUEST_ID, read, reply, tenant_of
+from common.http.request_context import current_priority
 from common.http_server import FATAL, add_document, make_app
 from common.protocol import openapi
 from common.types import (
@@ -45,6 +49,7 @@ SESSIONS = web.AppKey("SESSIONS", SessionTable)
 RESIDENTS = web.AppKey("RESIDENTS", ResidentPool)
 VERIFIER = web.AppKey("VERIFIER", DraftVerifier)
 ADMISSION = web.AppKey("ADMISSION", Admission)
+TURNS = web.AppKey("TURNS", EngineTurns)
 METRICS = web.AppKey("METRICS", CloudMetrics)
 SUPERVISOR = web.AppKey("SUPERVISOR", EngineSupervisor)
 TOKENIZER = web.AppKey("TOKENIZER", TokenizerRoute)
@@ -57,7 +62,7 @@ MAX_BATCH = 256
 def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
     """The cloud server's application; it owns `engine`, starts it once the port is open, and closes it at the end."""
     registry = CollectorRegistry()
-    app = make_app(config.server, registry)
+    app = make_app(msgspec.structs.replace(config.server, api_keys=config.keys), registry)
     app[ENGINE] = engine
     app[SESSIONS] = SessionTable()
     drafts = config.draft_verifier
@@ -65,7 +70,9 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
     places = min(drafts.resident_sessions, drafts.batch.max_batch_size // 2 if drafts.batch.enabled else 0)
     app[RESIDENTS] = ResidentPool(engine, places, drafts.resident_idle_seconds)
     app[VERIFIER] = DraftVerifier(engine, app[SESSIONS], app[RESIDENTS])
-    app[ADMISSION] = Admission(config.admission.max_requests, config.admission.max_tokens, config.sequences)
+    limits, weight = config.admission, weight_of(config.admission)
+    app[ADMISSION] = Admission(limits.max_requests, limits.max_tokens, config.sequences, weight=weight)
+    app[TURNS] = EngineTurns(config.sequences, weight)
     app[METRICS] = CloudMetrics(registry)
     app[SUPERVISOR] = EngineSupervisor(
         engine, SupervisorTiming(hang=config.engine.hang_seconds), app[METRICS].engine_restarts.inc
@@ -84,14 +91,20 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
         lambda answer: _record_stream(app, answer),
         app[TOKENIZER].check,
     ).add_to(app)
-    serving = Serving(engine, app[SUPERVISOR], app[ADMISSION])
+    serving = Serving(engine, app[SUPERVISOR], app[ADMISSION], app[TURNS])
     OpenAIRoutes(serving).add_to(app)
     DialectRoutes(serving).add_to(app)
     _register_metrics(app)
     _add_split(app, config)
     listed, schemas = operations()
-    add_document(app, openapi.document("The cloud server", listed, keys=bool(config.server.api_keys), schemas=schemas))
+    add_document(app, openapi.document("The cloud server", listed, keys=bool(config.keys), schemas=schemas))
     return app
+
+
+def weight_of(config: AdmissionConfig) -> WeightOf:
+    """The weight of each tenant."""
+    weights = {tenant_name(entry.api_key): entry.weight for entry in config.keys}
+    return lambda tenant: weights.get(tenant, 1.0)
 
 
 def _add_split(app: web.Application, config: CloudConfig) -> None:
@@ -114,6 +127,7 @@ def _register_metrics(app: web.Application) -> None:
     gauge("resident_sessions", "Sessions with a live request in the engine.", lambda: len(app[RESIDENTS]))
     gauge("admission_requests", "Sequences admitted to the engine now.", lambda: admission.held.requests)
     gauge("admission_tokens", "Tokens that these may grow to.", lambda: admission.held.tokens)
+    gauge("turns_waiting", "Requests that wait for a place in the engine.", lambda: len(app[TURNS]))
     gauge("admission_refused", "Requests refused for want of room.", lambda: admission.refused)
     app[METRICS].register_dropped(lambda reason: int(getattr(app[DRAFT_CHANNEL].counters, reason)))
 
@@ -181,18 +195,23 @@ async def _item(request: web.Request, body: VerifyRequest) -> VerifyBatchItem:
 async def _round(request: web.Request, body: VerifyRequest) -> VerifyResponse:
     app = request.app
     await app[TOKENIZER].check(body.vocabulary)
-    with _work(app, request_cost.of_round(body), begun=body.prefix_length > 0):
+    current_priority.set(body.priority)
+    async with _work(app, request_cost.of_round(body), begun=body.prefix_length > 0):
         response = await app[VERIFIER].verify_draft(body, request[REQUEST_ID], tenant_of(request, body.tenant))
     drawn, seconds = len(response.token_ids), response.latency_ms / 1000
     app[METRICS].record_verify(VerifyForm(response.form), response.drafted, response.accepted, drawn, seconds)
     return response
 
 
-@contextmanager
-def _work(app: web.Application, tokens: int, begun: bool = False) -> Iterator[None]:
-    """Around work that waits for the engine and may grow to `tokens`; raises OverloadedError or EngineError."""
+@asynccontextmanager
+async def _work(app: web.Application, tokens: int, begun: bool = False) -> AsyncIterator[Callable[[], None]]:
+    """Around work of the engine that may grow to `tokens`, in its turn, which ends at the latest with the block.
+
+    Raises OverloadedError or EngineError.
+    """
     with app[SUPERVISOR].using(), app[ADMISSION].admit(tokens, begun=begun):
-        yield
+        async with app[TURNS].turn() as end_turn:
+            yield end_turn
 
 
 def _record_stream(app: web.Application, answer: ContinuousAnswer) -> None:

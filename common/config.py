@@ -141,14 +141,18 @@ def _check_keys(config: Config) -> None:
         "cloud.server.api_keys": config.cloud.server.api_keys,
     }
     paths = [(f"{path}[{number}]", key) for path, keys in lists.items() for number, key in enumerate(keys)]
-    own = [entry.api_key for entry in config.edge.quotas.keys]
-    paths += [(f"edge.quotas.keys[{number}].api_key", key) for number, key in enumerate(own)]
+    own = {
+        "edge.quotas.keys": [entry.api_key for entry in config.edge.quotas.keys],
+        "cloud.admission.keys": [entry.api_key for entry in config.cloud.admission.keys],
+    }
+    paths += [(f"{name}[{number}].api_key", key) for name, keys in own.items() for number, key in enumerate(keys)]
     for path, key in paths:
         if not key:
             raise ConfigError(f"{path}: is empty")
-    for number, key in enumerate(own):
-        if key in own[:number]:
-            raise ConfigError(f"edge.quotas.keys[{number}].api_key: is named twice")
+    for name, keys in own.items():
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                raise ConfigError(f"{name}[{number}].api_key: is named twice")
 
 
 def _check_prices(config: Config) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, field
 
-from common.config_values import Count, Positive, Seconds, Section, ServerConfig, Share
+from common.config_values import Count, Positive, Seconds, Secret, Section, ServerConfig, Share, TurnWeight
 
 
 class CloudModelConfig(Section, frozen=True):
@@ -60,14 +60,26 @@ class CloudCacheConfig(Section, frozen=True):
     """vLLM's prefix cache as a whole."""
 
 
+class CloudKeyConfig(Section, frozen=True):
+    """One API key with a weight of its own."""
+
+    api_key: Secret
+    """The key, which `cloud.server.api_keys` need not name."""
+    weight: TurnWeight = 1.0
+    """While requests wait, its share of the engine's time, beside the weights of the other keys."""
+
+
 class AdmissionConfig(Section, frozen=True):
-    """What the engine may hold at once; beyond: 429 with `Retry-After`."""
+    """What the cloud takes at once; beyond: 429 with `Retry-After`. A key has its share of both also while others hold
+    all; a batch has only what is left."""
 
     max_requests: Positive = 128
-    """Requests, those in vLLM's queue included. A queue that does not empty is kept at a quarter of
-    `batch.max_batch_size`, which keeps no round of an answer out that has begun."""
+    """Requests, those that wait included. A queue that does not empty is kept at a quarter of `batch.max_batch_size`,
+    which keeps no round of an answer out that has begun."""
     max_tokens: Positive = 262144
     """Tokens of their prompts and longest answers together."""
+    keys: list[CloudKeyConfig] = field(default_factory=list)
+    """Keys with a weight of their own; the others have weight 1."""
 
 
 class EngineConfig(Section, frozen=True):
@@ -111,6 +123,11 @@ class CloudConfig(Section, frozen=True):
     split: CloudSplitConfig = CloudSplitConfig()
     engine_args: dict[str, Any] = field(default_factory=dict)
     """Any other argument of `vllm serve`, by its name with underscores."""
+
+    @property
+    def keys(self) -> list[Secret]:
+        """All keys that the server takes."""
+        return list(dict.fromkeys([*self.server.api_keys, *(entry.api_key for entry in self.admission.keys)]))
 
     @property
     def sequences(self) -> int:

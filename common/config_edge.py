@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 from msgspec.structs import asdict
 
-from common.config_values import Count, Positive, Secret, Section, ServerConfig, Share, Weight
+from common.config_values import Count, Positive, Secret, Section, ServerConfig, Share, TurnWeight, Weight
 from common.enums import ConfidenceStrategy, StateEncoding
 
 
@@ -63,7 +63,7 @@ class KeyConfig(Section, frozen=True):
 
     api_key: Secret
     """The key, which `edge.server.api_keys` need not name."""
-    weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    weight: TurnWeight = 1.0
     """While requests wait, its share of the turns, beside the weights of the other keys."""
     requests_per_minute: Count | None = None
     """As `edge.quotas.requests_per_minute`."""

@@ -7,6 +7,7 @@ from msgspec import Meta, Struct
 Share = Annotated[float, Meta(ge=0, le=1)]
 OpenShare = Annotated[float, Meta(gt=0, lt=1)]
 Weight = Annotated[float, Meta(ge=0, le=1e6)]
+TurnWeight = Annotated[float, Meta(gt=0, le=1000)]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]

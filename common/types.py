@@ -18,6 +18,8 @@ from common.enums import StateEncoding as StateEncoding
 from common.enums import VerificationMode as VerificationMode
 from common.grammar.spec import GrammarSpec as GrammarSpec
 
+Priority = Annotated[int, msgspec.Meta(ge=-(2**31) + 1, le=2**31 - 1)]
+"""As vLLM has it: lower is earlier; above 0 it is that of a batch, which waits until nothing else does."""
 Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """What a user may give, as in OpenAI's API and vLLM."""
 SEEDS = 2**63
@@ -211,7 +213,7 @@ class VerifyRequest(Struct, omit_defaults=True, forbid_unknown_fields=True, kw_o
     A round sent again with the same `idempotency_key` (any text, unique within its session) gets the same response.
     `logprobs`: for each token its own and this many of the likeliest, 0 to 20. `vocabulary`: the fingerprint
     (common/protocol/vocabulary.py) of the ids' vocabulary; the cloud refuses another one than its own. `tenant`: a name
-    for the edge's client; what the cloud keeps for one tenant is not used for another.
+    for the edge's client; what the cloud keeps for one tenant is not used for another. `priority`: above 0, a batch.
     """
 
     session: str = ""
@@ -230,6 +232,7 @@ class VerifyRequest(Struct, omit_defaults=True, forbid_unknown_fields=True, kw_o
     idempotency_key: str = ""
     vocabulary: str = ""
     tenant: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    priority: Priority = 0
 
 
 class VerifyResponse(Struct, kw_only=True, omit_defaults=True):

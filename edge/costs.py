@@ -116,7 +116,8 @@ def prices_of(own: CloudPrices, general: PricesConfig) -> PricesConfig:
 
 def work_of(report: Collaboration, prompt_tokens: int) -> BilledTokens:
     """Clouds read a prompt once, what the edge kept before they went on, and drafts; they write what is theirs."""
-    written = sum(report.tokens[source] for source in BY_THE_CLOUD)
+    drawn = sum(report.tokens[source] for source in BY_THE_CLOUD)
+    written = max(drawn, report.cloud_steps)  # with the token that ends an answer, which no text shows
     kept = report.tokens[Provenance.EDGE] if written else 0
     read = prompt_tokens + kept + report.drafted if report.cloud_calls else 0
     return BilledTokens(read, written)

@@ -79,17 +79,12 @@ def document_of(report: SoakReport) -> Document:
         summary=[
             Sentence("Answers", outcomes),
             Sentence(f"Stalls above {report.options['stall']:g} s", stalls),
-            Sentence("Growth", "in an hour", [f"{row[0]}: {', '.join(row[1:])}" for row in growth_rows(report)]),
+            growth_sentence(report.samples),
         ],
         warnings=[f"{number} × {message}" for message, number in report.failures.most_common(10)],
-        grids=[grid(report, quantity) for quantity in QUANTITIES],
+        grids=[grid(report.samples, quantity, f"soak_{quantity}") for quantity in QUANTITIES],
         tables=[
-            ReportTable(
-                title="Growth",
-                note="Mean of the last two thirds of the time, and growth in an hour.",
-                heads=["place", *QUANTITIES.values()],
-                rows=growth_rows(report),
-            ),
+            growth_table(report.samples),
             times(report),
             ReportTable(
                 title="Stalls",
@@ -116,28 +111,41 @@ def times(report: SoakReport) -> ReportTable:
     )
 
 
-def places(report: SoakReport) -> dict[str, list[Vitals]]:
+def growth_sentence(samples: Sequence[Vitals]) -> Sentence:
+    return Sentence("Growth", "in an hour", [f"{row[0]}: {', '.join(row[1:])}" for row in growth_rows(samples)])
+
+
+def growth_table(samples: Sequence[Vitals]) -> ReportTable:
+    return ReportTable(
+        title="Growth",
+        note="Mean of the last two thirds of the time, and growth in an hour.",
+        heads=["place", *QUANTITIES.values()],
+        rows=growth_rows(samples),
+    )
+
+
+def places(samples: Sequence[Vitals]) -> dict[str, list[Vitals]]:
     found: dict[str, list[Vitals]] = {}
-    for one in report.samples:
+    for one in samples:
         found.setdefault(one.place, []).append(one)
     return found
 
 
-def growth_rows(report: SoakReport) -> list[list[str]]:
+def growth_rows(samples: Sequence[Vitals]) -> list[list[str]]:
     rows = []
-    for place, samples in places(report).items():
-        cells = [growth(samples, quantity) for quantity in QUANTITIES]
+    for place, own in places(samples).items():
+        cells = [growth(own, quantity) for quantity in QUANTITIES]
         rows.append([place, *(f"{mean:.0f} ({slope:+.1f})" for mean, slope in cells)])
     return rows
 
 
-def grid(report: SoakReport, quantity: str) -> PanelGrid:
+def grid(samples: Sequence[Vitals], quantity: str, name: str) -> PanelGrid:
     panels: list[GridPanel] = []
-    for place, samples in places(report).items():
-        points = [point(one, quantity) for one in samples[:: max(1, len(samples) // SHOWN)]]
+    for place, own in places(samples).items():
+        points = [point(one, quantity) for one in own[:: max(1, len(own) // SHOWN)]]
         panels.append(GridPanel(place, [PlotLine(place, class_of(len(panels)), points)]))
     unit = QUANTITIES[quantity]
-    return PanelGrid(f"soak_{quantity}", quantity.capitalize(), "", "minutes", unit, 2, panels)
+    return PanelGrid(name, quantity.capitalize(), "", "minutes", unit, 2, panels)
 
 
 def point(one: Vitals, quantity: str) -> PlotPoint:

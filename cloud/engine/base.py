@@ -1,6 +1,7 @@
 """Owns one AsyncLLM of vLLM: starts it, generates with it, closes it."""
 
 import asyncio
+import gc
 import os
 import threading
 import time
@@ -58,6 +59,7 @@ class VLLMEngine:
             await self._warm_up()
             await self._opened(llm)
             self._watch(llm)
+            _settle_heap()
         except BaseException:
             await self.close()
             raise
@@ -203,6 +205,14 @@ class VLLMEngine:
         if self._llm is None:
             raise EngineError("the engine is not up")
         return self._llm
+
+
+def _settle_heap() -> None:
+    """Takes what exists now out of the garbage collector's full runs, each of which would stop all requests for half a
+    second: vLLM and PyTorch have a million objects that stay."""
+    gc.unfreeze()  # what a lost engine has left
+    gc.collect()
+    gc.freeze()
 
 
 def _start(model: str, args: Callable[[], AsyncEngineArgs], environment: Mapping[str, str]) -> AsyncLLM:

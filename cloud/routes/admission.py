@@ -1,16 +1,19 @@
-"""Limits how many requests and tokens the engine holds at once; refused requests are not queued here.
+"""Limits how many requests and tokens are taken at once, a share for each tenant; others are refused.
 
-vLLM's scheduler is the queue of those that are admitted. A burst may fill it; one that does not empty is kept short.
+Those that are taken wait for the engine in `engine_turns.py`. A burst may fill that queue; one that does not empty is
+kept short.
 """
 
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from common.errors import OverloadedError
+from common.fair_queue import WeightOf, equal_weights, may_wait
+from common.http.request_context import current_priority, current_tenant
 from common.queueing import QueueBound
 
 LONGEST_WAIT = 60
@@ -36,11 +39,15 @@ class Work:
         return Work(self.requests - other.requests, self.tokens - other.tokens)
 
 
+NOTHING = Work(0, 0)
+
+
 class Admission:
     """Admits work up to `max_requests` and `max_tokens`; a larger request is admitted when nothing else runs.
 
-    `at_once`: how many requests the engine computes at once (None: all); the others wait. Used from one event loop
-    only.
+    `at_once`: how many requests the engine computes at once (None: all); the others wait. Where others hold so much, a
+    tenant is still admitted up to its share (`may_wait`), and batches keep out batches only. A request is that of
+    `current_tenant`, with `current_priority`. Used from one event loop only.
     """
 
     def __init__(
@@ -49,11 +56,15 @@ class Admission:
         max_tokens: int,
         at_once: int | None = None,
         clock: Callable[[], float] = time.monotonic,
+        weight: WeightOf = equal_weights,
     ) -> None:
         self.limit = Work(max_requests, max_tokens)
         self._at_once = max_requests if at_once is None else min(at_once, max_requests)
         self._bound = QueueBound(max_requests - self._at_once, max(1, int(STANDING_TURNS * self._at_once)))
-        self.held = Work(0, 0)
+        self.held = NOTHING
+        self._weight = weight
+        self._held_by: dict[bool, dict[str, Work]] = {batch: defaultdict(lambda: NOTHING) for batch in (False, True)}
+        """By tenant: of batches (True), and of all others."""
         self.admitted = 0
         self.refused = 0
         self._clock = clock
@@ -67,8 +78,10 @@ class Admission:
         `begun`: a part of an answer that was admitted before, which a standing queue does not keep out.
         """
         work, ticket = Work(requests, tokens), object()
-        self._check(work, self.limit if begun else self._limit_now)
+        tenant, batch = current_tenant.get(), current_priority.get() > 0
+        self._check(work, self.limit if begun else self._limit_now, tenant, batch)
         self.held += work
+        self._held_by[batch][tenant] += work
         self.admitted += 1
         self._began[ticket] = self._clock()
         try:
@@ -76,12 +89,13 @@ class Admission:
         finally:
             self._bound.record_turn(self._waiting, requests)
             self.held -= work
+            self._held_by[batch][tenant] -= work
             del self._began[ticket]
             self._released.append((self._clock(), work))
 
     def check_room(self) -> None:
         """Raises OverloadedError where the smallest request has no room: so the others need not be read."""
-        self._check(Work(1, 1), self._limit_now)
+        self._check(Work(1, 1), self._limit_now, current_tenant.get(), batch=False)
 
     @property
     def _waiting(self) -> int:
@@ -93,14 +107,26 @@ class Admission:
         self._bound.record_turn(self._waiting, 0)
         return Work(self._at_once + self._bound.places, self.limit.tokens)
 
-    def _check(self, work: Work, limit: Work) -> None:
-        excess = self.held + work - limit
-        if self._began and (excess.requests > 0 or excess.tokens > 0):
+    def _check(self, work: Work, limit: Work, tenant: str, batch: bool) -> None:
+        if self._began and not self._has_room(work, limit, tenant, batch):
+            excess = self.held + work - limit
             self.refused += 1
             raise OverloadedError(
                 f"no room: {self.held.requests} requests with {self.held.tokens} tokens are running",
                 retry_after=self._retry_after(excess),
             )
+
+    def _has_room(self, work: Work, limit: Work, tenant: str, batch: bool) -> bool:
+        taken = dict(self._held_by[False])
+        for name, held in self._held_by[True].items() if batch else ():  # others overtake batches
+            taken[name] = taken.get(name, NOTHING) + held
+
+        def may_have(more: int, places: int, taken: Mapping[str, int]) -> bool:
+            return may_wait(more, places, taken, tenant, self._weight)
+
+        requests = {name: held.requests for name, held in taken.items()}
+        tokens = {name: held.tokens for name, held in taken.items()}
+        return may_have(work.requests, limit.requests, requests) and may_have(work.tokens, limit.tokens, tokens)
 
     def _retry_after(self, excess: Work) -> int:
         """Whole seconds until `excess` is released, at the rate of the last releases.

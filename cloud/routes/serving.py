@@ -23,9 +23,11 @@ from cloud.engine.engine import CloudEngine
 from cloud.engine.supervisor import EngineSupervisor
 from cloud.routes import request_cost
 from cloud.routes.admission import Admission
+from cloud.routes.engine_turns import EngineTurns, read_ahead
 from common.errors import EngineError, FrameworkError, RequestError
 from common.grammar.spec import GrammarSpec
 from common.http.messages import ERROR_OBJECT, REQUEST_ID, TENANT, error_object, read, reply, stream
+from common.http.request_context import current_priority
 from common.protocol.content import anthropic_errors
 from common.tracing.context import current_traceparent
 from common.tracing.spans import records
@@ -48,10 +50,13 @@ Serve = Callable[..., Awaitable[Any]]
 class Serving:
     """One engine's, shared by all routes; admission counts what each generation may cost."""
 
-    def __init__(self, engine: CloudEngine, supervisor: EngineSupervisor, admission: Admission) -> None:
+    def __init__(
+        self, engine: CloudEngine, supervisor: EngineSupervisor, admission: Admission, turns: EngineTurns
+    ) -> None:
         self.engine = engine
         self._supervisor = supervisor
         self._admission = admission
+        self._turns = turns
 
     async def generate(
         self,
@@ -79,11 +84,19 @@ class Serving:
         generation = validate(body, kind)
         if (spec := grammar_of(generation)) is not None:
             await self.engine.check_grammar(spec)
+        if isinstance(priority := body.get("priority"), int):  # vLLM refuses one of another type
+            current_priority.set(priority)
         with self._admission.admit(cost.tokens, cost.requests):
-            return await self.answer(request, serve, generation, _trace_headers())
+            async with self._turns.turn(cost.requests) as end_turn:
+                return await self.answer(request, serve, generation, _trace_headers(), at_end=end_turn)
 
-    async def answer(self, request: web.Request, serve: Serve, *arguments: object) -> web.StreamResponse:
-        """What a vLLM serving object returns (a model, an error object, or a stream of events) as a response."""
+    async def answer(
+        self, request: web.Request, serve: Serve, *arguments: object, at_end: Callable[[], None] = lambda: None
+    ) -> web.StreamResponse:
+        """What a vLLM serving object returns (a model, an error object, or a stream of events) as a response.
+
+        `at_end`: called when the last event of a stream is computed, which the client may read later.
+        """
         try:
             with self._supervisor.using():
                 result = await serve(*arguments)
@@ -103,7 +116,7 @@ class Serving:
         if isinstance(result, BaseModel):
             return reply(request, result.model_dump(mode="json", **DUMPED.get(type(result), {})))
         error_event = anthropic_errors.error_event if ERROR_OBJECT in request else None
-        return await stream(request, self._encoded(result), error_event)
+        return await stream(request, read_ahead(self._encoded(result), at_end), error_event)
 
     async def _encoded(self, events: AsyncGenerator[Any, None]) -> AsyncGenerator[bytes, None]:
         # Closing the events aborts the generation when the client has left.

@@ -8,7 +8,7 @@ the other is cancelled, and with it the generation in the engine.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ import msgspec
 from aiohttp import WSCloseCode, web
 
 from cloud.engine.engine import CloudEngine
+from cloud.routes.engine_turns import read_ahead
 from cloud.verify.continuous import ContinuousAnswer
 from cloud.verify.draft_channel import DraftChannel
 from cloud.verify.round import VerifyRound
@@ -24,7 +25,7 @@ from cloud.websocket import ClientLeftError, ClientSocket
 from common.errors import EngineError, FrameworkError, OverloadedError, RequestError, StoppingError
 from common.http.in_flight import IN_FLIGHT
 from common.http.messages import EXCHANGE, REQUEST_ID, client_error, error_object, tenant_of, websocket
-from common.http.request_context import current_request_id
+from common.http.request_context import current_priority, current_request_id
 from common.protocol import codec
 from common.protocol.stream_frames import (
     ClientFrame,
@@ -36,7 +37,7 @@ from common.protocol.stream_frames import (
     StartFrame,
 )
 from common.tracing.context import current_traceparent, valid_traceparent
-from common.tracing.spans import SpanKind, span
+from common.tracing.spans import Span, SpanKind, span
 from common.types import Sampling
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,10 @@ KEEP_SECONDS = 75.0
 """Time limit for the next start frame of a connection that is kept open."""
 
 
+def _nothing() -> None:
+    pass
+
+
 async def _no_check(vocabulary: str) -> None:
     pass
 
@@ -57,14 +62,14 @@ class StreamRoute:
     """The handler of one route; the callables are the server's rules.
 
     `check` raises RequestError for sampling that is refused, `check_vocabulary` VocabularyError for token ids of
-    another vocabulary. `work` is entered around each generation with its number of tokens (prompt and answer); it
-    raises OverloadedError, or EngineError when the engine is lost. `record` is called with each answer that has ended,
-    complete or not.
+    another vocabulary. `work` is entered around each generation with its number of tokens (prompt and answer), and
+    gives what is called when all is computed; it raises OverloadedError, or EngineError when the engine is lost.
+    `record` is called with each answer that has ended, complete or not.
     """
 
     engine: CloudEngine
     check: Callable[[Sampling], None] = lambda _: None
-    work: Callable[[int], AbstractContextManager[object]] = lambda _: nullcontext()
+    work: Callable[[int], AbstractAsyncContextManager[Callable[[], None]]] = lambda _: nullcontext(_nothing)
     record: Callable[[ContinuousAnswer], None] = lambda _: None
     check_vocabulary: Callable[[str], Awaitable[None]] = _no_check
 
@@ -113,21 +118,23 @@ class StreamRoute:
             request_id=request_id,
         )
         tokens = min(len(start.token_ids) + start.max_tokens, self.engine.max_model_len)
-        with (
-            span("stream", SpanKind.SERVER) as traced,
-            self.work(tokens),
-            request.app[DRAFT_CHANNEL].sender() as sender,
-        ):
-            answer = ContinuousAnswer(self.engine, round, sender, start.stop)
-            try:
-                return await self._exchange(peer, answer)
-            finally:
-                request[EXCHANGE].end()
-                self.record(answer)
-                counts = answer.progress
-                traced.set(steps=counts.steps, drafted=counts.drafted, accepted=counts.accepted, tokens=answer.drawn)
-                traced.set(request_id=request_id)
-                log.info("stream of %d tokens, request %s", answer.drawn, request_id)
+        current_priority.set(start.priority)
+        with span("stream", SpanKind.SERVER) as traced:
+            async with self.work(tokens) as end_work:
+                with request.app[DRAFT_CHANNEL].sender() as sender:
+                    answer = ContinuousAnswer(self.engine, round, sender, start.stop)
+                    try:
+                        return await self._exchange(peer, answer, end_work)
+                    finally:
+                        request[EXCHANGE].end()
+                        self._record(traced, answer, request_id)
+
+    def _record(self, traced: Span, answer: ContinuousAnswer, request_id: str) -> None:
+        self.record(answer)
+        counts = answer.progress
+        traced.set(steps=counts.steps, drafted=counts.drafted, accepted=counts.accepted, tokens=answer.drawn)
+        traced.set(request_id=request_id)
+        log.info("stream of %d tokens, request %s", answer.drawn, request_id)
 
     async def _first_start(self, peer: "Peer") -> StartFrame:
         try:
@@ -147,9 +154,11 @@ class StreamRoute:
         check_ids(start.token_ids, self.engine.vocab_size, "token_ids")
         check_ids(start.stop_token_ids, self.engine.vocab_size, "stop_token_ids")
 
-    async def _exchange(self, peer: "Peer", answer: ContinuousAnswer) -> StartFrame | None:
+    async def _exchange(
+        self, peer: "Peer", answer: ContinuousAnswer, end_work: Callable[[], None]
+    ) -> StartFrame | None:
         reading = asyncio.create_task(self._read(peer, answer))
-        sending = asyncio.create_task(_send(peer, answer))
+        sending = asyncio.create_task(_send(peer, answer, end_work))
         try:
             await asyncio.wait((reading, sending), return_when=asyncio.FIRST_COMPLETED)
             following = reading.result() if reading.done() else None
@@ -229,8 +238,8 @@ async def _next_start(request: web.Request, peer: Peer) -> StartFrame | None:
         await asyncio.gather(*waits, return_exceptions=True)
 
 
-async def _send(peer: Peer, answer: ContinuousAnswer) -> None:
-    async with aclosing(answer.frames()) as frames:
+async def _send(peer: Peer, answer: ContinuousAnswer, end_work: Callable[[], None]) -> None:
+    async with aclosing(read_ahead(answer.frames(), end_work)) as frames:
         async for frame in frames:
             await peer.send(frame)
 

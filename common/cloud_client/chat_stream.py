@@ -15,7 +15,7 @@ from common.decoding.answer import Answer, Chunk
 from common.decoding.request import DecodingRequest
 from common.errors import EndpointError
 from common.grammar.spec import GrammarKind
-from common.http.request_context import current_tenant
+from common.http.request_context import current_tenant, outgoing_priority
 from common.protocol import codec
 from common.types import FinishReason, Provenance, Sampling, TokenLogprob
 
@@ -129,6 +129,8 @@ class CloudChatAnswer:
             body |= {"logprobs": True, "top_logprobs": self._top, "return_tokens_as_token_ids": True}
         if tenant := current_tenant.get():
             body["cache_salt"] = tenant
+        if priority := outgoing_priority():
+            body["priority"] = priority
         return {name: value for name, value in body.items() if value is not None}
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from msgspec import Struct
 
 from common.cloud_client.pool import CloudPool
-from common.http.request_context import current_tenant
+from common.http.request_context import current_tenant, outgoing_priority
 from common.types import TokenLogprob
 
 PREFIX = "token_id:"
@@ -38,6 +38,8 @@ async def prompt_scores(clouds: CloudPool, token_ids: list[int], top: int) -> li
     body: dict[str, Any] = {"prompt": token_ids, "echo": True, "logprobs": top, "max_tokens": 1, "temperature": 0}
     if tenant := current_tenant.get():
         body["cache_salt"] = tenant  # the cloud puts that of the edge's key before it, as it does for `tenant`
+    if priority := outgoing_priority():
+        body["priority"] = priority
     cloud = clouds.pick(token_ids)
     with clouds.track_call(cloud):
         reply = await cloud.client.post("/v1/completions", body | {"return_tokens_as_token_ids": True}, EchoedPrompt)

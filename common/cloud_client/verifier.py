@@ -11,7 +11,7 @@ from common.cloud_client.stream import CloudStream
 from common.decoding.progress import record_work, waiting
 from common.errors import ContextLengthError, EndpointError, PrefixUnknown
 from common.http.client import HTTPClient
-from common.http.request_context import current_tenant
+from common.http.request_context import current_tenant, outgoing_priority
 from common.http.traffic import Traffic
 from common.protocol.prefix_hash import prefix_hash
 from common.protocol.stream_frames import StartFrame
@@ -47,7 +47,7 @@ class CloudVerifier:
         self._logprobs = logprobs
         self._use_kv_cache = use_kv_cache
         self._vocabulary = vocabulary
-        self._tenant = current_tenant.get()
+        self._tenant, self._priority = current_tenant.get(), outgoing_priority()
         self._session = uuid.uuid4().hex
         self._rounds = 0
         self._cloud: Cloud | None = None
@@ -115,6 +115,7 @@ class CloudVerifier:
             use_kv_cache=self._use_kv_cache,
             vocabulary=self._vocabulary,
             tenant=self._tenant,
+            priority=self._priority,
         )
         while True:
             cloud = self._pick(token_ids)
@@ -184,6 +185,7 @@ class CloudVerifier:
             idempotency_key=str(self._rounds),
             vocabulary="" if prefix else self._vocabulary,
             tenant=self._tenant,
+            priority=self._priority,
         )
         first_byte = cloud.client.config.first_byte_timeout
         with waiting("the cloud's verdict"):

@@ -19,6 +19,11 @@ current_priority: ContextVar[int] = ContextVar("current_priority", default=0)
 """The request's priority, as vLLM has it: lower is earlier; above 0, it waits until no other one does."""
 
 
+def outgoing_priority() -> int:
+    """The priority of calls to a cloud: whether it is a batch. Other ones order the requests of this server's keys."""
+    return int(current_priority.get() > 0)
+
+
 def valid_request_id(given: str) -> str:
     """The `X-Request-Id` that a client gave, if a log can show it as one word; else an empty string."""
     return given if re.match(REQUEST_ID_PATTERN, given) else ""

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from common.protocol.codec import REQUEST_ID_PATTERN
 from common.tracing.context import TRACEPARENT_PATTERN
-from common.types import GREEDY, FinishReason, Sampling, TokenLogprob
+from common.types import GREEDY, FinishReason, Priority, Sampling, TokenLogprob
 
 LONGEST_DRAFT = 128
 """Token ids in one draft frame: those the cloud generates while the draft travels, and those left to verify then."""
@@ -37,6 +37,8 @@ class StartFrame(Struct, tag="start", kw_only=True, omit_defaults=True, forbid_u
     """The fingerprint of the ids' vocabulary, as in VerifyRequest."""
     tenant: Annotated[str, Meta(max_length=64)] = ""
     """A name for the edge's client, as in VerifyRequest."""
+    priority: Priority = 0
+    """As in VerifyRequest."""
     keep: bool = False
     """Whether the connection stays open after the end for another start frame."""
     request_id: Annotated[str, Meta(pattern=REQUEST_ID_PATTERN)] = ""

@@ -9,6 +9,7 @@ from typing import Self
 
 from common.config_edge import EdgeModelConfig, LimitsConfig
 from common.errors import EngineError
+from common.fair_queue import WeightOf, equal_weights
 from common.grammar.compiler import GrammarCompiler
 from common.grammar.spec import GrammarSpec
 from common.hardware import Setting
@@ -16,7 +17,6 @@ from common.http.request_context import current_tenant
 from common.protocol.prefix_hash import common_prefix
 from edge.confidence import ConfidenceCalculator
 from edge.engine.edge_model import EdgeModel
-from edge.engine.fair_queue import WeightOf, equal_weights
 from edge.engine.jobs import DecodeJob, Lease
 from edge.engine.lazy_sequence import LazySequence
 from edge.engine.loop_waker import LoopWaker

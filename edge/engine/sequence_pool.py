@@ -1,6 +1,5 @@
 """Lends llama.cpp's sequences to requests: a queue with limits, and a choice among the free ones."""
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -9,9 +8,9 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 from common.config_edge import LimitsConfig
 from common.decoding.progress import Progress, current_progress, waiting
 from common.errors import ContextLengthError, OverloadedError
+from common.fair_queue import Turns, WeightOf, equal_weights, may_wait
 from common.http.request_context import current_priority, current_tenant
 from common.queueing import QueueBound
-from edge.engine.fair_queue import FairQueue, WeightOf, equal_weights, may_wait
 
 STANDING_TURNS = 1.5
 """How many answers one of a standing queue waits for at most."""
@@ -35,9 +34,7 @@ class SequencePool:
         self._free = list(range(sequences))
         """Ids without an owner, the least recently used first."""
         self._weight = weight
-        self._queue: FairQueue[asyncio.Future[None]] = FairQueue(weight)
-        self._turns = sequences
-        """Sequences that are promised to nobody."""
+        self._turns = Turns(sequences, weight, self._bound.record_turn)
         self._holders: dict[int, Progress | None] = {}
         """Of the answers that have a sequence, by its id; None: nobody watches it."""
         self._admitted = {False: Counter[str](), True: Counter[str]()}
@@ -79,14 +76,14 @@ class SequencePool:
             finally:
                 del self._holders[lent]
                 self._free.append(lent)
-                self._free_turn()
+                self._turns.free()
 
     def stats(self) -> dict[str, int]:
         lent = self._sequences - len(self._free)
         return {
             "sequences": self._sequences,
             "sequences_lent": lent,
-            "waiting": len(self._queue),
+            "waiting": len(self._turns),
             "prompt_tokens_now": self._tokens,
         }
 
@@ -110,31 +107,8 @@ class SequencePool:
             )
 
     async def _wait_for_turn(self) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._queue.add(turn, current_tenant.get(), current_priority.get())
-        self._give_turns()
-        try:
-            with waiting("a free sequence of the edge's model", self._signs_of_holders):
-                await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._free_turn()  # it came too late
-            else:
-                self._queue.remove(turn)
-            raise
-
-    def _free_turn(self) -> None:
-        self._turns += 1
-        self._give_turns()
-
-    def _give_turns(self) -> None:
-        """Promises what is promised to nobody to those who are next."""
-        while self._turns and self._queue:
-            turn = self._queue.pop()
-            self._bound.record_turn(len(self._queue))
-            if not turn.done():  # else its request has just left
-                self._turns -= 1
-                turn.set_result(None)
+        with waiting("a free sequence of the edge's model", self._signs_of_holders):
+            await self._turns.take()
 
     def _signs_of_holders(self) -> object:
         """Another value whenever there was work on an answer that has a sequence."""

@@ -11,9 +11,9 @@ import numpy as np
 
 from common.config_edge import EdgeModelConfig, LimitsConfig
 from common.errors import ContextLengthError, EngineError
+from common.fair_queue import WeightOf, equal_weights
 from common.protocol.split_manifest import SplitManifest
 from common.types import GREEDY, Sampling
-from edge.engine.fair_queue import WeightOf, equal_weights
 from edge.engine.loop_waker import LoopWaker
 from edge.engine.sequence_pool import SequencePool
 from edge.engine.text_model import TextModel

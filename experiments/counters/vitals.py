@@ -1,5 +1,6 @@
 """Samples the memory, files and threads of the servers that this process has started."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -23,12 +24,17 @@ class Vitals(Struct, frozen=True, kw_only=True):
 
 
 def sample(seconds: float) -> list[Vitals]:
-    """A sample of each server, and of all processes that it has started together; `seconds`: since the beginning."""
-    found = []
-    for server in psutil.Process().children():
-        name = _name_of(server)
-        if name is None:
+    """A sample of each server, and of all processes that it has started together; `seconds`: since the beginning.
+
+    The second server of a kind is `NAME 2`.
+    """
+    found, count = [], Counter[str]()
+    for server in sorted(psutil.Process().children(), key=lambda process: process.pid):
+        kind = _name_of(server)
+        if kind is None:
             continue
+        count[kind] += 1
+        name = kind if count[kind] == 1 else f"{kind} {count[kind]}"
         found += list(_of(seconds, name, [server]))
         with suppress(psutil.Error):
             found += list(_of(seconds, f"{name} processes", server.children(recursive=True)))

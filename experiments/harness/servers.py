@@ -3,12 +3,13 @@
 import argparse
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from cli.demo import config_flags, free_ports
-from cli.supervisor import CLOUD, ServerProcess, Supervisor
+from cli.supervisor import CLOUD, EDGE, ServerProcess, Supervisor
 from common.errors import StartError
 from common.files.installation import logs
 from experiments.harness.delay_proxy import DelayProxy
@@ -90,6 +91,25 @@ async def fleet(
             for number, needs in enumerate(edges)
             for cloud in [clouds.index(needs.cloud)]
         }
+
+
+@contextlib.asynccontextmanager
+async def replicas(
+    args: argparse.Namespace, settings: Sequence[str], clouds: int | Sequence[str], report: Callable[[str], None]
+) -> AsyncIterator[tuple[str, list[str]]]:
+    """Runs an edge that knows all of `clouds`, equal ones: a number to start, or the URLs of some that run already.
+
+    The URLs of both; `settings` are as for `fleet`, whose errors this raises.
+    """
+    number = clouds if isinstance(clouds, int) else 0
+    edge_port, *ports = free_ports(1 + number)
+    common = [*_flags(settings), *config_flags(args)]
+    started = [_server("cloud", CLOUD, at, port, common) for at, port in enumerate(ports)]
+    urls = [cloud.url for cloud in started] or list(clouds if not isinstance(clouds, int) else ())
+    where = [f"communication.cloud_endpoint={urls[0]}", f"communication.cloud_endpoints={json.dumps(urls[1:])}"]
+    edge = _server("edge", EDGE, 0, edge_port, [*common, *_flags(where)])
+    async with Supervisor([*started, edge], report).running(), _none_ends([*started, edge]):
+        yield edge.url, urls
 
 
 @contextlib.asynccontextmanager

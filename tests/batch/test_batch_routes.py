@@ -15,10 +15,10 @@ import pytest_asyncio
 
 from common.config_values import Secret
 from common.errors import RateLimitError
+from common.fair_queue import FairQueue
 from common.http.auth import tenant_name
 from edge.batches import edge_target, jobs, routes
 from edge.batches.edge_target import EdgeTarget
-from edge.engine.fair_queue import FairQueue
 from edge.engine.sequence_pool import SequencePool
 from edge.tenants.quotas import Quotas
 from tests.support.batches import ROUTE, row

@@ -74,14 +74,18 @@ class ToyEngine:
         yield SimpleNamespace(outputs=[answer], finished=True, kv_transfer_params=progress, num_cached_tokens=0)
 
 
+STATELESS = CloudConfig(draft_verifier=DraftVerifierConfig(resident_sessions=0))
+"""Every round is stateless."""
+
+
 @asynccontextmanager
-async def toy_cloud(engine: ToyEngine) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of a real cloud server on a toy engine; every round is stateless."""
-    config = CloudConfig(draft_verifier=DraftVerifierConfig(resident_sessions=0))
+async def toy_cloud(engine: ToyEngine, config: CloudConfig = STATELESS) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of a real cloud server on a toy engine."""
     server = HTTPServer(build_app(cast(CloudEngine, engine), config), "127.0.0.1", 0)
     await server.start()
     try:
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as http:
+        shown = {"Authorization": f"Bearer {config.keys[0].reveal()}"} if config.keys else {}
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}", headers=shown) as http:
             assert (await http.post("/verify", json={"new_token_ids": [5]})).status == 200
             yield http
     finally:

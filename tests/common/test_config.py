@@ -114,6 +114,8 @@ def test_no_key_of_the_configuration_ends_like_the_name_of_a_file() -> None:
         ('cloud.server.api_keys=[a, ""]', "cloud.server.api_keys[1]: is empty"),
         ('edge.private_keys=[""]', "edge.private_keys[0]: is empty"),
         ("edge.quotas.keys=[{api_key: a}, {api_key: a}]", "edge.quotas.keys[1].api_key: is named twice"),
+        ("cloud.admission.keys=[{api_key: a}, {api_key: a}]", "cloud.admission.keys[1].api_key: is named twice"),
+        ('cloud.admission.keys=[{api_key: ""}]', "cloud.admission.keys[0].api_key: is empty"),
         ("inference.budget.daily=5", "inference.budget.daily: needs prices, which communication.prices has"),
         ("edge.quotas.cost_per_day=5", "edge.quotas.cost_per_day: needs prices, which communication.prices has"),
         ("nonsense", "nonsense: expected KEY=VALUE, for example edge.server.port=9000"),

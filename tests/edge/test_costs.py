@@ -27,8 +27,10 @@ class Clock:
         return self.now
 
 
-def report(cloud_calls: int = 1, drafted: int = 0, ms: float = 0.0, **tokens: int) -> Collaboration:
-    made = Collaboration(cloud_calls=cloud_calls, drafted=drafted, edge_latency_ms=ms)
+def report(
+    cloud_calls: int = 1, drafted: int = 0, ms: float = 0.0, cloud_steps: int = 0, **tokens: int
+) -> Collaboration:
+    made = Collaboration(cloud_calls=cloud_calls, drafted=drafted, edge_latency_ms=ms, cloud_steps=cloud_steps)
     made.tokens |= tokens
     return made
 
@@ -46,6 +48,7 @@ def costs(
         (report(cloud_calls=0, edge=50), 0),
         (report(cloud_calls=0, edge=50, ms=2.0), 2),
         (report(cloud=20), 100 + 200),
+        (report(cloud_steps=21, cloud=20), 100 + 210),
         (report(edge=30, cloud=20), 100 + 30 + 200),
         (report(drafted=40, accepted=35, recovered=3, bonus=2), 100 + 40 + 50),
     ],

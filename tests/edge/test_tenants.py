@@ -160,3 +160,16 @@ async def test_the_cloud_is_told_which_tenant_asks(
         told.append(names)
     assert [len(names) for names in told] == [1, 1]
     assert "" not in told[0] | told[1] and told[0] != told[1]
+
+
+@pytest.mark.parametrize("fields", [{"way": "rounds"}, {"mode": "cloud_only"}])
+async def test_the_cloud_is_told_of_batches_and_of_no_other_priority(
+    clients: list[HTTPClient], cloud: FakeCloud, fields: dict[str, Any]
+) -> None:
+    told = []
+    for priority in ({"priority": 5}, {"service_tier": "flex"}, {"priority": -5}, {}):
+        rounds, starts = len(cloud.asked), len(cloud.starts)
+        ask = ASK | {"mode": "collaborative", "use_confidence_check": False, "max_tokens": 4} | fields | priority
+        await clients[0].post("/v1/completions", ask, dict)
+        told.append({one.priority for one in [*cloud.asked[rounds:], *cloud.starts[starts:]]})
+    assert told == [{1}, {1}, {0}, {0}]

@@ -185,6 +185,20 @@ async def test_a_whole_request_is_the_servers_own(stock: Stock) -> None:
         assert answer["collaboration"]["tokens"]["cloud"] == own["usage"]["completion_tokens"]
 
 
+async def test_an_answer_costs_what_the_server_counts_as_read_and_written(stock: Stock) -> None:
+    prices = json.dumps({"prompt": 1.0, "completion": 10.0})
+    async with edge_on(stock, f"communication.prices={prices}") as edge:
+        (gate,) = await gates(edge, 1)
+        gated = await ask(edge, confidence_threshold=gate, product_threshold=0)
+        whole = await ask(edge, mode="cloud_only")
+        assert (await ask(edge, mode="edge_only"))["collaboration"]["cost"] == 0
+        own = await stock.post("/v1/chat/completions", CHAT | {"model": MODEL})
+    read, written = own["usage"]["prompt_tokens"], own["usage"]["completion_tokens"]
+    assert whole["collaboration"]["cost"] == pytest.approx((read + 10 * written) / 1e6)
+    kept, rest = gated["collaboration"]["tokens"]["edge"], gated["collaboration"]["cloud_steps"]
+    assert gated["collaboration"]["cost"] == pytest.approx((read + kept + 10 * rest) / 1e6)
+
+
 async def test_an_answer_goes_on_at_the_edge_when_the_server_is_killed(stock: Stock) -> None:
     async with edge_on(stock) as edge:
         said, report = "", {}

@@ -1,6 +1,7 @@
 """The cloud engine on the demo model: drafts change the speed, never the tokens."""
 
 import asyncio
+import gc
 import random
 from pathlib import Path
 from typing import Any
@@ -288,3 +289,10 @@ async def test_a_missing_model_fails_the_start_in_one_line(tmp_path: Path) -> No
         assert "\n" not in caught.value.message
         with pytest.raises(EngineError):
             await verify(engine, [1], [], GREEDY)
+
+
+async def test_what_vllm_keeps_is_not_walked_at_each_full_run_of_the_garbage_collector(
+    cloud_engine: CloudEngine,
+) -> None:
+    assert await verify(cloud_engine, [1], [])
+    assert gc.get_freeze_count() > len(gc.get_objects())

@@ -16,9 +16,9 @@ from benchmarks.fake_cloud import FakeCloud
 from common import config
 from common.config_values import Secret
 from common.errors import ConfigError
+from common.fair_queue import FairQueue
 from common.http.auth import tenant_name
 from edge.api import startup
-from edge.engine.fair_queue import FairQueue
 from edge.tenants.quotas import Quotas
 from tests.support.edge_in_process import edge_of
 from tests.support.fake_openai import serving as serving_openai

@@ -8,8 +8,8 @@ import pytest
 
 from common.config_edge import LimitsConfig
 from common.errors import OverloadedError
+from common.fair_queue import FairQueue, may_wait
 from common.http.request_context import current_priority, current_tenant
-from edge.engine.fair_queue import FairQueue, may_wait
 from edge.engine.sequence_pool import SequencePool
 
 NEVER_FULL = LimitsConfig(max_queue=1000)

@@ -1,9 +1,12 @@
 """Who of those that wait has the next turn, and who may wait: fair shares of each tenant, by weight."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from common.http.request_context import current_priority, current_tenant
 
 T = TypeVar("T")
 
@@ -85,3 +88,55 @@ class FairQueue(Generic[T]):
 
     def _begins(self, waiter: Waiter[T]) -> float:
         return self._next[waiter.batch][waiter.tenant]
+
+
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    places: int
+    given: asyncio.Future[None]
+
+
+class Turns:
+    """A number of places; `len` is how many requests wait. Used in one event loop.
+
+    A request is that of `current_tenant`, with `current_priority`. `on_turn` is called at each turn with how many go on
+    waiting.
+    """
+
+    def __init__(
+        self, places: int, weight: WeightOf = equal_weights, on_turn: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._on_turn = on_turn
+        self._free = places
+        """Places that are promised to nobody; below 0 while a turn has taken more than there were."""
+        self._queue: FairQueue[_Turn] = FairQueue(weight)
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    async def take(self, places: int = 1) -> None:
+        """Returns when the request has its turn, for as soon as one place is free; `free` ends it."""
+        turn = _Turn(places, asyncio.get_running_loop().create_future())
+        self._queue.add(turn, current_tenant.get(), current_priority.get())
+        self._give_turns()
+        try:
+            await turn.given
+        except asyncio.CancelledError:
+            if turn.given.done() and not turn.given.cancelled():
+                self.free(places)  # it came too late
+            else:
+                self._queue.remove(turn)
+            raise
+
+    def free(self, places: int = 1) -> None:
+        self._free += places
+        self._give_turns()
+
+    def _give_turns(self) -> None:
+        """Promises what is promised to nobody to those who are next."""
+        while self._free > 0 and self._queue:
+            turn = self._queue.pop()
+            self._on_turn(len(self._queue))
+            if not turn.given.done():  # else its request has just left
+                self._free -= turn.places
+                turn.given.set_result(None)

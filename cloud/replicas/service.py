@@ -3,6 +3,8 @@
 import os
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from cloud.replicas.actor import ReplicaSpec
 from cloud.replicas.fleet import Fleet
 from cloud.replicas.front import FLEET, build_app
@@ -22,7 +24,7 @@ async def serve_replicas(
             str(number): RayReplica(str(number), spec, cores=share)
             for number, share in enumerate(shares(cores, config.replicas))
         }
-        app = build_app(Fleet(processes), config.server)
+        app = build_app(Fleet(processes), replace(config.server, api_keys=config.keys))
         updates = Updates(app[FLEET], list(processes.values()), read_again)
         app.cleanup_ctx.append(updates.at_sighup)
         await serve(app, config.server, name)

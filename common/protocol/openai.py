@@ -57,7 +57,7 @@ SAMPLERS = {
 REFUSED_IN_SPLIT = (
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "response_format", "structured_outputs"),
     *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
-    *("use_draft_verify", "use_kv_cache", "product_threshold", "max_draft_tokens", "objective", "way", "draft_ahead"),
+    *("use_draft_verify", "product_threshold", "max_draft_tokens", "objective", "way", "draft_ahead"),
     *("lookup", "route_threshold", "ignore_eos", "min_tokens", "logit_bias"),
 )
 """Fields that mode split does not support, unless they are null or have their neutral value."""
@@ -215,8 +215,6 @@ class GenerationRequest(GuidedFields, kw_only=True, omit_defaults=True, forbid_u
 
     def _refuse_unsupported_in_split(self) -> None:
         """The cloud gets hidden states, not the tokens that penalties and grammars need."""
-        if self.wanted_logprobs is not None:
-            raise RequestError('logprobs is not supported in mode "split"', param="logprobs")
         for name in REFUSED_IN_SPLIT:
             if getattr(self, name) not in (None, NEUTRAL_VALUES.get(name)):
                 raise RequestError(f'{name} is not supported in mode "split"', param=name)

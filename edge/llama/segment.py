@@ -114,6 +114,17 @@ class LlamaSegment:
         self._context.cut(sequence, 0)
         self.held[sequence] = 0
 
+    def restore(self, sequence: int, source: int, length: int) -> None:
+        """Makes `sequence` hold the first `length` positions of `source`, or none if that holds fewer; shares cells."""
+        length = length if self.held[source] >= length else 0
+        if source != sequence:
+            self.forget(sequence)
+            if length:
+                c.llama_memory_seq_cp(self._context.memory, source, sequence, 0, length)
+        elif not self._context.cut(sequence, length):
+            length = 0
+        self.held[sequence] = length
+
     def abort(self, wanted: bool) -> None:
         """Ends the current step, and every later one until `wanted` is False again; from any thread."""
         self._context.abort(wanted)

@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.types import Sampling
+from common.errors import EngineError
+from common.types import Sampling, TokenLogprob
 from edge.confidence import Softmax
 from edge.engine.jobs import EngineJob
 from edge.engine.worker import StepScheduler
-from edge.llama.sampling import Logits, draw, is_greedy, uniforms
+from edge.llama.sampling import Logits, draw, is_greedy, log_probabilities, uniforms
 from edge.llama.segment import CHUNK, Feed, LlamaSegment, States, Step
+from edge.split.held import Begun
 
 LAST_STEP_INPUTS = 32
 """The most inputs of a job's last step. The exit is computed after each: cheaper than one more step for the last."""
@@ -26,24 +28,28 @@ LAST_STEP_INPUTS = 32
 class ExitPrediction(NamedTuple):
     """An exit's next token, and the probability of its likeliest token, in [0, 1].
 
-    `confident`: that probability reaches the threshold, so the token is taken.
+    `confident`: that probability reaches the threshold, so the token is taken. `logprob`: under the softmax of the
+    exit's own logits, if requested.
     """
 
     token_id: int
     confidence: float
     confident: bool
+    logprob: TokenLogprob | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ExitRequest:
     """What a job wants of its segment's exit: up to `limit` next tokens, drawn by `sampling`; none if it is 0.
 
-    `confident` tells in the segments' thread whether a token of this confidence is taken.
+    `confident` tells in the segments' thread whether a token of this confidence is taken. `top_logprobs`: how many
+    alternatives each prediction names; 0: no log probabilities.
     """
 
     limit: int
     sampling: Sampling
     confident: Callable[[float], bool]
+    top_logprobs: int = 0
 
 
 class SegmentJob(EngineJob):
@@ -95,10 +101,11 @@ class SegmentJob(EngineJob):
             return likeliest
         return draw(logits, sampling, uniforms(sampling, self.position, 1)[0])
 
-    def predict(self, token: int, confidence: float, end: bool) -> None:
-        """Takes the exit's next token; `end`: it ends the answer."""
-        confident = self._exit.confident(confidence)
-        self.predictions.append(ExitPrediction(token, confidence, confident))  # at once visible to the event loop
+    def predict(self, token: int, confidence: float, logits: Logits, end: bool) -> None:
+        """Takes the exit's next token, drawn from its `logits`, [V]; `end`: it ends the answer."""
+        confident, top = self._exit.confident(confidence), self._exit.top_logprobs
+        logprob = log_probabilities(logits[np.newaxis], [token], top)[0] if top else None
+        self.predictions.append(ExitPrediction(token, confidence, confident, logprob))  # now the event loop sees it
         self.done = end or not confident or len(self.predictions) >= self._exit.limit
         if not self.done:
             self.pending = [token]
@@ -114,7 +121,7 @@ class SegmentJob(EngineJob):
 
 
 class Freed(NamedTuple):
-    """Message: a lease ended, so every segment forgets its sequence."""
+    """Message: every segment forgets a sequence, of which nothing may be kept."""
 
     sequence: int
 
@@ -127,7 +134,7 @@ class SegmentBatcher(StepScheduler[SegmentJob]):
         segments: Sequence[LlamaSegment],
         temperatures: Sequence[float],
         end_tokens: frozenset[int],
-        inbox: SimpleQueue[SegmentJob | Freed | None],
+        inbox: SimpleQueue[SegmentJob | Begun | Freed | None],
         wake: Callable[[list[asyncio.Future[None]]], None],
     ) -> None:
         super().__init__(inbox, wake)
@@ -147,12 +154,28 @@ class SegmentBatcher(StepScheduler[SegmentJob]):
         for segment in self._segments:
             segment.free()
 
-    def _receive(self, message: SegmentJob | Freed) -> None:
+    def _receive(self, message: SegmentJob | Begun | Freed) -> None:
         if isinstance(message, Freed):
             for segment in self._segments:
                 segment.forget(message.sequence)
+        elif isinstance(message, Begun):
+            self._begin(message)
         elif not message.cancelled:
             self._active.append(message)
+            self._guarded(self._check_position, [message])
+            self._collect_waiters()
+
+    def _begin(self, begun: Begun) -> None:
+        for segment, length in zip(self._segments, begun.lengths, strict=True):
+            segment.restore(begun.sequence, begun.source, length)
+        for to, of, count in begun.rows:
+            to[:count] = of[:count]
+
+    def _check_position(self, jobs: list[SegmentJob]) -> None:
+        """Raises EngineError if the KV is not what the lease was told: its source failed in a step just before."""
+        for job in jobs:
+            if self._segments[job.segment].held[job.sequence] != job.position:
+                raise EngineError("the KV of an earlier answer was lost")
 
     def _step(self) -> None:
         at, jobs = self._next()
@@ -206,7 +229,7 @@ class SegmentBatcher(StepScheduler[SegmentJob]):
         confidences = (1.0 / Softmax.of(logits * np.float32(1.0 / temperature)).total).tolist()
         for job, row, first, confidence in zip(jobs, logits, likeliest, confidences, strict=True):
             token = job.choose(row, first)
-            job.predict(token, confidence, token in self._end_tokens)
+            job.predict(token, confidence, row, token in self._end_tokens)
 
 
 def share_out(jobs: Sequence[SegmentJob], last_step: int) -> list[tuple[SegmentJob, int]]:

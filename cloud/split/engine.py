@@ -64,12 +64,15 @@ class TailEngine(VLLMEngine):
         """
         if position >= self.max_model_len:
             raise ContextLengthError(f"{position} positions leave no room in the context of {self.max_model_len}")
+        if any(token >= self.vocab_size for token, _ in sampling.logit_bias):
+            raise RequestError(f"the model has {self.vocab_size} tokens", "sampling.logit_bias")
         try:
             return SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
                 min_p=sampling.min_p,
+                logit_bias=dict(sampling.logit_bias) or None,
                 seed=None if sampling.seed is None else seed_at(sampling.seed, position),
                 logprobs=top,
                 max_tokens=1,

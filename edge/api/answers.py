@@ -48,8 +48,8 @@ async def start(
         yield StartedAnswer(CloudChatAnswer(request.cloud_chat, decoding, context.clouds, request.top_logprobs), None)
         return
     if plan.mode is Mode.SPLIT:
-        lease = context.split_engine.answer(decoding, request.reuse_kv, True, request.edge_logprobs)
-        async with lease as split:
+        answer = context.split_engine.answer(decoding, request.reuse_kv, True, request.edge_logprobs)
+        async with answer as split:
             yield StartedAnswer(split, None)
         return
     if plan.asks_cloud:

@@ -9,6 +9,7 @@ from common.decoding.estimates import Mean
 from common.decoding.request import DecodingRequest
 from common.errors import EndpointError, RequestError
 from common.types import Provenance, TokenLogprob
+from edge.split.biases import penalties_as_biases
 from edge.split.cloud_tail import CloudTail
 from edge.split.early_exit import AnswerPace, LatencyAwareEarlyExit
 from edge.split.segments import ExitPrediction, SegmentSequence
@@ -86,7 +87,8 @@ class SplitAnswer:
         """The cloud's token; if the cloud fails, that of the last exit."""
         assert self._tail is not None, "alone, the last exit always gives the token"
         try:
-            token = await self._tail.token(self._sequence.states, self._sampling, self._top)
+            sampling = penalties_as_biases(self._sampling, self.answer.committed)
+            token = await self._tail.token(self._sequence.states, sampling, self._top)
         except (EndpointError, RequestError) as error:
             if not self.answer.plan.fallback:
                 raise

@@ -19,8 +19,9 @@ from edge.engine.worker import EngineThread
 from edge.llama.segment import LlamaSegment
 from edge.llama.vocabulary import LlamaVocabulary
 from edge.split.held import Begun, HeldSequences
+from edge.split.jobs import ExitPrediction, SegmentJob
 from edge.split.loading import load_segment
-from edge.split.scheduler import ExitPrediction, Freed, SegmentBatcher, SegmentJob
+from edge.split.scheduler import Freed, SegmentBatcher
 from edge.split.sequence import SegmentSequence
 
 __all__ = ["ExitPrediction", "SegmentSequence", "Segments"]

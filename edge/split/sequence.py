@@ -8,8 +8,9 @@ from typing import Protocol
 from common.errors import EngineError
 from common.types import Sampling
 from edge.llama.batch import States
+from edge.llama.sampling import penalties
 from edge.split.held import HeldSequence
-from edge.split.scheduler import ExitPrediction, ExitRequest, SegmentJob
+from edge.split.jobs import ExitPrediction, ExitRequest, SegmentJob
 
 
 class SegmentExecutor(Protocol):
@@ -113,7 +114,7 @@ class SegmentSequence:
     def _job(self, at: int, inputs: list[int] | States, limit: int, confident: Callable[[float], bool]) -> SegmentJob:
         assert len(inputs), "a segment without pending positions has nothing to compute"
         states = self._held.states[at] if at < len(self._held.states) else None
-        exit = ExitRequest(limit, self._sampling, confident, self._top)
+        exit = ExitRequest(limit, self._sampling, confident, self._top, penalties(self._sampling, self._held.tokens))
         return SegmentJob(at, self._sequence, self.held[at], inputs, states, exit)
 
     async def _part(self, job: SegmentJob) -> list[ExitPrediction]:

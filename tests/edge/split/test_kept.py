@@ -147,10 +147,10 @@ async def test_many_answers_to_one_prompt_share_what_the_first_has_read(
     """Also while the first one runs."""
     prompt = prompt_of(engine, " ".join(QUESTIONS))
     plan = replace(engine.plan(), exits=(ALWAYS, NEVER))
-    async with engine.answer(DecodingRequest(prompt, LENGTH, BABBLE, plan), True) as split:
-        async with aclosing(split.run()) as running:
-            await anext(running)
-            others = await asyncio.gather(*(answered(engine, prompt, (NEVER, NEVER)) for _ in range(3)))
+    request = DecodingRequest(prompt, LENGTH, BABBLE, plan)
+    async with engine.answer(request, True) as split, aclosing(split.run()) as running:
+        await anext(running)
+        others = await asyncio.gather(*(answered(engine, prompt, (NEVER, NEVER)) for _ in range(3)))
     right = (await answered(cold, prompt, (NEVER, NEVER), reuse=False)).answer.committed
     for other in others:
         assert (other.answer.report.cached_tokens, other.answer.committed) == (len(prompt) - 1, right)

@@ -77,6 +77,7 @@ class FakeSession:
     async def token(self, sampling: Sampling, deadline_seconds: float, top: int = 0) -> CloudToken:
         self.log.append("ask")
         self.cloud.asked.append(self.positions)
+        self.cloud.samplings.append(sampling)
         try:
             async with asyncio.timeout(deadline_seconds):
                 await asyncio.sleep(self.cloud.seconds)
@@ -99,6 +100,8 @@ class FakeSplitCloud:
         self.sessions: list[FakeSession] = []
         self.asked: list[int] = []
         """The position of each question."""
+        self.samplings: list[Sampling] = []
+        """How its token is to be drawn."""
         self.seconds = 0.0
         self.model: Callable[[int], int] = right
         self.fault: Callable[[int], Exception | None] = lambda number: None

@@ -44,12 +44,18 @@ class HeldSequence:
 
 
 class HeldSequences:
-    """All sequences of `segments` segments, whose contexts have `length` positions of `width` numbers."""
+    """All sequences of `segments` segments, whose contexts have `length` positions of `width` numbers.
 
-    def __init__(self, sequences: int, segments: int, length: int, width: int) -> None:
+    Those that are not in use hold up to `most` positions together; the least recently used is forgotten first.
+    """
+
+    def __init__(self, sequences: int, segments: int, length: int, width: int, most: int) -> None:
         self._segments = segments
         self._shape = length, width
+        self._most = most
         self._all = [HeldSequence(held=[0] * segments) for _ in range(sequences)]
+        self._idle: dict[int, None] = {}
+        """Sequences that are not in use and hold something, the least recently used first."""
 
     def __getitem__(self, sequence: int) -> HeldSequence:
         return self._all[sequence]
@@ -64,6 +70,7 @@ class HeldSequences:
 
         Also one that is in use, of which it finds what is computed by now. Without a tenant it holds nothing.
         """
+        self._idle.pop(sequence, None)
         shared = [self._shared(held, wanted, tenant) for held in self._all]
         source = max(range(len(shared)), key=lambda each: (shared[each], each == sequence))
         source = source if shared[source] else sequence
@@ -76,9 +83,18 @@ class HeldSequences:
         rows = [(to, of, count) for to, of, count in pairs if count and source != sequence]
         return Begun(sequence, source, tuple(lengths), rows)
 
-    def forget(self, sequence: int) -> None:
-        """Nobody may find what the sequence holds; frees the memory of its states."""
-        self._all[sequence] = HeldSequence(held=[0] * self._segments)
+    def end(self, sequence: int, keep: bool) -> list[int]:
+        """The lease on `sequence` has ended, and what it holds may be kept; which sequences are forgotten for that."""
+        forgotten = [] if keep else [sequence]
+        if keep:
+            self._idle[sequence] = None
+        while sum(self._all[each].held[0] for each in self._idle) > self._most:
+            oldest = next(iter(self._idle))
+            del self._idle[oldest]
+            forgotten.append(oldest)
+        for each in forgotten:
+            self._all[each] = HeldSequence(held=[0] * self._segments)
+        return forgotten
 
     def _shared(self, held: HeldSequence, wanted: list[int], tenant: str | None) -> int:
         return common_prefix(held.computed, wanted) if held.tenant == tenant is not None else 0

@@ -15,12 +15,18 @@ from common.errors import EngineError
 from edge.confidence import Softmax
 from edge.engine.worker import StepScheduler
 from edge.llama.sampling import Logits
-from edge.llama.segment import CHUNK, Feed, LlamaSegment, Step
+from edge.llama.segment import CHUNK, Feed, LlamaSegment, SegmentKV, Step
 from edge.split.held import Begun
 from edge.split.jobs import SegmentJob
 
 LAST_STEP_INPUTS = 32
 """The most inputs of a job's last step. The exit is computed after each: cheaper than one more step for the last."""
+
+
+class Ended(NamedTuple):
+    """Message: the lease on a sequence has ended; what it holds is kept for later ones."""
+
+    sequence: int
 
 
 class Freed(NamedTuple):
@@ -37,7 +43,7 @@ class SegmentBatcher(StepScheduler[SegmentJob]):
         segments: Sequence[LlamaSegment],
         temperatures: Sequence[float],
         end_tokens: frozenset[int],
-        inbox: SimpleQueue[SegmentJob | Begun | Freed | None],
+        inbox: SimpleQueue[SegmentJob | Begun | Ended | Freed | None],
         wake: Callable[[list[asyncio.Future[None]]], None],
     ) -> None:
         super().__init__(inbox, wake)
@@ -46,6 +52,8 @@ class SegmentBatcher(StepScheduler[SegmentJob]):
         self._end_tokens = end_tokens
         self._read_last = [False] * len(segments)
         """Whether each segment's last step read a part of long jobs."""
+        self._kept: dict[int, list[SegmentKV]] = {}
+        """Of each sequence whose last lease has ended: its KV, segment by segment."""
         self.steps = [0] * len(segments)
         self.rows = [0] * len(segments)
 
@@ -57,10 +65,13 @@ class SegmentBatcher(StepScheduler[SegmentJob]):
         for segment in self._segments:
             segment.free()
 
-    def _receive(self, message: SegmentJob | Begun | Freed) -> None:
+    def _receive(self, message: SegmentJob | Begun | Ended | Freed) -> None:
         if isinstance(message, Freed):
+            self._kept.pop(message.sequence, None)
             for segment in self._segments:
                 segment.forget(message.sequence)
+        elif isinstance(message, Ended):
+            self._kept[message.sequence] = [segment.take_out(message.sequence) for segment in self._segments]
         elif isinstance(message, Begun):
             self._begin(message)
         elif not message.cancelled:
@@ -69,8 +80,13 @@ class SegmentBatcher(StepScheduler[SegmentJob]):
             self._collect_waiters()
 
     def _begin(self, begun: Begun) -> None:
-        for segment, length in zip(self._segments, begun.lengths, strict=True):
-            segment.restore(begun.sequence, begun.source, length)
+        kept = self._kept.get(begun.source)
+        self._kept.pop(begun.sequence, None)
+        for at, (segment, length) in enumerate(zip(self._segments, begun.lengths, strict=True)):
+            if kept is not None:
+                segment.put_in(begun.sequence, kept[at], length)
+            else:
+                segment.share(begun.sequence, begun.source, length)
         for to, of, count in begun.rows:
             to[:count] = of[:count]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Self
 
-from common.config_edge import EdgeModelConfig, LimitsConfig
+from common.config_edge import EdgeCacheConfig, EdgeModelConfig, LimitsConfig
 from common.errors import ContextLengthError, EngineError
 from common.http.request_context import current_tenant
 from common.protocol.split_manifest import SplitManifest
@@ -16,12 +16,13 @@ from edge.engine.loop_waker import LoopWaker
 from edge.engine.sequence_pool import SequencePool
 from edge.engine.text_model import TextModel
 from edge.engine.worker import EngineThread
+from edge.llama.memory import ELEMENT_BYTES, kv_shape
 from edge.llama.segment import LlamaSegment
 from edge.llama.vocabulary import LlamaVocabulary
 from edge.split.held import Begun, HeldSequences
 from edge.split.jobs import ExitPrediction, SegmentJob
 from edge.split.loading import load_segment
-from edge.split.scheduler import Freed, SegmentBatcher
+from edge.split.scheduler import Ended, Freed, SegmentBatcher
 from edge.split.sequence import SegmentSequence
 
 __all__ = ["ExitPrediction", "SegmentSequence", "Segments"]
@@ -31,8 +32,8 @@ class Segments(TextModel):
     """All segments that `manifest` names, from `folder`, run by one thread of their own: `async with`.
 
     `model` says how: context length (cut to what the model was trained for), sequences, threads, KV cache; its path is
-    not read. Entering raises ConfigError for files that do not match the manifest, StartError for files that cannot be
-    loaded.
+    not read. `cache`: how many bytes of earlier answers are kept. Entering raises ConfigError for files that do not
+    match the manifest, StartError for files that cannot be loaded.
     """
 
     def __init__(
@@ -42,19 +43,21 @@ class Segments(TextModel):
         model: EdgeModelConfig | None = None,
         limits: LimitsConfig | None = None,
         weight: WeightOf = equal_weights,
+        cache: EdgeCacheConfig | None = None,
     ) -> None:
         model = model or EdgeModelConfig()
         self.manifest = manifest
         self._folder = folder
         self._model = model
         self._limits = limits or LimitsConfig()
+        self._cache = cache or EdgeCacheConfig()
         self._leases = SequencePool(model.sequences, self._limits, weight=weight)
         self._vocabulary: LlamaVocabulary | None = None
         self._context_length = 0
-        self._held = HeldSequences(0, 0, 0, 0)
+        self._held = HeldSequences(0, 0, 0, 0, 0)
         self._read = {"prompt_tokens": 0, "reused_prompt_tokens": 0}
         """Of answers that may find KV: tokens of prompts, and those of them whose KV was found."""
-        self._inbox: SimpleQueue[SegmentJob | Begun | Freed | None] = SimpleQueue()
+        self._inbox: SimpleQueue[SegmentJob | Begun | Ended | Freed | None] = SimpleQueue()
         self._thread = EngineThread("edge-segments", self._inbox, self._load)
 
     async def __aenter__(self) -> Self:
@@ -94,9 +97,9 @@ class Segments(TextModel):
             try:
                 yield sequence
             finally:
-                if not prompt or sequence.failed:
-                    self._held.forget(lent)
-                    self._inbox.put(Freed(lent))
+                self._inbox.put(Ended(lent))
+                for each in self._held.end(lent, keep=bool(prompt) and not sequence.failed):
+                    self._inbox.put(Freed(each))
 
     def admit(self, requests: int, tokens: int) -> AbstractContextManager[None]:
         return self._leases.admit(requests, tokens)
@@ -170,6 +173,14 @@ class Segments(TextModel):
                 stack.callback(segment.free)
             vocabulary = self._vocabulary = loaded[0].vocabulary
             length = self._context_length = min(segment.context_length for segment in loaded)
-            self._held = HeldSequences(self._model.sequences, self.count, length, manifest.hidden)
+            most = self._cache.ram_bytes // self._position_bytes(loaded)
+            self._held = HeldSequences(self._model.sequences, self.count, length, manifest.hidden, most)
             stack.pop_all()
         return SegmentBatcher(loaded, manifest.temperatures, vocabulary.end_tokens, self._inbox, waker.wake)
+
+    def _position_bytes(self, loaded: Sequence[LlamaSegment]) -> int:
+        """Of one position that is kept: its KV in all segments, and its states between them."""
+        shapes = [kv_shape(segment.vocabulary.meta) for segment in loaded]
+        numbers = sum(shape.numbers for shape in shapes if shape)
+        states = 4 * self.manifest.hidden * max(1, self.count - 1)
+        return states + int(numbers * ELEMENT_BYTES[self._model.kv_type])

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from common.decoding.request import DecodingRequest
 from common.errors import EndpointError, EngineError
 from common.http.request_context import current_tenant
 from common.types import GREEDY, Sampling
+from edge.llama.segment import Feed, LlamaSegment, Step
 from edge.split.answer import SplitAnswer
 from edge.split.engine import EdgeInferenceEngine
 from edge.split.held import HeldSequences
@@ -181,8 +182,37 @@ async def test_a_session_whose_question_is_open_or_has_failed_is_not_gone_on_wit
     assert [session.closed for session in cloud.sessions] == [True, True, False]
 
 
+async def test_what_no_answer_uses_takes_no_cells_which_every_step_would_read(
+    engine: EdgeInferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = list[int]()
+    decode = LlamaSegment.decode
+
+    def seen(self: LlamaSegment, feeds: Sequence[Feed]) -> Step | None:
+        cells.append(sum(self.held) - sum(self.held[feed.sequence] for feed in feeds))
+        return decode(self, feeds)
+
+    monkeypatch.setattr(LlamaSegment, "decode", seen)
+    for question in QUESTIONS:
+        await answered(engine, prompt_of(engine, question), (0.9, ALWAYS))
+    assert cells and not any(cells)
+
+
+async def test_kept_kv_has_a_limit_in_bytes(demo_split: Path, cloud: FakeSplitCloud) -> None:
+    async with engine_of(demo_split, cloud, "edge.kv_cache.ram_bytes=0") as engine:
+        turn = (await answered(engine, prompt_of(engine, QUESTIONS[0]))).answer.committed
+        assert (await answered(engine, turn)).answer.report.cached_tokens == 0
+    held = HeldSequences(3, 1, 64, 4, 50)
+    for sequence in range(3):
+        held.begin(sequence, [], "a")
+        held[sequence].tokens, held[sequence].held = list(range(20)), [20]
+        assert held.end(sequence, True) == ([0] if sequence == 2 else [])
+    assert [len(held[sequence].computed) for sequence in range(3)] == [0, 20, 20]
+    assert held.end(2, False) == [2]
+
+
 def test_a_sequence_that_would_lose_more_than_is_found_is_copied_and_not_taken() -> None:
-    held = HeldSequences(3, 2, 64, 4)
+    held = HeldSequences(3, 2, 64, 4, 1000)
     held.begin(1, [], "a")
     held[1].tokens, held[1].held = list(range(40)), [40, 10]
     assert held.reusable(1, list(range(10)), "a") == 0 < held.reusable(1, list(range(20)), "a")

@@ -1,7 +1,9 @@
 """Sessions that take over the first positions of earlier ones: right tokens, nothing stale, bounded, of one tenant."""
 
+import asyncio
 import random
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -9,8 +11,18 @@ from cloud.split.context_manager import CloudContextManager, Limits
 from cloud.split.pool import TailPool
 from common.errors import ForeignSession, StatesMissing
 from common.protocol.hidden_states import pack
+from common.protocol.split_frames import AskFrame, TokenFrame
 from common.types import GREEDY, StateEncoding
-from tests.support.split.fake_tail import FakeTail, as_engine, some_states, token_after
+from tests.cloud.split.test_route import line_to, new_session, opening, states
+from tests.support.split.fake_tail import (
+    MANIFEST,
+    FakeTail,
+    as_engine,
+    fake_cloud,
+    right_for,
+    some_states,
+    token_after,
+)
 
 
 def pool_of(tail: FakeTail, limits: Limits | None = None) -> tuple[TailPool, CloudContextManager]:
@@ -114,3 +126,31 @@ async def test_any_conversations_at_once_are_answered_correctly_within_the_bound
     assert not tail.overrun
     await pool.close()
     assert not tail.lengths and not pool._blocks
+
+
+@pytest.mark.parametrize("wrong", [{"parent": "x"}, {"parent": "0" * 31}, {"keep": -1}, {"keep": "5"}, {"parent": 5}])
+async def test_a_wrong_parent_is_refused_and_the_connection_goes_on(wrong: dict[str, object]) -> None:
+    async with fake_cloud() as cloud, line_to(cloud) as line:
+        session = new_session()
+        opened = {"type": "open", "session": session, "fingerprint": MANIFEST.fingerprint, "kind": "fp32"}
+        await line.send(msgspec.msgpack.encode(opened | wrong))
+        assert (await line.fault()).status == 400
+        await line.send(opening(session), states(session, 1, 0, 5), AskFrame(session=session, id=0, position=5))
+        reply = await line.receive()
+        assert isinstance(reply, TokenFrame) and reply.token_id == right_for(1, 5)
+
+
+async def test_a_session_that_names_itself_or_one_with_an_open_question_begins_with_nothing() -> None:
+    async with fake_cloud(FakeTail(seconds=0.1)) as cloud, line_to(cloud) as line:
+        busy, session = new_session(), new_session()
+        await line.send(opening(busy), states(busy, 1, 0, 5), AskFrame(session=busy, id=0, position=5))
+        await asyncio.sleep(0.05)
+        taking = msgspec.structs.replace(opening(session), parent=busy, keep=5)
+        await line.send(taking, AskFrame(session=session, id=0, position=5))
+        assert (await line.fault()).held == 0
+        itself = msgspec.structs.replace(opening(session), parent=session, keep=3)
+        await line.send(states(session, 2, 0, 5), itself, states(session, 2, 5, 6))
+        await line.send(AskFrame(session=session, id=1, position=6))
+        reply = await line.receive()
+        assert isinstance(reply, TokenFrame) and reply.token_id == right_for(2, 6)
+        assert cloud.contexts.held(busy) == 0

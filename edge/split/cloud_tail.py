@@ -88,8 +88,8 @@ class CloudTail:
         self._fingerprint = fingerprint
         self._encoding = config.transfer
         self._base_deadline = config.deadline_ms / 1e3
-        self._computed_to = kept.computed if kept else 0
-        """Positions whose KV the session's cloud holds."""
+        self._computed_to = 0
+        """Positions whose KV the session's cloud holds for sure: one that was kept may be forgotten."""
         self._pause = pause_seconds
         self._async_upload = config.async_upload
         self._failed_at = -pause_seconds
@@ -114,7 +114,7 @@ class CloudTail:
         if session is None or cloud is None or not session.positions or not self._in_order:
             return None
         self._session = None
-        return KeptSession(cloud, session, list(tokens[: session.positions]), tenant, self._computed_to)
+        return KeptSession(cloud, session, list(tokens[: session.positions]), tenant)
 
     @property
     def bytes_up(self) -> int:

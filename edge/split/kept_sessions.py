@@ -10,13 +10,12 @@ from common.protocol.prefix_hash import common_prefix
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeptSession:
-    """A session with `cloud` that holds the states of `tokens`, of `tenant`; the cloud has KV of `computed` of them."""
+    """A session with `cloud` that was sent the states of `tokens`, of `tenant`; the cloud may have forgotten it."""
 
     cloud: Cloud
     session: SplitSession
     tokens: list[int]
     tenant: str
-    computed: int
 
 
 class KeptSessions:
@@ -44,8 +43,7 @@ class KeptSessions:
         best = max(fit, key=lambda kept: shared[kept])
         self._kept.remove(best)
         keep = shared[best]
-        session = best.session.successor(keep)
-        return KeptSession(best.cloud, session, best.tokens[:keep], tenant, min(best.computed, keep))
+        return KeptSession(best.cloud, best.session.successor(keep), best.tokens[:keep], tenant)
 
     def give(self, kept: KeptSession) -> None:
         """Keeps a session of which no question is open."""

@@ -182,6 +182,17 @@ async def test_a_session_whose_question_is_open_or_has_failed_is_not_gone_on_wit
     assert [session.closed for session in cloud.sessions] == [True, True, False]
 
 
+async def test_a_cloud_that_has_forgotten_a_session_has_time_to_compute_it_again(
+    engine: EdgeInferenceEngine, cloud: FakeSplitCloud
+) -> None:
+    """What the edge sends may be few positions, and what the cloud lacks a whole conversation."""
+    turn = (await answered(engine, prompt_of(engine, " ".join(QUESTIONS)), (NEVER, NEVER), BABBLE)).answer.committed
+    first, begun = cloud.deadlines[0], len(cloud.deadlines)
+    await answered(engine, [*turn, *prompt_of(engine, "And?")], (NEVER, NEVER), BABBLE)
+    assert cloud.sessions[1].begun_with == len(turn) - 1
+    assert cloud.deadlines[begun] > first > cloud.deadlines[begun + 1]
+
+
 async def test_what_no_answer_uses_takes_no_cells_which_every_step_would_read(
     engine: EdgeInferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,10 +241,10 @@ async def test_so_many_sessions_are_kept_and_the_least_recently_used_is_closed(c
     for at in range(3):
         session = cloud.session("f")
         session.send(np.zeros((10, 4), np.float32))
-        kept.give(KeptSession(one, session, list(range(at, at + 10)), "", 10))  # type: ignore[arg-type]
+        kept.give(KeptSession(one, session, list(range(at, at + 10)), ""))  # type: ignore[arg-type]
     assert [session.closed for session in cloud.sessions] == [True, False, False]
     assert kept.take([*range(10), 7], "") is None
     found = kept.take([*range(2, 9), 50, 51], "")
-    assert found is not None and (found.tokens, found.computed, len(kept)) == (list(range(2, 9)), 7, 1)
+    assert found is not None and (found.tokens, found.session.positions, len(kept)) == (list(range(2, 9)), 7, 1)
     kept.close()
     assert cloud.sessions[1].closed

@@ -78,6 +78,7 @@ class FakeSession:
         self.log.append("ask")
         self.cloud.asked.append(self.positions)
         self.cloud.samplings.append(sampling)
+        self.cloud.deadlines.append(deadline_seconds)
         try:
             async with asyncio.timeout(deadline_seconds):
                 await asyncio.sleep(self.cloud.seconds)
@@ -102,6 +103,8 @@ class FakeSplitCloud:
         """The position of each question."""
         self.samplings: list[Sampling] = []
         """How its token is to be drawn."""
+        self.deadlines: list[float] = []
+        """Of each question, in seconds."""
         self.seconds = 0.0
         self.model: Callable[[int], int] = right
         self.fault: Callable[[int], Exception | None] = lambda number: None

@@ -64,11 +64,11 @@ async def conversation(
 
 
 def table(turns: Sequence[tuple[TurnCost, TurnCost]]) -> Table:
-    shown = Table("turn", "prompt", "found", "bytes up", "without reuse", "cloud positions", "without reuse", "tokens")
+    shown = Table("turn", "prompt", "found", "bytes up", "cold", "positions in the cloud", "cold", "tokens", "cold")
     for number, (warm, cold) in enumerate(turns, 1):
         same = "the same" if warm.tokens == cold.tokens else "others"
         counts = warm.prompt, warm.cached, warm.bytes_up, cold.bytes_up, warm.cloud_positions, cold.cloud_positions
-        shown.add_row(str(number), *(f"{count:,}" for count in counts), same)
+        shown.add_row(str(number), *(f"{count:,}" for count in (*counts, len(warm.tokens))), same)
     return shown
 
 

@@ -2,12 +2,15 @@
 
 import asyncio
 import random
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 import pytest
 
 from cloud.split.context_manager import CloudContextManager, Limits
+from cloud.split.engine import TailEngine
 from cloud.split.pool import TailPool
 from common.errors import ForeignSession, StatesMissing
 from common.protocol.hidden_states import pack
@@ -75,6 +78,14 @@ async def test_a_tail_that_cannot_go_back_starts_over_unless_all_of_it_is_kept()
     assert contexts.held("part") == 0
     assert await asked(pool, contexts, "part", states[:11]) == token_after(states[:11])
     await pool.close()
+
+
+@pytest.mark.parametrize(("window", "rewinds"), [(None, True), (256, True), (255, False)])
+def test_a_tail_goes_back_only_where_vllm_keeps_the_kv_of_all_positions(window: int | None, rewinds: bool) -> None:
+    engine = TailEngine.__new__(TailEngine)
+    config = SimpleNamespace(max_model_len=256, get_sliding_window=lambda: window)
+    engine._llm = cast(Any, SimpleNamespace(model_config=config))
+    assert engine.rewinds == rewinds
 
 
 async def test_what_cannot_be_taken_over_leaves_a_session_that_holds_nothing() -> None:

@@ -42,7 +42,7 @@ class Collaboration(Struct, kw_only=True):
     exits: dict[str, int] = {}
     """Mode split: tokens by exit; an exit is named by the number of layers before it."""
     owed: int = 0
-    """Mode split: pending positions that later segments and the cloud never had to compute, summed over these."""
+    """Mode split: positions of this answer that were pending at its end, summed over later segments and the cloud."""
     cloud_positions: int = 0
     """Mode split: positions for which the cloud computed its layers."""
     explored: int = 0

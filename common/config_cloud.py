@@ -100,8 +100,8 @@ class CloudSplitConfig(Section, frozen=True):
 
     manifest: str = ""
     """Manifest, or folder, of a split model with its tail; empty: `GET /split` is not served."""
-    session_seconds: Seconds = 60.0
-    """Seconds without use after which a session's hidden states and KV are forgotten."""
+    session_seconds: Seconds = 600.0
+    """Seconds without use, also between two turns, after which a session's hidden states and KV are forgotten."""
     session_bytes: Positive = 16 << 20
     """Bytes of hidden states that one session may hold before its tokens are asked for."""
     total_bytes: Positive = 1 << 30

@@ -48,7 +48,7 @@ class Sampling(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
     ignore_eos: bool = False
     min_tokens: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """Added to the logits of these tokens, before penalties; only at the edge, since vLLM refuses it beside drafts."""
+    """Added to the logits of these tokens, before penalties; not where a cloud verifies, since vLLM refuses it then."""
 
     def __post_init__(self) -> None:
         if self.seed is not None:

@@ -129,6 +129,7 @@ ENGINE: Hooks = {  # starting an engine, its arguments, and what is read of it
     "vllm.config": dict.fromkeys(
         "VllmConfig.num_lookahead_tokens VllmConfig.model_config VllmConfig.cache_config VllmConfig.scheduler_config "
         "ModelConfig.max_model_len ModelConfig.get_vocab_size ModelConfig.get_hidden_size "
+        "ModelConfig.get_sliding_window "
         "ModelConfig.try_get_generation_config CacheConfig.num_gpu_blocks CacheConfig.block_size "
         "SchedulerConfig.max_num_seqs SchedulerConfig.max_num_batched_tokens".split()
     )
@@ -169,7 +170,7 @@ ENGINE: Hooks = {  # starting an engine, its arguments, and what is read of it
 REQUESTS: Hooks = {  # what is asked, and what comes back
     "vllm.sampling_params": {
         "SamplingParams": Called(
-            "temperature top_p top_k min_p seed presence_penalty frequency_penalty repetition_penalty "
+            "temperature top_p top_k min_p seed presence_penalty frequency_penalty repetition_penalty logit_bias "
             "structured_outputs stop stop_token_ids logprobs max_tokens extra_args skip_reading_prefix_cache "
             "ignore_eos min_tokens detokenize output_kind skip_clone"
         ),

@@ -147,6 +147,10 @@ class EdgeConnection:
             )
         if len(self.encodings) >= MAX_SESSIONS and frame.session not in self.encodings:
             raise OverloadedError(f"{MAX_SESSIONS} sessions are open on this connection")
+        if frame.parent is not None and frame.keep:
+            self._cancel(frame.parent)
+            self.backend.pool.resume(frame.session, frame.parent, frame.keep, self.request[TENANT])
+            self.encodings.pop(frame.parent, None)
         self.backend.contexts.open(frame.session, self.request[TENANT])
         self.encodings[frame.session] = frame.encoding
 
@@ -173,7 +177,7 @@ class EdgeConnection:
         frame: CloudFrame
         try:
             with self.backend.work(ask.position + 1):
-                drawn = await self.backend.pool.token(ask.session, ask.position, ask.sampling)
+                drawn = await self.backend.pool.token(ask.session, ask.position, ask.sampling, ask.top)
             frame = TokenFrame(
                 session=ask.session,
                 id=ask.id,
@@ -183,6 +187,7 @@ class EdgeConnection:
                 cloud_ms=(time.perf_counter() - began) * 1000,
                 computed=drawn.computed,
                 cached=drawn.cached,
+                top=drawn.top,
             )
         except Exception as error:
             failure = client_error(self.request, error)

@@ -89,6 +89,23 @@ class CloudContextManager:
             self._drop_one(EvictionReason.SESSIONS, keep="", why="no room for another session")
         self._sessions[session] = SessionStates(tenant, self._clock())
 
+    def rename(self, session: str, to: str, keep: int, tenant: str = "") -> bool:
+        """Makes `session` the session `to`, with its first `keep` positions only; False if it cannot, or `to` exists.
+
+        Raises ForeignSession if one of them is another tenant's.
+        """
+        self.expire()
+        context = self._sessions.get(session)
+        for each in filter(None, (context, self._sessions.get(to))):
+            if each.tenant != tenant:
+                raise ForeignSession("this session is not yours")
+        if context is None or context.requests or to in self._sessions:
+            return False
+        self._sessions[to] = self._sessions.pop(session)
+        self._cut(context, keep)
+        self._touch(to)
+        return True
+
     def held(self, session: str) -> int:
         """How many positions, from 0 on, need not be sent again."""
         return self._sessions[session].held if session in self._sessions else 0
@@ -191,6 +208,19 @@ class CloudContextManager:
                 break
             if not context.requests:
                 self.close(session, EvictionReason.IDLE)
+
+    def _cut(self, context: SessionStates, keep: int) -> None:
+        """Drops the states of all positions from `keep` on; those that only a KV holds count as dropped there, too."""
+        while context.pieces and context.held > keep:
+            last = context.pieces.pop()
+            self._add(context, -last.nbytes)
+            context.held -= len(last)
+            if context.held < keep:
+                context.pieces.append(rest := last.rows(0, keep - context.held))
+                self._add(context, rest.nbytes)
+                context.held = keep
+        context.held = min(context.held, keep)
+        context.released = min(context.released, keep)
 
     def _make_room(self, session: str, context: SessionStates, size: int) -> None:
         if context.bytes + size > self._limits.session_bytes:

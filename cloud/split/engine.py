@@ -17,9 +17,10 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from cloud.engine import args as engine_args
 from cloud.engine.base import VLLMEngine
-from cloud.verify.round import seed_at
-from cloud.vllm_plugin.keys import STATES_KEY
+from cloud.verify.round import seed_at, token_logprobs
+from cloud.vllm_plugin.keys import KEEP_KEY, STATES_KEY
 from common.errors import ContextLengthError, EngineError, RequestError
+from common.protocol.split_frames import MAX_TOP
 from common.types import GREEDY, Sampling
 
 
@@ -31,6 +32,8 @@ class Drawn(Struct, frozen=True):
     """Natural logarithm, of the model's own distribution, before temperature and filters."""
     computed: int
     cached: int
+    top: list[tuple[int, float]] = []
+    """The likeliest tokens and their log probabilities, if they were asked for."""
 
 
 class TailEngine(VLLMEngine):
@@ -48,18 +51,30 @@ class TailEngine(VLLMEngine):
         finally:
             await request.close()
 
-    def params(self, position: int, sampling: Sampling) -> SamplingParams:
-        """vLLM's parameters for the token at `position`; raises ContextLengthError or RequestError."""
+    @property
+    def rewinds(self) -> bool:
+        """Whether a live request can go back: every layer attends to all positions, so vLLM keeps all their KV."""
+        window = self._running.model_config.get_sliding_window()
+        return window is None or window >= self.max_model_len
+
+    def params(self, position: int, sampling: Sampling, top: int = 0) -> SamplingParams:
+        """vLLM's parameters for the token at `position`, and the `top` likeliest there.
+
+        Raises ContextLengthError or RequestError.
+        """
         if position >= self.max_model_len:
             raise ContextLengthError(f"{position} positions leave no room in the context of {self.max_model_len}")
+        if any(token >= self.vocab_size for token, _ in sampling.logit_bias):
+            raise RequestError(f"the model has {self.vocab_size} tokens", "sampling.logit_bias")
         try:
             return SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
                 min_p=sampling.min_p,
+                logit_bias=dict(sampling.logit_bias) or None,
                 seed=None if sampling.seed is None else seed_at(sampling.seed, position),
-                logprobs=0,
+                logprobs=top,
                 max_tokens=1,
                 ignore_eos=True,  # each part of the live request draws one token
                 detokenize=False,
@@ -89,22 +104,28 @@ class TailRequest:
 
         Raises RequestError or EngineError. After EngineError or a cancellation the request is over: `close` it.
         """
-        cached, new = self.computed, len(states)
-        params.extra_args = {STATES_KEY: states.astype("<f4", copy=False).tobytes()}
-        self._parts.put_nowait(StreamingInput(tokens_input([0] * new), params))
+        cached, new, top = self.computed, len(states), params.logprobs or 0
+        params.extra_args = {STATES_KEY: states.astype("<f4", copy=False).tobytes(), KEEP_KEY: cached}
         if self._outputs is None:
+            params.logprobs = MAX_TOP  # vLLM's front end shows later parts no more alternatives than the first one
             self._outputs = self._engine.generate(self._feed(), params)
+        self._parts.put_nowait(StreamingInput(tokens_input([0] * new), params))
         output = await anext(self._outputs)
         (drawn,) = output.outputs
         if drawn.finish_reason != "length" or drawn.logprobs is None:
             raise EngineError(f"the engine ended the request: {drawn.finish_reason}")
         (token_id,) = drawn.token_ids
-        logprob = drawn.logprobs[0][token_id].logprob
+        (scored,) = token_logprobs([token_id], drawn.logprobs, top)
+        logprob = scored.logprob
         if not math.isfinite(logprob):
             raise RequestError("no token has a finite probability after these hidden states")
         self.computed += new
         self.used_at = time.monotonic()
-        return Drawn(token_id, min(logprob, 0.0), new, cached)
+        return Drawn(token_id, min(logprob, 0.0), new, cached, scored.top)
+
+    def rewind(self, keep: int) -> None:
+        """Goes back to the first `keep` positions (>= 1), if it holds more; only if the engine `rewinds`."""
+        self.computed = min(self.computed, keep)
 
     async def close(self) -> None:
         """Ends the request in vLLM and frees its KV; must not be called while `token` runs."""

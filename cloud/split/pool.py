@@ -29,8 +29,9 @@ class Seat:
     request: TailRequest
     blocks: int
     running: bool = True
-    last: tuple[int, Sampling, Drawn] | None = None
-    """Position, sampling and token of the last request, for an edge that repeats it because the answer was lost."""
+    last: tuple[int, Sampling, int, Drawn] | None = None
+    """Position, sampling, alternatives and token of the last request, for an edge that repeats it because the answer
+    was lost."""
 
 
 class TailPool:
@@ -59,8 +60,23 @@ class TailPool:
     def __len__(self) -> int:
         return len(self._seats)
 
-    async def token(self, session: str, position: int, sampling: Sampling) -> Drawn:
+    def resume(self, session: str, parent: str, keep: int, tenant: str = "") -> None:
+        """Makes `session` hold the first `keep` positions (>= 1) of `parent`, which ends, as far as they are held.
+
+        Does nothing if `session` exists. Raises ForeignSession if one of them is another tenant's.
+        """
+        seat = self._seats.get(parent)
+        if seat and (seat.running or (keep < seat.request.computed and not self._engine.rewinds)):
+            self._contexts.close(parent)
+        if self._contexts.rename(parent, session, keep, tenant) and (seat := self._seats.pop(parent, None)):
+            seat.request.rewind(keep)
+            seat.last = None
+            self._seats[session] = seat
+
+    async def token(self, session: str, position: int, sampling: Sampling, top: int = 0) -> Drawn:
         """The token after the session's first `position` positions; cancelling this drops the session's KV.
+
+        `top`: how many of the likeliest tokens it is to name.
 
         Raises StatesMissing, another RequestError, or EngineError.
         """
@@ -68,9 +84,9 @@ class TailPool:
         turn = self._turns.setdefault(session, asyncio.Lock())
         async with turn:
             seat = self._seats.get(session)
-            if seat and seat.last and seat.last[:2] == (position, sampling):
-                return seat.last[2]
-            params = self._engine.params(position, sampling)
+            if seat and seat.last and seat.last[:3] == (position, sampling, top):
+                return seat.last[3]
+            params = self._engine.params(position, sampling, top)
             with self._contexts.in_use(session):
                 self._contexts.require(session, position)
                 seat = await self._acquire(session, position)
@@ -87,7 +103,7 @@ class TailPool:
                     else:
                         self._contexts.release(session, position)
                     await self._notify()
-        seat.last = position, sampling, drawn
+        seat.last = position, sampling, top, drawn
         self.drawn += 1
         self.computed += drawn.computed
         self.cached += drawn.cached
@@ -120,12 +136,14 @@ class TailPool:
         if seat is None:
             seat = self._seats[session] = Seat(TailRequest(engine), need)
         self._seats.move_to_end(session)
-        seat.running, seat.blocks, self._blocks[seat.request] = True, need, need
+        seat.blocks = max(seat.blocks, need)  # one that went back still has all its blocks
+        seat.running, self._blocks[seat.request] = True, seat.blocks
         return seat
 
     def _fits(self, session: str, need: int, budget: int) -> bool:
         mine = self._seats.get(session)
         others = [blocks for request, blocks in self._blocks.items() if not mine or request is not mine.request]
+        need = max(need, mine.blocks if mine else 0)
         return len(others) < self._engine.max_num_seqs and need + sum(others) <= budget
 
     def _evict_one(self, session: str) -> None:

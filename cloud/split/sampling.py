@@ -1,5 +1,7 @@
 """Checks the sampling settings of a split model's token requests."""
 
+import math
+
 from cloud.verify.validation import require
 from common.types import Sampling
 
@@ -14,5 +16,6 @@ def check_sampling(sampling: Sampling) -> None:
     require(0 <= sampling.min_p <= 1, "must be in 0..1", "sampling.min_p")
     for name, off in (("presence_penalty", 0), ("frequency_penalty", 0), ("repetition_penalty", 1)):
         require(getattr(sampling, name) == off, NEEDS_TOKENS, f"sampling.{name}")
-    require(not sampling.logit_bias, NEEDS_TOKENS, "sampling.logit_bias")
+    for token, bias in sampling.logit_bias:
+        require(0 <= token < 2**31 and math.isfinite(bias), "takes token ids and finite numbers", "sampling.logit_bias")
     require(sampling.grammar is None, NEEDS_TOKENS, "sampling.grammar")

@@ -12,7 +12,7 @@ from vllm.v1.request import Request, StreamingUpdate
 
 from cloud.vllm_plugin import patches
 from cloud.vllm_plugin.announced_steps import AnnouncingScheduler
-from cloud.vllm_plugin.keys import STATES_KEY
+from cloud.vllm_plugin.keys import KEEP_KEY, STATES_KEY
 
 patches.install()
 
@@ -53,8 +53,22 @@ class TailScheduler(AnnouncingScheduler):
         super().add_request(request)
 
     def _update_request_as_session(self, session: Request, update: StreamingUpdate) -> None:
+        _rewind(session, update)
         super()._update_request_as_session(session, update)
         _attach(session, session.num_computed_tokens)
+
+
+def _rewind(session: Request, update: StreamingUpdate) -> None:
+    """Cuts what a live request holds to the positions that its next part says; their KV blocks stay its own.
+
+    Only for models whose layers attend to all positions: of others vLLM frees the blocks behind the window.
+    """
+    params = update.sampling_params
+    keep = (params.extra_args or {}).get(KEEP_KEY) if params else None
+    if keep is not None and keep < session.num_computed_tokens:
+        session.num_computed_tokens = keep
+        assert session.prompt_token_ids is not None
+        del session.prompt_token_ids[keep:]
 
 
 def _attach(request: Request, start: int) -> None:

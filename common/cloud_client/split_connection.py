@@ -21,6 +21,7 @@ from common.protocol.split_frames import (
     CloudFrame,
     EdgeFrame,
     FaultFrame,
+    OpenFrame,
     StatesFrame,
     TokenFrame,
 )
@@ -140,6 +141,8 @@ class SplitLink:
                 session.written = frame.start + frame.count
             if isinstance(frame, CloseFrame):
                 self._sessions.pop(session.id, None)
+            if isinstance(frame, OpenFrame) and frame.parent is not None:
+                self._sessions.pop(frame.parent, None)
 
     async def _read(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         while True:

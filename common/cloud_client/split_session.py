@@ -6,6 +6,7 @@ import uuid
 from contextlib import suppress
 from typing import Self
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
@@ -49,6 +50,7 @@ class CloudToken(Struct, frozen=True, kw_only=True):
     cloud_ms: float
     computed: int
     cached: int
+    top: list[tuple[int, float]] = []
 
 
 class SplitCloud:
@@ -84,7 +86,8 @@ class SplitCloud:
 class SplitSession:
     """The hidden states and questions of one answer; use `async with`, whose exit makes the cloud drop the session.
 
-    Keeps all encoded states, so that it can send them again to a cloud that lost them. Used by one task at a time.
+    Keeps all encoded states, so that it can send them again to a cloud that lost them. A further answer that begins
+    with the same positions goes on with a `successor`. Used by one task at a time.
     """
 
     def __init__(self, cloud: SplitCloud, fingerprint: str, encoding: StateEncoding) -> None:
@@ -106,16 +109,41 @@ class SplitSession:
         self._pieces: list[tuple[int, PackedStates]] = []
         self._question_ids = itertools.count()
         self._link: SplitLink | None = None
+        self._predecessor: SplitSession | None = None
+        """The session whose place this one takes when it is opened."""
+        self._parent: str | None = None
+        """The id of that session, as soon as this one was opened."""
+        self._kept = 0
+        """Positions that this one takes over."""
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *error: object) -> None:
         """Queues a CloseFrame without waiting."""
+        self.close()
+
+    def close(self) -> None:
+        """Queues a CloseFrame without waiting."""
         self.closed = True
+        if self._predecessor is not None:
+            self._predecessor.close()
         if self._link is not None:
             self._link.put(self, CloseFrame(session=self.id))
         self._pieces.clear()
+
+    def successor(self, keep: int) -> "SplitSession":
+        """A session that begins with the first `keep` positions (>= 1) of this one, which must not be used any more.
+
+        Nothing is sent before its first use; then the cloud renames this session, and forgets the other positions.
+        """
+        assert 1 <= keep <= self.positions, "positions that were given to `send`"
+        new = SplitSession(self._cloud, self._fingerprint, self._encoding)
+        new._predecessor = self._predecessor or self  # one that was never opened has nothing at the cloud
+        new._kept = new.positions = keep
+        new._pieces = [(at, piece.rows(0, min(len(piece), keep - at))) for at, piece in self._pieces if at < keep]
+        self._pieces.clear()
+        return new
 
     def send(self, states: NDArray[np.float32]) -> None:
         """Appends the hidden states [n, H] of the next n positions and queues them, without waiting.
@@ -137,25 +165,25 @@ class SplitSession:
         """Waits until all states given to `send` are written to the socket; raises EndpointError."""
         await self._connect().flush()
 
-    async def token(self, sampling: Sampling, deadline_seconds: float) -> CloudToken:
-        """The token after all positions sent so far; sends states again that the cloud has lost.
+    async def token(self, sampling: Sampling, deadline_seconds: float, top: int = 0) -> CloudToken:
+        """The token after all positions sent so far, and the `top` likeliest; sends states again that the cloud lost.
 
         Session and connection stay usable after cancellation. Raises EndpointError if the cloud cannot be used within
         the deadline, RequestError (or a child) if it refuses.
         """
         try:
             async with asyncio.timeout(deadline_seconds):
-                return await self._ask(sampling)
+                return await self._ask(sampling, top)
         except TimeoutError as error:
             raise EndpointError(f"the cloud gave no token within {deadline_seconds:g} s") from error
 
-    async def _ask(self, sampling: Sampling) -> CloudToken:
+    async def _ask(self, sampling: Sampling, top: int) -> CloudToken:
         for last in (*[False] * (ATTEMPTS - 1), True):
             try:
                 link = self._connect()
                 self._raise_fault()
                 question = AskFrame(
-                    session=self.id, id=next(self._question_ids), position=self.positions, sampling=sampling
+                    session=self.id, id=next(self._question_ids), position=self.positions, sampling=sampling, top=top
                 )
                 reply = await link.ask(self, question)
             except ConnectionBroken:
@@ -163,7 +191,7 @@ class SplitSession:
                     raise
                 continue
             if isinstance(reply, TokenFrame):
-                return _cloud_token(reply)
+                return msgspec.convert(reply, CloudToken, from_attributes=True)
             if reply.error.code != StatesMissing.code:
                 self._link = None  # after a refusal the cloud has dropped the session
                 raise _error_from_fault(reply)
@@ -175,9 +203,19 @@ class SplitSession:
         link = self._cloud.link()
         if link is not self._link:
             self._link = link
-            link.put(self, OpenFrame(session=self.id, fingerprint=self._fingerprint, encoding=self._encoding))
+            self._take_over()
+            opening = OpenFrame(session=self.id, fingerprint=self._fingerprint, encoding=self._encoding)
+            opening.parent, opening.keep = self._parent, self._kept
+            link.put(self, opening)
             self._put_from(link, self.written)
         return link
+
+    def _take_over(self) -> None:
+        """Before the first opening: what the predecessor has not written yet, this session writes."""
+        if (predecessor := self._predecessor) is not None:
+            self._predecessor, self._parent = None, predecessor.id
+            predecessor.closed = True
+            self.written = min(predecessor.written, self._kept)
 
     def _put_from(self, link: SplitLink, position: int) -> None:
         for start, piece in self._pieces:
@@ -195,17 +233,6 @@ class SplitSession:
             fault, self.fault = self.fault, None
             self._link = None
             raise _error_from_fault(fault)
-
-
-def _cloud_token(token: TokenFrame) -> CloudToken:
-    return CloudToken(
-        token_id=token.token_id,
-        confidence=token.confidence,
-        logprob=token.logprob,
-        cloud_ms=token.cloud_ms,
-        computed=token.computed,
-        cached=token.cached,
-    )
 
 
 def _error_from_fault(fault: FaultFrame) -> EndpointError | RequestError:

@@ -22,7 +22,7 @@ class Chunk:
     `logprobs`, where requested, are those of the model that gave the tokens: the edge's of `edge`, the cloud's of all
     other provenances; `confidences` are those of the drafter or model that the tokens come from, where known;
     `drafters`: who proposed each accepted token. `round`: the round or stream of a cloud, counted from 1, that verified
-    or drew the tokens.
+    or drew the tokens. `exit`: that of a split model that gave them, as `report.exits` names it.
     """
 
     token_ids: list[int]
@@ -31,6 +31,7 @@ class Chunk:
     confidences: Sequence[float] = ()
     drafters: Sequence[DraftSource] = ()
     round: int | None = None
+    exit: str | None = None
 
 
 @dataclass(slots=True)
@@ -72,16 +73,16 @@ class Answer:
         drafters: Sequence[DraftSource] = (),
         round: int | None = None,
     ) -> Chunk:
-        """Adds the tokens to the answer. `exit`: that of a split model that gave them, as `report.exits` names it.
+        """Adds the tokens to the answer. `drafters`: who proposed each of them, if the cloud has accepted them.
 
-        `drafters`: who proposed each of them, if the cloud has accepted them. `round`: see Chunk.
+        `exit`, `round`: see Chunk.
         """
         self.committed += token_ids
         self.remaining -= len(token_ids)
         sources = [(provenance, exit, drafter) for drafter in drafters or repeat(None, len(token_ids))]
         self._sources += sources
         self._count(sources, 1)
-        return Chunk(token_ids, provenance, logprobs, confidences, drafters, round)
+        return Chunk(token_ids, provenance, logprobs, confidences, drafters, round, exit)
 
     def stop_after(self, tokens: int) -> None:
         """Ends the answer with its first `tokens` tokens, which complete a stop string: the others are no part of it.

@@ -55,16 +55,13 @@ SAMPLERS = {
 """llama-server's sampler that reads each field."""
 
 REFUSED_IN_SPLIT = (
-    *("presence_penalty", "frequency_penalty", "repetition_penalty", "response_format", "structured_outputs"),
+    *("repetition_penalty", "response_format", "structured_outputs"),
     *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
-    *("use_draft_verify", "use_kv_cache", "product_threshold", "max_draft_tokens", "objective", "way", "draft_ahead"),
-    *("lookup", "route_threshold", "ignore_eos", "min_tokens", "logit_bias"),
+    *("use_draft_verify", "product_threshold", "max_draft_tokens", "objective", "way", "draft_ahead"),
+    *("lookup", "route_threshold", "ignore_eos", "min_tokens"),
 )
 """Fields that mode split does not support, unless they are null or have their neutral value."""
-NEUTRAL_VALUES = {"presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1, "logit_bias": {}} | {
-    "ignore_eos": False,
-    "min_tokens": 0,
-}
+NEUTRAL_VALUES = {"repetition_penalty": 1, "ignore_eos": False, "min_tokens": 0}
 
 
 class GenerationRequest(GuidedFields, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -214,9 +211,7 @@ class GenerationRequest(GuidedFields, kw_only=True, omit_defaults=True, forbid_u
             raise RequestError("stream_options needs stream", param="stream_options")
 
     def _refuse_unsupported_in_split(self) -> None:
-        """The cloud gets hidden states, not the tokens that penalties and grammars need."""
-        if self.wanted_logprobs is not None:
-            raise RequestError('logprobs is not supported in mode "split"', param="logprobs")
+        """The cloud gets hidden states, not the tokens that repetition penalties and grammars need."""
         for name in REFUSED_IN_SPLIT:
             if getattr(self, name) not in (None, NEUTRAL_VALUES.get(name)):
                 raise RequestError(f'{name} is not supported in mode "split"', param=name)

@@ -21,6 +21,8 @@ class SourcedToken(Struct):
     """Who proposed the token, if the cloud accepted it."""
     round: int | None = None
     """The round or stream of a cloud that verified or drew it, counted from 1; null: the edge asked none."""
+    exit: str | None = None
+    """The exit of a split model that gave it, named by the layers before it."""
 
 
 class SourcedTokens(Struct):

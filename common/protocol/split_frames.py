@@ -2,6 +2,8 @@
 
 Frames are MessagePack in binary WebSocket messages. One connection carries many sessions. A session is one answer; its
 positions count from the prompt's first token, 0. The cloud acknowledges nothing: it reports missing states by a 409.
+What a session holds never changes but by growing: an answer that begins as an earlier one did is a new session, which
+takes over the first positions of the earlier one.
 """
 
 from typing import Annotated
@@ -14,18 +16,27 @@ from common.types import ErrorObject, Sampling, StateEncoding
 MAX_STATES = 2048
 """Positions in one states frame; more are sent in several frames."""
 
+MAX_TOP = 20
+"""Likeliest tokens in one answer."""
+
 SessionId = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
 """The 32 hexadecimal digits of a random UUID, chosen by the edge."""
 
 
-class OpenFrame(Struct, tag="open", kw_only=True, forbid_unknown_fields=True):
-    """Opens a session, or resumes one that the cloud still holds. Sent by the edge; the cloud does not reply."""
+class OpenFrame(Struct, tag="open", kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Opens a session, or resumes one that the cloud still holds. Sent by the edge; the cloud does not reply.
+
+    With a `parent` a session that the cloud does not hold begins with up to the first `keep` positions of that one,
+    which ends. If the cloud does not hold that one either, it begins with none.
+    """
 
     session: SessionId
     fingerprint: Annotated[str, Meta(max_length=64)]
     """Of the split model, from its manifest."""
     encoding: StateEncoding = field(name="kind")
     """Of the session's states; `kind` on the wire."""
+    parent: SessionId | None = None
+    keep: Count = 0
 
 
 class StatesFrame(Struct, tag="states", kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -53,6 +64,8 @@ class AskFrame(Struct, tag="ask", kw_only=True, omit_defaults=True, forbid_unkno
     """Number of the question within its session."""
     position: Annotated[int, Meta(ge=1, le=2**31 - 1)]
     sampling: Sampling = Sampling()
+    top: Annotated[int, Meta(ge=0, le=MAX_TOP)] = 0
+    """How many of the likeliest tokens the answer is to name."""
 
 
 class CloseFrame(Struct, tag="close", kw_only=True, forbid_unknown_fields=True):
@@ -61,7 +74,7 @@ class CloseFrame(Struct, tag="close", kw_only=True, forbid_unknown_fields=True):
     session: SessionId
 
 
-class TokenFrame(Struct, tag="token", kw_only=True):
+class TokenFrame(Struct, tag="token", kw_only=True, omit_defaults=True):
     """The answer to an AskFrame, sent by the cloud."""
 
     session: str
@@ -78,6 +91,8 @@ class TokenFrame(Struct, tag="token", kw_only=True):
     """Positions that the tail computed for this token."""
     cached: int
     """Positions whose keys and values the tail still had."""
+    top: list[tuple[int, float]] = []
+    """The likeliest tokens and their natural log probabilities, likeliest first, if the question asked for them."""
 
 
 class FaultFrame(Struct, tag="fault", kw_only=True, omit_defaults=True):

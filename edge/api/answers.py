@@ -48,7 +48,8 @@ async def start(
         yield StartedAnswer(CloudChatAnswer(request.cloud_chat, decoding, context.clouds, request.top_logprobs), None)
         return
     if plan.mode is Mode.SPLIT:
-        async with context.split_engine.answer(decoding, admitted=True) as split:
+        answer = context.split_engine.answer(decoding, request.reuse_kv, True, request.edge_logprobs)
+        async with answer as split:
             yield StartedAnswer(split, None)
         return
     if plan.asks_cloud:

@@ -253,7 +253,8 @@ class Choice:
         confidences: list[float | None] = [*chunk.confidences] or [None] * len(chunk.token_ids)
         drafters: list[DraftSource | None] = [*chunk.drafters] or [None] * len(chunk.token_ids)
         texts = (self._resolved.prompt.piece(token).decode("utf-8", "replace") for token in chunk.token_ids)
-        rows = zip(chunk.token_ids, texts, repeat(chunk.provenance), confidences, drafters, repeat(chunk.round))
+        of_chunk = repeat(chunk.round), repeat(chunk.exit)
+        rows = zip(chunk.token_ids, texts, repeat(chunk.provenance), confidences, drafters, *of_chunk)
         return [SourcedToken(*row) for row in rows]
 
     def _piece(

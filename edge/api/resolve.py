@@ -148,11 +148,17 @@ async def resolve(
         continuous_usage=bool(options.include_usage and options.continuous_usage_stats),
         timings=bool(body.timings_per_token),
         stop_token_ids=frozenset([*(body.stop_token_ids or ()), *ends, *_ends_of_gap(body, model.engine)]),
-        token_sources=body.collaboration is not None and bool(body.collaboration.tokens),
+        token_sources=_wants_sources(body, mode),
         cloud_chat=_cloud_chat(body, tools),
         secrets=secrets,
         json_text=answers_in_json(body),
     )
+
+
+def _wants_sources(body: GenerationRequest, mode: Mode) -> bool:
+    """In mode split also beside log probabilities, which are of different models."""
+    asked = body.collaboration is not None and bool(body.collaboration.tokens)
+    return asked or (mode is Mode.SPLIT and body.wanted_logprobs is not None)
 
 
 def _thought_budget(body: GenerationRequest) -> int | None:

@@ -12,15 +12,16 @@ from typing import NamedTuple
 import llama_cpp as c
 import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from common.config_edge import EdgeModelConfig
 from common.errors import ConfigError, EngineError
-from edge.llama.batch import Batch, BatchEntry, States
+from edge.llama.batch import Batch, BatchEntry, States, pointer
 from edge.llama.context import CHUNK, LlamaContext
 from edge.llama.sampling import Logits
 from edge.llama.vocabulary import LlamaVocabulary
 
-__all__ = ["CHUNK", "Feed", "LlamaSegment", "SegmentShape", "States", "Step"]
+__all__ = ["CHUNK", "Feed", "LlamaSegment", "SegmentKV", "SegmentShape", "States", "Step"]
 
 # A call through PyDLL keeps the interpreter's lock, which the callback holds anyway: if it released the lock between
 # two operations of the model, it would have to wait for the event loop.
@@ -57,6 +58,13 @@ class Step(NamedTuple):
 
     states: States | None
     logits: Logits
+
+
+class SegmentKV(NamedTuple):
+    """The KV of `held` positions, as llama.cpp writes it."""
+
+    held: int
+    data: NDArray[np.uint8]
 
 
 class LlamaSegment:
@@ -113,6 +121,35 @@ class LlamaSegment:
         """Removes all positions of `sequence` from the KV."""
         self._context.cut(sequence, 0)
         self.held[sequence] = 0
+
+    def share(self, sequence: int, source: int, length: int) -> None:
+        """Makes `sequence` hold the first `length` positions of another one, or none if that holds fewer.
+
+        They share the KV cells.
+        """
+        self.forget(sequence)
+        if 0 < length <= self.held[source]:
+            c.llama_memory_seq_cp(self._context.memory, source, sequence, 0, length)
+            self.held[sequence] = length
+
+    def take_out(self, sequence: int) -> SegmentKV:
+        """The KV of `sequence`, which then holds none: every step reads the cells of all sequences."""
+        context, held = self._context.pointer, self.held[sequence]
+        data = np.empty(c.llama_state_seq_get_size(context, sequence) if held else 0, np.uint8)
+        size = c.llama_state_seq_get_data(context, pointer(data, ctypes.c_uint8), len(data), sequence) if held else 0
+        self.forget(sequence)
+        return SegmentKV(held, data[:size])
+
+    def put_in(self, sequence: int, kv: SegmentKV, length: int) -> None:
+        """Makes `sequence` hold the first `length` positions of what was taken out of any, or none if it cannot."""
+        self.forget(sequence)
+        if not 0 < length <= kv.held:
+            return
+        data = pointer(kv.data, ctypes.c_uint8)
+        read = c.llama_state_seq_set_data(self._context.pointer, data, len(kv.data), sequence)
+        self.held[sequence] = length
+        if read != len(kv.data) or not self._context.cut(sequence, length):
+            self.forget(sequence)
 
     def abort(self, wanted: bool) -> None:
         """Ends the current step, and every later one until `wanted` is False again; from any thread."""

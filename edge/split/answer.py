@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing
 
 from common.decoding.answer import Answer, Chunk
 from common.decoding.estimates import Mean
 from common.decoding.request import DecodingRequest
 from common.errors import EndpointError, RequestError
-from common.types import Provenance
+from common.types import Provenance, TokenLogprob
+from edge.split.biases import penalties_as_biases
 from edge.split.cloud_tail import CloudTail
 from edge.split.early_exit import AnswerPace, LatencyAwareEarlyExit
 from edge.split.segments import ExitPrediction, SegmentSequence
@@ -20,6 +21,7 @@ class SplitAnswer:
     A position whose token an exit gave stays pending in the layers behind that exit, until a token that is below the
     threshold needs them. When the cloud fails the last exit answers, and `report.degraded` says why. Without a `tail`
     the edge answers alone. `deeper_ms`: for each exit, the mean time of a token below its threshold, over all answers.
+    `top_logprobs`: how many alternatives each token names, those of the exit or of the cloud; 0: no log probabilities.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class SplitAnswer:
         exits: LatencyAwareEarlyExit,
         tail: CloudTail | None,
         deeper_ms: Sequence[Mean],
+        top_logprobs: int = 0,
     ) -> None:
         self.answer = Answer(request.plan, list(request.prompt), request.max_tokens)
         self._sequence = sequence
@@ -38,27 +41,28 @@ class SplitAnswer:
         self._last = len(exits.thresholds) - 1
         self._tail = tail
         self._deeper_ms = deeper_ms
+        self._top = top_logprobs
         self._began: float | None = None
         """When the first exit gave its first prediction, by `time.perf_counter`."""
         self.answer.report.exits = {str(layer): 0 for layer in sequence.exits}
+        self.answer.report.cached_tokens = sequence.reused
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
         answer, sequence = self.answer, self._sequence
-        async with self._tail or nullcontext():
-            try:
-                while answer.open:
-                    prediction: ExitPrediction | None = None
-                    new = answer.committed[sequence.held[0] :]
-                    drawn = sequence.draw(new, self._first_exit_limit, self._confident_at(0))
-                    async with aclosing(drawn) as parts:
-                        async for part in parts:
-                            prediction = part[-1]
-                            if taken := part if prediction.confident else part[:-1]:
-                                yield self._commit(taken, 0)
-                    if prediction is None or not prediction.confident:
-                        yield await self._deep_token(prediction)
-            finally:
-                self._close_report()
+        try:
+            while answer.open:
+                prediction: ExitPrediction | None = None
+                new = answer.committed[sequence.held[0] :]
+                drawn = sequence.draw(new, self._first_exit_limit, self._confident_at(0))
+                async with aclosing(drawn) as parts:
+                    async for part in parts:
+                        prediction = part[-1]
+                        if taken := part if prediction.confident else part[:-1]:
+                            yield self._commit(taken, 0)
+                if prediction is None or not prediction.confident:
+                    yield await self._deep_token(prediction)
+        finally:
+            self._close_report()
 
     async def _deep_token(self, prediction: ExitPrediction | None) -> Chunk:
         """The next token, for which the first exit was below its threshold or was not computed."""
@@ -83,7 +87,8 @@ class SplitAnswer:
         """The cloud's token; if the cloud fails, that of the last exit."""
         assert self._tail is not None, "alone, the last exit always gives the token"
         try:
-            token = await self._tail.token(self._sequence.states, self._sampling)
+            sampling = penalties_as_biases(self._sampling, self.answer.committed)
+            token = await self._tail.token(self._sequence.states, sampling, self._top)
         except (EndpointError, RequestError) as error:
             if not self.answer.plan.fallback:
                 raise
@@ -94,15 +99,17 @@ class SplitAnswer:
             assert prediction is not None, "one of the exits was computed"
             return self._commit([prediction], self._last)
         self.answer.end_if(token.token_id in self._sequence.end_tokens)
-        return self.answer.commit([token.token_id], Provenance.CLOUD, None, [token.confidence])
+        logprobs = [TokenLogprob(token.token_id, token.logprob, token.top)] if self._top else None
+        return self.answer.commit([token.token_id], Provenance.CLOUD, logprobs, [token.confidence])
 
     def _commit(self, predictions: Sequence[ExitPrediction], at: int) -> Chunk:
         answer = self.answer
         confidences = [prediction.confidence for prediction in predictions]
         answer.confidences += confidences
         answer.end_if(predictions[-1].token_id in self._sequence.end_tokens)
+        logprobs = [each.logprob for each in predictions if each.logprob] if self._top else None
         exit = str(self._sequence.exits[at])
-        return answer.commit([each.token_id for each in predictions], Provenance.EDGE, None, confidences, exit)
+        return answer.commit([each.token_id for each in predictions], Provenance.EDGE, logprobs, confidences, exit)
 
     @property
     def _first_exit_limit(self) -> int:
@@ -130,12 +137,12 @@ class SplitAnswer:
         report, sequence, tail = self.answer.report, self._sequence, self._tail
         report.edge_latency_ms = sequence.waited_ms
         report.edge_drawn = sequence.predictions
-        report.owed = sum(map(sequence.pending, range(1, self._last + 1)))
+        report.owed = sum(sequence.own_pending(at) for at in range(1, self._last + 1))
         if tail:
             report.rounds = report.cloud_calls = tail.calls
             report.cloud_steps = report.tokens[Provenance.CLOUD]
             report.cloud_latency_ms = tail.waited_ms
             report.cloud_positions = tail.computed
             report.bytes_up, report.bytes_down = tail.bytes_up, tail.bytes_down
-            report.owed += sequence.held[0] - tail.sent
+            report.owed += sequence.held[0] - max(tail.sent, sequence.reused)
         self.answer.close()

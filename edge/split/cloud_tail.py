@@ -14,6 +14,7 @@ from common.errors import EndpointError, RequestError
 from common.http.client import HTTPClient
 from common.types import Sampling
 from edge.llama.batch import States
+from edge.split.kept_sessions import KeptSession
 
 MEASURED_POSITIONS = 16
 """Fewer positions take as long as one does, and say nothing about the time per position."""
@@ -63,7 +64,8 @@ class CloudTail:
     """One answer's access to the cloud's layers: `async with`, used by one task at a time.
 
     After a failure no cloud is tried for `pause_seconds`; then the same cloud, or another one that is available, gets
-    all states that it does not have. `config` names encoding, deadline and whether states are uploaded ahead.
+    all states that it does not have. `config` names encoding, deadline and whether states are uploaded ahead. It goes
+    on with the session `kept`, which is closed at the end unless it is taken out before.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class CloudTail:
         fingerprint: str,
         config: EdgeSplitConfig,
         pause_seconds: float,
+        kept: KeptSession | None = None,
     ) -> None:
         self.calls = 0
         """Requests for a token, failed ones included."""
@@ -86,13 +89,15 @@ class CloudTail:
         self._encoding = config.transfer
         self._base_deadline = config.deadline_ms / 1e3
         self._computed_to = 0
-        """Positions whose KV the session's cloud holds."""
+        """Positions whose KV the session's cloud holds for sure: one that was kept may be forgotten."""
         self._pause = pause_seconds
         self._async_upload = config.async_upload
         self._failed_at = -pause_seconds
         self._failure = ""
-        self._cloud: Cloud | None = None
-        self._session: SplitSession | None = None
+        self._cloud: Cloud | None = kept.cloud if kept else None
+        self._session: SplitSession | None = kept.session if kept else None
+        self._in_order = True
+        """Whether nothing has failed since the last token, and no question is open."""
         self._earlier: list[SplitSession] = []
         """Sessions with clouds that were given up."""
 
@@ -102,6 +107,14 @@ class CloudTail:
     async def __aexit__(self, *error: object) -> None:
         for session in self._sessions:
             await session.__aexit__(*error)
+
+    def take_out(self, tokens: Sequence[int], tenant: str) -> KeptSession | None:
+        """The session for further answers that begin with `tokens`, of `tenant`; None if there is none in order."""
+        session, cloud = self._session, self._cloud
+        if session is None or cloud is None or not session.positions or not self._in_order:
+            return None
+        self._session = None
+        return KeptSession(cloud, session, list(tokens[: session.positions]), tenant)
 
     @property
     def bytes_up(self) -> int:
@@ -125,8 +138,8 @@ class CloudTail:
         except (EndpointError, RequestError) as error:
             self._record_failure(error)
 
-    async def token(self, states: States, sampling: Sampling) -> CloudToken:
-        """The token after all positions of `states`, [n, H].
+    async def token(self, states: States, sampling: Sampling, top: int = 0) -> CloudToken:
+        """The token after all positions of `states`, [n, H], and the `top` likeliest.
 
         Raises EndpointError if no cloud answers within the deadline, which grows with the positions that the cloud has
         yet to compute; RequestError if one refuses. During the pause
@@ -136,37 +149,39 @@ class CloudTail:
             raise EndpointError(self._failure)
         began = time.monotonic()
         self.calls += 1
+        self._in_order = False
         try:
             session = self._send(states)
             assert self._cloud is not None
             with self._clouds.track_call(self._cloud):
-                token = await self._ask(session, sampling)
+                token = await self._ask(session, sampling, top)
         except (EndpointError, RequestError) as error:
             self._record_failure(error)
             raise
         finally:
             self.waited_ms += (time.monotonic() - began) * 1e3
+        self._in_order = True
         self.computed += token.computed
         self._computed_to = len(states)
         self._clouds.record(token)
         return token
 
-    async def _ask(self, session: SplitSession, sampling: Sampling) -> CloudToken:
+    async def _ask(self, session: SplitSession, sampling: Sampling, top: int) -> CloudToken:
         pending = session.positions - self._computed_to
         deadline = deadline_seconds(self._base_deadline, pending, self._clouds.seconds_per_position)
         with waiting("the cloud's last layers", time.monotonic):  # until the deadline
-            return await self._within(deadline, session, sampling)
+            return await self._within(deadline, session, sampling, top)
 
-    async def _within(self, deadline: float, session: SplitSession, sampling: Sampling) -> CloudToken:
+    async def _within(self, deadline: float, session: SplitSession, sampling: Sampling, top: int) -> CloudToken:
         if self._async_upload:
-            return await session.token(sampling, deadline)
+            return await session.token(sampling, deadline, top)
         began = time.monotonic()
         try:
             async with asyncio.timeout(deadline):
                 await session.flush()
         except TimeoutError as error:
             raise EndpointError(f"the cloud took no states within {deadline:g} s") from error
-        return await session.token(sampling, max(0.0, deadline - (time.monotonic() - began)))
+        return await session.token(sampling, max(0.0, deadline - (time.monotonic() - began)), top)
 
     def _send(self, states: States) -> SplitSession:
         if self._cloud is None or self._session is None or not self._cloud.breaker.closed:
@@ -182,6 +197,7 @@ class CloudTail:
     def _record_failure(self, error: EndpointError | RequestError) -> None:
         self._failed_at, self._failure = time.monotonic(), error.message
         self._computed_to = 0  # the cloud may have lost the KV
+        self._in_order = False
 
     @property
     def _paused(self) -> bool:

@@ -14,13 +14,15 @@ from common.decoding.estimates import Mean
 from common.decoding.policy import Plan, default_plan
 from common.decoding.request import DecodingRequest
 from common.errors import ConfigError
+from common.http.request_context import current_tenant
 from common.protocol.openai import Message
 from common.protocol.split_manifest import read_manifest
 from common.types import GREEDY, InferenceResult, Mode, Sampling
 from edge.split.answer import SplitAnswer
 from edge.split.cloud_tail import CloudTail, SplitClouds
 from edge.split.early_exit import LatencyAwareEarlyExit, disabled_exits, thresholds_of
-from edge.split.segments import Segments
+from edge.split.kept_sessions import KeptSessions
+from edge.split.segments import Segments, SegmentSequence
 from edge.tenants.limits import weights_of
 from edge.text.chat_template import ChatTemplate
 from edge.text.detokenizer import TextStream
@@ -50,9 +52,12 @@ class EdgeInferenceEngine:
         self._split_clouds = split_clouds or SplitClouds(clouds or self._own_clouds or CloudPool())
         folder = path if path.is_dir() else path.parent
         weight = weights_of(config.edge.quotas)
-        self.segments = Segments(self.manifest, folder, config.edge.model, config.edge.limits, weight)
+        self.segments = Segments(
+            self.manifest, folder, config.edge.model, config.edge.limits, weight, config.edge.kv_cache
+        )
         self.template: ChatTemplate
         self._deeper_ms = [Mean() for _ in self.manifest.exits]
+        self._kept = KeptSessions(config.edge.model.sequences)
         self._closing = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -60,6 +65,7 @@ class EdgeInferenceEngine:
             if self._own_clouds:
                 await stack.enter_async_context(self._own_clouds)
             await stack.enter_async_context(self._split_clouds)
+            stack.callback(self._kept.close)
             segments = await stack.enter_async_context(self.segments)
             template = ChatTemplate(segments.chat_template or "", bos=segments.bos, eos=segments.eos)
             self.template = await stack.enter_async_context(template)
@@ -82,12 +88,23 @@ class EdgeInferenceEngine:
         )
 
     @asynccontextmanager
-    async def answer(self, request: DecodingRequest, admitted: bool = False) -> AsyncIterator[SplitAnswer]:
-        """The answer to `request`, as soon as a sequence is free; leaving frees the sequence."""
-        async with self.segments.sequence(len(request.prompt), request.sampling, admitted) as sequence:
+    async def answer(
+        self, request: DecodingRequest, reuse: bool = False, admitted: bool = False, top_logprobs: int = 0
+    ) -> AsyncIterator[SplitAnswer]:
+        """The answer to `request`, as soon as a sequence is free; leaving frees the sequence.
+
+        `reuse`: it begins with what edge and cloud have computed of its prompt for earlier answers to the same tenant,
+        and leaves what they compute to later ones. `top_logprobs`: how many alternatives each token names; 0: none, and
+        no log probabilities.
+        """
+        prompt = request.prompt if reuse else None
+        lease = self.segments.sequence(len(request.prompt), request.sampling, admitted, prompt, top_logprobs)
+        async with lease as sequence, AsyncExitStack() as stack:
             exits = LatencyAwareEarlyExit(request.plan.exits, self._config.edge.split.latency_budget_ms)
-            tail = None if request.plan.standalone else self._tail(request.prompt)
-            yield SplitAnswer(sequence, request, exits, tail, self._deeper_ms)
+            tail = None
+            if not request.plan.standalone:
+                tail = await stack.enter_async_context(self._tail(request.prompt, sequence, reuse))
+            yield SplitAnswer(sequence, request, exits, tail, self._deeper_ms, top_logprobs)
 
     async def generate_standalone(
         self, prompt: str, max_tokens: int = DEFAULT_TOKENS, sampling: Sampling = GREEDY
@@ -122,6 +139,15 @@ class EdgeInferenceEngine:
             collaboration=answer.report,
         )
 
-    def _tail(self, prompt: Sequence[int]) -> CloudTail:
+    @asynccontextmanager
+    async def _tail(self, prompt: Sequence[int], sequence: SegmentSequence, reuse: bool) -> AsyncIterator[CloudTail]:
+        """Access to the cloud's layers for one answer; with `reuse` its session is taken from, and left to, others."""
         split, pause_seconds = self._config.edge.split, self._config.communication.breaker.probe_seconds
-        return CloudTail(self._split_clouds, prompt, self.manifest.fingerprint, split, pause_seconds)
+        tenant = current_tenant.get()
+        kept = self._kept.take(prompt, tenant) if reuse else None
+        async with CloudTail(self._split_clouds, prompt, self.manifest.fingerprint, split, pause_seconds, kept) as tail:
+            try:
+                yield tail
+            finally:
+                if reuse and (left := tail.take_out(sequence.computed, tenant)):
+                    self._kept.give(left)

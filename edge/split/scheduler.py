@@ -6,115 +6,31 @@ of long inputs without the exit's norm and head. The two alternate, so that no j
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
 
-from common.types import Sampling
+from common.errors import EngineError
 from edge.confidence import Softmax
-from edge.engine.jobs import EngineJob
 from edge.engine.worker import StepScheduler
-from edge.llama.sampling import Logits, draw, is_greedy, uniforms
-from edge.llama.segment import CHUNK, Feed, LlamaSegment, States, Step
+from edge.llama.sampling import Logits
+from edge.llama.segment import CHUNK, Feed, LlamaSegment, SegmentKV, Step
+from edge.split.held import Begun
+from edge.split.jobs import SegmentJob
 
 LAST_STEP_INPUTS = 32
 """The most inputs of a job's last step. The exit is computed after each: cheaper than one more step for the last."""
 
 
-class ExitPrediction(NamedTuple):
-    """An exit's next token, and the probability of its likeliest token, in [0, 1].
+class Ended(NamedTuple):
+    """Message: the lease on a sequence has ended; what it holds is kept for later ones."""
 
-    `confident`: that probability reaches the threshold, so the token is taken.
-    """
-
-    token_id: int
-    confidence: float
-    confident: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ExitRequest:
-    """What a job wants of its segment's exit: up to `limit` next tokens, drawn by `sampling`; none if it is 0.
-
-    `confident` tells in the segments' thread whether a token of this confidence is taken.
-    """
-
-    limit: int
-    sampling: Sampling
-    confident: Callable[[float], bool]
-
-
-class SegmentJob(EngineJob):
-    """Inputs for one sequence of one segment, then the next tokens that its exit predicts.
-
-    After a confident token the first segment goes on by itself, up to the request's limit; later segments predict one.
-    """
-
-    def __init__(
-        self,
-        segment: int,
-        sequence: int,
-        position: int,
-        inputs: list[int] | States,
-        states: States | None,
-        exit: ExitRequest,
-    ) -> None:
-        """`position`: of the first input; `states`, [>= positions, H], receives the segment's output for each."""
-        super().__init__()
-        self.segment = segment
-        self.sequence = sequence
-        self.position = position
-        self.pending = inputs
-        self.predictions: list[ExitPrediction] = []
-        self._states = states
-        self._exit = exit
-        self._seen = 0
-
-    @property
-    def wants_exit(self) -> bool:
-        return self._exit.limit > 0
-
-    def rows(self, count: int) -> int:
-        """For how many of the last of `count` pending inputs the exit is computed."""
-        return int(self.wants_exit and count == len(self.pending))
-
-    def read(self, count: int, states: States | None) -> None:
-        """Records that its next `count` inputs were computed; `states`, [count, H], is the output."""
-        if self._states is not None and states is not None:
-            self._states[self.position : self.position + count] = states
-        self.position += count
-        self.pending = self.pending[count:]
-        self.done = not len(self.pending) and not self.wants_exit
-
-    def choose(self, logits: Logits, likeliest: int) -> int:
-        """The next token, from the exit's logits, [V]; `likeliest` is their argmax."""
-        sampling = self._exit.sampling
-        if is_greedy(sampling):
-            return likeliest
-        return draw(logits, sampling, uniforms(sampling, self.position, 1)[0])
-
-    def predict(self, token: int, confidence: float, end: bool) -> None:
-        """Takes the exit's next token; `end`: it ends the answer."""
-        confident = self._exit.confident(confidence)
-        self.predictions.append(ExitPrediction(token, confidence, confident))  # at once visible to the event loop
-        self.done = end or not confident or len(self.predictions) >= self._exit.limit
-        if not self.done:
-            self.pending = [token]
-
-    @property
-    def has_news(self) -> bool:
-        return self.done or len(self.predictions) > self._seen
-
-    def part(self) -> list[ExitPrediction]:
-        """Its predictions since the last part."""
-        begin, self._seen = self._seen, len(self.predictions)
-        return self.predictions[begin : self._seen]
+    sequence: int
 
 
 class Freed(NamedTuple):
-    """Message: a lease ended, so every segment forgets its sequence."""
+    """Message: every segment forgets a sequence, of which nothing may be kept."""
 
     sequence: int
 
@@ -127,7 +43,7 @@ class SegmentBatcher(StepScheduler[SegmentJob]):
         segments: Sequence[LlamaSegment],
         temperatures: Sequence[float],
         end_tokens: frozenset[int],
-        inbox: SimpleQueue[SegmentJob | Freed | None],
+        inbox: SimpleQueue[SegmentJob | Begun | Ended | Freed | None],
         wake: Callable[[list[asyncio.Future[None]]], None],
     ) -> None:
         super().__init__(inbox, wake)
@@ -136,6 +52,8 @@ class SegmentBatcher(StepScheduler[SegmentJob]):
         self._end_tokens = end_tokens
         self._read_last = [False] * len(segments)
         """Whether each segment's last step read a part of long jobs."""
+        self._kept: dict[int, list[SegmentKV]] = {}
+        """Of each sequence whose last lease has ended: its KV, segment by segment."""
         self.steps = [0] * len(segments)
         self.rows = [0] * len(segments)
 
@@ -147,12 +65,36 @@ class SegmentBatcher(StepScheduler[SegmentJob]):
         for segment in self._segments:
             segment.free()
 
-    def _receive(self, message: SegmentJob | Freed) -> None:
+    def _receive(self, message: SegmentJob | Begun | Ended | Freed) -> None:
         if isinstance(message, Freed):
+            self._kept.pop(message.sequence, None)
             for segment in self._segments:
                 segment.forget(message.sequence)
+        elif isinstance(message, Ended):
+            self._kept[message.sequence] = [segment.take_out(message.sequence) for segment in self._segments]
+        elif isinstance(message, Begun):
+            self._begin(message)
         elif not message.cancelled:
             self._active.append(message)
+            self._guarded(self._check_position, [message])
+            self._collect_waiters()
+
+    def _begin(self, begun: Begun) -> None:
+        kept = self._kept.get(begun.source)
+        self._kept.pop(begun.sequence, None)
+        for at, (segment, length) in enumerate(zip(self._segments, begun.lengths, strict=True)):
+            if kept is not None:
+                segment.put_in(begun.sequence, kept[at], length)
+            else:
+                segment.share(begun.sequence, begun.source, length)
+        for to, of, count in begun.rows:
+            to[:count] = of[:count]
+
+    def _check_position(self, jobs: list[SegmentJob]) -> None:
+        """Raises EngineError if the KV is not what the lease was told: its source failed in a step just before."""
+        for job in jobs:
+            if self._segments[job.segment].held[job.sequence] != job.position:
+                raise EngineError("the KV of an earlier answer was lost")
 
     def _step(self) -> None:
         at, jobs = self._next()
@@ -201,12 +143,14 @@ class SegmentBatcher(StepScheduler[SegmentJob]):
             self._predict(completed, step.logits, self._temperatures[at])
 
     def _predict(self, jobs: list[SegmentJob], logits: Logits, temperature: float) -> None:
-        """Gives each job the exit's token from its row of `logits`, [B, V]."""
-        likeliest = logits.argmax(axis=-1).tolist()
-        confidences = (1.0 / Softmax.of(logits * np.float32(1.0 / temperature)).total).tolist()
-        for job, row, first, confidence in zip(jobs, logits, likeliest, confidences, strict=True):
+        """Gives each job the exit's token from its row of `logits`, [B, V]; confidences are after its adjustments."""
+        adjusts = any(job.adjusts for job in jobs)
+        drawn = np.stack([job.adjusted(row) for job, row in zip(jobs, logits, strict=True)]) if adjusts else logits
+        likeliest = drawn.argmax(axis=-1).tolist()
+        confidences = (1.0 / Softmax.of(drawn * np.float32(1.0 / temperature)).total).tolist()
+        for job, row, own, first, confidence in zip(jobs, drawn, logits, likeliest, confidences, strict=True):
             token = job.choose(row, first)
-            job.predict(token, confidence, token in self._end_tokens)
+            job.predict(token, confidence, own, token in self._end_tokens)
 
 
 def share_out(jobs: Sequence[SegmentJob], last_step: int) -> list[tuple[SegmentJob, int]]:

@@ -1,27 +1,29 @@
 """The segments of a split model on the edge: their thread, and the leases on their sequences."""
 
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Self
 
-import numpy as np
-
-from common.config_edge import EdgeModelConfig, LimitsConfig
+from common.config_edge import EdgeCacheConfig, EdgeModelConfig, LimitsConfig
 from common.errors import ContextLengthError, EngineError
 from common.fair_queue import WeightOf, equal_weights
+from common.http.request_context import current_tenant
 from common.protocol.split_manifest import SplitManifest
 from common.types import GREEDY, Sampling
 from edge.engine.loop_waker import LoopWaker
 from edge.engine.sequence_pool import SequencePool
 from edge.engine.text_model import TextModel
 from edge.engine.worker import EngineThread
-from edge.llama.segment import LlamaSegment, States
+from edge.llama.memory import ELEMENT_BYTES, kv_shape
+from edge.llama.segment import LlamaSegment
 from edge.llama.vocabulary import LlamaVocabulary
+from edge.split.held import Begun, HeldSequences
+from edge.split.jobs import ExitPrediction, SegmentJob
 from edge.split.loading import load_segment
-from edge.split.scheduler import ExitPrediction, ExitRequest, Freed, SegmentBatcher, SegmentJob
+from edge.split.scheduler import Ended, Freed, SegmentBatcher
+from edge.split.sequence import SegmentSequence
 
 __all__ = ["ExitPrediction", "SegmentSequence", "Segments"]
 
@@ -30,8 +32,8 @@ class Segments(TextModel):
     """All segments that `manifest` names, from `folder`, run by one thread of their own: `async with`.
 
     `model` says how: context length (cut to what the model was trained for), sequences, threads, KV cache; its path is
-    not read. Entering raises ConfigError for files that do not match the manifest, StartError for files that cannot be
-    loaded.
+    not read. `cache`: how many bytes of earlier answers are kept. Entering raises ConfigError for files that do not
+    match the manifest, StartError for files that cannot be loaded.
     """
 
     def __init__(
@@ -41,16 +43,21 @@ class Segments(TextModel):
         model: EdgeModelConfig | None = None,
         limits: LimitsConfig | None = None,
         weight: WeightOf = equal_weights,
+        cache: EdgeCacheConfig | None = None,
     ) -> None:
         model = model or EdgeModelConfig()
         self.manifest = manifest
         self._folder = folder
         self._model = model
         self._limits = limits or LimitsConfig()
+        self._cache = cache or EdgeCacheConfig()
         self._leases = SequencePool(model.sequences, self._limits, weight=weight)
         self._vocabulary: LlamaVocabulary | None = None
         self._context_length = 0
-        self._inbox: SimpleQueue[SegmentJob | Freed | None] = SimpleQueue()
+        self._held = HeldSequences(0, 0, 0, 0, 0)
+        self._read = {"prompt_tokens": 0, "reused_prompt_tokens": 0}
+        """Of answers that may find KV: tokens of prompts, and those of them whose KV was found."""
+        self._inbox: SimpleQueue[SegmentJob | Begun | Ended | Freed | None] = SimpleQueue()
         self._thread = EngineThread("edge-segments", self._inbox, self._load)
 
     async def __aenter__(self) -> Self:
@@ -62,21 +69,37 @@ class Segments(TextModel):
 
     @asynccontextmanager
     async def sequence(
-        self, tokens: int, sampling: Sampling = GREEDY, admitted: bool = False
-    ) -> AsyncIterator["SegmentSequence"]:
+        self,
+        tokens: int,
+        sampling: Sampling = GREEDY,
+        admitted: bool = False,
+        prompt: Sequence[int] | None = None,
+        top_logprobs: int = 0,
+    ) -> AsyncIterator[SegmentSequence]:
         """Lends a sequence to one answer, whose prompt has so many `tokens`.
 
+        With `prompt` it begins with what earlier answers to the same tenant (`current_tenant`) have computed of it,
+        all but its last token, and what it computes is kept for later ones; else it begins and ends with nothing.
         Waits for a free one; raises OverloadedError if too many requests wait already, unless it is `admitted`, and
-        ContextLengthError if the prompt does not fit. Leaving frees the sequence at once.
+        ContextLengthError if the prompt does not fit.
         """
         if tokens > self.context_length:
             raise ContextLengthError(f"{tokens} tokens do not fit the segments' context of {self.context_length}")
         assert self.vocabulary, "it runs"
-        async with self._leases.lend(tokens, lambda _: 0, admitted) as lent:
+        wanted, tenant = list(prompt or ())[:-1], current_tenant.get() if prompt else None
+        lease = self._leases.lend(tokens, lambda free: self._held.reusable(free, wanted, tenant), admitted)
+        async with lease as lent:
+            self._inbox.put(self._held.begin(lent, wanted, tenant))
+            sequence = SegmentSequence(self, lent, self._held[lent], sampling, top_logprobs)
+            if prompt:
+                self._read["prompt_tokens"] += len(prompt)
+                self._read["reused_prompt_tokens"] += sequence.reused
             try:
-                yield SegmentSequence(self, lent, sampling)
+                yield sequence
             finally:
-                self._inbox.put(Freed(lent))
+                self._inbox.put(Ended(lent))
+                for each in self._held.end(lent, keep=bool(prompt) and not sequence.failed):
+                    self._inbox.put(Freed(each))
 
     def admit(self, requests: int, tokens: int) -> AbstractContextManager[None]:
         return self._leases.admit(requests, tokens)
@@ -93,9 +116,14 @@ class Segments(TextModel):
         return list(zip(engine.steps, engine.rows, strict=True)) if engine else []
 
     def stats(self) -> dict[str, object]:
-        """Work since the start, and the sequences lent and requests waiting now."""
+        """Work and KV found since the start, and the sequences lent and requests waiting now."""
         work = [{"steps": steps, "rows": rows} for steps, rows in self.work]
-        return {"segments": work, **self._leases.stats()}
+        return {"segments": work, **self._read, **self._leases.stats()}
+
+    @property
+    def exits(self) -> list[int]:
+        """The number of layers before each segment's exit."""
+        return self.manifest.exits
 
     @property
     def count(self) -> int:
@@ -144,95 +172,15 @@ class Segments(TextModel):
                 loaded.append(segment)
                 stack.callback(segment.free)
             vocabulary = self._vocabulary = loaded[0].vocabulary
-            self._context_length = min(segment.context_length for segment in loaded)
+            length = self._context_length = min(segment.context_length for segment in loaded)
+            most = self._cache.ram_bytes // self._position_bytes(loaded)
+            self._held = HeldSequences(self._model.sequences, self.count, length, manifest.hidden, most)
             stack.pop_all()
         return SegmentBatcher(loaded, manifest.temperatures, vocabulary.end_tokens, self._inbox, waker.wake)
 
-
-class SegmentSequence:
-    """One answer's lease: its position in every segment, and their output states. Takes one call at a time.
-
-    A segment's *pending* positions are those that the segment before it has computed and it has not yet; one job
-    catches them up.
-    """
-
-    def __init__(self, segments: Segments, sequence: int, sampling: Sampling) -> None:
-        self._segments = segments
-        self._sequence = sequence
-        self._sampling = sampling
-        self.held = [0] * segments.count
-        """Positions that each segment has computed."""
-        shape = segments.context_length, segments.manifest.hidden
-        self._states = [np.empty(shape, np.float32) for _ in range(max(1, segments.count - 1))]
-        """The states after each segment but the last, [context, H]; the OS commits their memory as it is written."""
-        self.waited_ms = 0.0
-        """Milliseconds that the answer waited for its segments."""
-        self.predictions = 0
-        """Tokens that its exits predicted, also those that were not taken."""
-
-    @property
-    def exits(self) -> list[int]:
-        """The number of layers before each segment's exit."""
-        return self._segments.manifest.exits
-
-    @property
-    def end_tokens(self) -> frozenset[int]:
-        """The tokens that end an answer."""
-        return self._segments.end_tokens
-
-    @property
-    def states(self) -> States:
-        """The states after the first segment, [n, H], of all positions computed so far; they no longer change."""
-        return self._states[0][: self.held[0]]
-
-    def pending(self, segment: int) -> int:
-        """Positions that the first segment has computed and `segment` has not."""
-        return self.held[0] - self.held[segment]
-
-    async def draw(
-        self, token_ids: list[int], limit: int, confident: Callable[[float], bool]
-    ) -> AsyncGenerator[list[ExitPrediction], None]:
-        """Reads `token_ids` in the first segment, then yields its exit's predictions in parts.
-
-        Ends after `limit` predictions, or after the first whose confidence `confident` refuses; the tokens before it
-        are read too. With `limit` 0 the exit is not computed.
-        """
-        job = self._job(0, token_ids, limit, confident)
-        with self._submitted(job):
-            while part := await self._part(job):
-                yield part
-
-    async def catch_up(self, segment: int, confident: Callable[[float], bool]) -> ExitPrediction:
-        """Computes the pending positions of all segments up to this one; returns this one's exit's prediction."""
-        predictions: list[ExitPrediction] = []
-        for at in range(1, segment + 1):
-            pending = self._states[at - 1][self.held[at] : self.held[at - 1]]
-            job = self._job(at, pending, int(at == segment), confident)
-            with self._submitted(job):
-                predictions = await self._part(job)
-        return predictions[0]
-
-    def _job(self, at: int, inputs: list[int] | States, limit: int, confident: Callable[[float], bool]) -> SegmentJob:
-        assert len(inputs), "a segment without pending positions has nothing to compute"
-        states = self._states[at] if at < len(self._states) else None
-        exit = ExitRequest(limit, self._sampling, confident)
-        return SegmentJob(at, self._sequence, self.held[at], inputs, states, exit)
-
-    async def _part(self, job: SegmentJob) -> list[ExitPrediction]:
-        """The job's predictions since the last part; empty at its end."""
-        began = time.perf_counter()
-        await job.wait(self._segments.works_on)
-        self.held[job.segment] = job.position
-        self.waited_ms += (time.perf_counter() - began) * 1e3
-        part = job.part()
-        self.predictions += len(part)
-        return part
-
-    @contextmanager
-    def _submitted(self, job: SegmentJob) -> Iterator[None]:
-        self._segments.submit(job)
-        try:
-            yield
-        finally:
-            if not job.done:
-                self._segments.cancel(job)
+    def _position_bytes(self, loaded: Sequence[LlamaSegment]) -> int:
+        """Of one position that is kept: its KV in all segments, and its states between them."""
+        shapes = [kv_shape(segment.vocabulary.meta) for segment in loaded]
+        numbers = sum(shape.numbers for shape in shapes if shape)
+        states = 4 * self.manifest.hidden * max(1, self.count - 1)
+        return states + int(numbers * ELEMENT_BYTES[self._model.kv_type])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cli.demo import free_ports
+from cloud.split.connection import EdgeConnection
 from cloud.split.context_manager import Limits
 from common.cloud_client import split_connection, split_session
 from common.cloud_client.split_session import SplitCloud, SplitSession
@@ -20,6 +21,7 @@ from common.http.client import HTTPClient
 from common.http.error_replies import Busy
 from common.http.messages import WEBSOCKETS
 from common.http_server import HTTPServer, make_app
+from common.protocol.split_frames import StatesFrame
 from common.types import GREEDY, Sampling, StateEncoding
 from experiments.harness.delay_proxy import DelayProxy
 from tests.support.split.fake_tail import MANIFEST, FakeTail, FakeTailServer, fake_cloud, right_for, some_states
@@ -85,6 +87,21 @@ async def test_long_prompts_go_in_pieces_and_large_numbers_as_they_are() -> None
         await session.flush()
         token = await session.token(GREEDY, DEADLINE)
         assert token.token_id == (right_for(1, 701) + 4 * 200_000 * 701) % 9973
+
+
+async def test_positions_that_are_sent_together_are_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    received = list[int]()
+    store = EdgeConnection._store_states
+
+    def counted(self: EdgeConnection, frame: StatesFrame) -> None:
+        received.append(frame.count)
+        store(self, frame)
+
+    monkeypatch.setattr(EdgeConnection, "_store_states", counted)
+    async with fake_cloud() as fake, split_cloud(fake.url) as cloud, cloud.session(MANIFEST.fingerprint) as session:
+        assert await asked(session, 1, 5) == right_for(1, 5)
+        assert await asked(session, 1, 29) == right_for(1, 29)  # 24 tokens of which an exit was confident
+    assert received == [5, 24]
 
 
 async def test_what_a_session_flushes_is_at_the_cloud_before_it_asks() -> None:

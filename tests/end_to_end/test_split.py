@@ -1,6 +1,7 @@
 """Both halves of a split model, real ones, over HTTP: together they answer as the whole, many at once as each alone."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ async def ask(edge: HTTPClient, question: str, **fields: Any) -> tuple[list[int]
     return [token["token_id"] for token in choice["collaboration"]["tokens"]], answer["collaboration"]
 
 
+async def text_of(edge: HTTPClient, tokens: list[int]) -> str:
+    return str((await edge.post("/detokenize", {"tokens": tokens}, dict))["prompt"])
+
+
 async def test_with_no_exit_taken_it_is_the_whole_models_answer(edge: HTTPClient) -> None:
     whole = WholeModel()
     for question in QUESTIONS:
@@ -72,6 +77,54 @@ async def test_with_exits_the_cloud_computes_less_and_most_answers_stay(edge: HT
         all_positions += without["cloud_positions"]
     assert same >= len(QUESTIONS) // 2
     assert positions < all_positions / 2
+
+
+async def test_penalties_and_biases_are_those_of_the_whole_model(edge: HTTPClient) -> None:
+    """The cloud does not see the answer's tokens; it is told what the penalties make of their logits."""
+    whole, changed = WholeModel(), 0
+    fields = {"presence_penalty": 2.0, "frequency_penalty": 2.0, "logit_bias": {"300": 20.0}}
+    for question in QUESTIONS[:4]:
+        ids = whole.tokens(f"<|user|>{question}<|assistant|>")
+        begin, plain = len(ids), (await ask(edge, question, use_confidence_check=False))[0]
+        answer, _ = await ask(edge, question, use_confidence_check=False, **fields)
+        for token in answer:
+            logits = whole.logits(ids).copy()
+            logits[300] += 20.0
+            for earlier, count in Counter(ids[begin:]).items():
+                logits[earlier] -= 2.0 + 2.0 * count
+            assert logits.max() - logits[token] < NEAR, (question, token)
+            ids.append(token)
+        changed += 0 < answer.count(300) < len(answer) and answer != plain
+    assert changed
+
+
+async def test_a_second_turn_sends_only_what_is_new_and_answers_as_a_cold_one(edge: HTTPClient) -> None:
+    """No exit is taken, fp16 states: the cloud's whole answer, of which the first turn's positions stay in both KVs."""
+    for question, following in zip(QUESTIONS[:3], QUESTIONS[3:6], strict=True):
+        first, _ = await ask(edge, question, use_confidence_check=False)
+        turn = {
+            "prompt": f"<|user|>{question}<|assistant|>"
+            + await text_of(edge, first)
+            + f"<|user|>{following}<|assistant|>"
+        }
+        warm, report = await ask(edge, following, use_confidence_check=False, **turn)
+        cold, without = await ask(edge, following, use_confidence_check=False, use_kv_cache=False, **turn)
+        assert warm == cold
+        assert report["cached_tokens"] > len(first) and without["cached_tokens"] == 0
+        assert report["cloud_positions"] == without["cloud_positions"] - report["cached_tokens"]
+        assert report["bytes_up"] < without["bytes_up"]
+
+
+async def test_another_ending_of_a_prompt_goes_back_in_both_kvs(edge: HTTPClient) -> None:
+    shared = "You answer in few words. " * 6
+    for ending in ("What is AI?", "Sort 31, 7, 64.", "What port does SSH use?"):
+        prompt = {"prompt": f"<|user|>{shared}{ending}<|assistant|>", "max_tokens": 6}
+        warm, report = await ask(edge, "", use_confidence_check=False, **prompt)
+        cold, without = await ask(edge, "", use_confidence_check=False, use_kv_cache=False, **prompt)
+        assert warm == cold
+        if ending != "What is AI?":  # the first has little in common with what other tests have asked
+            assert report["cached_tokens"] > 20
+            assert report["cloud_positions"] == without["cloud_positions"] - report["cached_tokens"]
 
 
 async def test_sixteen_at_once_are_answered_as_each_alone(edge: HTTPClient) -> None:

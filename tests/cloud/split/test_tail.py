@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from common.config_values import Secret, ServerConfig
 from common.errors import EndpointError, ForeignSession
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer
+from common.protocol.split_frames import MAX_TOP
 from common.types import GREEDY, Sampling, StateEncoding
 from tests.support.split.split_parts import PATIENCE, WholeModel, answer, cut_demo, served
 
@@ -81,6 +83,42 @@ async def test_only_new_positions_of_a_conversation_are_computed(
     assert total == sent
 
 
+@pytest.mark.parametrize("keep", [1, 31, 32, 40, 70])
+async def test_a_live_request_goes_back_to_any_position_and_on_from_there(
+    cloud: SplitCloud, fingerprint: str, whole: WholeModel, keep: int
+) -> None:
+    """Across blocks of 32 positions: what came after is computed anew, and what came before is not."""
+    first = whole.tokens("Explain deep learning " * 30)[:70]
+    async with cloud.session(fingerprint, StateEncoding.FP32) as session:
+        await answer(whole, session, first, 2)
+        ids = [*first[:keep], *whole.tokens(PROMPTS[2])]
+        async with session.successor(keep) as second:
+            drawn = await answer(whole, second, ids, 4, sent=keep)
+    for number, token in enumerate(drawn):
+        assert token.token_id == whole.likeliest(ids)[0]
+        assert token.logprob == pytest.approx(whole.likeliest(ids)[1], abs=1e-3)
+        assert (token.computed, token.cached) == ((1, len(ids) - 1) if number else (len(ids) - keep, keep))
+        ids.append(token.token_id)
+
+
+async def test_the_likeliest_tokens_are_the_whole_models_whatever_was_asked_for_before(
+    cloud: SplitCloud, fingerprint: str, whole: WholeModel
+) -> None:
+    ids, sent = whole.tokens(PROMPTS[1]), 0
+    async with cloud.session(fingerprint, StateEncoding.FP32) as session:
+        for top in (0, 5, 0, MAX_TOP, 1):
+            session.send(whole.states(ids)[sent:])
+            token = await session.token(Sampling(temperature=2.0, seed=top), PATIENCE, top)
+            assert len(token.top) == top
+            for place, logprob in token.top:
+                assert logprob == pytest.approx(whole.logprob(ids, place), abs=1e-3)
+            if top:
+                assert token.top[0][0] == whole.likeliest(ids)[0]
+                assert token.top == sorted(token.top, key=lambda likely: -likely[1])
+            sent = len(ids)
+            ids.append(token.token_id)
+
+
 @pytest.mark.parametrize("kind", [StateEncoding.FP16, StateEncoding.INT8])
 async def test_smaller_encodings_give_nearly_the_same_log_probabilities(
     cloud: SplitCloud, fingerprint: str, whole: WholeModel, kind: StateEncoding
@@ -106,6 +144,24 @@ async def test_simultaneous_sessions_are_answered_as_single_ones(
     prompts = [f"{prompt} {number}" for number in range(3) for prompt in PROMPTS]
     alone = [await one(prompt) for prompt in prompts]
     assert await asyncio.gather(*map(one, prompts)) == alone
+
+
+async def test_sessions_that_ask_at_once_share_the_steps_of_the_engine(
+    cloud: SplitCloud, tail: tuple[HTTPServer, SplitService], whole: WholeModel
+) -> None:
+    """Eight edges' worth of sessions, eight tokens each in turn: one by one these were 64 steps."""
+    engine, fingerprint = tail[1].engine, tail[1].manifest.fingerprint
+    prompts = [whole.tokens(f"{prompt} {number}") for number in range(2) for prompt in PROMPTS]
+    async with AsyncExitStack() as stack:
+        sessions = [await stack.enter_async_context(cloud.session(fingerprint)) for _ in prompts]
+        steps = engine.steps()
+        for _ in range(8):
+            for session, ids in zip(sessions, prompts, strict=True):
+                session.send(whole.states(ids)[session.positions :])
+            drawn = await asyncio.gather(*(session.token(GREEDY, PATIENCE) for session in sessions))
+            for ids, token in zip(prompts, drawn, strict=True):
+                ids.append(token.token_id)
+        assert 8 <= engine.steps() - steps < 40
 
 
 async def test_sampling_follows_the_distribution_and_a_seed_repeats(

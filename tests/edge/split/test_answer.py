@@ -65,6 +65,15 @@ async def test_nothing_is_uploaded_for_an_answer_that_the_first_exit_is_always_c
 
 
 @pytest.mark.usefixtures("turns")
+async def test_positions_that_the_cloud_was_spared_go_up_together(
+    engine: EdgeInferenceEngine, cloud: FakeSplitCloud
+) -> None:
+    await run(engine, QUESTIONS[0], sampling=BABBLE)
+    later = [int(step.split()[1]) for step in cloud.sessions[0].log if step.startswith("send")][1:]
+    assert max(later) > 1 and len(later) < sum(later)
+
+
+@pytest.mark.usefixtures("turns")
 async def test_without_async_upload_states_are_sent_with_the_question_and_flushed_before_it(
     demo_split: Path, cloud: FakeSplitCloud
 ) -> None:

@@ -110,10 +110,8 @@ async def test_a_private_prompt_is_answered_standalone(
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"repetition_penalty": 1.1}, "repetition_penalty"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
         ({"use_draft_verify": True}, "use_draft_verify"),
         ({"max_draft_tokens": 4}, "max_draft_tokens"),
         ({"way": "rounds"}, "way"),
@@ -128,8 +126,75 @@ async def test_fields_without_meaning_for_a_split_model_are_refused_by_name(
     with pytest.raises(RequestError) as refusal:
         await chat(http, **fields)
     assert param is None or refusal.value.param == param
-    neutral = {"presence_penalty": 0, "repetition_penalty": 1, "model": "demo-cloud"}
+    neutral = {"min_tokens": 0, "repetition_penalty": 1, "model": "demo-cloud"}
     assert (await chat(http, **neutral))["choices"]
+
+
+async def test_log_probabilities_are_those_of_the_exit_or_the_cloud_and_each_token_says_of_which(
+    http: HTTPClient,
+) -> None:
+    (choice,) = (await chat(http, logprobs=True, top_logprobs=3))["choices"]
+    scores, sources = choice["logprobs"]["content"], choice["collaboration"]["tokens"]
+    assert len(scores) == len(sources) and {token["source"] for token in sources} == {"edge", "cloud"}
+    for score, source in zip(scores, sources, strict=True):
+        top = [likely["logprob"] for likely in score["top_logprobs"]]
+        assert len(top) == 3 and top == sorted(top, reverse=True) and top[0] <= 0
+        assert (source["exit"] is None) == (source["source"] == "cloud")
+        if source["source"] == "cloud":
+            assert (score["logprob"], top) == (-0.1, [-0.1, -1.1, -2.1])
+        else:  # greedy: the likeliest
+            assert score["logprob"] == top[0]
+    assert {source["exit"] for source in sources} <= {None, "2", "4"}
+    (choice,) = (await chat(http))["choices"]
+    assert choice["logprobs"] is None and "collaboration" not in choice
+
+
+async def test_log_probabilities_do_not_change_an_answer_and_come_with_completions_and_streams(
+    http: HTTPClient,
+) -> None:
+    body = {"prompt": "<|user|>Sort 31, 7, 64.<|assistant|>", "mode": "split", "temperature": 0, "max_tokens": 16}
+    plain = await http.post("/v1/completions", body, dict)
+    (scored,) = (await http.post("/v1/completions", body | {"logprobs": 0}, dict))["choices"]
+    assert scored["text"] == plain["choices"][0]["text"]
+    assert len(scored["logprobs"]["token_logprobs"]) == plain["usage"]["completion_tokens"]
+    events = [json.loads(event) async for event in http.events(CHAT, ASKED | {"stream": True, "logprobs": True})]
+    streamed = [score for event in events for score in (event["choices"][0]["logprobs"] or {}).get("content", ())]
+    assert [score["logprob"] for score in streamed] == scored["logprobs"]["token_logprobs"]
+
+
+async def test_a_stop_string_ends_the_work_of_the_segments(http: HTTPClient) -> None:
+    """The first exit draws by itself, 200 tokens in a row: once the text has ended, it draws no more of them."""
+
+    async def rows() -> int:
+        stats = await http.get("/stats", dict)
+        return int(stats["segments"]["segments"][0]["rows"])
+
+    endless = {str(token): -100 for token in range(4)}
+    fields = {"confidence_threshold": 0, "temperature": 2.0, "seed": 3, "max_tokens": 200, "logit_bias": endless}
+    whole = await chat(http, **fields)
+    assert whole["collaboration"]["edge_drawn"] == 200
+    text = whole["choices"][0]["message"]["content"]
+    before = await rows()
+    answer = await chat(http, **fields, stop=[text[8:12]], use_kv_cache=False)
+    assert text.startswith(answer["choices"][0]["message"]["content"])
+    assert answer["usage"]["completion_tokens"] <= answer["collaboration"]["edge_drawn"] < 100
+    while (computed := await rows()) != await rows():
+        pass
+    assert computed - before < answer["usage"]["prompt_tokens"] + 100
+
+
+async def test_a_conversation_finds_what_its_turns_have_computed(http: HTTPClient) -> None:
+    question = {"role": "user", "content": "What is the day after 30 April?"}
+    first = await chat(http, messages=[question])
+    said = first["choices"][0]["message"]["content"]
+    turn = [question, {"role": "assistant", "content": said}, {"role": "user", "content": "What is 12 + 30?"}]
+    second = await chat(http, messages=turn)
+    cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert cached == second["collaboration"]["cached_tokens"] > first["usage"]["prompt_tokens"]
+    cold = await chat(http, messages=turn, use_kv_cache=False)
+    assert cold["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert cold["choices"][0]["message"] == second["choices"][0]["message"]
+    assert second["collaboration"]["bytes_up"] < cold["collaboration"]["bytes_up"]
 
 
 async def test_every_model_that_can_be_asked_is_listed(http: HTTPClient) -> None:

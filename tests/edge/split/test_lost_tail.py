@@ -54,10 +54,11 @@ async def test_a_position_that_is_not_caught_up_shows(
     before = SegmentSequence.catch_up
 
     async def newest_only(self: SegmentSequence, segment: int, *args: Any) -> Any:
-        states, self._states[0] = self._states[0], self._states[0].copy()
-        self._states[0][self.held[1] : self.held[0] - 1] = 0
+        of = self._held.states
+        states, of[0] = of[0], of[0].copy()
+        of[0][self.held[1] : self.held[0] - 1] = 0
         guess = await before(self, segment, *args)
-        self._states[0] = states
+        of[0] = states
         return guess
 
     monkeypatch.setattr(SegmentSequence, "catch_up", newest_only)

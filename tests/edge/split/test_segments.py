@@ -18,7 +18,8 @@ from common.errors import ConfigError, ContextLengthError, EngineError, Overload
 from common.protocol.split_manifest import NAME, SplitManifest, read_manifest
 from common.types import GREEDY, Sampling
 from edge.llama.segment import CHUNK
-from edge.split.scheduler import LAST_STEP_INPUTS, ExitPrediction, ExitRequest, SegmentJob, share_out
+from edge.split.jobs import ExitPrediction, ExitRequest, SegmentJob
+from edge.split.scheduler import LAST_STEP_INPUTS, share_out
 from edge.split.segments import Segments, SegmentSequence
 
 QUESTIONS = (

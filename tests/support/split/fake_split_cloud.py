@@ -38,12 +38,24 @@ class FakeSession:
     bytes_up: int = 0
     bytes_down: int = 0
     closed: bool = False
+    begun_with: int = 0
+    """Positions that it took over from the session of an earlier answer."""
 
     async def __aenter__(self) -> "FakeSession":
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self.closed = True
+
+    def successor(self, keep: int) -> "FakeSession":
+        session = self.cloud.session(self.fingerprint, self.encoding)
+        session.pieces.append(self.states[:keep])
+        session.begun_with = keep
+        self.close()
+        return session
 
     @property
     def positions(self) -> int:
@@ -62,9 +74,11 @@ class FakeSession:
     async def flush(self) -> None:
         self.log.append("flush")
 
-    async def token(self, sampling: Sampling, deadline_seconds: float) -> CloudToken:
+    async def token(self, sampling: Sampling, deadline_seconds: float, top: int = 0) -> CloudToken:
         self.log.append("ask")
         self.cloud.asked.append(self.positions)
+        self.cloud.samplings.append(sampling)
+        self.cloud.deadlines.append(deadline_seconds)
         try:
             async with asyncio.timeout(deadline_seconds):
                 await asyncio.sleep(self.cloud.seconds)
@@ -74,7 +88,10 @@ class FakeSession:
             raise fault
         self.bytes_down += 50
         token = self.cloud.model(self.positions)
-        return CloudToken(token_id=token, confidence=0.9, logprob=-0.1, cloud_ms=1.0, computed=1, cached=0)
+        likeliest = [(token + place, -0.1 - place) for place in range(top)]
+        return CloudToken(
+            token_id=token, confidence=0.9, logprob=-0.1, cloud_ms=1.0, computed=1, cached=0, top=likeliest
+        )
 
 
 class FakeSplitCloud:
@@ -84,6 +101,10 @@ class FakeSplitCloud:
         self.sessions: list[FakeSession] = []
         self.asked: list[int] = []
         """The position of each question."""
+        self.samplings: list[Sampling] = []
+        """How its token is to be drawn."""
+        self.deadlines: list[float] = []
+        """Of each question, in seconds."""
         self.seconds = 0.0
         self.model: Callable[[int], int] = right
         self.fault: Callable[[int], Exception | None] = lambda number: None

@@ -18,7 +18,7 @@ from cloud.split.engine import TailEngine
 from cloud.split.pool import TailPool
 from cloud.split.route import SplitRoute
 from cloud.verify.resident_pool import blocks_for
-from cloud.vllm_plugin.keys import STATES_KEY
+from cloud.vllm_plugin.keys import KEEP_KEY, STATES_KEY
 from common.config_values import ServerConfig
 from common.errors import ContextLengthError, EngineError
 from common.http_server import HTTPServer, make_app
@@ -59,14 +59,17 @@ class FakeTail:
         self.running = 0
         self.max_running = 0
         self.lengths: dict[object, int] = {}
+        self.blocks: dict[object, int] = {}
+        """The most positions that each request has had: what goes back keeps its blocks."""
         self.overrun = False
         self.dead = False
+        self.rewinds = True
         self.ended = Counter[str]()
 
-    def params(self, position: int, sampling: Sampling) -> SamplingParams:
+    def params(self, position: int, sampling: Sampling, top: int = 0) -> SamplingParams:
         if position >= self.max_model_len:
             raise ContextLengthError("too long")
-        return SamplingParams(temperature=sampling.temperature, max_tokens=1)
+        return SamplingParams(temperature=sampling.temperature, max_tokens=1, logprobs=top)
 
     async def generate(self, feed: AsyncGenerator[Any, None], params: SamplingParams) -> AsyncGenerator[Any, None]:
         me, seen = object(), list[NDArray[np.float32]]()
@@ -75,16 +78,20 @@ class FakeTail:
             async for part in feed:
                 rows = np.frombuffer(part.sampling_params.extra_args[STATES_KEY], "<f4").reshape(-1, HIDDEN)
                 assert len(part.prompt["prompt_token_ids"]) == len(rows) > 0
-                seen.append(rows)
-                self.lengths[me] += len(rows)
+                keep = part.sampling_params.extra_args[KEEP_KEY]
+                assert keep == self.lengths[me] or (self.rewinds and 0 < keep < self.lengths[me])
+                seen = [*([np.concatenate(seen)[:keep]] if seen else []), rows]
+                self.lengths[me] = keep + len(rows)
+                self.blocks[me] = max(self.blocks.get(me, 0), self.lengths[me])
                 self._check_room()
-                yield await self._step(np.concatenate(seen), len(rows))
+                yield await self._step(np.concatenate(seen), len(rows), part.sampling_params.logprobs)
         finally:
             await feed.aclose()
             del self.lengths[me]
+            self.blocks.pop(me, None)
             self.ended["request"] += 1
 
-    async def _step(self, seen: NDArray[np.float32], rows: int) -> Any:
+    async def _step(self, seen: NDArray[np.float32], rows: int, top: int) -> Any:
         self.running += 1
         self.max_running = max(self.running, self.max_running)
         try:
@@ -96,13 +103,12 @@ class FakeTail:
         self.steps += 1
         self.rows += rows
         token = token_after(seen)
-        drawn = SimpleNamespace(
-            token_ids=[token], finish_reason="length", logprobs=[{token: SimpleNamespace(logprob=-0.5)}]
-        )
+        likeliest = {token + place: SimpleNamespace(logprob=-0.5 - place, rank=place + 1) for place in range(top or 1)}
+        drawn = SimpleNamespace(token_ids=[token], finish_reason="length", logprobs=[likeliest])
         return SimpleNamespace(outputs=[drawn])
 
     def _check_room(self) -> None:
-        blocks = sum(blocks_for(length + 1, self.block_size, self.max_model_len) for length in self.lengths.values())
+        blocks = sum(blocks_for(length + 1, self.block_size, self.max_model_len) for length in self.blocks.values())
         self.overrun |= blocks > self.kv_blocks - 1 or len(self.lengths) > self.max_num_seqs
 
 

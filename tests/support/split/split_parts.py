@@ -60,6 +60,10 @@ class WholeModel:
         token = int(logprobs.argmax())
         return token, float(logprobs[token])
 
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """[vocabulary], of the token after them."""
+        return self._run(token_ids).logits[0, -1].numpy()
+
     def logprob(self, token_ids: Sequence[int], token: int) -> float:
         """The natural log probability of `token` after `token_ids`."""
         return float(torch.log_softmax(self._run(token_ids).logits[0, -1], -1)[token])

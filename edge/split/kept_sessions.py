@@ -1,0 +1,57 @@
+"""The clouds' sessions of answers that have ended: the next answer that begins as one of them did goes on with it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.cloud_client.pool import Cloud
+from common.cloud_client.split_session import SplitSession
+from common.protocol.prefix_hash import common_prefix
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptSession:
+    """A session with `cloud` that was sent the states of `tokens`, of `tenant`; the cloud may have forgotten it."""
+
+    cloud: Cloud
+    session: SplitSession
+    tokens: list[int]
+    tenant: str
+
+
+class KeptSessions:
+    """Up to `limit` sessions, the least recently used of which is closed for a further one; used in the event loop."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kept: list[KeptSession] = []
+        """The least recently used first."""
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def take(self, prompt: Sequence[int], tenant: str) -> KeptSession | None:
+        """That of this tenant which shares most with `prompt`, cut to that; None if it would lose more than it keeps.
+
+        The last token of a prompt is never shared: its state is what a first question needs. Whoever takes a session
+        must close it, or give it back.
+        """
+        wanted = list(prompt[:-1])
+        shared = {kept: common_prefix(kept.tokens, wanted) for kept in self._kept if kept.tenant == tenant}
+        fit = [kept for kept, length in shared.items() if 2 * length >= len(kept.tokens) and kept.cloud.breaker.closed]
+        if not fit:
+            return None
+        best = max(fit, key=lambda kept: shared[kept])
+        self._kept.remove(best)
+        keep = shared[best]
+        return KeptSession(best.cloud, best.session.successor(keep), best.tokens[:keep], tenant)
+
+    def give(self, kept: KeptSession) -> None:
+        """Keeps a session of which no question is open."""
+        self._kept.append(kept)
+        if len(self._kept) > self._limit:
+            self._kept.pop(0).session.close()
+
+    def close(self) -> None:
+        """Closes all of them."""
+        while self._kept:
+            self._kept.pop().session.close()

@@ -333,6 +333,7 @@ async def test_a_server_that_stops_answers_running_requests_and_closes() -> None
         session = new_session()
         await line.send(opening(session), states(session, 1, 0, 5), AskFrame(session=session, id=0, position=5))
         await settled(lambda: cloud.tail.running == 1)
+        cloud.server.drain_seconds = 3600.0
         draining = asyncio.create_task(cloud.server.drain())
         assert isinstance(await line.receive(), TokenFrame)
         assert (await line.fault()).status == 503

@@ -26,7 +26,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that share most begin first, since they take longest; the order within a file stays."""
+    """The files that share most begin first, since they take longest; the order within a file stays.
+
+    A name with an address is another one in each worker, and the workers would refuse to begin: so would each alone.
+    """
+    if unstable := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"give this test ids that are the same in every process: {unstable[0]}")
     items.sort(key=lambda item: ["servers", "cloud_engine"].index(group) if (group := shared_by(item.nodeid)) else 2)
 
 

@@ -70,7 +70,7 @@ def test_a_higher_threshold_never_sends_more_to_the_cloud_nor_makes_fewer_answer
         (CalibrationTarget("--target-cloud-rate", 0.4, 0.95), lambda found: abs(found.cloud_rate - 0.4) <= 0.03),
         (CalibrationTarget("--max-risk", 0.1, 0.95), lambda found: found.risk < 0.1),
     ],
-    ids=str,
+    ids=["quality", "cloud rate", "risk"],
 )
 def test_the_threshold_meets_the_target_on_the_part_that_chose_it(target: CalibrationTarget, kept) -> None:  # type: ignore[no-untyped-def]
     fitted = fit_router(side_answers(800, 0.9), 4, request(target), TRAINING)

@@ -1,8 +1,8 @@
 """Builds the cloud server: its parts, and the routes /verify, /ready and /stats."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import msgspec
@@ -55,7 +55,7 @@ SUPERVISOR = web.AppKey("SUPERVISOR", EngineSupervisor)
 TOKENIZER = web.AppKey("TOKENIZER", TokenizerRoute)
 SPLIT = web.AppKey("SPLIT", SplitService)
 
-MAX_BATCH = 256
+MAX_BATCH = 128
 """Maximum number of rounds in one POST /verify/batch."""
 
 
@@ -67,12 +67,14 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
     app[SESSIONS] = SessionTable()
     drafts = config.draft_verifier
     # Half of vLLM's places stay free of live requests: without them, others would wait until a session is idle.
-    places = min(drafts.resident_sessions, drafts.batch.max_batch_size // 2 if drafts.batch.enabled else 0)
-    app[RESIDENTS] = ResidentPool(engine, places, drafts.resident_idle_seconds)
-    app[VERIFIER] = DraftVerifier(engine, app[SESSIONS], app[RESIDENTS])
     limits, weight = config.admission, weight_of(config.admission)
-    app[ADMISSION] = Admission(limits.max_requests, limits.max_tokens, config.sequences, weight=weight)
-    app[TURNS] = EngineTurns(config.sequences, weight)
+    turns = app[TURNS] = EngineTurns(config.sequences, weight)
+    places = min(drafts.resident_sessions, config.sequences // 2)
+    app[RESIDENTS] = ResidentPool(engine, places, drafts.resident_idle_seconds, turns.turn)
+    app[VERIFIER] = DraftVerifier(engine, app[SESSIONS], app[RESIDENTS], turns.turn)
+    app[ADMISSION] = Admission(
+        limits.max_requests, limits.max_tokens, config.sequences, weight=weight, waiting=lambda: turns.people
+    )
     app[METRICS] = CloudMetrics(registry)
     app[SUPERVISOR] = EngineSupervisor(
         engine, SupervisorTiming(hang=config.engine.hang_seconds), app[METRICS].engine_restarts.inc
@@ -88,6 +90,7 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
         engine,
         validation.check_sampling,
         lambda tokens: _work(app, tokens),
+        turns.turn,
         lambda answer: _record_stream(app, answer),
         app[TOKENIZER].check,
     ).add_to(app)
@@ -196,22 +199,18 @@ async def _round(request: web.Request, body: VerifyRequest) -> VerifyResponse:
     app = request.app
     await app[TOKENIZER].check(body.vocabulary)
     current_priority.set(body.priority)
-    async with _work(app, request_cost.of_round(body), begun=body.prefix_length > 0):
+    with _work(app, request_cost.of_round(body), begun=body.prefix_length > 0):
         response = await app[VERIFIER].verify_draft(body, request[REQUEST_ID], tenant_of(request, body.tenant))
     drawn, seconds = len(response.token_ids), response.latency_ms / 1000
     app[METRICS].record_verify(VerifyForm(response.form), response.drafted, response.accepted, drawn, seconds)
     return response
 
 
-@asynccontextmanager
-async def _work(app: web.Application, tokens: int, begun: bool = False) -> AsyncIterator[Callable[[], None]]:
-    """Around work of the engine that may grow to `tokens`, in its turn, which ends at the latest with the block.
-
-    Raises OverloadedError or EngineError.
-    """
+@contextmanager
+def _work(app: web.Application, tokens: int, begun: bool = False) -> Iterator[None]:
+    """Around work that waits for the engine and may grow to `tokens`; raises OverloadedError or EngineError."""
     with app[SUPERVISOR].using(), app[ADMISSION].admit(tokens, begun=begun):
-        async with app[TURNS].turn() as end_turn:
-            yield end_turn
+        yield
 
 
 def _record_stream(app: web.Application, answer: ContinuousAnswer) -> None:

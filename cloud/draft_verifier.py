@@ -1,6 +1,7 @@
 """F2 on the cloud: checks a verify request, has the engine verify it, and answers it."""
 
 import asyncio
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from cloud.verify.round import VerifyRound
 from cloud.verify.sessions import SessionTable
 from cloud.verify.stop_strings import find_stop
 from cloud.verify.validation import require
+from common.fair_queue import Turn
 from common.tracing.spans import span
 from common.types import FinishReason, Verdict, VerifyRequest, VerifyResponse
 
@@ -25,6 +27,7 @@ class DraftVerifier:
     """Verifies drafts round by round: in a live request if `residents` has a place, else in a request of their own.
 
     `sessions` holds the prefixes between rounds; `residents`, if given, the live requests, which the caller closes.
+    `turn` is entered around what the engine computes for a round outside `residents`, which have their own.
     With a model's path in place of an engine it owns an engine, which the first request starts and `close` closes.
     """
 
@@ -33,12 +36,14 @@ class DraftVerifier:
         engine: CloudEngine | str,
         sessions: SessionTable | None = None,
         residents: ResidentPool | None = None,
+        turn: Turn = nullcontext,
     ) -> None:
         self._owns = isinstance(engine, str)
         self._engine = CloudEngine(engine) if isinstance(engine, str) else engine
         self._starting: asyncio.Future[None] | None = None
         self._sessions = SessionTable() if sessions is None else sessions
         self._residents = residents
+        self._turn = turn
         self._replays: Replays[VerifyResponse] = Replays()
 
     async def close(self) -> None:
@@ -78,7 +83,9 @@ class DraftVerifier:
         live = f"{tenant}/{request.session}"
         verdict = await residents.verify(live, round) if residents is not None else None
         form = VerifyForm.RESIDENT if verdict else VerifyForm.STATELESS
-        verdict = verdict or await stateless.verify(self._engine, round)
+        if verdict is None:
+            async with self._turn():
+                verdict = await stateless.verify(self._engine, round)
         stop = find_stop(self._engine.tokenizer.decode, _answer(round), verdict.token_ids, request.stop)
         if stop is not None:
             verdict = _cut(verdict, stop.keep)

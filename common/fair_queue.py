@@ -3,6 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -12,6 +13,8 @@ T = TypeVar("T")
 
 WeightOf = Callable[[str], float]
 """From a tenant's name to its weight."""
+Turn = Callable[[], AbstractAsyncContextManager[object]]
+"""Entered around what is computed for one request."""
 
 
 def equal_weights(_: str) -> float:
@@ -22,7 +25,8 @@ def may_wait(requests: int, places: int, taken: Mapping[str, int], tenant: str, 
     """Whether a `tenant` may have `requests` more of the `places`, of which each tenant has `taken` some.
 
     Where too few are free it may still have its share of all places, among those who have any, and one at least: else
-    who comes first with many requests keeps all others out. So each tenant has one place too many at most.
+    who comes first with many requests keeps all others out. So n tenants have up to 1 + 1/2 + ... + 1/n times the
+    places, where each comes when those before it have all that they may.
     """
     if sum(taken.values()) + requests <= places:
         return True
@@ -64,6 +68,11 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def people(self) -> int:
+        """Those that are no batches."""
+        return sum(not waiter.batch for waiter in self._waiting)
+
     def add(self, item: T, tenant: str, priority: int) -> None:
         self._arrivals += 1
         waiter = Waiter(item, tenant, priority, self._arrivals)
@@ -100,7 +109,7 @@ class Turns:
     """A number of places; `len` is how many requests wait. Used in one event loop.
 
     A request is that of `current_tenant`, with `current_priority`. `on_turn` is called at each turn with how many go on
-    waiting.
+    waiting that are no batches.
     """
 
     def __init__(
@@ -113,6 +122,11 @@ class Turns:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    @property
+    def people(self) -> int:
+        """Requests that wait and are no batches."""
+        return self._queue.people
 
     async def take(self, places: int = 1) -> None:
         """Returns when the request has its turn, for as soon as one place is free; `free` ends it."""
@@ -136,7 +150,7 @@ class Turns:
         """Promises what is promised to nobody to those who are next."""
         while self._free > 0 and self._queue:
             turn = self._queue.pop()
-            self._on_turn(len(self._queue))
+            self._on_turn(self._queue.people)
             if not turn.given.done():  # else its request has just left
                 self._free -= turn.places
                 turn.given.set_result(None)

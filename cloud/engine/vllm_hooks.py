@@ -61,6 +61,7 @@ SCHEDULERS: Hooks = {  # put drafts into steps, end verify requests, feed hidden
             ),
         ]
     ),
+    "vllm.v1.worker.cpu_worker": {"CPUWorker.execute_model": Overridden("scheduler_output")},
     "vllm.v1.structured_output": {
         "StructuredOutputManager.validate_tokens": Called("request spec_tokens"),
         "GuidanceBackend": None,

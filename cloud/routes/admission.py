@@ -45,9 +45,9 @@ NOTHING = Work(0, 0)
 class Admission:
     """Admits work up to `max_requests` and `max_tokens`; a larger request is admitted when nothing else runs.
 
-    `at_once`: how many requests the engine computes at once (None: all); the others wait. Where others hold so much, a
-    tenant is still admitted up to its share (`may_wait`), and batches keep out batches only. A request is that of
-    `current_tenant`, with `current_priority`. Used from one event loop only.
+    `at_once`: how many requests the engine computes at once (None: all); the others wait, `waiting` tells how many that
+    are no batches. Where others hold so much, a tenant is still admitted up to its share (`may_wait`), and batches keep
+    out batches only. A request is that of `current_tenant`, with `current_priority`. Used from one event loop only.
     """
 
     def __init__(
@@ -57,12 +57,14 @@ class Admission:
         at_once: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         weight: WeightOf = equal_weights,
+        waiting: Callable[[], int] = lambda: 0,
     ) -> None:
         self.limit = Work(max_requests, max_tokens)
         self._at_once = max_requests if at_once is None else min(at_once, max_requests)
         self._bound = QueueBound(max_requests - self._at_once, max(1, int(STANDING_TURNS * self._at_once)))
         self.held = NOTHING
         self._weight = weight
+        self._waiting = waiting
         self._held_by: dict[bool, dict[str, Work]] = {batch: defaultdict(lambda: NOTHING) for batch in (False, True)}
         """By tenant: of batches (True), and of all others."""
         self.admitted = 0
@@ -87,7 +89,8 @@ class Admission:
         try:
             yield
         finally:
-            self._bound.record_turn(self._waiting, requests)
+            if not begun and not batch:
+                self._bound.record_turn(self._waiting(), requests)
             self.held -= work
             self._held_by[batch][tenant] -= work
             del self._began[ticket]
@@ -98,13 +101,9 @@ class Admission:
         self._check(Work(1, 1), self._limit_now, current_tenant.get(), batch=False)
 
     @property
-    def _waiting(self) -> int:
-        return self.held.requests - self._at_once
-
-    @property
     def _limit_now(self) -> Work:
         """For what has not begun."""
-        self._bound.record_turn(self._waiting, 0)
+        self._bound.record_turn(self._waiting(), 0)
         return Work(self._at_once + self._bound.places, self.limit.tokens)
 
     def _check(self, work: Work, limit: Work, tenant: str, batch: bool) -> None:

@@ -46,36 +46,36 @@ class EngineTurns:
         self, places: int, weight: WeightOf = equal_weights, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
+        self._places = places
         self._seconds = MeanSeconds()
         self._turns = Turns(places, lambda tenant: weight(tenant) / self._seconds.of(tenant))
 
     def __len__(self) -> int:
         return len(self._turns)
 
+    @property
+    def people(self) -> int:
+        """Requests that wait and are no batches."""
+        return self._turns.people
+
     @asynccontextmanager
-    async def turn(self, sequences: int = 1) -> AsyncIterator[Callable[[], None]]:
-        """Around a request of `current_tenant`, with `current_priority`, that the engine computes as so many sequences.
+    async def turn(self, sequences: int = 1) -> AsyncIterator[None]:
+        """Around what the engine computes for a request of `current_tenant`, with `current_priority`.
 
-        It begins as soon as one place is free. What it yields ends the turn before the block does.
+        It begins as soon as one place is free, and takes one for each of `sequences`, but not more than there are.
         """
-        await self._turns.take(sequences)
-        tenant, began, ended = current_tenant.get(), self._clock(), False
-
-        def end() -> None:
-            nonlocal ended
-            if not ended:
-                ended = True
-                self._seconds.record(tenant, max(LEAST, self._clock() - began) * sequences)
-                self._turns.free(sequences)
-
+        taken = min(sequences, self._places)
+        await self._turns.take(taken)
+        tenant, began = current_tenant.get(), self._clock()
         try:
-            yield end
+            yield
         finally:
-            end()
+            self._seconds.record(tenant, max(LEAST, self._clock() - began) * taken)
+            self._turns.free(taken)
 
 
-async def read_ahead(events: AsyncGenerator[T, None], at_end: Callable[[], None]) -> AsyncGenerator[T, None]:
-    """The events, which are drawn as they come, however slowly a client reads them; `at_end` when there are no more.
+async def read_ahead(events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The events, which are drawn as they come, however slowly a client reads them.
 
     Closing this closes `events`, in the task that draws them.
     """
@@ -87,7 +87,6 @@ async def read_ahead(events: AsyncGenerator[T, None], at_end: Callable[[], None]
                 async for event in events:
                     drawn.put_nowait(event)
         finally:
-            at_end()
             drawn.put_nowait(None)
 
     drawing = asyncio.create_task(draw())

@@ -5,7 +5,8 @@ import functools
 import logging
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
+from functools import partial
 from typing import Any, get_args
 
 from aiohttp import web
@@ -25,6 +26,7 @@ from cloud.routes import request_cost
 from cloud.routes.admission import Admission
 from cloud.routes.engine_turns import EngineTurns, read_ahead
 from common.errors import EngineError, FrameworkError, RequestError
+from common.fair_queue import Turn
 from common.grammar.spec import GrammarSpec
 from common.http.messages import ERROR_OBJECT, REQUEST_ID, TENANT, error_object, read, reply, stream
 from common.http.request_context import current_priority
@@ -87,19 +89,21 @@ class Serving:
         if isinstance(priority := body.get("priority"), int):  # vLLM refuses one of another type
             current_priority.set(priority)
         with self._admission.admit(cost.tokens, cost.requests):
-            async with self._turns.turn(cost.requests) as end_turn:
-                return await self.answer(request, serve, generation, _trace_headers(), at_end=end_turn)
+            turn = partial(self._turns.turn, cost.requests)
+            streams = body.get("stream") is True  # its head and signs of life are sent before its turn
+            return await self.answer(request, serve, generation, _trace_headers(), turn=turn, streams=streams)
 
     async def answer(
-        self, request: web.Request, serve: Serve, *arguments: object, at_end: Callable[[], None] = lambda: None
+        self, request: web.Request, serve: Serve, *arguments: object, turn: Turn = nullcontext, streams: bool = False
     ) -> web.StreamResponse:
         """What a vLLM serving object returns (a model, an error object, or a stream of events) as a response.
 
-        `at_end`: called when the last event of a stream is computed, which the client may read later.
+        `turn`: entered around what the engine computes, which for an answer that `streams` are its events.
         """
         try:
             with self._supervisor.using():
-                result = await serve(*arguments)
+                async with nullcontext() if streams else turn():
+                    result = await serve(*arguments)
                 _raise_if_cancelled()
         except EngineDeadError as error:
             raise EngineError("the engine has died") from error
@@ -116,14 +120,15 @@ class Serving:
         if isinstance(result, BaseModel):
             return reply(request, result.model_dump(mode="json", **DUMPED.get(type(result), {})))
         error_event = anthropic_errors.error_event if ERROR_OBJECT in request else None
-        return await stream(request, read_ahead(self._encoded(result), at_end), error_event)
+        return await stream(request, read_ahead(self._encoded(result, turn)), error_event)
 
-    async def _encoded(self, events: AsyncGenerator[Any, None]) -> AsyncGenerator[bytes, None]:
+    async def _encoded(self, events: AsyncGenerator[Any, None], turn: Turn) -> AsyncGenerator[bytes, None]:
         # Closing the events aborts the generation when the client has left.
         async with aclosing(events):
             with self._supervisor.using():
-                async for event in events:
-                    yield _event(event).encode()
+                async with turn():
+                    async for event in events:
+                        yield _event(event).encode()
 
 
 def _event(event: Any) -> str:

@@ -7,8 +7,8 @@ the other is cancelled, and with it the generation in the engine.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from cloud.verify.round import VerifyRound
 from cloud.verify.validation import check_ids
 from cloud.websocket import ClientLeftError, ClientSocket
 from common.errors import EngineError, FrameworkError, OverloadedError, RequestError, StoppingError
+from common.fair_queue import Turn
 from common.http.in_flight import IN_FLIGHT
 from common.http.messages import EXCHANGE, REQUEST_ID, client_error, error_object, tenant_of, websocket
 from common.http.request_context import current_priority, current_request_id
@@ -49,10 +50,6 @@ KEEP_SECONDS = 75.0
 """Time limit for the next start frame of a connection that is kept open."""
 
 
-def _nothing() -> None:
-    pass
-
-
 async def _no_check(vocabulary: str) -> None:
     pass
 
@@ -62,14 +59,16 @@ class StreamRoute:
     """The handler of one route; the callables are the server's rules.
 
     `check` raises RequestError for sampling that is refused, `check_vocabulary` VocabularyError for token ids of
-    another vocabulary. `work` is entered around each generation with its number of tokens (prompt and answer), and
-    gives what is called when all is computed; it raises OverloadedError, or EngineError when the engine is lost.
+    another vocabulary. `work` is entered around each generation with its number of tokens (prompt and answer); it
+    raises OverloadedError, or EngineError when the engine is lost. `turn` is entered around what the engine computes;
+    while it waits the client's frames are read, and so its pings are answered.
     `record` is called with each answer that has ended, complete or not.
     """
 
     engine: CloudEngine
     check: Callable[[Sampling], None] = lambda _: None
-    work: Callable[[int], AbstractAsyncContextManager[Callable[[], None]]] = lambda _: nullcontext(_nothing)
+    work: Callable[[int], AbstractContextManager[object]] = lambda _: nullcontext()
+    turn: Turn = nullcontext
     record: Callable[[ContinuousAnswer], None] = lambda _: None
     check_vocabulary: Callable[[str], Awaitable[None]] = _no_check
 
@@ -119,15 +118,17 @@ class StreamRoute:
         )
         tokens = min(len(start.token_ids) + start.max_tokens, self.engine.max_model_len)
         current_priority.set(start.priority)
-        with span("stream", SpanKind.SERVER) as traced:
-            async with self.work(tokens) as end_work:
-                with request.app[DRAFT_CHANNEL].sender() as sender:
-                    answer = ContinuousAnswer(self.engine, round, sender, start.stop)
-                    try:
-                        return await self._exchange(peer, answer, end_work)
-                    finally:
-                        request[EXCHANGE].end()
-                        self._record(traced, answer, request_id)
+        with (
+            span("stream", SpanKind.SERVER) as traced,
+            self.work(tokens),
+            request.app[DRAFT_CHANNEL].sender() as sender,
+        ):
+            answer = ContinuousAnswer(self.engine, round, sender, start.stop)
+            try:
+                return await self._exchange(peer, answer)
+            finally:
+                request[EXCHANGE].end()
+                self._record(traced, answer, request_id)
 
     def _record(self, traced: Span, answer: ContinuousAnswer, request_id: str) -> None:
         self.record(answer)
@@ -154,11 +155,9 @@ class StreamRoute:
         check_ids(start.token_ids, self.engine.vocab_size, "token_ids")
         check_ids(start.stop_token_ids, self.engine.vocab_size, "stop_token_ids")
 
-    async def _exchange(
-        self, peer: "Peer", answer: ContinuousAnswer, end_work: Callable[[], None]
-    ) -> StartFrame | None:
+    async def _exchange(self, peer: "Peer", answer: ContinuousAnswer) -> StartFrame | None:
         reading = asyncio.create_task(self._read(peer, answer))
-        sending = asyncio.create_task(_send(peer, answer, end_work))
+        sending = asyncio.create_task(_send(peer, self._frames(answer)))
         try:
             await asyncio.wait((reading, sending), return_when=asyncio.FIRST_COMPLETED)
             following = reading.result() if reading.done() else None
@@ -168,6 +167,11 @@ class StreamRoute:
             for task in (reading, sending):
                 task.cancel()
             await asyncio.gather(reading, sending, return_exceptions=True)
+
+    async def _frames(self, answer: ContinuousAnswer) -> AsyncGenerator[ServerFrame, None]:
+        async with self.turn(), aclosing(answer.frames()) as frames:
+            async for frame in frames:
+                yield frame
 
     async def _read(self, peer: "Peer", answer: ContinuousAnswer) -> StartFrame:
         """Passes drafts on; returns the next start, which may follow only after the answer's end."""
@@ -238,9 +242,10 @@ async def _next_start(request: web.Request, peer: Peer) -> StartFrame | None:
         await asyncio.gather(*waits, return_exceptions=True)
 
 
-async def _send(peer: Peer, answer: ContinuousAnswer, end_work: Callable[[], None]) -> None:
-    async with aclosing(read_ahead(answer.frames(), end_work)) as frames:
-        async for frame in frames:
+async def _send(peer: Peer, frames: AsyncGenerator[ServerFrame, None]) -> None:
+    """Sends the frames; how slowly a client reads them holds the engine's place no longer than computing them does."""
+    async with aclosing(read_ahead(frames)) as drawn:
+        async for frame in drawn:
             await peer.send(frame)
 
 

@@ -7,12 +7,14 @@ take back. If live requests held all of either, every other request would wait f
 import asyncio
 import time
 from collections import Counter, OrderedDict
+from contextlib import nullcontext
 from enum import StrEnum
 
 from cloud.engine.engine import CloudEngine
 from cloud.verify.live_request import LiveRequest, can_reside
 from cloud.verify.round import VerifyRound
 from common.errors import EngineError
+from common.fair_queue import Turn
 from common.types import Verdict
 
 GRACE_SECONDS = 1.0
@@ -51,16 +53,19 @@ def blocks_for(tokens: int, block_size: int, max_model_len: int) -> int:
 class ResidentPool:
     """At most `limit` live requests of `engine`, each closed after `idle_seconds` without a round.
 
+    `turn` is entered around what the engine computes for a round.
+
     Owns them, the task that closes idle ones, and the tasks in which they end. Used from one event loop only.
     """
 
-    def __init__(self, engine: CloudEngine, limit: int, idle_seconds: float) -> None:
+    def __init__(self, engine: CloudEngine, limit: int, idle_seconds: float, turn: Turn = nullcontext) -> None:
         self.opened = 0
         self.continued = 0
         self.closed: Counter[CloseReason] = Counter()
         self._engine = engine
         self._limit = limit
         self._idle_seconds = idle_seconds
+        self._turn = turn
         self._live: OrderedDict[str, LiveRequest] = OrderedDict()  # least recently used first
         self._ending: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
@@ -106,9 +111,10 @@ class ResidentPool:
     async def _round(self, session: str, live: LiveRequest, round: VerifyRound) -> Verdict | None:
         self._live[session] = live
         self._live.move_to_end(session)
-        live.busy = True
+        live.busy = True  # also while it waits for its turn: it is not idle then
         try:
-            verdict = await live.verify(round)
+            async with self._turn():
+                verdict = await live.verify(round)
         except EngineError:
             self._end_all(CloseReason.ENGINE)  # lost with the engine, whose state a stateless request reports
             return None

@@ -95,7 +95,7 @@ class SequencePool:
             )
         admitted = self._admitted[True] + self._admitted[False]
         waiting = max(0, admitted.total() - self._sequences)
-        self._bound.record_turn(waiting, 0)
+        self._bound.record_turn(self._admitted[False].total() - self._sequences, 0)  # batches may wait for long
         places = self._sequences + self._bound.places
         before = admitted if batch else self._admitted[False]  # others overtake batches
         if not may_wait(requests, places, before, tenant, self._weight):

@@ -8,6 +8,8 @@ import pytest
 
 from cloud.routes.admission import LONGEST_WAIT, STANDING_TURNS, Admission, Work
 from common.errors import OverloadedError
+from common.fair_queue import Turns
+from common.http.request_context import current_priority
 from tests.support.manual_clock import ManualClock
 
 
@@ -121,6 +123,12 @@ def test_retry_after_ignores_releases_of_long_ago() -> None:
         assert refusal(admission, 1).retry_after == 20
 
 
+def crowded() -> Admission:
+    """Of an engine with 8 places, at which all others wait."""
+    admission = Admission(40, 10**6, at_once=8, waiting=lambda: admission.held.requests - 8)
+    return admission
+
+
 def served(admission: Admission, held: list[ExitStack], arrivals: int) -> list[int]:
     """Refusals of each of 200 turns: so many come, and the one that was admitted first ends."""
     refusals = []
@@ -137,7 +145,7 @@ def served(admission: Admission, held: list[ExitStack], arrivals: int) -> list[i
 
 
 def test_a_burst_fills_vllms_queue_and_one_that_does_not_empty_is_kept_short() -> None:
-    admission, held = Admission(40, 10**6, at_once=8), list[ExitStack]()
+    admission, held = crowded(), list[ExitStack]()
     served(admission, held, arrivals=20)
     assert admission.held.requests == 8 + int(STANDING_TURNS * 8) - 1
     while held:
@@ -150,7 +158,7 @@ def test_a_burst_fills_vllms_queue_and_one_that_does_not_empty_is_kept_short() -
 
 def test_a_standing_queue_keeps_no_round_of_an_answer_out_that_has_begun() -> None:
     """Else every answer of an edge would lose its cloud at one of its rounds, and none would be whole."""
-    admission, held = Admission(40, 10**6, at_once=8), list[ExitStack]()
+    admission, held = crowded(), list[ExitStack]()
     served(admission, held, arrivals=20)
     with ExitStack() as rounds:
         while admission.held.requests < 40:
@@ -167,3 +175,48 @@ def test_a_server_without_room_for_the_smallest_request_says_so_before_it_is_rea
         admission.check_room()
         with admission.admit(1), pytest.raises(OverloadedError):
             admission.check_room()
+
+
+def test_answers_that_are_computed_and_read_slowly_keep_nobody_out() -> None:
+    """They hold what was admitted, but no place of the engine, for which nobody waits."""
+    admission, readers = Admission(40, 10**6, at_once=8), ExitStack()
+    with readers:
+        for _ in range(30):
+            readers.enter_context(admission.admit(1))
+        for _ in range(100):
+            with admission.admit(1):
+                pass
+        assert not admission.refused
+
+
+async def test_batches_that_wait_do_not_shorten_the_queue_of_others() -> None:
+    turns = Turns(8)
+    admission = Admission(40, 10**6, at_once=8, waiting=lambda: turns.people)
+    current_priority.set(1)
+    await turns.take(8)
+    waiting = [asyncio.create_task(turns.take()) for _ in range(20)]
+    await asyncio.sleep(0)
+    for _ in range(100):
+        with admission.admit(1):
+            pass
+    current_priority.set(0)
+    assert (len(turns), turns.people) == (20, 0)
+    with ExitStack() as burst:
+        for _ in range(40):
+            burst.enter_context(admission.admit(1))
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def test_parts_of_answers_that_have_begun_are_no_turns() -> None:
+    """Of a split model's tail, for example, whose tokens another engine computes."""
+    admission = crowded()
+    with ExitStack() as held:
+        for _ in range(20):
+            held.enter_context(admission.admit(1))
+        for _ in range(100):
+            with admission.admit(1, begun=True):
+                pass
+        for _ in range(20):
+            held.enter_context(admission.admit(1))

@@ -21,6 +21,7 @@ from common.errors import OverloadedError
 from common.fair_queue import FairQueue, WeightOf, equal_weights
 from common.http.auth import tenant_name
 from common.http.request_context import current_priority, current_tenant
+from common.protocol.prefix_hash import prefix_hash
 from tests.cloud.toy_engine import ToyEngine, toy_cloud
 from tests.support.manual_clock import ManualClock
 
@@ -60,7 +61,8 @@ class CrowdedCloud:
 
     async def ask(self, key: str, times: int, priority: int = 0) -> None:
         before = await self.count()
-        self.asked += [asyncio.create_task(self._verify(key, priority)) for _ in range(times)]
+        body = {"new_token_ids": [5, 6, 7], "priority": priority}
+        self.asked += [asyncio.create_task(self.verify(key, body)) for _ in range(times)]
         async with asyncio.timeout(20):
             while await self.count() + sum(task.done() for task in self.asked) < before + times:
                 await asyncio.sleep(0.01)
@@ -82,8 +84,12 @@ class CrowdedCloud:
             lines = (await response.text()).splitlines()
         return next(int(float(line.split()[1])) for line in lines if line.startswith("edgecloud_admission_requests "))
 
-    async def _verify(self, key: str, priority: int) -> int:
-        body = {"new_token_ids": [5, 6, 7], "priority": priority}
+    def streaming(self, key: str) -> Any:
+        """A connection for streams, on which pongs can be seen."""
+        return self._http.ws_connect("/stream", headers={"Authorization": f"Bearer {key}"}, autoping=False)
+
+    async def verify(self, key: str, body: dict[str, Any]) -> int:
+        """The status of the reply."""
         async with self._http.post("/verify", json=body, headers={"Authorization": f"Bearer {key}"}) as response:
             await response.read()
             return response.status
@@ -149,6 +155,28 @@ async def test_a_round_that_is_abandoned_while_it_waits_leaves_its_turn_to_other
         assert await cloud.count() == 0
 
 
+async def test_a_round_that_is_refused_does_not_wait_for_the_engine() -> None:
+    async with crowded(config()) as cloud:
+        await cloud.ask(EVE, PLACES + 3)
+        unknown = {"session": "nobody", "prefix_length": 3, "prefix_hash": prefix_hash([5, 6, 7]), "new_token_ids": [5]}
+        async with asyncio.timeout(20):
+            assert [await cloud.verify(ANN, {"new_token_ids": [10**6]}), await cloud.verify(ANN, unknown)] == [400, 409]
+        assert await cloud.statuses() == {200: PLACES + 3}
+
+
+async def test_a_stream_that_waits_for_its_turn_answers_pings() -> None:
+    """Else its edge takes it for lost, and so does the front of several replicas."""
+    async with crowded(config()) as cloud:
+        await cloud.ask(EVE, PLACES)
+        async with cloud.streaming(ANN) as ws, asyncio.timeout(20):
+            await ws.send_json({"type": "start", "token_ids": [5, 6, 7], "max_tokens": 1})
+            while await cloud.count() <= PLACES:
+                await asyncio.sleep(0.01)
+            await ws.ping()
+            assert (await ws.receive()).type is aiohttp.WSMsgType.PONG
+        assert await cloud.statuses() == {200: PLACES}
+
+
 # The same with a clock of its own
 
 
@@ -208,7 +236,13 @@ async def test_a_client_that_reads_slowly_holds_no_place_once_its_answer_is_comp
             yield token
 
     turns = EngineTurns(1)
-    async with turns.turn() as end_turn, aclosing(read_ahead(answer(), end_turn)) as events:
+
+    async def computed() -> AsyncGenerator[int, None]:
+        async with turns.turn(), aclosing(answer()) as tokens:
+            async for token in tokens:
+                yield token
+
+    async with aclosing(read_ahead(computed())) as events:
         assert await anext(events) == 0
         async with asyncio.timeout(20), turns.turn():
             assert [token async for token in events] == [1, 2, 3, 4]
@@ -226,10 +260,10 @@ async def test_an_answer_that_is_left_is_closed_where_it_is_drawn_and_its_failur
         finally:
             tasks.append(asyncio.current_task())
 
-    async with aclosing(read_ahead(answer(False), lambda: None)) as events:
+    async with aclosing(read_ahead(answer(False))) as events:
         assert await anext(events) == 0
     with pytest.raises(ZeroDivisionError):
-        assert [token async for token in read_ahead(answer(True), lambda: None)] == [0]
+        assert [token async for token in read_ahead(answer(True))] == [0]
     assert len(tasks) == 2
     assert asyncio.current_task() not in tasks
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -227,7 +227,7 @@ async def test_an_engine_that_is_not_up_and_a_full_server_are_reported() -> None
         with pytest.raises(EndpointError, match="not up"):
             await streamed(c, [1])
 
-    def full(tokens: int) -> AbstractAsyncContextManager[Any]:
+    def full(tokens: int) -> AbstractContextManager[Any]:
         assert tokens == 3 + 40
         raise OverloadedError("no room")
 

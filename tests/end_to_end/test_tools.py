@@ -32,7 +32,9 @@ async def test_a_lossless_call_is_the_clouds(servers: Servers, fields: dict[str,
         calls = {mode: calls_of(answer) for mode, answer in answers.items()}
         assert calls["rounds"] == calls["continuous"] == calls["cloud_only"] != []
         assert all(answer["choices"][0]["finish_reason"] == "tool_calls" for answer in answers.values())
-        assert all(answer["collaboration"]["lossless"] for answer in answers.values())
+        reports = [answer["collaboration"] for answer in answers.values()]
+        assert [report["degraded"] for report in reports] == [None] * 3
+        assert all(report["lossless"] for report in reports)
 
 
 @pytest.mark.parametrize("mode", ["collaborative", "edge_only", "cloud_only"])

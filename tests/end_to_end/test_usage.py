@@ -154,9 +154,14 @@ async def test_the_client_answers_as_shown(words: list[str], servers: Servers) -
 @pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "curl"], ids=" ".join)
 async def test_addresses_answer(words: list[str], servers: Servers) -> None:
     here = {"http://localhost:8080": servers.edge_url, "http://localhost:8081": servers.cloud_url}
-    usual, path = words[-1].rsplit("/", 1)
-    server = here[usual]
-    async with HTTPClient(server) as client, client.session().get(f"{server}/{path}") as response:
+    usual, _, path = next(word for word in words if "://" in word).removeprefix("http://").partition("/")
+    address = f"{here['http://' + usual]}/{path}"
+    data = words[words.index("-d") + 1] if "-d" in words else None
+    headers = {"Content-Type": "application/json"} if data else {}
+    async with (
+        HTTPClient(address) as client,
+        client.session().request("POST" if data else "GET", address, data=data, headers=headers) as response,
+    ):
         assert response.status == 200
         assert await response.text()
 

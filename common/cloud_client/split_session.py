@@ -139,8 +139,9 @@ class SplitSession:
         """
         assert 1 <= keep <= self.positions, "positions that were given to `send`"
         new = SplitSession(self._cloud, self._fingerprint, self._encoding)
-        new._predecessor = self._predecessor or self  # one that was never opened has nothing at the cloud
-        new._kept = new.positions = keep
+        new._predecessor, new._kept, new.positions = self, keep, keep
+        if self._predecessor is not None:  # this one was never opened: only what it took over is at the cloud
+            new._predecessor, new._kept = self._predecessor, min(keep, self._kept)
         new._pieces = [(at, piece.rows(0, min(len(piece), keep - at))) for at, piece in self._pieces if at < keep]
         self._pieces.clear()
         return new

@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from common.cloud_client.split_connection import SplitLink
 from common.cloud_client.split_session import SplitCloud, SplitSession
 from common.errors import EndpointError
 from common.types import GREEDY
@@ -51,6 +52,27 @@ async def test_one_that_is_never_used_sends_nothing_and_leaves_nothing() -> None
         assert unused.bytes_up == 0
         await settled(fake)
         (await begun(cloud)).successor(KEPT).close()
+        await settled(fake)
+
+
+def unreachable() -> SplitLink:
+    raise EndpointError("unreachable, half a second ago")
+
+
+async def test_what_one_could_not_send_is_sent_by_the_one_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the cloud would keep, in its place, what the first answer had sent there."""
+    async with fake_cloud(FakeTail(blocks=40)) as fake, split_cloud(fake.url) as cloud:
+        first = await begun(cloud)
+        lost = first.successor(KEPT)
+        with monkeypatch.context() as down:
+            down.setattr(cloud, "link", unreachable)
+            lost.send(NEXT[KEPT:])
+        turn = np.concatenate([NEXT, some_states(3, 0, 2)])
+        async with lost.successor(len(NEXT)) as session:
+            session.send(turn[len(NEXT) :])
+            token = await session.token(GREEDY, DEADLINE)
+            assert (token.token_id, token.computed) == (token_after(turn), len(turn) - KEPT)
+        assert lost.bytes_up == 0
         await settled(fake)
 
 

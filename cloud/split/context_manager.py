@@ -80,25 +80,23 @@ class CloudContextManager:
     def open(self, session: str, tenant: str = "") -> None:
         """Begins or continues `session`; raises ForeignSession, or OverloadedError if all sessions are in use."""
         self.expire()
-        if (context := self._sessions.get(session)) is not None:
-            if context.tenant != tenant:
-                raise ForeignSession("this session is not yours")
+        self.check_tenant(tenant, session)
+        if session in self._sessions:
             self._touch(session)
             return
         if len(self._sessions) >= self._limits.sessions:
             self._drop_one(EvictionReason.SESSIONS, keep="", why="no room for another session")
         self._sessions[session] = SessionStates(tenant, self._clock())
 
-    def rename(self, session: str, to: str, keep: int, tenant: str = "") -> bool:
-        """Makes `session` the session `to`, with its first `keep` positions only; False if it cannot, or `to` exists.
+    def check_tenant(self, tenant: str, *sessions: str) -> None:
+        """Raises ForeignSession if one of those `sessions` that exist is another tenant's."""
+        if any(self._sessions[each].tenant != tenant for each in sessions if each in self._sessions):
+            raise ForeignSession("this session is not yours")
 
-        Raises ForeignSession if one of them is another tenant's.
-        """
+    def rename(self, session: str, to: str, keep: int) -> bool:
+        """Makes `session` the session `to`, with its first `keep` positions only; False if it cannot, or `to` exists."""
         self.expire()
         context = self._sessions.get(session)
-        for each in filter(None, (context, self._sessions.get(to))):
-            if each.tenant != tenant:
-                raise ForeignSession("this session is not yours")
         if context is None or context.requests or to in self._sessions:
             return False
         self._sessions[to] = self._sessions.pop(session)

@@ -65,10 +65,11 @@ class TailPool:
 
         Does nothing if `session` exists. Raises ForeignSession if one of them is another tenant's.
         """
+        self._contexts.check_tenant(tenant, parent, session)
         seat = self._seats.get(parent)
         if seat and (seat.running or (keep < seat.request.computed and not self._engine.rewinds)):
             self._contexts.close(parent)
-        if self._contexts.rename(parent, session, keep, tenant) and (seat := self._seats.pop(parent, None)):
+        if self._contexts.rename(parent, session, keep) and (seat := self._seats.pop(parent, None)):
             seat.request.rewind(keep)
             seat.last = None
             self._seats[session] = seat

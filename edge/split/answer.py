@@ -144,5 +144,5 @@ class SplitAnswer:
             report.cloud_latency_ms = tail.waited_ms
             report.cloud_positions = tail.computed
             report.bytes_up, report.bytes_down = tail.bytes_up, tail.bytes_down
-            report.owed += sequence.held[0] - max(tail.sent, sequence.reused)
+            report.owed += max(0, sequence.held[0] - max(tail.sent, sequence.reused))
         self.answer.close()

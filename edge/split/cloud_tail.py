@@ -109,9 +109,14 @@ class CloudTail:
             await session.__aexit__(*error)
 
     def take_out(self, tokens: Sequence[int], tenant: str) -> KeptSession | None:
-        """The session for further answers that begin with `tokens`, of `tenant`; None if there is none in order."""
+        """The session for further answers that begin with `tokens`, of `tenant`; None if there is none in order.
+
+        Nor is one kept that holds more than `tokens`: the answer was left before it had read as far as an earlier one.
+        """
         session, cloud = self._session, self._cloud
-        if session is None or cloud is None or not session.positions or not self._in_order:
+        if session is None or cloud is None or not self._in_order:
+            return None
+        if not 0 < session.positions <= len(tokens):
             return None
         self._session = None
         return KeptSession(cloud, session, list(tokens[: session.positions]), tenant)

@@ -36,11 +36,12 @@ class KeptSessions:
         must close it, or give it back.
         """
         wanted = list(prompt[:-1])
-        shared = {kept: common_prefix(kept.tokens, wanted) for kept in self._kept if kept.tenant == tenant}
-        fit = [kept for kept, length in shared.items() if 2 * length >= len(kept.tokens) and kept.cloud.breaker.closed]
+        shared = {each: common_prefix(each.tokens, wanted) for each in self._kept if each.tenant == tenant}
+        kept = [each for each, length in shared.items() if length and 2 * length >= len(each.tokens)]
+        fit = [each for each in kept if each.cloud.breaker.closed]
         if not fit:
             return None
-        best = max(fit, key=lambda kept: shared[kept])
+        best = max(fit, key=lambda each: shared[each])
         self._kept.remove(best)
         keep = shared[best]
         return KeptSession(best.cloud, best.session.successor(keep), best.tokens[:keep], tenant)

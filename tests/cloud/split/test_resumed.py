@@ -26,6 +26,7 @@ from tests.support.split.fake_tail import (
     some_states,
     token_after,
 )
+from tests.waiting import until
 
 
 def pool_of(tail: FakeTail, limits: Limits | None = None) -> tuple[TailPool, CloudContextManager]:
@@ -111,6 +112,28 @@ async def test_no_tenant_takes_over_anothers_session() -> None:
     assert contexts.held("one") == 5
 
 
+@pytest.mark.parametrize("running", [True, False])
+async def test_nor_ends_its_live_request_which_could_not_be_taken_over(running: bool) -> None:
+    """Neither one whose question is open, nor one that a tail would have to rewind which cannot."""
+    tail = FakeTail()
+    tail.rewinds = False
+    if running:
+        tail.gate.clear()
+    pool, contexts = pool_of(tail)
+    contexts.open("one", "a")
+    contexts.receive("one", 0, pack(some_states(1, 0, 5), StateEncoding.FP32))
+    asking = asyncio.create_task(pool.token("one", 5, GREEDY))
+    await until(lambda: bool(tail.running if running else tail.steps))
+    if not running:
+        await asking
+    with pytest.raises(ForeignSession):
+        pool.resume("new", "one", 4, "b")
+    tail.gate.set()
+    assert (await asking).token_id == right_for(1, 5)
+    assert (contexts.held("one"), len(pool)) == (5, 1)
+    await pool.close()
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_any_conversations_at_once_are_answered_correctly_within_the_bounds(seed: int) -> None:
     """Each goes on from a random place of what it has said, in a cloud that is too small for all of them."""
@@ -152,13 +175,15 @@ async def test_a_wrong_parent_is_refused_and_the_connection_goes_on(wrong: dict[
 
 
 async def test_a_session_that_names_itself_or_one_with_an_open_question_begins_with_nothing() -> None:
-    async with fake_cloud(FakeTail(seconds=0.1)) as cloud, line_to(cloud) as line:
+    async with fake_cloud() as cloud, line_to(cloud) as line:
         busy, session = new_session(), new_session()
+        cloud.tail.gate.clear()
         await line.send(opening(busy), states(busy, 1, 0, 5), AskFrame(session=busy, id=0, position=5))
-        await asyncio.sleep(0.05)
+        await until(lambda: bool(cloud.tail.running))
         taking = msgspec.structs.replace(opening(session), parent=busy, keep=5)
         await line.send(taking, AskFrame(session=session, id=0, position=5))
         assert (await line.fault()).held == 0
+        cloud.tail.gate.set()
         itself = msgspec.structs.replace(opening(session), parent=session, keep=3)
         await line.send(states(session, 2, 0, 5), itself, states(session, 2, 5, 6))
         await line.send(AskFrame(session=session, id=1, position=6))

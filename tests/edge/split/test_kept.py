@@ -182,6 +182,36 @@ async def test_a_session_whose_question_is_open_or_has_failed_is_not_gone_on_wit
     assert [session.closed for session in cloud.sessions] == [True, True, False]
 
 
+async def test_an_answer_left_before_it_has_read_as_far_as_its_session_closes_it(
+    demo_split: Path, cloud: FakeSplitCloud
+) -> None:
+    """Two other answers have taken both sequences, so that the edge has to read the prompt again; the cloud has not."""
+    async with engine_of(demo_split, cloud, "edge.model.sequences=2") as engine:
+        turn = (await answered(engine, prompt_of(engine, QUESTIONS[0]), (NEVER, NEVER), BABBLE)).answer.committed
+        for question in QUESTIONS[1:3]:
+            await answered(engine, prompt_of(engine, question), (NEVER, NEVER), reuse=False)
+        request = DecodingRequest(turn, LENGTH, BABBLE, engine.plan())
+        async with engine.answer(request, True) as left:
+            running = asyncio.create_task(anext(left.run()))
+            await asyncio.sleep(0)
+            running.cancel()
+            await asyncio.wait([running])
+        assert left.answer.report.owed == 0
+        assert cloud.sessions[-1].begun_with == len(turn) - 1
+        assert all(session.closed for session in cloud.sessions)
+        await answered(engine, prompt_of(engine, "Another?"), (NEVER, NEVER))
+    assert cloud.sessions[-1].begun_with == 0
+
+
+async def test_a_session_that_shares_nothing_with_a_prompt_is_not_taken(cloud: FakeSplitCloud) -> None:
+    (one,) = cloud.clouds()._clouds
+    kept, session = KeptSessions(2), cloud.session("f")
+    session.send(np.zeros((10, 4), np.float32))
+    kept.give(KeptSession(one, session, [], ""))  # type: ignore[arg-type]
+    assert kept.take([1, 2, 3], "") is None
+    assert len(kept) == 1
+
+
 async def test_a_cloud_that_has_forgotten_a_session_has_time_to_compute_it_again(
     engine: EdgeInferenceEngine, cloud: FakeSplitCloud
 ) -> None:

@@ -51,6 +51,7 @@ class FakeSession:
         self.closed = True
 
     def successor(self, keep: int) -> "FakeSession":
+        assert 1 <= keep <= self.positions, "positions that were given to `send`"
         session = self.cloud.session(self.fingerprint, self.encoding)
         session.pieces.append(self.states[:keep])
         session.begun_with = keep

@@ -46,7 +46,7 @@ def right_for(session: int, position: int) -> int:
 
 
 class FakeTail:
-    """Answers after `seconds`; sets `overrun` when it is made to hold more than it can."""
+    """Answers after `seconds`, while its `gate` is open; sets `overrun` when it is made to hold more than it can."""
 
     def __init__(self, places: int = 4, blocks: int = 12, seconds: float = 0.0) -> None:
         self.max_model_len = 100
@@ -54,6 +54,8 @@ class FakeTail:
         self.max_num_seqs = places
         self.kv_blocks = blocks
         self.seconds = seconds
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.steps = 0
         self.rows = 0
         self.running = 0
@@ -96,6 +98,7 @@ class FakeTail:
         self.max_running = max(self.running, self.max_running)
         try:
             await asyncio.sleep(self.seconds)
+            await self.gate.wait()
         finally:
             self.running -= 1
         if self.dead:

@@ -94,7 +94,7 @@ class CloudContextManager:
             raise ForeignSession("this session is not yours")
 
     def rename(self, session: str, to: str, keep: int) -> bool:
-        """Makes `session` the session `to`, with its first `keep` positions only; False if it cannot, or `to` exists."""
+        """Makes `session` the session `to`, with its first `keep` positions; False if it cannot, or `to` exists."""
         self.expire()
         context = self._sessions.get(session)
         if context is None or context.requests or to in self._sessions:

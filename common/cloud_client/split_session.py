@@ -25,14 +25,7 @@ from common.http.client import HTTPClient
 from common.http.error_replies import Busy
 from common.http.retry import ConnectionBroken
 from common.protocol.hidden_states import PackedStates, pack
-from common.protocol.split_frames import (
-    AskFrame,
-    CloseFrame,
-    FaultFrame,
-    OpenFrame,
-    StatesFrame,
-    TokenFrame,
-)
+from common.protocol.split_frames import AskFrame, CloseFrame, FaultFrame, OpenFrame, StatesFrame, TokenFrame
 from common.types import Sampling, StateEncoding
 
 POSITIONS_PER_FRAME = 256
@@ -122,6 +115,11 @@ class SplitSession:
     async def __aexit__(self, *error: object) -> None:
         """Queues a CloseFrame without waiting."""
         self.close()
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the encoded states that this side keeps."""
+        return sum(piece.nbytes for _, piece in self._pieces)
 
     def close(self) -> None:
         """Queues a CloseFrame without waiting."""

@@ -52,12 +52,18 @@ class EdgeInferenceEngine:
         self._split_clouds = split_clouds or SplitClouds(clouds or self._own_clouds or CloudPool())
         folder = path if path.is_dir() else path.parent
         weight = weights_of(config.edge.quotas)
+        self._kept = KeptSessions(config.edge.model.sequences, config.edge.kv_cache.ram_bytes)
         self.segments = Segments(
-            self.manifest, folder, config.edge.model, config.edge.limits, weight, config.edge.kv_cache
+            self.manifest,
+            folder,
+            config.edge.model,
+            config.edge.limits,
+            weight,
+            config.edge.kv_cache,
+            beside=lambda: self._kept.bytes,
         )
         self.template: ChatTemplate
         self._deeper_ms = [Mean() for _ in self.manifest.exits]
-        self._kept = KeptSessions(config.edge.model.sequences)
         self._closing = AsyncExitStack()
 
     async def __aenter__(self) -> Self:

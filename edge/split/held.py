@@ -44,15 +44,11 @@ class HeldSequence:
 
 
 class HeldSequences:
-    """All sequences of `segments` segments, whose contexts have `length` positions of `width` numbers.
+    """All sequences of `segments` segments, whose contexts have `length` positions of `width` numbers."""
 
-    Those that are not in use hold up to `most` positions together; the least recently used is forgotten first.
-    """
-
-    def __init__(self, sequences: int, segments: int, length: int, width: int, most: int) -> None:
+    def __init__(self, sequences: int, segments: int, length: int, width: int) -> None:
         self._segments = segments
         self._shape = length, width
-        self._most = most
         self._all = [HeldSequence(held=[0] * segments) for _ in range(sequences)]
         self._idle: dict[int, None] = {}
         """Sequences that are not in use and hold something, the least recently used first."""
@@ -83,12 +79,15 @@ class HeldSequences:
         rows = [(to, of, count) for to, of, count in pairs if count and source != sequence]
         return Begun(sequence, source, tuple(lengths), rows)
 
-    def end(self, sequence: int, keep: bool) -> list[int]:
-        """The lease on `sequence` has ended, and what it holds may be kept; which sequences are forgotten for that."""
+    def end(self, sequence: int, keep: bool, most: int) -> list[int]:
+        """The lease on `sequence` has ended, and what it holds may be kept; which sequences are forgotten for that.
+
+        Those not in use hold up to `most` positions together; the least recently used is forgotten first.
+        """
         forgotten = [] if keep else [sequence]
         if keep:
             self._idle[sequence] = None
-        while sum(self._all[each].held[0] for each in self._idle) > self._most:
+        while sum(self._all[each].held[0] for each in self._idle) > most:
             oldest = next(iter(self._idle))
             del self._idle[oldest]
             forgotten.append(oldest)

@@ -19,15 +19,24 @@ class KeptSession:
 
 
 class KeptSessions:
-    """Up to `limit` sessions, the least recently used of which is closed for a further one; used in the event loop."""
+    """Up to `limit` sessions whose states take up to `most_bytes`; used in the event loop.
 
-    def __init__(self, limit: int) -> None:
+    The least recently used are closed for a further one.
+    """
+
+    def __init__(self, limit: int, most_bytes: int) -> None:
         self._limit = limit
+        self._most_bytes = most_bytes
         self._kept: list[KeptSession] = []
         """The least recently used first."""
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the encoded states that the edge keeps of them all."""
+        return sum(kept.session.nbytes for kept in self._kept)
 
     def take(self, prompt: Sequence[int], tenant: str) -> KeptSession | None:
         """That of this tenant which shares most with `prompt`, cut to that; None if it would lose more than it keeps.
@@ -49,7 +58,7 @@ class KeptSessions:
     def give(self, kept: KeptSession) -> None:
         """Keeps a session of which no question is open."""
         self._kept.append(kept)
-        if len(self._kept) > self._limit:
+        while len(self._kept) > self._limit or self.bytes > self._most_bytes:
             self._kept.pop(0).session.close()
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """The segments of a split model on the edge: their thread, and the leases on their sequences."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -32,8 +32,9 @@ class Segments(TextModel):
     """All segments that `manifest` names, from `folder`, run by one thread of their own: `async with`.
 
     `model` says how: context length (cut to what the model was trained for), sequences, threads, KV cache; its path is
-    not read. `cache`: how many bytes of earlier answers are kept. Entering raises ConfigError for files that do not
-    match the manifest, StartError for files that cannot be loaded.
+    not read. `cache`: how many bytes of earlier answers are kept, those included that `beside` tells, which others
+    keep. Entering raises ConfigError for files that do not match the manifest, StartError for files that cannot be
+    loaded.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Segments(TextModel):
         limits: LimitsConfig | None = None,
         weight: WeightOf = equal_weights,
         cache: EdgeCacheConfig | None = None,
+        beside: Callable[[], int] = lambda: 0,
     ) -> None:
         model = model or EdgeModelConfig()
         self.manifest = manifest
@@ -51,10 +53,12 @@ class Segments(TextModel):
         self._model = model
         self._limits = limits or LimitsConfig()
         self._cache = cache or EdgeCacheConfig()
+        self._beside = beside
         self._leases = SequencePool(model.sequences, self._limits, weight=weight)
         self._vocabulary: LlamaVocabulary | None = None
         self._context_length = 0
-        self._held = HeldSequences(0, 0, 0, 0, 0)
+        self._held = HeldSequences(0, 0, 0, 0)
+        self._position_bytes = 1
         self._read = {"prompt_tokens": 0, "reused_prompt_tokens": 0}
         """Of answers that may find KV: tokens of prompts, and those of them whose KV was found."""
         self._inbox: SimpleQueue[SegmentJob | Begun | Ended | Freed | None] = SimpleQueue()
@@ -97,9 +101,15 @@ class Segments(TextModel):
             try:
                 yield sequence
             finally:
-                self._inbox.put(Ended(lent))
-                for each in self._held.end(lent, keep=bool(prompt) and not sequence.failed):
-                    self._inbox.put(Freed(each))
+                self._end(lent, keep=bool(prompt) and not sequence.failed)
+
+    def _end(self, sequence: int, keep: bool) -> None:
+        room = max(0, self._cache.ram_bytes - self._beside())
+        forgotten = self._held.end(sequence, keep, most=room // self._position_bytes)
+        if sequence not in forgotten:
+            self._inbox.put(Ended(sequence))
+        for each in forgotten:
+            self._inbox.put(Freed(each))
 
     def admit(self, requests: int, tokens: int) -> AbstractContextManager[None]:
         return self._leases.admit(requests, tokens)
@@ -173,12 +183,12 @@ class Segments(TextModel):
                 stack.callback(segment.free)
             vocabulary = self._vocabulary = loaded[0].vocabulary
             length = self._context_length = min(segment.context_length for segment in loaded)
-            most = self._cache.ram_bytes // self._position_bytes(loaded)
-            self._held = HeldSequences(self._model.sequences, self.count, length, manifest.hidden, most)
+            self._position_bytes = self._bytes_of_a_position(loaded)
+            self._held = HeldSequences(self._model.sequences, self.count, length, manifest.hidden)
             stack.pop_all()
         return SegmentBatcher(loaded, manifest.temperatures, vocabulary.end_tokens, self._inbox, waker.wake)
 
-    def _position_bytes(self, loaded: Sequence[LlamaSegment]) -> int:
+    def _bytes_of_a_position(self, loaded: Sequence[LlamaSegment]) -> int:
         """Of one position that is kept: its KV in all segments, and its states between them."""
         shapes = [kv_shape(segment.vocabulary.meta) for segment in loaded]
         numbers = sum(shape.numbers for shape in shapes if shape)

@@ -11,7 +11,7 @@ from common.errors import EndpointError
 from common.types import GREEDY
 from experiments.harness.delay_proxy import DelayProxy
 from tests.common.test_split_session import DEADLINE, settled, split_cloud
-from tests.support.split.fake_tail import MANIFEST, FakeTail, fake_cloud, some_states, token_after
+from tests.support.split.fake_tail import HIDDEN, MANIFEST, FakeTail, fake_cloud, some_states, token_after
 
 FIRST, KEPT = some_states(1, 0, 20), 12
 NEXT = np.concatenate([FIRST[:KEPT], some_states(2, 0, 5)])
@@ -37,6 +37,8 @@ async def test_only_new_states_travel_and_the_other_positions_are_forgotten() ->
     async with fake_cloud(FakeTail(blocks=40)) as fake, split_cloud(fake.url) as cloud:
         first = await begun(cloud)
         async with first.successor(KEPT) as session:
+            assert first.nbytes == 0
+            assert session.nbytes == KEPT * HIDDEN * 2
             assert await goes_on(session) == len(NEXT) - KEPT
             assert 0 < session.bytes_up < first.bytes_up
             assert len(fake.contexts) == len(fake.pool) == 1

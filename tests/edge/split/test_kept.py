@@ -14,17 +14,12 @@ import pytest_asyncio
 from common.decoding.request import DecodingRequest
 from common.errors import EndpointError, EngineError
 from common.http.request_context import current_tenant
-from common.types import GREEDY, Sampling
-from edge.llama.segment import Feed, LlamaSegment, Step
-from edge.split.answer import SplitAnswer
+from edge.llama.segment import Feed, LlamaSegment, SegmentKV, Step
 from edge.split.engine import EdgeInferenceEngine
 from edge.split.held import HeldSequences
-from edge.split.kept_sessions import KeptSession, KeptSessions
 from tests.support.split.fake_split_cloud import FakeSplitCloud
+from tests.support.split.reusing_answers import ALWAYS, LENGTH, answered, prompt_of
 from tests.support.split.split_answers import BABBLE, NEVER, QUESTIONS, engine_of, states_of
-
-LENGTH = 12
-ALWAYS = 0.0
 
 
 @contextmanager
@@ -41,26 +36,6 @@ async def cold(demo_split: Path, cloud: FakeSplitCloud) -> AsyncIterator[EdgeInf
     """What every answer is compared with: its cloud's tokens depend on the position only, as those of `cloud`."""
     async with engine_of(demo_split, FakeSplitCloud(), "edge.model.sequences=2") as engine:
         yield engine
-
-
-def prompt_of(engine: EdgeInferenceEngine, text: str) -> list[int]:
-    return engine.segments.tokenize(f"<|user|>{text}<|assistant|>", parse_special=True)
-
-
-async def answered(
-    engine: EdgeInferenceEngine,
-    prompt: list[int],
-    thresholds: tuple[float, ...] = (0.9, 0.9),
-    sampling: Sampling = GREEDY,
-    reuse: bool = True,
-    standalone: bool = False,
-) -> SplitAnswer:
-    plan = replace(engine.plan(standalone=standalone), exits=thresholds)
-    request = DecodingRequest(prompt, LENGTH, sampling, plan)
-    async with engine.answer(request, reuse) as split, aclosing(split.run()) as running:
-        async for _ in running:
-            pass
-    return split
 
 
 async def test_a_second_turn_reads_and_sends_only_what_is_new(
@@ -182,36 +157,6 @@ async def test_a_session_whose_question_is_open_or_has_failed_is_not_gone_on_wit
     assert [session.closed for session in cloud.sessions] == [True, True, False]
 
 
-async def test_an_answer_left_before_it_has_read_as_far_as_its_session_closes_it(
-    demo_split: Path, cloud: FakeSplitCloud
-) -> None:
-    """Two other answers have taken both sequences, so that the edge has to read the prompt again; the cloud has not."""
-    async with engine_of(demo_split, cloud, "edge.model.sequences=2") as engine:
-        turn = (await answered(engine, prompt_of(engine, QUESTIONS[0]), (NEVER, NEVER), BABBLE)).answer.committed
-        for question in QUESTIONS[1:3]:
-            await answered(engine, prompt_of(engine, question), (NEVER, NEVER), reuse=False)
-        request = DecodingRequest(turn, LENGTH, BABBLE, engine.plan())
-        async with engine.answer(request, True) as left:
-            running = asyncio.create_task(anext(left.run()))
-            await asyncio.sleep(0)
-            running.cancel()
-            await asyncio.wait([running])
-        assert left.answer.report.owed == 0
-        assert cloud.sessions[-1].begun_with == len(turn) - 1
-        assert all(session.closed for session in cloud.sessions)
-        await answered(engine, prompt_of(engine, "Another?"), (NEVER, NEVER))
-    assert cloud.sessions[-1].begun_with == 0
-
-
-async def test_a_session_that_shares_nothing_with_a_prompt_is_not_taken(cloud: FakeSplitCloud) -> None:
-    (one,) = cloud.clouds()._clouds
-    kept, session = KeptSessions(2), cloud.session("f")
-    session.send(np.zeros((10, 4), np.float32))
-    kept.give(KeptSession(one, session, [], ""))  # type: ignore[arg-type]
-    assert kept.take([1, 2, 3], "") is None
-    assert len(kept) == 1
-
-
 async def test_a_cloud_that_has_forgotten_a_session_has_time_to_compute_it_again(
     engine: EdgeInferenceEngine, cloud: FakeSplitCloud
 ) -> None:
@@ -239,21 +184,24 @@ async def test_what_no_answer_uses_takes_no_cells_which_every_step_would_read(
     assert cells and not any(cells)
 
 
-async def test_kept_kv_has_a_limit_in_bytes(demo_split: Path, cloud: FakeSplitCloud) -> None:
-    async with engine_of(demo_split, cloud, "edge.kv_cache.ram_bytes=0") as engine:
-        turn = (await answered(engine, prompt_of(engine, QUESTIONS[0]))).answer.committed
-        assert (await answered(engine, turn)).answer.report.cached_tokens == 0
-    held = HeldSequences(3, 1, 64, 4, 50)
-    for sequence in range(3):
-        held.begin(sequence, [], "a")
-        held[sequence].tokens, held[sequence].held = list(range(20)), [20]
-        assert held.end(sequence, True) == ([0] if sequence == 2 else [])
-    assert [len(held[sequence].computed) for sequence in range(3)] == [0, 20, 20]
-    assert held.end(2, False) == [2]
+async def test_an_answer_that_leaves_nothing_copies_no_kv(
+    engine: EdgeInferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied, take_out = list[int](), LlamaSegment.take_out
+
+    def counted(self: LlamaSegment, sequence: int) -> SegmentKV:
+        copied.append(sequence)
+        return take_out(self, sequence)
+
+    monkeypatch.setattr(LlamaSegment, "take_out", counted)
+    await answered(engine, prompt_of(engine, QUESTIONS[0]), (NEVER, NEVER), reuse=False)
+    await answered(engine, prompt_of(engine, QUESTIONS[1]), (NEVER, NEVER))
+    await answered(engine, prompt_of(engine, QUESTIONS[2]), (NEVER, NEVER), reuse=False)
+    assert len(copied) == engine.segments.count
 
 
 def test_a_sequence_that_would_lose_more_than_is_found_is_copied_and_not_taken() -> None:
-    held = HeldSequences(3, 2, 64, 4, 1000)
+    held = HeldSequences(3, 2, 64, 4)
     held.begin(1, [], "a")
     held[1].tokens, held[1].held = list(range(40)), [40, 10]
     assert held.reusable(1, list(range(10)), "a") == 0 < held.reusable(1, list(range(20)), "a")
@@ -263,18 +211,3 @@ def test_a_sequence_that_would_lose_more_than_is_found_is_copied_and_not_taken()
     assert [count for _, _, count in begun.rows] == [12]
     assert held.begin(2, list(range(12)), None).lengths == (0, 0)
     assert held[1].held == [40, 10]
-
-
-async def test_so_many_sessions_are_kept_and_the_least_recently_used_is_closed(cloud: FakeSplitCloud) -> None:
-    (one,) = cloud.clouds()._clouds
-    kept = KeptSessions(2)
-    for at in range(3):
-        session = cloud.session("f")
-        session.send(np.zeros((10, 4), np.float32))
-        kept.give(KeptSession(one, session, list(range(at, at + 10)), ""))  # type: ignore[arg-type]
-    assert [session.closed for session in cloud.sessions] == [True, False, False]
-    assert kept.take([*range(10), 7], "") is None
-    found = kept.take([*range(2, 9), 50, 51], "")
-    assert found is not None and (found.tokens, found.session.positions, len(kept)) == (list(range(2, 9)), 7, 1)
-    kept.close()
-    assert cloud.sessions[1].closed

@@ -63,6 +63,10 @@ class FakeSession:
         return sum(map(len, self.pieces))
 
     @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for piece in self.pieces)
+
+    @property
     def states(self) -> States:
         return np.concatenate(self.pieces)
 

@@ -17,6 +17,8 @@ from common.routing.features import Features
 
 MOST_TOKENS = 64
 """That a router may look at: a person waits for them."""
+MOST_WEIGHT = 1_000_000
+"""Beyond all that a fit finds; sums of larger ones may be no number."""
 
 
 class Side(StrEnum):
@@ -54,8 +56,8 @@ class Router(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(f"there is no feature {min(unknown)!r}")
         if not self.tokens and (unseen := self.weights.keys() & {*features.OF_DRAFT, features.ENDED}):
             raise ValueError(f"{min(unseen)} is of the edge's first tokens, and `tokens` is 0")
-        if not all(math.isfinite(weight) for weight in (self.bias, *self.weights.values())):
-            raise ValueError("a weight is not a number")
+        if not all(abs(weight) <= MOST_WEIGHT for weight in (self.bias, *self.weights.values())):  # nor NaN
+            raise ValueError(f"bias and weights are numbers from -{MOST_WEIGHT} to {MOST_WEIGHT}")
 
     def score(self, given: Mapping[str, float]) -> float:
         """The probability that the edge's answer to a request with these features is worse than the cloud's."""
@@ -111,4 +113,9 @@ def load(path: Path) -> Router:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a router: {error}") from error
+        raise ConfigError(f"{path}: not a router: {_one_line(str(error))}") from error
+
+
+def _one_line(text: str) -> str:
+    """Names of a file's fields may have line breaks and control characters, which would go to a terminal."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

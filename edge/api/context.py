@@ -68,6 +68,8 @@ class ServerContext:
     estimates: Estimates = field(default_factory=Estimates)
     text_clouds: TextClouds | None = None
     """The clouds, if they are servers with OpenAI's API: they take whole requests."""
+    routed_clouds: set[str] = field(default_factory=set)
+    """Cloud models that the router has decided about."""
     match_rate: MatchRate = field(default_factory=MatchRate)
     """How much answers repeat what they were asked, and themselves."""
     started_at: int = field(default_factory=lambda: int(time.time()))

@@ -1,6 +1,7 @@
 """The plan of a request: the server's own, with what the request's fields set."""
 
 import dataclasses
+import logging
 from typing import TypeVar
 
 import msgspec
@@ -9,13 +10,14 @@ from common.decoding.policy import Plan, reasoning_gate
 from common.errors import RequestError, UnsupportedError
 from common.protocol.openai import CompletionRequest, GenerationRequest
 from common.routing import features
-from common.routing.router import Routing
+from common.routing.router import Router, Routing
 from common.types import Mode
 from edge.api.context import ServedModel, ServerContext
 from edge.privacy.private_requests import has_tool_results, kept_by
 from edge.privacy.redaction import BODY, NO_SECRETS, Secrets, redacted, still_private, texts_beside_prompt
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 ANSWERS_ALONE = "the cloud verifies no drafts, so it answers alone"
 PRIVATE = "the request is private"
 TOO_LONG = "the prompt does not fit the edge's context"
@@ -116,9 +118,19 @@ def with_router(plan: Plan, body: GenerationRequest, text: str, tokens: int, con
         raise RequestError('a prompt is scored by the model that answers, which mode "route" chooses later', "echo")
     if tokens >= context.engine.context_length:
         return dataclasses.replace(plan, mode=Mode.CLOUD_ONLY, mode_because=TOO_LONG)
+    _warn_of_another_cloud(router, context)
     threshold = given(body.route_threshold, context.route_threshold)
     routing = Routing(router, threshold, features.of_prompt(text, tokens))
     return dataclasses.replace(plan, routing=routing)
+
+
+def _warn_of_another_cloud(router: Router, context: ServerContext) -> None:
+    """Once for each model: clouds tell theirs only when they are there, and may change it."""
+    model, trained = context.vocabulary.cloud_model, router.training.cloud_model
+    if model and model not in context.routed_clouds:
+        context.routed_clouds.add(model)
+        if model != trained:
+            log.warning("%s was trained on the cloud's %s, not on %s", context.config.edge.router.path, trained, model)
 
 
 async def redacted_request(body: BODY, context: ServerContext) -> tuple[BODY, Secrets]:

@@ -115,11 +115,13 @@ def _router(config: Config, model: str) -> Router | None:
     if not (path and config.edge.model.path) or (demo and not file.exists()):
         return None
     found = router.load(file)
-    if found.training.edge_model == model:
-        return found
-    if demo:
-        return None
-    log.warning("%s was trained on %s, not on %s: calibrate a router", path, found.training.edge_model, model)
+    if found.training.edge_model != model:
+        if demo:
+            return None
+        log.warning("%s was trained on %s, not on %s: calibrate a router", path, found.training.edge_model, model)
+    trained, strategy = found.training.strategy, config.edge.confidence.strategy
+    if trained is not strategy and found.tokens:
+        log.warning("%s was trained with confidences of strategy %s, not %s", path, trained, strategy)
     return found
 
 

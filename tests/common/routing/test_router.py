@@ -73,7 +73,10 @@ def test_only_as_many_tokens_count_as_the_router_was_trained_on() -> None:
         ({"tokens": -1}, "tokens"),
         ({"threshold": 2.0}, "threshold"),
         ({"bias": None}, "bias"),
+        ({"bias": 1e300}, "from -1000000 to 1000000"),
+        ({"weights": {"mean_odds": -1e300}}, "from -1000000 to 1000000"),
         ({"extra": 1}, "unknown field `extra`"),
+        ({"two\nlines\x1b[31m": 1}, r"unknown field `two\\nlines\\x1b\[31m`"),
     ],
 )
 def test_a_file_that_is_no_router_is_refused_with_its_name(
@@ -84,6 +87,7 @@ def test_a_file_that_is_no_router_is_refused_with_its_name(
     with pytest.raises(ConfigError, match=reason) as refused:
         router.load(file)
     assert str(file) in refused.value.message
+    assert refused.value.message.isprintable()
 
 
 def test_a_router_comes_back_from_its_file(tmp_path: Path) -> None:

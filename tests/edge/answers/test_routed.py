@@ -12,10 +12,11 @@ import pytest_asyncio
 from benchmarks.fake_cloud import FakeCloud
 from common.errors import ConfigError, RequestError
 from common.http.client import HTTPClient
+from common.protocol.vocabulary import VocabularyInfo
 from tests.support.edge_in_process import edge_of
 from tests.support.fake_openai import KEY
 from tests.support.fake_openai import serving as serving_openai
-from tests.support.routing.routers import blind
+from tests.support.routing.routers import blind, doubtful
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "What is AI?"}], "max_tokens": 24, "temperature": 0}
 TO_CLOUD, TO_EDGE = {"mode": "route", "route_threshold": 0.0}, {"mode": "route", "route_threshold": 1.0}
@@ -161,6 +162,26 @@ async def test_a_configured_router_that_is_missing_stops_the_start(fake: FakeClo
         with pytest.raises(ConfigError):
             async with edge_of(fake.url, "inference.mode=route", *settings):
                 pass
+
+
+async def test_a_router_that_was_trained_on_something_else_is_named_in_the_log(
+    fake: FakeCloud, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cloud's model is known with the first answers, and named once."""
+    file = tmp_path / "router.json"
+    file.write_bytes(msgspec.json.encode(doubtful()))
+    async with HTTPClient(fake.url) as client:
+        told = await client.get("/tokenizer", VocabularyInfo)
+    monkeypatch.setattr(fake, "vocabulary", msgspec.structs.replace(told, model="larger"))
+    async with edge_of(fake.url, f"edge.router.path={file}", "edge.confidence.strategy=entropy") as edge:
+        for _ in range(3):
+            await ask(edge, mode="route")
+    said = [record.getMessage() for record in caplog.records if str(file) in record.getMessage()]
+    assert said == [
+        f"{file} was trained on edge, not on demo-edge: calibrate a router",
+        f"{file} was trained with confidences of strategy max_prob, not entropy",
+        f"{file} was trained on the cloud's cloud, not on larger",
+    ]
 
 
 async def test_while_the_cloud_answers_the_edges_sequence_is_free_for_others(fake: FakeCloud) -> None:

@@ -148,7 +148,7 @@ class EdgeCacheConfig(Section, frozen=True):
     """Snapshots kept, in RAM and on disk together."""
     ram_bytes: Count = 1 << 30
     """Bytes of snapshots in RAM, of prompts that no sequence holds any more; of a split model, of all answers that have
-    ended; 0: none."""
+    ended: KV, hidden states, and the encoded states of the sessions that are kept with clouds; 0: none."""
     directory: str = ""
     """Folder for snapshots on disk, which outlive the server; empty: none."""
     disk_bytes: Count = 4 << 30

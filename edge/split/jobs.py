@@ -55,8 +55,12 @@ class SegmentJob(EngineJob):
         inputs: list[int] | States,
         states: States | None,
         exit: ExitRequest,
+        all_inputs: list[int] | States,
     ) -> None:
-        """`position`: of the first input; `states`, [>= positions, H], receives the segment's output for each."""
+        """`position`: of the first input; `states`, [>= positions, H], receives the segment's output for each.
+
+        `all_inputs`: of all positions from 0 on, these included, should the segment have lost those before them.
+        """
         super().__init__()
         self.segment = segment
         self.sequence = sequence
@@ -64,6 +68,7 @@ class SegmentJob(EngineJob):
         self.pending = inputs
         self.predictions: list[ExitPrediction] = []
         self._states = states
+        self._all_inputs = all_inputs
         self._exit = exit
         self._seen = 0
 
@@ -82,6 +87,11 @@ class SegmentJob(EngineJob):
         self.position += count
         self.pending = self.pending[count:]
         self.done = not len(self.pending) and not self.wants_exit
+
+    def start_over(self) -> None:
+        """Its segment holds no position of the sequence any more: all of them are computed again."""
+        self.pending = self._all_inputs[: self.position + len(self.pending)]
+        self.position = 0
 
     @property
     def adjusts(self) -> bool:

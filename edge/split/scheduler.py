@@ -91,10 +91,13 @@ class SegmentBatcher(StepScheduler[SegmentJob]):
             to[:count] = of[:count]
 
     def _check_position(self, jobs: list[SegmentJob]) -> None:
-        """Raises EngineError if the KV is not what the lease was told: its source failed in a step just before."""
+        """A job starts over if its lease was told of KV that is lost: its source failed in a step just before."""
         for job in jobs:
-            if self._segments[job.segment].held[job.sequence] != job.position:
-                raise EngineError("the KV of an earlier answer was lost")
+            held = self._segments[job.segment].held[job.sequence]
+            if held == 0 < job.position:
+                job.start_over()
+            elif held != job.position:
+                raise EngineError(f"of a sequence that should hold {job.position} positions {held} are held")
 
     def _step(self) -> None:
         at, jobs = self._next()

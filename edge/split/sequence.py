@@ -115,7 +115,8 @@ class SegmentSequence:
         assert len(inputs), "a segment without pending positions has nothing to compute"
         states = self._held.states[at] if at < len(self._held.states) else None
         exit = ExitRequest(limit, self._sampling, confident, self._top, penalties(self._sampling, self._held.tokens))
-        return SegmentJob(at, self._sequence, self.held[at], inputs, states, exit)
+        whole = self._held.states[at - 1] if at else self._held.tokens
+        return SegmentJob(at, self._sequence, self.held[at], inputs, states, exit, whole)
 
     async def _part(self, job: SegmentJob) -> list[ExitPrediction]:
         """The job's predictions since the last part; empty at its end."""

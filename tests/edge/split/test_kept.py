@@ -17,6 +17,7 @@ from common.http.request_context import current_tenant
 from edge.llama.segment import Feed, LlamaSegment, SegmentKV, Step
 from edge.split.engine import EdgeInferenceEngine
 from edge.split.held import HeldSequences
+from edge.split.scheduler import Freed
 from tests.support.split.fake_split_cloud import FakeSplitCloud
 from tests.support.split.reusing_answers import ALWAYS, LENGTH, answered, prompt_of
 from tests.support.split.split_answers import BABBLE, NEVER, QUESTIONS, engine_of, states_of
@@ -130,6 +131,22 @@ async def test_many_answers_to_one_prompt_share_what_the_first_has_read(
     right = (await answered(cold, prompt, (NEVER, NEVER), reuse=False)).answer.committed
     for other in others:
         assert (other.answer.report.cached_tokens, other.answer.committed) == (len(prompt) - 1, right)
+
+
+@pytest.mark.parametrize("thresholds", [(NEVER, NEVER), (NEVER, ALWAYS)])
+async def test_an_answer_whose_kv_was_lost_meanwhile_computes_it_again(
+    engine: EdgeInferenceEngine, cold: EdgeInferenceEngine, cloud: FakeSplitCloud, thresholds: tuple[float, float]
+) -> None:
+    """As when another answer, whose KV it was to share, has failed in a step just before."""
+    turn = (await answered(engine, prompt_of(engine, QUESTIONS[0]), (NEVER, ALWAYS), BABBLE)).answer.committed
+    before = engine.segments.work[0][1]
+    for sequence in range(8):
+        engine.segments._inbox.put(Freed(sequence))
+    again = (await answered(engine, [*turn, 7], thresholds, BABBLE)).answer
+    assert again.committed == (await answered(cold, [*turn, 7], thresholds, BABBLE, reuse=False)).answer.committed
+    assert engine.segments.work[0][1] - before == len(again.committed) - 1
+    if thresholds == (NEVER, NEVER):
+        np.testing.assert_allclose(cloud.sessions[-1].states, await states_of(cold, again.committed[:-1]), atol=1e-3)
 
 
 async def test_a_step_that_fails_leaves_nothing_to_find(engine: EdgeInferenceEngine) -> None:

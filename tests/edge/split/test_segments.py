@@ -256,7 +256,7 @@ async def test_a_manifest_of_another_shape_is_refused_at_start(demo_split: Path,
 
 
 def job(length: int, limit: int = 1) -> SegmentJob:
-    return SegmentJob(0, 0, 0, [1] * length, None, ExitRequest(limit, GREEDY, always))
+    return SegmentJob(0, 0, 0, [1] * length, None, ExitRequest(limit, GREEDY, always), [1] * length)
 
 
 async def test_a_step_holds_all_that_is_small_and_shares_of_what_is_not() -> None:

@@ -30,8 +30,9 @@ FATAL = web.AppKey("FATAL", asyncio.Future[None])
 """A component of the app that cannot go on sets its error here; the server then stops with that error."""
 LIVENESS = web.AppKey[Callable[[], None]]("LIVENESS")
 """Raises EngineError when the server can only be helped by a new start; GET /health is 503 then."""
-WORKS_ON = web.AppKey[Callable[[str], Awaitable[bool]]]("WORKS_ON")
-"""Whether a call is worked on, where other servers do the work; else every call in flight is."""
+WORKS_ON = web.AppKey[Callable[[web.Request], Awaitable[bool]]]("WORKS_ON")
+"""Whether the call is worked on that a request of CALL_ROUTE names, where other servers do the work; else every call in
+flight is."""
 KEEPALIVE_SECONDS = 75.0
 """How long a connection may be idle between requests, or take to send the head of one."""
 
@@ -89,9 +90,9 @@ async def _health(request: web.Request) -> web.Response:
 
 async def _call(request: web.Request) -> web.Response:
     """Whether the server works on one of the calls that it was sent: a client asks when the reply is late."""
-    call = request.match_info["id"]
-    elsewhere = request.app.get(WORKS_ON)
-    if not (request.app[IN_FLIGHT].works_on(call) if elsewhere is None else await elsewhere(call)):
+    works_on = request.app.get(WORKS_ON)
+    own = request.app[IN_FLIGHT].works_on
+    if not (own(request.match_info["id"]) if works_on is None else await works_on(request)):
         raise NotFoundError("no such call is in flight")
     return reply(request, {"status": "working"})
 

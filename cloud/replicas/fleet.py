@@ -240,7 +240,7 @@ class Fleet:
             await session.close()
             block_changes.forget(self.index, replica.name)
             for key in [key for key, name in self._sessions.items() if name == replica.name]:
-                del self._sessions[key]
+                self._sessions.pop(key, None)  # it may expire meanwhile
 
     async def _watch(self, replica: Replica) -> None:
         """Asks again and again whether the replica is ready; kills it, and returns, when it answers nothing."""

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
 from cloud.replicas.fleet import Fleet, Replica
 from cloud.replicas.merging import merged_metrics, merged_stats
-from cloud.replicas.relay import RequestRelay
+from cloud.replicas.relay import RequestRelay, keys_of
 from cloud.replicas.split_relay import relay_split
 from cloud.replicas.stream_relay import relay_stream
 from common.config_values import ServerConfig
@@ -90,9 +90,8 @@ async def _in_time(asking: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def _get_text(request: web.Request, path: str, replica: Replica) -> str | None:
-    keys = {name: request.headers[name] for name in (hdrs.AUTHORIZATION, "X-Api-Key") if name in request.headers}
     query = f"?{request.query_string}" if request.query_string else ""
-    async with replica.http_session().get(f"{replica.url}{path}{query}", headers=keys) as response:
+    async with replica.http_session().get(f"{replica.url}{path}{query}", headers=keys_of(request)) as response:
         return await response.text() if response.status == 200 else None
 
 

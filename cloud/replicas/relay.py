@@ -7,6 +7,7 @@ been passed on: a verify by its idempotency, anything else because nobody has se
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -54,15 +55,17 @@ class RequestRelay:
         finally:
             self._calls.pop(call, None)
 
-    async def works_on(self, call: str) -> bool:
+    async def works_on(self, request: web.Request) -> bool:
         """Whether a call is worked on: as its replica says, or because it is being sent to another one."""
+        call = request.match_info["id"]
         if call not in self._calls:
             return False
         replica = self._calls[call]
         if replica is None or replica.draining:  # one that drains accepts no connections, and ends what it began
             return True
         with suppress(aiohttp.ClientError):
-            async with replica.http_session().get(f"{replica.url}/calls/{call}") as response:
+            url = f"{replica.url}/calls/{quote(call, safe='')}"
+            async with replica.http_session().get(url, headers=keys_of(request)) as response:
                 return response.status == 200
         return self._calls.get(call, replica) is not replica
 
@@ -103,10 +106,9 @@ class RequestRelay:
     async def _tokens(self, request: web.Request, key: RequestKey) -> list[int]:
         """The token ids of a prompt in text, as a replica reads it; none if it does not tell."""
         replica = self._fleet.pick(key)
-        headers = {name: request.headers[name] for name in (hdrs.AUTHORIZATION, "X-Api-Key") if name in request.headers}
         with suppress(aiohttp.ClientError, RequestError):
             session = replica.http_session()
-            async with session.post(f"{replica.url}/tokenize", json=key.text, headers=headers) as response:
+            async with session.post(f"{replica.url}/tokenize", json=key.text, headers=keys_of(request)) as response:
                 if response.status == 200:
                     tokens: list[int] = codec.decode(await response.read(), dict[str, Any])["tokens"]
                     return tokens
@@ -138,6 +140,11 @@ def _target(request: web.Request) -> str:
     if not target.startswith("/"):
         raise RequestError("the request's target must be a path")
     return target
+
+
+def keys_of(request: web.Request) -> dict[str, str]:
+    """The headers that show the request's API key, for what the front asks a replica on its behalf."""
+    return {name: request.headers[name] for name in (hdrs.AUTHORIZATION, "X-Api-Key") if name in request.headers}
 
 
 def headers_on(request: web.Request) -> dict[str, str]:

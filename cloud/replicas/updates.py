@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from cloud.replicas.actor import ReplicaSpec
 from cloud.replicas.fleet import Fleet
+from common.config_cloud import CloudConfig
 from common.errors import FrameworkError
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,7 @@ class Updates:
         try:
             spec = await asyncio.to_thread(self._read_again)
             for process in self._processes:
-                # The front goes on as it is, and keys that only one of both knows would open nothing.
-                process.spec = spec._replace(cloud=replace(spec.cloud, server=process.spec.cloud.server))
+                process.spec = spec._replace(cloud=_as_the_front_is(spec.cloud, process.spec.cloud))
             await self._fleet.roll()
         except FrameworkError as error:
             log.error("no update: %s", error.message)
@@ -67,3 +67,8 @@ class Updates:
                 process.spec = spec
         else:
             log.info("all replicas are replaced")
+
+
+def _as_the_front_is(new: CloudConfig, old: CloudConfig) -> CloudConfig:
+    """`new` with the server and all keys of `old`: the front keeps them, and a key that only one knows opens nothing."""
+    return replace(new, server=old.server, admission=replace(new.admission, keys=old.admission.keys))

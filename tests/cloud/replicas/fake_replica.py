@@ -15,8 +15,9 @@ from cloud.replicas.block_changes import BlockChange, FollowedKVCache
 from cloud.replicas.fleet import Fleet, FleetTiming, Replica, ReplicaAddress
 from cloud.replicas.front import build_app
 from common.config_cloud import CloudConfig
-from common.config_values import ServerConfig
+from common.config_values import Secret, ServerConfig
 from common.errors import EngineError, FrameworkError, StartError
+from common.http.auth import authenticate
 from common.http.messages import error_object, reply, stream, websocket
 from common.http_server import HTTPServer
 from common.protocol import codec
@@ -40,6 +41,8 @@ class FakeReplica(FakeCloud):
         self.begun, self.left, self.go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
         """Of requests that wait: one has begun; its client has left; it may end."""
         self.silent = False
+        self.keys: list[Secret] = []
+        """Taken by what it starts next; none: it is open to all."""
         self.lost_engine = False
         """Its server answers, and refuses all work."""
         self.sent: list[CIMultiDictProxy[str]] = []
@@ -49,6 +52,8 @@ class FakeReplica(FakeCloud):
 
     def app(self) -> web.Application:
         app = super().app()
+        if self.keys:
+            app.middlewares.append(authenticate(self.keys))
         app.router.add_get("/stats", self._stats)
         app.router.add_post("/v1/completions", self._completion)
         app.router.add_post("/v1/chat/completions", self._events)
@@ -174,10 +179,12 @@ class RunningFront:
 
 @asynccontextmanager
 async def front(count: int = 2, timing: FleetTiming = QUICK, **server: object) -> AsyncIterator[RunningFront]:
-    """A front that is ready; `server` are keys of ServerConfig."""
+    """A front that is ready; `server` are keys of ServerConfig. The replicas take its API keys, too."""
     fakes = [FakeReplica(str(number)) for number in range(count)]
     fleet = Fleet({fake.name: fake for fake in fakes}, timing)
     config = ServerConfig(host="127.0.0.1", **server)  # type: ignore[arg-type]
+    for fake in fakes:
+        fake.keys = config.api_keys
     http = HTTPServer(build_app(fleet, config), config.host, 0, "front", drain_seconds=0)
     await http.start()
     running = RunningFront(f"http://127.0.0.1:{http.port}", http, fleet, fakes)

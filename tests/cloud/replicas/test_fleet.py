@@ -1,8 +1,10 @@
 """Replicas that die, hang, do not start, and are replaced: who takes requests meanwhile, and what is told."""
 
 import asyncio
+import itertools
 
 import pytest
+from cachetools import TTLCache
 
 from cloud.replicas.fleet import Fleet, ReplicaAddress
 from cloud.replicas.request_key import NO_KEY, RequestKey
@@ -59,6 +61,17 @@ async def test_a_lost_replicas_sessions_and_blocks_are_forgotten() -> None:
         assert running.fleet.pick(RequestKey("s")) is running.fleet.replicas[1]
         await running.until_ready()
         assert running.fleet.index.longest_prefix(PROMPT).get("0/0", 0) == 0
+
+
+async def test_a_session_that_expires_while_those_of_a_lost_replica_are_forgotten_ends_nothing() -> None:
+    async with front() as running:
+        clock = itertools.count()
+        running.fleet._sessions = TTLCache(8, 1.5, timer=lambda: next(clock))  # found at 1, expired at 2
+        running.fleet._sessions["s"] = "0"
+        await running.fakes[0].kill()
+        await until(lambda: running.fleet.replicas[0].losses == 1)
+        await running.until_ready()
+        assert not running.fleet.failed.done()
 
 
 async def test_no_usable_replica_is_an_error_that_names_each_reason() -> None:

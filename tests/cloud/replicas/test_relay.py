@@ -3,10 +3,12 @@
 import asyncio
 import json
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import pytest
 import zstandard
+from yarl import URL
 
 from benchmarks.toy_model import verify
 from common.config_values import Secret
@@ -219,19 +221,23 @@ async def test_when_all_are_full_the_client_gets_the_refusal_with_its_retry_afte
             assert (reply.status, reply.headers["Retry-After"]) == (429, "1")
 
 
-async def test_a_call_is_worked_on_as_long_as_its_replica_says_so() -> None:
-    async with front() as running:
-        headers = {"X-Call-Id": "abc"}
+@pytest.mark.parametrize("keys", [{}, {"Authorization": "Bearer k"}, {"X-Api-Key": "k"}])
+@pytest.mark.parametrize("call", ["abc", "a/b?c=d#e%2Ff"])
+async def test_a_call_is_worked_on_as_long_as_its_replica_says_so(call: str, keys: dict[str, str]) -> None:
+    async with front(api_keys=[Secret("k")] if keys else []) as running:
+
+        async def status(call: str) -> int:
+            url = URL(f"{running.url}/calls/{quote(call, safe='')}", encoded=True)
+            async with running.http.get(url, headers=keys) as reply:
+                return reply.status
+
+        headers = {"X-Call-Id": call, **keys}
         asking = asyncio.create_task(running.http.post("/v1/completions", json={}, headers=headers))
         working = await _begun(running)
-        async with running.http.get("/calls/abc") as reply:
-            assert reply.status == 200
-        async with running.http.get("/calls/other") as reply:
-            assert reply.status == 404
+        assert (await status(call), await status("other")) == (200, 404)
         working.go_on.set()
         await asking
-        async with running.http.get("/calls/abc") as reply:
-            assert reply.status == 404
+        assert await status(call) == 404
 
 
 async def test_stats_and_metrics_say_what_the_replicas_say() -> None:

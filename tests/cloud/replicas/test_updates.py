@@ -10,13 +10,18 @@ import pytest
 
 from cloud.replicas.actor import ReplicaSpec
 from cloud.replicas.updates import Updates
-from common.config_cloud import CloudConfig
-from common.config_values import ServerConfig
+from common.config_cloud import AdmissionConfig, CloudConfig, CloudKeyConfig
+from common.config_values import Secret, ServerConfig
 from common.errors import ConfigError
 from tests.cloud.replicas.fake_replica import FakeReplica, RunningFront, front
 
-OLD = ReplicaSpec("old", {}, CloudConfig(), "INFO", False)
-NEW = OLD._replace(model="new", cloud=CloudConfig(server=ServerConfig(port=1)))
+def configured(port: int, key: str, max_requests: int) -> CloudConfig:
+    admission = AdmissionConfig(max_requests=max_requests, keys=[CloudKeyConfig(Secret(key))])
+    return CloudConfig(server=ServerConfig(port=port), admission=admission)
+
+
+OLD = ReplicaSpec("old", {}, configured(1, "old", 5), "INFO", False)
+NEW = OLD._replace(model="new", cloud=configured(2, "new", 6))
 
 
 @asynccontextmanager
@@ -45,7 +50,16 @@ async def test_each_replica_is_started_anew_with_what_is_read_then() -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         await started(running.fakes, [2, 2])
         assert [fake.spec.model for fake in running.fakes] == ["new", "new"]
-        assert {fake.spec.cloud.server.port for fake in running.fakes} == {OLD.cloud.server.port}
+        assert [fake.spec.cloud.admission.max_requests for fake in running.fakes] == [6, 6]
+
+
+async def test_address_and_keys_stay_those_of_the_front_wherever_they_are_written() -> None:
+    async with updated_at_sighup(lambda: NEW) as running:
+        os.kill(os.getpid(), signal.SIGHUP)
+        await started(running.fakes, [2, 2])
+        for fake in running.fakes:
+            assert fake.spec.cloud.server == OLD.cloud.server
+            assert [key.reveal() for key in fake.spec.cloud.keys] == ["old"]
 
 
 async def test_a_configuration_that_is_wrong_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -64,7 +64,8 @@ class FleetTiming:
     """All in seconds: `probe` between two probes of a replica, `patience` for the reply to one.
 
     A replica that is silent for `silences` probes in a row is killed; one that loads its model, for LOADING times as
-    many. Pauses before a start that failed before double from `first_pause` to `longest_pause`.
+    many. Pauses before a start that failed before double from `first_pause` to `longest_pause`. One that is replaced
+    gets `drain` for what it works on, which is more than it takes itself.
     """
 
     probe: float = 0.5
@@ -72,6 +73,7 @@ class FleetTiming:
     silences: int = 3
     first_pause: float = 1.0
     longest_pause: float = 30.0
+    drain: float = 15.0
 
 
 LOADING = 5
@@ -98,11 +100,15 @@ class Replica:
     losses: int = 0
     """How often it has ended unasked."""
     settled: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the running replica is ready, or has failed to start."""
+    """Set when the replica is ready, or has failed to start; until then it is being started."""
 
     @property
     def usable(self) -> bool:
         return not self.problem and not self.draining
+
+    @property
+    def running(self) -> bool:
+        return self.http is not None
 
     @property
     def url(self) -> str:
@@ -130,7 +136,7 @@ class Fleet:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the StartError of a first start that failed, since waiting does not mend a wrong model; or a fault of
         this class, without which nobody would start a replica again."""
-        self._timing = timing
+        self.timing = timing
         self._was_ready = self._closing = False
         """Whether any replica has been ready."""
         self._sessions: TTLCache[str, str] = TTLCache(MAX_SESSIONS, SESSION_SECONDS)
@@ -181,22 +187,6 @@ class Fleet:
         if not any(one.usable for one in self.replicas):
             raise EngineError("; ".join(map(_state, self.replicas)))
 
-    async def roll(self) -> None:
-        """Replaces one replica after another: it drains while the others serve, ends, and is started again.
-
-        Raises StartError, and leaves the others as they are, when the new one cannot start.
-        """
-        for replica in self.replicas:
-            await replica.settled.wait()
-            log.info("replica %s drains, and is replaced", replica.name)
-            replica.draining = True
-            replica.settled.clear()
-            await replica.process.drain()
-            await replica.process.stop()
-            await replica.settled.wait()
-            if replica.problem:
-                raise StartError(f"replica {replica.name} was not replaced: {replica.problem}")
-
     def _fail_with(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is not None and not self.failed.done():
@@ -204,7 +194,7 @@ class Fleet:
 
     async def _keep(self, replica: Replica) -> None:
         """Keeps one replica running; ends only where its first start fails."""
-        pause = self._timing.first_pause
+        pause = self.timing.first_pause
         while True:
             try:
                 async with self._running(replica):
@@ -216,9 +206,9 @@ class Fleet:
                     raise
                 replica.settled.set()
                 await asyncio.sleep(pause)
-                pause = min(2 * pause, self._timing.longest_pause)
+                pause = min(2 * pause, self.timing.longest_pause)
             else:
-                pause = self._timing.first_pause
+                pause = self.timing.first_pause
 
     @asynccontextmanager
     async def _running(self, replica: Replica) -> AsyncIterator[None]:
@@ -236,6 +226,7 @@ class Fleet:
                 replica.losses += 1
                 log.warning("replica %s has ended, and is started again", replica.name)
             replica.problem, replica.draining = "it is being started again", False
+            replica.settled.clear()
             session, replica.http = replica.http, None
             await session.close()
             block_changes.forget(self.index, replica.name)
@@ -244,18 +235,18 @@ class Fleet:
 
     async def _watch(self, replica: Replica) -> None:
         """Asks again and again whether the replica is ready; kills it, and returns, when it answers nothing."""
-        silent, limit = 0, LOADING * self._timing.silences
+        silent, limit = 0, LOADING * self.timing.silences
         while silent < limit:
-            await asyncio.sleep(self._timing.probe)
+            await asyncio.sleep(self.timing.probe)
             if replica.draining:  # it accepts no connections then
                 continue
             try:
-                async with asyncio.timeout(self._timing.patience):
+                async with asyncio.timeout(self.timing.patience):
                     replica.problem, silent = await _problem(replica), 0
             except (TimeoutError, aiohttp.ClientError):
                 replica.problem, silent = "it does not answer", silent + 1
             if replica.usable:
-                limit, self._was_ready = self._timing.silences, True
+                limit, self._was_ready = self.timing.silences, True
                 replica.settled.set()
         log.error("replica %s answers nothing, and is killed", replica.name)
         await replica.process.kill()

@@ -76,7 +76,7 @@ async def _metrics(own: Callable[[web.Request], Awaitable[web.Response]], reques
 
 async def _from_all(fleet: Fleet, ask: Callable[[Replica], Coroutine[Any, Any, Any]]) -> dict[str, Any]:
     """The replies of all replicas that answer in time, by their names."""
-    running = [one for one in fleet.replicas if one.http is not None]
+    running = [one for one in fleet.replicas if one.running]
     replies = await asyncio.gather(*(_in_time(ask(one)) for one in running))
     return {one.name: told for one, told in zip(running, replies, strict=True) if told is not None}
 

@@ -16,7 +16,7 @@ from cloud.replicas.actor import ReplicaActor, ReplicaSpec
 from cloud.replicas.block_changes import BlockChange
 from cloud.replicas.fleet import ReplicaAddress
 from common.config_cloud import RayConfig
-from common.errors import StartError
+from common.errors import EngineError, StartError
 from common.files.installation import module_environment
 
 log = logging.getLogger(__name__)
@@ -74,50 +74,66 @@ class RayReplica:
 
     async def start(self) -> ReplicaAddress:
         while True:
-            if self._actor is None:
-                self._actor = self._made()
             try:
-                address: ReplicaAddress = await self._actor.start.remote()
+                actor = self._actor = self._actor or self._made()
+                address: ReplicaAddress = await actor.start.remote()
                 self._pid = address.pid
                 return address
             except ActorDiedError as error:  # before it could be used, or for good
-                self._actor = None
-                raise StartError(_reason(error)) from error
+                if self._actor is actor:  # else it was stopped meanwhile, for another one
+                    self._actor = None
+                    raise StartError(_reason(error)) from error
             except RayActorError:  # Ray is starting it again
                 await asyncio.sleep(RETRY_SECONDS)
+            except RayError as error:
+                raise StartError(f"Ray cannot start it: {_first_line(error)}") from error
 
     async def ended(self) -> None:
         try:
-            reason = await self._actor.failed.remote()
-        except RayActorError as error:
-            log.warning("replica %s has died: %s", self._name, _first_line(error))
+            with _errors_of_ray():
+                reason = await self._actor.failed.remote()
+        except ReplicaDied as error:
+            log.warning("replica %s has died: %s", self._name, error.message)
             return
         await self.stop()
         raise StartError(reason)
 
     async def changes(self) -> AsyncGenerator[list[BlockChange], None]:
-        with suppress(RayActorError):
+        with suppress(ReplicaDied), _errors_of_ray():
             async for changes in self._actor.changes.remote():
                 yield await changes
 
     async def drain(self) -> None:
-        with suppress(RayActorError):
+        with suppress(ReplicaDied), _errors_of_ray():
             await self._actor.drain.remote()
 
     async def stop(self) -> None:
         actor, self._actor = self._actor, None
-        if actor is not None:
-            with suppress(TimeoutError, RayActorError):
-                async with asyncio.timeout(STOP_SECONDS):
-                    await actor.stop.remote()
+        if actor is None:
+            return
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await actor.stop.remote()
+        except RayActorError:
+            pass
+        except (TimeoutError, RayError) as error:
+            log.warning("replica %s does not stop, and is killed: %s", self._name, _first_line(error))
+            self._kill_here()
+        with _errors_of_ray():
             ray.kill(actor, no_restart=True)
 
     async def kill(self) -> None:
-        if self._on_this_machine:  # one that stands still hears nothing of Ray
+        if self._on_this_machine:
+            self._kill_here()
+        elif self._actor is not None:
+            with _errors_of_ray():
+                ray.kill(self._actor, no_restart=False)
+
+    def _kill_here(self) -> None:
+        """Ends a process of this machine that stands still, and so hears nothing of Ray."""
+        if self._on_this_machine and self._pid:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
-        elif self._actor is not None:
-            ray.kill(self._actor, no_restart=False)
 
     def _made(self) -> Any:
         gpus = self.spec.cloud.model.tensor_parallel_size if ray.cluster_resources().get("GPU") else 0
@@ -140,6 +156,21 @@ def shares(cores: Sequence[int], replicas: int) -> list[list[int]]:
         return [[] for _ in range(replicas)]
     ends = [len(cores) * number // replicas for number in range(replicas + 1)]
     return [list(cores[begin:end]) for begin, end in pairwise(ends)]
+
+
+class ReplicaDied(EngineError):
+    """A replica's actor has died, or is being started again."""
+
+
+@contextmanager
+def _errors_of_ray() -> Iterator[None]:
+    """Ray's errors as ours: raises ReplicaDied where the actor is lost, EngineError for anything else."""
+    try:
+        yield
+    except RayActorError as error:
+        raise ReplicaDied(_first_line(error)) from error
+    except RayError as error:
+        raise EngineError(f"Ray: {_first_line(error)}") from error
 
 
 def _reason(error: ActorDiedError) -> str:

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from cloud.replicas.actor import ReplicaSpec
-from cloud.replicas.fleet import Fleet
+from cloud.replicas.fleet import Fleet, FleetTiming
 from cloud.replicas.front import FLEET, build_app
 from cloud.replicas.ray_process import RayReplica, ray_cluster, shares
 from cloud.replicas.updates import Updates
 from common.config_cloud import CloudConfig
 from common.http_server import serve
+
+DRAIN_MARGIN = 5.0
+"""Seconds beyond `drain_seconds` after which a replica that drains is ended."""
 
 
 async def serve_replicas(
@@ -24,7 +27,8 @@ async def serve_replicas(
             str(number): RayReplica(str(number), spec, cores=share)
             for number, share in enumerate(shares(cores, config.replicas))
         }
-        app = build_app(Fleet(processes), replace(config.server, api_keys=config.keys))
+        timing = FleetTiming(drain=config.server.drain_seconds + DRAIN_MARGIN)
+        app = build_app(Fleet(processes, timing), replace(config.server, api_keys=config.keys))
         updates = Updates(app[FLEET], list(processes.values()), read_again)
         app.cleanup_ctx.append(updates.at_sighup)
         await serve(app, config.server, name)

@@ -23,7 +23,8 @@ from common.http_server import HTTPServer
 from common.protocol import codec
 from common.protocol.stream_frames import ErrorDetail, ErrorFrame, StartFrame
 
-QUICK = FleetTiming(probe=0.02, patience=0.2, silences=3, first_pause=0.02, longest_pause=0.1)
+QUICK = FleetTiming(probe=0.02, patience=20.0, silences=3, first_pause=0.02, longest_pause=0.1)
+"""So patient that no slow machine makes a replica look hung."""
 
 
 class FakeReplica(FakeCloud):

@@ -2,12 +2,14 @@
 
 import asyncio
 import itertools
+from dataclasses import replace
 
 import pytest
 from cachetools import TTLCache
 
 from cloud.replicas.fleet import Fleet, ReplicaAddress
 from cloud.replicas.request_key import NO_KEY, RequestKey
+from cloud.replicas.updates import roll
 from common.errors import EngineError, StartError
 from common.http_server import FATAL
 from tests.cloud.replicas.fake_replica import QUICK, FakeReplica, front
@@ -36,7 +38,7 @@ async def test_a_dead_replica_is_started_again_and_takes_requests_when_it_is_rea
 
 
 async def test_a_replica_that_stands_still_is_killed_and_its_requests_go_to_another_one() -> None:
-    async with front() as running:
+    async with front(timing=replace(QUICK, patience=1.0, silences=2)) as running:
         asking = asyncio.create_task(running.http.post("/v1/completions", json={}))
         await until(lambda: any(fake.begun.is_set() for fake in running.fakes))
         (hung,) = [fake for fake in running.fakes if fake.begun.is_set()]
@@ -94,11 +96,82 @@ async def test_a_rolling_update_replaces_each_replica_while_another_one_serves()
                 await asyncio.sleep(0.005)
 
         watching = asyncio.create_task(watch())
-        await running.fleet.roll()
+        await roll(running.fleet)
         watching.cancel()
         assert [fake.starts_with for fake in running.fakes] == [2, 2]
         assert 1 in seen and 0 not in seen
         assert [one.losses for one in running.fleet.replicas] == [0, 0]
+
+
+async def test_an_update_waits_for_a_replica_that_is_lost_meanwhile_and_loads() -> None:
+    async with front() as running:
+        first, second = running.fakes
+        first.ready = False
+        await until(lambda: not running.fleet.replicas[0].usable)
+        rolling = asyncio.create_task(roll(running.fleet))
+        await until(lambda: first.starts_with == 2)
+        second.ready = False
+        await second.kill()
+        first.ready = True
+        await running.until_ready(1)
+        await asyncio.sleep(0.2)
+        assert second.starts_with == 2
+        second.ready = True
+        await rolling
+        assert [first.starts_with, second.starts_with] == [2, 3]
+
+
+async def test_the_last_replica_that_serves_is_not_drained() -> None:
+    async with front() as running:
+        first, second = running.fakes
+        first.ready = second.ready = False
+        await until(lambda: not any(one.usable for one in running.fleet.replicas))
+        rolling = asyncio.create_task(roll(running.fleet))
+        await until(lambda: first.starts_with == 2)
+        await second.kill()
+        await until(lambda: second.starts_with == 2)
+        first.ready = True
+        await running.until_ready(1)
+        await first.kill()
+        first.ready, second.ready = False, True
+        await running.until_ready(1)
+        await asyncio.sleep(0.2)
+        assert second.starts_with == 2 and running.fleet.replicas[1].usable
+        first.ready = True
+        await rolling
+        assert second.starts_with == 3
+
+
+async def test_a_replica_that_never_finishes_its_work_is_replaced_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with front(timing=replace(QUICK, drain=0.05)) as running:
+        monkeypatch.setattr(running.fakes[0], "drain", asyncio.Event().wait)
+        await asyncio.wait_for(roll(running.fleet), 20)
+        assert [fake.starts_with for fake in running.fakes] == [2, 2]
+
+
+async def test_a_replica_that_cannot_drain_is_replaced_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def drain() -> None:
+        raise EngineError("Ray: its node is gone")
+
+    async with front() as running:
+        monkeypatch.setattr(running.fakes[0], "drain", drain)
+        await roll(running.fleet)
+        assert [fake.starts_with for fake in running.fakes] == [2, 2]
+
+
+async def test_an_update_mends_a_replica_that_could_not_be_started() -> None:
+    async with front() as running:
+        first, second = running.fakes
+        second.wrong = "no such model"
+        await second.kill()
+        await until(lambda: running.fleet.replicas[1].problem == "no such model")
+        rolling = asyncio.create_task(roll(running.fleet))
+        second.wrong = ""
+        await rolling
+        await running.until_ready()
+        assert first.starts_with == 2
 
 
 async def test_an_update_stops_at_the_first_replica_that_does_not_start() -> None:
@@ -106,7 +179,7 @@ async def test_an_update_stops_at_the_first_replica_that_does_not_start() -> Non
         first, second = running.fakes
         first.wrong = "no such model"
         with pytest.raises(StartError, match="no such model"):
-            await running.fleet.roll()
+            await roll(running.fleet)
         assert second.starts_with == 1
         first.wrong = ""
         await running.until_ready()

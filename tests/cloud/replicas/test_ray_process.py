@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from cloud.replicas.actor import ReplicaSpec
 from cloud.replicas.fleet import Fleet, FleetTiming
+from cloud.replicas.updates import roll
 from common.cloud_client.stream import CloudStream
 from common.config_cloud import CloudConfig, RayConfig
 from common.config_values import ServerConfig
@@ -102,7 +103,7 @@ async def test_a_dead_or_hung_actor_is_started_again_and_its_stream_goes_on(
 
 async def test_an_update_replaces_each_actor(service: ToyService) -> None:
     before = service.pids()
-    await service.fleet.roll()
+    await roll(service.fleet)
     await service.ready()
     assert not set(before) & set(service.pids())
 
@@ -112,7 +113,7 @@ async def test_an_update_that_cannot_start_is_taken_back(service: ToyService, mo
     for process in service.processes:
         process.spec = SPEC._replace(model=model)
     with pytest.raises(StartError, match=reason):
-        await service.fleet.roll()
+        await roll(service.fleet)
     for process in service.processes:
         process.spec = SPEC
     await service.ready()

@@ -222,7 +222,7 @@ async def test_when_all_are_full_the_client_gets_the_refusal_with_its_retry_afte
 
 
 @pytest.mark.parametrize("keys", [{}, {"Authorization": "Bearer k"}, {"X-Api-Key": "k"}])
-@pytest.mark.parametrize("call", ["abc", "a/b?c=d#e%2Ff"])
+@pytest.mark.parametrize("call", ["abc", "a/b?c=d#e%2Ff"], ids=["plain", "quoted"])
 async def test_a_call_is_worked_on_as_long_as_its_replica_says_so(call: str, keys: dict[str, str]) -> None:
     async with front(api_keys=[Secret("k")] if keys else []) as running:
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from benchmarks.toy_model import END, answer_of, cloud_model
+from cloud.replicas.updates import roll
 from common.cloud_client.stream import CloudStream
 from common.errors import EndpointError, RequestError
 from common.http.client import HTTPClient
@@ -195,12 +196,12 @@ async def test_a_drained_replicas_stream_ends_on_it_and_the_next_one_goes_elsewh
         paused(running)
         rolling: list[asyncio.Task[None]] = []
 
-        def roll(count: int) -> None:
+        def update(count: int) -> None:
             if count == 3 and not rolling:
-                rolling.append(asyncio.create_task(running.fleet.roll()))
+                rolling.append(asyncio.create_task(roll(running.fleet)))
 
         for prompt in prompts(5):
-            tokens, _ = await answer(client, StartFrame(token_ids=prompt, max_tokens=TOKENS), roll)
+            tokens, _ = await answer(client, StartFrame(token_ids=prompt, max_tokens=TOKENS), update)
             assert tokens == truth(prompt)
         await asyncio.gather(*rolling)
         assert all(fake.starts_with > 1 for fake in running.fakes)

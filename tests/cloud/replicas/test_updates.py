@@ -15,6 +15,7 @@ from common.config_values import Secret, ServerConfig
 from common.errors import ConfigError
 from tests.cloud.replicas.fake_replica import FakeReplica, RunningFront, front
 
+
 def configured(port: int, key: str, max_requests: int) -> CloudConfig:
     admission = AdmissionConfig(max_requests=max_requests, keys=[CloudKeyConfig(Secret(key))])
     return CloudConfig(server=ServerConfig(port=port), admission=admission)
@@ -73,6 +74,29 @@ async def test_a_configuration_that_is_wrong_changes_nothing(caplog: pytest.LogC
                 await asyncio.sleep(0.01)
         assert [fake.starts_with for fake in running.fakes] == [1, 1]
         assert [fake.spec.model for fake in running.fakes] == ["old", "old"]
+
+
+async def test_a_fault_in_an_update_takes_it_back_and_the_next_one_is_free_of_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stop() -> None:
+        raise ZeroDivisionError("a fault of our own")
+
+    async with updated_at_sighup(lambda: NEW) as running:
+        first = running.fakes[0]
+        with monkeypatch.context() as broken:
+            broken.setattr(first, "stop", stop)
+            os.kill(os.getpid(), signal.SIGHUP)
+            async with asyncio.timeout(20):
+                while "a fault of our own" not in caplog.text:
+                    await asyncio.sleep(0.01)
+        assert [fake.spec.model for fake in running.fakes] == ["old", "old"]
+        assert not running.replica(first).draining
+        await first.kill()
+        await running.until_ready()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await started(running.fakes, [3, 2])
+        assert [fake.spec.model for fake in running.fakes] == ["new", "new"]
 
 
 async def test_a_replica_that_does_not_start_is_started_as_it_was_and_the_others_stay() -> None:

@@ -5,10 +5,24 @@ from typing import NamedTuple
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
+from common.errors import EngineError, FrameworkError, OverloadedError, RequestError, StoppingError
 from common.http.messages import Exchange
 
 SEND_SECONDS = 10.0
 """A client that does not read what was sent to it for this long counts as left; 64 KiB are buffered before that."""
+
+
+def close_code(error: FrameworkError) -> WSCloseCode:
+    """The code with which a connection is closed for `error`."""
+    match error:
+        case RequestError():
+            return WSCloseCode.POLICY_VIOLATION
+        case StoppingError():
+            return WSCloseCode.GOING_AWAY
+        case OverloadedError() | EngineError():
+            return WSCloseCode.TRY_AGAIN_LATER
+        case _:
+            return WSCloseCode.INTERNAL_ERROR
 
 
 class ClientLeftError(ConnectionError):

@@ -28,14 +28,24 @@ NOT_SENT_ON = OF_ONE_CONNECTION | {
     *("Sec-Websocket-Key", "Sec-Websocket-Version", "Sec-Websocket-Protocol", "Sec-Websocket-Extensions"),
 }
 NOT_PASSED_BACK = OF_ONE_CONNECTION | {"Date", "Server"}
-TRY_ANOTHER = (429, 503)
+LOST_ENGINE = 503
+TRY_ANOTHER = (429, LOST_ENGINE)
 """A replica that has no room, or whose engine is lost, has done nothing."""
 OWN = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 """What aiohttp would add to a request that does not have it."""
 
 
+MAX_LOSSES = 2
+"""So many replicas, or their engines, may be lost at work on one request: it may be what ends them, and would end all
+others, too."""
+
+
 class ReplicaLost(EndpointError):
     """A replica was lost while it worked on a request."""
+
+
+class ReplicaUnreached(ReplicaLost):
+    """A replica was lost before it got the request."""
 
 
 class RequestRelay:
@@ -73,13 +83,14 @@ class RequestRelay:
         key = await self._key(request, body)
         tried: set[str] = set()
         refusal: web.Response | None = None
-        while True:
+        losses = 0
+        while losses < MAX_LOSSES:
             try:
                 replica = self._fleet.pick(key, tried)
             except EngineError:
-                if refusal is not None:
-                    return refusal
-                raise
+                if refusal is None:
+                    raise
+                return refusal
             tried.add(replica.url)
             self._calls[call] = replica
             try:
@@ -87,11 +98,17 @@ class RequestRelay:
                     async with self._exchange(request, replica, body) as response:
                         if response.status not in TRY_ANOTHER:
                             return await _passed_back(request, response)
+                        losses += response.status == LOST_ENGINE
                         refusal = await _whole(response)
-            except ReplicaLost:
+            except ReplicaUnreached:
                 pass
+            except ReplicaLost:
+                losses += 1
             finally:
                 self._calls[call] = None
+        if refusal is None:
+            raise too_many_losses()
+        return refusal
 
     async def _key(self, request: web.Request, body: bytes) -> RequestKey:
         if request.method != hdrs.METH_POST:
@@ -128,10 +145,16 @@ class RequestRelay:
                 skip_auto_headers=OWN,
                 allow_redirects=False,
             )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise ReplicaUnreached(f"replica {replica.name} cannot be reached ({type(error).__name__})") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ReplicaLost(f"replica {replica.name} is lost ({type(error).__name__})") from error
         async with response:
             yield response
+
+
+def too_many_losses() -> EngineError:
+    return EngineError(f"{MAX_LOSSES} replicas were lost while they worked on this; no other one is asked")
 
 
 def _target(request: web.Request) -> str:

@@ -1,10 +1,12 @@
 """What a request says about the replica that it belongs to: its session, its prompt's token ids, its cache salt."""
 
+from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from msgspec import UNSET, Struct, UnsetType
 
+from cloud.kv_cache import ID
 from common.errors import RequestError
 from common.protocol import codec
 from common.protocol.stream_frames import StartFrame
@@ -71,19 +73,27 @@ def key_of(path: str, body: bytes, content_type: str, tenant: str) -> RequestKey
 
 def key_of_start(start: StartFrame, tenant: str) -> RequestKey:
     """The key of one answer of GET /stream."""
-    return RequestKey(token_ids=start.token_ids, salt=tenant + start.tenant)
+    return RequestKey(token_ids=_ids(start.token_ids), salt=tenant + start.tenant)
+
+
+def _ids(given: list[int]) -> Sequence[int]:
+    """Token ids for the choice; none where one has more than 64 bits, which any replica refuses as it should."""
+    try:
+        return array(ID.typecode, given)
+    except OverflowError:
+        return ()
 
 
 def _of_round(round: KeyedRound, tenant: str) -> RequestKey:
     salt = tenant + round.tenant
     session = f"{salt}/{round.session}" if round.session else ""
-    return RequestKey(session, () if round.prefix_length else round.new_token_ids, salt)
+    return RequestKey(session, () if round.prefix_length else _ids(round.new_token_ids), salt)
 
 
 def _of_generation(body: KeyedGeneration, tenant: str, long: bool) -> RequestKey:
     salt = tenant + body.cache_salt
     if isinstance(body.prompt, list):
-        return RequestKey(token_ids=body.prompt, salt=salt)
+        return RequestKey(token_ids=_ids(body.prompt), salt=salt)
     names = ("prompt",) if body.messages is UNSET else KeyedGeneration.__struct_fields__[1:-1]
     text = {name: value for name in names if (value := getattr(body, name)) is not UNSET}
     return RequestKey(salt=salt, text=text if long and text else None)

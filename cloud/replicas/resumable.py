@@ -33,6 +33,8 @@ class ResumableAnswer:
         self._finish_reason: FinishReason | None = None
         self.ended = False
         """Whether its last frame has come."""
+        self.losses = 0
+        """Replicas that were lost at work on it since its last token."""
 
     @property
     def rest(self) -> StartFrame:
@@ -63,8 +65,11 @@ class ResumableAnswer:
         """Whether another replica can go on: none knows which part of a stop string was already there."""
         return not (self._start.stop and self._tokens)
 
-    def lose_replica(self) -> None:
+    def lose_replica(self, at_work: bool = True) -> None:
         """The part that runs is lost; the next one begins where it was."""
+        if self._part_steps or self._part_accepted:
+            self.losses = 0
+        self.losses += at_work
         self._steps += self._part_steps
         self._accepted += self._part_accepted
         self._part_steps = self._part_accepted = 0

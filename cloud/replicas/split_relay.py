@@ -18,6 +18,9 @@ from common.http.messages import EXCHANGE, websocket
 FRAME_LIMIT = 256 * 2**20
 """Bytes of a frame; the replica knows its model, and has a lower limit."""
 
+NEVER_SENT = (None, 0, 1005, WSCloseCode.ABNORMAL_CLOSURE)
+"""Close codes of a connection that has broken, or was closed without one (0): no close frame may have them."""
+
 
 async def relay_split(request: web.Request, fleet: Fleet) -> web.WebSocketResponse:
     """The handler of GET /split."""
@@ -64,4 +67,5 @@ async def _pass_back(upstream: aiohttp.ClientWebSocketResponse, client: ClientSo
         if message.type in (WSMsgType.BINARY, WSMsgType.TEXT):
             text = message.type is WSMsgType.TEXT
             await client.send(message.data.encode() if text else message.data, text)
-    await client.close(upstream.close_code or WSCloseCode.GOING_AWAY)
+    code = upstream.close_code
+    await client.close(WSCloseCode.GOING_AWAY if code in NEVER_SENT else code)

@@ -14,10 +14,10 @@ import aiohttp
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from cloud.replicas.fleet import Fleet, Replica
-from cloud.replicas.relay import ReplicaLost, headers_on
+from cloud.replicas.relay import MAX_LOSSES, ReplicaLost, ReplicaUnreached, headers_on, too_many_losses
 from cloud.replicas.request_key import key_of_start
 from cloud.replicas.resumable import ResumableAnswer, client_frame, is_for_another, server_frame
-from cloud.websocket import ClientLeftError, ClientSocket, ReceivedFrame
+from cloud.websocket import ClientLeftError, ClientSocket, ReceivedFrame, close_code
 from common.errors import EngineError, FrameworkError
 from common.http.first_completed import first_completed
 from common.http.in_flight import IN_FLIGHT
@@ -58,7 +58,7 @@ async def open_upstream(
     request: web.Request, replica: Replica, message_limit: int = 0
 ) -> aiohttp.ClientWebSocketResponse:
     """A WebSocket to the replica, at the path and with the headers of the request; raises WSServerHandshakeError where
-    the replica refuses it, ReplicaLost where it is lost."""
+    the replica refuses it, ReplicaUnreached where it is lost."""
     try:
         return await replica.http_session().ws_connect(
             replica.url + request.path,
@@ -71,7 +71,7 @@ async def open_upstream(
     except aiohttp.WSServerHandshakeError:
         raise
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise ReplicaLost(f"replica {replica.name} is lost ({type(error).__name__})") from error
+        raise ReplicaUnreached(f"replica {replica.name} cannot be reached ({type(error).__name__})") from error
 
 
 async def send_upstream(upstream: aiohttp.ClientWebSocketResponse, frame: ReceivedFrame) -> None:
@@ -120,7 +120,7 @@ class StreamRelay:
         frame = ErrorFrame(error=ErrorDetail(**detail))  # type: ignore[arg-type]
         with suppress(ClientLeftError):
             await self._send(frame)
-            await self.client.close(WSCloseCode.TRY_AGAIN_LATER, error.message)
+            await self.client.close(close_code(error), error.message)
 
     async def read_client(self) -> None:
         """Passes drafts on to the running answer's replica, and starts to `answer_all`, until the client leaves."""
@@ -165,6 +165,8 @@ class StreamRelay:
         refusal: ErrorFrame | None = None
         while not answer.ended:
             try:
+                if answer.losses == MAX_LOSSES:
+                    raise too_many_losses()
                 replica = self._fleet.pick(key_of_start(answer.rest, self._request[TENANT]), tried)
             except EngineError:
                 if refusal is None:
@@ -183,7 +185,7 @@ class StreamRelay:
                 if end := answer.end:
                     await self._send(end)
                     return
-                answer.lose_replica()
+                answer.lose_replica(_may_be_its_fault(error))
 
     async def _part(self, replica: Replica, unread: ReceivedFrame | None, answer: ResumableAnswer) -> None:
         """What one replica gives of the answer; raises ReplicaLost where it does not end it."""
@@ -205,7 +207,7 @@ class StreamRelay:
         try:
             return await open_upstream(self._request, replica)
         except aiohttp.WSServerHandshakeError as error:  # it drains
-            raise ReplicaLost(f"replica {replica.name} answered {error.status}") from error
+            raise ReplicaUnreached(f"replica {replica.name} answered {error.status}") from error
 
     async def _pass_back(
         self, replica: Replica, upstream: aiohttp.ClientWebSocketResponse, answer: ResumableAnswer
@@ -214,7 +216,9 @@ class StreamRelay:
         while not answer.ended:
             message = await upstream.receive()
             if message.type not in (WSMsgType.BINARY, WSMsgType.TEXT):
-                raise ReplicaLost(f"replica {replica.name} is lost (close code {upstream.close_code})")
+                self._reused &= upstream.close_code != WSCloseCode.ABNORMAL_CLOSURE
+                lost = ReplicaUnreached if self._reused else ReplicaLost
+                raise lost(f"replica {replica.name} is lost (close code {upstream.close_code})")
             self._reused = False
             text = message.type is WSMsgType.TEXT
             data = message.data.encode() if text else message.data
@@ -239,3 +243,10 @@ class StreamRelay:
 
     async def _send(self, frame: ServerFrame | EndFrame) -> None:
         await self.client.send(codec.encode(frame, codec.JSON if self._text else codec.MSGPACK), self._text)
+
+
+def _may_be_its_fault(error: ReplicaLost) -> bool:
+    """Whether the answer itself may have ended the replica, or its engine."""
+    if isinstance(error, ReplicaRefused):
+        return error.frame.error.type == "server_error"
+    return not isinstance(error, ReplicaUnreached)

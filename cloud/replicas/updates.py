@@ -119,5 +119,5 @@ async def _drain(replica: Replica, seconds: float) -> None:
 
 
 def _as_the_front_is(new: CloudConfig, old: CloudConfig) -> CloudConfig:
-    """`new` with the server and all keys of `old`: the front keeps them, and a key that only one knows opens nothing."""
+    """`new` with server and keys of `old`: the front keeps these, and a key that only one knows opens nothing."""
     return replace(new, server=old.server, admission=replace(new.admission, keys=old.admission.keys))

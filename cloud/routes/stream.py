@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
-from aiohttp import WSCloseCode, web
+from aiohttp import web
 
 from cloud.engine.engine import CloudEngine
 from cloud.routes.engine_turns import read_ahead
@@ -21,8 +21,8 @@ from cloud.verify.continuous import ContinuousAnswer
 from cloud.verify.draft_channel import DraftChannel
 from cloud.verify.round import VerifyRound
 from cloud.verify.validation import check_ids
-from cloud.websocket import ClientLeftError, ClientSocket
-from common.errors import EngineError, FrameworkError, OverloadedError, RequestError, StoppingError
+from cloud.websocket import ClientLeftError, ClientSocket, close_code
+from common.errors import FrameworkError, RequestError
 from common.fair_queue import Turn
 from common.http.in_flight import IN_FLIGHT
 from common.http.messages import EXCHANGE, REQUEST_ID, client_error, error_object, tenant_of, websocket
@@ -215,7 +215,7 @@ class Peer:
         frame = ErrorFrame(error=msgspec.convert(error_object(error)["error"], ErrorDetail))
         with suppress(ClientLeftError):
             await self.send(frame)
-            await self._socket.close(_close_code(error), error.message)
+            await self._socket.close(close_code(error), error.message)
 
     async def close(self) -> None:
         await self._socket.close()
@@ -252,15 +252,3 @@ async def _send(peer: Peer, frames: AsyncGenerator[ServerFrame, None]) -> None:
 async def _own_channel(app: web.Application) -> AsyncIterator[None]:
     async with app[DRAFT_CHANNEL]:
         yield
-
-
-def _close_code(error: FrameworkError) -> WSCloseCode:
-    match error:
-        case RequestError():
-            return WSCloseCode.POLICY_VIOLATION
-        case StoppingError():
-            return WSCloseCode.GOING_AWAY
-        case OverloadedError() | EngineError():
-            return WSCloseCode.TRY_AGAIN_LATER
-        case _:
-            return WSCloseCode.INTERNAL_ERROR

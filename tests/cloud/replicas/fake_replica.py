@@ -46,6 +46,8 @@ class FakeReplica(FakeCloud):
         """Taken by what it starts next; none: it is open to all."""
         self.lost_engine = False
         """Its server answers, and refuses all work."""
+        self.dies = False
+        """Whatever work it gets ends it."""
         self.sent: list[CIMultiDictProxy[str]] = []
         """The headers of requests to /v1."""
         self._server: HTTPServer | None = None
@@ -110,6 +112,7 @@ class FakeReplica(FakeCloud):
     async def _answer(self, socket: web.WebSocketResponse, start: StartFrame) -> StartFrame | None:
         try:
             self._refuse()
+            await self._die()
         except FrameworkError as error:
             detail = msgspec.convert(error_object(error)["error"], ErrorDetail)
             await socket.send_bytes(codec.encode(ErrorFrame(error=detail), codec.MSGPACK))
@@ -121,12 +124,17 @@ class FakeReplica(FakeCloud):
         if self.lost_engine:
             raise EngineError("the engine has died")
 
+    async def _die(self) -> None:
+        if self.dies:
+            await asyncio.shield(self.kill())  # which cancels this request
+
     async def _stats(self, request: web.Request) -> web.Response:
         return reply(request, {"sessions": 2, "kv_cache_usage": 0.5, "model": "toy", "kv_cache": {"blocks": 3}})
 
     async def _completion(self, request: web.Request) -> web.Response:
         """Waits until it may go on."""
         self._refuse()
+        await self._die()
         self.sent.append(request.headers)
         self.begun.set()
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -11,12 +12,15 @@ import zstandard
 from yarl import URL
 
 from benchmarks.toy_model import verify
+from cloud.replicas.fleet import ReplicaAddress
+from cloud.replicas.request_key import key_of, key_of_start
 from common.config_values import Secret
 from common.http.auth import tenant_name
 from common.protocol import codec
 from common.protocol.prefix_hash import prefix_hash
+from common.protocol.stream_frames import StartFrame
 from common.types import VerifyRequest, VerifyResponse
-from tests.cloud.replicas.fake_replica import FakeReplica, RunningFront, front
+from tests.cloud.replicas.fake_replica import QUICK, FakeReplica, RunningFront, front
 from tests.cloud.test_kv_cache import store
 
 PROMPT = list(range(5, 105))
@@ -98,6 +102,18 @@ async def test_a_wrong_body_gets_the_replicas_own_refusal() -> None:
             assert (await reply.json())["error"]["param"] == "new_token_ids"
         async with running.http.get("/nothing") as reply:
             assert (reply.status, (await reply.json())["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, -(2**63) - 1])
+async def test_token_ids_of_any_size_get_a_replicas_own_answer(number: int) -> None:
+    async with front() as running:
+        for fake in running.fakes:
+            fake.go_on.set()
+        async with running.http.post("/v1/completions", json={"prompt": [5, number]}) as reply:
+            assert reply.status == 200
+        body = json.dumps({"requests": [{"new_token_ids": [number]}]}).encode()
+        assert not key_of("/verify/batch", body, codec.JSON, "").token_ids
+        assert not key_of_start(StartFrame(token_ids=[number], max_tokens=1), "").token_ids
 
 
 async def test_headers_go_on_but_those_of_the_connection_and_the_page() -> None:
@@ -191,6 +207,30 @@ async def test_without_another_replica_the_client_is_told() -> None:
         await working.kill()
         reply = await asking
         assert (reply.status, (await reply.json())["error"]["code"]) == (503, "engine_unavailable")
+
+
+@pytest.mark.parametrize("state", ["dies", "lost_engine"])
+async def test_a_request_that_ends_replicas_ends_two_of_them_and_not_all(state: str) -> None:
+    async with front(4) as running:
+        for fake in running.fakes:
+            setattr(fake, state, True)
+        async with running.http.post("/v1/completions", json={}) as reply:
+            assert (reply.status, (await reply.json())["error"]["code"]) == (503, "engine_unavailable")
+        assert sum(one.served for one in running.fleet.replicas) == 2
+
+
+async def test_replicas_that_never_got_the_request_do_not_count_as_ended_by_it() -> None:
+    async with front(4) as running:
+        running.fleet.timing = replace(QUICK, probe=60)
+        await asyncio.sleep(0.1)  # no probe finds out before the request
+        *gone, last = running.fakes
+        last.go_on.set()
+        for port, fake in enumerate(gone, 1):  # nobody listens there
+            running.replica(fake).address = ReplicaAddress(f"http://127.0.0.1:{port}", 0)
+        running.replica(last).in_flight = 1
+        async with running.http.post("/v1/completions", json={}) as reply:
+            assert (await reply.json())["by"] == last.name
+        assert sum(one.served for one in running.fleet.replicas) == 4
 
 
 async def test_events_that_break_off_end_with_an_error_event() -> None:

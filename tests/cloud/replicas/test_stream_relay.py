@@ -8,11 +8,13 @@ from collections.abc import Callable
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import WSCloseCode
 
 from benchmarks.toy_model import END, answer_of, cloud_model
+from cloud.replicas.fleet import Replica
 from cloud.replicas.updates import roll
 from common.cloud_client.stream import CloudStream
-from common.errors import EndpointError, RequestError
+from common.errors import EndpointError, EngineError, RequestError, StoppingError
 from common.http.client import HTTPClient
 from common.http.error_replies import Busy
 from common.protocol import codec
@@ -120,6 +122,20 @@ async def test_without_another_replica_a_stream_breaks_and_the_edge_is_told() ->
         kills: list[asyncio.Task[None]] = []
         with pytest.raises(EndpointError, match="no replica"):
             await answer(client, StartFrame(token_ids=PROMPT, max_tokens=TOKENS), kill)
+
+
+@pytest.mark.parametrize("state", ["dies", "lost_engine"])
+@pytest.mark.parametrize("kept", [False, True], ids=["new connections", "kept connections"])
+async def test_a_stream_that_ends_replicas_ends_two_of_them_and_not_all(state: str, kept: bool) -> None:
+    async with front(4) as running, HTTPClient(running.url) as client:
+        for prompt in prompts(40) if kept else []:
+            await answer(client, StartFrame(token_ids=prompt, max_tokens=1))
+        before = sum(one.served for one in running.fleet.replicas)
+        for fake in running.fakes:
+            setattr(fake, state, True)
+        with pytest.raises(EndpointError):
+            await answer(client, StartFrame(token_ids=PROMPT, max_tokens=TOKENS))
+        assert sum(one.served for one in running.fleet.replicas) == before + 2
 
 
 async def test_twenty_kills_under_load_lose_and_double_no_token() -> None:
@@ -233,6 +249,29 @@ async def test_a_wrong_frame_is_refused_and_ends_the_connection(frame: bytes) ->
                 await socket.receive()
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (StoppingError("the server stops"), WSCloseCode.GOING_AWAY),
+        (EngineError("no replica can take this"), WSCloseCode.TRY_AGAIN_LATER),
+        (ZeroDivisionError("a fault of our own"), WSCloseCode.INTERNAL_ERROR),
+    ],
+    ids=["stopping", "none left", "fault"],
+)
+async def test_a_failure_closes_the_connection_with_the_code_of_a_replica(
+    error: Exception, code: WSCloseCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pick(*arguments: object) -> Replica:
+        raise error
+
+    async with front() as running, running.http.ws_connect("/stream", protocols=(codec.SUBPROTOCOL,)) as socket:
+        monkeypatch.setattr(running.fleet, "pick", pick)
+        await socket.send_bytes(codec.encode(StartFrame(token_ids=PROMPT, max_tokens=1), codec.MSGPACK))
+        assert (await socket.receive()).type is aiohttp.WSMsgType.BINARY
+        closed = await asyncio.wait_for(socket.receive(), 10)
+        assert (closed.type, closed.data) == (aiohttp.WSMsgType.CLOSE, code)
+
+
 async def test_a_split_connection_stays_with_a_replica_and_a_lost_one_is_noticed() -> None:
     async with front() as running:
         sockets = [await running.http.ws_connect("/split", protocols=(codec.SUBPROTOCOL,)) for _ in range(4)]
@@ -242,7 +281,8 @@ async def test_a_split_connection_stays_with_a_replica_and_a_lost_one_is_noticed
             names.append((await socket.receive_bytes()).decode()[0])
         assert sorted(names) == ["0", "0", "1", "1"]
         await running.fakes[int(names[0])].kill()
-        assert (await asyncio.wait_for(sockets[0].receive(), 10)).type is aiohttp.WSMsgType.CLOSE
+        closed = await asyncio.wait_for(sockets[0].receive(), 10)
+        assert (closed.type, closed.data) == (aiohttp.WSMsgType.CLOSE, WSCloseCode.GOING_AWAY)
         other = sockets[next(at for at, name in enumerate(names) if name != names[0])]
         await other.send_bytes(b"?")
         assert (await other.receive_bytes())[1:] == b"?"

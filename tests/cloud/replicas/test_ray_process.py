@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 import pytest_asyncio
@@ -14,7 +15,7 @@ from cloud.replicas.updates import roll
 from common.cloud_client.stream import CloudStream
 from common.config_cloud import CloudConfig, RayConfig
 from common.config_values import ServerConfig
-from common.errors import StartError
+from common.errors import EngineError, StartError
 from common.http.client import HTTPClient
 from common.http_server import HTTPServer
 from common.protocol.stream_frames import StartFrame
@@ -23,13 +24,16 @@ from tests.cloud.replicas.toy_actor import ToyActor
 
 pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
 
+from ray.exceptions import RaySystemError
+
+from cloud.replicas import ray_process
 from cloud.replicas.front import build_app
 from cloud.replicas.ray_process import RayReplica, ray_cluster, shares
 
 pytestmark = [pytest.mark.long, pytest.mark.asyncio(loop_scope="session")]
 
 SPEC = ReplicaSpec("toy", {}, CloudConfig(), "INFO", False)
-TIMING = FleetTiming(probe=0.1, patience=0.5)
+TIMING = FleetTiming(probe=0.1, patience=2.0, silences=2, drain=5.0)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -106,6 +110,28 @@ async def test_an_update_replaces_each_actor(service: ToyService) -> None:
     await roll(service.fleet)
     await service.ready()
     assert not set(before) & set(service.pids())
+
+
+async def test_an_update_replaces_an_actor_that_stands_still(
+    service: ToyService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_process, "STOP_SECONDS", 1.0)
+    before = service.pids()
+    os.kill(before[0], signal.SIGSTOP)
+    await asyncio.wait_for(roll(service.fleet), 60)
+    await service.ready()
+    assert not set(before) & set(service.pids())
+    await until(lambda: not os.path.exists(f"/proc/{before[0]}"))
+
+
+async def test_an_error_of_rays_is_ours_behind_its_process() -> None:
+    def fail() -> None:
+        raise RaySystemError("its node is gone")
+
+    replica = RayReplica("0", SPEC, ToyActor)
+    replica._actor = SimpleNamespace(drain=SimpleNamespace(remote=fail))
+    with pytest.raises(EngineError, match="its node is gone"):
+        await replica.drain()
 
 
 @pytest.mark.parametrize(("model", "reason"), [("wrong", "no such model"), ("refused", "engine_args.x: no such arg")])

@@ -11,6 +11,8 @@ PENALTY = 1.0
 """Half of it times the squared weights is added to the loss; the features are scaled to a variance of 1 before."""
 STEPS, CLOSE = 50, 1e-9
 """At most so many steps, until no weight moves by more."""
+ROUNDING = 1e-9
+"""A feature that varies by less, as a share of its largest value, is the same everywhere but for rounding."""
 
 
 def fit(features: ArrayLike, labels: ArrayLike, penalty: float = PENALTY) -> tuple[float, Numbers]:
@@ -21,7 +23,8 @@ def fit(features: ArrayLike, labels: ArrayLike, penalty: float = PENALTY) -> tup
     """
     given, right = np.asarray(features, np.float64), np.asarray(labels, np.float64)
     middle, width = given.mean(0), given.std(0)
-    scaled = np.divide(given - middle, width, out=np.zeros_like(given), where=width > 0)
+    varies = width > ROUNDING * np.abs(given).max(0)
+    scaled = np.divide(given - middle, width, out=np.zeros_like(given), where=varies)
     inputs = np.column_stack([np.ones(len(scaled)), scaled])
     ridge = penalty * np.eye(inputs.shape[1])
     ridge[0, 0] = 1e-3 * penalty  # the bias is free, but stays finite
@@ -34,5 +37,5 @@ def fit(features: ArrayLike, labels: ArrayLike, penalty: float = PENALTY) -> tup
         weights = weights - step
         if np.abs(step).max() < CLOSE:
             break
-    unscaled = np.divide(weights[1:], width, out=np.zeros_like(width), where=width > 0)
+    unscaled = np.divide(weights[1:], width, out=np.zeros_like(width), where=varies)
     return float(weights[0] - unscaled @ middle), unscaled

@@ -1,5 +1,6 @@
 """Programs that loop, fork, write, allocate, call out or end early: each fails, and nothing is left of them."""
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from experiments.questions import sandbox
 from experiments.questions.sandbox import CHILD, SandboxLimits
+from tests.waiting import until
 
 SHORT = SandboxLimits(cpu_seconds=1, wall_seconds=3.0)
 BARE = SandboxLimits(cpu_seconds=1, wall_seconds=3.0, namespaces=False)
@@ -110,16 +112,14 @@ def test_a_daemon_ends_with_its_program(end: str, limits: SandboxLimits, folder:
     assert living(folder) == []
 
 
-def test_without_the_reaper_a_daemon_would_stay(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_without_the_reaper_a_daemon_would_stay(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     copy = tmp_path_factory.mktemp("child") / "child.py"
     copy.write_text(CHILD.read_text().replace("    _end_all()\n", ""))
-    subprocess.run(
-        [sys.executable, "-I", str(copy)], input=sandbox.job(DAEMON, BARE), cwd=folder, capture_output=True, check=True
-    )
-    (daemon,) = living(folder)
-    os.kill(daemon, 9)
-    while living(folder):
-        pass
+    command, job = [sys.executable, "-I", str(copy)], sandbox.job(DAEMON, BARE)
+    await asyncio.to_thread(subprocess.run, command, input=job, cwd=folder, capture_output=True, check=True)
+    await until(lambda: len(living(folder)) == 1)  # who forked it may end later
+    os.kill(living(folder)[0], 9)
+    await until(lambda: not living(folder))
 
 
 @pytest.mark.parametrize(

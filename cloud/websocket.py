@@ -1,12 +1,16 @@
 """One client's WebSocket: receives and sends frames, counts their bytes, and notices that the client has left."""
 
 import asyncio
-from typing import NamedTuple
+from collections.abc import Coroutine
+from typing import Any, NamedTuple, TypeVar
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from common.errors import EngineError, FrameworkError, OverloadedError, RequestError, StoppingError
+from common.http.in_flight import IN_FLIGHT
 from common.http.messages import Exchange
+
+T = TypeVar("T")
 
 SEND_SECONDS = 10.0
 """A client that does not read what was sent to it for this long counts as left; 64 KiB are buffered before that."""
@@ -23,6 +27,18 @@ def close_code(error: FrameworkError) -> WSCloseCode:
             return WSCloseCode.TRY_AGAIN_LATER
         case _:
             return WSCloseCode.INTERNAL_ERROR
+
+
+async def unless_draining(request: web.Request, waiting: Coroutine[Any, Any, T], seconds: float) -> T | None:
+    """What `waiting` returns; None after so many seconds, or when the server stops. It is cancelled then."""
+    waits = asyncio.create_task(waiting), asyncio.create_task(request.app[IN_FLIGHT].draining.wait())
+    try:
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return waits[0].result() if waits[0].done() else None
+    finally:
+        for task in waits:
+            task.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
 
 
 class ClientLeftError(ConnectionError):

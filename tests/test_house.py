@@ -18,6 +18,7 @@ FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob(
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "models" / "README.md", *(ROOT / "docs").glob("*.md")]
 MAX_MODULES = 15
 MAX_README_LINES = 160
+MAX_FUNCTION_LINES = 50
 
 
 def named(path: Path) -> str:
@@ -45,6 +46,17 @@ def test_a_folder_holds_at_most_fifteen_modules() -> None:
         if path.stem not in ("__init__", "__main__"):
             folders[path.parent].append(path.name)
     assert {named(folder): len(files) for folder, files in folders.items() if len(files) > MAX_MODULES} == {}
+
+
+def test_no_function_is_longer_than_fifty_lines() -> None:
+    long = [
+        f"{named(path)}: {node.name}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
+        if node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
+    ]
+    assert long == []
 
 
 def test_a_public_class_name_stands_for_one_thing() -> None:

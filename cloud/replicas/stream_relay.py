@@ -17,10 +17,9 @@ from cloud.replicas.fleet import Fleet, Replica
 from cloud.replicas.relay import MAX_LOSSES, ReplicaLost, ReplicaUnreached, headers_on, too_many_losses
 from cloud.replicas.request_key import key_of_start
 from cloud.replicas.resumable import ResumableAnswer, client_frame, is_for_another, server_frame
-from cloud.websocket import ClientLeftError, ClientSocket, ReceivedFrame, close_code
+from cloud.websocket import ClientLeftError, ClientSocket, ReceivedFrame, close_code, unless_draining
 from common.errors import EngineError, FrameworkError
 from common.http.first_completed import first_completed
-from common.http.in_flight import IN_FLIGHT
 from common.http.messages import EXCHANGE, TENANT, client_error, error_object, websocket
 from common.http.websocket_pool import WebSocketPool
 from common.protocol import codec
@@ -146,17 +145,7 @@ class StreamRelay:
                 return
 
     async def _next_start(self) -> ReceivedFrame | None:
-        waits = (
-            asyncio.create_task(self._starts.get()),
-            asyncio.create_task(self._request.app[IN_FLIGHT].draining.wait()),
-        )
-        try:
-            await asyncio.wait(waits, timeout=KEEP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            return waits[0].result() if waits[0].done() else None
-        finally:
-            for task in waits:
-                task.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+        return await unless_draining(self._request, self._starts.get(), KEEP_SECONDS)
 
     async def _answer(self, frame: ReceivedFrame, start: StartFrame | None) -> None:
         """One answer, on as many replicas as it takes. Without a `start` the frame is wrong: a replica says how."""

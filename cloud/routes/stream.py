@@ -21,10 +21,9 @@ from cloud.verify.continuous import ContinuousAnswer
 from cloud.verify.draft_channel import DraftChannel
 from cloud.verify.round import VerifyRound
 from cloud.verify.validation import check_ids
-from cloud.websocket import ClientLeftError, ClientSocket, close_code
+from cloud.websocket import ClientLeftError, ClientSocket, close_code, unless_draining
 from common.errors import FrameworkError, RequestError
 from common.fair_queue import Turn
-from common.http.in_flight import IN_FLIGHT
 from common.http.messages import EXCHANGE, REQUEST_ID, client_error, error_object, tenant_of, websocket
 from common.http.request_context import current_priority, current_request_id
 from common.protocol import codec
@@ -232,14 +231,7 @@ async def _next_start(request: web.Request, peer: Peer) -> StartFrame | None:
             pass
         return frame
 
-    waits = asyncio.create_task(start()), asyncio.create_task(request.app[IN_FLIGHT].draining.wait())
-    try:
-        await asyncio.wait(waits, timeout=KEEP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        return waits[0].result() if waits[0].done() else None
-    finally:
-        for task in waits:
-            task.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+    return await unless_draining(request, start(), KEEP_SECONDS)
 
 
 async def _send(peer: Peer, frames: AsyncGenerator[ServerFrame, None]) -> None:

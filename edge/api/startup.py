@@ -53,9 +53,7 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
 
     Raises StartError or ConfigError for models that cannot be used or clouds that do not fit.
     """
-    if config.inference.mode is Mode.SPLIT and not config.edge.split.manifest:
-        raise ConfigError("inference.mode: split needs a split model, in edge.split.manifest")
-    _check_kind(config)
+    _check_parts(config)
     clouds, use = CloudPool(config.communication), DailyUse()
     limits = limits_of(config.edge.quotas)
     engine = (
@@ -63,8 +61,7 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
     )
     split = EdgeInferenceEngine(config, clouds) if config.edge.split.manifest else None
     embeddings = EmbeddingEngine(config.edge.embeddings) if config.edge.embeddings.path else None
-    patterns = config.inference.private_patterns
-    private = PrivatePatterns(patterns) if patterns else None
+    private = PrivatePatterns(config.inference.private_patterns) if config.inference.private_patterns else None
     async with (
         kept(use, config.inference.budget.database),
         clouds,
@@ -78,9 +75,7 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
         log_settings(engine.model_name, engine.settings())
         await clouds.check_protocols()
         _register(registry, clouds, split)
-        routes = _router(config, engine.model_name)
-        if routes is None and config.inference.mode is Mode.ROUTE:
-            raise ConfigError("inference.mode: route needs a router for this edge's model, in edge.router.path")
+        routes = _router_of_mode(config, engine.model_name)
         plan, online = replace(_plan(config), handover=vocabulary.handover), config.inference.online
         with _kept_estimates(config, engine.model_name) as estimates:
             yield ServerContext(
@@ -103,6 +98,14 @@ async def started(config: Config, registry: CollectorRegistry, confidence: Confi
                 estimates=estimates,
                 text_clouds=vocabulary if isinstance(vocabulary, TextClouds) else None,
             )
+
+
+def _router_of_mode(config: Config, model: str) -> Router | None:
+    """The router; raises ConfigError where there is none and the config's mode needs one."""
+    found = _router(config, model)
+    if found is None and config.inference.mode is Mode.ROUTE:
+        raise ConfigError("inference.mode: route needs a router for this edge's model, in edge.router.path")
+    return found
 
 
 def _router(config: Config, model: str) -> Router | None:
@@ -140,8 +143,10 @@ def _knowledge(
     return CloudVocabulary(engine, clouds.get, template)
 
 
-def _check_kind(config: Config) -> None:
-    """Raises ConfigError for what needs clouds that verify."""
+def _check_parts(config: Config) -> None:
+    """Raises ConfigError for a mode without its model, and for what needs clouds that verify."""
+    if config.inference.mode is Mode.SPLIT and not config.edge.split.manifest:
+        raise ConfigError("inference.mode: split needs a split model, in edge.split.manifest")
     needs = {
         "edge.model.path: an edge without a model": not config.edge.model.path,
         "edge.split.manifest: mode split": bool(config.edge.split.manifest),

@@ -104,6 +104,9 @@ async def test_sessions_of_one_connection_are_answered_each_in_its_order() -> No
         await settled(lambda: not cloud.tail.lengths and len(cloud.contexts) == 0)
 
 
+WRONG_SAMPLING = ({"temperature": -1}, {"top_p": 0.0}, {"top_k": -1}, {"grammar": {"kind": "json", "text": "{}"}})
+
+
 def malformed(rng: random.Random, session: str) -> bytes:
     """One frame with one fault."""
 
@@ -136,19 +139,7 @@ def malformed(rng: random.Random, session: str) -> bytes:
             lambda: msgspec.msgpack.encode(ask | {"position": rng.choice([0, -1, 2**31, 1.5, "3"])}),
             lambda: msgspec.msgpack.encode(ask | {"id": rng.choice([-1, "x", None])}),
             lambda: msgspec.msgpack.encode(ask | {"position": 100}),
-            lambda: msgspec.msgpack.encode(
-                ask
-                | {
-                    "sampling": rng.choice(
-                        [
-                            {"temperature": -1},
-                            {"top_p": 0.0},
-                            {"top_k": -1},
-                            {"grammar": {"kind": "json", "text": "{}"}},
-                        ]
-                    )
-                }
-            ),
+            lambda: msgspec.msgpack.encode(ask | {"sampling": rng.choice(WRONG_SAMPLING)}),
             lambda: msgspec.msgpack.encode(
                 {"type": "open", "session": session, "fingerprint": "0" * 64, "kind": "fp16"}
             ),

@@ -66,11 +66,9 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
     app[ENGINE] = engine
     app[SESSIONS] = SessionTable()
     drafts = config.draft_verifier
-    # Half of vLLM's places stay free of live requests: without them, others would wait until a session is idle.
     limits, weight = config.admission, weight_of(config.admission)
     turns = app[TURNS] = EngineTurns(config.sequences, weight)
-    places = min(drafts.resident_sessions, config.sequences // 2)
-    app[RESIDENTS] = ResidentPool(engine, places, drafts.resident_idle_seconds, turns.turn)
+    app[RESIDENTS] = ResidentPool(engine, config.residents, drafts.resident_idle_seconds, turns.turn)
     app[VERIFIER] = DraftVerifier(engine, app[SESSIONS], app[RESIDENTS], turns.turn)
     app[ADMISSION] = Admission(
         limits.max_requests, limits.max_tokens, config.sequences, weight=weight, waiting=lambda: turns.people

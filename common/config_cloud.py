@@ -42,7 +42,7 @@ class DraftVerifierConfig(Section, frozen=True):
     max_draft_tokens: Positive = 16
     """Tokens: the longest draft that one verify may carry."""
     resident_sessions: Count = 8
-    """Sessions whose KV stays in the engine between rounds, at most half of `batch.max_batch_size`."""
+    """Sessions whose KV stays in the engine between rounds; vLLM's `max_num_seqs` has a place for each of them."""
     resident_idle_seconds: Seconds = 10.0
     """Seconds after which such a session gives up its place."""
     batch: BatchConfig = BatchConfig()
@@ -133,4 +133,10 @@ class CloudConfig(Section, frozen=True):
     def sequences(self) -> int:
         """Sequences in one engine step."""
         batch, given = self.draft_verifier.batch, self.engine_args.get("max_num_seqs")
-        return given if isinstance(given, int) else batch.max_batch_size if batch.enabled else 1
+        return given - self.residents if isinstance(given, int) else batch.max_batch_size if batch.enabled else 1
+
+    @property
+    def residents(self) -> int:
+        """Sessions that may stay in the engine between rounds: at most half of an explicit `max_num_seqs`."""
+        wanted, given = self.draft_verifier.resident_sessions, self.engine_args.get("max_num_seqs")
+        return min(wanted, given // 2) if isinstance(given, int) else wanted

@@ -80,7 +80,8 @@ def engine_args(cloud: CloudConfig) -> dict[str, object]:
         "tensor_parallel_size": cloud.model.tensor_parallel_size,
         "gpu_memory_utilization": cloud.model.gpu_memory_utilization,
         "dtype": cloud.model.dtype,
-        "max_num_seqs": cloud.sequences,
+        # An idle session keeps a place: without places of their own, they would leave few to those whose turn it is.
+        "max_num_seqs": cloud.sequences + cloud.residents,
         "enable_prefix_caching": cloud.kv_cache.enabled and cloud.kv_cache.enable_prefix_caching,
         **blocks,
         **cloud.engine_args,

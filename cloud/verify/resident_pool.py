@@ -35,11 +35,6 @@ class CloseReason(StrEnum):
     ASKED = "asked"
 
 
-def default_limit(max_num_seqs: int) -> int:
-    """The number of live requests that leaves three quarters of an engine's places free."""
-    return max_num_seqs // 4
-
-
 def block_budget(blocks: int, longest: int) -> int:
     """The KV blocks that live requests may hold: at most half of `blocks`, and so that `longest` blocks stay free."""
     return max(0, min(blocks // 2, blocks - longest))

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from cloud.engine.engine import CloudEngine
 from cloud.verify import resident_pool, stateless
-from cloud.verify.resident_pool import CloseReason, ResidentPool, default_limit
+from cloud.verify.resident_pool import CloseReason, ResidentPool
 from cloud.verify.round import VerifyRound
 from common.errors import EngineError
 from tests.cloud.engine.test_engine import plain
@@ -61,7 +61,7 @@ async def test_waiting_live_requests_leave_places_for_others(
 ) -> None:
     if not bounded:
         monkeypatch.setattr(resident_pool, "block_budget", unbounded)
-    limit = default_limit(PLACES) if bounded else PLACES
+    limit = PLACES // 2 if bounded else PLACES
     async with pool_of(narrow_engine, limit) as pool:
         assert await fill(pool, 5) == limit
         assert await waits_forever(narrow_engine, [5, 6]) is not bounded

@@ -8,10 +8,12 @@ from vllm.sampling_params import RequestOutputKind
 
 from cloud.engine.engine import CloudEngine
 from cloud.verify import live_request, resident_pool, stateless
-from cloud.verify.resident_pool import CloseReason, block_budget, blocks_for, default_limit
+from cloud.verify.resident_pool import CloseReason, block_budget, blocks_for
 from cloud.verify.round import VerifyRound, vllm_params
+from common.config_cloud import BatchConfig, CloudConfig, DraftVerifierConfig
 from common.errors import ContextLengthError, RequestError
 from common.types import GREEDY, Sampling
+from edgecloud.cloud import engine_args
 from tests.cloud.engine.test_engine import running_and_kv
 from tests.cloud.verify.test_resident import HOT, chats, in_rounds, one, pool_of, question_and_answer
 from tests.conftest import CLOUD_CONTEXT as CONTEXT
@@ -133,8 +135,22 @@ async def test_with_a_limit_of_0_no_round_is_resident(cloud_engine: CloudEngine)
         assert await pool.verify("s", VerifyRound([5, 6], [7])) is None
 
 
+@pytest.mark.parametrize("places", [1, 4, 32])
+@pytest.mark.parametrize("sessions", [0, 8, 40])
+@pytest.mark.parametrize("given", [None, 1, 6, 64])
+async def test_idle_sessions_take_no_place_of_a_request_whose_turn_it_is(
+    places: int, sessions: int, given: int | None
+) -> None:
+    drafts = DraftVerifierConfig(resident_sessions=sessions, batch=BatchConfig(max_batch_size=places))
+    config = CloudConfig(draft_verifier=drafts, engine_args={"max_num_seqs": given} if given else {})
+    assert config.sequences + config.residents == engine_args(config)["max_num_seqs"]
+    if given is None:
+        assert (config.sequences, config.residents) == (places, sessions)
+    else:
+        assert config.sequences >= (given + 1) // 2
+
+
 async def test_live_requests_leave_room_for_others() -> None:
-    assert [default_limit(places) for places in (1, 2, 4, 64, 256)] == [0, 0, 1, 16, 64]
     for blocks in range(100):
         for longest in range(1, 100):
             budget = block_budget(blocks, longest)

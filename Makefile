@@ -215,7 +215,7 @@ $(CACHE)/llama-server: | setup
 	cmake -S $(CACHE)/llama_cpp_python-$(LLAMA)/vendor/llama.cpp -B $(CACHE)/llama-server-$(LLAMA) \
 		-DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
 		-DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF
-	cmake --build $(CACHE)/llama-server-$(LLAMA) --target llama-server --parallel
+	cmake --build $(CACHE)/llama-server-$(LLAMA) --target llama-server --parallel $(shell nproc)
 	ln -sf llama-server-$(LLAMA)/bin/llama-server $@
 
 # Linters and schemas on the files of deploy/, offline once they are installed: seconds.

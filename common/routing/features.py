@@ -8,13 +8,14 @@ Features = dict[str, float]
 
 SURE = 1e-4
 """Confidences are cut this far from 0 and 1: log-odds of more than 9 say no more."""
+LOOKED_AT = 4096
+"""Characters of a text that are looked at, of a longer one its first and its last: a request waits a millisecond."""
 PEOPLE_AND_PLACES = ("who", "when", "where", "which")
 EXPLANATIONS = ("why", "how", "explain", "describe", "compare")
 CODE = re.compile(r"[{}\[\]()<>=;_\\`#$&|^~]")
 NUMBER = re.compile(r"\d+")
 
 OF_TEXT: dict[str, Callable[[str], float]] = {
-    "log_characters": lambda text: math.log1p(len(text)),
     "log_lines": lambda text: math.log1p(text.count("\n")),
     "log_numbers": lambda text: math.log1p(len(NUMBER.findall(text))),
     "longest_number": lambda text: float(min(max(map(len, NUMBER.findall(text)), default=0), 20)),
@@ -28,21 +29,23 @@ OF_TEXT: dict[str, Callable[[str], float]] = {
     "asks_name": lambda text: float(_first_word(text) in PEOPLE_AND_PLACES),
     "asks_reason": lambda text: float(_first_word(text) in EXPLANATIONS),
 }
-"""Of what the user wrote last, or of the whole text that is to be continued."""
+"""Of the characters that are looked at, of what the user wrote last or of the whole text that is to be continued."""
 OF_DRAFT: dict[str, Callable[[Sequence[float]], float]] = {
     "least_odds": lambda confidences: log_odds(min(confidences)),
     "mean_odds": lambda confidences: math.fsum(map(log_odds, confidences)) / len(confidences),
     "mean_log": lambda confidences: math.fsum(math.log(max(each, SURE)) for each in confidences) / len(confidences),
 }
 """Of the confidences of the edge's first tokens, which are one or more: logarithms of odds, and of confidences."""
-ENDED, PROMPT_TOKENS = "ended", "log_prompt_tokens"
-NAMES = (*OF_TEXT, PROMPT_TOKENS, *OF_DRAFT, ENDED)
+CHARACTERS, ENDED, PROMPT_TOKENS = "log_characters", "ended", "log_prompt_tokens"
+NAMES = (CHARACTERS, *OF_TEXT, PROMPT_TOKENS, *OF_DRAFT, ENDED)
 """All features that a router may weigh."""
 
 
 def of_prompt(text: str, tokens: int) -> Features:
     """What is known before the first token. `text`: see OF_TEXT; `tokens`: of the whole prompt, to the edge's model."""
-    return {name: of(text) for name, of in OF_TEXT.items()} | {PROMPT_TOKENS: math.log1p(tokens)}
+    seen = text if len(text) <= LOOKED_AT else text[: LOOKED_AT // 2] + text[-LOOKED_AT // 2 :]
+    sizes = {CHARACTERS: math.log1p(len(text)), PROMPT_TOKENS: math.log1p(tokens)}
+    return sizes | {name: of(seen) for name, of in OF_TEXT.items()}
 
 
 def of_draft(confidences: Sequence[float], finished: bool) -> Features:

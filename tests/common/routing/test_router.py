@@ -39,6 +39,15 @@ def test_the_features_of_a_text_tell_kinds_of_questions_apart() -> None:
     assert code["log_lines"] > fact["log_lines"] == 0
 
 
+def test_of_a_long_text_only_its_length_and_its_two_ends_are_looked_at() -> None:
+    half = features.LOOKED_AT // 2
+    begin, end = "Who wrote ".ljust(half, "w"), "Hamlet?".rjust(half, "w")
+    short = features.of_prompt(begin + end, 10)
+    one, other = (features.of_prompt(begin + middle * half + end, 10) for middle in "7w")
+    assert one == other
+    assert {name for name in short if short[name] != one[name]} == {"log_characters"}
+
+
 @settings(deadline=None)
 @given(st.lists(SHARES, min_size=3, max_size=3), st.lists(SHARES, min_size=3, max_size=3))
 def test_a_higher_confidence_never_raises_the_score_of_a_router_that_trusts_it(

@@ -116,14 +116,14 @@ class Estimates:
     """Of lossless answers that began while no other was active: their speed over the one that `throughput` expects."""
 
     @contextmanager
-    def answer_under_way(self) -> Iterator[bool]:
-        """Counts an answer as active; the value is whether it began while no other was."""
-        alone = not self.active
+    def answer_under_way(self) -> Iterator["ActiveAnswer"]:
+        """Counts an answer as active until it ends, or the edge goes on with it alone."""
+        answer = ActiveAnswer(self, alone=not self.active)
         self.active += 1
         try:
-            yield alone
+            yield answer
         finally:
-            self.active -= 1
+            answer.leave_cloud()
 
     def observe_draft(self, draft: Draft, drawn_before: int) -> None:
         """A draft for an answer for which the edge had drawn `drawn_before` tokens.
@@ -185,6 +185,20 @@ class Estimates:
         step = self.step_seconds
         alone = self.verify.slope / step if step > 0 else TOKEN_STEPS
         return alone * max(1, self.active)
+
+
+@dataclass(slots=True)
+class ActiveAnswer:
+    """An answer that counts as active. `alone`: whether no other one did when it began."""
+
+    estimates: Estimates
+    alone: bool
+    counts: bool = True
+
+    def leave_cloud(self) -> None:
+        """From here on the cloud takes no part in it."""
+        self.estimates.active -= self.counts
+        self.counts = False
 
 
 class AnswerEstimates:

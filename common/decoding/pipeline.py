@@ -74,12 +74,15 @@ class Pipeline:
         plan = self.answer.plan
         if plan.asks_cloud and plan.mode is not Mode.ROUTE:
             self.answer.report.way = choose_verification_mode(plan, self._basis)
-        with self._estimates.answer_under_way() as self._alone:
+        with self._estimates.answer_under_way() as active:
+            self._alone = active.alone
             try:
                 # A stream goes on in rounds where its cloud is lost; rounds as a stream where that is faster.
                 for part in (self._route, self._stream, self._rounds, self._stream, self._rounds):
                     async with self._ahead, aclosing(part()) as chunks:
                         async for chunk in chunks:
+                            if not self.answer.plan.asks_cloud:
+                                active.leave_cloud()
                             yield chunk
             finally:
                 self._close()

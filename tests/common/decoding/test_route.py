@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from common.decoding.answer import Chunk
+from common.decoding.estimates import Estimates
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
@@ -75,6 +76,18 @@ async def test_what_the_edge_holds_is_given_back_as_soon_as_the_cloud_has_the_an
     pipeline = Pipeline(request, FakeDrafter(EDGE, lambda _: confidence), verifier, release=release)
     assert [chunk async for chunk in pipeline.run()]
     assert released == ([0] if confidence < 0.5 else [])
+
+
+@pytest.mark.parametrize(("confidence", "lost", "active"), [(0.9, False, 0), (0.1, False, 1), (0.1, True, 0)])
+async def test_an_answer_that_the_edge_goes_on_with_alone_is_no_active_one_of_the_cloud(
+    confidence: float, lost: bool, active: int
+) -> None:
+    estimates, verifier = Estimates(), FakeVerifier(lost_after=0 if lost else 10_000)
+    request = DecodingRequest(LONG, 40, GREEDY, plan_of(doubtful()))
+    chunks = Pipeline(request, FakeDrafter(EDGE, lambda _: confidence), verifier, estimates).run()
+    seen = [estimates.active async for _ in chunks]
+    assert set(seen) == {active}
+    assert estimates.active == 0
 
 
 async def test_nothing_is_shown_before_the_router_has_decided() -> None:

@@ -13,6 +13,7 @@ from common.routing import features
 from common.routing.router import Router, Routing
 from common.types import Mode
 from edge.api.context import ServedModel, ServerContext
+from edge.api.shared_prompt import SharedPrompt
 from edge.privacy.private_requests import has_tool_results, kept_by
 from edge.privacy.redaction import BODY, NO_SECRETS, Secrets, redacted, still_private, texts_beside_prompt
 
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 ANSWERS_ALONE = "the cloud verifies no drafts, so it answers alone"
 PRIVATE = "the request is private"
 TOO_LONG = "the prompt does not fit the edge's context"
+TOO_LONG_FOR_CLOUD = "the prompt does not fit the cloud's context"
 TAKES_OVER = "the cloud verifies no drafts: it takes over from the first token on that is not confident"
 
 
@@ -104,11 +106,11 @@ def _of_cloud_alone(body: GenerationRequest, default: Plan, private: bool, part:
     return dataclasses.replace(plan, mode_because=f"{part} is read by the cloud alone")
 
 
-def with_router(plan: Plan, body: GenerationRequest, text: str, tokens: int, context: ServerContext) -> Plan:
-    """A plan of mode route with what decides; `text`: what the user asks last, of a prompt of `tokens` tokens.
+def with_router(plan: Plan, body: GenerationRequest, text: str, prompt: SharedPrompt, context: ServerContext) -> Plan:
+    """A plan of mode route with what decides; `text`: what the user asks last in the `prompt`.
 
-    The cloud answers a prompt that is too long for the edge. Raises RequestError where the server has no router, and
-    for log probabilities of the prompt.
+    A prompt that is too long for one side is answered by the other. Raises RequestError where the server has no router,
+    and for log probabilities of the prompt.
     """
     router = context.router
     if router is None:
@@ -116,11 +118,13 @@ def with_router(plan: Plan, body: GenerationRequest, text: str, tokens: int, con
         raise RequestError(f'mode "route" needs a router, which this server does not have: {hint}', param="mode")
     if isinstance(body, CompletionRequest) and body.echo and body.logprobs is not None:
         raise RequestError('a prompt is scored by the model that answers, which mode "route" chooses later', "echo")
-    if tokens >= context.engine.context_length:
+    if len(prompt.edge_ids) >= context.engine.context_length:
         return dataclasses.replace(plan, mode=Mode.CLOUD_ONLY, mode_because=TOO_LONG)
+    if prompt.context_length is not None and len(prompt.ids) >= context.allowed(prompt.context_length):
+        return dataclasses.replace(plan, mode=Mode.EDGE_ONLY, mode_because=TOO_LONG_FOR_CLOUD)
     _warn_of_another_cloud(router, context)
     threshold = given(body.route_threshold, context.route_threshold)
-    routing = Routing(router, threshold, features.of_prompt(text, tokens))
+    routing = Routing(router, threshold, features.of_prompt(text, len(prompt.edge_ids)))
     return dataclasses.replace(plan, routing=routing)
 
 

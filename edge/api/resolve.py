@@ -230,10 +230,7 @@ async def _resolve_prompt(
     if not context.engine.computes and plan.mode is not Mode.SPLIT and not plan.lossless:
         raise RequestError(NO_MODEL, param="mode")
     if plan.mode is Mode.SPLIT or not plan.asks_cloud:
-        room = prompts.room_after(len(ids), model.engine.context_length, param)
-        marks = partial(model.engine.tokenize, add_special=False, parse_special=True)
-        alone = SharedPrompt(ids, ids, model.engine.piece, written=prompt.written, encode_marks=marks)
-        return _ResolvedPrompt(alone, plan, room)
+        return _of_edge_alone(prompt, plan, model, param)
     try:
         shared = await context.vocabulary.share(
             ids, text=prompt.text, conversation=prompt.conversation, written=prompt.written
@@ -242,11 +239,12 @@ async def _resolve_prompt(
         if body.mode not in (None, Mode.ROUTE) or not context.engine.computes:
             raise
         plan = replace(plan, mode=Mode.EDGE_ONLY, mode_because=error.message.partition(":")[0])
-        shared, room = SharedPrompt(ids, ids, model.engine.piece), model.engine.context_length
-        return _ResolvedPrompt(shared, plan, prompts.room_after(len(ids), room, param))
+        return _of_edge_alone(prompt, plan, model, param)
     plan = replace(plan, handover=shared.handover)
     if plan.mode is Mode.ROUTE:
-        plan = with_router(plan, body, prompt.asked(model.engine), len(ids), context)
+        plan = with_router(plan, body, prompt.asked(model.engine), shared, context)
+        if not plan.asks_cloud:
+            return _of_edge_alone(prompt, plan, model, param)
     lookup = (
         plan.mode is Mode.COLLABORATIVE
         and plan.use_draft_verify
@@ -254,6 +252,14 @@ async def _resolve_prompt(
     )
     prediction = await _prediction(body, shared) if lookup else ()
     return _ResolvedPrompt(shared, plan, _room_with_cloud(shared, plan, context, param), lookup, prediction)
+
+
+def _of_edge_alone(prompt: _Prompt, plan: Plan, model: ServedModel, param: str) -> _ResolvedPrompt:
+    """A prompt that no cloud reads as tokens, in the edge's ids."""
+    room = prompts.room_after(len(prompt.ids), model.engine.context_length, param)
+    marks = partial(model.engine.tokenize, add_special=False, parse_special=True)
+    alone = SharedPrompt(prompt.ids, prompt.ids, model.engine.piece, written=prompt.written, encode_marks=marks)
+    return _ResolvedPrompt(alone, plan, room)
 
 
 async def _prediction(body: GenerationRequest, shared: SharedPrompt) -> tuple[int, ...]:

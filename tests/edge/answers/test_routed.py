@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from benchmarks.fake_cloud import FakeCloud
+from benchmarks.fake_cloud import FakeCloud, serving
 from common.errors import ConfigError, RequestError
 from common.http.client import HTTPClient
 from common.protocol.vocabulary import VocabularyInfo
@@ -95,6 +95,18 @@ async def test_a_prompt_that_does_not_fit_the_edge_goes_to_the_cloud(edge: HTTPC
     long = [{"role": "user", "content": "What is AI? " * 60}]
     report = (await ask(edge, **TO_EDGE, messages=long))["collaboration"]
     assert (report["mode"], report["mode_because"]) == ("cloud_only", "the prompt does not fit the edge's context")
+
+
+async def test_a_prompt_that_does_not_fit_the_cloud_stays_at_the_edge_which_says_why() -> None:
+    async with serving() as small:
+        small.context = 32
+        async with edge_of(small.url) as edge:
+            long = [{"role": "user", "content": "What is AI? " * 20}]
+            report = (await ask(edge, **TO_CLOUD, messages=long))["collaboration"]
+            assert report["mode"] == "edge_only"
+            assert report["mode_because"] == "the prompt does not fit the cloud's context"
+            assert (report["degraded"], report["routed_to"], len(small.starts)) == (None, None, 0)
+            assert (await ask(edge, **TO_CLOUD))["collaboration"]["routed_to"] == "cloud"
 
 
 async def test_what_only_the_edge_supports_it_answers(edge: HTTPClient) -> None:

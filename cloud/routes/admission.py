@@ -4,42 +4,19 @@ Those that are taken wait for the engine in `engine_turns.py`. A burst may fill 
 kept short.
 """
 
-import math
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from common.errors import OverloadedError
 from common.fair_queue import WeightOf, equal_weights, may_wait
 from common.http.request_context import current_priority, current_tenant
-from common.queueing import QueueBound
+from common.queueing import NOTHING, QueueBound, Work, WorkUnderWay
 
-LONGEST_WAIT = 60
-"""Upper limit of `Retry-After`, in seconds; older releases are ignored."""
-REMEMBERED = 256
-"""Releases from which the rate is estimated."""
 STANDING_TURNS = 0.25
 """How many answers one of a standing queue waits for. Fewer than at the edge: an edge that is refused goes on alone, or
 asks another cloud."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A number of requests and a number of tokens."""
-
-    requests: int
-    tokens: int
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(self.requests + other.requests, self.tokens + other.tokens)
-
-    def __sub__(self, other: "Work") -> "Work":
-        return Work(self.requests - other.requests, self.tokens - other.tokens)
-
-
-NOTHING = Work(0, 0)
 
 
 class Admission:
@@ -62,16 +39,18 @@ class Admission:
         self.limit = Work(max_requests, max_tokens)
         self._at_once = max_requests if at_once is None else min(at_once, max_requests)
         self._bound = QueueBound(max_requests - self._at_once, max(1, int(STANDING_TURNS * self._at_once)))
-        self.held = NOTHING
+        self._under_way = WorkUnderWay(clock)
         self._weight = weight
         self._waiting = waiting
         self._held_by: dict[bool, dict[str, Work]] = {batch: defaultdict(lambda: NOTHING) for batch in (False, True)}
         """By tenant: of batches (True), and of all others."""
         self.admitted = 0
         self.refused = 0
-        self._clock = clock
-        self._began: dict[object, float] = {}
-        self._released: deque[tuple[float, Work]] = deque(maxlen=REMEMBERED)
+
+    @property
+    def held(self) -> Work:
+        """What is admitted now."""
+        return self._under_way.held
 
     @contextmanager
     def admit(self, tokens: int, requests: int = 1, begun: bool = False) -> Iterator[None]:
@@ -79,22 +58,18 @@ class Admission:
 
         `begun`: a part of an answer that was admitted before, which a standing queue does not keep out.
         """
-        work, ticket = Work(requests, tokens), object()
+        work = Work(requests, tokens)
         tenant, batch = current_tenant.get(), current_priority.get() > 0
         self._check(work, self.limit if begun else self._limit_now, tenant, batch)
-        self.held += work
         self._held_by[batch][tenant] += work
         self.admitted += 1
-        self._began[ticket] = self._clock()
-        try:
-            yield
-        finally:
-            if not begun and not batch:
-                self._bound.record_turn(self._waiting(), requests)
-            self.held -= work
-            self._held_by[batch][tenant] -= work
-            del self._began[ticket]
-            self._released.append((self._clock(), work))
+        with self._under_way.holding(work):
+            try:
+                yield
+            finally:
+                if not begun and not batch:
+                    self._bound.record_turn(self._waiting(), requests)
+                self._held_by[batch][tenant] -= work
 
     def check_room(self) -> None:
         """Raises OverloadedError where the smallest request has no room: so the others need not be read."""
@@ -107,12 +82,12 @@ class Admission:
         return Work(self._at_once + self._bound.places, self.limit.tokens)
 
     def _check(self, work: Work, limit: Work, tenant: str, batch: bool) -> None:
-        if self._began and not self._has_room(work, limit, tenant, batch):
+        if self.held.requests and not self._has_room(work, limit, tenant, batch):
             excess = self.held + work - limit
             self.refused += 1
             raise OverloadedError(
                 f"no room: {self.held.requests} requests with {self.held.tokens} tokens are running",
-                retry_after=self._retry_after(excess),
+                retry_after=self._under_way.seconds_until(excess),
             )
 
     def _has_room(self, work: Work, limit: Work, tenant: str, batch: bool) -> bool:
@@ -126,21 +101,3 @@ class Admission:
         requests = {name: held.requests for name, held in taken.items()}
         tokens = {name: held.tokens for name, held in taken.items()}
         return may_have(work.requests, limit.requests, requests) and may_have(work.tokens, limit.tokens, tokens)
-
-    def _retry_after(self, excess: Work) -> int:
-        """Whole seconds until `excess` is released, at the rate of the last releases.
-
-        Without enough releases for a rate: as long as the oldest work has already taken.
-        """
-        now = self._clock()
-        while self._released and now - self._released[0][0] > LONGEST_WAIT:
-            self._released.popleft()
-        seconds = now - next(iter(self._began.values()))
-        if len(self._released) > 1:
-            since = now - self._released[0][0]
-            freed = [work for _, work in self._released][1:]  # the first one only marks the start of the time
-            seconds = max(
-                since * max(excess.requests, 0) / max(sum(work.requests for work in freed), 1),
-                since * max(excess.tokens, 0) / max(sum(work.tokens for work in freed), 1),
-            )
-        return min(max(math.ceil(seconds), 1), LONGEST_WAIT)

@@ -10,7 +10,7 @@ from common.decoding.progress import Progress, current_progress, waiting
 from common.errors import ContextLengthError, OverloadedError
 from common.fair_queue import Turns, WeightOf, equal_weights, may_wait
 from common.http.request_context import current_priority, current_tenant
-from common.queueing import QueueBound
+from common.queueing import QueueBound, Work, WorkUnderWay
 
 STANDING_TURNS = 1.5
 """How many answers one of a standing queue waits for at most."""
@@ -27,6 +27,7 @@ class SequencePool:
         sequences: int,
         limits: LimitsConfig,
         weight: WeightOf = equal_weights,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sequences = sequences
         self._limits = limits
@@ -35,6 +36,7 @@ class SequencePool:
         """Ids without an owner, the least recently used first."""
         self._weight = weight
         self._turns = Turns(sequences, weight, self._bound.record_turn)
+        self._lent = WorkUnderWay(clock)
         self._holders: dict[int, Progress | None] = {}
         """Of the answers that have a sequence, by its id; None: nobody watches it."""
         self._admitted = {False: Counter[str](), True: Counter[str]()}
@@ -72,7 +74,8 @@ class SequencePool:
             self._free.remove(lent)
             self._holders[lent] = current_progress.get()
             try:
-                yield lent
+                with self._lent.holding(Work(1, tokens)):
+                    yield lent
             finally:
                 del self._holders[lent]
                 self._free.append(lent)
@@ -98,12 +101,15 @@ class SequencePool:
         self._bound.record_turn(self._admitted[False].total() - self._sequences, 0)  # batches may wait for long
         places = self._sequences + self._bound.places
         before = admitted if batch else self._admitted[False]  # others overtake batches
+        excess = Work(requests + before.total() - places, self._tokens + tokens - self._limits.max_tokens_total)
         if not may_wait(requests, places, before, tenant, self._weight):
-            raise OverloadedError(f"the queue is full: {waiting} requests wait already")
-        if 0 < self._limits.max_tokens_total < self._tokens + tokens:
+            after = self._lent.seconds_until(Work(excess.requests, 0))
+            raise OverloadedError(f"the queue is full: {waiting} requests wait already", retry_after=after)
+        if self._limits.max_tokens_total > 0 and excess.tokens > 0:
             raise OverloadedError(
                 f"too many tokens: {self._tokens} in progress, {tokens} more exceed the limit of "
-                f"{self._limits.max_tokens_total}"
+                f"{self._limits.max_tokens_total}",
+                retry_after=self._lent.seconds_until(Work(0, excess.tokens)),
             )
 
     async def _wait_for_turn(self) -> None:

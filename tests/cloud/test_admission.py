@@ -6,10 +6,11 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from cloud.routes.admission import LONGEST_WAIT, STANDING_TURNS, Admission, Work
+from cloud.routes.admission import STANDING_TURNS, Admission
 from common.errors import OverloadedError
 from common.fair_queue import Turns
 from common.http.request_context import current_priority
+from common.queueing import LONGEST_WAIT, Work
 from tests.support.manual_clock import ManualClock
 
 

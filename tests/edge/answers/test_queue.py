@@ -8,6 +8,7 @@ import pytest
 from common.config_edge import LimitsConfig
 from common.errors import OverloadedError
 from edge.engine.sequence_pool import STANDING_TURNS, SequencePool
+from tests.support.manual_clock import ManualClock
 
 MAX_QUEUE = 6
 
@@ -93,3 +94,33 @@ async def test_no_refusal_is_late_and_nobody_who_was_refused_waits() -> None:
     with pytest.raises(OverloadedError):
         await customers.pool.lend(1, lambda _: 0).__aenter__()
     await customers.serve(1)
+
+
+async def test_a_refusal_says_when_a_place_will_be_free_at_the_rate_of_the_last_answers() -> None:
+    clock = ManualClock(1000.0)
+    pool = SequencePool(1, LimitsConfig(max_queue=1), clock=clock)
+    customers = Customers(pool)
+    await customers.come(2)
+    for _ in range(5):
+        clock.now += 7
+        await customers.serve(1)
+        await customers.come(1)
+    assert (refusal(pool, 1), customers.refused) == (7, 0)
+    await customers.serve(2)
+
+
+async def test_a_refusal_says_when_enough_tokens_will_have_ended() -> None:
+    clock = ManualClock(1000.0)
+    pool = SequencePool(2, LimitsConfig(max_tokens_total=100), clock=clock)
+    for _ in range(5):
+        async with pool.lend(60, lambda _: 0):
+            clock.now += 7
+    async with pool.lend(60, lambda _: 0):
+        assert refusal(pool, 50) == 2, "ten of sixty tokens"
+        assert refusal(pool, 100) == 7
+
+
+def refusal(pool: SequencePool, tokens: int) -> int:
+    with pytest.raises(OverloadedError) as refused, pool.admit(1, tokens):
+        pass
+    return refused.value.retry_after

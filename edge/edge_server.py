@@ -59,10 +59,11 @@ def build_app(config: Config, confidence: Confidence | None = None) -> web.Appli
     strategy = confidence or confidence_of(config.edge.confidence)
 
     async def running(app: web.Application) -> AsyncIterator[None]:
-        async with startup.started(config, registry, strategy) as app[CONTEXT]:
-            app[LIVENESS], app[QUOTAS] = app[CONTEXT].check_alive, app[CONTEXT].quotas
-            async with batches.running(app, app[CONTEXT], app[RESPONSES]):
-                yield
+        with batches.opened(config.edge.batches) as store:  # a wrong folder ends the start before a model is loaded
+            async with startup.started(config, registry, strategy) as app[CONTEXT]:
+                app[LIVENESS], app[QUOTAS] = app[CONTEXT].check_alive, app[CONTEXT].quotas
+                async with batches.running(app, store, app[CONTEXT], app[RESPONSES]):
+                    yield
 
     app[RESPONSES] = ResponseStore()
     app.cleanup_ctx.append(running)

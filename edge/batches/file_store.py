@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import BinaryIO, Literal, Self, TypeVar
 
 import msgspec
 
@@ -39,7 +39,7 @@ def output_id(job_id: str, kind: Literal["output", "error"]) -> str:
 
 
 class FileStore:
-    """Owns the folder, which nobody else can read or use at the same time; `close` gives it back.
+    """Owns the folder, which nobody else can read or use at the same time; `close`, or leaving it, gives it back.
 
     Raises OSError where the disk does.
     """
@@ -59,6 +59,12 @@ class FileStore:
 
     def close(self) -> None:
         os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def clean(self) -> None:
         """Drops what an edge that was killed has left: files that were never kept, results of jobs that have ended."""

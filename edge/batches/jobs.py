@@ -6,14 +6,12 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from common.batch.batch_input import BatchInput
 from common.batch.batch_output import BatchOutput
 from common.batch.runner import BatchRunner
-from common.config_edge import BatchesConfig
 from common.errors import FileInUse, FrameworkError, NotFoundError, RequestError
 from common.http.auth import tenant_name
 from edge.api.context import ServerContext
@@ -32,13 +30,13 @@ RETRY_SECONDS = 30.0
 
 
 class BatchJobs:
-    """Owns the store and the task that runs jobs, in the order in which they were made; use `async with`.
+    """Owns the task that runs the jobs of a `store`, in the order in which they were made; use `async with`.
 
     A job whose key has reached a limit is put aside until it may go on.
     """
 
-    def __init__(self, config: BatchesConfig, context: ServerContext, kept: ResponseStore) -> None:
-        self.store = FileStore(Path(config.directory).expanduser(), config.disk_bytes)
+    def __init__(self, store: FileStore, context: ServerContext, kept: ResponseStore) -> None:
+        self.store = store
         self._context, self._kept = context, kept
         self._queue: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._tenants = {tenant_name(key) for key in context.config.edge.keys} or {""}
@@ -69,7 +67,6 @@ class BatchJobs:
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
-        self.store.close()
 
     def create(self, tenant: str, wanted: NewJob, private: bool = False) -> JobObject:
         """Raises NotFoundError for a file that is not there, RequestError if there is no room for results."""

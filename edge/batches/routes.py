@@ -4,12 +4,14 @@ import asyncio
 import errno
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from common.config_edge import BatchesConfig
 from common.errors import RequestError, StorageError
 from common.http.messages import BODY_SECONDS, TENANT, read, reply
 from edge.api.context import ServerContext
@@ -60,14 +62,22 @@ def _stored(handler: Handler) -> Handler:
     return handle
 
 
+def opened(config: BatchesConfig) -> AbstractContextManager[FileStore | None]:
+    """The folder of batches, if the config has one; raises ConfigError for one that cannot be used."""
+    if not config.directory:
+        return nullcontext()
+    return FileStore(Path(config.directory).expanduser(), config.disk_bytes)
+
+
 @asynccontextmanager
-async def running(app: web.Application, context: ServerContext, kept: ResponseStore) -> AsyncIterator[None]:
-    """Runs jobs while the server runs, if the config has a folder for them."""
-    batches = context.config.edge.batches
-    if not batches.directory:
+async def running(
+    app: web.Application, store: FileStore | None, context: ServerContext, kept: ResponseStore
+) -> AsyncIterator[None]:
+    """Runs the jobs of `store`, if there is one, while the server runs."""
+    if store is None:
         yield
         return
-    async with BatchJobs(batches, context, kept) as app[JOBS]:
+    async with BatchJobs(store, context, kept) as app[JOBS]:
         yield
 
 

@@ -17,7 +17,7 @@ from common.batch.batch_input import BatchInput
 from common.batch.batch_output import BatchOutput
 from common.batch.lines import BatchLine
 from common.config_values import Secret
-from common.errors import FileInUse, NotFoundError, RequestError
+from common.errors import ConfigError, FileInUse, NotFoundError, RequestError
 from common.http.auth import tenant_name
 from edge.batches import edge_target, file_store, finalizing
 from edge.batches import jobs as batch_jobs
@@ -26,6 +26,7 @@ from edge.batches.jobs import BatchJobs
 from edge.batches.objects import JobObject, NewJob
 from edge.privacy.private_requests import KEY, kept_by_caller
 from tests.support.batches import ROUTE, results, row
+from tests.support.edge_in_process import edge_of
 
 BOB = tenant_name(Secret("bob"))
 KEYS = "edge.server.api_keys=[ann, bob]"
@@ -42,8 +43,9 @@ async def jobs_of(folder: Path, *settings: str) -> AsyncIterator[BatchJobs]:
         quotas=SimpleNamespace(request=lambda _: nullcontext()),
     )
     kept: Any = None
-    async with BatchJobs(loaded.edge.batches, context, kept) as made:
-        yield made
+    with FileStore(folder, loaded.edge.batches.disk_bytes) as store:
+        async with BatchJobs(store, context, kept) as made:
+            yield made
 
 
 @pytest.fixture
@@ -94,6 +96,14 @@ async def stopped_after(folder: Path, finished: int, tenant: str = "", private: 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*/*"))
+
+async def test_a_folder_that_is_a_file_ends_the_start_before_a_model_is_loaded(tmp_path: Path) -> None:
+    folder = tmp_path / "batches"
+    folder.write_text("")
+    with pytest.raises(ConfigError, match=r"edge\.batches\.directory.*File exists"):
+        async with edge_of("http://127.0.0.1:1", f"edge.batches.directory={folder}", "edge.model.path=none.gguf"):
+            pass
+
 
 
 async def test_a_private_batch_stays_private_when_its_key_is_no_more(

@@ -119,9 +119,17 @@ class Turns:
         self._free = places
         """Places that are promised to nobody; below 0 while a turn has taken more than there were."""
         self._queue: FairQueue[_Turn] = FairQueue(weight)
+        self._idle = asyncio.Event()
+        """Set while a place is free, for which then nobody waits."""
+        self._note_idle()
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    async def until_idle(self) -> None:
+        """Returns as soon as a place is free, for which nobody waits; takes none."""
+        while not self._idle.is_set():  # a place may be taken before who waits here goes on
+            await self._idle.wait()
 
     @property
     def people(self) -> int:
@@ -154,3 +162,10 @@ class Turns:
             if not turn.given.done():  # else its request has just left
                 self._free -= turn.places
                 turn.given.set_result(None)
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if self._free > 0:
+            self._idle.set()
+        else:
+            self._idle.clear()

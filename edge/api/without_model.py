@@ -112,6 +112,9 @@ class EdgeWithoutModel(EdgeModel):
     def alive(self) -> bool:
         return True
 
+    async def until_idle(self) -> None:
+        pass
+
     def stats(self, tenant: str | None = None) -> dict[str, int]:
         return {}
 

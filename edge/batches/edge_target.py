@@ -20,9 +20,6 @@ from edge.privacy.private_requests import act_for
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.05
-"""Between two looks whether there is room."""
-
 
 class EdgeTarget:
     """Answers on behalf of one tenant; `private`: nothing of the lines leaves the edge, whatever its keys are now."""
@@ -38,8 +35,7 @@ class EdgeTarget:
         return max(1, self._context.engine.stats().get("sequences", 2) - 1)
 
     async def ask(self, line: BatchLine) -> Attempt:
-        while not self._has_room():
-            await asyncio.sleep(LOOK_SECONDS)
+        await self._context.engine.until_idle()
         request_id = uuid.uuid4().hex
         current_request_id.set(request_id)
         current_tenant.set(self._tenant)
@@ -60,8 +56,3 @@ class EdgeTarget:
 
     async def wait_until_back(self) -> None:
         """The edge is never away from itself."""
-
-    def _has_room(self) -> bool:
-        """Whether a sequence is free and nobody waits for one."""
-        stats = self._context.engine.stats()
-        return "sequences" not in stats or (stats["sequences_lent"] < stats["sequences"] and not stats["waiting"])

@@ -23,6 +23,10 @@ class EdgeModel(TextModel):
         """Whether it can be asked."""
 
     @abstractmethod
+    async def until_idle(self) -> None:
+        """Returns as soon as a sequence is free, for which nobody waits; lends none."""
+
+    @abstractmethod
     def stats(self, tenant: str | None = None) -> dict[str, int]:
         """Counters since the start, of one tenant or (None) of all."""
 

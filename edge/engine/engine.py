@@ -117,6 +117,9 @@ class EdgeEngine(EdgeModel):
     def admit(self, requests: int, tokens: int) -> AbstractContextManager[None]:
         return self._pool.admit(requests, tokens)
 
+    async def until_idle(self) -> None:
+        await self._pool.until_idle()
+
     @property
     def alive(self) -> bool:
         """Whether the model is loaded and its thread is not stuck in a step."""

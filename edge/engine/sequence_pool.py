@@ -81,6 +81,10 @@ class SequencePool:
                 self._free.append(lent)
                 self._turns.free()
 
+    async def until_idle(self) -> None:
+        """Returns as soon as a sequence is free, for which nobody waits; lends none."""
+        await self._turns.until_idle()
+
     def stats(self) -> dict[str, int]:
         lent = self._sequences - len(self._free)
         return {

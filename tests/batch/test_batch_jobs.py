@@ -36,10 +36,9 @@ KEYS = "edge.server.api_keys=[ann, bob]"
 async def jobs_of(folder: Path, *settings: str) -> AsyncIterator[BatchJobs]:
     """The jobs of an edge of four sequences, without the edge."""
     loaded = config.load(flags=[f"edge.batches.directory={folder}", *settings], environment={})
-    figures = {"sequences": 4, "sequences_lent": 0, "waiting": 0}
     context: Any = SimpleNamespace(
         config=loaded,
-        engine=SimpleNamespace(stats=lambda: figures),
+        engine=SimpleNamespace(stats=lambda: {"sequences": 4}, until_idle=lambda: asyncio.sleep(0)),
         quotas=SimpleNamespace(request=lambda _: nullcontext()),
     )
     kept: Any = None
@@ -97,13 +96,13 @@ async def stopped_after(folder: Path, finished: int, tenant: str = "", private: 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*/*"))
 
+
 async def test_a_folder_that_is_a_file_ends_the_start_before_a_model_is_loaded(tmp_path: Path) -> None:
     folder = tmp_path / "batches"
     folder.write_text("")
     with pytest.raises(ConfigError, match=r"edge\.batches\.directory.*File exists"):
         async with edge_of("http://127.0.0.1:1", f"edge.batches.directory={folder}", "edge.model.path=none.gguf"):
             pass
-
 
 
 async def test_a_private_batch_stays_private_when_its_key_is_no_more(

@@ -4,8 +4,9 @@ import asyncio
 import errno
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -13,6 +14,7 @@ import openai
 import pytest
 import pytest_asyncio
 
+from common.batch.lines import BatchLine
 from common.config_values import Secret
 from common.errors import RateLimitError
 from common.fair_queue import FairQueue
@@ -343,26 +345,30 @@ def slow_after(lines: int, asked: list[str] | None = None) -> Any:
     return whole
 
 
-class Engine:
-    """An engine with these sequences, of which people have some."""
-
-    def __init__(self, sequences: int, lent: int, waiting: int) -> None:
-        self._figures = {"sequences": sequences, "sequences_lent": lent, "waiting": waiting}
-
-    def stats(self) -> dict[str, int]:
-        return self._figures
-
-
-@pytest.mark.parametrize(
-    ("lent", "waiting", "room"), [(0, 0, True), (3, 0, True), (4, 0, False), (4, 2, False), (3, 1, False)]
-)
-def test_a_line_begins_only_where_a_sequence_is_free_and_nobody_waits(lent: int, waiting: int, room: bool) -> None:
+def test_the_lines_of_a_batch_leave_a_sequence_free() -> None:
     class Context:
-        engine = Engine(4, lent, waiting)
+        class engine:
+            stats = staticmethod(lambda: {"sequences": 4})
 
-    target = EdgeTarget(Context(), None, "")  # type: ignore[arg-type]
-    assert target._has_room() is room
-    assert target.capacity == 3
+    assert EdgeTarget(Context(), None, "").capacity == 3  # type: ignore[arg-type]
+
+
+async def test_a_line_begins_as_soon_as_a_sequence_is_idle_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    idle, asked = asyncio.Event(), list[str]()
+    monkeypatch.setattr(edge_target, "whole", slow_after(1, asked))
+    context: Any = SimpleNamespace(
+        engine=SimpleNamespace(stats=dict, until_idle=idle.wait),
+        config=SimpleNamespace(edge=SimpleNamespace(private_keys=())),
+        quotas=SimpleNamespace(request=lambda _: nullcontext()),
+    )
+    target = EdgeTarget(context, None, "")  # type: ignore[arg-type]
+    asking = asyncio.create_task(target.ask(BatchLine(0, "a", ROUTE, b"{}")))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not asked
+    idle.set()
+    assert (await asking).reply.status_code == 200
+    assert asked == [ROUTE]
 
 
 async def test_a_full_disk_is_named_and_keeps_nothing_half(

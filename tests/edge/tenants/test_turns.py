@@ -171,3 +171,20 @@ def test_a_long_queue_is_fair_for_any_order_of_arrivals() -> None:
     served = "".join(queue.pop() for _ in range(180))
     assert [served.count(tenant) for tenant in "abc"] == [pytest.approx(share, abs=1) for share in (30, 60, 90)]
     assert len(queue) == 360 - 180
+
+
+async def test_who_waits_until_a_sequence_is_idle_lets_all_others_go_first() -> None:
+    pool = SequencePool(1, NEVER_FULL)
+    await pool.until_idle()
+    first, second = AsyncExitStack(), AsyncExitStack()
+    await first.enter_async_context(pool.lend(1, lambda _: 0))
+    idle = asyncio.create_task(pool.until_idle())
+    next_one = asyncio.create_task(second.enter_async_context(pool.lend(1, lambda _: 0)))
+    await asyncio.sleep(0)
+    await first.aclose()
+    await next_one
+    await asyncio.sleep(0)
+    assert not idle.done()
+    await second.aclose()
+    async with asyncio.timeout(30):
+        await idle

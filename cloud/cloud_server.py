@@ -87,7 +87,7 @@ def build_app(engine: CloudEngine, config: CloudConfig) -> web.Application:
     StreamRoute(
         engine,
         validation.check_sampling,
-        lambda tokens: _work(app, tokens),
+        partial(_work, app),
         turns.turn,
         lambda answer: _record_stream(app, answer),
         app[TOKENIZER].check,
@@ -197,7 +197,8 @@ async def _round(request: web.Request, body: VerifyRequest) -> VerifyResponse:
     app = request.app
     await app[TOKENIZER].check(body.vocabulary)
     current_priority.set(body.priority)
-    with _work(app, request_cost.of_round(body), begun=body.prefix_length > 0):
+    begun = body.prefix_length > 0 or request_cost.has_begun(len(body.new_token_ids), body.sampling)
+    with _work(app, request_cost.of_round(body), begun):
         response = await app[VERIFIER].verify_draft(body, request[REQUEST_ID], tenant_of(request, body.tenant))
     drawn, seconds = len(response.token_ids), response.latency_ms / 1000
     app[METRICS].record_verify(VerifyForm(response.form), response.drafted, response.accepted, drawn, seconds)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from common.errors import RequestError
-from common.types import VerifyRequest
+from common.types import Sampling, VerifyRequest
 
 CHARACTERS_A_TOKEN = 4
 """Of ordinary text in common vocabularies: an estimate, because counting needs the tokenizer."""
@@ -23,6 +23,11 @@ def of_round(request: VerifyRequest) -> int:
     """Tokens of one verify: committed ones, the draft, and those that may be drawn."""
     committed = request.prefix_length + len(request.new_token_ids) or of_text(request.prompt)
     return max(committed, 0) + len(request.draft_token_ids) + max(request.max_tokens, 1)
+
+
+def has_begun(tokens: int, sampling: Sampling) -> bool:
+    """Whether a part of the answer is among so many committed tokens: a whole prefix tells nothing else of it."""
+    return sampling.prompt_tokens is not None and tokens > sampling.prompt_tokens
 
 
 def of_generation(body: Mapping[str, Any], context: int, max_sequences: int) -> Cost:

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from cloud.engine.engine import CloudEngine
 from cloud.routes.engine_turns import read_ahead
+from cloud.routes.request_cost import has_begun
 from cloud.verify.continuous import ContinuousAnswer
 from cloud.verify.draft_channel import DraftChannel
 from cloud.verify.round import VerifyRound
@@ -58,15 +59,15 @@ class StreamRoute:
     """The handler of one route; the callables are the server's rules.
 
     `check` raises RequestError for sampling that is refused, `check_vocabulary` VocabularyError for token ids of
-    another vocabulary. `work` is entered around each generation with its number of tokens (prompt and answer); it
-    raises OverloadedError, or EngineError when the engine is lost. `turn` is entered around what the engine computes;
-    while it waits the client's frames are read, and so its pings are answered.
-    `record` is called with each answer that has ended, complete or not.
+    another vocabulary. `work` is entered around each generation with its number of tokens (prompt and answer), and
+    whether a part of its answer is there already; it raises OverloadedError, or EngineError when the engine is lost.
+    `turn` is entered around what the engine computes; while it waits the client's frames are read, and so its pings
+    are answered. `record` is called with each answer that has ended, complete or not.
     """
 
     engine: CloudEngine
     check: Callable[[Sampling], None] = lambda _: None
-    work: Callable[[int], AbstractContextManager[object]] = lambda _: nullcontext()
+    work: Callable[[int, bool], AbstractContextManager[object]] = lambda *_: nullcontext()
     turn: Turn = nullcontext
     record: Callable[[ContinuousAnswer], None] = lambda _: None
     check_vocabulary: Callable[[str], Awaitable[None]] = _no_check
@@ -119,7 +120,7 @@ class StreamRoute:
         current_priority.set(start.priority)
         with (
             span("stream", SpanKind.SERVER) as traced,
-            self.work(tokens),
+            self.work(tokens, has_begun(len(start.token_ids), start.sampling)),
             request.app[DRAFT_CHANNEL].sender() as sender,
         ):
             answer = ContinuousAnswer(self.engine, round, sender, start.stop)

@@ -120,6 +120,24 @@ async def test_without_turns_the_flood_is_served_first(monkeypatch: pytest.Monke
         assert (await cloud.served())[-5:] == ["ann"] * 5
 
 
+async def test_a_round_in_the_middle_of_an_answer_is_known_as_one_also_by_a_cloud_that_gets_the_whole_prefix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    admit, begun = Admission.admit, list[bool]()
+
+    def noted(admission: Admission, *work: Any, **named: Any) -> Any:
+        begun.append(named["begun"])
+        return admit(admission, *work, **named)
+
+    async with toy_cloud(GatedEngine(), config()) as http:
+        monkeypatch.setattr(Admission, "admit", noted)
+        for sampling in ({}, {"prompt_tokens": 3}, {"prompt_tokens": 2}):
+            body = {"new_token_ids": [5, 6, 7], "sampling": sampling}
+            async with http.post("/verify", json=body, headers={"Authorization": f"Bearer {ANN}"}) as response:
+                assert response.status == 200
+    assert begun == [False, False, True]
+
+
 async def test_batches_wait_until_nothing_else_does() -> None:
     async with crowded(config()) as cloud:
         await cloud.ask(ANN, 6, priority=1)

@@ -227,14 +227,34 @@ async def test_an_engine_that_is_not_up_and_a_full_server_are_reported() -> None
         with pytest.raises(EndpointError, match="not up"):
             await streamed(c, [1])
 
-    def full(tokens: int) -> AbstractContextManager[Any]:
-        assert tokens == 3 + 40
+    def full(tokens: int, begun: bool) -> AbstractContextManager[Any]:
+        assert (tokens, begun) == (3 + 40, False)
         raise OverloadedError("no room")
 
     route = StreamRoute(cast(CloudEngine, SlowEngine()), work=full)
     async with serving(route) as server, HTTPClient(f"http://127.0.0.1:{server.port}") as c:
         with pytest.raises(EndpointError, match="no room"):
             await streamed(c, [1, 2, 3])
+
+
+@pytest.mark.parametrize(("prompt_tokens", "begun"), [(None, False), (3, False), (2, True)])
+async def test_an_answer_that_goes_on_as_a_stream_is_admitted_as_one_that_has_begun(
+    prompt_tokens: int | None, begun: bool
+) -> None:
+    """Else a cloud with a standing queue would refuse the rest of an answer of which it, or another, gave a part."""
+    seen = list[bool]()
+
+    def noted(_: int, begun: bool) -> AbstractContextManager[Any]:
+        seen.append(begun)
+        raise OverloadedError("no room")
+
+    start = StartFrame(token_ids=[1, 2, 3], max_tokens=5, sampling=Sampling(prompt_tokens=prompt_tokens))
+    route = StreamRoute(cast(CloudEngine, SlowEngine()), work=noted)
+    async with serving(route) as server, HTTPClient(f"http://127.0.0.1:{server.port}") as c:
+        with pytest.raises(EndpointError, match="no room"):
+            async with CloudStream(c, start) as stream:
+                await anext(stream)
+    assert seen == [begun]
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["in prefill", "in decode"])

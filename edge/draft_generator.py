@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.config_edge import EdgeModelConfig
@@ -45,7 +45,7 @@ class DraftGenerator:
         if self._owned:
             await asyncio.shield(self._owned.start())  # a cancelled request must not stop the load for others
         check_sampling(request.sampling)
-        self._check_ids((token for token, _ in request.sampling.logit_bias), "logit_bias")
+        self._engine.check_ids([token for token, _ in request.sampling.logit_bias], "logit_bias")
         if not 1 <= request.max_tokens <= MAX_DRAFT_TOKENS:
             raise RequestError(f"max_tokens must be in 1..{MAX_DRAFT_TOKENS}", param="max_tokens")
         prompt = await self._prompt_ids(request)
@@ -75,12 +75,8 @@ class DraftGenerator:
             prompt, param = request.prompt_token_ids, "prompt_token_ids"
         if not request.prompt and not request.prompt_token_ids:
             raise RequestError(f"{param} must not be empty", param=param)
-        self._check_ids(prompt, param)
+        self._engine.check_ids(prompt, param)
         return prompt
-
-    def _check_ids(self, token_ids: Iterable[int], param: str) -> None:
-        if any(not 0 <= token < self._engine.vocab_size for token in token_ids):
-            raise RequestError(f"token ids must be in 0..{self._engine.vocab_size - 1}", param=param)
 
 
 @dataclass

@@ -169,7 +169,7 @@ async def _tokenize(request: web.Request) -> web.Response:
 
 async def _detokenize(request: web.Request) -> web.Response:
     engine, body = request.app[CONTEXT].engine, await read(request, tokenization.DetokenizeRequest)
-    prompts.check_ids(engine, body.tokens, param="tokens")
+    engine.check_ids(body.tokens, param="tokens")
     return reply(request, tokenization.DetokenizeReply(engine.detokenize(body.tokens)))
 
 

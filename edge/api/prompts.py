@@ -1,7 +1,6 @@
 """Tokenizes the prompts of requests and refuses those that do not fit the model."""
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 
 from common.errors import ContextLengthError, RequestError
@@ -9,13 +8,10 @@ from common.protocol.openai import CompletionRequest
 from common.protocol.tokenization import LONGEST_TOKEN
 from common.tracing.spans import span
 from edge.api.context import ServedModel
-from edge.engine.text_model import SHORT_TEXT, TextModel
+from edge.engine.text_model import SHORT_TEXT
 from edge.text import fill_in
 from edge.text.conversation import Conversation, WrittenPrompt
 from edge.text.fill_in import FillIn
-
-MAX_IDS = 100_000
-"""Token ids in one list; detokenizing so many takes a tenth of a second."""
 
 
 async def of_completion(model: ServedModel, request: CompletionRequest) -> list[list[int]]:
@@ -27,7 +23,7 @@ async def of_completion(model: ServedModel, request: CompletionRequest) -> list[
     prompts = [p if isinstance(p, list) else await tokenize(model, p, parse_special=True) for p in request.prompts]
     for prompt in prompts:
         room_after(len(prompt), model.context_length, param="prompt")
-        check_ids(engine, prompt, param="prompt")
+        engine.check_ids(prompt, param="prompt")
     return prompts
 
 
@@ -72,14 +68,6 @@ async def tokenize(
     if size <= SHORT_TEXT:
         return engine.tokenize(text, add_special, parse_special)
     return await asyncio.to_thread(engine.tokenize, text, add_special, parse_special)
-
-
-def check_ids(engine: TextModel, token_ids: Sequence[int], param: str) -> None:
-    """Raises RequestError for an id outside the vocabulary, and for more than MAX_IDS ids."""
-    if len(token_ids) > MAX_IDS:
-        raise RequestError(f"more than {MAX_IDS} token ids", param=param)
-    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < engine.vocab_size):
-        raise RequestError(f"token ids must be in 0..{engine.vocab_size - 1}", param=param)
 
 
 def room_after(tokens: int, context_length: int, param: str) -> int:

@@ -119,7 +119,7 @@ async def resolve(
     current_priority.set(queue_priority(body.queue_priority))
     mode = body.mode or context.config.inference.mode
     model = context.model(mode)
-    prompts.check_ids(model.engine, [token for token, _ in body.biases], param="logit_bias")
+    model.engine.check_ids([token for token, _ in body.biases], param="logit_bias")
     if not secrets:
         body, secrets = await redacted_request(body, context)
     tools = body.toolset if isinstance(body, ChatRequest) else NO_TOOLS

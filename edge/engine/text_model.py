@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from common.errors import RequestError
 from edge.text.fill_in import FillInTokens
 
 
@@ -26,6 +27,8 @@ class TextVocabulary(Protocol):
     def piece(self, token_id: int, special: bool) -> bytes: ...
 
 
+MAX_IDS = 100_000
+"""Token ids in one list; detokenizing so many takes a tenth of a second."""
 SHORT_TEXT = 4096
 """Bytes that are tokenized in a fraction of a millisecond, so the event loop may do it itself."""
 
@@ -79,6 +82,13 @@ class TextModel(ABC):
     def eos(self) -> str:
         """The text of the token that ends answers; empty if there is none."""
         return self.vocabulary.eos
+
+    def check_ids(self, token_ids: Sequence[int], param: str) -> None:
+        """Raises RequestError for an id outside the vocabulary, and for more than MAX_IDS ids."""
+        if len(token_ids) > MAX_IDS:
+            raise RequestError(f"more than {MAX_IDS} token ids", param=param)
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):
+            raise RequestError(f"token ids must be in 0..{self.vocab_size - 1}", param=param)
 
     def tokenize(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of `text`.

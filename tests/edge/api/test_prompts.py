@@ -10,7 +10,7 @@ from common.errors import ContextLengthError, RequestError
 from common.protocol.openai import CompletionRequest, Message
 from common.protocol.tokenization import LONGEST_TOKEN
 from edge.api import prompts
-from edge.engine.text_model import SHORT_TEXT
+from edge.engine.text_model import SHORT_TEXT, TextModel
 from edge.text.conversation import Conversation
 
 
@@ -20,6 +20,7 @@ class LetterEngine:
     context_length = 100
     vocab_size = 50
     chat_template: str | None = None
+    check_ids = TextModel.check_ids
 
     def __init__(self) -> None:
         self.threads: list[threading.Thread] = []

@@ -36,9 +36,9 @@ async def bytes_up(clouds: CloudPool, context: int) -> tuple[int, int]:
     verifier = CloudVerifier(clouds)
     sent = []
     for _ in range(ROUNDS):
-        before = verifier.bytes_up
+        before = verifier.traffic.bytes_up
         verdict = await verifier.verify(tokens, [rng.randrange(5, 4096) for _ in range(DRAFT)], GREEDY, 1)
-        sent.append(verifier.bytes_up - before)
+        sent.append(verifier.traffic.bytes_up - before)
         tokens += verdict.token_ids
     return sent[0], max(sent[1:])
 

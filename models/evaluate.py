@@ -24,6 +24,7 @@ from common.decoding.interfaces import Drafter
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
+from common.http.traffic import Traffic
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile
 from common.types import GREEDY, FinishReason, Sampling, Verdict, VerificationMode
 from edge.engine.engine import EdgeEngine, EdgeSequence
@@ -54,9 +55,8 @@ class EvaluatedQuestion:
 class ReplayVerifier:
     """A verifier that replays the cloud's greedy answer, so that verifying needs no engine and is exact."""
 
-    calls = bytes_up = bytes_down = 0
-
     def __init__(self, question: EvaluatedQuestion) -> None:
+        self.traffic = Traffic()
         self._prompt = len(question.prompt_ids)
         self._truth = question.cloud_ids
 

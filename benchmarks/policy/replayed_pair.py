@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.policy.trace import AnswerTrace, PairTimes
 from common.decoding.draft_length import EarlyStop, iid_acceptance, worth_verifying
+from common.http.traffic import Traffic
 from common.protocol.prefix_hash import common_prefix
 from common.protocol.stream_frames import EndFrame, TokensFrame
 from common.types import NEVER, Draft, FinishReason, Sampling, StopRule, Verdict
@@ -98,18 +99,16 @@ class ReplayedEdge:
 class ReplayedCloud:
     """Draws the recorded answer, in rounds or as a stream."""
 
-    bytes_up = bytes_down = 0
-
     def __init__(self, answer: AnswerReplay) -> None:
         self._answer = answer
-        self.calls = 0
+        self.traffic = Traffic()
 
     async def verify(
         self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
     ) -> Verdict:
         answer, clock = self._answer, asyncio.get_running_loop()
         began = clock.time()
-        self.calls += 1
+        self.traffic.calls += 1
         await asyncio.sleep(answer.round_trip / 2)
         drawn, accepted = answer.drawn(token_ids, draft, max_tokens)
         begins_at = clock.time()
@@ -123,7 +122,7 @@ class ReplayedCloud:
     async def stream(
         self, token_ids: Sequence[int], max_tokens: int, sampling: Sampling
     ) -> AsyncIterator["ReplayedStream"]:
-        self.calls += 1
+        self.traffic.calls += 1
         stream = ReplayedStream(self._answer, list(token_ids), max_tokens)
         task = asyncio.create_task(stream.generate())
         try:

@@ -70,19 +70,7 @@ class OpenAIVerifier:
         self._tenant = current_tenant.get()
         self._failed: dict[Cloud, EndpointError] = {}
         self._asked = 0
-        self._traffic = Traffic()
-
-    @property
-    def calls(self) -> int:
-        return self._traffic.calls
-
-    @property
-    def bytes_up(self) -> int:
-        return self._traffic.bytes_up
-
-    @property
-    def bytes_down(self) -> int:
-        return self._traffic.bytes_down
+        self.traffic = Traffic()
 
     async def verify(
         self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
@@ -146,7 +134,7 @@ class OpenAIVerifier:
         request = prompt.request(info, token_ids[prompt.tokens :], fields)
         assert isinstance(cloud.client, OpenAIClient)
         return GeneratedStream(
-            cloud.client, request, len(token_ids), max_tokens, prompt.encode, prompt.spell, self._traffic
+            cloud.client, request, len(token_ids), max_tokens, prompt.encode, prompt.spell, self.traffic
         )
 
     def _sampling_fields(self, info: ServerInfo, sampling: Sampling) -> dict[str, Any]:

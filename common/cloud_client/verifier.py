@@ -54,19 +54,7 @@ class CloudVerifier:
         self._held = 0
         """Tokens of the prefix that the cloud holds for the session."""
         self._failed: dict[Cloud, EndpointError] = {}
-        self._traffic = Traffic()
-
-    @property
-    def calls(self) -> int:
-        return self._traffic.calls
-
-    @property
-    def bytes_up(self) -> int:
-        return self._traffic.bytes_up
-
-    @property
-    def bytes_down(self) -> int:
-        return self._traffic.bytes_down
+        self.traffic = Traffic()
 
     async def verify(
         self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
@@ -121,7 +109,7 @@ class CloudVerifier:
             cloud = self._pick(token_ids)
             with span("stream", SpanKind.CLIENT) as traced:
                 traced.set(_address(cloud), prefix=len(token_ids))
-                stream = CloudStream(cloud.client, start, self._traffic)
+                stream = CloudStream(cloud.client, start, self.traffic)
                 self._clouds.begin_call(cloud)
                 try:
                     async with stream:
@@ -189,7 +177,7 @@ class CloudVerifier:
         )
         first_byte = cloud.client.config.first_byte_timeout
         with waiting("the cloud's verdict"):
-            return await cloud.client.post("/verify", request, VerifyResponse, self._traffic, first_byte, record_work)
+            return await cloud.client.post("/verify", request, VerifyResponse, self.traffic, first_byte, record_work)
 
 
 def _address(cloud: Cloud) -> dict[str, str | int]:

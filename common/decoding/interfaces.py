@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from common.http.traffic import Traffic
 from common.protocol.stream_frames import EndFrame, TokensFrame
 from common.types import NEVER, Draft, Sampling, StopRule, Verdict
 
@@ -56,14 +57,12 @@ class Stream(Protocol):
 
 
 class Verifier(Protocol):
-    """The cloud model, over HTTP; counts calls and bytes."""
+    """The cloud model, over HTTP."""
 
     @property
-    def calls(self) -> int: ...
-    @property
-    def bytes_up(self) -> int: ...
-    @property
-    def bytes_down(self) -> int: ...
+    def traffic(self) -> Traffic:
+        """Its calls and their bytes so far."""
+        ...
 
     async def verify(
         self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int

@@ -206,13 +206,13 @@ class Pipeline:
         answer, verifier = self.answer, self._verifier
         max_tokens = 1 if proposed.token_ids else min(answer.plan.stretch_tokens, answer.remaining)
         self._draft_ahead(proposed)
-        bytes_before = verifier.bytes_up + verifier.bytes_down
+        bytes_before = verifier.traffic.payload
         try:
             verdict = await verifier.verify(answer.committed, proposed.token_ids, self._sampling, max_tokens)
         except (EndpointError, ContextLengthError) as error:
             answer.continue_on_edge(error)
             return []
-        payload = verifier.bytes_up + verifier.bytes_down - bytes_before
+        payload = verifier.traffic.payload - bytes_before
         self._estimates.observe_round(proposed, verdict, payload, answer.report.rounds)
         self._text.acceptance.add(proposed.confidences, verdict.accepted)
         chunks = answer.commit_verdict(verdict, proposed)
@@ -252,13 +252,13 @@ class Pipeline:
 
     def _close(self) -> None:
         """Learns from the answer as a whole, and completes the report."""
-        answer, report, verifier = self.answer, self.answer.report, self._verifier
+        answer, report, traffic = self.answer, self.answer.report, self._verifier.traffic
         if len(self._verdicts) > 1 and answer.plan.lossless:
             (began, first), (ended, last) = self._verdicts[0], self._verdicts[-1]
             self._observe_speed(VerificationMode.ROUNDS, last - first, ended - began)
         if gate := self._gate:
             gate.end()
-        report.cloud_calls, report.bytes_up, report.bytes_down = verifier.calls, verifier.bytes_up, verifier.bytes_down
+        report.cloud_calls, report.bytes_up, report.bytes_down = traffic.calls, traffic.bytes_up, traffic.bytes_down
         report.edge_drawn += self._ahead.wasted
         if self._lookup_drafter:
             report.predicted = self._lookup_drafter.predicted

@@ -16,6 +16,11 @@ class Traffic:
     total_ms: float = 0.0
     """Milliseconds of all calls together, each from its start to the end of its body."""
 
+    @property
+    def payload(self) -> int:
+        """Bytes in both directions."""
+        return self.bytes_up + self.bytes_down
+
     def add(self, other: "Traffic") -> None:
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))

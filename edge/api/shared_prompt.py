@@ -8,6 +8,7 @@ from typing import Protocol
 from common.decoding.interfaces import Drafter, Stream, Verifier
 from common.decoding.policy import Handover
 from common.errors import EndpointError, VocabularyError
+from common.http.traffic import Traffic
 from common.protocol.vocabulary import VocabularyInfo
 from common.types import Sampling, Verdict
 from edge.text.conversation import Conversation, WrittenPrompt
@@ -99,16 +100,8 @@ class VocabularyGuard:
         self._prompt = prompt
 
     @property
-    def calls(self) -> int:
-        return self._cloud.calls
-
-    @property
-    def bytes_up(self) -> int:
-        return self._cloud.bytes_up
-
-    @property
-    def bytes_down(self) -> int:
-        return self._cloud.bytes_down
+    def traffic(self) -> Traffic:
+        return self._cloud.traffic
 
     async def verify(
         self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int

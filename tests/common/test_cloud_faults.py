@@ -317,8 +317,8 @@ async def test_a_stream_that_is_lost_is_noticed_in_time_and_goes_on_elsewhere(fa
             assert states[lost.url][CallOutcome.FAILED] == 1
             assert sum(outcomes[CallOutcome.OK] for outcomes in states.values()) == 1
             assert all(cloud.in_flight == 0 for cloud in clouds)
-            assert verifier.calls == 2
-            assert verifier.bytes_down > 0
+            assert verifier.traffic.calls == 2
+            assert verifier.traffic.bytes_down > 0
             lost.flow()
 
 
@@ -407,7 +407,7 @@ async def test_a_stream_that_no_cloud_takes_fails_at_once_and_for_good() -> None
             with pytest.raises(EndpointError, match="cannot reach"):
                 async with verifier.stream(PROMPT, 40):
                     raise AssertionError("nothing was opened")
-        assert verifier.calls == 2, "a cloud that failed the request is not asked by it again"
+        assert verifier.traffic.calls == 2, "a cloud that failed the request is not asked by it again"
 
 
 async def test_loads_of_streams_spread_over_clouds(fake: FakeCloud) -> None:

@@ -411,8 +411,8 @@ async def test_only_what_the_cloud_does_not_hold_travels_and_a_lost_prefix_is_se
         await verifier.verify(committed, [4], GREEDY, 1)
         assert [(r.prefix_length, len(r.new_token_ids)) for r in cloud.asked[2:]] == [(56, 0), (0, 56)]
         assert next(iter(cloud.sessions.values())) == [*committed, 4, 7]
-        assert verifier.calls == 4
-        assert verifier.bytes_up > 0
+        assert verifier.traffic.calls == 4
+        assert verifier.traffic.bytes_up > 0
 
 
 async def test_with_f4_off_the_client_sends_the_whole_prefix_every_round(backend: tuple[Backend, str]) -> None:

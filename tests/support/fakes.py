@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from benchmarks.toy_model import CONTEXT, END, Model, answer_of, cloud_model, verify
 from common.decoding.draft_length import EarlyStop
 from common.errors import EndpointError
+from common.http.traffic import Traffic
 from common.protocol.stream_frames import EndFrame, TokensFrame
 from common.types import NEVER, Draft, FinishReason, Sampling, StopRule, Verdict
 
@@ -59,17 +60,15 @@ class FakeVerifier:
     """Steps after which a stream breaks."""
     context: int = CONTEXT
     model: Model = cloud_model
-    calls: int = 0
+    traffic: Traffic = field(default_factory=Traffic)
     streams: list["FakeStream"] = field(default_factory=list)
-    bytes_up: int = 0
-    bytes_down: int = 0
     asked: list[list[int]] = field(default_factory=list)
 
     async def verify(
         self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
     ) -> Verdict:
-        self.calls += 1
-        if self.calls > self.lost_after:
+        self.traffic.calls += 1
+        if self.traffic.calls > self.lost_after:
             raise EndpointError("the cloud is lost")
         self.asked.append(list(draft))
         await asyncio.sleep(0)
@@ -79,8 +78,8 @@ class FakeVerifier:
     async def stream(
         self, token_ids: Sequence[int], max_tokens: int, sampling: Sampling
     ) -> AsyncIterator["FakeStream"]:
-        self.calls += 1
-        if self.calls > self.lost_after:
+        self.traffic.calls += 1
+        if self.traffic.calls > self.lost_after:
             raise EndpointError("the cloud is lost")
         length = min(max_tokens, self.context - len(token_ids))
         stream = FakeStream(list(token_ids), length, self.stream_lost_after, self.model)

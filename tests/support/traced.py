@@ -10,6 +10,7 @@ from common.decoding.online_gate import OnlineGate
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
+from common.http.traffic import Traffic
 from common.types import GREEDY, NEVER, Draft, FinishReason, Sampling, StopRule, Verdict
 
 PROMPT = [1000, 1001]
@@ -47,9 +48,8 @@ class TracedEdge:
 class TracedCloud:
     """Verifies greedily along its answer; ends an answer that differs from it at once."""
 
-    calls = bytes_up = bytes_down = 0
-
     def __init__(self, trace: Trace) -> None:
+        self.traffic = Traffic()
         self._trace = trace
 
     async def verify(

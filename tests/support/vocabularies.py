@@ -6,6 +6,7 @@ from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from common.http.traffic import Traffic
 from common.protocol import vocabulary
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile
 from common.types import Draft, FinishReason, Sampling, Verdict
@@ -123,9 +124,8 @@ def spelled(edge: EdgeSide, data: bytes) -> list[int]:
 class Truth:
     """A cloud that answers `ids`, whatever the drafts."""
 
-    calls = bytes_up = bytes_down = 0
-
     def __init__(self, ids: Sequence[int], prompt_tokens: int) -> None:
+        self.traffic = Traffic()
         self._ids = list(ids)
         self._prompt = prompt_tokens
 

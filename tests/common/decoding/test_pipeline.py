@@ -88,7 +88,7 @@ async def test_after_the_gate_a_gated_answer_has_no_more_verified_than_pays() ->
 async def test_a_gated_answer_of_confident_tokens_never_asks_the_cloud() -> None:
     verifier = FakeVerifier()
     ids, _ = await answer(LONG, Plan(), FakeDrafter(erring_model(3)), verifier)
-    assert verifier.calls == 0
+    assert verifier.traffic.calls == 0
     assert ids == answer_of(erring_model(3), LONG, 40)
 
 
@@ -105,7 +105,7 @@ async def test_without_draft_verify_a_token_below_the_threshold_makes_the_cloud_
 async def test_edge_alone_never_asks_the_cloud_whatever_its_confidence(plan: Plan) -> None:
     verifier = FakeVerifier()
     ids, _ = await answer(LONG, plan, FakeDrafter(erring_model(2), lambda _: 0.0), verifier)
-    assert verifier.calls == 0
+    assert verifier.traffic.calls == 0
     assert ids == answer_of(erring_model(2), LONG, 40)
 
 
@@ -128,7 +128,7 @@ async def test_a_lost_cloud_leaves_no_gap_and_no_repetition_and_is_reported(lost
     assert ids[verified:] == answer_of(erring_model(2), [*LONG, *ids[:verified]], 40 - verified)
     assert report.degraded == "the cloud is lost"
     assert not report.lossless
-    assert verifier.calls == lost_after + 1
+    assert verifier.traffic.calls == lost_after + 1
 
 
 async def test_an_edge_whose_context_is_full_ends_the_answer() -> None:

@@ -46,7 +46,7 @@ async def test_a_confident_edge_gives_its_whole_answer_and_computes_nothing_twic
     answer, report = ids_of(chunks), pipeline.answer.report
     assert answer == answer_of(EDGE, prompt, 40)
     assert report.edge_drawn == len(answer)
-    assert report.edge_wasted == verifier.calls == 0
+    assert report.edge_wasted == verifier.traffic.calls == 0
     assert {chunk.provenance for chunk in chunks} == {Provenance.EDGE}
     assert (report.mode, report.routed_to, report.lossless) == ("route", "edge", False)
     assert report.route_score == pytest.approx(0.1)

@@ -108,7 +108,7 @@ async def test_no_ids_are_sent_until_the_vocabularies_are_compared(engine: EdgeE
         lonely = await vocabulary.share([5, 6], text="x")
         with pytest.raises(EndpointError, match="cannot reach it"):
             await lonely.verifier(verifier).verify([5, 6], [7], GREEDY, 1)
-        assert verifier.calls == 0
+        assert verifier.traffic.calls == 0
         cloud.down = NotFoundError("no such route")
         with pytest.raises(EndpointError, match="does not give its vocabulary"):
             await (await vocabulary.share([5, 6], text="x")).verifier(verifier).verify([5, 6], [7], GREEDY, 1)

@@ -10,15 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.ask import ShownAnswer, read_answer
+from common.enums import BY_CLOUD
 from common.errors import FrameworkError
 from common.http_client import EdgeCloudHTTPClient
 from common.protocol.openai import ChatRequest
-from common.types import Provenance
 
 REFERENCE = "cloud"
 """The mode whose answer the others are compared with."""
 WORDS = re.compile(r"\w+|[^\w\s]")
-BY_CLOUD = (Provenance.RECOVERED, Provenance.BONUS, Provenance.CLOUD)
 
 
 async def compare(client: EdgeCloudHTTPClient, requests: Mapping[str, ChatRequest], console: Console) -> None:

@@ -8,13 +8,13 @@ from prometheus_client import CollectorRegistry, Counter
 
 from common.config_schema import BudgetConfig, CloudPrices, PricesConfig
 from common.decoding.policy import Plan
+from common.enums import BY_CLOUD
 from common.errors import RateLimitError
 from common.http.request_context import current_tenant
 from common.types import Collaboration, Mode, Provenance
 from edge.tenants.daily_use import DailyUse, DayUse
 from edge.tenants.limits import LimitsOf, TenantLimits, no_limits
 
-BY_THE_CLOUD = (Provenance.RECOVERED, Provenance.BONUS, Provenance.CLOUD)
 NO_OWN_PRICES = CloudPrices()
 
 
@@ -116,7 +116,7 @@ def prices_of(own: CloudPrices, general: PricesConfig) -> PricesConfig:
 
 def work_of(report: Collaboration, prompt_tokens: int) -> BilledTokens:
     """Clouds read a prompt once, what the edge kept before they went on, and drafts; they write what is theirs."""
-    drawn = sum(report.tokens[source] for source in BY_THE_CLOUD)
+    drawn = sum(report.tokens[source] for source in BY_CLOUD)
     written = max(drawn, report.cloud_steps)  # with the token that ends an answer, which no text shows
     kept = report.tokens[Provenance.EDGE] if written else 0
     read = prompt_tokens + kept + report.drafted if report.cloud_calls else 0

@@ -6,8 +6,8 @@ from datetime import date
 from msgspec import Struct, structs
 
 from common.config_schema import PricesConfig
+from common.enums import BY_CLOUD
 from common.types import Collaboration
-from edge.costs import BY_THE_CLOUD
 
 
 class CloudWork(Struct):
@@ -28,7 +28,7 @@ class CloudWork(Struct):
         self.prompt_tokens += prompt_tokens
         self.answer_tokens += sum(report.tokens.values())
         self.read_tokens += report.drafted + (prompt_tokens if report.cloud_calls else 0)
-        self.drawn_tokens += sum(report.tokens[source] for source in BY_THE_CLOUD)
+        self.drawn_tokens += sum(report.tokens[source] for source in BY_CLOUD)
         self.steps += report.cloud_steps
 
 

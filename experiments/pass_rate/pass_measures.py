@@ -4,18 +4,17 @@ from dataclasses import replace
 
 from msgspec import structs
 
-from common.types import Provenance
+from common.enums import BY_CLOUD
 from experiments.harness.measures import MEASURES, MeasureDefinition, cloud_tokens, count, counted, mean, over
 from experiments.report.schema import AnswerRow
 
-GENERATED = (Provenance.RECOVERED, Provenance.BONUS, Provenance.CLOUD)
 WRONG_AT_STOPS = ("cloud_steps", "cloud_busy_ms")
 """Measures of other experiments that miss the steps, or count the idle time, of a stream that a stop string ends."""
 
 
 def cloud_computed(row: AnswerRow) -> float:
     """Draft tokens that the cloud verified, and tokens that it generated."""
-    return row.drafted + sum(row.provenance.get(source, 0) for source in GENERATED)
+    return row.drafted + sum(row.provenance.get(source, 0) for source in BY_CLOUD)
 
 
 def computed(row: AnswerRow) -> float:

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from calibration.routing import SideAnswers
 from common.errors import ConfigError
 from common.routing import features
-from experiments.pass_rate.pass_measures import GENERATED, cloud_computed
+from common.types import Collaboration
+from edge.costs import work_of
+from experiments.pass_rate.pass_measures import cloud_computed
 from experiments.pass_rate.ways import EDGE_ONLY
 from experiments.questions.workload import Question
 from experiments.report.schema import AnswerRow
@@ -24,10 +26,10 @@ FEWEST = 4
 
 
 def billed(row: AnswerRow) -> float:
-    """What a provider counts: the prompt once, if a cloud was asked at all, drafts, and what the cloud drew."""
-    drawn = sum(row.provenance.get(source, 0) for source in GENERATED)
-    kept = row.provenance.get("edge", 0) if drawn else 0
-    return row.prompt_tokens + kept + row.drafted + drawn if row.cloud_calls else 0.0
+    """What a provider counts. Without steps: those of a stream that a stop string has ended are not all known."""
+    report = Collaboration(drafted=row.drafted, cloud_calls=row.cloud_calls)
+    report.tokens |= row.provenance
+    return float(sum(work_of(report, row.prompt_tokens)))
 
 
 COSTS: dict[str, tuple[str, Cost]] = {

@@ -7,11 +7,10 @@ import pytest
 from calibration.simulation import Trace, answers, replay
 from calibration.trace import along
 from common.decoding.policy import Gate, Plan
+from common.enums import BY_CLOUD
 from common.types import Provenance
 from tests.support.fakes import FakeDrafter, answer_of, cloud_model
 from tests.support.traced import PROMPT, TracedEdge, answered, truth_of
-
-CLOUDS = (Provenance.RECOVERED, Provenance.BONUS, Provenance.CLOUD)
 
 
 def random_trace(rng: random.Random) -> Trace:
@@ -40,7 +39,7 @@ async def test_a_simulated_answer_has_all_counts_of_the_pipelines(seed: int) -> 
         assert outcome.changed == (ids != truth_of(trace)), (trace, plan)
         if not outcome.changed:
             assert outcome.cloud_tokens == len(ids) - report.tokens[Provenance.EDGE]
-            assert outcome.computed == report.drafted + sum(report.tokens[p] for p in CLOUDS)
+            assert outcome.computed == report.drafted + sum(report.tokens[p] for p in BY_CLOUD)
             assert outcome.calls == report.rounds
             kept += 1
     assert 0 < kept < 60, "some answers change, and some do not"

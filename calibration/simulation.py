@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from common.decoding import policy
 from common.decoding.draft_length import EarlyStop
 from common.decoding.estimates import AnswerEstimates, Estimates
-from common.decoding.policy import Escalation, Length, Plan
+from common.decoding.lengths import Length, draft_length
+from common.decoding.policy import Escalation, Plan
 
 Numbers = NDArray[np.floating[Any]]
 
@@ -50,7 +51,7 @@ def replay(trace: Trace, plan: Plan) -> SimulatedAnswer:
     cloud_tokens = computed = calls = 0
     known = AnswerEstimates(Estimates())
     while at < end:
-        confidences = _drafted(trace, at, policy.draft_length(plan, trace.limit - at, known.current()))
+        confidences = _drafted(trace, at, draft_length(plan, trace.limit - at, known.current()))
         agreed = _agreed(trace.agrees, at, len(confidences))
         decision = policy.decide(confidences, plan)
         if decision.keep > agreed:

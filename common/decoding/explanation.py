@@ -6,7 +6,8 @@ from msgspec import Struct
 
 from common.decoding.acceptance import UNMEASURED, Acceptance
 from common.decoding.estimates import Estimates
-from common.decoding.policy import Plan, draft_length, expected_speed, explained_mode
+from common.decoding.lengths import draft_length
+from common.decoding.policy import Plan, expected_speed, explained_mode
 from common.types import Mode, VerificationMode
 
 LONG_ANSWER = 1000

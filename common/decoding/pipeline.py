@@ -5,23 +5,20 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
-import msgspec
-
 from common.decoding import policy, throughput
 from common.decoding.answer import Answer, Chunk
-from common.decoding.drafters.draft_ahead import DraftAhead
-from common.decoding.drafters.lookup_drafter import LookupDrafter
+from common.decoding.drafters.answer_drafter import AnswerDrafter
 from common.decoding.estimates import AnswerEstimates, Estimates
 from common.decoding.interfaces import Drafter, Verifier, holds_nothing
 from common.decoding.online_gate import GateRound, OnlineGate
-from common.decoding.policy import Decision, Escalation, choose_verification_mode
+from common.decoding.policy import Decision, Escalation, Gate, choose_verification_mode
 from common.decoding.request import DecodingRequest
 from common.decoding.streaming import Follower
-from common.errors import ContextLengthError, EndpointError, GrammarError
+from common.errors import ContextLengthError, EndpointError
 from common.lookup.lookup import Lookup
 from common.routing.router import Side
 from common.tracing.spans import span
-from common.types import NO_DRAFT, Draft, Mode, VerificationMode
+from common.types import Draft, Mode, VerificationMode
 
 
 class Pipeline:
@@ -49,13 +46,6 @@ class Pipeline:
         self.answer = Answer(request.plan, list(request.prompt), request.max_tokens)
         self._prompt_tokens = len(request.prompt)
         self._sampling = sampling
-        self._draft_sampling = msgspec.structs.replace(sampling, temperature=0.0)
-        """Drafts are greedy, under the penalties and the grammar of the answer."""
-        self._drafts = True
-        """Whether the edge's model follows the answer: not if its grammar cannot."""
-        self._lookup_drafter = LookupDrafter(drafter, lookup, self.answer) if lookup else None
-        self._drafter = self._lookup_drafter or drafter
-        self._ahead = DraftAhead(self._drafter)
         self._verifier = verifier
         self._estimates = estimates or Estimates()
         seeded = sampling.temperature > 0 and sampling.seed is not None
@@ -63,6 +53,7 @@ class Pipeline:
         """What decisions rest on: nothing that was measured where a seed must repeat the answer."""
         self._text = AnswerEstimates(self._basis)
         self._online = online
+        self._drafts = AnswerDrafter(self.answer, sampling, drafter, lookup, self._text.current, self._own_gate)
         self._release = release
         self._verdicts: list[tuple[float, int]] = []
         """For each verdict its time, and the number of tokens committed with it."""
@@ -79,7 +70,7 @@ class Pipeline:
             try:
                 # A stream goes on in rounds where its cloud is lost; rounds as a stream where that is faster.
                 for part in (self._route, self._stream, self._rounds, self._stream, self._rounds):
-                    async with self._ahead, aclosing(part()) as chunks:
+                    async with self._drafts, aclosing(part()) as chunks:
                         async for chunk in chunks:
                             if not self.answer.plan.asks_cloud:
                                 active.leave_cloud()
@@ -121,7 +112,7 @@ class Pipeline:
                     if answer.plan.handover is not None:
                         self._hand_over()
                         return
-                    for chunk in await self._verify(await self._proposed(draft, decision)):
+                    for chunk in await self._verify(await self._drafts.proposed(draft, decision)):
                         yield chunk
                     if self._is_faster_as_stream():
                         answer.report.way = VerificationMode.CONTINUOUS
@@ -149,7 +140,7 @@ class Pipeline:
         """The cloud's own stream, with drafts for it, on another cloud if one is lost; ends early without a cloud."""
         answer = self.answer
         plain = answer.plan.mode is Mode.CLOUD_ONLY or answer.plan.handover is not None
-        drafter = None if plain else self._drafter
+        drafter = None if plain else self._drafts.drafter
         follower = Follower(answer, self._sampling, drafter, self._verifier, self._estimates, self._text)
         while answer.open and answer.plan.asks_cloud and answer.report.way is VerificationMode.CONTINUOUS:
             try:
@@ -165,47 +156,16 @@ class Pipeline:
                 answer.continue_on_edge(error)
 
     async def _draft(self) -> Draft:
-        answer, plan = self.answer, self.answer.plan
-        length = self._length(answer.remaining)
-        if length.limit <= 0 or (plan.asks_cloud and not self._drafts):
-            return NO_DRAFT
-        sampling = self._sampling if plan.samples_at_edge else self._draft_sampling
-        try:
-            draft = await self._ahead.draft(answer.committed, length.limit, sampling, length.stop)
-        except GrammarError:
-            self._drafts = False
-            if not plan.asks_cloud:
-                raise
-            return NO_DRAFT
-        self._estimates.observe_draft(draft.of_model, answer.report.edge_drawn)
-        answer.record_draft(draft)
+        draft = await self._drafts.draft()
+        self._estimates.observe_draft(draft.of_model, self.answer.report.edge_drawn)
+        self.answer.record_draft(draft)
         return draft
-
-    async def _proposed(self, draft: Draft, decision: Decision) -> Draft:
-        """What the cloud is asked about: the rest of the draft; of a gated one, what is looked up if that is likelier.
-
-        An online gate learns from what the cloud says of the model's own tokens, so these are sent.
-        """
-        if decision.ask is not Escalation.VERIFY:
-            return NO_DRAFT
-        plan, limit = self.answer.plan, self.answer.remaining - 1
-        rest = draft.part(decision.keep, limit)
-        if self._lookup_drafter is None or not plan.gated or self._gate:
-            return rest
-        return await self._lookup_drafter.instead_of(rest, min(limit, plan.max_draft_tokens))
-
-    def _length(self, remaining: int) -> policy.Length:
-        """How much to draft when `remaining` tokens may still be committed, under the gate that will decide."""
-        plan = self.answer.plan
-        if gate := self._gate:
-            plan = replace(plan, gate=gate.gate)
-        return policy.draft_length(plan, remaining, self._text.current())
 
     async def _verify(self, proposed: Draft) -> list[Chunk]:
         """The cloud verifies `proposed`, or generates by itself if that is empty, while the edge drafts ahead."""
         answer, verifier = self.answer, self._verifier
         max_tokens = 1 if proposed.token_ids else min(answer.plan.stretch_tokens, answer.remaining)
-        self._draft_ahead(proposed)
+        self._drafts.start_ahead(proposed)
         bytes_before = verifier.traffic.payload
         try:
             verdict = await verifier.verify(answer.committed, proposed.token_ids, self._sampling, max_tokens)
@@ -219,20 +179,14 @@ class Pipeline:
         self._verdicts.append((asyncio.get_running_loop().time(), len(answer.committed)))
         return chunks
 
-    def _draft_ahead(self, proposed: Draft) -> None:
-        answer, plan = self.answer, self.answer.plan
-        remaining = answer.remaining - len(proposed.token_ids) - 1
-        if not (plan.draft_ahead and proposed.token_ids) or proposed.finished:
-            return
-        length = self._length(remaining)
-        if length.limit > 0:
-            guess = answer.committed + proposed.token_ids
-            self._ahead.start(guess, length.limit, self._draft_sampling, length.stop)
-
     @property
     def _gate(self) -> OnlineGate | None:
         """The online gate, if there is one and the cloud still takes part."""
         return self._online if self.answer.plan.asks_cloud else None
+
+    def _own_gate(self) -> Gate | None:
+        """What decides in place of the plan's gate."""
+        return self._gate.gate if self._gate else None
 
     def _learn(self, draft: Draft, decision: Decision, before: tuple[int, int, int]) -> None:
         """Reports this round to the online gate; `before` are the answer's counts at its beginning."""
@@ -259,7 +213,5 @@ class Pipeline:
         if gate := self._gate:
             gate.end()
         report.cloud_calls, report.bytes_up, report.bytes_down = traffic.calls, traffic.bytes_up, traffic.bytes_down
-        report.edge_drawn += self._ahead.wasted
-        if self._lookup_drafter:
-            report.predicted = self._lookup_drafter.predicted
+        self._drafts.close()
         answer.close()

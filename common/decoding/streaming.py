@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import msgspec
 
-from common.decoding import policy
+from common.decoding import lengths
 from common.decoding.answer import Answer, Chunk, split_logprobs
 from common.decoding.draft_length import EarlyStop
 from common.decoding.estimates import AnswerEstimates, Estimates
@@ -171,7 +171,7 @@ class Follower:
         assert self._drafter is not None
         estimates, guess, answer = self._estimates, self._guess, self._answer
         in_flight_tokens = self._speed * (estimates.round_trip + estimates.step_seconds)
-        length = policy.stream_length(answer.plan, answer.remaining, in_flight_tokens, self._text.current())
+        length = lengths.stream_length(answer.plan, answer.remaining, in_flight_tokens, self._text.current())
         missing = min(length.limit - len(guess.token_ids), PORTION)
         early = EarlyStop(length.stop)
         if missing <= 0 or any(early.ends_with(confidence) for confidence in guess.confidences):

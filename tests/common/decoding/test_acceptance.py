@@ -9,7 +9,8 @@ from common.decoding import saved_estimates
 from common.decoding.acceptance import DOUBT, Acceptance, TextAcceptance
 from common.decoding.draft_length import EarlyStop
 from common.decoding.estimates import AnswerEstimates, Estimates
-from common.decoding.policy import Plan, choose_verification_mode, draft_length
+from common.decoding.lengths import draft_length
+from common.decoding.policy import Plan, choose_verification_mode
 from common.types import Draft, Verdict, VerificationMode
 
 LOSSLESS = Plan(use_confidence_check=False)

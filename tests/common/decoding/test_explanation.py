@@ -6,7 +6,8 @@ import pytest
 
 from common.decoding.estimates import Estimates
 from common.decoding.explanation import policy_view
-from common.decoding.policy import Plan, choose_verification_mode, draft_length
+from common.decoding.lengths import draft_length
+from common.decoding.policy import Plan, choose_verification_mode
 from common.types import Draft, Mode, Objective, Verdict, VerificationMode
 
 LOSSLESS = Plan(use_confidence_check=False)

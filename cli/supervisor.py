@@ -1,7 +1,6 @@
 """Starts servers as processes of their own, restarts one that dies or hangs, and stops all of them."""
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
@@ -11,9 +10,9 @@ from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import IO
 from urllib.parse import urlsplit
 
+from cli.server_log import ServerLog
 from common.config_schema import HttpClientConfig
 from common.errors import EndpointError, RequestError, StartError
 from common.files.installation import PROJECT, module_environment
@@ -53,7 +52,7 @@ class ServerProcess:
         self.ready = asyncio.Event()
         program = [str(PROJECT / script)] if script.endswith(".py") else ["-P", "-m", script]
         self._command = [sys.executable, *program, *flags]
-        self._log_file = log_file
+        self.log = ServerLog(log_file)
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.subprocess.Process | None = None
         """The shell, until the server has ended."""
@@ -65,9 +64,7 @@ class ServerProcess:
         self._watch = await asyncio.create_subprocess_exec(
             "/bin/sh", "-c", WATCH, stdin=PIPE, stderr=DEVNULL, start_new_session=True
         )
-        output: IO[bytes] | None = None
-        if self._log_file:
-            self._log_file, output = _own_log(self._log_file)
+        output = self.log.opened()
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command, stdout=output, stderr=output, start_new_session=True, env=module_environment()
@@ -97,7 +94,7 @@ class ServerProcess:
             async with HTTPClient(self.url) as client:
                 while (problem := await _not_ready(client)) is not None:
                     if exited.done():
-                        raise StartError(f"the {self.name} server did not start: {self.last_line()}")
+                        raise StartError(f"the {self.name} server did not start: {self.log.last_line()}")
                     if time.monotonic() - reported >= REPORT_SECONDS:
                         reported = time.monotonic()
                         report(f"the {self.name} server is not ready after {reported - began:.0f} s: {problem}")
@@ -139,43 +136,6 @@ class ServerProcess:
         assert self._process is not None
         with suppress(ProcessLookupError):
             (os.killpg if whole_group else os.kill)(self._process.pid, number)
-
-    @property
-    def log(self) -> str:
-        """Where its output is: 'above' on this terminal, or the path of its log file."""
-        return "above" if self._log_file is None else os.path.relpath(self._log_file)
-
-    def last_line(self) -> str:
-        """The last line of its log file, for an error message."""
-        if self._log_file is None:
-            return "its output above says why"
-        if not self._log_file.is_file():  # a device may have no end
-            return f"its output went to {self._log_file}"
-        lines = self._log_file.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
-        return lines[-1].removeprefix("error: ")
-
-
-def _own_log(wanted: Path) -> tuple[Path, IO[bytes]]:
-    """The file `wanted`, emptied, or the next of its name, such as cloud-2.log, that no running server writes to.
-
-    A server holds the lock of its file as long as it runs: the open file is its standard output. A device, such as
-    /dev/null, is anybody's.
-    """
-    wanted.parent.mkdir(parents=True, exist_ok=True)
-    if wanted.exists() and not wanted.is_file():
-        return wanted, wanted.open("ab")
-    path, number = wanted, 1
-    while True:
-        output = path.open("ab")
-        try:
-            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            output.close()
-            number += 1
-            path = wanted.with_stem(f"{wanted.stem}-{number}")
-        else:
-            output.truncate(0)
-            return path, output
 
 
 async def _not_ready(client: HTTPClient) -> str | None:

@@ -237,7 +237,7 @@ async def test_two_pairs_at_once_keep_logs_of_their_own(tmp_path: Path) -> None:
     first, second = (small_server("cloud", port, tmp_path) for port in free_ports(2))
     async with Supervisor([first]).running():
         async with Supervisor([second]).running():
-            assert {Path(one.log).name for one in (first, second)} == {"cloud.log", "cloud-2.log"}
+            assert {Path(str(one.log)).name for one in (first, second)} == {"cloud.log", "cloud-2.log"}
         third = small_server("cloud", free_ports(1)[0], tmp_path)
         async with Supervisor([third]).running():
-            assert Path(third.log).name == "cloud-2.log", "whose server has ended"
+            assert Path(str(third.log)).name == "cloud-2.log", "whose server has ended"

@@ -11,10 +11,9 @@ import msgspec
 import yaml
 
 from common.config_schema import CommunicationConfig, Config, InferenceConfig
-from common.config_values import decode_secret
+from common.config_values import decode_secret, url_problem
 from common.errors import ConfigError
 from common.files.installation import CHECKOUT, IN_WHEEL, PROJECT, shipped
-from common.http.urls import url_problem
 
 ENV_PREFIX = "EDGECLOUD_"
 FILE_SUFFIX = "_FILE"

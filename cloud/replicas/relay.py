@@ -12,10 +12,12 @@ from urllib.parse import quote
 import aiohttp
 from aiohttp import hdrs, web
 
-from cloud.replicas.fleet import Fleet, Replica
+from cloud.replicas.fleet import Fleet
+from cloud.replicas.replica import Replica
 from cloud.replicas.request_key import RequestKey, key_of
 from common.errors import EndpointError, EngineError, FrameworkError, RequestError
-from common.http.messages import EXCHANGE, REQUEST_ID, TENANT, decompressed, error_object, read_body, sent
+from common.http.compression import decompressed
+from common.http.messages import BODY_LIMIT, EXCHANGE, REQUEST_ID, TENANT, error_object, read_body, sent
 from common.http.patience import CALL_ID_HEADER
 from common.protocol import codec
 
@@ -114,7 +116,7 @@ class RequestRelay:
         if request.method != hdrs.METH_POST:
             return key_of("", b"", "", "")
         encoded = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
-        plain = decompressed(body) if encoded == "zstd" else body
+        plain = decompressed(body, BODY_LIMIT) if encoded == "zstd" else body
         key = key_of(request.path, plain, request.content_type, request[TENANT])
         if key.text is None or sum(one.usable for one in self._fleet.replicas) < 2:
             return key

@@ -2,48 +2,33 @@
 
 import asyncio
 import logging
-import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import Self, TypeVar
 
 import aiohttp
-import zstandard
 
 from common.config_schema import HttpClientConfig
-from common.config_values import NO_KEY, Secret
+from common.config_values import NO_KEY, Secret, url_problem
 from common.errors import ConfigError, EndpointError, RequestError
-from common.http.error_replies import check_protocol, error_from_reply
-from common.http.patience import CALL_ID_HEADER, CALL_ROUTE, Call, late_reply
+from common.http.compression import COMPRESS_MIN_BYTES, compressed
+from common.http.error_replies import check_protocol, error_from_reply, named_losses, no_answer
+from common.http.patience import CALL_ID_HEADER, CALL_ROUTE, Call, RawReply, late_reply
 from common.http.request_context import outgoing_headers
-from common.http.retry import ConnectionBroken, Unreachable, attempts
+from common.http.retry import attempts
 from common.http.traffic import Traffic
-from common.http.urls import url_problem
 from common.http.websocket_pool import WebSocketPool
 from common.protocol import codec
 
 log = logging.getLogger(__name__)
 
-COMPRESS_MIN_BYTES = 1024
-"""Smaller bodies are not compressed. Measured on token ids of our corpus: from here on zstd shrinks a MessagePack body
-by a third to a half and a JSON body by two thirds, in 20 microseconds on both sides together."""
-COMPRESS_LEVEL = 1
-"""zstd level; level 3 saves 4 % more and takes twice as long."""
 CEIL_THRESHOLD = 1e9
 """Seconds above which aiohttp rounds timeouts up to whole seconds: never."""
 
 T = TypeVar("T")
-
-
-class RawReply(NamedTuple):
-    """A server's reply as it came."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class HTTPClient:
@@ -162,10 +147,6 @@ class HTTPClient:
             )
         return self._session
 
-    def get_client_stats(self) -> dict[str, float]:
-        """Calls, failures, retries, bytes of bodies each way and the mean latency in milliseconds so far."""
-        return self.traffic.stats()
-
     async def events(self, path: str, body: object, traffic: Traffic | None = None) -> AsyncGenerator[bytes, None]:
         """The data of each server-sent event until `[DONE]`; raises like `post`, also for an error event.
 
@@ -208,7 +189,7 @@ class HTTPClient:
             raise AssertionError("stamina returns or raises")
         except TimeoutError as error:
             spent.failures += 1
-            raise self._timeout_error(call.seconds) from error
+            raise no_answer(self.base_url, call.seconds) from error
         finally:
             self.traffic.add(spent)
 
@@ -218,34 +199,20 @@ class HTTPClient:
         started, status, spent, body = time.perf_counter(), "lost", call.spent, call.body
         headers = {"Content-Type": call.content_type, "Accept": call.content_type, **self.headers()}
         if self._should_compress(body):
-            body, headers["Content-Encoding"] = zstandard.compress(body, COMPRESS_LEVEL), "zstd"
+            body, headers["Content-Encoding"] = compressed(body), "zstd"
         spent.calls += 1
         spent.bytes_up += len(body)
         try:
-            response = await self._begin(call, body, headers)
-            async with response:
-                status = str(response.status)
-                if self._check_protocol:
-                    check_protocol(self.base_url, response.status, response.headers.get(codec.PROTOCOL_HEADER))
-                if response.status >= 400 and not call.any_status:
-                    async with asyncio.timeout(self.config.timeout):
-                        reply = await response.read()
-                    raise self._error(response.status, reply, response.content_type)
-                yield response
-        except aiohttp.ConnectionTimeoutError as error:
-            spent.failures += 1
-            raise EndpointError(f"cannot reach {self.base_url} within {self.config.connect_timeout:g} s") from error
-        except aiohttp.ClientConnectorError as error:
-            spent.failures += 1
-            number = error.os_error.errno or 0  # negative where a name could not be resolved
-            reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
-            raise Unreachable(f"cannot reach {self.base_url} ({reason}): is that server running?") from error
-        except TimeoutError as error:
-            spent.failures += 1
-            raise self._timeout_error(call.patience) from error
-        except aiohttp.ClientError as error:
-            spent.failures += 1
-            raise ConnectionBroken(f"{self.base_url} broke the connection ({type(error).__name__})") from error
+            with named_losses(self.base_url, self.config.connect_timeout, call):
+                async with await self._begin(call, body, headers) as response:
+                    status = str(response.status)
+                    if self._check_protocol:
+                        check_protocol(self.base_url, response.status, response.headers.get(codec.PROTOCOL_HEADER))
+                    if response.status >= 400 and not call.any_status:
+                        async with asyncio.timeout(self.config.timeout):
+                            reply = await response.read()
+                        raise self._error(response.status, reply, response.content_type)
+                    yield response
         finally:
             elapsed_ms = (time.perf_counter() - started) * 1000
             spent.total_ms += elapsed_ms
@@ -270,9 +237,6 @@ class HTTPClient:
     def _error(self, status: int, body: bytes, content_type: str) -> EndpointError | RequestError:
         """The error that a reply stands for."""
         return error_from_reply(self.base_url, status, body, content_type)
-
-    def _timeout_error(self, seconds: float) -> EndpointError:
-        return EndpointError(f"{self.base_url} did not answer within {seconds:g} s")
 
     def _should_compress(self, body: bytes) -> bool:
         return self.config.optimized and self.config.compression == "auto" and len(body) >= COMPRESS_MIN_BYTES

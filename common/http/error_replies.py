@@ -1,5 +1,10 @@
-"""Turns a server's error replies into the project's errors."""
+"""Turns a server's error replies, and lost connections to it, into the project's errors."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import aiohttp
 import msgspec
 
 from common.errors import (
@@ -11,6 +16,8 @@ from common.errors import (
     RequestError,
     VocabularyError,
 )
+from common.http.patience import Call
+from common.http.retry import ConnectionBroken, Unreachable
 from common.protocol import codec
 
 
@@ -66,3 +73,28 @@ def check_protocol(url: str, status: int, version: str | None) -> None:
         return
     speaks = f"speaks protocol {version[:20]!r}" if version else "is no server of this project"
     raise WrongProtocol(f"{url} {speaks}, this side speaks {codec.PROTOCOL!r}: run the same version on both")
+
+
+@contextmanager
+def named_losses(url: str, connect_seconds: float, call: Call) -> Iterator[None]:
+    """Around one exchange with a server; raises EndpointError (or a child) where no reply comes, which counts."""
+    try:
+        yield
+    except aiohttp.ConnectionTimeoutError as error:
+        call.spent.failures += 1
+        raise EndpointError(f"cannot reach {url} within {connect_seconds:g} s") from error
+    except aiohttp.ClientConnectorError as error:
+        call.spent.failures += 1
+        number = error.os_error.errno or 0  # negative where a name could not be resolved
+        reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
+        raise Unreachable(f"cannot reach {url} ({reason}): is that server running?") from error
+    except TimeoutError as error:
+        call.spent.failures += 1
+        raise no_answer(url, call.patience) from error
+    except aiohttp.ClientError as error:
+        call.spent.failures += 1
+        raise ConnectionBroken(f"{url} broke the connection ({type(error).__name__})") from error
+
+
+def no_answer(url: str, seconds: float) -> EndpointError:
+    return EndpointError(f"{url} did not answer within {seconds:g} s")

@@ -9,10 +9,10 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import zstandard
 from aiohttp import web
 
-from common.errors import FrameworkError, RequestError, StoppingError
+from common.errors import FrameworkError, StoppingError
+from common.http.compression import decompressed
 from common.http.in_flight import IN_FLIGHT
 from common.protocol import codec
 
@@ -84,7 +84,7 @@ async def read(request: web.Request, type_: type[T]) -> T:
     RequestError."""
     body = await read_body(request)
     encoded = _encoding(request) == "zstd"
-    return codec.decode(decompressed(body) if encoded else body, type_, request.content_type)
+    return codec.decode(decompressed(body, BODY_LIMIT) if encoded else body, type_, request.content_type)
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -108,22 +108,6 @@ async def read_body(request: web.Request) -> bytes:
 
 def _encoding(request: web.Request) -> str:
     return request.headers.get("Content-Encoding", "identity").lower()
-
-
-def decompressed(body: bytes) -> bytes:
-    """A zstd frame's content, never longer than the size it declares; 415 without a size, 413 above BODY_LIMIT.
-
-    Without a size a few bytes could expand to gigabytes.
-    """
-    try:
-        size = zstandard.frame_content_size(body)
-        if size < 0:
-            raise web.HTTPUnsupportedMediaType(reason="a zstd body must declare its size")
-        if size > BODY_LIMIT:
-            raise web.HTTPRequestEntityTooLarge(BODY_LIMIT)
-        return zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise RequestError("the body is not valid zstd") from error
 
 
 def route_of(request: web.Request) -> str:

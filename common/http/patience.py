@@ -5,9 +5,9 @@ a client that has waited for half of its patience asks, over another connection,
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from common.http.traffic import Traffic
 
@@ -38,6 +38,14 @@ class Call:
     """Called at each sign of work."""
     any_status: bool = False
     """Whether a refusal is a reply, and no error."""
+
+
+class RawReply(NamedTuple):
+    """A server's reply as it came."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 async def late_reply(reply: Coroutine[Any, Any, T], call: Call, in_flight: Callable[[], Awaitable[bool]]) -> T:

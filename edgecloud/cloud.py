@@ -8,12 +8,12 @@ import uvloop
 
 from cli.args import config_parser, load_config, run_program, set_up_logging
 from cloud.engine import version
-from cloud.engine.model_source import check_model
 from cloud.replicas.actor import ReplicaSpec
 from common.config_cloud import CloudConfig
 from common.config_schema import Config
 from common.errors import StartError
 from common.files import model_root
+from common.files.hub import check_model
 from common.files.installation import CHECKOUT, install_hint
 from common.http_server import listen, serve
 from common.tracing.export import exported

@@ -2,13 +2,11 @@
 
 import asyncio
 import gc
-import os
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,10 +22,10 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from cloud.engine import hardware, version
 from cloud.engine.long_steps import LongSteps
-from cloud.engine.model_source import check_model
-from cloud.engine.process_tree import ProcessTree, memory_of_children
+from cloud.engine.process_tree import ProcessTree, inherited, memory_of_children
 from cloud.vllm_plugin.step_file import STEPS_FOLDER
 from common.errors import EngineError, RequestError, StartError
+from common.files.hub import check_model
 from common.hardware import Setting, log_settings
 from common.tracing.context import current_traceparent
 from common.tracing.export import vllm_endpoint, vllm_environment
@@ -218,28 +216,11 @@ def _settle_heap() -> None:
 def _start(model: str, args: Callable[[], AsyncEngineArgs], environment: Mapping[str, str]) -> AsyncLLM:
     check_model(model)
     try:
-        with _one_start_at_a_time, _environment(environment):
+        with _one_start_at_a_time, inherited(environment):
             return AsyncLLM.from_engine_args(args())
     except (RuntimeError, ValueError, OSError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StartError(f"{model}: vLLM did not start: {reason}") from error
-
-
-@contextmanager
-def _environment(environment: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables that the engine's processes inherit, and afterwards restores the environment.
-
-    `LD_PRELOAD`, with which vLLM gives its processes torch's libraries, must not reach other child processes.
-    """
-    names = {*environment, "LD_PRELOAD"}
-    before = {name: os.environ[name] for name in names if name in os.environ}
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        for name in names:
-            os.environ.pop(name, None)
-        os.environ.update(before)
 
 
 def _processes(llm: AsyncLLM) -> list[Any]:

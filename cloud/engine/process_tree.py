@@ -1,9 +1,27 @@
-"""Remembers the processes of an engine, with all their children: whether they work, and to kill all of them."""
+"""The processes of an engine, with all their children: what they inherit, whether they work, and the end of all."""
 
-from collections.abc import Iterable
-from contextlib import suppress
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 import psutil
+
+
+@contextmanager
+def inherited(environment: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables that the engine's processes inherit, and afterwards restores the environment.
+
+    `LD_PRELOAD`, with which vLLM gives its processes torch's libraries, must not reach other child processes.
+    """
+    names = {*environment, "LD_PRELOAD"}
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def memory_of_children() -> int:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from cloud.engine.engine_wait import EngineWait
 from common.errors import EngineError, FrameworkError
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class EngineSupervisor:
         self._engine = engine
         self._timing = timing
         self._on_loss = on_loss
-        self._waiting: set[_Use] = set()
+        self._waiting: set[EngineWait] = set()
         self._settled = asyncio.Event()
         self._down: FrameworkError | None = EngineError("the engine is starting")
         self._starting = False
@@ -109,7 +110,7 @@ class EngineSupervisor:
     def using(self) -> Iterator[None]:
         """Around whatever waits for the engine, in one task; raises EngineError if the engine is down or gets lost."""
         self.check()
-        use = _Use()
+        use = EngineWait()
         self._waiting.add(use)
         try:
             with use:
@@ -236,28 +237,3 @@ class EngineSupervisor:
         if not (self._settled.is_set() and self._down is not None):
             self._set_down(error)
             self._settled.set()
-
-
-class _Use:
-    """One task's wait for the engine; `fail` ends it with EngineError, as asyncio.timeout does with TimeoutError."""
-
-    def __init__(self) -> None:
-        self.idle_checks = 0
-        """Checks in a row that saw no step of the engine."""
-        self._task = asyncio.current_task()
-        self._reason: str | None = None
-
-    def fail(self, reason: str) -> None:
-        assert self._task is not None
-        if self._reason is None:  # it may fail for two reasons, but is cancelled once
-            self._reason = reason
-            self._task.cancel()
-
-    def __enter__(self) -> None:
-        assert self._task is not None
-        self._others = self._task.cancelling()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
-        assert self._task is not None
-        if self._reason is not None and self._task.uncancel() <= self._others and kind is asyncio.CancelledError:
-            raise EngineError(self._reason) from error

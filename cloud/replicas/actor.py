@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from cloud.replicas.block_changes import BlockChange, FollowedKVCache
-from cloud.replicas.fleet import ReplicaAddress
+from cloud.replicas.replica import ReplicaAddress
 from common.config_cloud import CloudConfig
 from common.errors import FrameworkError
 from common.http_server import FATAL, HTTPServer

@@ -10,9 +10,10 @@ import msgspec
 from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
-from cloud.replicas.fleet import Fleet, Replica
+from cloud.replicas.fleet import Fleet
 from cloud.replicas.merging import merged_metrics, merged_stats
 from cloud.replicas.relay import RequestRelay, keys_of
+from cloud.replicas.replica import Replica
 from cloud.replicas.split_relay import relay_split
 from cloud.replicas.stream_relay import relay_stream
 from common.config_values import ServerConfig

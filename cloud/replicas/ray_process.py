@@ -14,7 +14,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayError
 
 from cloud.replicas.actor import ReplicaActor, ReplicaSpec
 from cloud.replicas.block_changes import BlockChange
-from cloud.replicas.fleet import ReplicaAddress
+from cloud.replicas.replica import ReplicaAddress
 from common.config_cloud import RayConfig
 from common.errors import EngineError, StartError
 from common.files.installation import module_environment

@@ -6,8 +6,9 @@ from contextlib import suppress
 import aiohttp
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from cloud.replicas.fleet import Fleet, Replica
+from cloud.replicas.fleet import Fleet
 from cloud.replicas.relay import TRY_ANOTHER, ReplicaLost
+from cloud.replicas.replica import Replica
 from cloud.replicas.request_key import NO_KEY
 from cloud.replicas.stream_relay import open_upstream, send_upstream
 from cloud.websocket import ClientLeftError, ClientSocket

@@ -13,8 +13,9 @@ from typing import NoReturn
 import aiohttp
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from cloud.replicas.fleet import Fleet, Replica
+from cloud.replicas.fleet import Fleet
 from cloud.replicas.relay import MAX_LOSSES, ReplicaLost, ReplicaUnreached, headers_on, too_many_losses
+from cloud.replicas.replica import Replica
 from cloud.replicas.request_key import key_of_start
 from cloud.replicas.resumable import ResumableAnswer, client_frame, is_for_another, server_frame
 from cloud.websocket import ClientLeftError, ClientSocket, ReceivedFrame, close_code, unless_draining

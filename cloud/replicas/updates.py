@@ -11,7 +11,8 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from cloud.replicas.actor import ReplicaSpec
-from cloud.replicas.fleet import Fleet, Replica
+from cloud.replicas.fleet import Fleet
+from cloud.replicas.replica import Replica
 from common.config_cloud import CloudConfig
 from common.errors import EngineError, FrameworkError, StartError
 

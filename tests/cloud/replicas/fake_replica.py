@@ -12,8 +12,9 @@ from multidict import CIMultiDictProxy
 from benchmarks.fake_cloud import FakeCloud
 from cloud.replicas.actor import ReplicaSpec
 from cloud.replicas.block_changes import BlockChange, FollowedKVCache
-from cloud.replicas.fleet import Fleet, FleetTiming, Replica, ReplicaAddress
+from cloud.replicas.fleet import Fleet, FleetTiming
 from cloud.replicas.front import build_app
+from cloud.replicas.replica import Replica, ReplicaAddress
 from common.config_cloud import CloudConfig
 from common.config_values import Secret, ServerConfig
 from common.errors import EngineError, FrameworkError, StartError

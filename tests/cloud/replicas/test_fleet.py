@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from cachetools import TTLCache
 
-from cloud.replicas.fleet import Fleet, ReplicaAddress
+from cloud.replicas.fleet import Fleet
+from cloud.replicas.replica import ReplicaAddress
 from cloud.replicas.request_key import NO_KEY, RequestKey
 from cloud.replicas.updates import roll
 from common.errors import EngineError, StartError

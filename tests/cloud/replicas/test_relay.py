@@ -12,7 +12,7 @@ import zstandard
 from yarl import URL
 
 from benchmarks.toy_model import verify
-from cloud.replicas.fleet import ReplicaAddress
+from cloud.replicas.replica import ReplicaAddress
 from cloud.replicas.request_key import key_of, key_of_start
 from common.config_values import Secret
 from common.http.auth import tenant_name

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import WSCloseCode
 
 from benchmarks.toy_model import END, answer_of, cloud_model
-from cloud.replicas.fleet import Replica
+from cloud.replicas.replica import Replica
 from cloud.replicas.updates import roll
 from common.cloud_client.stream import CloudStream
 from common.errors import EndpointError, EngineError, RequestError, StoppingError

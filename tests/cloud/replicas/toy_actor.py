@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from benchmarks.fake_cloud import FakeCloud
 from cloud.replicas.actor import ReplicaSpec
 from cloud.replicas.block_changes import BlockChange, FollowedKVCache
-from cloud.replicas.fleet import ReplicaAddress
+from cloud.replicas.replica import ReplicaAddress
 from common.errors import ConfigError
 from common.http_server import HTTPServer
 

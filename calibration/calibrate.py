@@ -29,8 +29,8 @@ from common.config_schema import Config
 from common.decoding.policy import Plan, default_plan
 from common.errors import ConfigError, EndpointError, FrameworkError, RequestError
 from common.http_client import EdgeCloudHTTPClient
+from common.protocol.content.openai_options import StreamOptions
 from common.protocol.openai import ChatRequest, Message
-from common.protocol.openai_options import StreamOptions
 from common.types import Collaboration, Mode, Provenance
 
 T = TypeVar("T")

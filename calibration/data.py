@@ -7,8 +7,8 @@ from typing import Literal
 from msgspec import Struct
 
 from calibration import humaneval
-from common import jsonl
 from common.errors import ConfigError
+from common.files import jsonl
 
 
 class CalibrationQuestion(Struct, frozen=True):

@@ -25,8 +25,8 @@ from calibration.target import HELD_OUT
 from common.enums import ConfidenceStrategy
 from common.errors import ConfigError, EndpointError
 from common.http_client import EdgeCloudHTTPClient
+from common.protocol.content.openai_options import CollaborationOptions, StreamOptions
 from common.protocol.openai import ChatRequest, Message
-from common.protocol.openai_options import CollaborationOptions, StreamOptions
 from common.protocol.openai_replies import ModelList
 from common.routing import features
 from common.routing.features import Features

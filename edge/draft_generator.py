@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from common.config_edge import EdgeModelConfig
 from common.errors import ContextLengthError, NotFoundError, RequestError
-from common.protocol.openai import LARGEST_BIAS, MAX_BIASES
+from common.protocol.openai_sampling import LARGEST_BIAS, MAX_BIASES
 from common.protocol.tokenization import LONGEST_TOKEN
 from common.types import GREEDY, NEVER, Draft, DraftRequest, DraftResponse, Sampling, StopRule, TokenProb, Verdict
 from edge.engine.edge_model import EdgeModel

@@ -26,9 +26,9 @@ from rich.table import Table
 from benchmarks.replicas.service import cloud_process, edge_process, replicas_of, running, until_all_ready
 from cli import terminal
 from cli.args import config_parser, count, run_program
-from common import jsonl
 from common.config_schema import HttpClientConfig
 from common.errors import EndpointError, RequestError
+from common.files import jsonl
 from common.http.client import HTTPClient
 
 QUESTIONS = tuple(

@@ -1,1 +1,1 @@
-"""Where files are: what the project ships, models in a folder or on the hub, and what programs write."""
+"""Where files are: what the project ships, models in a folder or on the hub, what programs write; JSON lines."""

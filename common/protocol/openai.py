@@ -1,22 +1,16 @@
 """Defines and checks the OpenAI API requests that the edge accepts."""
 
-import re
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 from common.errors import RequestError, UnsupportedError
 from common.protocol.content.openai_content import Message, Prediction, media_in
+from common.protocol.content.openai_options import CollaborationOptions, StreamOptions
 from common.protocol.openai_fields import unsupported
-from common.protocol.openai_options import (
-    CollaborationOptions,
-    GuidedFields,
-    ResponseFormat,
-    StreamOptions,
-    StructuredOutputs,
-)
+from common.protocol.openai_sampling import INT32_MAX, SamplingFields
 from common.protocol.openai_tools import Toolset, toolset
-from common.types import GrammarSpec, Mode, Objective, Sampling, Seed, VerificationMode
+from common.types import GrammarSpec, Mode, Objective, VerificationMode
 
 __all__ = ["ChatRequest", "CompletionRequest", "GenerationRequest", "Message", "Prediction"]
 
@@ -26,34 +20,10 @@ MAX_ANSWERS = 256
 """Answers in one response, to all its prompts."""
 MAX_LOGPROBS = 20
 """Likeliest tokens whose log probabilities are returned at each position."""
-MAX_BIASES = 1024
-"""Tokens in `logit_bias`."""
-LARGEST_BIAS = 100
 MAX_STOPS = 16
 MAX_STOP_IDS = 64
 MAX_STOP_LENGTH = 1000
 """Characters of one stop string."""
-INT32_MAX = 2**31 - 1
-SAMPLING_FIELDS = (
-    "temperature",
-    "top_p",
-    "min_p",
-    "seed",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "ignore_eos",
-    "min_tokens",
-)
-"""Request fields that have the same name in `Sampling`."""
-
-PENALTIES = "penalties"
-SAMPLERS = {
-    **{name: name for name in ("temperature", "top_k", "top_p", "min_p")},
-    **dict.fromkeys(("presence_penalty", "frequency_penalty", "repetition_penalty"), PENALTIES),
-}
-"""llama-server's sampler that reads each field."""
-
 REFUSED_IN_SPLIT = (
     *("repetition_penalty", "response_format", "structured_outputs"),
     *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
@@ -64,40 +34,21 @@ REFUSED_IN_SPLIT = (
 NEUTRAL_VALUES = {"repetition_penalty": 1, "ignore_eos": False, "min_tokens": 0}
 
 
-class GenerationRequest(GuidedFields, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class GenerationRequest(SamplingFields, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The fields of both endpoints: OpenAI's, vLLM's, llama-server's, then this project's; null means the default.
 
     Those that are taken without effect, or must have a neutral value, are in common/protocol/openai_fields.py.
     """
 
     model: str | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    logit_bias: (
-        Annotated[dict[str, Annotated[float, Meta(ge=-LARGEST_BIAS, le=LARGEST_BIAS)]], Meta(max_length=MAX_BIASES)]
-        | None
-    ) = None
-    """By the ids of tokens."""
-    seed: Seed | None = None
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop_token_ids: Annotated[list[int], Meta(max_length=MAX_STOP_IDS)] | None = None
-    ignore_eos: bool | None = None
-    min_tokens: Annotated[int, Meta(ge=0, le=INT32_MAX)] | None = None
     n_predict: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
     """llama-server's `max_tokens`; -1: no limit."""
     timings_per_token: bool | None = None
-    samplers: list[str] | None = None
-    """llama-server's: the fields of samplers that are not named have no effect. Their order is always the same."""
     priority: Annotated[int, Meta(ge=-INT32_MAX, le=INT32_MAX)] | None = None
     """vLLM's: lower is earlier. It orders the requests of one key; one above 0 also waits until no other one does."""
     service_tier: str | None = None
@@ -121,44 +72,10 @@ class GenerationRequest(GuidedFields, kw_only=True, omit_defaults=True, forbid_u
     lookup: bool | None = None
     collaboration: CollaborationOptions | None = None
 
-    def sampling(self, prompt_tokens: int) -> Sampling:
-        """The sampling parameters for the answer to a prompt of `prompt_tokens` tokens."""
-        given = {name: value for name in SAMPLING_FIELDS if (value := self._sampled(name)) is not None}
-        return Sampling(
-            **{"temperature": 1.0} | given,
-            top_k=max(self._sampled("top_k") or 0, 0),
-            grammar=self.grammar_spec,
-            prompt_tokens=prompt_tokens,
-            logit_bias=self.biases,
-        )
-
     @property
     def queue_priority(self) -> int:
         """The priority by which the request waits for its turn."""
         return int(self.service_tier == "flex") if self.priority is None else self.priority
-
-    @property
-    def biases(self) -> tuple[tuple[int, float], ...]:
-        """`logit_bias` by token ids; raises RequestError for a name that is none."""
-        if not all(re.fullmatch("[0-9]{1,9}", token) for token in self.logit_bias or ()):
-            raise RequestError("logit_bias takes token ids as names", param="logit_bias")
-        return tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items())
-
-    def _sampled(self, name: str) -> Any:
-        """The value of a sampling field; None where `samplers` leaves its sampler out."""
-        left_out = self.samplers is not None and name in SAMPLERS and SAMPLERS[name] not in self.samplers
-        return None if left_out else getattr(self, name)
-
-    @property
-    def grammar_spec(self) -> GrammarSpec | None:
-        """What the answer must match; None for any text. Raises RequestError for a wrong or a second one."""
-        by_format = None if self.response_format is None else self.response_format.grammar
-        outputs = self.structured_outputs or self.guided
-        if outputs is None:
-            return by_format
-        if by_format is not None:
-            raise RequestError("structured_outputs and response_format exclude each other", param="structured_outputs")
-        return outputs.spec
 
     @property
     def choices(self) -> int:

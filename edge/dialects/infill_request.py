@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from common.protocol.openai import INT32_MAX, MAX_CHOICES, CompletionRequest, GenerationRequest
+from common.protocol.openai import MAX_CHOICES, CompletionRequest, GenerationRequest
+from common.protocol.openai_sampling import INT32_MAX
 from edge.text.fill_in import FillIn
 
 

@@ -16,10 +16,10 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from common import jsonl
 from common.config_cloud import CloudModelConfig
 from common.config_schema import Config
 from common.errors import ConfigError
+from common.files import jsonl
 from experiments.questions import editing, general, workload
 from experiments.questions.public_data import Alpaca, BoolQ, HumanEval, QuAC, QuACOnHub, Record, Review, XSum
 from experiments.questions.workload import Question

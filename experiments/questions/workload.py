@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 from calibration.humaneval import HumanEvalTask
-from common import jsonl
 from common.errors import ConfigError
+from common.files import jsonl
 from experiments.questions import extract, sandbox, text_metrics
 from experiments.questions.text_metrics import METRICS
 from models.corpus import questions as corpus

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from common import jsonl
 from common.errors import ConfigError
+from common.files import jsonl
 from experiments.harness import results
 from experiments.harness.environment import environment
 from experiments.harness.results import RunDescription

@@ -1,1 +1,1 @@
-"""Parts of messages beside the fields of requests: contents of chats, embeddings, Anthropic's errors"""
+"""Parts of requests and replies: options, contents of chats, embeddings, Anthropic's errors"""

@@ -9,7 +9,7 @@ from benchmarks.fake_cloud import FakeCloud
 from cloud.verify import validation
 from cloud.verify.round import VerifyRound, vllm_params
 from common.http.client import HTTPClient
-from common.types import SEEDS, Sampling
+from common.sampling import SEEDS, Sampling
 from edge.llama.sampling import uniforms
 from tests.edge.answers.test_context_limits import ASK, MODES
 

@@ -8,8 +8,8 @@ import pytest
 import pytest_asyncio
 
 from common.cloud_client.privacy import PrivatePart, PrivatePatterns
+from common.protocol.content.openai_options import StructuredOutputs
 from common.protocol.openai import ChatRequest, Message
-from common.protocol.openai_options import StructuredOutputs
 from edge.privacy import redaction
 from edge.privacy.redaction import redacted, still_private, texts_beside_prompt, without_secrets
 from edge.privacy.restoring import RestoredParts, RestoredText, restored

@@ -12,18 +12,18 @@ from prometheus_client import CollectorRegistry
 from common.config_schema import Config
 from common.decoding.explanation import policy_view
 from common.decoding.progress import watched
-from common.errors import FrameworkError, RequestError
+from common.errors import FrameworkError
 from common.http.messages import ERROR_OBJECT, TENANT, read, reply, stream
 from common.http_server import LIVENESS, add_document, make_app
 from common.protocol import openai as api
-from common.protocol import openapi, tokenization
+from common.protocol import openapi
 from common.protocol.content import anthropic_errors
-from common.protocol.openai_tools import toolset
-from common.types import DraftRequest, Mode
+from common.types import DraftRequest
+from edge import tokenizer_routes
 from edge.answering import generation
 from edge.api import openapi as edge_openapi
-from edge.api import prompts, startup, ways
-from edge.api.context import ServerContext
+from edge.api import startup, ways
+from edge.api.context import CONTEXT
 from edge.batches import openapi as batches_openapi
 from edge.batches import routes as batches
 from edge.confidence import confidence_of
@@ -39,10 +39,8 @@ from edge.engine.scheduler import Confidence
 from edge.privacy.private_requests import observe_privacy
 from edge.tenants.counted_routes import QUOTAS, add_headers, counted
 from edge.tenants.token_guess import guessed_tokens
-from edge.text.conversation import Conversation
 
 OPERATIONS = (*edge_openapi.OPERATIONS, *dialects_openapi.OPERATIONS)
-CONTEXT = web.AppKey("CONTEXT", ServerContext)
 RESPONSES = web.AppKey("RESPONSES", ResponseStore)
 
 
@@ -75,10 +73,7 @@ def build_app(config: Config, confidence: Confidence | None = None) -> web.Appli
     app.router.add_get("/v1/models", _models)
     app.router.add_get("/v1/models/{model:.+}", _model)  # a hub id has a slash
     app.router.add_post("/draft", counted(_draft))
-    app.router.add_post("/tokenize", _tokenize)
-    app.router.add_post("/detokenize", _detokenize)
-    app.router.add_get("/tokenizer", _tokenizer)
-    app.router.add_get("/tokenizer_info", _tokenizer_info)
+    tokenizer_routes.add_routes(app)
     app.router.add_post("/v1/completions", counted(_completions))
     app.router.add_post("/v1/chat/completions", counted(_chat))
     app.router.add_post("/infill", counted(_infill))
@@ -146,42 +141,6 @@ async def _draft(request: web.Request) -> web.Response:
     context.quotas.settle_prompt(guess, drafted.prompt_tokens)
     context.quotas.record(len(drafted.draft_token_ids))
     return reply(request, drafted)
-
-
-async def _tokenize(request: web.Request) -> web.Response:
-    context, body = request.app[CONTEXT], await read(request, tokenization.TokenizeRequest)
-    model = context.model(Mode.EDGE_ONLY)
-    engine = model.engine
-    if (body.prompt is None) == (body.messages is None):
-        raise RequestError("give either prompt or messages", param="prompt")
-    if body.messages is not None:
-        tools = toolset(body.tools, None, None).tools
-        conversation = Conversation(body.messages, tools, body.chat_template_kwargs or {})
-        tokens, _ = await prompts.of_chat(model, conversation, body.add_generation_prompt is not False)
-    else:
-        tokens = await prompts.tokenize(
-            model, body.prompt or "", body.add_special_tokens is not False, parse_special=True
-        )
-    return reply(
-        request, tokenization.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=engine.context_length)
-    )
-
-
-async def _detokenize(request: web.Request) -> web.Response:
-    engine, body = request.app[CONTEXT].engine, await read(request, tokenization.DetokenizeRequest)
-    engine.check_ids(body.tokens, param="tokens")
-    return reply(request, tokenization.DetokenizeReply(engine.detokenize(body.tokens)))
-
-
-async def _tokenizer(request: web.Request) -> web.Response:
-    return reply(request, await request.app[CONTEXT].vocabulary.info())
-
-
-async def _tokenizer_info(request: web.Request) -> web.Response:
-    """As in vLLM; with this route and the two above, lm-eval needs no tokenizer of its own."""
-    engine = request.app[CONTEXT].engine
-    names = {"bos_token": engine.bos or None, "eos_token": engine.eos or None}
-    return reply(request, names | {"chat_template": engine.chat_template})
 
 
 async def _completions(request: web.Request) -> web.StreamResponse:

@@ -6,19 +6,17 @@ from dataclasses import dataclass, field, replace
 from itertools import repeat
 
 from common.cloud_client.pool import clouds_called
-from common.cloud_client.prompt_scores import prompt_scores
 from common.decoding.answer import Chunk
 from common.decoding.progress import current_progress
-from common.errors import EndpointError
 from common.protocol.openai_responses import SourcedToken
-from common.types import Collaboration, DraftSource, FinishReason, Provenance, TokenLogprob
+from common.types import Collaboration, DraftSource, FinishReason, Provenance
 from edge.api.answers import RunningAnswer, start
 from edge.api.context import ServerContext
+from edge.api.echo import echoed_prompt
 from edge.api.rendering.chat_message import new_call_id
 from edge.api.rendering.joint_report import combined
 from edge.api.rendering.logprobs import ScoredToken
 from edge.api.resolve import ResolvedAnswer, ResolvedRequest
-from edge.engine.engine import EdgeSequence
 from edge.privacy.restoring import RestoredParts, restored
 from edge.text.detokenizer import TextStream
 from edge.tool_calls.parts import Part, Said, ToolCall
@@ -115,7 +113,9 @@ class Choice:
             self._running = running
             running.answer.set_thinking(self._reader.thinking)
             if self._request.echo:
-                yield await self._echo(sequence)
+                echoed = await echoed_prompt(self._resolved, self._request, self._context, running.answer, sequence)
+                self._begins = echoed.characters
+                yield TextPiece(self.index, [Said(echoed.text)], echoed.tokens)
             async with aclosing(running.run()) as chunks:
                 async for chunk in chunks:
                     if piece := self._read(chunk):
@@ -167,21 +167,6 @@ class Choice:
     def _finish_reason(self, reason: FinishReason) -> str:
         return "tool_calls" if self._calls and reason is FinishReason.STOP else reason
 
-    async def _echo(self, sequence: EdgeSequence | None) -> TextPiece:
-        """The prompt as text, with the log probability of each of its tokens if asked for."""
-        text, top, prompt = TextStream(self._spell_prompt), self._request.top_logprobs, self._resolved.decoding.prompt
-        begins, parts = [], []
-        for token in prompt:
-            begins.append(text.decoded)
-            parts.append(text.push([token]))
-        parts.append(text.flush())
-        self._begins = text.shown
-        if top is None:
-            return TextPiece(self.index, [Said(restored("".join(parts), self._request.secrets))])
-        scores = await self._scores(sequence, list(prompt), top)
-        tokens = [ScoredToken(*token) for token in zip(prompt, begins, scores, strict=True)]
-        return TextPiece(self.index, [Said("".join(parts))], tokens)
-
     def _spell(self, token: int) -> bytes:
         """Of special tokens only those that the answer's reader looks for have a text."""
         prompt, reading = self._resolved.prompt, self._resolved.reading
@@ -190,27 +175,6 @@ class Choice:
             return data
         special = prompt.piece(token, special=True)
         return special if reading.shows(special.decode(errors="replace")) else b""
-
-    async def _scores(self, sequence: EdgeSequence | None, prompt: list[int], top: int) -> list[TokenLogprob | None]:
-        """Under the model that answers: the edge's, or the cloud's; the edge goes on alone if that cannot be used."""
-        if sequence is not None:
-            return await sequence.score(prompt, max(1, top))
-        shared, context = self._resolved.prompt, self._context
-        try:
-            if shared.unknown_because:
-                raise EndpointError(shared.unknown_because)
-            return await prompt_scores(context.clouds, prompt, top)
-        except EndpointError as error:
-            if shared.edge_ids != prompt or self._running is None:
-                raise  # the edge has other tokens
-            self._running.answer.continue_on_edge(error)
-        async with context.engine.sequence(shared.edge_ids, self._request.reuse_kv) as lent:
-            return await lent.score(prompt, max(1, top))
-
-    def _spell_prompt(self, token: int) -> bytes:
-        """Special tokens as the client wrote them; the tokenizer added the one that begins the text."""
-        data = self._resolved.prompt.piece(token, special=True)
-        return b"" if data == self._request.engine.bos.encode() else data
 
     def _read(self, chunk: Chunk) -> TextPiece | None:
         """What the chunk adds that may be shown; the answer ends with the token that completes a stop string."""

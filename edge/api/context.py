@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 import msgspec
+from aiohttp import web
 
 from common.cloud_client.pool import Cloud, CloudPool
 from common.cloud_client.privacy import PrivatePatterns
@@ -15,8 +16,8 @@ from common.errors import EngineError, RequestError
 from common.lookup.lookup import MatchRate
 from common.routing.router import Router
 from common.types import Collaboration, Mode
-from edge.api.shared_prompt import CloudKnowledge
-from edge.api.text_clouds import TextClouds
+from edge.api.clouds.shared_prompt import CloudKnowledge
+from edge.api.clouds.text_clouds import TextClouds
 from edge.costs import NO_OWN_PRICES, CostAccount
 from edge.draft_generator import DraftGenerator
 from edge.engine.edge_model import EdgeModel
@@ -129,3 +130,7 @@ class ServerContext:
         """Counts a request that a cloud has read, and that is no answer; `guessed` tokens of it were admitted."""
         self.costs.record_read(tokens, cloud.entry.prices)
         self.quotas.settle_prompt(guessed, tokens)
+
+
+CONTEXT = web.AppKey("CONTEXT", ServerContext)
+"""The context of an edge server's application, once it has started."""

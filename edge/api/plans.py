@@ -12,8 +12,8 @@ from common.protocol.openai import CompletionRequest, GenerationRequest
 from common.routing import features
 from common.routing.router import Router, Routing
 from common.types import Mode
+from edge.api.clouds.shared_prompt import SharedPrompt
 from edge.api.context import ServedModel, ServerContext
-from edge.api.shared_prompt import SharedPrompt
 from edge.privacy.private_requests import has_tool_results, kept_by
 from edge.privacy.redaction import BODY, NO_SECRETS, Secrets, redacted, still_private, texts_beside_prompt
 

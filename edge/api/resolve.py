@@ -1,34 +1,30 @@
 """Resolves a /v1 request once: from the parsed body to one frozen value that every later stage takes."""
 
-import asyncio
 from collections.abc import Collection
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 
 import msgspec
 
 from common.cloud_client.chat_stream import CloudChat
-from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
-from common.errors import GrammarError, RequestError
+from common.errors import GrammarError
 from common.http.request_context import current_priority
-from common.protocol.content.openai_content import without_media
+from common.protocol.content.openai_options import StreamOptions
 from common.protocol.openai import ChatRequest, CompletionRequest, GenerationRequest
-from common.protocol.openai_options import StreamOptions
 from common.protocol.openai_tools import NO_TOOLS, Toolset
 from common.types import Mode, Sampling
-from edge.api import prompts, ways
-from edge.api.context import ServedModel, ServerContext
-from edge.api.plans import given, is_private, plan_for, redacted_request, reuses_kv, with_router
-from edge.api.shared_prompt import SharedPrompt
-from edge.api.without_model import NO_MODEL
+from edge.api import ways
+from edge.api.clouds.shared_prompt import SharedPrompt
+from edge.api.context import ServerContext
+from edge.api.planned_prompt import PlannedPrompt, planned, read_prompts
+from edge.api.plans import redacted_request, reuses_kv
 from edge.engine.batch_turns import queue_priority
 from edge.engine.text_model import TextModel
 from edge.privacy.private_requests import refuse_contradiction
 from edge.privacy.redaction import NO_SECRETS, Secrets
 from edge.privacy.restoring import answers_in_json
-from edge.text.conversation import Conversation, WrittenPrompt
+from edge.text.conversation import WrittenPrompt
 from edge.tool_calls import families
 from edge.tool_calls.families import PLAIN, ReadingRule
 from edge.tool_calls.json_calls import HERMES
@@ -95,16 +91,6 @@ class ResolvedRequest:
         return 0 if self.top_logprobs is None else max(1, self.top_logprobs)
 
 
-@dataclass(frozen=True)
-class _ResolvedPrompt:
-    shared: SharedPrompt
-    plan: Plan
-    room: int
-    """Tokens that the answer may have."""
-    lookup: bool = False
-    prediction: tuple[int, ...] = ()
-
-
 async def resolve(
     body: GenerationRequest, context: ServerContext, ends: Collection[int] = (), secrets: Secrets = NO_SECRETS
 ) -> ResolvedRequest:
@@ -126,8 +112,8 @@ async def resolve(
     # A place in the queue while the prompt is read: a full server refuses it at once, and does not read it first.
     alone = mode is Mode.CLOUD_ONLY or body.cloud_only_part is not None
     with nullcontext() if alone else model.engine.admit(1, 0):
-        written = await _tokenized(body, model, tools)
-        resolved = [await _resolve_prompt(body, each, model, context, secrets) for each in written]
+        read = await read_prompts(body, model, tools)
+        resolved = [await planned(body, each, model, context, secrets) for each in read]
         await _check_grammar(body, tools, context)
     options = body.stream_options or StreamOptions()
     return ResolvedRequest(
@@ -189,99 +175,7 @@ async def _check_grammar(body: GenerationRequest, tools: Toolset, context: Serve
         raise
 
 
-@dataclass(frozen=True)
-class _Prompt:
-    """Its ids in the edge's vocabulary, and what they are made of: text, or a conversation."""
-
-    ids: list[int]
-    text: str | None = None
-    conversation: Conversation | None = None
-    written: WrittenPrompt | None = None
-
-    def asked(self, engine: TextModel) -> str:
-        """What the user wrote last, or all of a text that is to be continued."""
-        if self.conversation is None:
-            return engine.detokenize(self.ids) if self.text is None else self.text
-        return next((one.text for one in reversed(self.conversation.messages) if one.role == "user"), "")
-
-
-async def _tokenized(body: GenerationRequest, model: ServedModel, tools: Toolset) -> list[_Prompt]:
-    if isinstance(body, ChatRequest):
-        messages = body.messages
-        if body.cloud_only_part is not None:  # the cloud writes the prompt; this one tells how its answer is read
-            messages = [msgspec.structs.replace(one, content=without_media(one.content)) for one in messages]
-        conversation = Conversation(messages, tools.tools, body.template_variables)
-        ids, written = await prompts.of_chat(model, conversation)
-        prompts.room_after(len(ids), model.context_length, param="messages")
-        return [_Prompt(ids, conversation=conversation, written=written)]
-    assert isinstance(body, CompletionRequest)
-    given = await prompts.of_completion(model, body)
-    texts = [prompt if isinstance(prompt, str) and not body.suffix else None for prompt in body.prompts]
-    return [_Prompt(*each) for each in zip(given, texts, strict=True)]
-
-
-async def _resolve_prompt(
-    body: GenerationRequest, prompt: _Prompt, model: ServedModel, context: ServerContext, secrets: Secrets
-) -> _ResolvedPrompt:
-    """The plan for a prompt, the prompt in the token ids of the models that take part, and the room for its answer."""
-    param, ids = "messages" if prompt.conversation else "prompt", prompt.ids
-    private = await is_private(body, ids, model, context, secrets)
-    plan = context.costs.within_budget(plan_for(body, context, private), only_cloud=body.cloud_only_part is not None)
-    if not context.engine.computes and plan.mode is not Mode.SPLIT and not plan.lossless:
-        raise RequestError(NO_MODEL, param="mode")
-    if plan.mode is Mode.SPLIT or not plan.asks_cloud:
-        return _of_edge_alone(prompt, plan, model, param)
-    try:
-        shared = await context.vocabulary.share(
-            ids, text=prompt.text, conversation=prompt.conversation, written=prompt.written
-        )
-    except RequestError as error:  # token ids, of which the cloud has others
-        if body.mode not in (None, Mode.ROUTE) or not context.engine.computes:
-            raise
-        plan = replace(plan, mode=Mode.EDGE_ONLY, mode_because=error.message.partition(":")[0])
-        return _of_edge_alone(prompt, plan, model, param)
-    plan = replace(plan, handover=shared.handover)
-    if plan.mode is Mode.ROUTE:
-        plan = with_router(plan, body, prompt.asked(model.engine), shared, context)
-        if not plan.asks_cloud:
-            return _of_edge_alone(prompt, plan, model, param)
-    lookup = (
-        plan.mode is Mode.COLLABORATIVE
-        and plan.use_draft_verify
-        and given(body.lookup, context.config.inference.lookup)
-    )
-    prediction = await _prediction(body, shared) if lookup else ()
-    return _ResolvedPrompt(shared, plan, _room_with_cloud(shared, plan, context, param), lookup, prediction)
-
-
-def _of_edge_alone(prompt: _Prompt, plan: Plan, model: ServedModel, param: str) -> _ResolvedPrompt:
-    """A prompt that no cloud reads as tokens, in the edge's ids."""
-    room = prompts.room_after(len(prompt.ids), model.engine.context_length, param)
-    marks = partial(model.engine.tokenize, add_special=False, parse_special=True)
-    alone = SharedPrompt(prompt.ids, prompt.ids, model.engine.piece, written=prompt.written, encode_marks=marks)
-    return _ResolvedPrompt(alone, plan, room)
-
-
-async def _prediction(body: GenerationRequest, shared: SharedPrompt) -> tuple[int, ...]:
-    """The ids of the answer that the request expects."""
-    if not isinstance(body, ChatRequest) or body.prediction is None:
-        return ()
-    return tuple(await asyncio.to_thread(shared.encode, body.prediction.text))
-
-
-def _room_with_cloud(shared: SharedPrompt, plan: Plan, context: ServerContext, param: str) -> int:
-    """The room in the cloud's context: the edge, if its own is full, gives no drafts, and the cloud goes on.
-
-    In the edge's where the edge will answer alone: the cloud's is not known, or too short for the prompt. `cloud_only`
-    has no answer to a prompt that is too long for the cloud.
-    """
-    length = None if shared.context_length is None else context.allowed(shared.context_length)
-    if length is not None and (len(shared.ids) < length or plan.mode is Mode.CLOUD_ONLY):
-        return prompts.room_after(len(shared.ids), length, param)
-    return prompts.room_after(len(shared.edge_ids), context.engine.context_length, param)
-
-
-def _answers(body: GenerationRequest, prompt: _ResolvedPrompt, tools: Toolset) -> list[ResolvedAnswer]:
+def _answers(body: GenerationRequest, prompt: PlannedPrompt, tools: Toolset) -> list[ResolvedAnswer]:
     """The choices for one prompt."""
     shared, max_tokens = prompt.shared, _max_tokens(body)
     written = shared.written

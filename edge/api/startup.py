@@ -24,9 +24,9 @@ from common.hardware import log_settings
 from common.routing import router
 from common.routing.router import Router
 from common.types import Mode, VerificationMode
-from edge.api.cloud_vocabulary import CloudVocabulary
+from edge.api.clouds.cloud_vocabulary import CloudVocabulary
+from edge.api.clouds.text_clouds import TextClouds
 from edge.api.context import ServerContext
-from edge.api.text_clouds import TextClouds
 from edge.api.without_model import EdgeWithoutModel
 from edge.costs import CostAccount
 from edge.draft_generator import DraftGenerator

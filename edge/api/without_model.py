@@ -14,7 +14,7 @@ from common.hardware import Setting
 from common.protocol.openai_replies import ModelList
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile, VocabularyInfo
 from common.types import NEVER, NO_DRAFT, Draft, Sampling, StopRule
-from edge.api.cloud_vocabulary import Get
+from edge.api.clouds.comparison import Get
 from edge.engine.edge_model import EdgeModel
 from edge.engine.sequence import EdgeSequence
 

@@ -18,8 +18,8 @@ from common.protocol import vocabulary as vocab
 from common.protocol.openai import Message
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile, VocabularyInfo
 from common.types import GREEDY, Provenance, Sampling, Verdict
-from edge.api.cloud_vocabulary import CloudVocabulary
-from edge.api.shared_prompt import SharedPrompt
+from edge.api.clouds.cloud_vocabulary import CloudVocabulary
+from edge.api.clouds.shared_prompt import SharedPrompt
 from edge.engine.engine import EdgeEngine
 from edge.text.chat_forms import CONVERSATION
 from edge.text.chat_template import ChatTemplate

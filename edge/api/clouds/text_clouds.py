@@ -13,7 +13,7 @@ from common.decoding.policy import Handover
 from common.enums import ContinuationForm
 from common.errors import EndpointError, RequestError
 from common.protocol.vocabulary import VocabularyInfo
-from edge.api.shared_prompt import SharedPrompt
+from edge.api.clouds.shared_prompt import SharedPrompt
 from edge.engine.own_vocabulary import OwnVocabulary
 from edge.engine.text_model import TextModel
 from edge.text import chat_forms

@@ -1,68 +1,25 @@
-"""Compares the vocabularies of edge and cloud once, and gives each prompt in the token ids of both."""
+"""Gives each prompt in the token ids of edge and cloud, whose vocabularies it has compared once."""
 
 import asyncio
-import contextlib
-import logging
-from collections.abc import Callable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Self
 
 from common.decoding.drafters.vocab_translation import PaddedDrafter, TranslatingDrafter
 from common.decoding.interfaces import Drafter
 from common.decoding.policy import Handover
-from common.errors import EndpointError, RequestError, VocabularyError
-from common.protocol.vocabulary import (
-    Relation,
-    RemoteVocabulary,
-    TokenizerFile,
-    VocabularyInfo,
-    compare,
-    normalized,
-    reading_of,
-)
-from edge.api.shared_prompt import SharedPrompt
+from common.errors import EndpointError, RequestError
+from common.protocol.vocabulary import Relation, RemoteVocabulary, VocabularyInfo
+from edge.api.clouds.comparison import Get, VocabularyComparison, VocabularyMatch
+from edge.api.clouds.shared_prompt import SharedPrompt
 from edge.engine.own_vocabulary import OwnVocabulary
 from edge.engine.text_model import TextModel
-from edge.text import chat_forms
 from edge.text.chat_template import ChatTemplate
 from edge.text.conversation import Conversation, WrittenPrompt
 
-log = logging.getLogger(__name__)
-
 COMPARE_SECONDS = 5.0
 """How long a request waits for a cloud that it has not yet been compared with."""
-T = TypeVar("T", covariant=True)
-
-
-class Get(Protocol):
-    """A GET from the cloud; raises EndpointError or RequestError."""
-
-    async def __call__(self, path: str, type_: type[T], /) -> T: ...
-
-
-Reader = Callable[[str, bool], list[int]]
-"""From a prompt, and whether the tokens that begin one are added, to token ids."""
-
-
-@dataclass(frozen=True)
-class VocabularyMatch:
-    """The result of a comparison; `vocabulary` and `template` are the cloud's, set if the two vocabularies differ."""
-
-    relation: Relation
-    fingerprint: str
-    shared: int
-    """Token ids below this are in both."""
-    context_length: int | None = None
-    """Tokens of the cloud's context."""
-    model: str = ""
-    """The name of the cloud's model."""
-    vocabulary: RemoteVocabulary | None = None
-    template: ChatTemplate | None = None
-    reader: Reader | None = None
-    """With one vocabulary: what gives the cloud's ids of a text, if its tokenizer reads texts otherwise."""
 
 
 class CloudVocabulary:
@@ -76,12 +33,10 @@ class CloudVocabulary:
 
     def __init__(self, engine: TextModel, get: Get, template: ChatTemplate | None = None) -> None:
         self._engine = engine
-        self._get = get
-        self._template = template
         self._match: VocabularyMatch | None = None
         self._comparing: asyncio.Task[VocabularyMatch] | None = None
         self._own = OwnVocabulary(engine)
-        self._templates = AsyncExitStack()
+        self._vocabularies = VocabularyComparison(engine, self._own, get, template)
 
     async def __aenter__(self) -> Self:
         self._comparison()
@@ -93,7 +48,7 @@ class CloudVocabulary:
         if self._comparing is not None:
             self._comparing.cancel()
             await asyncio.gather(self._comparing, return_exceptions=True)
-        await self._templates.aclose()
+        await self._vocabularies.close()
 
     async def info(self) -> VocabularyInfo:
         """Fingerprint and size of the edge's vocabulary."""
@@ -212,54 +167,5 @@ class CloudVocabulary:
         return self._comparing
 
     async def _compare(self) -> VocabularyMatch:
-        try:
-            ours, theirs = await self.info(), await self._get("/tokenizer", VocabularyInfo)
-            relation = compare(ours, theirs)
-            shared, length = min(ours.size, theirs.size), theirs.context_length
-            match = VocabularyMatch(relation, theirs.fingerprint, shared, context_length=length, model=theirs.model)
-            if relation is not Relation.DIFFERENT:
-                match = replace(match, reader=await self._reader(theirs))
-            else:
-                match = await self._download(await self._get("/tokenizer/file", TokenizerFile), theirs)
-        except RequestError as error:
-            raise VocabularyError(f"the cloud does not give its vocabulary: {error.message}") from error
-        self._match = match
-        one_vocabulary = relation is not Relation.DIFFERENT
-        if problem := chat_forms.mismatch(await self._greeting(), theirs.greeting, one_vocabulary):
-            log.warning("%s", problem)
-        return match
-
-    async def _reader(self, theirs: VocabularyInfo) -> Reader | None:
-        """How the cloud reads a text: as the edge (None), after bringing it into a Unicode form, or in its own way."""
-
-        def read(text: str, add_special: bool = False) -> list[int]:
-            return self._engine.tokenize(normalized(text, theirs.normalizer), add_special, parse_special=True)
-
-        def plain(text: str) -> list[int]:
-            return self._engine.tokenize(text, add_special=False)
-
-        if not theirs.reading or reading_of(plain) == theirs.reading:
-            return None
-        if reading_of(plain, theirs.normalizer) == theirs.reading:
-            return read
-        log.warning("the cloud's tokenizer reads texts otherwise than the edge's: it reads the prompts for both")
-        file = await self._get("/tokenizer/file", TokenizerFile)
-        return (await asyncio.to_thread(RemoteVocabulary, file)).prompt
-
-    async def _greeting(self) -> list[int] | None:
-        """The edge's prompt for the conversation that is compared; empty without a template, None if it refuses it."""
-        if not self._engine.chat_template:
-            return []
-        with contextlib.suppress(RequestError):
-            text = await self._template.render(chat_forms.CONVERSATION) if self._template else ""
-            return self._engine.tokenize(text, add_special=False, parse_special=True) if text else None
-        return None
-
-    async def _download(self, file: TokenizerFile, info: VocabularyInfo) -> VocabularyMatch:
-        vocabulary = await asyncio.to_thread(RemoteVocabulary, file)
-        template = ChatTemplate(file.chat_template, bos=file.bos, eos=file.eos) if file.chat_template else None
-        if template is not None:
-            await self._templates.enter_async_context(template)
-        return VocabularyMatch(
-            Relation.DIFFERENT, file.fingerprint, 0, info.context_length, info.model, vocabulary, template
-        )
+        self._match = await self._vocabularies.compared()
+        return self._match

@@ -19,6 +19,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "models" / "README
 MAX_MODULES = 15
 MAX_README_LINES = 160
 MAX_FUNCTION_LINES = 50
+MAX_MODULE_LINES = 250
 
 
 def named(path: Path) -> str:
@@ -57,6 +58,12 @@ def test_no_function_is_longer_than_fifty_lines() -> None:
         if node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
     ]
     assert long == []
+
+
+def test_no_module_is_longer_than_two_hundred_and_fifty_lines() -> None:
+    """But tests: a file of theirs has all that is asked of one thing."""
+    lengths = {named(path): len(path.read_text().splitlines()) for path in FILES if "tests" not in path.parts}
+    assert {name: length for name, length in lengths.items() if length > MAX_MODULE_LINES} == {}
 
 
 def test_a_public_class_name_stands_for_one_thing() -> None:

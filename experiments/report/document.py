@@ -7,7 +7,7 @@ from typing import Self
 
 import msgspec
 
-from experiments.report import particulars, schema, sweep_words
+from experiments.report import particulars, sweep_words
 from experiments.report.panel_grid import PanelGrid
 from experiments.report.schema import Environment, ExperimentReport, ReportTable
 from experiments.report.words import Sentence
@@ -72,7 +72,11 @@ def write_files(files: ReportFiles, report: msgspec.Struct, markdown: str, html:
     """Writes the .json, .md and .html, into a folder that is made if it does not exist."""
     files.folder.mkdir(parents=True, exist_ok=True)
     written = [files.file(kind) for kind in ("json", "md", "html")]
-    schema.write(report, written[0])
+    write_json(report, written[0])
     written[1].write_text(markdown)
     written[2].write_text(html)
     return written
+
+
+def write_json(report: msgspec.Struct, path: Path) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")

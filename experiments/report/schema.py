@@ -58,8 +58,7 @@ class Counts(Struct, frozen=True, kw_only=True):
 class AnswerRow(Struct, frozen=True, kw_only=True):
     """One answer, or its error. Times are from the question to the first and to the last token.
 
-    `waited_ms`: for the cloud, network included; `counts`: null if other answers ran at the same time; `confidences`:
-    of the first tokens, if the configuration asks for them.
+    `waited_ms`: for the cloud, network included; `counts`: null if others ran at the same time.
     """
 
     question: int
@@ -83,13 +82,14 @@ class AnswerRow(Struct, frozen=True, kw_only=True):
     waited_ms: float = 0.0
     counts: Counts | None = None
     confidences: list[float] = []
+    """Of the first tokens, if the configuration asks for them."""
 
 
 class ConfigurationReport(Struct, kw_only=True):
     """One ablation: its changes (`request`: fields of its requests) and its results. `provenance`: tokens in all.
 
-    `measures`: by the names of `ExperimentReport.measures`, without those that do not apply (an acceptance rate without
-    drafts). `unchanged`: no count differs from the baseline's, and no other measure differs clearly and notably.
+    `measures`: by the names of `ExperimentReport.measures`, those that apply. `unchanged`: no count differs from the
+    baseline's, and no other measure differs clearly and notably.
     """
 
     name: str
@@ -246,7 +246,3 @@ def read(path: Path) -> ExperimentReport:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (msgspec.MsgspecError, KeyError) as error:
         raise ConfigError(f"{path}: not a report ({error})") from error
-
-
-def write(report: Struct, path: Path) -> None:
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")

@@ -16,7 +16,7 @@ from experiments.harness.measures import MEASURES, sample
 from experiments.harness.results import RunDescription
 from experiments.harness.statistics import draws, each_once, interval, quantiles, ratios
 from experiments.harness.trials import ExperimentPlan, Trial, TrialResult
-from experiments.report import schema
+from experiments.report import document, schema
 from experiments.report.schema import AnswerRow, Counts, Environment, ExperimentReport, NetworkCounts
 from experiments.setup import ablations
 from experiments.setup.configurations import configuration
@@ -204,7 +204,7 @@ def test_the_report_says_what_each_feature_contributes(tmp_path: object) -> None
 def test_the_report_is_read_back_as_it_was_written(tmp_path: pytest.TempPathFactory) -> None:
     found = report({"baseline": entries("baseline"), "edge_only": entries("edge_only")})
     file = tmp_path / "ablation_report.json"  # type: ignore[operator]
-    schema.write(found, file)
+    document.write_json(found, file)
     assert schema.read(file) == found
     file.write_text(file.read_text().replace('"schema_version": 1', '"schema_version": 99'))
     with pytest.raises(ConfigError, match="version 99"):

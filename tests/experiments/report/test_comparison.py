@@ -10,8 +10,8 @@ from rich.console import Console
 
 from common.errors import ConfigError
 from experiments.report import compare
-from experiments.report.document import ReportFiles
-from experiments.report.schema import ConfigurationReport, ExperimentReport, Measure, write
+from experiments.report.document import ReportFiles, write_json
+from experiments.report.schema import ConfigurationReport, ExperimentReport, Measure
 from tests.support.reports.fake_report import SETUPS, fake_report
 from tests.support.reports.report_pages import other_than
 
@@ -50,8 +50,8 @@ def test_a_comparison_says_what_differs_and_how_surely(report: ExperimentReport,
     assert line.difference.value == pytest.approx(-0.3)
     assert line.difference.low < -0.3 < line.difference.high < 0
 
-    write(report, tmp_path / "a.json")
-    write(other, tmp_path / "b.json")
+    write_json(report, tmp_path / "a.json")
+    write_json(other, tmp_path / "b.json")
     console = Console(width=80, file=io.StringIO(), record=True)
     compare.show(tmp_path / "a.json", tmp_path / "b.json", console)
     shown = console.export_text()
@@ -98,7 +98,7 @@ def test_a_report_compared_with_itself_differs_in_nothing(report: ExperimentRepo
 
 
 def test_what_is_no_report_is_not_compared(report: ExperimentReport, tmp_path: Path) -> None:
-    write(report, tmp_path / "a.json")
+    write_json(report, tmp_path / "a.json")
     (tmp_path / "b.json").write_text('{"schema_version": 999}')
     with pytest.raises(ConfigError, match=r"b\.json.*999"):
         compare.show(tmp_path / "a.json", tmp_path / "b.json", Console(quiet=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from experiments.report import html, markdown, schema
+from experiments.report import document, html, markdown, schema
 from experiments.report.schema import Curves, ExperimentReport, Measure, Series, SweepDescription
 from tests.support.reports.browser import BROWSER, browser
 from tests.support.reports.fake_report import SETUPS, fake_report
@@ -59,7 +59,7 @@ def test_the_markdown_of_a_sweep_has_every_point_and_the_areas(swept: Experiment
 
 def test_a_sweep_is_read_back_as_it_was_written(swept: ExperimentReport, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    schema.write(swept, file)
+    document.write_json(swept, file)
     assert schema.read(file) == swept
     assert schema.read(file).schema_version == schema.SCHEMA_VERSION
 

@@ -25,6 +25,7 @@ from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
 from common.http.traffic import Traffic
+from common.protocol.prefix_hash import common_prefix
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile
 from common.types import GREEDY, FinishReason, Sampling, Verdict, VerificationMode
 from edge.engine.engine import EdgeEngine, EdgeSequence
@@ -64,9 +65,7 @@ class ReplayVerifier:
         self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
     ) -> Verdict:
         rest = self._truth[len(token_ids) - self._prompt :]
-        accepted = 0
-        while accepted < min(len(draft), len(rest)) and draft[accepted] == rest[accepted]:
-            accepted += 1
+        accepted = common_prefix(list(draft), rest)
         drawn = rest[: accepted + max_tokens]
         return Verdict(list(drawn), accepted, FinishReason.STOP if len(drawn) == len(rest) else None, 0.0)
 

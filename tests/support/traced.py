@@ -11,6 +11,7 @@ from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
 from common.http.traffic import Traffic
+from common.protocol.prefix_hash import common_prefix
 from common.types import GREEDY, NEVER, Draft, FinishReason, Sampling, StopRule, Verdict
 
 PROMPT = [1000, 1001]
@@ -57,9 +58,7 @@ class TracedCloud:
     ) -> Verdict:
         truth, at = truth_of(self._trace), len(token_ids) - len(PROMPT)
         rest = truth[at:] if list(token_ids[len(PROMPT) :]) == truth[:at] else [END]
-        accepted = 0
-        while accepted < min(len(draft), len(rest)) and draft[accepted] == rest[accepted]:
-            accepted += 1
+        accepted = common_prefix(list(draft), rest)
         drawn = rest[: accepted + max_tokens]
         return Verdict(drawn, accepted, FinishReason.STOP if drawn[-1] == END else None, 0.0)
 

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from common.http.traffic import Traffic
 from common.protocol import vocabulary
+from common.protocol.prefix_hash import common_prefix
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile
 from common.types import Draft, FinishReason, Sampling, Verdict
 
@@ -133,8 +134,6 @@ class Truth:
         self, token_ids: Sequence[int], draft: Sequence[int], sampling: Sampling, max_tokens: int
     ) -> Verdict:
         rest = self._ids[len(token_ids) - self._prompt :]
-        accepted = 0
-        while accepted < min(len(draft), len(rest)) and draft[accepted] == rest[accepted]:
-            accepted += 1
+        accepted = common_prefix(list(draft), rest)
         drawn = rest[: accepted + max_tokens]
         return Verdict(drawn, accepted, FinishReason.STOP if len(drawn) == len(rest) else None, 0.0)

@@ -17,9 +17,10 @@ from common.http.client import HTTPClient
 from common.http.messages import read, reply, websocket
 from common.http_server import HTTPServer, make_app
 from common.protocol import codec
+from common.protocol.content.tokenizer_json import pieces_of
 from common.protocol.prefix_hash import prefix_hash
 from common.protocol.stream_frames import ClientFrame, DraftFrame, EndFrame, StartFrame, TokensFrame
-from common.protocol.vocabulary import VocabularyInfo, fingerprint, pieces_of
+from common.protocol.vocabulary import VocabularyInfo, fingerprint
 from common.types import FinishReason, VerifyRequest, VerifyResponse
 
 TOKENIZER = Path(__file__).parents[1] / "models" / "demo-cloud" / "tokenizer.json"

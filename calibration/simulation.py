@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from common.decoding import policy
 from common.decoding.draft_length import EarlyStop
+from common.decoding.drafters.lengths import Length, draft_length
 from common.decoding.estimates import AnswerEstimates, Estimates
-from common.decoding.lengths import Length, draft_length
 from common.decoding.policy import Escalation, Plan
 
 Numbers = NDArray[np.floating[Any]]

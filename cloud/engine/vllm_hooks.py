@@ -129,9 +129,8 @@ ENGINE: Hooks = {  # starting an engine, its arguments, and what is read of it
     },
     "vllm.config": dict.fromkeys(
         "VllmConfig.num_lookahead_tokens VllmConfig.model_config VllmConfig.cache_config VllmConfig.scheduler_config "
-        "ModelConfig.max_model_len ModelConfig.get_vocab_size ModelConfig.get_hidden_size "
-        "ModelConfig.get_sliding_window "
-        "ModelConfig.try_get_generation_config CacheConfig.num_gpu_blocks CacheConfig.block_size "
+        "ModelConfig.max_model_len ModelConfig.get_vocab_size ModelConfig.get_hidden_size CacheConfig.block_size "
+        "ModelConfig.try_get_generation_config ModelConfig.get_sliding_window CacheConfig.num_gpu_blocks "
         "SchedulerConfig.max_num_seqs SchedulerConfig.max_num_batched_tokens".split()
     )
     | {"KVEventsConfig": Called("enable_kv_cache_events publisher endpoint replay_endpoint")},
@@ -152,9 +151,7 @@ ENGINE: Hooks = {  # starting an engine, its arguments, and what is read of it
     "vllm.v1.engine.output_processor": {"OutputProcessor.propagate_error": Called("e")},
     "vllm.v1.engine.core_client": {
         "AsyncMPClient.is_sleeping_async": Called(""),
-        "AsyncMPClient.resources": None,
-        "BackgroundResources.ctx": None,
-        "BackgroundResources.engine_manager": None,
+        **dict.fromkeys("AsyncMPClient.resources BackgroundResources.ctx BackgroundResources.engine_manager".split()),
     },
     "vllm.v1.engine.utils": {"CoreEngineProcManager.processes": None},
     "vllm.v1.engine.exceptions": {"EngineDeadError": None, "EngineGenerateError": None},

@@ -10,6 +10,7 @@ from cloud.engine.engine import CloudEngine
 from common.errors import VocabularyError
 from common.http.messages import reply
 from common.protocol import vocabulary
+from common.protocol.content import tokenizer_json
 from common.protocol.vocabulary import GREETING, TokenizerFile, VocabularyInfo
 
 
@@ -37,7 +38,7 @@ class TokenizerRoute:
             engine.max_model_len,
             engine.model_name,
             self._probes,
-            vocabulary.normalizer_of(file.tokenizer),
+            tokenizer_json.normalizer_of(file.tokenizer),
         )
         return reply(request, info)
 
@@ -85,7 +86,7 @@ def _read(engine: CloudEngine) -> TokenizerFile:
         raise VocabularyError("this model's tokenizer has no form that an edge can read (tokenizer.json)")
     text = backend.to_str()
     return TokenizerFile(
-        fingerprint=vocabulary.fingerprint(vocabulary.pieces_of(text)),
+        fingerprint=vocabulary.fingerprint(tokenizer_json.pieces_of(text)),
         tokenizer=text,
         end_tokens=engine.end_tokens,
         chat_template=engine.chat_template,
@@ -95,5 +96,5 @@ def _read(engine: CloudEngine) -> TokenizerFile:
 
 
 def _reading(file: TokenizerFile) -> str:
-    tokenizer = vocabulary.load(file.tokenizer)
+    tokenizer = tokenizer_json.load(file.tokenizer)
     return vocabulary.reading_of(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)

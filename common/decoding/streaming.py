@@ -6,9 +6,9 @@ from contextlib import suppress
 
 import msgspec
 
-from common.decoding import lengths
 from common.decoding.answer import Answer, Chunk, split_logprobs
 from common.decoding.draft_length import EarlyStop
+from common.decoding.drafters import lengths
 from common.decoding.estimates import AnswerEstimates, Estimates
 from common.decoding.interfaces import Drafter, Stream, Verifier
 from common.errors import GrammarError, OverloadedError

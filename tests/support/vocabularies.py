@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from common.http.traffic import Traffic
 from common.protocol import vocabulary
+from common.protocol.content.tokenizer_json import load, pieces_of
 from common.protocol.prefix_hash import common_prefix
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile
 from common.types import Draft, FinishReason, Sampling, Verdict
@@ -66,7 +67,7 @@ def _with_bytes(text: str) -> str:
 
 def file(kind: str) -> TokenizerFile:
     text = tokenizer_json(kind)
-    mark = vocabulary.fingerprint(vocabulary.pieces_of(text))
+    mark = vocabulary.fingerprint(pieces_of(text))
     return TokenizerFile(fingerprint=mark, tokenizer=text, end_tokens=[0], chat_template="", bos="", eos=END)
 
 
@@ -75,7 +76,7 @@ class EdgeSide:
 
     def __init__(self, kind: str) -> None:
         self._vocabulary = RemoteVocabulary(file(kind))
-        self._tokenizer = vocabulary.load(tokenizer_json(kind))
+        self._tokenizer = load(tokenizer_json(kind))
         self._tokenizer.encode_special_tokens = True
         self.byte_tokens = self._vocabulary.byte_tokens
 

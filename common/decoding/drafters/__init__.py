@@ -1,1 +1,1 @@
-"""Drafters around a drafter: drafting ahead, look-up without a model, another vocabulary"""
+"""Drafts of one answer: how much, ahead of verdicts; by look-up without a model, in another vocabulary"""

@@ -8,10 +8,10 @@ import msgspec
 
 from common.decoding.answer import Answer
 from common.decoding.drafters.draft_ahead import DraftAhead
+from common.decoding.drafters.lengths import Length, draft_length
 from common.decoding.drafters.lookup_drafter import LookupDrafter
 from common.decoding.estimates import Estimates
 from common.decoding.interfaces import Drafter
-from common.decoding.lengths import Length, draft_length
 from common.decoding.policy import Decision, Escalation, Gate
 from common.errors import GrammarError
 from common.lookup.lookup import Lookup

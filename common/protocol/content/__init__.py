@@ -1,1 +1,1 @@
-"""Parts of requests and replies: options, contents of chats, embeddings, Anthropic's errors"""
+"""Parts of requests and replies: options, contents of chats, embeddings, tokenizers, Anthropic's errors"""

@@ -8,8 +8,8 @@ import pytest
 from common.decoding import saved_estimates
 from common.decoding.acceptance import DOUBT, Acceptance, TextAcceptance
 from common.decoding.draft_length import EarlyStop
+from common.decoding.drafters.lengths import draft_length
 from common.decoding.estimates import AnswerEstimates, Estimates
-from common.decoding.lengths import draft_length
 from common.decoding.policy import Plan, choose_verification_mode
 from common.types import Draft, Verdict, VerificationMode
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from common.decoding.drafters.lengths import draft_length
 from common.decoding.estimates import Estimates
 from common.decoding.explanation import policy_view
-from common.decoding.lengths import draft_length
 from common.decoding.policy import Plan, choose_verification_mode
 from common.types import Draft, Mode, Objective, Verdict, VerificationMode
 

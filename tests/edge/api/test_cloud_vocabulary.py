@@ -15,6 +15,7 @@ from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
 from common.errors import EndpointError, NotFoundError, VocabularyError
 from common.protocol import vocabulary as vocab
+from common.protocol.content.tokenizer_json import normalizer_of
 from common.protocol.openai import Message
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile, VocabularyInfo
 from common.types import GREEDY, Provenance, Sampling, Verdict
@@ -216,7 +217,7 @@ def reading_cloud(normalizer: object) -> VocabularyCloud:
     info = replace(
         of_the_pair(),
         reading=vocab.reading_of(lambda probe: tokenizer.encode(probe, add_special_tokens=False).ids),
-        normalizer=vocab.normalizer_of(text),
+        normalizer=normalizer_of(text),
     )
     return VocabularyCloud(info, cloud_file(text))
 

@@ -16,6 +16,7 @@ from common.http.client import HTTPClient
 from common.protocol import codec
 from common.protocol.openai import ChatRequest, CompletionRequest, GenerationRequest
 from common.protocol.openai_fields import IGNORED, UNSUPPORTED
+from common.protocol.openai_sampling import SamplingFields
 from tests.conftest import Edge
 from tests.edge.answers.test_context_limits import ASK
 from tests.support.edge_calls import CHAT, PLAIN, chat, completion, streamed, texts
@@ -57,7 +58,8 @@ async def test_a_field_without_effect_is_taken_with_any_value(edge: Edge, value:
 
 
 def test_a_field_that_would_change_the_answer_is_refused_by_name() -> None:
-    for name in set(UNSUPPORTED) - set(CompletionRequest.__annotations__) - set(GenerationRequest.__annotations__):
+    supported = [one.__annotations__ for one in (CompletionRequest, GenerationRequest, SamplingFields)]
+    for name in set(UNSUPPORTED).difference(*supported):
         request = codec.decode(codec.encode(PLAIN | {name: ["unheard", "of"]}), CompletionRequest)
         with pytest.raises(RequestError) as refusal:
             request.refuse_unsupported()

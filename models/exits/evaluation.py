@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from calibration.split.simulation import ExitTrace, replay, simulate
 from cli.args import run_sync_program
 from cli.terminal import console
 from models import heldout
@@ -31,19 +31,6 @@ from models.train.tokenizer import PAIR
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.01)
 MAX_TOKENS = 160
-
-
-class ExitTrace(NamedTuple):
-    """The whole model's greedy answer of n tokens to one prompt, and each exit's prediction of every token."""
-
-    prompt: int
-    """Its length in tokens."""
-    right: bool
-    """Whether the whole model's answer is right."""
-    confidence: NDArray[np.float64]
-    """[exits, n]"""
-    agrees: NDArray[np.bool_]
-    """Whether the exit's token is the whole model's, [exits, n]."""
 
 
 class ThresholdResult(NamedTuple):
@@ -66,23 +53,15 @@ def apply_threshold(answers: Sequence[ExitTrace], threshold: float, layers: int,
 
     An answer with a token that is not the whole model's counts as wrong. The last token needs no computation.
     """
-    taken = np.zeros(len(answers[0].confidence))
-    cloud_tokens = cloud_answers = right = work = positions = 0
-    for prompt, is_right, confidence, agrees in answers:
-        confident = confidence >= threshold
-        by = np.where(confident.any(axis=0), confident.argmax(axis=0), -1)
-        taken += [(by == exit).sum() for exit in range(len(taken))]
-        by_cloud = np.flatnonzero(by < 0)
-        same = agrees[by, np.arange(len(by))] | (by < 0)
-        right += is_right and bool(same.all())
-        cloud_tokens += len(by_cloud)
-        cloud_answers += len(by_cloud) > 0
-        work += prompt + int(by_cloud[-1]) if len(by_cloud) else 0
-        positions += prompt + len(by) - 1
-    tokens = sum(answer.agrees.shape[1] for answer in answers)
-    share = work * (layers - first) / (positions * layers)
+    replayed = [replay(answer, threshold) for answer in answers]
+    found = simulate(answers, [threshold], (layers - first) / layers)[0]
+    tokens = sum(answer.tokens for answer in answers)
     return ThresholdResult(
-        list(taken / tokens), cloud_tokens / tokens, cloud_answers / len(answers), right / len(answers), share
+        taken=(np.sum([each.taken for each in replayed], axis=0) / tokens).tolist(),
+        cloud_tokens=float(found.cloud_rate),
+        cloud_answers=float((found.cloud_tokens > 0).mean()),
+        exact_match=float(found.worth.mean()),
+        cloud_work=float(found.cloud_work),
     )
 
 

@@ -87,6 +87,8 @@ async def calibrate_gate(args: argparse.Namespace, config: Config, split: bool) 
     request = CalibrationRequest(target, args.data, CalibratedConfig(args.output, args.config), args.max_tokens)
     if not 0 <= args.router_tokens <= MOST_TOKENS:
         raise ConfigError(f"--router-tokens must be from 0 to {MOST_TOKENS}, not {args.router_tokens}")
+    if split and args.router is not None:
+        raise ConfigError("--router: is of mode route, the thresholds of exits are of mode split; fit one of them")
     if split:
         from calibration.split.calibrate import calibrate_split  # loads llama.cpp, which nothing else here needs
 

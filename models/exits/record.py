@@ -37,7 +37,7 @@ from models.partition.exit_tensors import Exits, exits_of, layer_list
 
 MAX_TOKENS = 160
 BATCH = 16
-"""Questions that are answered together, and texts of which everything is in memory together."""
+"""Questions that are answered together."""
 ROWS = 64
 """Positions whose logits are computed together."""
 DEMO = "held-out questions of the demo corpus"

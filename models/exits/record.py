@@ -63,6 +63,8 @@ def answered(checkpoint: Checkpoint, tokenizer: Any, prompts: list[list[int]], l
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
     pad = next(iter(ends - {None}), 0)
+    # Published models often have a penalty among their own settings, which a split does not apply.
+    greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "max_new_tokens": limit}
     found = []
     order = sorted(prompts, key=len)
     for begin in track(range(0, len(order), BATCH), "answers of the model", console=console()):
@@ -71,9 +73,7 @@ def answered(checkpoint: Checkpoint, tokenizer: Any, prompts: list[list[int]], l
         ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in batch])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
         with torch.inference_mode():
-            out = model.generate(
-                ids, attention_mask=mask, do_sample=False, num_beams=1, max_new_tokens=limit, pad_token_id=pad
-            )
+            out = model.generate(ids, attention_mask=mask, pad_token_id=pad, **greedy)
         for prompt, row in zip(batch, out[:, width:].tolist(), strict=True):
             length = next((at for at, token in enumerate(row, 1) if token in ends), len(row))
             found.append(TokenizedText(prompt + row[:length], len(prompt) - 1))

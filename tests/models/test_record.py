@@ -1,5 +1,6 @@
 """Recording exits: what is recorded is what transformers computes, along the model's own answers."""
 
+import json
 from argparse import Namespace
 from pathlib import Path
 
@@ -21,7 +22,11 @@ LIMIT = 12
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.llama(tmp_path_factory.mktemp("tiny") / "model", initializer_range=0.2)
+    """With settings of its own for sampling, as published models have them."""
+    folder = tiny.llama(tmp_path_factory.mktemp("tiny") / "model", initializer_range=0.2)
+    own = {"eos_token_id": [0, 1], "pad_token_id": 0, "do_sample": True, "temperature": 0.7, "repetition_penalty": 5.0}
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,10 @@ EXITS = [1, 3]
 LIMIT = 12
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[tiny.llama, tiny.qwen2], ids=["llama", "qwen2"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With settings of its own for sampling, as published models have them."""
-    folder = tiny.llama(tmp_path_factory.mktemp("tiny") / "model", initializer_range=0.2)
+    folder: Path = request.param(tmp_path_factory.mktemp("tiny") / "model", initializer_range=0.2)
     own = {"eos_token_id": [0, 1], "pad_token_id": 0, "do_sample": True, "temperature": 0.7, "repetition_penalty": 5.0}
     (folder / "generation_config.json").write_text(json.dumps(own))
     return folder

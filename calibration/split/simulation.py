@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.simulation import Answers
+from calibration.simulation import Answers, Numbers
 
 
 class ExitTrace(NamedTuple):
@@ -16,7 +16,7 @@ class ExitTrace(NamedTuple):
     """Its length in tokens."""
     worth: float
     """The metric of the whole model's answer, 0 to 1."""
-    confidence: NDArray[np.float64]
+    confidence: Numbers
     """[exits, n]"""
     agrees: NDArray[np.bool_]
     """Whether the exit's token is the whole model's, [exits, n]."""

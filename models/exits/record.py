@@ -65,25 +65,26 @@ def answered(checkpoint: Checkpoint, tokenizer: Any, prompts: list[list[int]], l
     pad = next(iter(ends - {None}), 0)
     # Published models often have a penalty among their own settings, which a split does not apply.
     greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "max_new_tokens": limit}
-    found = []
-    order = sorted(prompts, key=len)
+    found = list[TokenizedText | None]([None] * len(prompts))
+    order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
     for begin in track(range(0, len(order), BATCH), "answers of the model", console=console()):
-        batch = order[begin : begin + BATCH]
+        numbers = order[begin : begin + BATCH]
+        batch = [prompts[number] for number in numbers]
         width = max(map(len, batch))
         ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in batch])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
         with torch.inference_mode():
             out = model.generate(ids, attention_mask=mask, pad_token_id=pad, **greedy)
-        for prompt, row in zip(batch, out[:, width:].tolist(), strict=True):
+        for number, prompt, row in zip(numbers, batch, out[:, width:].tolist(), strict=True):
             length = next((at for at, token in enumerate(row, 1) if token in ends), len(row))
-            found.append(TokenizedText(prompt + row[:length], len(prompt) - 1))
-    return found
+            found[number] = TokenizedText(prompt + row[:length], len(prompt) - 1)
+    return [text for text in found if text]
 
 
 def record(checkpoint: Checkpoint, exits: Exits, texts: list[TokenizedText]) -> ExitRecords:
-    """One pass over all texts; `question` counts them in the order of their lengths."""
-    order = sorted(texts, key=lambda text: len(text.ids))
-    states = LayerwiseStates(checkpoint, exits.layers, "cpu", torch.float32)(order)
+    """One pass over all texts, the short ones first; `question` is the number of each among `texts`."""
+    order = sorted(range(len(texts)), key=lambda at: len(texts[at].ids))
+    states = LayerwiseStates(checkpoint, exits.layers, "cpu", torch.float32)([texts[at] for at in order])
     assert states.likeliest is not None
     logits = [exits.logits(exit) for exit in exits.layers]
     parts = []
@@ -95,10 +96,10 @@ def record(checkpoint: Checkpoint, exits: Exits, texts: list[TokenizedText]) -> 
                 for of, at, temperature in zip(logits, part.exits, exits.temperatures, strict=True)
             ]
             parts.append(readings(each, part))
-    positions = [len(text.ids) - 1 - text.first for text in order]
+    positions = [len(texts[at].ids) - 1 - texts[at].first for at in order]
     token, *rest = (torch.cat(values, dim=1).numpy() for values in zip(*parts, strict=True))
     right = states.likeliest[:, 0].long().numpy()
-    return ExitRecords(np.repeat(np.arange(len(order)), positions), right, token, *rest)
+    return ExitRecords(np.repeat(order, positions), right, token, *rest)
 
 
 def readings(log_probs: list[Tensor], states: FrozenStates) -> tuple[Tensor, ...]:

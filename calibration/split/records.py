@@ -6,16 +6,14 @@
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from calibration.simulation import Numbers
 from common.errors import ConfigError
-
-Numbers = NDArray[np.floating[Any]]
 
 
 class RecordedModel(Struct, frozen=True):

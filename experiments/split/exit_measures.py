@@ -6,7 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from calibration import data, logistic
-from calibration.split.records import ExitRecords, Numbers
+from calibration.simulation import Numbers
+from calibration.split.records import ExitRecords
 
 NEVER = -2.0
 """Below every measure: of the first exit where there is nothing to compare it with."""

@@ -194,9 +194,9 @@ bench-humaneval: setup
 # The layer split: exact, how much it sends, how long it takes, what answers are worth; about 15 minutes on 2 cores.
 bench-split: setup
 	$(PY) -m experiments.exactness $(PAIR)
-	$(PY) -m experiments.communication $(PAIR)
+	$(PY) -m experiments.communication_overhead $(PAIR)
 	$(PY) -m experiments.inference_time $(PAIR)
-	$(PY) -m experiments.accuracy $(PAIR)
+	$(PY) -m experiments.accuracy_eval $(PAIR)
 
 # About 8 minutes on 2 cores; ARGS="--only no_confidence,edge_only --questions 20" is less.
 ablation: setup

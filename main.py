@@ -37,7 +37,11 @@ def parse() -> argparse.Namespace:
     what.add_argument("--mode", choices=MODES, help=modes)
     what.add_argument("--cloud-server", action="store_true", help="start a cloud server for --mode split, until Ctrl-C")
     _add_answer(parser.add_argument_group("answers"))
-    calibrate.add_flags(parser.add_argument_group("--mode calibrate", "give one of the first three, and --data"))
+    calibration = parser.add_argument_group("--mode calibrate", "give one of the first three, and --data")
+    calibrate.add_flags(calibration)
+    calibration.add_argument(
+        "--split", action="store_true", help="thresholds of a split model's exits, not of the gate"
+    )
     return parser.parse_args()
 
 
@@ -76,7 +80,7 @@ async def main() -> None:
         case "demo":
             await demo.demo(args, args.prompt or answers.PROMPT, settings)
         case "calibrate":
-            await calibrate.calibrate_gate(args, config)
+            await calibrate.calibrate_gate(args, config, split=args.split)
 
 
 async def serve_cloud(args: argparse.Namespace, config: Config) -> None:

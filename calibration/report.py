@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from calibration.result import MEANINGS, CalibrationResult, figures
+from calibration.result import MEANINGS, CalibrationResult, ReportedValue, figures
 from calibration.target import CalibrationTarget
 from common import config
 from common.config_edge import ConfidenceConfig
@@ -37,23 +37,25 @@ class CalibratedConfig:
 
 def show(result: CalibrationResult, target: CalibrationTarget, console: Console) -> None:
     plan, mapping = result.fitted.plan, result.fitted.mapping
-    parts = (
-        f"fitted\non {result.fitted_on}",
-        f"simulated\non {result.measured_on}",
-        f"measured\non {result.measured_on}",
-    )
-    table = Table(title=f"Calibrated for {target}", title_justify="left")
-    for column in ("", *parts, "95 %"):
-        table.add_column(column, no_wrap=True, justify="right" if column else "left")
-    for name, figure in figures(result).items():
-        numbers = [f"{value:.3f}" for value in (figure.fitted, figure.expected, figure.measured)]
-        table.add_row(name.replace("_", " "), *numbers, f"{figure.low:.3f} to {figure.high:.3f}")
-    console.print(table)
+    title = f"Calibrated for {target}"
+    console.print(figure_table(title, result.fitted_on, result.measured_on, figures(result)))
     gate = plan.gate
     console.print(
         f"threshold {gate.threshold:g} (at this confidence the cloud agrees in {float(mapping(gate.threshold)):.1%}), "
         f"product threshold {gate.product_threshold:g}, draft length {plan.max_draft_tokens} tokens"
     )
+
+
+def figure_table(title: str, fitted_on: int, measured_on: int, found: dict[str, ReportedValue]) -> Table:
+    """The figures in rows; `fitted_on`, `measured_on`: numbers of questions."""
+    table = Table(title=title, title_justify="left")
+    parts = f"fitted\non {fitted_on}", f"simulated\non {measured_on}", f"measured\non {measured_on}"
+    for column in ("", *parts, "95 %"):
+        table.add_column(column, no_wrap=True, justify="right" if column else "left")
+    for name, figure in found.items():
+        numbers = [f"{value:.3f}" for value in (figure.fitted, figure.expected, figure.measured)]
+        table.add_row(name.replace("_", " "), *numbers, f"{figure.low:.3f} to {figure.high:.3f}")
+    return table
 
 
 def changes(plan: Plan, confidence: ConfidenceConfig) -> dict[str, Any]:

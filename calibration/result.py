@@ -97,17 +97,21 @@ def curves(fitted: Fitted, simulate: Callable[[Sequence[Plan]], Answers]) -> dic
 
 
 def figures(result: CalibrationResult) -> dict[str, ReportedValue]:
+    """Every figure of MEANINGS."""
+    return figures_of(result.fitted.simulated[result.fitted.chosen], result.expected, result.measured)
+
+
+def figures_of(fitted: Answers, expected: Answers, measured: Answers) -> dict[str, ReportedValue]:
     """Every figure of MEANINGS; the risk with Wilson's interval, the others with a bootstrap over the questions."""
-    fitted, measured = result.fitted.simulated[result.fitted.chosen], result.measured
-    found = {}
+    count, found = measured.worth.shape[-1], {}
     for name in MEANINGS:
         if name == "risk":
-            low, high = risk.wilson(int(measured.worse.sum()), result.measured_on)
+            low, high = risk.wilson(int(measured.worse.sum()), count)
         else:
             low, high = risk.bootstrap(
                 lambda drawn, name=name: getattr(measured.of(drawn), name),  # type: ignore[misc]
-                result.measured_on,
+                count,
             )
-        fit_value, expected, real = (float(getattr(answers, name)) for answers in (fitted, result.expected, measured))
-        found[name] = ReportedValue(fit_value, expected, real, low, high)
+        on_fitted, simulated, real = (float(getattr(answers, name)) for answers in (fitted, expected, measured))
+        found[name] = ReportedValue(on_fitted, simulated, real, low, high)
     return found

@@ -12,8 +12,7 @@ from cli.terminal import percent
 from common.config_schema import Config
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
-from common.errors import ConfigError, ContextLengthError, RequestError
-from common.protocol.openai import Message
+from common.errors import ConfigError, RequestError
 from common.types import Collaboration, Provenance, Sampling
 from edge.split.answer import SplitAnswer
 from edge.split.engine import EdgeInferenceEngine
@@ -56,7 +55,7 @@ async def ask(config: Config, question: SplitQuestion, console: Console) -> Coll
     question.check()
     async with EdgeInferenceEngine(config) as engine:
         plan = engine.plan(question.threshold, standalone=question.standalone)
-        ids = await _prompt_ids(engine, question.prompt)
+        ids = await engine.prompt_ids(question.prompt)
         max_tokens = min(question.max_tokens, engine.segments.context_length - len(ids))
         start = time.perf_counter()
         request = DecodingRequest(ids, max_tokens, question.sampling, plan)
@@ -65,17 +64,6 @@ async def ask(config: Config, question: SplitQuestion, console: Console) -> Coll
         report, tokens = answer.answer.report, len(answer.answer.committed) - len(ids)
         console.print(summary(report, plan, tokens, (time.perf_counter() - start) * 1000))
         return report
-
-
-async def _prompt_ids(engine: EdgeInferenceEngine, prompt: str) -> list[int]:
-    """The prompt as one user turn of the chat template, or as it is if the model has none."""
-    segments = engine.segments
-    template = segments.chat_template
-    text = await engine.template.render([Message(role="user", content=prompt)]) if template else prompt
-    ids = segments.tokenize(text, add_special=not template, parse_special=True)
-    if len(ids) >= segments.context_length:
-        raise ContextLengthError(f"{len(ids)} prompt tokens leave no room in a context of {segments.context_length}")
-    return ids
 
 
 async def _print_answer(answer: SplitAnswer, text: TextStream, console: Console, stream: bool) -> None:

@@ -14,6 +14,7 @@ from common.errors import ConfigError
 from common.files.installation import CHECKOUT
 from common.http_client import EdgeCloudHTTPClient
 from common.routing.router import MOST_TOKENS
+from common.types import Mode
 
 ROUTER_TOKENS = 8
 CALIBRATED = Path("config/calibrated.yaml" if CHECKOUT else "calibrated.yaml")
@@ -22,6 +23,14 @@ CALIBRATED = Path("config/calibrated.yaml" if CHECKOUT else "calibrated.yaml")
 def parser() -> argparse.ArgumentParser:
     options = config_parser("Find confidence thresholds for a target with your own questions; both servers must run.")
     add_flags(options.add_argument_group("calibration", "give one of the first three, and --data"))
+    modes = Mode.COLLABORATIVE, Mode.SPLIT
+    options.add_argument(
+        "--mode",
+        type=Mode,
+        choices=modes,
+        default=Mode.COLLABORATIVE,
+        help="whose thresholds: of the gate, or of a split model's exits (default: %(default)s)",
+    )
     options.add_argument(
         "--max-tokens", type=int, default=128, help="length limit of an answer, in tokens (default: 128)"
     )
@@ -64,17 +73,27 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return run_program(calibrate_gate(args, load_config(args)))
+    return run_program(calibrate_gate(args, load_config(args), split=args.mode == Mode.SPLIT))
 
 
-async def calibrate_gate(args: argparse.Namespace, config: Config) -> None:
-    """Finds thresholds for the running servers and writes them into a config file of their own."""
+async def calibrate_gate(args: argparse.Namespace, config: Config, split: bool) -> None:
+    """Finds thresholds for the running servers and writes them into a config file of their own.
+
+    `split`: those of a split model's exits, for which the cloud server suffices.
+    """
     target = CalibrationTarget.of(args)
     if args.data is None:
         raise ConfigError("calibrate needs --data FILE.jsonl; python -m models.heldout writes one for the demo models")
     request = CalibrationRequest(target, args.data, CalibratedConfig(args.output, args.config), args.max_tokens)
     if not 0 <= args.router_tokens <= MOST_TOKENS:
         raise ConfigError(f"--router-tokens must be from 0 to {MOST_TOKENS}, not {args.router_tokens}")
+    if split and args.router is not None:
+        raise ConfigError("--router: is of mode route, the thresholds of exits are of mode split; fit one of them")
+    if split:
+        from calibration.split.calibrate import calibrate_split  # loads llama.cpp, which nothing else here needs
+
+        await calibrate_split(config, request, terminal.console())
+        return
     async with EdgeCloudHTTPClient.of(config) as client:
         if args.router is not None:
             await calibrate_router(client, request, args.router, args.router_tokens, terminal.console())

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from msgspec.structs import replace
+
 from cli import terminal
 from cli.args import run_program
 from experiments.harness import experiment
@@ -57,6 +59,11 @@ def ablations(threshold: float) -> list[Ablation]:
         CLOUD_ONLY,
         variants.NAIVE,
         ours(OURS),
+        variants.split(1.01, "no_exits"),
+        replace(
+            ours("no_context_manager", "; the cloud keeps nothing between two tokens"),
+            edge="experiments.split.forgetful_edge",
+        ),
         ours("no_async_upload", "; states go up only when the cloud is asked", async_upload=False),
         ours("no_fp16", "; states go up in fp32", transfer="fp32"),
         ours("int8", "; states go up in int8", transfer="int8"),
@@ -139,11 +146,11 @@ def beside_paper(report: ExperimentReport) -> ReportTable:
 
 
 def switched_off(report: ExperimentReport) -> list[str]:
-    """What changes without asynchronous upload, without fp16, and with int8."""
+    """What changes without exits, context manager, asynchronous upload and fp16, and with int8."""
     by_name = {one.name: one for one in report.configurations}
     return [
         sentence
-        for name in ("no_async_upload", "no_fp16", "int8")
+        for name in ("no_exits", "no_context_manager", "no_async_upload", "no_fp16", "int8")
         if name in by_name and OURS in by_name and (sentence := against(by_name[name], by_name[OURS]))
     ]
 

@@ -13,7 +13,7 @@ from common.config_schema import Config
 from common.decoding.estimates import Mean
 from common.decoding.policy import Plan, default_plan
 from common.decoding.request import DecodingRequest
-from common.errors import ConfigError
+from common.errors import ConfigError, ContextLengthError
 from common.http.request_context import current_tenant
 from common.protocol.openai import Message
 from common.protocol.split_manifest import read_manifest
@@ -37,6 +37,9 @@ class EdgeInferenceEngine:
     The constructor raises ConfigError if manifest or thresholds do not fit. Entering raises ConfigError for files that
     do not match the manifest, StartError for files that cannot be loaded.
     """
+
+    tail_class = CloudTail
+    """An answer's access to the cloud's layers; experiments take another one."""
 
     def __init__(
         self, config: Config, clouds: CloudPool | None = None, split_clouds: SplitClouds | None = None
@@ -93,6 +96,19 @@ class EdgeInferenceEngine:
             standalone=standalone,
         )
 
+    async def prompt_ids(self, prompt: str) -> list[int]:
+        """The prompt as one user turn of the chat template, or as it is if the model has none.
+
+        Raises ContextLengthError if it leaves no room for an answer.
+        """
+        segments, template = self.segments, self.segments.chat_template
+        text = await self.template.render([Message(role="user", content=prompt)]) if template else prompt
+        ids = segments.tokenize(text, add_special=not template, parse_special=True)
+        if len(ids) >= segments.context_length:
+            length = segments.context_length
+            raise ContextLengthError(f"{len(ids)} prompt tokens leave no room in a context of {length}")
+        return ids
+
     @asynccontextmanager
     async def answer(
         self, request: DecodingRequest, reuse: bool = False, admitted: bool = False, top_logprobs: int = 0
@@ -109,7 +125,7 @@ class EdgeInferenceEngine:
             exits = LatencyAwareEarlyExit(request.plan.exits, self._config.edge.split.latency_budget_ms)
             tail = None
             if not request.plan.standalone:
-                tail = await stack.enter_async_context(self._tail(request.prompt, sequence, reuse))
+                tail = await stack.enter_async_context(self.tail(request.prompt, sequence, reuse))
             yield SplitAnswer(sequence, request, exits, tail, self._deeper_ms, top_logprobs)
 
     async def generate_standalone(
@@ -126,9 +142,7 @@ class EdgeInferenceEngine:
 
     async def _generate(self, prompt: str, max_tokens: int, sampling: Sampling, plan: Plan) -> InferenceResult:
         began, segments = time.perf_counter(), self.segments
-        if segments.chat_template:
-            prompt = await self.template.render([Message(role="user", content=prompt)])
-        ids = segments.tokenize(prompt, add_special=not segments.chat_template, parse_special=True)
+        ids = await self.prompt_ids(prompt)
         text, parts = TextStream(segments.piece), list[str]()
         limit = min(max_tokens, segments.context_length - len(ids))
         request = DecodingRequest(ids, limit, sampling, plan)
@@ -146,12 +160,13 @@ class EdgeInferenceEngine:
         )
 
     @asynccontextmanager
-    async def _tail(self, prompt: Sequence[int], sequence: SegmentSequence, reuse: bool) -> AsyncIterator[CloudTail]:
+    async def tail(self, prompt: Sequence[int], sequence: SegmentSequence, reuse: bool) -> AsyncIterator[CloudTail]:
         """Access to the cloud's layers for one answer; with `reuse` its session is taken from, and left to, others."""
         split, pause_seconds = self._config.edge.split, self._config.communication.breaker.probe_seconds
         tenant = current_tenant.get()
         kept = self._kept.take(prompt, tenant) if reuse else None
-        async with CloudTail(self._split_clouds, prompt, self.manifest.fingerprint, split, pause_seconds, kept) as tail:
+        fingerprint = self.manifest.fingerprint
+        async with self.tail_class(self._split_clouds, prompt, fingerprint, split, pause_seconds, kept) as tail:
             try:
                 yield tail
             finally:

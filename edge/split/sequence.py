@@ -106,6 +106,8 @@ class SegmentSequence:
         predictions: list[ExitPrediction] = []
         for at in range(1, segment + 1):
             pending = self._held.states[at - 1][self.held[at] : self.held[at - 1]]
+            if not len(pending) and at < segment:
+                continue  # its own exit was asked just before, and was not confident
             job = self._job(at, pending, int(at == segment), confident)
             with self._submitted(job):
                 predictions = await self._part(job)

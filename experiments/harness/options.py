@@ -18,12 +18,17 @@ def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentP
     options = config_parser(description)
     options.add_argument(
         "--data",
+        "--dataset",
         metavar="FILE|NAME",
         help="JSON lines, or general, alpaca, xsum, boolq, quac, imdb, humaneval (default: the demo's held-out "
         "questions, or general for other models)",
     )
     options.add_argument(
-        "--questions", type=int, default=questions, help="largest number of questions (default %(default)s)"
+        "--questions",
+        "--samples",
+        type=int,
+        default=questions,
+        help="largest number of questions (default %(default)s)",
     )
     options.add_argument(
         "--turns",

@@ -8,42 +8,24 @@ threshold, else from the cloud, which then computes its layers for all pending p
 
 import argparse
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from rich.progress import track
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers import AutoTokenizer
 
+from calibration.split.simulation import ExitTrace, replay, simulate
 from cli.args import run_sync_program
 from cli.terminal import console
 from models import heldout
 from models.demo import CLOUD, EXITS, write_tables
+from models.exits import record
 from models.partition.checkpoint import Checkpoint
 from models.partition.exit_tensors import Exits, exits_of
 from models.train.tokenizer import PAIR
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.01)
-MAX_TOKENS = 160
-
-
-class ExitTrace(NamedTuple):
-    """The whole model's greedy answer of n tokens to one prompt, and each exit's prediction of every token."""
-
-    prompt: int
-    """Its length in tokens."""
-    right: bool
-    """Whether the whole model's answer is right."""
-    confidence: NDArray[np.float64]
-    """[exits, n]"""
-    agrees: NDArray[np.bool_]
-    """Whether the exit's token is the whole model's, [exits, n]."""
 
 
 class ThresholdResult(NamedTuple):
@@ -66,78 +48,32 @@ def apply_threshold(answers: Sequence[ExitTrace], threshold: float, layers: int,
 
     An answer with a token that is not the whole model's counts as wrong. The last token needs no computation.
     """
-    taken = np.zeros(len(answers[0].confidence))
-    cloud_tokens = cloud_answers = right = work = positions = 0
-    for prompt, is_right, confidence, agrees in answers:
-        confident = confidence >= threshold
-        by = np.where(confident.any(axis=0), confident.argmax(axis=0), -1)
-        taken += [(by == exit).sum() for exit in range(len(taken))]
-        by_cloud = np.flatnonzero(by < 0)
-        same = agrees[by, np.arange(len(by))] | (by < 0)
-        right += is_right and bool(same.all())
-        cloud_tokens += len(by_cloud)
-        cloud_answers += len(by_cloud) > 0
-        work += prompt + int(by_cloud[-1]) if len(by_cloud) else 0
-        positions += prompt + len(by) - 1
-    tokens = sum(answer.agrees.shape[1] for answer in answers)
-    share = work * (layers - first) / (positions * layers)
+    replayed = [replay(answer, threshold) for answer in answers]
+    found = simulate(answers, [threshold], (layers - first) / layers)[0]
+    tokens = sum(answer.tokens for answer in answers)
     return ThresholdResult(
-        list(taken / tokens), cloud_tokens / tokens, cloud_answers / len(answers), right / len(answers), share
+        taken=(np.sum([each.taken for each in replayed], axis=0) / tokens).tolist(),
+        cloud_tokens=float(found.cloud_rate),
+        cloud_answers=float((found.cloud_tokens > 0).mean()),
+        exact_match=float(found.worth.mean()),
+        cloud_work=float(found.cloud_work),
     )
-
-
-class GreedyAnswer(NamedTuple):
-    """A greedy answer with its end token; for each token, the exits' likeliest tokens and confidences, [E]."""
-
-    tokens: list[int]
-    likeliest: list[Tensor]
-    confidence: list[Tensor]
-
-
-def greedy(model: torch.nn.Module, exits: Exits, prompts: list[list[int]]) -> list[GreedyAnswer]:
-    """The whole model's answer to each prompt, with its exits' predictions; prompts of equal length are batched."""
-    heads = exits.heads()
-    answers = [GreedyAnswer([], [], []) for _ in prompts]
-    by_length = defaultdict(list)
-    for number, prompt in enumerate(prompts):
-        by_length[len(prompt)].append(number)
-    for numbers in track(by_length.values(), "greedy answers"):
-        ids, past = torch.tensor([prompts[number] for number in numbers]), None
-        for _ in range(MAX_TOKENS):
-            with torch.no_grad():
-                out = model(ids, past_key_values=past, use_cache=True, logits_to_keep=1, output_hidden_states=True)
-                states = [out.hidden_states[exit][:, -1] for exit in exits.layers]
-                found = [head(at).max(-1) for head, at in zip(heads, states, strict=True)]
-            ids, past = out.logits.argmax(-1), out.past_key_values
-            for row, number in enumerate(numbers):
-                answers[number].tokens.append(int(ids[row, 0]))
-                answers[number].likeliest.append(torch.stack([each.indices[row] for each in found]))
-                answers[number].confidence.append(torch.stack([each.values[row] for each in found]))
-            going_on = [row for row in range(len(numbers)) if ids[row, 0] != 0]
-            if not going_on:
-                break
-            if len(going_on) < len(numbers):
-                numbers, ids = [numbers[row] for row in going_on], ids[going_on]
-                past.batch_select_indices(torch.tensor(going_on))
-    return answers
 
 
 def evaluate(path: Path) -> str:
     """The evaluation's tables in Markdown."""
-    disable_progress_bar()
     checkpoint = Checkpoint(CLOUD)
     exits = Exits(checkpoint, exits_of(path), path)
     tokenizer = AutoTokenizer.from_pretrained(CLOUD)
-    model = AutoModelForCausalLM.from_pretrained(CLOUD, dtype=torch.float32).eval()
     questions = heldout.pairs()[1::2]
     prompts = [tokenizer.encode(PAIR.question.format(prompt)) for _, prompt, _ in questions]
+    replies = record.answered(checkpoint, tokenizer, prompts, record.MAX_TOKENS)
+    found = record.record(checkpoint, exits, replies)
     answers = []
-    for prompt, reply, (_, _, answer) in zip(prompts, greedy(model, exits, prompts), questions, strict=True):
-        agrees = torch.stack(reply.likeliest) == torch.tensor(reply.tokens)[:, None]
-        right = tokenizer.decode(reply.tokens[:-1]) == answer
-        answers.append(
-            ExitTrace(len(prompt), right, torch.stack(reply.confidence).double().numpy().T, agrees.numpy().T)
-        )
+    for number, (reply, (_, _, answer)) in enumerate(zip(replies, questions, strict=True)):
+        own, begin = found.question == number, reply.first + 1
+        right = tokenizer.decode(reply.ids[begin:-1]) == answer
+        answers.append(ExitTrace(begin, right, found.top[:, own], found.agrees[:, own]))
     return tables(answers, exits, checkpoint.layers)
 
 

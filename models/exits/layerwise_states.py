@@ -16,11 +16,14 @@ ROWS = 128
 
 
 class LayerwiseStates:
-    """The frozen model's states in bf16 and its likeliest next tokens, where texts are learned."""
+    """The frozen model's states, as numbers of type `dtype`, and its likeliest next tokens, where texts are learned."""
 
-    def __init__(self, checkpoint: Checkpoint, exits: list[int], device: str) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, exits: list[int], device: str, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         self._exits = exits
         self._device = device
+        self._dtype = dtype
         self._layers = Layerwise(checkpoint, device)
         self._eps = checkpoint.config.rms_norm_eps
         self._norm = checkpoint.norm.to(device)
@@ -32,10 +35,10 @@ class LayerwiseStates:
         states, kept = list[Tensor](), []
         for after, states in enumerate(self._layers.states(self._layers.embed(list(ids))), 1):
             if after in self._exits:
-                kept.append(_chosen(states, at).bfloat16().cpu())
+                kept.append(_chosen(states, at).to(self._dtype).cpu())
         last = nn.functional.rms_norm(_chosen(states, at), self._norm.shape, self._norm, self._eps)
         likeliest, log_probs = zip(*map(self._likeliest, last.split(ROWS)), strict=True)
-        return FrozenStates(torch.stack(kept), last.bfloat16().cpu(), torch.cat(likeliest), torch.cat(log_probs))
+        return FrozenStates(torch.stack(kept), last.to(self._dtype).cpu(), torch.cat(likeliest), torch.cat(log_probs))
 
     def _likeliest(self, last: Tensor) -> tuple[Tensor, Tensor]:
         logits = last @ self._head.T

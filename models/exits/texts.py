@@ -35,12 +35,22 @@ def read(path: Path, tokenizer: Any, longest: int) -> tuple[list[TokenizedText],
     .jsonl: lines of {"prompt": ..., "answer": ...}, of which the answers are learned; .txt: passages separated by
     blank lines, of which everything is learned. Texts are cut after `longest` tokens. Raises ConfigError.
     """
-    found = _questions(path, tokenizer) if path.suffix == ".jsonl" else _passages(path, tokenizer)
-    texts = [TokenizedText(ids[:longest], first) for ids, first in found if first < min(len(ids), longest) - 1]
+    texts = every(path, tokenizer, longest)
     training = len(texts) - max(1, round(len(texts) * VALIDATION))
     if training < 1:
         raise ConfigError(f"{path}: {len(texts)} texts; 2 or more are needed, one of them for validation")
     return texts[:training], texts[training:]
+
+
+def every(path: Path, tokenizer: Any, longest: int) -> list[TokenizedText]:
+    """All texts of a file, as in `read`."""
+    found = _questions(path, tokenizer) if path.suffix == ".jsonl" else _passages(path, tokenizer)
+    return [TokenizedText(ids[:longest], first) for ids, first in found if first < min(len(ids), longest) - 1]
+
+
+def question(tokenizer: Any, prompt: str) -> list[int]:
+    """A question in the model's chat template, up to where the answer begins."""
+    return _encode(tokenizer, _asked(tokenizer, prompt))
 
 
 def _questions(path: Path, tokenizer: Any) -> list[TokenizedText]:
@@ -57,11 +67,20 @@ def _passages(path: Path, tokenizer: Any) -> list[TokenizedText]:
 
 def _conversation(tokenizer: Any, prompt: str, answer: str) -> TokenizedText:
     """A question and its answer in the model's chat template; only the answer is learned."""
+    before = _asked(tokenizer, prompt)
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    after = whole.removeprefix(before) if whole.startswith(before) else answer
+    before_ids, after_ids = (_encode(tokenizer, part) for part in (before, after))
+    return TokenizedText(before_ids + after_ids, len(before_ids) - 1)
+
+
+def _asked(tokenizer: Any, prompt: str) -> str:
     if tokenizer.chat_template is None:
         raise ConfigError("the model has no chat template to ask questions with; give a .txt file")
-    question = [{"role": "user", "content": prompt}]
-    before = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template([*question, {"role": "assistant", "content": answer}], tokenize=False)
-    after = whole.removeprefix(before) if whole.startswith(before) else answer
-    before_ids, after_ids = (tokenizer.encode(part, add_special_tokens=False) for part in (before, after))
-    return TokenizedText(before_ids + after_ids, len(before_ids) - 1)
+    turns = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))

@@ -83,13 +83,6 @@ class Exits:
         translator, eps = self.translator(exit), self._checkpoint.config.rms_norm_eps
         return partial(_logits, translator, self.norm(exit), self.head(exit).float(), eps)
 
-    def heads(self) -> list[Callable[[Tensor], Tensor]]:
-        """For each exit, the function from hidden states, [n, H], to probabilities, [n, V]."""
-        return [
-            partial(_distribution, self.logits(exit), temperature)
-            for exit, temperature in zip(self.layers, self.temperatures, strict=True)
-        ]
-
     def has_head(self, exit: int) -> bool:
         """Whether the exit has a head of its own; else it uses the model's."""
         return head_name(exit) in self._shapes
@@ -166,10 +159,6 @@ def _logits(translator: TranslatorTensors | None, norm: Tensor, head: Tensor, ep
     if translator:
         states = nn.functional.linear(states, translator.weight, translator.bias)
     return nn.functional.rms_norm(states, norm.shape, norm, eps) @ head.T
-
-
-def _distribution(logits: Callable[[Tensor], Tensor], temperature: float, states: Tensor) -> Tensor:
-    return (logits(states) / temperature).softmax(-1)
 
 
 def layer_list(text: str) -> list[int]:

@@ -49,6 +49,9 @@ GOOD = json.dumps({"prompt": "What is AI?", "answer": "It is."})
         ("--target-cloud-rate 0.3 --output {folder}", [GOOD] * 60, "is a folder"),
         ("--target-cloud-rate 0.3 --output nowhere/x.yaml", [GOOD] * 60, "nowhere/x.yaml: no such folder"),
         ("--target-cloud-rate 0.3 --output config/config.yaml", [GOOD] * 60, "is the config that is read"),
+        ("--target-cloud-rate 0.3 --split", [GOOD] * 60, r"edge\.split\.manifest: set it"),
+        ("--max-risk 0.05 --split", [GOOD] * 10, "10 questions are too few"),
+        ("--target-cloud-rate 0.3 --split --router x.json", [GOOD] * 60, "--router: is of mode route"),
         ("--target-cloud-rate 0.3", [GOOD] * 60, r"cannot reach http://127\.0\.0\.1:1"),
     ],
 )

@@ -12,6 +12,7 @@ from common.errors import ContextLengthError
 from common.types import GREEDY, Provenance, Sampling
 from edge.split.engine import EdgeInferenceEngine
 from edge.split.segments import SegmentSequence
+from models.partition.partition import partition
 from tests.support.split.fake_split_cloud import FakeSplitCloud, right
 from tests.support.split.split_answers import BABBLE, NEVER, QUESTIONS, SOME, engine_of, run, states_of, tokens
 
@@ -169,3 +170,13 @@ async def test_text_in_and_text_out(engine: EdgeInferenceEngine, cloud: FakeSpli
     assert both.collaboration.mode == "split" and both.completion_tokens <= 12
     with pytest.raises(ContextLengthError):
         await engine.generate_standalone("word " * 2000)
+
+
+async def test_of_three_exits_each_is_asked_in_turn_before_the_cloud(tmp_path: Path, cloud: FakeSplitCloud) -> None:
+    """The one in the middle has computed what the last one needs of its segment."""
+    partition("models/demo-cloud", [1, 2, 4], None, "f32", tmp_path / "pieces")
+    async with engine_of(tmp_path / "pieces", cloud) as engine:
+        split, _ = await run(engine, QUESTIONS[0], (1.0, 1.0, 1.0))
+        assert split.answer.report.tokens[Provenance.CLOUD] > 0
+        alone, _ = await run(engine, QUESTIONS[0], (1.0, 1.0, 1.0), standalone=True)
+        assert alone.answer.report.exits["4"] > 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.errors import ConfigError
-from experiments import accuracy, communication, inference_time
+from experiments import accuracy_eval, communication_overhead, inference_time
 from experiments.counters.cloud import CloudCounts
 from experiments.counters.edge import EdgeCounts
 from experiments.harness import experiment, results
@@ -187,14 +187,29 @@ def test_the_first_cell_is_that_of_the_network_and_none_is_there_twice() -> None
         inference_time.load_conditions(parser.parse_args(["--round-trips", "a"]))
 
 
+def test_the_options_of_the_first_documents_say_what_is_asked() -> None:
+    args = accuracy_eval.parser().parse_args(["--task", "boolq:here", "--mode", "collaborative", "--samples", "100"])
+    assert (args.data, args.questions, args.mode) == ("boolq:here", 100, "collaborative")
+    assert accuracy_eval.parser().parse_args(["--dataset", "alpaca"]).data == "alpaca"
+    assert accuracy_eval.parser().parse_args([]).data is None
+    names = {mode: {one.name for one in accuracy_eval.ablations(mode, [0.8])} for mode in (None, "collaborative")}
+    assert names == {None: {"standalone", "split 0.8", "cloud_only"}, "collaborative": {"split 0.8", "cloud_only"}}
+
+
+def test_without_thresholds_there_is_no_curve_over_them() -> None:
+    found, plan, entries = report_of([variants.STANDALONE, CLOUD_ONLY], CLOUD_ONLY, 0.3)
+    accuracy_eval.finish([], found, plan, entries)
+    assert found.tables and found.charts == []
+
+
 def added() -> Iterator[tuple[str, ExperimentReport]]:
     """Each experiment's report with its own tables and curves."""
     thresholds = [0.8, 1.01]
     found, plan, entries = report_of(base_ablations(), variants.NAIVE, 0.3)
-    communication.finish(thresholds, SHAPE, found, plan, entries)
+    communication_overhead.finish(thresholds, SHAPE, found, plan, entries)
     yield "communication", found
     found, plan, entries = report_of(base_ablations(), CLOUD_ONLY, 0.3)
-    accuracy.finish(thresholds, found, plan, entries)
+    accuracy_eval.finish(thresholds, found, plan, entries)
     yield "accuracy", found
     found, plan, entries = report_of(inference_time.ablations(0.8), CLOUD_ONLY, 0.3)
     inference_time.finish(found, plan, entries)
@@ -216,8 +231,8 @@ def test_each_experiment_shows_its_results_beside_the_papers_figures() -> None:
 def test_an_experiment_that_answered_nothing_still_has_a_report() -> None:
     plan = plan_of(base_ablations(), CLOUD_ONLY)
     found = results.report(plan, [], SOME, measures(SHAPE))
-    accuracy.finish([0.8, 1.01], found, plan, [])
-    communication.finish([0.8, 1.01], SHAPE, found, plan, [])
+    accuracy_eval.finish([0.8, 1.01], found, plan, [])
+    communication_overhead.finish([0.8, 1.01], SHAPE, found, plan, [])
     assert all(not one.measures for one in found.configurations)
 
 
@@ -235,11 +250,11 @@ def test_the_threshold_taken_has_the_least_cloud_work_within_a_point() -> None:
     set_to("split 0.8", 0.911, 0.1)
     set_to("split 1", 0.92, 0.4)
     swept = [(t, by_name[f"split {t:g}"]) for t in (0.5, 0.8, 1.0)]
-    (sentence,) = accuracy.findings(swept, by_name["cloud_only"])
+    (sentence,) = accuracy_eval.findings(swept, by_name["cloud_only"])
     assert sentence.startswith("Threshold 0.8: 90.0%")
     set_to("split 0.8", 0.85, 0.1)
     set_to("split 1", 0.85, 0.1)
-    (sentence,) = accuracy.findings(swept, by_name["cloud_only"])
+    (sentence,) = accuracy_eval.findings(swept, by_name["cloud_only"])
     assert sentence.startswith("At no threshold")
 
 
@@ -249,5 +264,7 @@ def test_what_a_request_can_override_needs_no_server_of_its_own() -> None:
     assert [one.fields.get("confidence_threshold") for one in plan.configurations] == [0.5, 0.9, None]
     assert plan.configurations[2].fields["use_confidence_check"] is False
     plan = plan_of(inference_time.ablations(0.8), CLOUD_ONLY)
-    assert len({one.needs for one in plan.configurations}) == len(plan.configurations)
+    needs = {one.name: one.needs for one in plan.configurations}
+    assert needs.pop("no_exits") == needs["split"]
+    assert len(set(needs.values())) == len(needs)
     assert ExperimentKind(title="", name="", program="").settings == experiment.SETTINGS

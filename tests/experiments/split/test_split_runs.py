@@ -34,7 +34,7 @@ def measured(found: ExperimentReport, name: str, measure: str) -> float:
 
 
 async def test_a_naive_split_sends_what_its_formula_says_and_answers_as_the_whole_model_does(tmp_path: Path) -> None:
-    found = await report("communication", tmp_path, "--thresholds", "0.8,1.01")
+    found = await report("communication_overhead", tmp_path, "--thresholds", "0.8,1.01")
     sent, formula = (measured(found, "naive_split", name) for name in ("bytes", "naive_context"))
     assert sent == pytest.approx(formula, rel=0.05)
     assert measured(found, "split 0.8", "bytes") < measured(found, "split 1.01", "bytes") < sent

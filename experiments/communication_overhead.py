@@ -1,6 +1,6 @@
 """Measures the bytes of the layer split against those of a naive split.
 
-python -m experiments.communication [--thresholds 0.5,0.7,...] [--questions 60] [--output DIR]
+python -m experiments.communication_overhead [--thresholds 0.5,0.7,...] [--questions 60] [--output DIR]
 
 "Every hidden state in fp32" can be read in several ways that differ by orders of magnitude; each has a column with its
 formula. What the layer split sends is counted twice: by its answers (frames) and by the network (with headers).
@@ -20,7 +20,7 @@ from experiments.setup.ablations import CLOUD_ONLY
 from experiments.split import formulas, paper, variants
 from experiments.split.formulas import READINGS, SplitShape
 
-NAME = "communication"
+NAME = "communication_overhead"
 QUESTIONS, REPEATS, BLOCK = 60, 1, 4
 THRESHOLDS = "0.5,0.7,0.8,0.9,1.01"
 

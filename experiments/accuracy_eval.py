@@ -1,12 +1,13 @@
 """Measures the quality of a split model's answers over the exit threshold.
 
-python -m experiments.accuracy [--thresholds 0.5,0.6,...] [--data FILE|NAME] [--questions 200] [--output DIR]
+python -m experiments.accuracy_eval [--task boolq:PATH] [--mode collaborative] [--thresholds 0.5,0.6,...]
 
 It compares standalone (no cloud), the layer split at each threshold, and cloud only, on the held-out questions or on
-another data set (--data). The cloud's work is in layer-tokens: positions that the tail computed times its layers, over
-positions of prompt and answer times all layers.
+another data set (--task, which is --data). The cloud's work is in layer-tokens: positions that the tail computed times
+its layers, over positions of prompt and answer times all layers.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -17,28 +18,42 @@ from experiments.harness import experiment
 from experiments.harness.options import numbers
 from experiments.harness.trials import ExperimentPlan, TrialResult
 from experiments.report.schema import Chart, ConfigurationReport, ExperimentReport, Measure, ReportTable
-from experiments.setup.ablations import CLOUD_ONLY
+from experiments.setup.ablations import CLOUD_ONLY, Ablation
 from experiments.split import paper, variants
 
-NAME = "accuracy"
+NAME = "accuracy_eval"
 QUESTIONS, REPEATS, BLOCK = 200, 1, 4
 THRESHOLDS = "0.5,0.6,0.7,0.8,0.9,0.95,1"
+MODES = COLLABORATIVE, STANDALONE = "collaborative", "standalone"
 WITHIN = 0.01
 """Quality may be this much below cloud only's and still count as equal."""
 
 
 async def main() -> None:
-    parser = variants.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
-    parser.add_argument(
-        "--thresholds", default=THRESHOLDS, metavar="NUMBERS", help="thresholds of the exits (default %(default)s)"
-    )
-    args, console = parser.parse_args(), terminal.console()
-    wanted = sorted(numbers(args.thresholds, "--thresholds"))
+    args, console = parser().parse_args(), terminal.console()
+    wanted = sorted(numbers(args.thresholds, "--thresholds")) if args.mode != STANDALONE else []
     base = experiment.base_config(args, variants.SETTINGS)
-    chosen = [variants.STANDALONE, *map(variants.split, wanted), CLOUD_ONLY]
     title = "Quality of a split model's answers"
     kind = variants.kind(NAME, title, base, CLOUD_ONLY, partial(finish, wanted), block=BLOCK)
-    await experiment.run(args, chosen, base, console, kind)
+    await experiment.run(args, ablations(args.mode, wanted), base, console, kind)
+
+
+def parser() -> argparse.ArgumentParser:
+    options = variants.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
+    options.add_argument(
+        "--thresholds", default=THRESHOLDS, metavar="NUMBERS", help="thresholds of the exits (default %(default)s)"
+    )
+    options.add_argument("--task", dest="data", metavar="FILE|NAME", help="the same as --data")
+    options.add_argument(
+        "--mode", choices=MODES, help="only this of the split's modes, beside cloud only (default: both)"
+    )
+    return options
+
+
+def ablations(mode: str | None, thresholds: Sequence[float]) -> list[Ablation]:
+    """What is compared; `mode`: one of MODES, or None for both."""
+    alone = [variants.STANDALONE] if mode != COLLABORATIVE else []
+    return [*alone, *map(variants.split, thresholds), CLOUD_ONLY]
 
 
 def finish(
@@ -49,6 +64,8 @@ def finish(
     by_name = {one.name: one for one in report.configurations}
     swept = [(threshold, by_name[f"split {threshold:g}"]) for threshold in thresholds]
     report.findings += findings(swept, by_name[CLOUD_ONLY.name])
+    if not swept:
+        return
     cloud = by_name[CLOUD_ONLY.name].measures
     report.charts += [
         Chart(

@@ -29,7 +29,7 @@ from common.http.client import HTTPClient
 from experiments.capacity import report as capacity_report
 from experiments.capacity.clients import CapacityPoint, Client, measure, stream_answers
 from experiments.capacity.model import ClientWork
-from experiments.capacity.recording import Recorder
+from experiments.capacity.recording import PairRecorder
 from experiments.capacity.report import CapacityReport
 from experiments.fleet.load import DraftedAnswer, FleetTally, SimulatedEdge, TenantLoad
 from experiments.harness.environment import environment
@@ -127,7 +127,7 @@ async def recorded(args: argparse.Namespace, where: Site, systems: Sequence[str]
         HTTPClient(where.urls[AskedServer.EDGE], PLAIN, keys.edge_api_key) as edge,
         CloudPool(reaching(where)) as clouds,
     ):
-        recorder = Recorder(edge, clouds, config)
+        recorder = PairRecorder(edge, clouds, config)
         answers = {
             gated: await recorder.record(prompts, gated, args.max_tokens) for gated in (False, "gated" in systems)
         }

@@ -25,7 +25,7 @@ class _StreamedTokens(Struct):
     token_ids: list[int] | None = None
 
 
-class StreamedChunk(Struct):
+class StreamedIds(Struct):
     """The part of an event of `/v1/completions` that is counted."""
 
     choices: list[_StreamedTokens] = []
@@ -52,7 +52,7 @@ async def stream_answers(cloud: HTTPClient, answers: Sequence[DraftedAnswer], nu
         answer, found = chance.choice(answers), list[int]()
         body = {"prompt": answer.prompt, "max_tokens": answer.tokens, "temperature": 0}
         async for event in cloud.events("/v1/completions", {**body, "stream": True, "return_token_ids": True}):
-            for choice in codec.decode(event, StreamedChunk).choices:
+            for choice in codec.decode(event, StreamedIds).choices:
                 found += choice.token_ids or []
                 tally.commit(len(choice.token_ids or []))
         tally.answers[STREAM, "answered" if found == answer.token_ids else "wrong"] += 1

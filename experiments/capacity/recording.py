@@ -40,7 +40,7 @@ class RecordingVerifier(CloudVerifier):
         return [*self.rounds, DraftedRound([], [], rest)] if rest else self.rounds
 
 
-class Recorder:
+class PairRecorder:
     """Asks a real pair. `estimates`: what it has learned of it, and how long the edge takes for a token."""
 
     def __init__(self, edge: HTTPClient, clouds: CloudPool, config: Config) -> None:

@@ -13,6 +13,7 @@ from cli.demo import free_ports
 from cli.supervisor import ServerProcess
 from common.errors import ConfigError
 from common.files.installation import PROJECT
+from experiments import network_sweep
 from experiments.harness.delay_proxy import DelayProxy
 from experiments.harness.journal import Journal
 from experiments.harness.options import numbers
@@ -133,6 +134,15 @@ def test_the_command_line_decides_what_is_measured_and_the_servers_have_room_for
     assert config.edge.model.sequences == 40
     assert config.cloud.draft_verifier.resident_sessions == 40
     assert config.cloud.model.dtype == "float32"
+
+
+def test_peers_are_all_that_can_run_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    llama_server = tmp_path / "llama-server"
+    monkeypatch.setattr(network_sweep, "LLAMA_SERVER", llama_server)
+    without = plan_of(parser().parse_args(["--ways", "peers"])).ways
+    assert without == ["cloud", "auto", "gated", "ngram", "draft-model"]
+    llama_server.touch()
+    assert plan_of(parser().parse_args(["--ways", "peers"])).ways == [*without, "llama-server"]
 
 
 @pytest.mark.parametrize("flags", [["--clients", "0"], ["--prompts", "0"], ["--uplinks", "a"], ["--round-trips", "-1"]])

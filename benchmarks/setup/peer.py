@@ -39,7 +39,7 @@ def vllm(config: Config, port: int, speculation: Mapping[str, object]) -> list[s
     defaults = CPU_DEFAULTS if current_platform.is_cpu() else {}
     arguments = {
         **defaults,
-        **fitted({**defaults, **config.cloud.vllm_args}, model),
+        **fitted({**defaults, **config.cloud.vllm_args, "max_num_seqs": config.cloud.sequences}, model),
         "model": model,
         "served_model_name": Path(model).name,
         "host": "127.0.0.1",

@@ -113,7 +113,7 @@ def settings(clients: int) -> list[str]:
         "inference.fallback=false",
         f"cloud.admission.max_requests={4 * places}",
         f"cloud.draft_verifier.resident_sessions={places}",
-        f"cloud.draft_verifier.batch.max_batch_size={2 * places}",
+        f"cloud.draft_verifier.batch.max_batch_size={places}",
     ]
 
 

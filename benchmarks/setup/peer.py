@@ -47,7 +47,7 @@ def vllm(config: Config, port: int, speculation: Mapping[str, object]) -> list[s
         "speculative_config": dict(speculation),
         "uvicorn_log_level": "warning",
     }
-    program = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
+    program = [sys.executable, "-P", "-m", "vllm.entrypoints.launchers.api_server.entry"]
     return program + [word for key, value in arguments.items() for word in words(key, value)]
 
 

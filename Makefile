@@ -1,5 +1,5 @@
 # make setup | run | server | check | check-vllm | format | docs | test | test-long | test-clients | test-console | test-deploy | test-ray | test-real | fuzz | test-faults | soak | lock | sbom
-#      bench | bench-cloud | bench-edge | bench-ray | bench-network | bench-thresholds | bench-routing | bench-scaling | bench-humaneval | bench-split | ablation | evaluate | train | clean
+#      bench | bench-cloud | bench-edge | bench-ray | bench-network | bench-peers | bench-thresholds | bench-routing | bench-scaling | bench-humaneval | bench-split | ablation | evaluate | train | clean
 PROMPT ?= What is AI?
 # The pair of models: make run CONFIG=config/presets/qwen2.5-coder.yaml SET="models.root=models/real edge.server.port=9000"
 CONFIG ?=
@@ -22,7 +22,7 @@ UNHASHED := { echo "error: the packages above are not those of requirements/*.lo
 timed = (began=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - began)) s")
 
 .PHONY: setup run server check check-vllm format docs test test-long test-clients test-console test-deploy test-ray chromium screenshots test-real test-faults fuzz soak lock sbom
-.PHONY: bench bench-cloud bench-edge bench-ray bench-network bench-thresholds bench-routing bench-scaling bench-humaneval bench-split ablation llama-server evaluate train clean
+.PHONY: bench bench-cloud bench-edge bench-ray bench-network bench-peers bench-thresholds bench-routing bench-scaling bench-humaneval bench-split ablation llama-server evaluate train clean
 
 setup: $(VENV)/.ready models/demo-split/manifest.json
 
@@ -175,6 +175,11 @@ bench-ray: setup $(VENV)/.ray
 # 15 minutes of a sweep of hours; ARGS="--resume --minutes 60" goes on with it.
 bench-network: setup
 	$(PY) -m experiments.network_sweep $(PAIR) $(ARGS)
+
+# What a user might run in place of an edge, and how many clients one cloud serves; about 25 minutes on 2 cores.
+bench-peers: setup
+	$(PY) -m experiments.network_sweep --ways peers --pinned --uplinks 20 --output logs/peers $(PAIR) $(ARGS)
+	$(PY) -m experiments.capacity $(PAIR)
 
 # About 8 minutes each on 2 cores; ARGS="--strategies max_prob,ensemble", ARGS="--clients 1,8" are less.
 bench-thresholds: setup

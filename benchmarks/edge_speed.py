@@ -25,13 +25,13 @@ import msgspec
 from rich.progress import Progress
 
 from benchmarks.random_gguf import SMOL_135M, WIDE_VOCABULARY, model_file
-from benchmarks.setup.contenders import PEER, PEERS, STREAMS, ContenderTime, contenders
+from benchmarks.setup.contenders import PEERS, STREAMS, ContenderTime, contenders
 from benchmarks.setup.pair import edge_file
 from benchmarks.setup.ratio_table import RequiredRatio, table
 from cli import terminal
 from cli.args import config_parser, run_program
 from common.config_edge import EdgeModelConfig
-from common.files.installation import PROJECT
+from common.files.installation import LLAMA_SERVER, PROJECT
 from common.http.client import HTTPClient
 from edge.confidence import ConfidenceCalculator
 from edge.engine.engine import EdgeEngine
@@ -142,8 +142,8 @@ async def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all ratios to this file")
     args = parser.parse_args()
     console = terminal.console()
-    if not PEER.exists():
-        console.print(f"{PEER} is missing, so it is not compared; `make llama-server` builds it")
+    if not LLAMA_SERVER.exists():
+        console.print(f"{LLAMA_SERVER} is missing, so it is not compared; `make llama-server` builds it")
     wide = model_file(WIDE_VOCABULARY)
     with Progress(console=console) as bar:
         rows = await speed(args.model or edge_file(args) or model_file(SMOL_135M), args, bar)

@@ -11,9 +11,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from common.files.installation import PROJECT
+from common.files.installation import CACHE, PROJECT
 
-CACHE = Path.home() / ".cache" / "edgecloud"
 VOCABULARY = PROJECT / "models" / "demo-edge.gguf"
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 F32 = gguf.GGMLQuantizationType.F32

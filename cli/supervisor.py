@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -46,13 +46,26 @@ class ServerProcess:
     So does the end of this process, whatever ends it, and whether they run or stand still: a shell waits for that.
     """
 
-    def __init__(self, name: str, script: str, url: str, flags: list[str], log_file: Path | None = None) -> None:
+    CLIENT: type[HTTPClient] = HTTPClient
+    """What asks it whether it is ready."""
+
+    def __init__(
+        self,
+        name: str,
+        script: str,
+        url: str,
+        flags: list[str],
+        log_file: Path | None = None,
+        cores: Collection[int] = (),
+    ) -> None:
+        """`cores`: those that it may run on; none: all of this process's."""
         self.name = name
         self.url = url
         self.ready = asyncio.Event()
         program = [str(PROJECT / script)] if script.endswith(".py") else ["-P", "-m", script]
         self._command = [sys.executable, *program, *flags]
         self.log = ServerLog(log_file)
+        self._cores = cores
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.subprocess.Process | None = None
         """The shell, until the server has ended."""
@@ -72,6 +85,8 @@ class ServerProcess:
         finally:
             if output:
                 output.close()
+        if self._cores:
+            os.sched_setaffinity(self._process.pid, self._cores)  # before it has threads, which inherit this
         assert self._watch.stdin is not None
         self._watch.stdin.write(f"{self._process.pid}\n".encode())
 
@@ -91,7 +106,7 @@ class ServerProcess:
         exited, began = asyncio.create_task(self.exited()), time.monotonic()
         reported = began
         try:
-            async with HTTPClient(self.url) as client:
+            async with self.CLIENT(self.url) as client:
                 while (problem := await _not_ready(client)) is not None:
                     if exited.done():
                         raise StartError(f"the {self.name} server did not start: {self.log.last_line()}")

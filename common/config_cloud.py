@@ -140,3 +140,19 @@ class CloudConfig(Section, frozen=True):
         """Sessions that may stay in the engine between rounds: at most half of an explicit `max_num_seqs`."""
         wanted, given = self.draft_verifier.resident_sessions, self.engine_args.get("max_num_seqs")
         return min(wanted, given // 2) if isinstance(given, int) else wanted
+
+    @property
+    def vllm_args(self) -> dict[str, object]:
+        """vLLM's arguments for this config; its `engine_args` override the others."""
+        blocks = {"num_gpu_blocks_override": self.kv_cache.max_blocks} if self.kv_cache.max_blocks else {}
+        return {
+            "max_model_len": self.model.context_length,
+            "tensor_parallel_size": self.model.tensor_parallel_size,
+            "gpu_memory_utilization": self.model.gpu_memory_utilization,
+            "dtype": self.model.dtype,
+            # An idle session keeps a place: without places of their own they would leave few to those whose turn it is.
+            "max_num_seqs": self.sequences + self.residents,
+            "enable_prefix_caching": self.kv_cache.enabled and self.kv_cache.enable_prefix_caching,
+            **blocks,
+            **self.engine_args,
+        }

@@ -69,23 +69,7 @@ def _spec(config: Config) -> ReplicaSpec:
     """What a replica runs; raises StartError for a model that is not there."""
     path = model_root.cloud_model(config).path
     check_model(path)
-    return ReplicaSpec(path, engine_args(config.cloud), config.cloud, config.logging.level, config.logging.traces)
-
-
-def engine_args(cloud: CloudConfig) -> dict[str, object]:
-    """vLLM's arguments for this config; its `engine_args` override the others."""
-    blocks = {"num_gpu_blocks_override": cloud.kv_cache.max_blocks} if cloud.kv_cache.max_blocks else {}
-    return {
-        "max_model_len": cloud.model.context_length,
-        "tensor_parallel_size": cloud.model.tensor_parallel_size,
-        "gpu_memory_utilization": cloud.model.gpu_memory_utilization,
-        "dtype": cloud.model.dtype,
-        # An idle session keeps a place: without places of their own, they would leave few to those whose turn it is.
-        "max_num_seqs": cloud.sequences + cloud.residents,
-        "enable_prefix_caching": cloud.kv_cache.enabled and cloud.kv_cache.enable_prefix_caching,
-        **blocks,
-        **cloud.engine_args,
-    }
+    return ReplicaSpec(path, config.cloud.vllm_args, config.cloud, config.logging.level, config.logging.traces)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
     python -m experiments.network_sweep [--round-trips 0,14,50,100] [--uplinks 10,20,80] [--clients 1,4,16]
         [--ways edge,cloud,rounds,...] [--prompts 200] [--repeats 1] [--minutes 15] [--resume] [--output DIR]
+    python -m experiments.network_sweep --ways peers --pinned
 
 It stops after `--minutes`: first a few questions in every cell, then more; `--resume` continues. A proxy between edge
 and cloud simulates the network; the clients are beside the edge. One pair of servers serves the whole sweep, and a
 second edge the modes with F4 off. The cloud computes in float32, so every lossless answer must equal cloud only's.
+`--ways peers` compares an edge with what a user might pick in its place, each behind a network of its own: vLLM that
+speculates with n-grams or with the edge's model beside it, and llama-server, if it was built, with both models.
 
 Caches are equally warm for all modes: before each pass every question is asked once, for one token, of the cloud itself
 and of each edge, so that all modes find the same prompts in F3's caches; and each pass shuffles the order of the modes.
@@ -15,6 +18,7 @@ network.
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,12 +33,13 @@ from cli import terminal
 from cli.args import config_parser, load_config, run_program
 from common.errors import ConfigError
 from common.files import model_root
+from common.files.installation import LLAMA_SERVER
 from experiments.harness.journal import Journal
 from experiments.harness.options import OUTPUT_HELP, numbers
 from experiments.harness.progress import progress
-from experiments.harness.servers import AskedServer, site
+from experiments.harness.servers import NOT_PINNED, PEERS, AskedServer, pinned_apart, site
 from experiments.network import tables
-from experiments.network.answer_modes import ANSWER_MODES, DEFAULT_MODES, select_modes
+from experiments.network.answer_modes import ANSWER_MODES, DEFAULT_MODES, PEER_MODES, select_modes
 from experiments.network.document import of_sweep
 from experiments.network.passes import Pass, PassResult, SweepPlan, passes
 from experiments.network.report import report
@@ -74,10 +79,13 @@ async def _run(
     """Runs passes until none is left or the minutes are over."""
     plain_edge = any(mode.server is AskedServer.PLAIN_EDGE for mode in plan.modes)
     asked = questions_of(plan)
+    peers = [mode.server for mode in plan.modes if mode.server in PEERS]
+    pinning = pinned_apart() if plan.pinned else NOT_PINNED
     async with (
-        site(args, server_settings(plan), plain_edge, console.print) as servers,
+        site(args, server_settings(plan), plain_edge, console.print, peers, pinning) as servers,
         contextlib.aclosing(NetworkSweep(plan, asked, servers)) as sweep,
     ):
+        os.sched_setaffinity(0, pinning.edges or os.sched_getaffinity(0))
         with progress(console) as bar:
             task = bar.add_task("", total=sum(one.weight for one in left))
             until = time.monotonic() + 60 * args.minutes
@@ -130,6 +138,8 @@ def write(found: NetworkReport, files: ReportFiles, console: Console) -> None:
             details, ratios, conclusion, sep="\n"
         )
     console.print(tables.for_terminal(tables.brief(found)), conclusion, sep="\n")
+    for verdict in tables.verdicts(found):
+        console.print(f"an edge drafter (auto) is, {verdict}")
     for path in [*written, files.folder / "tables.txt"]:
         console.print(f"written: {path}")
     if found.passes_done < found.passes_planned:
@@ -146,7 +156,7 @@ def plan_of(args: argparse.Namespace) -> SweepPlan:
         round_trips=numbers(args.round_trips, "--round-trips"),
         uplinks=numbers(args.uplinks, "--uplinks"),
         clients=[int(n) for n in numbers(args.clients, "--clients")],
-        ways=[mode.name for mode in select_modes(args.ways)],
+        ways=[mode.name for mode in select_modes(ways_of(args.ways))],
         prompts=min(args.prompts, available),
         repeats=args.repeats,
         max_tokens=args.max_tokens,
@@ -154,10 +164,20 @@ def plan_of(args: argparse.Namespace) -> SweepPlan:
         config=args.config,
         settings=args.set,
         data=data,
+        pinned=args.pinned,
     )
     if min(plan.uplinks) <= 0 or min(plan.clients) < 1 or min(plan.prompts, plan.repeats, plan.max_tokens) < 1:
         raise ConfigError("uplinks, clients, prompts, repeats and tokens must be more than 0")
     return plan
+
+
+def ways_of(names: str) -> str:
+    """The names of `--ways`; `peers` stands for an edge and all that can run here in its place."""
+    if names != "peers":
+        return names
+    if not LLAMA_SERVER.exists():
+        terminal.console().print("llama-server is left out: it was not built (make llama-server)")
+    return PEER_MODES if LLAMA_SERVER.exists() else PEER_MODES.removesuffix(",llama-server")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -172,7 +192,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--ways",
         default=DEFAULT_MODES,
-        help=f"answer modes, comma-separated: {','.join(ANSWER_MODES)} (default: {DEFAULT_MODES})",
+        help=f"answer modes, comma-separated: {','.join(ANSWER_MODES)} (default: {DEFAULT_MODES}); or peers",
+    )
+    options.add_argument(
+        "--pinned", action="store_true", help="edges and clients have the last core, the clouds all others"
     )
     options.add_argument(
         "--questions",

@@ -12,16 +12,14 @@ from typing import Any, NamedTuple
 import aiohttp
 import msgspec
 
-from benchmarks.random_gguf import CACHE
 from cli.demo import free_ports
 from cli.supervisor import EDGE
 from common.config_edge import EdgeModelConfig
 from common.errors import StartError
-from common.files.installation import logs, module_environment
+from common.files.installation import LLAMA_SERVER, logs, module_environment
 from edge.llama.batch import SequenceTokens
 from edge.llama.model import CHUNK, Llama
 
-PEER = CACHE / "llama-server"
 STREAMS = 8
 PEERS = {"llama-server -fa off": ("-fa", "off"), "llama-server": ()}
 """llama-server with the edge's attention kernels (see edge/llama/model.py), and with its defaults; its options."""
@@ -142,11 +140,11 @@ async def contenders(
     await ready(session, edge_url + "/ready")
     edge = CompletionServer(session, edge_url, {"mode": "edge_only", "use_kv_cache": False})
     found: dict[str, Contender] = {"bare": bare.answer, "edge": edge.answer}
-    if PEER.exists():
+    if LLAMA_SERVER.exists():
         options = ["-m", str(model), "-c", str(context * STREAMS), "-np", str(STREAMS)]
         options += ["-t", str(args.threads), "-tb", str(args.threads)]
         for (name, attention), port in zip(PEERS.items(), peer_ports, strict=True):
-            await stack.enter_async_context(process(name, str(PEER), *options, *attention, "--port", str(port)))
+            await stack.enter_async_context(process(name, str(LLAMA_SERVER), *options, *attention, "--port", str(port)))
             peer_url = f"http://127.0.0.1:{port}"
             await ready(session, peer_url + "/health")
             found[name] = CompletionServer(session, peer_url, {"cache_prompt": False}).answer

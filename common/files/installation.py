@@ -8,6 +8,9 @@ PROJECT = Path(__file__).parents[2]
 IN_WHEEL = PROJECT / "edgecloud"
 """Where an installed package has what a checkout has beside its packages: `config/`."""
 CHECKOUT = (PROJECT / "pyproject.toml").is_file()
+CACHE = Path.home() / ".cache" / "edgecloud"
+LLAMA_SERVER = CACHE / "llama-server"
+"""Where `make llama-server` puts it."""
 
 
 def shipped(path: str | Path) -> Path:

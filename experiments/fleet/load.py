@@ -22,21 +22,40 @@ from common.types import GREEDY
 
 
 class DraftedRound(Struct, frozen=True):
-    """A draft, and the tokens that the cloud's verdict on it commits."""
+    """A draft, and the tokens that the cloud's verdict on it commits. `kept`: those that the edge commits before it;
+    `max_tokens`: of the cloud's own, behind the draft.
+
+    Where the edge ends an answer alone, there is neither draft nor verdict.
+    """
 
     draft: list[int]
     committed: list[int]
+    kept: list[int] = []
+    max_tokens: int = 1
+
+    @property
+    def tokens(self) -> int:
+        return len(self.kept) + len(self.committed)
+
+    @property
+    def drafted(self) -> int:
+        """Tokens that the edge draws for this round."""
+        return len(self.kept) + len(self.draft)
 
 
 class DraftedAnswer(Struct, frozen=True):
-    """One greedy lossless answer, round by round: its drafts can be sent again, and must have the same verdicts."""
+    """One greedy answer, round by round: its drafts can be sent again, and must have the same verdicts."""
 
     prompt: list[int]
     rounds: list[DraftedRound]
 
     @property
     def tokens(self) -> int:
-        return sum(len(one.committed) for one in self.rounds)
+        return sum(one.tokens for one in self.rounds)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token for one in self.rounds for token in (*one.kept, *one.committed)]
 
 
 class TenantLoad(Struct, frozen=True):
@@ -71,10 +90,15 @@ class FleetTally:
     paused: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Seconds for which the edges of a tenant drafted rounds that came to a verdict."""
     failures: Counter[str] = field(default_factory=Counter)
+    commits: list[tuple[float, int]] = field(default_factory=list)
+    """When tokens of answers came, and how many."""
 
     def record(self, load: TenantLoad, paused: float, seconds: float) -> None:
         self.rounds.append(RoundTime(time.monotonic() - self.began, load.name, seconds))
         self.paused[load.name] += paused
+
+    def commit(self, tokens: int) -> None:
+        self.commits.append((time.monotonic() - self.began, tokens))
 
 
 async def record(
@@ -119,10 +143,14 @@ class SimulatedEdge:
     async def _answer(self, clouds: CloudPool, answer: DraftedAnswer) -> str:
         verifier, committed = CloudVerifier(clouds), list(answer.prompt)
         for one in answer.rounds:
-            pause = await self._draft(len(one.draft))
+            pause = await self._draft(one.drafted)
+            committed += one.kept
+            if not one.committed:
+                self._tally.commit(len(one.kept))
+                continue
             began = time.perf_counter()
             try:
-                verdict = await verifier.verify(committed, one.draft, GREEDY, 1)
+                verdict = await verifier.verify(committed, one.draft, GREEDY, one.max_tokens)
             except (EndpointError, RequestError) as error:
                 await self._draft(answer.tokens - (len(committed) - len(answer.prompt)))  # it goes on alone
                 if isinstance(error, Busy):
@@ -130,6 +158,7 @@ class SimulatedEdge:
                 self._tally.failures[error.message] += 1
                 return "failed"
             self._tally.record(self._load, pause, time.perf_counter() - began)
+            self._tally.commit(one.tokens)
             if verdict.token_ids != one.committed:
                 return "wrong"
             committed += verdict.token_ids

@@ -11,8 +11,8 @@ from experiments.harness.servers import AskedServer
 class BoundFormula(StrEnum):
     """The formula of experiments/network/bounds.py that limits the speed of a mode."""
 
-    ALONE = "alone"
-    """The edge without the cloud: no formula."""
+    NONE = "none"
+    """No formula: the edge without the cloud, and a peer, whose costs are not known."""
     PLAIN = "plain"
     ROUNDS = "rounds"
     ROUNDS_AHEAD = "rounds_ahead"
@@ -56,7 +56,7 @@ ANSWER_MODES = {
     mode.name: mode
     for mode in (
         CLOUD_ONLY,
-        AnswerMode("edge", "edge only", BoundFormula.ALONE, {"mode": "edge_only"}),
+        AnswerMode("edge", "edge only", BoundFormula.NONE, {"mode": "edge_only"}),
         fast("rounds", "rounds", BoundFormula.ROUNDS_AHEAD, way="rounds"),
         fast("continuous", "continuous", BoundFormula.CONTINUOUS, way="continuous"),
         fast("auto", "lossless, by policy", BoundFormula.BEST, way="auto"),
@@ -66,15 +66,23 @@ ANSWER_MODES = {
         lossless("default", "lossless, as set up", BoundFormula.BEST),
         lossless("default-f4-off", "as set up, F4 off", BoundFormula.BEST, AskedServer.PLAIN_EDGE),
         AnswerMode("direct", "cloud, no edge", BoundFormula.PLAIN, lossless=True, server=AskedServer.CLOUD),
+        AnswerMode("ngram", "n-grams in the cloud", BoundFormula.NONE, server=AskedServer.NGRAM),
+        AnswerMode("draft-model", "draft model in the cloud", BoundFormula.NONE, server=AskedServer.DRAFT_MODEL),
+        AnswerMode("llama-server", "llama-server", BoundFormula.NONE, server=AskedServer.LLAMA_SERVER),
     )
 }
+"""What a peer answers is compared with cloud only's, but nothing is promised of it."""
 WORTH = {
     "drafting ahead": (("rounds", "rounds-not-ahead"),),
     "F4": (("rounds", "rounds-f4-off"), ("default", "default-f4-off")),
 }
 """For each part, pairs of modes that differ in that part alone: with it, without it."""
+EDGE_DRAFTER = "auto"
+INSTEAD = (CLOUD_ONLY.name, "ngram", "draft-model", "llama-server")
+"""What a user might pick in place of an edge that drafts losslessly; the first is there always."""
 DEFAULT_MODES = "edge,cloud,direct,rounds,continuous,auto,gated,rounds-not-ahead,rounds-f4-off"
 """`direct` asks the cloud itself: it shows that the edge does not slow down cloud only."""
+PEER_MODES = "cloud,auto,gated,ngram,draft-model,llama-server"
 
 
 def select_modes(names: str) -> list[AnswerMode]:

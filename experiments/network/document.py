@@ -80,9 +80,18 @@ def of_sweep(report: NetworkReport) -> Document:
                 if report.rows
                 else []
             ),
+            *(
+                [Sentence("An edge drafter is", "lossless, by policy", tables.verdicts(report))]
+                if report.instead
+                else []
+            ),
         ],
         grids=[grid(report, plot) for plot in PLOTS],
-        tables=[tables.ratios(report), tables.details(report)],
+        tables=[
+            *([tables.instead(report)] if report.instead else []),
+            tables.ratios(report),
+            tables.details(report),
+        ],
         environment=described(report.environment),
         command=command(options(plan)),
     )
@@ -145,6 +154,7 @@ def options(plan: SweepPlan) -> dict[str, object]:
         "repeats": plan.repeats,
         "max_tokens": plan.max_tokens,
         "seed": plan.seed,
+        "pinned": plan.pinned,
         "data": plan.data,
         "config": plan.config,
         "set": without_secrets(plan.settings),

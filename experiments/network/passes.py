@@ -42,7 +42,8 @@ class NetworkCell(msgspec.Struct, frozen=True):
 class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that decides what is measured. `ways`: names of answer modes; `prompts`: questions in each cell.
 
-    `config` (a file) and `settings` (KEY=VALUE) configure the servers; `data` is a file of questions.
+    `config` (a file) and `settings` (KEY=VALUE) configure the servers; `data` is a file of questions. `pinned`: edges
+    and clients have a core of their own.
     """
 
     round_trips: list[float]
@@ -56,6 +57,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     config: str | None = None
     settings: list[str] = []
     data: str | None = None
+    pinned: bool = False
 
     @property
     def cells(self) -> list[NetworkCell]:

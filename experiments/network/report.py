@@ -11,7 +11,15 @@ from experiments.harness.environment import environment
 from experiments.harness.load import TimedAnswer, token_gaps
 from experiments.harness.statistics import Pair, quantile, speed_ratio, typical_ratio
 from experiments.network import bounds
-from experiments.network.answer_modes import ANSWER_MODES, CLOUD_ONLY, WORTH, AnswerMode, BoundFormula
+from experiments.network.answer_modes import (
+    ANSWER_MODES,
+    CLOUD_ONLY,
+    EDGE_DRAFTER,
+    INSTEAD,
+    WORTH,
+    AnswerMode,
+    BoundFormula,
+)
 from experiments.network.bounds import Costs
 from experiments.network.passes import Block, NetworkCell, PassResult, SweepPlan
 from experiments.network.schema import ModeRow, NetworkReport, Worth
@@ -77,12 +85,13 @@ def report(plan: SweepPlan, done: Sequence[PassResult], planned: int, token_ends
     by_cell = defaultdict(list)
     for one in done:
         by_cell[one.what.cell].append(one)
-    rows, worth = [], []
+    rows, worth, instead = [], [], []
     for cell in plan.cells:
         if by_cell[cell]:
             measured = measured_modes(by_cell[cell])
             rows += [row(cell, name, measured, token_ends) for name in plan.ways]
             worth += worths(cell, measured)
+            instead += beside_peers(cell, measured)
     lossless = [r for r in rows if r.lossless and r.way != CLOUD_ONLY.name]
     return NetworkReport(
         plan=plan,
@@ -94,6 +103,7 @@ def report(plan: SweepPlan, done: Sequence[PassResult], planned: int, token_ends
         lossless_differences=sum(r.differences for r in lossless),
         rows=rows,
         worth=worth,
+        instead=instead,
     )
 
 
@@ -166,6 +176,14 @@ def worths(cell: NetworkCell, measured: dict[str, Measured]) -> list[Worth]:
     return found
 
 
+def beside_peers(cell: NetworkCell, measured: dict[str, Measured]) -> list[Worth]:
+    """The speed of an edge that drafts losslessly over each of what might be picked in its place, where both ran."""
+    if EDGE_DRAFTER not in measured:
+        return []
+    ours = measured[EDGE_DRAFTER].answers
+    return [Worth(cell, name, speed_ratio(pairs(ours, measured[name].answers))) for name in INSTEAD if name in measured]
+
+
 def allowed(cell: NetworkCell, name: str, measured: dict[str, Measured]) -> float | None:
     """The highest ratio of speeds over cloud only that the costs measured in this cell allow this mode."""
     plain = measured[CLOUD_ONLY.name].counts
@@ -174,7 +192,7 @@ def allowed(cell: NetworkCell, name: str, measured: dict[str, Measured]) -> floa
     found, step = measured[name], plain.decode_seconds / plain.decode_steps
     costs = found.costs(cell.round_trip / 1000, step)
     match found.mode.form:
-        case BoundFormula.ALONE:
+        case BoundFormula.NONE:
             return None
         case BoundFormula.PLAIN:
             return 1.0

@@ -61,7 +61,9 @@ class Worth(msgspec.Struct):
 
 
 class NetworkReport(msgspec.Struct, kw_only=True):
-    """The plan, where it ran, and the results."""
+    """The plan, where it ran, and the results. `instead`: the speed of lossless collaboration over that of each mode
+    that might be picked in its place, which `part` names.
+    """
 
     plan: SweepPlan
     environment: Environment
@@ -74,6 +76,7 @@ class NetworkReport(msgspec.Struct, kw_only=True):
     """How many of them differ from cloud only's answer to the same question."""
     rows: list[ModeRow]
     worth: list[Worth]
+    instead: list[Worth] = []
 
     @property
     def cells(self) -> list[NetworkCell]:

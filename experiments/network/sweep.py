@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from common.config_schema import HttpClientConfig
 from common.http.client import HTTPClient
 from experiments.counters.cloud import counted
 from experiments.harness.load import TimedAnswer, load
-from experiments.harness.servers import AskedServer, Site
+from experiments.harness.servers import PEERS, AskedServer, Site
 from experiments.network.answer_modes import ANSWER_MODES, AnswerMode
 from experiments.network.passes import Block, NetworkCell, Pass, PassResult, SweepPlan
 from experiments.questions.workload import Question
@@ -15,6 +17,8 @@ from experiments.questions.workload import Question
 SETTLE_QUESTIONS = 4
 """Questions that each mode answers, uncounted, after a change of the network."""
 CLIENT = HttpClientConfig(timeout=600.0, max_retries=0, connection_pool_size=1000)
+PLAIN_CLIENT = replace(CLIENT, compression="none")
+"""Of a peer, which understands no zstd."""
 
 
 class NetworkSweep:
@@ -24,12 +28,14 @@ class NetworkSweep:
         self._plan = plan
         self._prompts = [question.prompt for question in asked]
         self._site = servers
-        self._clients = {server: HTTPClient(url, CLIENT) for server, url in servers.urls.items()}
-        self._cloud = HTTPClient(servers.cloud_url, CLIENT)
+        self._clients = {
+            server: HTTPClient(url, PLAIN_CLIENT if server in PEERS else CLIENT) for server, url in servers.urls.items()
+        }
+        self._clouds = {cloud.url: HTTPClient(cloud.url, PLAIN_CLIENT) for cloud in servers.clouds}
         self._network: tuple[float, float] | None = None
 
     async def aclose(self) -> None:
-        for client in (self._cloud, *self._clients.values()):
+        for client in (*self._clouds.values(), *self._clients.values()):
             await client.close()
 
     async def run_pass(self, what: Pass, describe: Callable[[str], None]) -> PassResult:
@@ -48,22 +54,25 @@ class NetworkSweep:
         wanted = cell.round_trip, cell.uplink
         if wanted == self._network:
             return
-        self._site.network.delay = cell.round_trip / 2000
-        self._site.network.bandwidth = cell.uplink * 1e6 / 8
+        for cloud in self._site.clouds:
+            cloud.network.delay = cell.round_trip / 2000
+            cloud.network.bandwidth = cell.uplink * 1e6 / 8
         for mode in self._plan.modes:
             describe(f"{cell.title}: settling, {mode.title}")
             await self._ask(mode, self._prompts[:SETTLE_QUESTIONS], SETTLE_QUESTIONS)
         self._network = wanted
 
     async def _warm(self, prompts: Sequence[str]) -> None:
-        await load(self._cloud, prompts, SETTLE_QUESTIONS, {}, max_tokens=1)
+        for cloud in self._clouds.values():
+            await load(cloud, prompts, SETTLE_QUESTIONS, {}, max_tokens=1)
         for server, client in self._clients.items():
-            if server is not AskedServer.CLOUD:
+            if server in (AskedServer.EDGE, AskedServer.PLAIN_EDGE):
                 await load(client, prompts, SETTLE_QUESTIONS, ANSWER_MODES["edge"].fields, max_tokens=1)
 
     async def _block(self, mode: AnswerMode, prompts: Sequence[str], clients: int) -> Block:
-        network = self._site.network
-        before, up, down = await counted(self._cloud), network.up.bytes, network.down.bytes
+        url, network = self._site.behind(mode.server)
+        cloud = self._clouds[url]
+        before, up, down = await counted(cloud), network.up.bytes, network.down.bytes
         began = time.perf_counter()
         answers = await self._ask(mode, prompts, clients)
         seconds = time.perf_counter() - began
@@ -71,7 +80,7 @@ class NetworkSweep:
             way=mode.name,
             seconds=seconds,
             answers=answers,
-            counts=await counted(self._cloud) - before,
+            counts=await counted(cloud) - before,
             bytes_up=network.up.bytes - up,
             bytes_down=network.down.bytes - down,
         )

@@ -3,8 +3,8 @@
 from rich.box import SIMPLE, Box
 from rich.table import Table
 
-from experiments.network.answer_modes import ANSWER_MODES, CLOUD_ONLY
-from experiments.network.schema import ModeRow, NetworkReport
+from experiments.network.answer_modes import ANSWER_MODES, CLOUD_ONLY, EDGE_DRAFTER
+from experiments.network.schema import ModeRow, NetworkReport, Worth
 from experiments.report.schema import ReportTable
 
 NETWORK = "network, clients"
@@ -99,6 +99,47 @@ def conclusion(report: NetworkReport) -> str:
     asked = f"{report.different_questions} different prompts, {len(report.cells)} cells"
     different, answers = report.lossless_differences, report.lossless_answers
     return f"{different} of {answers} lossless answers differ from cloud only's ({asked})"
+
+
+def instead(report: NetworkReport) -> ReportTable:
+    """A row for each cell: the speed of an edge that drafts losslessly over that of each mode in its place."""
+    names = list(dict.fromkeys(one.part for one in report.instead))
+    found = {(one.cell, one.part): one.ratio for one in report.instead}
+    return ReportTable(
+        title="An edge drafter over what might be picked in its place",
+        note=f"Speed of {ANSWER_MODES[EDGE_DRAFTER].title} over each, with 95 % intervals; above 1 the edge drafter "
+        "is faster.",
+        heads=[NETWORK, *(ANSWER_MODES[name].title for name in names)],
+        rows=[
+            [
+                cell.title,
+                *(f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]" for one in (found[cell, name] for name in names)),
+            ]
+            for cell in report.cells
+        ],
+    )
+
+
+def verdicts(report: NetworkReport) -> list[str]:
+    """For each mode that might be picked instead, in which cells an edge drafter is faster, and in which it is not."""
+    by_mode: dict[str, list[Worth]] = {}
+    for one in report.instead:
+        by_mode.setdefault(one.part, []).append(one)
+    return [f"than {ANSWER_MODES[name].title}: {_verdict(found)}" for name, found in by_mode.items()]
+
+
+def _verdict(found: list[Worth]) -> str:
+    cells = {
+        "faster": [one.cell.title for one in found if one.ratio.low > 1],
+        "slower": [one.cell.title for one in found if one.ratio.high < 1],
+        "no clear difference": [one.cell.title for one in found if one.ratio.low <= 1 <= one.ratio.high],
+    }
+    return "; ".join(
+        f"{word} in {len(titles)} of {len(found)} cells"
+        + (f" ({' | '.join(titles)})" if len(titles) < len(found) else "")
+        for word, titles in cells.items()
+        if titles
+    )
 
 
 def other_modes(report: NetworkReport) -> list[str]:

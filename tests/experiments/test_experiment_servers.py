@@ -3,11 +3,13 @@
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psutil
 import pytest
 
 from cli.demo import free_ports
@@ -15,7 +17,7 @@ from cli.supervisor import CLOUD, EDGE, ServerProcess
 from common.errors import StartError
 from common.files.installation import PROJECT
 from experiments.harness import servers
-from experiments.harness.servers import AskedServer, fleet
+from experiments.harness.servers import AskedServer, Pinning, fleet, pinned_apart
 from experiments.setup.configurations import Needs
 
 pytestmark = pytest.mark.asyncio(loop_scope="function")
@@ -26,8 +28,8 @@ ARGS = argparse.Namespace(config="x.yaml", set=["edge.model.sequences=8"])
 class Noted:
     """Stands for a server process and only records what would be started."""
 
-    def __init__(self, name: str, script: str, url: str, flags: list[str], *_: object) -> None:
-        self.name, self.script, self.url, self.flags = name, script, url, flags
+    def __init__(self, name: str, script: str, url: str, flags: list[str], log: object, cores: object = ()) -> None:
+        self.name, self.script, self.url, self.flags, self.cores = name, script, url, flags, cores
 
     async def exited(self) -> int:
         await asyncio.sleep(3600)
@@ -77,6 +79,55 @@ async def test_a_site_is_a_fleet_of_one_cloud(started: list[Any]) -> None:
         assert where.urls[AskedServer.CLOUD] == where.network.url != where.cloud_url == started[0].url
         assert "communication.http_client.optimized=false" in started[2].settings
         assert where.urls[AskedServer.PLAIN_EDGE] == started[2].url
+
+
+async def test_peers_have_networks_and_the_clouds_cores_of_their_own(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NotedPeer(Noted):
+        async def start(self) -> None:
+            started.append(self)
+
+        async def wait_ready(self, report: object) -> None:
+            pass
+
+        async def stop(self) -> None:
+            started.remove(self)
+
+    monkeypatch.setattr(servers, "PeerProcess", NotedPeer)
+    peers, pinning = [AskedServer.NGRAM, AskedServer.DRAFT_MODEL], Pinning(clouds=[0], edges=[1])
+    async with servers.site(ARGS, ["s=0"], False, print, peers, pinning) as where:
+        assert [(one.name, one.cores) for one in started] == [
+            ("cloud", [0]), ("edge", [1]), ("ngram", [0]), ("draft-model", [0]),
+        ]  # fmt: skip
+        assert started[2].script == servers.PEER_PROGRAM and started[2].flags[0] == "ngram"
+        assert started[2].settings == started[0].settings == ["s=0", "edge.model.sequences=8"]
+        networks = [where.behind(server).network for server in (AskedServer.EDGE, AskedServer.CLOUD, *peers)]
+        assert networks[0] is networks[1] and len(set(networks)) == 3
+        assert [where.urls[peer] for peer in peers] == [network.url for network in networks[2:]]
+        assert [where.behind(peer).url for peer in peers] == [started[2].url, started[3].url]
+    assert [one.name for one in started] == ["cloud", "edge"]
+
+
+async def test_edges_get_a_core_that_no_cloud_has_unless_there_is_but_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, clouds in (({0, 1}, [0]), ({2, 5, 7}, [2, 5]), ({3}, [3])):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores)
+        assert pinned_apart() == Pinning(clouds, [max(cores)])
+
+
+async def test_a_server_keeps_to_its_cores_with_all_its_threads() -> None:
+    (port,) = free_ports(1)
+    core = min(os.sched_getaffinity(0))
+    flags, log = [json.dumps({"server": {"port": port}})], PROJECT / "logs" / "experiment-pinned.log"
+    server = ServerProcess("small", "tests.support.small_server", f"http://127.0.0.1:{port}", flags, log, [core])
+    try:
+        await server.start()
+        await server.wait_ready()
+        assert server._process is not None
+        threads = psutil.Process(server._process.pid).threads()
+        assert {tuple(os.sched_getaffinity(thread.id)) for thread in threads} == {(core,)}
+    finally:
+        await server.stop()
 
 
 async def test_a_server_that_ends_early_cancels_the_run_with_one_line() -> None:

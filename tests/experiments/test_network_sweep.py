@@ -13,10 +13,11 @@ from cli.demo import free_ports
 from cli.supervisor import ServerProcess
 from common.errors import ConfigError
 from common.files.installation import PROJECT
+from experiments import network_sweep
 from experiments.harness.delay_proxy import DelayProxy
 from experiments.harness.journal import Journal
 from experiments.harness.options import numbers
-from experiments.harness.servers import AskedServer, Site
+from experiments.harness.servers import AskedServer, CloudSide, Site
 from experiments.network.passes import NetworkCell, PassResult, SweepPlan, passes
 from experiments.network.report import report
 from experiments.network.schema import ModeRow, NetworkReport
@@ -30,25 +31,30 @@ LESS_THAN_A_REQUEST = 40
 """Bytes for each answer that hold no request (its first line and `Host` take more), but the pings of a stream that
 stays open between answers: 8 with their pong, once in some seconds: the slower the machine, the more there are."""
 PLAN = SweepPlan(
-    round_trips=[0, 30], uplinks=[10], clients=[2], ways=["cloud", "edge", "default", "gated", "direct"],
+    round_trips=[0, 30], uplinks=[10], clients=[2], ways=["cloud", "edge", "default", "gated", "direct", "ngram"],
     prompts=6, repeats=1, max_tokens=48, seed=0,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 async def swept(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NetworkReport]:
-    """The folder and the report of the sweep. Its own edge reaches the session's cloud through a proxy."""
+    """The folder and the report of the sweep. Its own edge reaches the session's cloud through a proxy.
+
+    So does a peer, for which the same cloud stands, through another one.
+    """
     folder = tmp_path_factory.mktemp("sweep")
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     host, cloud_port = servers.cloud_url.removeprefix("http://").split(":")
-    async with DelayProxy(host, int(cloud_port)) as network:
+    async with DelayProxy(host, int(cloud_port)) as network, DelayProxy(host, int(cloud_port)) as beside:
         flags = ["--host", "127.0.0.1", "--port", str(port), "--set", f"communication.cloud_endpoint={network.url}"]
         edge = ServerProcess("edge", "start_edge.py", url, flags, PROJECT / "logs" / "sweep-edge.log")
         try:
             await edge.start()
             await edge.wait_ready()
-            site = Site({AskedServer.EDGE: url, AskedServer.CLOUD: network.url}, servers.cloud_url, network)
+            urls = {AskedServer.EDGE: url, AskedServer.CLOUD: network.url, AskedServer.NGRAM: beside.url}
+            peers = {AskedServer.NGRAM: CloudSide(servers.cloud_url, beside)}
+            site = Site(urls, servers.cloud_url, network, peers)
             sweep = NetworkSweep(PLAN, questions(PLAN.prompts, PLAN.seed), site)
             journal = Journal(folder / "passes.jsonl", PLAN, PassResult, resume=False)
             for one in passes(PLAN):
@@ -85,11 +91,23 @@ async def test_traffic_and_work_of_the_cloud_are_counted(swept: tuple[Path, Netw
         assert plain.computed_per_token >= 1
 
 
+async def test_a_peer_is_measured_on_its_own_network_and_its_answers_are_compared(
+    swept: tuple[Path, NetworkReport],
+) -> None:
+    for peer, direct in zip(rows(swept[1], "ngram"), rows(swept[1], "direct"), strict=True):
+        assert peer.bytes_up == pytest.approx(direct.bytes_up, rel=0.2) and peer.bytes_up > LESS_THAN_A_REQUEST
+        assert peer.steps_per_token > 0
+        assert peer.differences == 0
+        assert not peer.lossless, "only what this project promises counts as a promise"
+
+
 async def test_no_token_of_the_cloud_comes_before_its_round_trip(swept: tuple[Path, NetworkReport]) -> None:
     far = [
-        row for row in swept[1].rows if row.cell == NetworkCell(30, 10, 2) and row.way in ("cloud", "default", "direct")
+        row
+        for row in swept[1].rows
+        if row.cell == NetworkCell(30, 10, 2) and row.way in ("cloud", "default", "direct", "ngram")
     ]
-    assert len(far) == 3
+    assert len(far) == 4
     assert all(row.first_token_ms is not None and row.first_token_ms >= 30 for row in far)
 
 
@@ -116,6 +134,15 @@ def test_the_command_line_decides_what_is_measured_and_the_servers_have_room_for
     assert config.edge.model.sequences == 40
     assert config.cloud.draft_verifier.resident_sessions == 40
     assert config.cloud.model.dtype == "float32"
+
+
+def test_peers_are_all_that_can_run_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    llama_server = tmp_path / "llama-server"
+    monkeypatch.setattr(network_sweep, "LLAMA_SERVER", llama_server)
+    without = plan_of(parser().parse_args(["--ways", "peers"])).ways
+    assert without == ["cloud", "auto", "gated", "ngram", "draft-model"]
+    llama_server.touch()
+    assert plan_of(parser().parse_args(["--ways", "peers"])).ways == [*without, "llama-server"]
 
 
 @pytest.mark.parametrize("flags", [["--clients", "0"], ["--prompts", "0"], ["--uplinks", "a"], ["--round-trips", "-1"]])

@@ -17,10 +17,10 @@ import pytest
 import pytest_asyncio
 
 from benchmarks.serve_throughput import VLLM_SERVE, theirs
-from benchmarks.setup.contenders import PEER
 from cli.demo import free_ports
 from cli.supervisor import PROJECT
 from common.config_cloud import CloudModelConfig
+from common.files.installation import LLAMA_SERVER
 from common.http.client import HTTPClient
 from models.demo import CLOUD, EDGE
 from tests.support.edge_in_process import edge_of
@@ -58,10 +58,10 @@ def command(kind: str, port: int, folder: Path) -> list[str]:
         script = folder / "serve.py"
         script.write_text(VLLM_SERVE)
         return theirs(port, script, CloudModelConfig(path=str(CLOUD), dtype="float32"))
-    if not PEER.exists():
+    if not LLAMA_SERVER.exists():
         pytest.skip("`make llama-server` has not been run")
     where = ["--host", "127.0.0.1", "--port", str(port), "--metrics", "-c", "4096", "-np", "4", "-t", "2"]
-    return [str(PEER), "-m", str(EDGE), *where]
+    return [str(LLAMA_SERVER), "-m", str(EDGE), *where]
 
 
 @asynccontextmanager

@@ -13,7 +13,6 @@ from cloud.verify.round import VerifyRound, vllm_params
 from common.config_cloud import BatchConfig, CloudConfig, DraftVerifierConfig
 from common.errors import ContextLengthError, RequestError
 from common.types import GREEDY, Sampling
-from edgecloud.cloud import engine_args
 from tests.cloud.engine.test_engine import running_and_kv
 from tests.cloud.verify.test_resident import HOT, chats, in_rounds, one, pool_of, question_and_answer
 from tests.conftest import CLOUD_CONTEXT as CONTEXT
@@ -143,7 +142,7 @@ async def test_idle_sessions_take_no_place_of_a_request_whose_turn_it_is(
 ) -> None:
     drafts = DraftVerifierConfig(resident_sessions=sessions, batch=BatchConfig(max_batch_size=places))
     config = CloudConfig(draft_verifier=drafts, engine_args={"max_num_seqs": given} if given else {})
-    assert config.sequences + config.residents == engine_args(config)["max_num_seqs"]
+    assert config.sequences + config.residents == config.vllm_args["max_num_seqs"]
     if given is None:
         assert (config.sequences, config.residents) == (places, sessions)
     else:

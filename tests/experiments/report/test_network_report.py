@@ -13,7 +13,7 @@ from experiments.network.bounds import Costs
 from experiments.network.document import of_sweep
 from experiments.network.passes import PASS_QUESTIONS, NetworkCell, SweepPlan, passes
 from experiments.report import panel_grid
-from tests.support.reports.fake_sweep import PLAN, pass_result, sweep_report
+from tests.support.reports.fake_sweep import PLAN, pass_result, peer_report, sweep_report
 
 COSTS = Costs(round_trip=0.05, tokens=40, step=0.005, draft=0.02, rounds=8, verify=0.008, steps=20, draft_step=0.007)
 
@@ -123,3 +123,26 @@ def test_cells_without_results_are_left_out(tmp_path: Path) -> None:
         for grid in of_sweep(so_far).grids:
             assert len(grid.drawings) == len({row.cell for row in so_far.rows})
             assert grid.title in panel_grid.write(grid, tmp_path).read_text()
+
+
+def test_the_report_says_of_each_cell_whether_an_edge_drafter_is_faster_than_a_peer() -> None:
+    near, loaded, far, busy = PLAN.cells
+    found = peer_report({near: 0.2, loaded: 0.8, far: 0.4, busy: 0.8})
+    assert [(one.cell, one.ratio.value) for one in found.instead if one.part == "ngram"] == [
+        (near, pytest.approx(0.5)), (loaded, pytest.approx(2)), (far, pytest.approx(1)), (busy, pytest.approx(2)),
+    ]  # fmt: skip
+    over_cloud, over_ngram = tables.verdicts(found)
+    assert over_cloud == "than cloud only: faster in 4 of 4 cells"
+    assert f"faster in 2 of 4 cells ({loaded.title} | {busy.title})" in over_ngram
+    assert f"slower in 1 of 4 cells ({near.title})" in over_ngram
+    assert f"no clear difference in 1 of 4 cells ({far.title})" in over_ngram
+    document = of_sweep(found)
+    assert over_ngram in document.summary[-1].points
+    assert [row[0] for row in document.tables[0].rows] == [cell.title for cell in PLAN.cells]
+    assert tables.verdicts(sweep_report([])) == []
+
+
+def test_what_a_peer_answers_otherwise_is_shown_but_breaks_no_promise() -> None:
+    found = peer_report(dict.fromkeys(PLAN.cells, 0.8))
+    assert {row.way for row in found.rows if row.lossless} == {"cloud", "auto"}
+    assert all(row.allowed is None for row in found.rows if row.way == "ngram"), "its costs are not known"

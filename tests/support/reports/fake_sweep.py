@@ -1,9 +1,11 @@
 """Builds the passes of a network sweep, and its report, from invented answers."""
 
+from msgspec.structs import replace
+
 from common.types import Collaboration
 from experiments.counters.cloud import CloudCounts
 from experiments.harness.load import TimedAnswer
-from experiments.network.passes import Block, Pass, PassResult, SweepPlan, passes
+from experiments.network.passes import Block, NetworkCell, Pass, PassResult, SweepPlan, passes
 from experiments.network.report import report
 from experiments.network.schema import NetworkReport
 
@@ -43,6 +45,15 @@ def pass_result(one: Pass) -> PassResult:
             block("edge", one, 0.1),
         ],
     )
+
+
+def peer_report(seconds: dict[NetworkCell, float]) -> NetworkReport:
+    """A sweep of the cloud (1 s an answer), an edge drafter (0.4 s) and n-grams, which take so long in each cell."""
+    plan = replace(PLAN, ways=["cloud", "auto", "ngram"])
+    made = [PassResult(one, [
+        block("cloud", one, 1.0), block("auto", one, 0.4), block("ngram", one, seconds[one.cell]),
+    ]) for one in passes(plan)]  # fmt: skip
+    return report(plan, made, len(made), token_ends=lambda text: [1, 3, 5])
 
 
 def sweep_report(entries: list[PassResult]) -> NetworkReport:

@@ -8,7 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from benchmarks.policy.sampling import KINDS, Distribution, distribution
-from benchmarks.policy.trace import AnswerTrace
+from benchmarks.policy.trace import PairTimes
 from common.config_edge import EdgeModelConfig
 from common.errors import ConfigError
 from common.types import Sampling
@@ -17,16 +17,16 @@ from edge.llama.model import CHUNK, Llama
 from edge.llama.sampling import Logits
 
 CONTEXT = 1024
-ASTRAY = 8
-"""Tokens that are drafted after one that is rejected have the confidences of this many positions after it."""
+LONGEST = 16
+"""Tokens of a draft."""
 
 
 class SampledAnswer(Struct, frozen=True, forbid_unknown_fields=True):
     """What the cloud's model drew after one prompt, and what the edge's model thinks of it, by position.
 
-    `confidences`: the edge's, the probability of its likeliest token at temperature 1. `accepted`: by kind of draft, the
-    chance that the draft's token would have been accepted, given the token that was drawn. `acceptance`: the mean of
-    the chance before it was drawn.
+    `confidences`: the edge's, the probability of its likeliest token at temperature 1. `accepted`: by kind of draft,
+    the chance that the draft's token would have been accepted, given the token that was drawn. `acceptance`: the mean
+    of the chance before it was drawn.
     """
 
     kind: str
@@ -36,12 +36,31 @@ class SampledAnswer(Struct, frozen=True, forbid_unknown_fields=True):
     accepted: dict[str, list[float]]
     acceptance: dict[str, float]
 
-    def trace(self, draft: str, seed: int) -> AnswerTrace:
-        """The answer with drafts of one kind: where they are accepted is drawn, by a seed that all kinds share."""
-        uniforms = np.random.default_rng([seed, self.number]).random(len(self.confidences))
-        agrees = [bool(u < chance) for u, chance in zip(uniforms, self.accepted[draft], strict=True)]
-        astray = {at: self.confidences[at + 1 : at + 1 + ASTRAY] for at, right in enumerate(agrees) if not right}
-        return AnswerTrace(self.kind, 0, self.confidences, agrees, astray)
+    def seconds(self, draft: str, lengths: Sequence[int], times: PairTimes, round_trip: float) -> float:
+        """Expected time of the answer in rounds; the draft after the first i tokens has `lengths[i]` of its own."""
+        chances, total = self.accepted[draft], len(self.confidences)
+        begins = [1.0] + [0.0] * (total + 1)
+        """The chance that a round begins after so many tokens."""
+        spent = 0.0
+        for at in range(total):
+            length, accepted = min(lengths[at], total - at - 1), begins[at]
+            spent += accepted * (times.step + round_trip + times.overhead + length * (times.draft + times.verified))
+            for place in range(at, at + length):
+                begins[place + 1] += accepted * (1 - chances[place])
+                accepted *= chances[place]
+            begins[at + length + 1] += accepted
+        return spent
+
+    def stopping(self, below: float) -> list[int]:
+        """Lengths of drafts that end with the token that brings the product of confidences below `below`."""
+        found = []
+        for at in range(len(self.confidences)):
+            product, length = 1.0, 0
+            while product >= below and length < LONGEST and at + length < len(self.confidences):
+                product *= self.confidences[at + length]
+                length += 1
+            found.append(length)
+        return found
 
 
 def read(file: Path) -> list[SampledAnswer]:

@@ -2,8 +2,8 @@
 
 p is the cloud's distribution at one position and q the edge's, [V], both under the same temperature and filters:
 
-    greedy    the edge's likeliest token is accepted with its probability under p
-    coupled   both draw with the same Gumbel noise (arXiv 2408.07978), and a token that both draw is accepted
+    greedy    the edge's likeliest token, as the edge drafts, is accepted with its probability under p
+    coupled   both draw with the same Gumbel noise (arXiv 2408.07978), and what both draw is accepted
     drawn     drafted from q, verified by rejection sampling: the most that any draft drawn from q has
     sparse k  the same with the k likeliest tokens of q, which fit into a request
 """

@@ -36,7 +36,7 @@ def test_drawing_from_the_whole_draft_is_accepted_most_often(seed: int) -> None:
 
 def test_a_greedy_draft_is_accepted_most_often_where_only_the_edge_is_uncertain() -> None:
     certain, uncertain = np.array([1.0, 0.0]), np.array([0.6, 0.4])
-    assert greedy(certain, uncertain).sum() > drawn(certain, uncertain).sum() 
+    assert greedy(certain, uncertain).sum() > drawn(certain, uncertain).sum()
     assert greedy(uncertain, uncertain).sum() < drawn(uncertain, uncertain).sum()
 
 

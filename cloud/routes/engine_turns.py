@@ -45,6 +45,10 @@ class EngineTurns:
     def __init__(
         self, places: int, weight: WeightOf = equal_weights, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self.given = 0
+        """Turns that have ended."""
+        self.waited_seconds = self.held_seconds = 0.0
+        """Of these, until they began, and from then on."""
         self._clock = clock
         self._places = places
         self._seconds = MeanSeconds()
@@ -64,13 +68,17 @@ class EngineTurns:
 
         It begins as soon as one place is free, and takes one for each of `sequences`, but not more than there are.
         """
-        taken = min(sequences, self._places)
+        taken, asked = min(sequences, self._places), self._clock()
         await self._turns.take(taken)
         tenant, began = current_tenant.get(), self._clock()
         try:
             yield
         finally:
-            self._seconds.record(tenant, max(LEAST, self._clock() - began) * taken)
+            held = self._clock() - began
+            self.given += 1
+            self.waited_seconds += began - asked
+            self.held_seconds += held
+            self._seconds.record(tenant, max(LEAST, held) * taken)
             self._turns.free(taken)
 
 

@@ -24,6 +24,7 @@ from common.cloud_client.pool import CloudPool
 from common.config_schema import CommunicationConfig
 from common.config_values import Secret
 from common.http.client import HTTPClient
+from experiments.counters import scrape
 from experiments.counters.vitals import Vitals, sample
 from experiments.fleet import load as fleet_load
 from experiments.fleet import report as fleet_report
@@ -38,12 +39,13 @@ from experiments.report.document import ReportFiles
 LOADS = (
     TenantLoad("gold", weight=3, edges=26, draft_ms=35),
     TenantLoad("silver", weight=1, edges=26, draft_ms=35),
-    TenantLoad("small", weight=1, edges=2, draft_ms=35),
-    TenantLoad("flood", weight=1, edges=36, draft_ms=10),
+    TenantLoad("small", weight=1, edges=1, draft_ms=35),
+    TenantLoad("flood", weight=1, edges=37, draft_ms=10),
     TenantLoad("night", weight=1, edges=10, draft_ms=35, batch=True),
 )
 """Of 100 edges. 35 ms is what a model of 0.5B parameters takes on one core."""
 SAMPLE_SECONDS = 5.0
+TURNS = {"turns": "edgecloud_turns_total", "seconds": "edgecloud_turn_seconds_total"}
 FLAGS = (
     ("--edges", 100, "simulated edges"),
     ("--replicas", 2, "clouds that are started"),
@@ -126,6 +128,7 @@ async def run(
 ) -> tuple[FleetTally, list[Vitals]]:
     """All edges at once, for so long, and samples of the servers meanwhile."""
     tally, samples = FleetTally(), list[Vitals]()
+    turns, seconds_before = await engine_turns(clouds)
     sampling = asyncio.create_task(_sample_on(samples, tally.began))
     edges = [(load, number) for load in loads for number in range(load.edges)]
     try:
@@ -136,7 +139,18 @@ async def run(
     finally:
         sampling.cancel()
         await asyncio.gather(sampling, return_exceptions=True)
+    turns_after, seconds_after = await engine_turns(clouds)
+    tally.turn_seconds = (seconds_after - seconds_before) / max(1.0, turns_after - turns)
     return tally, samples
+
+
+async def engine_turns(clouds: Sequence[str]) -> tuple[float, float]:
+    """How many turns the engines of all `clouds` have ended so far, and the seconds that these took."""
+    found = []
+    for url in clouds:
+        async with HTTPClient(url) as cloud:
+            found.append(scrape.totals(await scrape.page(cloud), TURNS))
+    return sum(one["turns"] for one in found), sum(one["seconds"] for one in found)
 
 
 async def _sample_on(samples: list[Vitals], began: float) -> None:

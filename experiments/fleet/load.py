@@ -92,6 +92,8 @@ class FleetTally:
     failures: Counter[str] = field(default_factory=Counter)
     commits: list[tuple[float, int]] = field(default_factory=list)
     """When tokens of answers came, and how many."""
+    turn_seconds: float = 0.0
+    """What the clouds' engines took for a round on average, while all asked; without the wait for a place."""
 
     def record(self, load: TenantLoad, paused: float, seconds: float) -> None:
         self.rounds.append(RoundTime(time.monotonic() - self.began, load.name, seconds))

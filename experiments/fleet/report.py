@@ -22,12 +22,11 @@ NAME = "fleet_report"
 WINDOWS = 40
 """Points of a line over time."""
 LEAST_SHARE = 0.8
-UNHINDERED = 0.1
-"""The quantile of all verify times that a round takes which waits for no other."""
 
 
 class TenantResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What one tenant got. `demand`: rounds that its edges would ask for if none waited; `fair`: its fair share of all.
+    """What one tenant got. `demand`: rounds that its edges would ask for if none waited for an engine; `fair`: its fair
+    share of all.
 
     `p50`, `p95`: seconds of a verify as the edge sees them.
     """
@@ -80,11 +79,11 @@ def results(tally: FleetTally, loads: Sequence[TenantLoad], seconds: float) -> l
     by_tenant: dict[str, list[RoundTime]] = {load.name: [] for load in loads}
     for one in tally.rounds:
         by_tenant[one.tenant].append(one)
-    alone = float(np.quantile([one.seconds for one in tally.rounds], UNHINDERED)) if tally.rounds else 0.0
 
     def demand(load: TenantLoad) -> float:
-        rounds = len(by_tenant[load.name])
-        return load.edges * seconds / (alone + tally.paused[load.name] / rounds) if rounds else float("inf")
+        if not (rounds := len(by_tenant[load.name])):
+            return float("inf")
+        return load.edges * seconds / (tally.turn_seconds + tally.paused[load.name] / rounds)
 
     fair: dict[str, float] = {}
     for batch in (False, True):
@@ -159,7 +158,7 @@ def tenants_table(report: FleetReport) -> ReportTable:
     return ReportTable(
         title="Tenants",
         note="Fair: the weighted max-min share of all rounds of people, or of all rounds of batches. Demand: what the "
-        "edges would ask for if each round took the 10th percentile of all.",
+        "edges would ask for if no round waited for a place in an engine.",
         heads=[
             *("tenant", "weight", "edges", "draft, ms a token", "demand, rounds/s", "fair, rounds/s", "got, rounds/s"),
             *("share of fair", "verify p50, s", "p95, s", "answered", "refused (429)", "failed", "wrong"),

@@ -319,3 +319,22 @@ async def _any_order() -> None:
     for work in held:
         work.__exit__(None, None, None)
     assert admission.held.requests == admission.held.tokens == 0
+
+
+async def test_the_wait_for_a_turn_is_told_from_the_turn() -> None:
+    now, second_waits = 0.0, asyncio.Event()
+    turns = EngineTurns(1, clock=lambda: now)
+
+    async def second() -> None:
+        nonlocal now
+        second_waits.set()
+        async with turns.turn():
+            now += 1.0
+
+    async with turns.turn():
+        waiting = asyncio.create_task(second())
+        await second_waits.wait()
+        await asyncio.sleep(0)
+        now += 2.0
+    await waiting
+    assert (turns.given, turns.waited_seconds, turns.held_seconds) == (2, 2.0, 3.0)

@@ -30,8 +30,8 @@ def test_who_asks_for_less_than_its_share_gets_it_and_the_rest_is_shared_by_weig
 
 
 def made_up(rounds: dict[str, int], loads: Sequence[TenantLoad], seconds: float = 100) -> FleetTally:
-    """Rounds that take 0.2 s, after drafts of 0.4 s."""
-    tally = FleetTally()
+    """Rounds that take 0.2 s, half of it in the engine, after drafts of 0.4 s."""
+    tally = FleetTally(turn_seconds=0.1)
     for load in loads:
         count = rounds[load.name]
         tally.rounds += [RoundTime(seconds * n / count, load.name, 0.2) for n in range(count)]
@@ -46,9 +46,9 @@ def test_a_starved_tenant_shows_and_one_that_asks_little_does_not() -> None:
         one.load.name: one
         for one in fleet_report.results(made_up({"flood": 1500, "starved": 500, "small": 160}, loads), loads, 100)
     }
-    assert found["small"].demand == pytest.approx(100 / 0.6)
-    assert found["small"].share == pytest.approx(0.96)
-    rest = (2160 - 100 / 0.6) / 2
+    assert found["small"].demand == pytest.approx(100 / 0.5)
+    assert found["small"].share == pytest.approx(0.8)
+    rest = (2160 - 100 / 0.5) / 2
     assert found["starved"].share == pytest.approx(500 / rest)
     assert found["flood"].share == pytest.approx(1500 / rest)
 
@@ -64,7 +64,7 @@ def test_the_report_names_the_tenant_with_the_least_share_and_has_plots_over_tim
         windows=fleet_report.windows(tally.rounds, 100),
     )
     written = fleet_report.write(report, ReportFiles(tmp_path, fleet_report.NAME))
-    assert "slow has 0.60 of its fair share, less than 0.8" in [sentence.text for sentence in written.summary]
+    assert "slow has 0.50 of its fair share, less than 0.8" in [sentence.text for sentence in written.summary]
     assert {path.name for path in tmp_path.glob("*.svg")} == {"fleet_verify.svg", "fleet_memory.svg"}
     assert [panel.title for panel in written.grids[0].panels] == ["people", "batches"]
     assert len(report.windows["quick"]) == fleet_report.WINDOWS

@@ -150,7 +150,7 @@ class EdgeCloudHTTPClient:
 
     def get_client_stats(self) -> dict[str, Any]:
         """Traffic and latency of the edge and of each cloud, with the outcomes of the clouds' calls."""
-        return {"edge": self.edge.traffic.stats(), "clouds": self.clouds.stats()}
+        return {"edge": self.edge.get_client_stats(), "clouds": self.clouds.stats()}
 
     async def _shared_vocabulary(self) -> VocabularyInfo:
         """Raises VocabularyError if token ids differ; without a usable cloud the edge's own vocabulary is returned."""

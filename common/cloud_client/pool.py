@@ -102,7 +102,7 @@ class Cloud:
         calls = {outcome.value: count for outcome, count in self.outcomes.items()}
         breaker = {"state": self.breaker.state.value, "openings": self.breaker.openings}
         state = {"breaker": breaker, "last_error": self.last_error, "in_flight": self.in_flight, "calls": calls}
-        return state | self.client.traffic.stats()
+        return state | self.client.get_client_stats()
 
 
 clouds_called: ContextVar[list[Cloud] | None] = ContextVar("clouds_called", default=None)

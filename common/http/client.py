@@ -147,6 +147,10 @@ class HTTPClient:
             )
         return self._session
 
+    def get_client_stats(self) -> dict[str, float]:
+        """Calls, failures, retries, bytes of bodies each way and the mean latency in milliseconds so far."""
+        return self.traffic.stats()
+
     async def events(self, path: str, body: object, traffic: Traffic | None = None) -> AsyncGenerator[bytes, None]:
         """The data of each server-sent event until `[DONE]`; raises like `post`, also for an error event.
 

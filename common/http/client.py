@@ -204,8 +204,7 @@ class HTTPClient:
         headers = {"Content-Type": call.content_type, "Accept": call.content_type, **self.headers()}
         if self._should_compress(body):
             body, headers["Content-Encoding"] = compressed(body), "zstd"
-        spent.calls += 1
-        spent.bytes_up += len(body)
+        spent.calls, spent.bytes_up = spent.calls + 1, spent.bytes_up + len(body)
         try:
             with named_losses(self.base_url, self.config.connect_timeout, call):
                 async with await self._begin(call, body, headers) as response:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from common.errors import EndpointError
 from common.http.client import HTTPClient
 
 T = TypeVar("T")
@@ -14,8 +15,10 @@ STILL_SECONDS = 0.03
 
 
 async def page(client: HTTPClient) -> str:
-    """The text of /metrics."""
+    """The text of /metrics. Raises EndpointError where the server does not give it, for want of a key or otherwise."""
     async with client.session().get(f"{client.base_url}/metrics", headers=client.headers()) as response:
+        if response.status != 200:
+            raise EndpointError(f"{client.base_url}/metrics: {response.status}")
         return await response.text()
 
 

@@ -128,7 +128,7 @@ async def run(
 ) -> tuple[FleetTally, list[Vitals]]:
     """All edges at once, for so long, and samples of the servers meanwhile."""
     tally, samples = FleetTally(), list[Vitals]()
-    turns, seconds_before = await engine_turns(clouds)
+    turns, seconds_before = await engine_turns(clouds, loads[0])
     sampling = asyncio.create_task(_sample_on(samples, tally.began))
     edges = [(load, number) for load in loads for number in range(load.edges)]
     try:
@@ -139,16 +139,16 @@ async def run(
     finally:
         sampling.cancel()
         await asyncio.gather(sampling, return_exceptions=True)
-    turns_after, seconds_after = await engine_turns(clouds)
+    turns_after, seconds_after = await engine_turns(clouds, loads[0])
     tally.turn_seconds = (seconds_after - seconds_before) / max(1.0, turns_after - turns)
     return tally, samples
 
 
-async def engine_turns(clouds: Sequence[str]) -> tuple[float, float]:
+async def engine_turns(clouds: Sequence[str], load: TenantLoad) -> tuple[float, float]:
     """How many turns the engines of all `clouds` have ended so far, and the seconds that these took."""
     found = []
     for url in clouds:
-        async with HTTPClient(url) as cloud:
+        async with HTTPClient(url, api_key=Secret(load.key)) as cloud:
             found.append(scrape.totals(await scrape.page(cloud), TURNS))
     return sum(one["turns"] for one in found), sum(one["seconds"] for one in found)
 

@@ -130,7 +130,7 @@ def _register_metrics(app: web.Application) -> None:
     gauge("admission_tokens", "Tokens that these may grow to.", lambda: admission.held.tokens)
     gauge("turns_waiting", "Requests that wait for a place in the engine.", lambda: len(app[TURNS]))
     turns, total = app[TURNS], app[METRICS].total
-    total("turns", "Turns at the engine that have ended.", lambda: turns.given)
+    total("turns", "Turns at the engine that have ended.", lambda: turns.ended)
     total("turn_wait_seconds", "Seconds that these waited for a place.", lambda: turns.waited_seconds)
     total("turn_seconds", "Seconds that the engine took for them.", lambda: turns.held_seconds)
     gauge("admission_refused", "Requests refused for want of room.", lambda: admission.refused)

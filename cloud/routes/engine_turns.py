@@ -45,10 +45,10 @@ class EngineTurns:
     def __init__(
         self, places: int, weight: WeightOf = equal_weights, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.given = 0
-        """Turns that have ended."""
+        self.ended = 0
+        """Turns, whose seconds the next two count."""
         self.waited_seconds = self.held_seconds = 0.0
-        """Of these, until they began, and from then on."""
+        """Until they began, and from then on."""
         self._clock = clock
         self._places = places
         self._seconds = MeanSeconds()
@@ -75,7 +75,7 @@ class EngineTurns:
             yield
         finally:
             held = self._clock() - began
-            self.given += 1
+            self.ended += 1
             self.waited_seconds += began - asked
             self.held_seconds += held
             self._seconds.record(tenant, max(LEAST, held) * taken)

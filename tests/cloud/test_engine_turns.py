@@ -337,4 +337,4 @@ async def test_the_wait_for_a_turn_is_told_from_the_turn() -> None:
         await asyncio.sleep(0)
         now += 2.0
     await waiting
-    assert (turns.given, turns.waited_seconds, turns.held_seconds) == (2, 2.0, 3.0)
+    assert (turns.ended, turns.waited_seconds, turns.held_seconds) == (2, 2.0, 3.0)

@@ -9,12 +9,16 @@ import pytest
 
 from benchmarks.fake_cloud import FakeCloud, serving
 from benchmarks.toy_model import verify
+from common.config_cloud import AdmissionConfig, CloudConfig, CloudKeyConfig
+from common.config_values import Secret
+from common.errors import EndpointError
 from experiments.fleet import __main__ as fleet
 from experiments.fleet import report as fleet_report
 from experiments.fleet.load import DraftedAnswer, DraftedRound, FleetTally, RoundTime, TenantLoad
 from experiments.fleet.report import FleetReport, fair_shares
 from experiments.harness.environment import environment
 from experiments.report.document import ReportFiles
+from tests.cloud.toy_engine import STATELESS, ToyEngine, toy_cloud
 
 QUICK = TenantLoad("quick", 1.0, edges=3, draft_ms=0.1)
 NIGHT = TenantLoad("night", 1.0, edges=1, draft_ms=0.1, batch=True)
@@ -109,6 +113,18 @@ async def test_a_refused_edge_counts_as_refused_and_another_verdict_as_wrong() -
         cloud.full = False
         wrong = [DraftedAnswer([5], [DraftedRound([7], [99])])]
         assert {outcome for _, outcome in (await run(cloud, answers=wrong)).answers} == {"wrong"}
+
+
+async def test_a_fleet_knows_its_clouds_turns_by_its_key_and_takes_no_refusal_for_zeros() -> None:
+    keys = [CloudKeyConfig(api_key=Secret(QUICK.key))]
+    cloud = CloudConfig(draft_verifier=STATELESS.draft_verifier, admission=AdmissionConfig(keys=keys))
+    async with toy_cloud(ToyEngine(), cloud) as http:
+        async with http.get("/health") as reply:
+            url = str(reply.url.origin())
+        turns, seconds = await fleet.engine_turns([url, url], QUICK)
+        assert (turns, seconds > 0) == (2, True), "one turn, of a cloud that is named twice"
+        with pytest.raises(EndpointError, match="401"):
+            await fleet.engine_turns([url], NIGHT)
 
 
 def test_a_smaller_fleet_has_the_same_tenants() -> None:

@@ -22,7 +22,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from cloud.engine import hardware, version
 from cloud.engine.long_steps import LongSteps
-from cloud.engine.process_tree import ProcessTree, inherited, memory_of_children
+from cloud.engine.process_tree import EngineGuard, ProcessTree, inherited, memory_of_children
 from cloud.vllm_plugin.step_file import STEPS_FOLDER
 from common.errors import EngineError, RequestError, StartError
 from common.files.hub import check_model
@@ -46,6 +46,7 @@ class VLLMEngine:
         self._llm: AsyncLLM | None = None
         self._processes: ProcessTree | None = None
         self._steps_folder: TemporaryDirectory[str] | None = None
+        self._guard: EngineGuard | None = None
         self._started_at = 0.0
         self._long_steps: LongSteps | None = None
 
@@ -98,12 +99,15 @@ class VLLMEngine:
             llm.output_processor.propagate_error(EngineDeadError())
             await asyncio.to_thread(llm.shutdown)
             llm.engine_core.resources.ctx.destroy(linger=0)  # vLLM leaves it open
+        if self._guard is not None:
+            self._guard.close()
         if self._steps_folder is not None:
             self._steps_folder.cleanup()
 
     async def _started(self) -> AsyncLLM:
         # Not the loop's default executor, which would wait for a start that was cancelled.
         self._steps_folder = TemporaryDirectory(prefix="cloud-steps-")
+        self._guard = EngineGuard(f"{STEPS_FOLDER}={self._steps_folder.name}")
         environment = {**version.ENVIRONMENT, **vllm_environment(), STEPS_FOLDER: self._steps_folder.name}
         starting: Future[AsyncLLM] = _in_thread(_start, self._args.model, self._engine_args, environment)
         try:

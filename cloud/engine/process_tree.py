@@ -1,10 +1,24 @@
 """The processes of an engine, with all their children: what they inherit, whether they work, and the end of all."""
 
 import os
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import psutil
+
+GUARD = """
+read -r mark; read -r end; found=yes
+while [ $found ]; do
+    found=
+    for environment in /proc/[0-9]*/environ; do
+        grep -qsF -- "$mark" "$environment" || continue
+        pid=${environment#/proc/}; kill -s KILL "${pid%/environ}" && found=yes
+    done
+    sleep 0.1
+done
+"""
+"""For a shell: kills all processes with this text in their environment, once its stdin is closed."""
 
 
 @contextmanager
@@ -67,3 +81,30 @@ class ProcessTree:
             with suppress(psutil.NoSuchProcess):
                 found += process.children(recursive=True)
         return found
+
+
+class EngineGuard:
+    """A shell that kills an engine's processes when this one ends before `close`, whatever ends it.
+
+    vLLM's engine does not notice that its server is gone: it would keep its memory, and a core where it waits for a step.
+    From the first moment on, also while it loads: its processes are known by what they inherit.
+    """
+
+    def __init__(self, mark: str) -> None:
+        """`mark`: a variable NAME=VALUE that the engine's processes inherit, and no others. Blocks for milliseconds."""
+        self._shell = subprocess.Popen(
+            ["/bin/sh", "-c", GUARD],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            text=True,
+            env={"PATH": os.environ.get("PATH", os.defpath)},  # no other engine's mark
+        )
+        assert self._shell.stdin is not None
+        self._shell.stdin.write(f"{mark}\n")
+        self._shell.stdin.flush()
+
+    def close(self) -> None:
+        """Ends the shell; the engine's processes are left as they are."""
+        self._shell.kill()
+        self._shell.communicate()

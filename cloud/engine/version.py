@@ -14,9 +14,11 @@ TESTED = ("0.32.0",)
 """All tests passed with these, on CPU."""
 READ = ("0.33.0",)
 """These have what is needed by their source (`make check-vllm`); there is no build for CPU to run them with."""
-ENVIRONMENT: Mapping[str, str] = MappingProxyType({"VLLM_USE_V2_MODEL_RUNNER": "0"})
-"""Of every engine's processes. Model runner V2, vLLM's default on GPUs, refuses custom proposers, has none of what the
-patches wrap, and copies a tail's hidden states as a whole."""
+ENVIRONMENT: Mapping[str, str] = MappingProxyType(
+    {"VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+)
+"""Of every engine's processes, which are no forks of a server with threads and sockets. Model runner V2, vLLM's default
+on GPUs, refuses custom proposers, has none of what the patches wrap, and copies a tail's hidden states as a whole."""
 
 log = logging.getLogger(__name__)
 

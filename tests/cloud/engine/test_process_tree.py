@@ -1,16 +1,20 @@
-"""Every process of a tree is killed, also stopped ones and orphans; a tree works while it uses the CPU."""
+"""Every process of a tree is killed, also stopped ones and orphans, and with its server; a tree works while it uses CPU."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import psutil
 import pytest
 
-from cloud.engine.process_tree import ProcessTree
-from tests.waiting import PATIENCE
+from cloud.engine.process_tree import GUARD, ProcessTree
+from tests.waiting import PATIENCE, until
 
 PARENT = """
 import subprocess, sys, time
@@ -88,3 +92,61 @@ def test_a_process_that_has_ended_is_no_error() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     ProcessTree([process.pid]).kill()
+
+
+SERVER = """
+import subprocess, sys, time
+from cloud.engine import process_tree
+process_tree.GUARD, mark, worker = sys.argv[1:]
+guard = process_tree.EngineGuard("ENGINE=" + mark)
+engine = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {worker!r}]); {worker}"
+with process_tree.inherited({"ENGINE": mark}):
+    subprocess.Popen([sys.executable, "-c", engine])
+print("up", flush=True)
+time.sleep(600)
+"""
+"""A server whose engine has a worker; both would stay for ten minutes."""
+UNGUARDED = "read -r mark; read -r end"
+A_WHILE = 2.0
+"""Seconds in which the guard would have done its part."""
+
+
+def processes_of(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("ENGINE") == mark:
+                found.append(process)
+    return found
+
+
+@asynccontextmanager
+async def orphans(guard: str, stopped: bool) -> AsyncIterator[str]:
+    """The mark of an engine and its worker, whose server has just been killed."""
+    mark = uuid.uuid4().hex
+    arguments = [guard, mark, "import time; time.sleep(600)"]
+    with subprocess.Popen([sys.executable, "-c", SERVER, *arguments], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"up\n"
+        try:
+            await until(lambda: len(processes_of(mark)) == 2)
+            for process in processes_of(mark) if stopped else []:
+                process.suspend()
+            server.kill()
+            server.wait()
+            yield mark
+        finally:
+            for process in processes_of(mark):
+                process.kill()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_an_engine_ends_with_a_killed_server_whether_it_runs_or_stands_still(stopped: bool) -> None:
+    async with orphans(GUARD, stopped) as mark:
+        await until(lambda: not processes_of(mark))
+
+
+async def test_without_the_shell_that_waits_for_its_end_an_engine_outlives_a_killed_server() -> None:
+    async with orphans(UNGUARDED, stopped=False) as mark:
+        await asyncio.sleep(A_WHILE)
+        assert len(processes_of(mark)) == 2

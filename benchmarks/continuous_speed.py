@@ -25,7 +25,7 @@ from cli.args import config_parser, run_program
 from cli.demo import free_ports
 from cli.supervisor import CLOUD, ServerProcess, Supervisor
 from common.cloud_client.stream import CloudStream
-from common.decoding.draft_length import iid_acceptance, stream_draft_length
+from common.decoding.draft_yield import iid_acceptance, stream_draft_length
 from common.files.installation import logs
 from common.http.client import HTTPClient
 from common.protocol.stream_frames import LONGEST_DRAFT, EndFrame, StartFrame

@@ -8,8 +8,8 @@ from msgspec import Struct
 from numpy.typing import ArrayLike, NDArray
 
 from common.decoding import policy
-from common.decoding.draft_length import EarlyStop
-from common.decoding.drafters.lengths import Length, draft_length
+from common.decoding.draft_yield import EarlyStop
+from common.decoding.drafters.draft_length import Length, draft_length
 from common.decoding.estimates import AnswerEstimates, Estimates
 from common.decoding.policy import Escalation, Plan
 

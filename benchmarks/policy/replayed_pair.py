@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from benchmarks.policy.trace import AnswerTrace, PairTimes
-from common.decoding.draft_length import EarlyStop, iid_acceptance, worth_verifying
+from common.decoding.draft_yield import EarlyStop, iid_acceptance, worth_verifying
 from common.http.traffic import Traffic
 from common.protocol.prefix_hash import common_prefix
 from common.protocol.stream_frames import EndFrame, TokensFrame

@@ -86,8 +86,8 @@ class ProcessTree:
 class EngineGuard:
     """A shell that kills an engine's processes when this one ends before `close`, whatever ends it.
 
-    vLLM's engine does not notice that its server is gone: it would keep its memory, and a core where it waits for a step.
-    From the first moment on, also while it loads: its processes are known by what they inherit.
+    vLLM's engine does not notice that its server is gone, and would keep its memory. It ends while it still loads, too:
+    its processes are known by what they inherit.
     """
 
     def __init__(self, mark: str) -> None:

@@ -12,7 +12,7 @@ from vllm.v1.request import Request
 from cloud.vllm_plugin.draft_messages import Address, DraftProgress
 from cloud.vllm_plugin.keys import MAILBOX_KEY, PROGRESS_KEY
 from cloud.vllm_plugin.mailbox import Inbox, Mailboxes
-from common.decoding.draft_length import iid_acceptance, worth_verifying
+from common.decoding.draft_yield import iid_acceptance, worth_verifying
 from common.protocol.prefix_hash import common_prefix
 
 MEMORY = 0.9

@@ -5,7 +5,7 @@ from dataclasses import replace
 from msgspec import Struct
 
 from common.decoding.acceptance import UNMEASURED, Acceptance
-from common.decoding.drafters.lengths import draft_length
+from common.decoding.drafters.draft_length import draft_length
 from common.decoding.estimates import Estimates
 from common.decoding.policy import Plan, expected_speed, explained_mode
 from common.types import Mode, VerificationMode

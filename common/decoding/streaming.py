@@ -7,8 +7,8 @@ from contextlib import suppress
 import msgspec
 
 from common.decoding.answer import Answer, Chunk, split_logprobs
-from common.decoding.draft_length import EarlyStop
-from common.decoding.drafters import lengths
+from common.decoding.draft_yield import EarlyStop
+from common.decoding.drafters.draft_length import stream_length
 from common.decoding.estimates import AnswerEstimates, Estimates
 from common.decoding.interfaces import Drafter, Stream, Verifier
 from common.errors import GrammarError, OverloadedError
@@ -171,7 +171,7 @@ class Follower:
         assert self._drafter is not None
         estimates, guess, answer = self._estimates, self._guess, self._answer
         in_flight_tokens = self._speed * (estimates.round_trip + estimates.step_seconds)
-        length = lengths.stream_length(answer.plan, answer.remaining, in_flight_tokens, self._text.current())
+        length = stream_length(answer.plan, answer.remaining, in_flight_tokens, self._text.current())
         missing = min(length.limit - len(guess.token_ids), PORTION)
         early = EarlyStop(length.stop)
         if missing <= 0 or any(early.ends_with(confidence) for confidence in guess.confidences):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.decoding.draft_length import expected_tokens, worth_verifying
+from common.decoding.draft_yield import expected_tokens, worth_verifying
 from common.decoding.estimates import Estimates
 from common.types import VerificationMode
 
@@ -44,7 +44,7 @@ def of_rounds(estimates: Estimates, max_draft_tokens: int, draft_ahead: bool) ->
 
 
 def of_stopping_rounds(estimates: Estimates, max_draft_tokens: int, draft_ahead: bool) -> Throughput:
-    """Rounds whose drafts, of up to `max_draft_tokens`, stop where confidence is low: see `lengths.draft_length`.
+    """Rounds whose drafts, of up to `max_draft_tokens`, stop where confidence is low: see `drafters.draft_length`.
 
     This assumes the best case: a draft is just as long as what is accepted of it, and no other answer's verify delays
     it.

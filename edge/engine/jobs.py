@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from llguidance import LLMatcher
 
-from common.decoding.draft_length import EarlyStop
+from common.decoding.draft_yield import EarlyStop
 from common.decoding.progress import waiting
 from common.types import GREEDY, NEVER, Draft, Sampling, StopRule, TokenLogprob
 from edge.llama.grammar import AnswerGrammar

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from benchmarks.toy_model import CONTEXT, END, Model, answer_of, cloud_model, verify
-from common.decoding.draft_length import EarlyStop
+from common.decoding.draft_yield import EarlyStop
 from common.errors import EndpointError
 from common.http.traffic import Traffic
 from common.protocol.stream_frames import EndFrame, TokensFrame

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from calibration.simulation import Trace
-from common.decoding.draft_length import EarlyStop
+from common.decoding.draft_yield import EarlyStop
 from common.decoding.online_gate import OnlineGate
 from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan

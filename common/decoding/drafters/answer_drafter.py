@@ -8,7 +8,7 @@ import msgspec
 
 from common.decoding.answer import Answer
 from common.decoding.drafters.draft_ahead import DraftAhead
-from common.decoding.drafters.lengths import Length, draft_length
+from common.decoding.drafters.draft_length import Length, draft_length
 from common.decoding.drafters.lookup_drafter import LookupDrafter
 from common.decoding.estimates import Estimates
 from common.decoding.interfaces import Drafter

@@ -1,4 +1,4 @@
-"""Every process of a tree is killed, also stopped ones and orphans, and with its server; a tree works while it uses CPU."""
+"""All processes of a tree are killed, also stopped ones, orphans, a lost server's; it works while it uses the CPU."""
 
 import asyncio
 import os
@@ -125,19 +125,19 @@ async def orphans(guard: str, stopped: bool) -> AsyncIterator[str]:
     """The mark of an engine and its worker, whose server has just been killed."""
     mark = uuid.uuid4().hex
     arguments = [guard, mark, "import time; time.sleep(600)"]
-    with subprocess.Popen([sys.executable, "-c", SERVER, *arguments], stdout=subprocess.PIPE) as server:
-        assert server.stdout is not None
-        assert server.stdout.readline() == b"up\n"
-        try:
-            await until(lambda: len(processes_of(mark)) == 2)
-            for process in processes_of(mark) if stopped else []:
-                process.suspend()
-            server.kill()
-            server.wait()
-            yield mark
-        finally:
-            for process in processes_of(mark):
-                process.kill()
+    server = await asyncio.create_subprocess_exec(sys.executable, "-c", SERVER, *arguments, stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    assert await server.stdout.readline() == b"up\n"
+    try:
+        await until(lambda: len(processes_of(mark)) == 2)
+        for process in processes_of(mark) if stopped else []:
+            process.suspend()
+        server.kill()
+        yield mark
+    finally:
+        for process in processes_of(mark):
+            process.kill()
+        await server.communicate()  # ends with the last of them: all have its pipe
 
 
 @pytest.mark.parametrize("stopped", [False, True])

@@ -10,7 +10,7 @@ from cloud.vllm_plugin.draft_messages import Address
 from cloud.vllm_plugin.keys import MAILBOX_KEY, PROGRESS_KEY
 from cloud.vllm_plugin.mailbox import Mailboxes
 from cloud.vllm_plugin.running_drafts import RunningDrafts
-from common.decoding.draft_length import VERIFY_COST, iid_acceptance, stream_draft_length, worth_verifying
+from common.decoding.draft_yield import VERIFY_COST, iid_acceptance, stream_draft_length, worth_verifying
 
 
 class FakeInbox:

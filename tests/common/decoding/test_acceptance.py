@@ -7,8 +7,8 @@ import pytest
 
 from common.decoding import saved_estimates
 from common.decoding.acceptance import DOUBT, Acceptance, TextAcceptance
-from common.decoding.draft_length import EarlyStop
-from common.decoding.drafters.lengths import draft_length
+from common.decoding.draft_yield import EarlyStop
+from common.decoding.drafters.draft_length import draft_length
 from common.decoding.estimates import AnswerEstimates, Estimates
 from common.decoding.policy import Plan, choose_verification_mode
 from common.types import Draft, Verdict, VerificationMode

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from common.decoding.drafters.lengths import draft_length
+from common.decoding.drafters.draft_length import draft_length
 from common.decoding.estimates import Estimates
 from common.decoding.explanation import policy_view
 from common.decoding.policy import Plan, choose_verification_mode

@@ -3,8 +3,8 @@
 import pytest
 
 from common.config_schema import Config
-from common.decoding.draft_length import EarlyStop
-from common.decoding.drafters.lengths import Length, draft_length
+from common.decoding.draft_yield import EarlyStop
+from common.decoding.drafters.draft_length import Length, draft_length
 from common.decoding.estimates import AnswerEstimates, Estimates
 from common.decoding.policy import Decision, Escalation, Gate, Plan, confident_tokens, decide, default_plan
 from common.types import NEVER, Mode, Objective, StopRule

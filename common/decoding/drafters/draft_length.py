@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from common.decoding import throughput
 from common.decoding.acceptance import DOUBT
-from common.decoding.draft_length import stream_draft_length
+from common.decoding.draft_yield import stream_draft_length
 from common.decoding.estimates import Estimates
 from common.decoding.policy import Plan
 from common.protocol.stream_frames import LONGEST_DRAFT

@@ -44,6 +44,16 @@ class Service:
     async def served(self) -> list[int]:
         return [one["served"] for one in (await self.replicas()).values()]
 
+    async def losses(self) -> int:
+        return sum(one["losses"] for one in (await self.replicas()).values())
+
+    async def replaced(self, losses: int) -> None:
+        """Returns when so many replicas were lost, and all are ready again."""
+        async with asyncio.timeout(280):
+            while await self.losses() < losses:  # the front may not have noticed yet
+                await asyncio.sleep(0.05)
+            await until_all_ready(self.client)
+
     async def truth(self, prompt: list[int], tokens: int = TOKENS) -> list[int]:
         """The cloud's own greedy tokens."""
         body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "return_token_ids": True, "ignore_eos": True}
@@ -90,16 +100,16 @@ async def test_both_replicas_work_and_a_prompt_returns_to_the_one_that_holds_it(
 
 async def test_a_killed_replicas_stream_goes_on_and_ray_starts_it_again(service: Service) -> None:
     prompt = [30, 40, 50]
-    wanted = await service.truth(prompt)
-    for _ in range(2):
+    wanted, losses = await service.truth(prompt), await service.losses()
+    for number in (1, 2):
         assert await service.stream(prompt, signal.SIGKILL) == wanted
-        await asyncio.wait_for(until_all_ready(service.client), 280)
-    assert sum(one["losses"] for one in (await service.replicas()).values()) == 2
+        await service.replaced(losses + number)
+    assert await service.losses() == losses + 2
 
 
 async def test_a_killed_replicas_session_goes_on_with_another_one(service: Service) -> None:
     wanted, committed = await service.truth([60, 61, 62], 24), [60, 61, 62]
-    config = CommunicationConfig(cloud_endpoint=service.client.base_url)
+    config, losses = CommunicationConfig(cloud_endpoint=service.client.base_url), await service.losses()
     async with CloudPool(config) as clouds:
         verifier = CloudVerifier(clouds)
         before = await service.served()
@@ -112,14 +122,14 @@ async def test_a_killed_replicas_session_goes_on_with_another_one(service: Servi
                 name = max(range(2), key=lambda at: after[at] - before[at])
                 os.kill((await service.replicas())[str(name)]["pid"], signal.SIGKILL)
     assert committed[3:27] == wanted
-    await asyncio.wait_for(until_all_ready(service.client), 280)
+    await service.replaced(losses + 1)
 
 
 async def test_a_replica_that_stands_still_is_killed_and_its_stream_goes_on(service: Service) -> None:
     prompt = [33, 44, 55]
-    wanted = await service.truth(prompt)
+    wanted, losses = await service.truth(prompt), await service.losses()
     assert await asyncio.wait_for(service.stream(prompt, signal.SIGSTOP), 120) == wanted
-    await asyncio.wait_for(until_all_ready(service.client), 280)
+    await service.replaced(losses + 1)
 
 
 async def test_a_rolling_update_replaces_both_and_refuses_nothing(service: Service) -> None:

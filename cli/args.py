@@ -75,6 +75,17 @@ def run_program(
     return 0
 
 
+def run_with_config(
+    args: argparse.Namespace, program: Callable[[Config], Coroutine[Any, Any, None]], **flags: object
+) -> int:
+    """The same for a program that needs the config of this command line: what is wrong in it is one line, too."""
+
+    async def configured() -> None:
+        await program(load_config(args, **flags))
+
+    return run_program(configured())
+
+
 def _named(error: FrameworkError) -> str:
     """The message, with the field that is at fault where it does not say it."""
     param = error.param if isinstance(error, RequestError) else None

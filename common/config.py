@@ -1,6 +1,7 @@
 """Loads the configuration from file, environment and command line, and checks all of it at start."""
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -109,11 +110,24 @@ def _converted(tree: object) -> Config:
         near = difflib.get_close_matches(key, _keys(path), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(_keys(path))}"
         raise ConfigError(f"{path + '.' if path else ''}{key}: unknown key{hint}") from error
+    _check_numbers(tree, "")
     _check_endpoints(config.communication)
     _check_keys(config)
     _check_prices(config)
     _check_patterns(config.inference)
     return config
+
+
+def _check_numbers(value: object, path: str) -> None:
+    """Infinity is a number above any least one, and no price, time or size."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path}: must be a finite number")
+    if isinstance(value, dict):
+        for key, below in value.items():
+            _check_numbers(below, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for number, below in enumerate(value):
+            _check_numbers(below, f"{path}[{number}]")
 
 
 def _check_endpoints(config: CommunicationConfig) -> None:

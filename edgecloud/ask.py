@@ -1,9 +1,10 @@
 """Sends one prompt to a running edge server: edgecloud ask, or python main.py --mode client."""
 
 import argparse
+from functools import partial
 
 from cli import ask, terminal
-from cli.args import config_parser, load_config, run_program
+from cli.args import config_parser, run_with_config
 from common.config_schema import Config
 from common.http_client import EdgeCloudHTTPClient
 from edgecloud import answers
@@ -17,7 +18,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    return run_program(answer(load_config(args), args.prompt, answers.settings_of(args), stream=True))
+    settings = answers.settings_of(args)
+    return run_with_config(args, partial(answer, prompt=args.prompt, settings=settings, stream=True))
 
 
 async def answer(config: Config, prompt: str, settings: ask.QuestionSettings, stream: bool) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import time
+from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cli import terminal
-from cli.args import config_parser, count, load_config, run_program
+from cli.args import config_parser, count, run_with_config
 from common.batch.batch_input import BatchInput
 from common.batch.batch_output import BatchOutput
 from common.batch.http_target import HttpTarget
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    return run_program(batch(args, load_config(args, communication__edge_endpoint=args.edge)))
+    return run_with_config(args, partial(batch, args), communication__edge_endpoint=args.edge)
 
 
 async def batch(args: argparse.Namespace, config: Config) -> None:

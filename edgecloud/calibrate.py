@@ -1,6 +1,7 @@
 """Fits thresholds, or a router, to questions of your own: edgecloud calibrate, or python main.py --mode calibrate."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from calibration.calibrate import CalibrationRequest, calibrate
@@ -8,7 +9,7 @@ from calibration.report import CalibratedConfig
 from calibration.routing import calibrate_router
 from calibration.target import CalibrationTarget
 from cli import terminal
-from cli.args import config_parser, load_config, run_program
+from cli.args import config_parser, run_with_config
 from common.config_schema import Config
 from common.errors import ConfigError
 from common.files.installation import CHECKOUT
@@ -73,7 +74,7 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return run_program(calibrate_gate(args, load_config(args), split=args.mode == Mode.SPLIT))
+    return run_with_config(args, partial(calibrate_gate, args, split=args.mode == Mode.SPLIT))
 
 
 async def calibrate_gate(args: argparse.Namespace, config: Config, split: bool) -> None:

@@ -1,9 +1,10 @@
 """Converses with a running edge server: edgecloud chat, or python main.py --mode interactive."""
 
 import argparse
+from functools import partial
 
 from cli import terminal
-from cli.args import config_parser, load_config, run_program
+from cli.args import config_parser, run_with_config
 from cli.ask import QuestionSettings
 from cli.interactive import repl
 from common.config_schema import Config
@@ -18,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    return run_program(converse(load_config(args), answers.settings_of(args)))
+    return run_with_config(args, partial(converse, settings=answers.settings_of(args)))
 
 
 async def converse(config: Config, settings: QuestionSettings) -> None:

@@ -3,8 +3,9 @@
 import argparse
 import asyncio
 import contextlib
+from functools import partial
 
-from cli.args import config_parser, load_config, run_program, set_up_logging
+from cli.args import config_parser, run_with_config, set_up_logging
 from cli.demo import config_flags
 from cli.supervisor import CLOUD, EDGE, ServerProcess, Supervisor
 from common.config_schema import Config
@@ -15,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    return run_program(serve(args, load_config(args)))
+    return run_with_config(args, partial(serve, args))
 
 
 async def serve(args: argparse.Namespace, config: Config) -> None:

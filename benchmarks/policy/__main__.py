@@ -18,7 +18,7 @@ from benchmarks.policy import trace
 from benchmarks.policy.record import RecordedPrompt, record_all
 from benchmarks.policy.regret import cells, table
 from cli import terminal
-from cli.args import config_parser, count, load_config, run_program, run_sync_program
+from cli.args import config_parser, count, run_sync_program, run_with_config
 from common.types import Sampling
 from experiments.questions import datasets, general
 
@@ -79,7 +79,7 @@ def show(args: argparse.Namespace) -> None:
 def main() -> int:
     args = arguments()
     if args.record:
-        code = run_program(record_all(load_config(args), prompts(args), args.tokens, args.file))
+        code = run_with_config(args, lambda config: record_all(config, prompts(args), args.tokens, args.file))
         if code:
             return code
     return run_sync_program(lambda: show(args))

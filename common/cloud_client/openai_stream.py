@@ -133,7 +133,9 @@ class GeneratedStream:
     def _finish(self, reason: str | None, drawn: int) -> None:
         """Raises EndpointError for an answer that has not ended."""
         if reason is None:
-            self.failure = EndpointError(f"{self.client.base_url} ended its answer without a reason")
+            url = self.client.base_url
+            hint = "" if url.endswith("/v1") else f"; should its URL be {url}/v1?"  # llama-server has two APIs
+            self.failure = EndpointError(f"{url} ended its answer without a reason{hint}")
             raise self.failure
         self.end = EndFrame(
             finish_reason=FinishReason.LENGTH if reason == "length" else FinishReason.STOP,

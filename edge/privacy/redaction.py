@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import msgspec
@@ -100,7 +101,7 @@ async def without_secrets(
         await asyncio.to_thread(_mapped, tree, collect)  # what is full of escapes takes long
         found = list(dict.fromkeys(plain.values()))
         parts = await patterns.find(found)
-        if not parts or not any(parts):
+        if not parts or not any(parts) or await _cut(tree, patterns):
             return tree, NO_SECRETS
         placeholders = _placeholders(found, parts, [*taken, *found])
         if any(map(SURROGATE.search, placeholders)):
@@ -109,6 +110,19 @@ async def without_secrets(
         return _mapped(tree, replace), {word: secret for secret, word in placeholders.items()}
     except RecursionError:
         return tree, NO_SECRETS
+
+
+async def _cut(tree: Mapping[str, Any], patterns: PrivatePatterns) -> bool:
+    """Whether a private word lies in several parts of a message, so that a part's replacement would leave the rest."""
+    contents = [message.get("content") for message in tree.get("messages") or ()]
+    parts = [[part.get("text") or "" for part in one] for one in contents if isinstance(one, list) and len(one) > 1]
+    found = await patterns.find(["".join(texts) for texts in parts]) if parts else []
+    return found is None or any(
+        start < border < end
+        for hits, texts in zip(found, parts, strict=True)
+        for start, end, _ in hits
+        for border in accumulate(map(len, texts))
+    )
 
 
 def _unescaped(text: str) -> str:

@@ -118,6 +118,11 @@ def test_no_key_of_the_configuration_ends_like_the_name_of_a_file() -> None:
         ('cloud.admission.keys=[{api_key: ""}]', "cloud.admission.keys[0].api_key: is empty"),
         ("inference.budget.daily=5", "inference.budget.daily: needs prices, which communication.prices has"),
         ("edge.quotas.cost_per_day=5", "edge.quotas.cost_per_day: needs prices, which communication.prices has"),
+        ("communication.prices.prompt=.inf", "communication.prices.prompt: must be a finite number"),
+        (
+            "communication.clouds=[{url: 'http://a', prices: {completion: .inf}}]",
+            "communication.clouds[0].prices.completion: must be a finite number",
+        ),
         ("nonsense", "nonsense: expected KEY=VALUE, for example edge.server.port=9000"),
     ],
 )

@@ -90,6 +90,8 @@ def too_large(tmp_path: Path) -> Path:
             r"inference\.private_patterns\[0\]: not a regular expression",
         ),
         ("main.py --mode client --prompt x --config nowhere.yaml", r"nowhere\.yaml: No such file"),
+        ("-m edgecloud ask x --config nowhere.yaml", r"nowhere\.yaml: No such file"),
+        ("-m edgecloud batch x --output y --edge 127.0.0.1:1", "communication.edge_endpoint: .* is no URL of a server"),
         ("main.py --mode client --prompt=", "the prompt is empty"),
         ("main.py --mode client", "needs --prompt"),
         (

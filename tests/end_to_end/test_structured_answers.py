@@ -118,8 +118,8 @@ async def test_forty_answers_with_one_boolean_are_valid_in_every_mode(servers: S
 async def test_what_ends_with_stop_is_valid(servers: Servers, temperature: float) -> None:
     complete = Counter[str]()
     for schema in SCHEMAS.values():
-        complete += await check_modes(servers.edge, schema, 4, temperature)
-    assert min(complete.values()) > 2 * len(SCHEMAS)
+        complete += await check_modes(servers.edge, schema, 2, temperature)
+    assert min(complete.values()) > len(SCHEMAS)
 
 
 @pytest.mark.long

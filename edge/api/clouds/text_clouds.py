@@ -113,7 +113,13 @@ class TextClouds:
 
     async def _usable(self) -> ServerInfo:
         """Of a cloud that can be used now; raises EndpointError where there is none."""
-        return await self.server(self._clouds.pick(()))
+        failed = list[Cloud]()
+        while True:
+            cloud = self._clouds.pick((), excluding=failed)
+            try:
+                return await self.server(cloud)
+            except EndpointError:
+                failed.append(cloud)
 
     async def server(self, cloud: Cloud) -> ServerInfo:
         """What the server of `cloud` has told; raises EndpointError where it has to be asked and does not answer."""

@@ -37,6 +37,20 @@ async def test_a_word_has_one_placeholder_wherever_it_stands(patterns: PrivatePa
     assert secrets == {"<PRIVATE_1>": "hunter2", "<EMAIL_1>": "a@b.c", "<EMAIL_2>": "d@e.f"}
 
 
+@pytest.mark.parametrize(("cut", "replaced"), [(4, False), (14, True), (20, True)])
+async def test_nothing_is_replaced_where_a_private_word_lies_in_two_parts_of_a_message(
+    patterns: PrivatePatterns, cut: int, replaced: bool
+) -> None:
+    """A placeholder for the half that matches by itself would leave the other half in clear text."""
+    text = "to a@b.cc, or d@e.ff."
+    parts = [{"type": "text", "text": text[:cut]}, {"type": "text", "text": text[cut:]}]
+    tree = {"messages": [{"role": "user", "content": parts}]}
+    changed, secrets = await without_secrets(tree, patterns, taken=[text])
+    assert bool(secrets) == replaced
+    assert (changed != tree) == replaced
+    assert await still_private(text, secrets, patterns)
+
+
 async def test_what_overlaps_is_replaced_as_one(patterns: PrivatePatterns) -> None:
     assert (await said(patterns, "so 123-45-6789"))[0] == ["so <PRIVATE_1>"]
 

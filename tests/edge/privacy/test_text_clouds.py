@@ -69,6 +69,7 @@ async def test_whole_requests_that_may_not_leave_do_not() -> None:
         image = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": "https://a.b/c"}}]
         result = [*MESSAGES, {"role": "function", "content": "7", "name": "f"}]
         parts = [{"type": "text", "text": NUMBER[:5]}, {"type": "text", "text": NUMBER[5:]}]
+        cut = [{"type": "text", "text": EMAIL[:-5]}, {"type": "text", "text": EMAIL[-5:]}]
         for fields in (
             {"messages": [{"role": "user", "content": image}]},
             {"best_of": 3, "private": True},
@@ -76,6 +77,7 @@ async def test_whole_requests_that_may_not_leave_do_not() -> None:
             {"best_of": 3, "messages": result},
             {"best_of": 3, "metadata": {NUMBER: "x"}},
             {"best_of": 3, "messages": [{"role": "user", "content": parts}]},
+            {"best_of": 3, "messages": [{"role": "user", "content": cut}]},
         ):
             with pytest.raises(RequestError):
                 await edge.post("/v1/chat/completions", CHAT | fields, dict)

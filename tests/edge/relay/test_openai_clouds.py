@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cli.demo import free_ports
 from common.config_values import Secret
 from common.errors import ConfigError, EndpointError, RequestError
 from common.http.client import HTTPClient
@@ -155,6 +156,17 @@ async def test_a_lost_server_leaves_the_answer_to_the_edge_and_is_asked_again_wh
         fake.status, fake.break_after = 200, None
         while (await ask(edge, **NEVER_SURE))["collaboration"]["degraded"]:
             await asyncio.sleep(0.05)
+
+
+async def test_with_the_first_cloud_down_from_the_start_the_second_one_takes_part_in_the_first_answer() -> None:
+    (closed,) = free_ports(1)
+    async with serving() as fake:
+        urls = f"http://127.0.0.1:{closed}/v1", fake.url
+        clouds = json.dumps([{"url": url, "kind": "openai", "api_key": KEY} for url in urls])
+        async with edge_of("http://localhost:8081", f"communication.clouds={clouds}") as edge:
+            answer = await ask(edge, **NEVER_SURE)
+            assert text_of(answer) == SAID
+            assert answer["collaboration"]["degraded"] is None
 
 
 async def test_a_client_that_leaves_ends_the_servers_work_at_once() -> None:

@@ -112,10 +112,15 @@ async def without_secrets(
         return tree, NO_SECRETS
 
 
+def message_parts(tree: Mapping[str, Any]) -> list[list[str]]:
+    """Of each message of a chat whose content is in parts: their texts, which a template writes without a gap."""
+    contents = [message.get("content") for message in tree.get("messages") or ()]
+    return [[part.get("text") or "" for part in parts] for parts in contents if isinstance(parts, list)]
+
+
 async def _cut(tree: Mapping[str, Any], patterns: PrivatePatterns) -> bool:
     """Whether a private word lies in several parts of a message, so that a part's replacement would leave the rest."""
-    contents = [message.get("content") for message in tree.get("messages") or ()]
-    parts = [[part.get("text") or "" for part in one] for one in contents if isinstance(one, list) and len(one) > 1]
+    parts = message_parts(tree)
     found = await patterns.find(["".join(texts) for texts in parts]) if parts else []
     return found is None or any(
         start < border < end

@@ -25,7 +25,7 @@ from common.protocol.openai_responses import dump
 from common.types import Collaboration, Mode, Provenance
 from edge.api.context import ServerContext
 from edge.api.plans import given, redacts, stays
-from edge.privacy.redaction import NO_SECRETS, Secrets, still_private, without_secrets
+from edge.privacy.redaction import NO_SECRETS, Secrets, message_parts, still_private, without_secrets
 from edge.privacy.restoring import answers_in_json
 from edge.relay.restored_events import RestoredEvents, restored_reply
 from edge.tenants.token_guess import guessed_tokens
@@ -75,7 +75,7 @@ async def _sendable(raw: Event, body: GenerationRequest, context: ServerContext)
         if redacts(body, context):
             sent, secrets = await without_secrets(raw, private, taken=texts_of(raw))
         parts = _beside_settings(sent, body)
-        texts = [*texts_of(parts), *numbers_of(parts), *_joined_parts(sent)]
+        texts = [*texts_of(parts), *numbers_of(parts), *map("".join, message_parts(sent))]
         if has_token_ids(raw.get("prompt")) or await still_private("\n".join(texts), secrets, private):
             return None
     in_json = bool(secrets) and answers_in_json(body)
@@ -88,12 +88,6 @@ def _beside_settings(sent: Event, body: GenerationRequest) -> list[object]:
     """What a request holds, but for numbers that say how it is answered, such as `max_tokens`."""
     names = body.__struct_encode_fields__
     return [value for name, value in sent.items() if not (name in names and isinstance(value, int | float))]
-
-
-def _joined_parts(sent: Event) -> list[str]:
-    """Each message as a template writes it: a word may be cut between its parts."""
-    contents = [message.get("content") for message in sent.get("messages") or ()]
-    return ["".join(part.get("text") or "" for part in parts) for parts in contents if isinstance(parts, list)]
 
 
 class Relay:

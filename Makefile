@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV   := .venv
 CLIENTS := .venv-clients
 TOOLS  := .venv-tools
+CACHE  := $(HOME)/.cache/edgecloud
 PY     := $(VENV)/bin/python
 GPU    := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 NEEDS  := $(if $(GPU),requirements.txt,requirements-cpu.txt)
@@ -23,6 +24,12 @@ timed = (began=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - began)) s
 
 .PHONY: setup run server check check-vllm format docs test test-long test-clients test-console test-deploy test-ray chromium screenshots test-real test-faults fuzz soak lock sbom
 .PHONY: bench bench-cloud bench-edge bench-ray bench-network bench-peers bench-thresholds bench-routing bench-scaling bench-humaneval bench-split ablation llama-server evaluate train clean
+
+# llama.cpp is compiled without AMX: GCC before 12.4 and 13.3 leaves out the set-up of its tiles (GCC bug 114098), which ends the edge with SIGILL.
+ifneq ($(shell grep -sw amx_int8 /proc/cpuinfo),)
+$(VENV)/.ready $(VENV)/.llama $(CACHE)/llama-server: export CFLAGS += -U__AMX_INT8__
+$(VENV)/.ready $(VENV)/.llama $(CACHE)/llama-server: export CXXFLAGS += -U__AMX_INT8__
+endif
 
 setup: $(VENV)/.ready models/demo-split/manifest.json
 
@@ -208,7 +215,6 @@ ablation: setup
 	$(PY) ablation_experiments.py $(PAIR) $(ARGS)
 
 # The peer of bench-edge, from the sources of the llama-cpp-python that is installed; about 5 minutes on 2 cores.
-CACHE := $(HOME)/.cache/edgecloud
 LLAMA  = $(shell sed -n 's/^llama-cpp-python==//p' $(NEEDS))
 
 llama-server: $(CACHE)/llama-server

@@ -109,7 +109,9 @@ class ServerProcess:
             async with self.CLIENT(self.url) as client:
                 while (problem := await _not_ready(client)) is not None:
                     if exited.done():
-                        raise StartError(f"the {self.name} server did not start: {self.log.last_line()}")
+                        killed = exited.result() < 0  # then its log does not say why
+                        reason = f"it ended with {ending(exited.result())}" if killed else self.log.last_line()
+                        raise StartError(f"the {self.name} server did not start: {reason}")
                     if time.monotonic() - reported >= REPORT_SECONDS:
                         reported = time.monotonic()
                         report(f"the {self.name} server is not ready after {reported - began:.0f} s: {problem}")
@@ -151,6 +153,13 @@ class ServerProcess:
         assert self._process is not None
         with suppress(ProcessLookupError):
             (os.killpg if whole_group else os.kill)(self._process.pid, number)
+
+
+def ending(code: int) -> str:
+    """An exit code in words; one of them needs an explanation that the server cannot give itself."""
+    if code != -signal.SIGILL:
+        return f"code {code}"
+    return f"code {code} (illegal instruction: compile llama.cpp for this processor, docs/DEVICES.md#processors)"
 
 
 async def _not_ready(client: HTTPClient) -> str | None:
@@ -220,7 +229,7 @@ class Supervisor:
         while True:
             await first_completed(server.exited(), server.kill_if_hung())
             code = await server.exited()
-            log.warning("the %s server ended with code %d; restarting it in %g s", server.name, code, pause)
+            log.warning("the %s server ended with %s; restarting it in %g s", server.name, ending(code), pause)
             await asyncio.sleep(pause)
             try:
                 await server.start()

@@ -15,6 +15,7 @@ from common.config_schema import CommunicationConfig, Config, InferenceConfig
 from common.config_values import decode_secret, url_problem
 from common.errors import ConfigError
 from common.files.installation import CHECKOUT, IN_WHEEL, PROJECT, shipped
+from common.protocol.codec import fault
 
 ENV_PREFIX = "EDGECLOUD_"
 FILE_SUFFIX = "_FILE"
@@ -101,8 +102,8 @@ def _converted(tree: object) -> Config:
     try:
         config = msgspec.convert(tree, Config, dec_hook=decode_secret)
     except msgspec.ValidationError as error:
-        message, _, where = str(error).partition(" - at `$")
-        path = where.strip("`.")
+        message, where = fault(error, Config)
+        path = where.lstrip(".")
         unknown = re.search(r"unknown field `(.+)`", message)
         if not unknown:
             raise ConfigError(f"{path or 'config'}: {message[0].lower()}{message[1:]}") from error

@@ -1,9 +1,9 @@
-"""What the machine offers this process: cores and memory, within the limits of its container."""
+"""What the machine offers this process: cores, memory and number formats, within the limits of its container."""
 
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,10 @@ from msgspec import Struct
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 GIB = 1 << 30
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""CPU flags of bfloat16 instructions: two of x86, one of Arm."""
+SMALL_BYTES = 256 << 20
+"""Weights in float32 up to which bfloat16 saves at most a few milliseconds a step; docs/USAGE.md has the figures."""
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +60,29 @@ def usable_cores(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
     """How many cores this process may keep busy: its CPUs, or fewer if its container has a quota of CPU time."""
     quotas = [quota for folder in _cgroup("cpu", proc, cgroups) if (quota := _cpu_quota(folder))]
     return max(1, min(len(usable_cpus()), *map(math.ceil, quotas), 1 << 20))
+
+
+def cpu_flags(file: Path = PROC / "cpuinfo") -> frozenset[str]:
+    """The instruction sets of this CPU, by their names in Linux; empty if the system does not say."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    names = (line.partition(":") for line in lines)
+    return frozenset(flag for key, _, value in names if key.strip() in ("flags", "Features") for flag in value.split())
+
+
+def choose_dtype(flags: Collection[str], float32_bytes: int | None) -> Setting:
+    """The fastest number format on a CPU with these flags, but float32 for small weights; None: size unknown."""
+    known = sorted(BF16_FLAGS.intersection(flags))
+    if not known:
+        return Setting("float32", "this CPU has no bfloat16 instructions; emulated ones take 3 to 4 times as long")
+    if float32_bytes is not None and float32_bytes <= SMALL_BYTES:
+        size = f"the weights are small ({gib(float32_bytes)})"
+        return Setting("float32", f"{size}, and float32 gives the same tokens whatever else is in a step")
+    return Setting(
+        "bfloat16", f"this CPU computes it ({known[0]}): half the memory of float32, and up to twice as fast"
+    )
 
 
 def memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> Memory | None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from vllm.platforms import current_platform
@@ -10,12 +9,8 @@ from vllm.platforms import current_platform
 from cloud.engine.model_size import ModelSize, model_size
 from common import hardware
 from common.errors import StartError
-from common.hardware import GIB, Memory, Setting, gib
+from common.hardware import GIB, Memory, Setting, choose_dtype, cpu_flags, gib
 
-BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""CPU flags of bfloat16 instructions: two of x86, one of Arm."""
-SMALL_BYTES = 256 << 20
-"""Weights in float32 up to which bfloat16 saves at most a few milliseconds a step; docs/USAGE.md has the figures."""
 SPARE_TOKENS = 64
 """KV that a sequence may take beyond its context: the rest of its last block, and a draft."""
 UNKNOWN_KV_BYTES = GIB
@@ -24,19 +19,6 @@ RUNTIME_BYTES = GIB
 """What vLLM and torch take themselves."""
 SHARE = 0.5
 """Of the memory that is free beside weights and vLLM: the most that KV takes. The rest is for other programs."""
-
-
-def choose_dtype(flags: Collection[str], float32_bytes: int | None) -> Setting:
-    """The fastest number format on a CPU with these flags, but float32 for small weights; None: size unknown."""
-    known = sorted(BF16_FLAGS.intersection(flags))
-    if not known:
-        return Setting("float32", "this CPU has no bfloat16 instructions; emulated ones take 3 to 4 times as long")
-    if float32_bytes is not None and float32_bytes <= SMALL_BYTES:
-        size = f"the weights are small ({gib(float32_bytes)})"
-        return Setting("float32", f"{size}, and float32 gives the same tokens whatever else is in a step")
-    return Setting(
-        "bfloat16", f"this CPU computes it ({known[0]}): half the memory of float32, and up to twice as fast"
-    )
 
 
 def choose_kv_bytes(context_kv: int | None, sequences: int, free: int | None) -> Setting:
@@ -95,13 +77,3 @@ def fit_to(args: Any, size: ModelSize, flags: Collection[str], memory: Memory | 
         cache = Setting(blocks * args.block_size * kv, f"{blocks} blocks are set in the configuration")
     args.dtype, args.kv_cache_memory_bytes = dtype.value, cache.value
     return {"dtype": dtype, "kv_cache_bytes": cache}
-
-
-def cpu_flags(file: Path = hardware.PROC / "cpuinfo") -> frozenset[str]:
-    """The instruction sets of this CPU, by their names in Linux; empty if the system does not say."""
-    try:
-        lines = file.read_text().splitlines()
-    except OSError:
-        return frozenset()
-    names = (line.partition(":") for line in lines)
-    return frozenset(flag for key, _, value in names if key.strip() in ("flags", "Features") for flag in value.split())

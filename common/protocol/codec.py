@@ -1,9 +1,11 @@
 """Encodes and decodes typed values as JSON or MessagePack, by content type."""
 
 import math
+import re
 from typing import Any, TypeVar, get_origin
 
 import msgspec
+from msgspec import inspect
 
 from common.errors import RequestError
 
@@ -36,18 +38,48 @@ def decode(body: bytes, type_: type[T], content_type: str = JSON) -> T:
         if dict in (type_, get_origin(type_)):
             _check_json_types(value)  # a dict has no field types that would have checked its values
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        message, _, path = str(error).partition(" - at `$.")
-        raise RequestError(f"{message or 'nested too deeply'}", param=path.rstrip("`") or None) from error
+        message, path = fault(error, type_)
+        raise RequestError(message, param=path.lstrip(".") or None) from error
     return value
 
 
-def convert(value: object, type_: type[T]) -> T:
-    """A body that was decoded without a schema as `type_`; raises RequestError as `decode` does."""
+def convert(value: object, type_: type[T], param: str = "") -> T:
+    """What was decoded without a schema, as `type_`; raises RequestError with the wrong field's path behind `param`."""
     try:
         return msgspec.convert(value, type_)
     except (msgspec.ValidationError, RecursionError) as error:
-        message, _, path = str(error).partition(" - at `$.")
-        raise RequestError(f"{message or 'nested too deeply'}", param=path.rstrip("`") or None) from error
+        message, path = fault(error, type_)
+        raise RequestError(message, param=(param + path).lstrip(".") or None) from error
+
+
+def fault(error: Exception, type_: Any) -> tuple[str, str]:
+    """What msgspec says of a value of `type_`, with the words that are allowed, and where: `.tools[0].type` or empty."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply", ""
+    message, _, path = str(error).partition(" - at `$")
+    path = path.rstrip("`")
+    if message.startswith("Invalid enum value"):
+        steps = [name or "[" for name in re.findall(r"\.([^.\[]+)|\[", path)]
+        message += f"; allowed: {', '.join(dict.fromkeys(_words(inspect.type_info(type_), steps)))}"
+    return message, path
+
+
+def _words(info: inspect.Type, steps: list[str]) -> list[str]:
+    """The words that are allowed where `steps` lead from a type: names of fields, `[` into a list or dict."""
+    match info, steps:
+        case inspect.UnionType(types=types), _:
+            return [word for each in types for word in _words(each, steps)]
+        case inspect.Metadata(type=inner), _:
+            return _words(inner, steps)
+        case inspect.EnumType(cls=cls), []:
+            return [str(word.value) for word in cls]
+        case inspect.LiteralType(values=values), []:
+            return [str(value) for value in values]
+        case inspect.StructType(fields=fields), [name, *rest]:
+            return [word for field in fields if field.encode_name == name for word in _words(field.type, rest)]
+        case inspect.ListType(item_type=inner) | inspect.DictType(value_type=inner), ["[", *rest]:
+            return _words(inner, rest)
+    return []
 
 
 def _check_json_types(body: object) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
-import msgspec
 from msgspec import Meta, Struct
 
 from common.errors import RequestError
 from common.grammar import call_grammars
 from common.grammar.spec import GrammarSpec
+from common.protocol.codec import convert
 
 MAX_TOOLS = 1024
 T = TypeVar("T")
@@ -110,7 +110,7 @@ def _schemas(tools: list[dict[str, Any]]) -> dict[str, Mapping[str, Any]]:
         raise RequestError(f"one request may have {MAX_TOOLS} tools", param="tools")
     schemas = dict[str, Mapping[str, Any]]()
     for at, tool in enumerate(tools):
-        function = _converted(tool, ToolDefinition, f"tools[{at}]").function
+        function = convert(tool, ToolDefinition, f"tools[{at}]").function
         if function.name in schemas:
             raise RequestError(f"two tools have the name {function.name!r}", param=f"tools[{at}].function.name")
         schemas[function.name] = function.parameters or {"type": "object"}
@@ -120,17 +120,7 @@ def _schemas(tools: list[dict[str, Any]]) -> dict[str, Mapping[str, Any]]:
 def _named(choice: Any) -> str:
     if isinstance(choice, str):
         raise RequestError('tool_choice is "none", "auto", "required" or names a tool', param="tool_choice")
-    return _converted(choice, NamedTool, "tool_choice").function.name
-
-
-def _converted(value: Any, kind: type[T], param: str) -> T:
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        raise RequestError(message, param=param + path.rstrip("`")) from error
-    except RecursionError as error:
-        raise RequestError("nested too deeply", param=param) from error
+    return convert(choice, NamedTool, "tool_choice").function.name
 
 
 def arguments_of(call: MessageToolCall, param: str) -> dict[str, Any]:

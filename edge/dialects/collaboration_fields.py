@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from common.errors import RequestError
+from common.protocol.codec import convert
 from common.protocol.openai import ChatRequest
 
 
@@ -40,13 +40,7 @@ class CollaborationFields(Struct, kw_only=True, omit_defaults=True, forbid_unkno
 
 def chat_request(fields: Mapping[str, Any]) -> ChatRequest:
     """The chat request of these fields, of which null ones are left out; raises RequestError for a wrong value."""
-    try:
-        return msgspec.convert({key: value for key, value in fields.items() if value is not None}, ChatRequest)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$.")
-        raise RequestError(message, param=path.rstrip("`") or None) from error
-    except RecursionError as error:
-        raise RequestError("nested too deeply") from error
+    return convert({key: value for key, value in fields.items() if value is not None}, ChatRequest)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from common.errors import RequestError
+from common.protocol.codec import convert
 from common.protocol.content.openai_content import Content, ContentPart
 from common.protocol.openai import Message
 from common.protocol.openai_tools import CalledFunction, MessageToolCall
@@ -55,7 +56,7 @@ def messages_of(items: Sequence[dict[str, Any]], before: Sequence[Message]) -> l
     for at, item in enumerate(items):
         kind, param = item.get("type") or "message", f"input[{at}]"
         if kind == "reasoning":
-            given = _read(item, ThoughtItem, param)
+            given = convert(item, ThoughtItem, param)
             thought = _text(given.content or given.summary or [], f"{param}.content")
             continue
         if kind == "function_call":
@@ -72,7 +73,7 @@ def messages_of(items: Sequence[dict[str, Any]], before: Sequence[Message]) -> l
 
 
 def _add_message(messages: list[Message], item: dict[str, Any], param: str) -> None:
-    given = _read(item, MessageItem, param)
+    given = convert(item, MessageItem, param)
     role = "system" if given.role == "developer" else given.role
     if role not in ("system", "user", "assistant"):
         raise RequestError(f"unknown role {given.role!r}", param=f"{param}.role")
@@ -80,7 +81,7 @@ def _add_message(messages: list[Message], item: dict[str, Any], param: str) -> N
 
 
 def _add_call(messages: list[Message], item: dict[str, Any], param: str) -> None:
-    given = _read(item, CallItem, param)
+    given = convert(item, CallItem, param)
     call = MessageToolCall(CalledFunction(joined(given.namespace, given.name), given.arguments), given.call_id)
     if messages and messages[-1].role == "assistant":
         messages[-1].tool_calls = [*(messages[-1].tool_calls or []), call]
@@ -89,7 +90,7 @@ def _add_call(messages: list[Message], item: dict[str, Any], param: str) -> None
 
 
 def _add_result(messages: list[Message], item: dict[str, Any], param: str) -> None:
-    given = _read(item, ResultItem, param)
+    given = convert(item, ResultItem, param)
     messages.append(Message("tool", _text(given.output, f"{param}.output"), tool_call_id=given.call_id))
 
 
@@ -98,14 +99,6 @@ ADDERS: dict[str, Callable[[list[Message], dict[str, Any], str], None]] = {
     "function_call": _add_call,
     "function_call_output": _add_result,
 }
-
-
-def _read(item: dict[str, Any], kind: type[T], param: str) -> T:
-    try:
-        return msgspec.convert(item, kind)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        raise RequestError(message, param=param + path.rstrip("`")) from error
 
 
 def _content(content: str | list[dict[str, Any]], param: str) -> Content:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from cli.demo import config_flags, free_ports
-from cli.supervisor import CLOUD, EDGE, ServerProcess, Supervisor
+from cli.supervisor import CLOUD, EDGE, ServerProcess, Supervisor, ending
 from common.errors import StartError
 from common.files.installation import logs
 from common.http.client import HTTPClient
@@ -230,7 +230,7 @@ async def _none_ends(servers: Sequence[ServerProcess]) -> AsyncIterator[None]:
 
 async def _end_of(server: ServerProcess) -> None:
     code = await server.exited()
-    raise StartError(f"the {server.name} server ended in the middle with code {code}; its log is {server.log}")
+    raise StartError(f"the {server.name} server ended in the middle with {ending(code)}; its log is {server.log}")
 
 
 def _server(

@@ -67,7 +67,7 @@ def evaluate(path: Path) -> str:
     tokenizer = AutoTokenizer.from_pretrained(CLOUD)
     questions = heldout.pairs()[1::2]
     prompts = [tokenizer.encode(PAIR.question.format(prompt)) for _, prompt, _ in questions]
-    replies = record.answered(checkpoint, tokenizer, prompts, record.MAX_TOKENS)
+    replies = record.answered(checkpoint, prompts, record.MAX_TOKENS)
     found = record.record(checkpoint, exits, replies)
     answers = []
     for number, (reply, (_, _, answer)) in enumerate(zip(replies, questions, strict=True)):

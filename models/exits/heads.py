@@ -1,10 +1,10 @@
 """The command that trains the exits of a model, fits their temperatures and writes them to a file.
 
-    python -m models.exits --model FOLDER|HUB-ID --exits 2,4 [--data FILE.jsonl|FILE.txt] [--form translator|head]
+    python -m models.exits --model FOLDER|HUB-ID --exits 2,4 [--data FILE.jsonl|FILE.txt ...] [--form translator|head]
                            --output FILE.safetensors
 
-The model does not change. Its hidden states are computed once and kept, with checkpoints of the training, in a folder
-beside the output; an interrupted training continues from there.
+The model does not change. Its answers to questions without one and its hidden states are computed once and kept, with
+checkpoints of the training, in a folder beside the output; an interrupted training continues from there.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from models.exits.early_exit import (
     validation_losses,
 )
 from models.exits.layerwise_states import LayerwiseStates
+from models.exits.own_answers import OwnAnswers
 from models.exits.states import Compute, StateFiles, compute
 from models.exits.temperatures import Fit, as_table, fit_temperatures
 from models.exits.texts import TokenizedText
@@ -130,19 +131,35 @@ class Screen:
             self._bar.console.print(f"epoch {progress.epoch}, {minutes:.1f} min, loss (validation): {', '.join(words)}")
 
 
-def train(model: str, exits: list[int], data: Path | None, form: str, recipe: ExitRecipe, output: Path) -> None:
+def read_texts(
+    files: list[Path], checkpoint: Checkpoint, longest: int, own: OwnAnswers, bar: Bar
+) -> tuple[list[TokenizedText], list[TokenizedText]]:
+    """The texts of all files to train on, and to validate with; without a file, those of the demo corpus."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    if not files:
+        return exit_texts.demo(tokenizer)
+
+    def answer(prompts: list[list[int]]) -> list[TokenizedText]:
+        task = bar.add_task("answers of the model", total=len(prompts), visible=bool(prompts))
+        return own(prompts, lambda count: bar.advance(task, count))
+
+    parts = [exit_texts.read(path, tokenizer, longest, answer) for path in files]
+    return [text for part, _ in parts for text in part], [text for _, part in parts for text in part]
+
+
+def train(model: str, exits: list[int], files: list[Path], form: str, recipe: ExitRecipe, output: Path) -> None:
     """Trains, fits and writes the exits. Raises ConfigError, before anything is computed, for wrong input."""
     checkpoint = Checkpoint(find(model))
     if fault := exits_fault(exits, checkpoint.layers):
         raise ConfigError(f"--exits: {fault}")
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
     longest = min(LONGEST, checkpoint.config.context)
-    texts, held_out = exit_texts.read(data, tokenizer, longest) if data else exit_texts.demo(tokenizer)
-    split, compute_states = untrained(checkpoint, exits, form)
-    torch.manual_seed(recipe.seed)
-    folder = work_folder(output, checkpoint, exits, form, [*texts, *held_out], recipe)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Bar(*columns, console=console()) as bar:
+        own = OwnAnswers(checkpoint, recipe.answer_tokens, output.with_suffix(".training"))
+        texts, held_out = read_texts(files, checkpoint, longest, own, bar)
+        split, compute_states = untrained(checkpoint, exits, form)
+        torch.manual_seed(recipe.seed)
+        folder = work_folder(output, checkpoint, exits, form, [*texts, *held_out], recipe)
         task = bar.add_task("states of texts", total=len(texts) + len(held_out))
         training, validation = (
             StateFiles(folder / name, compute_states, part, lambda count: bar.advance(task, count))
@@ -166,7 +183,18 @@ def main() -> int:
     parser.add_argument("--model", required=True, help="folder or Hugging Face id of a checkpoint")
     parser.add_argument("--exits", type=layer_list, required=True, help="numbers of layers before each exit, e.g. 2,4")
     parser.add_argument(
-        "--data", type=Path, help="questions with answers (.jsonl) or text (.txt) (default: the demo corpus)"
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="questions (.jsonl; the model itself gives missing answers) or text (.txt) (default: the demo corpus)",
+    )
+    parser.add_argument(
+        "--answer-tokens",
+        type=count,
+        default=ExitRecipe.answer_tokens,
+        help="longest answer of the model itself (default: %(default)s)",
     )
     parser.add_argument(
         "--form",
@@ -188,5 +216,5 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, required=True, help="safetensors file to write the exits to")
     args = parser.parse_args()
-    recipe = ExitRecipe(args.epochs, args.rate or RATES[args.form], args.positions, args.seed)
+    recipe = ExitRecipe(args.epochs, args.rate or RATES[args.form], args.positions, args.seed, args.answer_tokens)
     return run_sync_program(lambda: train(args.model, args.exits, args.data, args.form, recipe, args.output))

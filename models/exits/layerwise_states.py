@@ -16,7 +16,10 @@ ROWS = 128
 
 
 class LayerwiseStates:
-    """The frozen model's states, as numbers of type `dtype`, and its likeliest next tokens, where texts are learned."""
+    """The frozen model's states, as numbers of type `dtype`, and its likeliest next tokens, where texts are learned.
+
+    States in float32 are computed so; others in what this CPU computes fast.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, exits: list[int], device: str, dtype: torch.dtype = torch.bfloat16
@@ -24,7 +27,8 @@ class LayerwiseStates:
         self._exits = exits
         self._device = device
         self._dtype = dtype
-        self._layers = Layerwise(checkpoint, device)
+        fast = device == "cpu" and dtype != torch.float32
+        self._layers = Layerwise(checkpoint, device, checkpoint.fast_dtype if fast else torch.float32)
         self._eps = checkpoint.config.rms_norm_eps
         self._norm = checkpoint.norm.to(device)
         self._head = checkpoint.tensor(checkpoint.head).float().to(device)
@@ -36,7 +40,7 @@ class LayerwiseStates:
         for after, states in enumerate(self._layers.states(self._layers.embed(list(ids))), 1):
             if after in self._exits:
                 kept.append(_chosen(states, at).to(self._dtype).cpu())
-        last = nn.functional.rms_norm(_chosen(states, at), self._norm.shape, self._norm, self._eps)
+        last = nn.functional.rms_norm(_chosen(states, at).float(), self._norm.shape, self._norm, self._eps)
         likeliest, log_probs = zip(*map(self._likeliest, last.split(ROWS)), strict=True)
         return FrozenStates(torch.stack(kept), last.to(self._dtype).cpu(), torch.cat(likeliest), torch.cat(log_probs))
 

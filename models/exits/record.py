@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
+from rich.progress import Progress, track
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers import AutoTokenizer
 
 from calibration import data
 from calibration.split import records
@@ -31,13 +30,12 @@ from models.demo import CLOUD, EXITS
 from models.exits import texts as exit_texts
 from models.exits.early_exit import FrozenStates
 from models.exits.layerwise_states import LayerwiseStates
+from models.exits.own_answers import OwnAnswers
 from models.exits.texts import TokenizedText
 from models.partition.checkpoint import Checkpoint, find
 from models.partition.exit_tensors import Exits, exits_of, layer_list
 
 MAX_TOKENS = 160
-BATCH = 16
-"""Questions that are answered together."""
 ROWS = 64
 """Positions whose logits are computed together."""
 DEMO = "held-out questions of the demo corpus"
@@ -56,29 +54,11 @@ def spread(items: Sequence[Any], most: int | None) -> list[Any]:
     return [items[int(at)] for at in np.linspace(0, len(items) - 1, most).round()]
 
 
-def answered(checkpoint: Checkpoint, tokenizer: Any, prompts: list[list[int]], limit: int) -> list[TokenizedText]:
-    """The prompts with the model's own greedy answers; the token that ends one is part of it."""
-    disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32, use_safetensors=True).eval()
-    ends = model.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends])
-    pad = next(iter(ends - {None}), 0)
-    # Published models often have a penalty among their own settings, which a split does not apply.
-    greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "max_new_tokens": limit}
-    found = list[TokenizedText | None]([None] * len(prompts))
-    order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
-    for begin in track(range(0, len(order), BATCH), "answers of the model", console=console()):
-        numbers = order[begin : begin + BATCH]
-        batch = [prompts[number] for number in numbers]
-        width = max(map(len, batch))
-        ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in batch])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
-        with torch.inference_mode():
-            out = model.generate(ids, attention_mask=mask, pad_token_id=pad, **greedy)
-        for number, prompt, row in zip(numbers, batch, out[:, width:].tolist(), strict=True):
-            length = next((at for at, token in enumerate(row, 1) if token in ends), len(row))
-            found[number] = TokenizedText(prompt + row[:length], len(prompt) - 1)
-    return [text for text in found if text]
+def answered(checkpoint: Checkpoint, prompts: list[list[int]], limit: int) -> list[TokenizedText]:
+    """The prompts with the model's own greedy answers of at most `limit` tokens."""
+    with Progress(console=console()) as bar:
+        task = bar.add_task("answers of the model", total=len(prompts))
+        return OwnAnswers(checkpoint, limit)(prompts, lambda count: bar.advance(task, count))
 
 
 def record(checkpoint: Checkpoint, exits: Exits, texts: list[TokenizedText]) -> ExitRecords:
@@ -165,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
         longest = checkpoint.config.context
         texts = spread(exit_texts.every(args.data, tokenizer, longest), args.questions)
     else:
-        texts = answered(checkpoint, tokenizer, prompts_of(args.data, tokenizer, args.questions), args.max_tokens)
+        texts = answered(checkpoint, prompts_of(args.data, tokenizer, args.questions), args.max_tokens)
     found = record(checkpoint, exits, texts)
     about = RecordedModel(
         str(args.model),

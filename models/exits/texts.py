@@ -1,6 +1,7 @@
 """Reads texts to train exits on and tokenizes them: questions with answers, plain text, or the demo corpus."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,10 @@ class TokenizedText(NamedTuple):
     first: int
 
 
+Answer = Callable[[list[list[int]]], list[TokenizedText]]
+"""Prompts, as token ids, to the same with answers."""
+
+
 def demo(tokenizer: Any, count: int = DEMO_TEXTS) -> tuple[list[TokenizedText], list[TokenizedText]]:
     """New conversations of the demo corpus to train on, and every second held-out question to validate with."""
     pairs = itertools.islice(corpus.training_pairs(1000, DEMO_TASKS), count)
@@ -29,22 +34,25 @@ def demo(tokenizer: Any, count: int = DEMO_TEXTS) -> tuple[list[TokenizedText], 
     return [_conversation(tokenizer, *pair) for pair in pairs], [_conversation(tokenizer, *pair) for pair in held_out]
 
 
-def read(path: Path, tokenizer: Any, longest: int) -> tuple[list[TokenizedText], list[TokenizedText]]:
+def read(
+    path: Path, tokenizer: Any, longest: int, answer: Answer | None = None
+) -> tuple[list[TokenizedText], list[TokenizedText]]:
     """The texts of a file: those to train on, and the last tenth to validate with.
 
-    .jsonl: lines of {"prompt": ..., "answer": ...}, of which the answers are learned; .txt: passages separated by
-    blank lines, of which everything is learned. Texts are cut after `longest` tokens. Raises ConfigError.
+    .jsonl: lines of {"prompt": ..., "answer": ...}, of which the answers are learned; `answer` gives those that are
+    missing. .txt: passages separated by blank lines, of which everything is learned. Texts are cut after `longest`
+    tokens. Raises ConfigError.
     """
-    texts = every(path, tokenizer, longest)
+    texts = every(path, tokenizer, longest, answer)
     training = len(texts) - max(1, round(len(texts) * VALIDATION))
     if training < 1:
         raise ConfigError(f"{path}: {len(texts)} texts; 2 or more are needed, one of them for validation")
     return texts[:training], texts[training:]
 
 
-def every(path: Path, tokenizer: Any, longest: int) -> list[TokenizedText]:
+def every(path: Path, tokenizer: Any, longest: int, answer: Answer | None = None) -> list[TokenizedText]:
     """All texts of a file, as in `read`."""
-    found = _questions(path, tokenizer) if path.suffix == ".jsonl" else _passages(path, tokenizer)
+    found = _questions(path, tokenizer, answer) if path.suffix == ".jsonl" else _passages(path, tokenizer)
     return [TokenizedText(ids[:longest], first) for ids, first in found if first < min(len(ids), longest) - 1]
 
 
@@ -53,8 +61,14 @@ def question(tokenizer: Any, prompt: str) -> list[int]:
     return _encode(tokenizer, _asked(tokenizer, prompt))
 
 
-def _questions(path: Path, tokenizer: Any) -> list[TokenizedText]:
-    return [_conversation(tokenizer, *pair) for pair in data.read_answered(path)]
+def _questions(path: Path, tokenizer: Any, answer: Answer | None) -> list[TokenizedText]:
+    if answer is None:
+        return [_conversation(tokenizer, *pair) for pair in data.read_answered(path)]
+    pairs = data.read(path)
+    answered = iter(answer([question(tokenizer, pair.prompt) for pair in pairs if pair.answer is None]))
+    return [
+        next(answered) if pair.answer is None else _conversation(tokenizer, pair.prompt, pair.answer) for pair in pairs
+    ]
 
 
 def _passages(path: Path, tokenizer: Any) -> list[TokenizedText]:

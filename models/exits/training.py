@@ -27,6 +27,8 @@ class ExitRecipe:
     positions: int = 512
     """Per batch."""
     seed: int = 0
+    answer_tokens: int = 256
+    """Of an answer that the model gives itself."""
 
 
 @dataclass

@@ -1,12 +1,14 @@
 """Reads a checkpoint in safetensors files, one tensor at a time; finds it on disk or on the hub."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from httpx2 import HTTPError
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from common.files.installation import shipped
+from common.hardware import choose_dtype, cpu_flags
 from common.protocol.split_manifest import file_hash
 from models.partition.layer_tensors import layer_tensors
 from models.partition.model_config import read_config
@@ -63,6 +66,12 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         with safe_open(self._files[name], "pt") as file:
             return tuple(file.get_slice(name).get_shape())
+
+    @property
+    def fast_dtype(self) -> torch.dtype:
+        """The number format that vLLM would take for this model on this CPU."""
+        numbers = sum(math.prod(self.shape(name)) for name in self.names(range(self.layers)))
+        return torch.bfloat16 if choose_dtype(cpu_flags(), 4 * numbers).value == "bfloat16" else torch.float32
 
     @property
     def norm(self) -> Tensor:

@@ -13,17 +13,19 @@ from models.partition.layer_tensors import layer_tensors
 
 
 class Layerwise:
-    """A checkpoint in float32, without a KV cache: the reference that its pieces are compared with."""
+    """A checkpoint without a KV cache; in float32 the reference that its pieces are compared with."""
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self._checkpoint = checkpoint
         self._device = device
-        self._models = {kind: _one_layer(checkpoint, kind).to(device) for kind in sorted(set(checkpoint.config.kinds))}
+        self._dtype = dtype
+        kinds = sorted(set(checkpoint.config.kinds))
+        self._models = {kind: _one_layer(checkpoint, kind).to(device, dtype) for kind in kinds}
 
     def embed(self, texts: Sequence[list[int] | Tensor]) -> list[Tensor]:
         """The embeddings of each text's tokens, [n, H]; of texts of equal length, [B, n], together: [B, n, H]."""
         table, scale = self._checkpoint.tensor(EMBEDDING), self._checkpoint.config.embedding_scale
-        return [table[torch.as_tensor(ids)].float().to(self._device) * scale for ids in texts]
+        return [table[torch.as_tensor(ids)].to(self._device, self._dtype) * scale for ids in texts]
 
     def states(self, texts: list[Tensor]) -> Iterator[list[Tensor]]:
         """Yields the hidden states of all texts after every layer; `texts`: those before the first, as of `embed`."""
@@ -31,7 +33,7 @@ class Layerwise:
             model = self._models[kind]
             read, prefix = self._checkpoint.tensor, layer_prefix(layer)
             names = layer_tensors(self._checkpoint.config)
-            model.layers[0].load_state_dict({name: read(prefix + name).float() for name in names})
+            model.layers[0].load_state_dict({name: read(prefix + name).to(self._dtype) for name in names})
             with torch.inference_mode():
                 texts = [_through(model, text) for text in texts]
             yield texts

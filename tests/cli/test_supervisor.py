@@ -55,6 +55,16 @@ def small_server(name: str, port: int, folder: Path, **server: Any) -> ServerPro
     return ServerProcess(name, "tests.support.small_server", f"http://127.0.0.1:{port}", flags, folder / f"{name}.log")
 
 
+async def test_a_server_for_another_processor_says_so_when_it_ends(tmp_path: Path) -> None:
+    (tmp_path / "edge.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGILL)")
+    (port,) = free_ports(1)
+    server = ServerProcess("edge", str(tmp_path / "edge.py"), f"http://127.0.0.1:{port}", [], tmp_path / "log")
+    await server.start()
+    with pytest.raises(StartError, match=r"did not start: it ended with code -4 \(illegal instruction: .*DEVICES.md"):
+        await server.wait_ready()
+    await server.stop()
+
+
 async def test_an_edge_can_ask_its_cloud_until_it_has_drained(tmp_path: Path) -> None:
     (tmp_path / "edge.py").write_text(EDGE)
     cloud_port, edge_port = free_ports(2)

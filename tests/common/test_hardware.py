@@ -5,9 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from common.hardware import Memory, Setting, gib, log_settings, memory, usable_cores, usable_cpus
+from common.hardware import (
+    SMALL_BYTES,
+    Memory,
+    Setting,
+    choose_dtype,
+    cpu_flags,
+    gib,
+    log_settings,
+    memory,
+    usable_cores,
+    usable_cpus,
+)
 
 GIB = 1 << 30
+FAST = frozenset({"avx512f", "avx512_bf16"})
 MEMINFO = "MemTotal: 16777216 kB\nMemFree: 1024 kB\nMemAvailable: 8388608 kB\nSwapFree: 1048576 kB\n"
 MACHINE = Memory(16 * GIB, 8 * GIB, GIB)
 
@@ -90,3 +102,34 @@ def test_each_setting_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -
     caplog.set_level(logging.INFO)
     log_settings("a model", {"dtype": Setting("float32", "it is small"), "threads": Setting(2, "all of them")})
     assert caplog.messages == ["a model: dtype float32: it is small", "a model: threads 2: all of them"]
+
+
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_a_large_model_is_computed_in_bfloat16_where_the_cpu_can(flag: str) -> None:
+    choice = choose_dtype({"sse2", flag}, 6 * GIB)
+    assert (choice.value, flag in choice.why) == ("bfloat16", True)
+
+
+def test_without_such_instructions_everything_is_float32() -> None:
+    assert choose_dtype({"avx512f", "avx2"}, 6 * GIB).value == "float32"
+    assert choose_dtype((), None).value == "float32"
+
+
+def test_a_small_model_stays_exact_and_an_unknown_one_counts_as_large() -> None:
+    assert choose_dtype(FAST, SMALL_BYTES).value == "float32"
+    assert choose_dtype(FAST, SMALL_BYTES + 1).value == "bfloat16"
+    assert choose_dtype(FAST, None).value == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx512_bf16\nbugs : spectre\n", {"fpu", "avx512_bf16"}),
+        ("Features\t: fp asimd bf16\n", {"fp", "asimd", "bf16"}),
+        ("", set()),
+    ],
+)
+def test_flags_are_read_as_linux_lists_them(text: str, flags: set[str], tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert cpu_flags(tmp_path / "cpuinfo") == flags
+    assert cpu_flags(tmp_path / "none") == frozenset()

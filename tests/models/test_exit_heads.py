@@ -16,9 +16,9 @@ from common.errors import ConfigError
 from common.protocol.split_manifest import read_manifest
 from models import demo
 from models.exits import heads as exit_heads
+from models.exits import own_answers, translators
 from models.exits import texts as exit_texts
 from models.exits import training as exit_training
-from models.exits import translators
 from models.exits.early_exit import FrozenStates
 from models.exits.evaluation import ExitTrace, apply_threshold
 from models.exits.heads import EarlyExitLLM, train_early_exit_heads
@@ -249,7 +249,7 @@ def test_partition_uses_the_trained_exits(
     checkpoint: Path, data: Path, tmp_path: Path, form: str, tensors: dict[str, torch.dtype]
 ) -> None:
     output = tmp_path / "exits.safetensors"
-    exit_heads.train(str(checkpoint), [1, 2], data, form, RECIPE, output)
+    exit_heads.train(str(checkpoint), [1, 2], [data], form, RECIPE, output)
     written = load_file(output)
     exits = Exits(Checkpoint(checkpoint), [1, 2], output)
     tensors = tensors | {"temperature": torch.float32, "confident": torch.float32}
@@ -266,15 +266,40 @@ def test_partition_uses_the_trained_exits(
 def test_the_whole_command_ends_the_same_after_an_interruption(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    exit_heads.train(str(checkpoint), [1], data, form, RECIPE, tmp_path / "unbroken.safetensors")
+    exit_heads.train(str(checkpoint), [1], [data], form, RECIPE, tmp_path / "unbroken.safetensors")
     monkeypatch.setattr(exit_training, "CHECKPOINT_STEPS", 2)
     with monkeypatch.context() as broken:
         broken.setattr(exit_heads.Screen, "show", lambda self, progress: 1 / (progress.step != 3))
         with pytest.raises(ZeroDivisionError):
-            exit_heads.train(str(checkpoint), [1], data, form, RECIPE, tmp_path / "broken.safetensors")
+            exit_heads.train(str(checkpoint), [1], [data], form, RECIPE, tmp_path / "broken.safetensors")
     assert not (tmp_path / "broken.safetensors").exists()
-    exit_heads.train(str(checkpoint), [1], data, form, RECIPE, tmp_path / "broken.safetensors")
+    exit_heads.train(str(checkpoint), [1], [data], form, RECIPE, tmp_path / "broken.safetensors")
     assert (tmp_path / "broken.safetensors").read_bytes() == (tmp_path / "unbroken.safetensors").read_bytes()
+
+
+def test_questions_without_an_answer_are_answered_by_the_model_itself_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_answers, "BATCH", 2)
+    whole = LlamaForCausalLM.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    path, seen = tmp_path / "questions.jsonl", list[int]()
+    rows = [{"prompt": "What is one?"}, {"prompt": "What is 1?", "answer": "A number."}, {"prompt": "And what is two?"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "Three"}]))
+
+    def read() -> list[TokenizedText]:
+        own = own_answers.OwnAnswers(Checkpoint(checkpoint), 8, tmp_path / "kept")
+        return exit_texts.every(path, tokenizer, 64, lambda prompts: own(prompts, seen.append))
+
+    texts = read()
+    for at in (0, 2, 3):
+        asked = exit_texts.question(tokenizer, [*rows, {"prompt": "Three"}][at]["prompt"])
+        right = whole.generate(torch.tensor([asked]), do_sample=False, max_new_tokens=8)[0].tolist()
+        assert (texts[at].ids, texts[at].first) == (right, len(asked) - 1)
+    assert tokenizer.decode(texts[1].ids).endswith("A number.<|end|>")
+    assert seen == [2, 1]
+    monkeypatch.setattr(own_answers, "AutoModelForCausalLM", None)
+    assert read() == texts, "what was kept needs no model"
 
 
 def test_a_temperature_calibrates_an_overconfident_exit(base: LlamaForCausalLM, texts: list[TokenizedText]) -> None:
@@ -291,7 +316,7 @@ def test_a_temperature_calibrates_an_overconfident_exit(base: LlamaForCausalLM, 
     ("name", "content", "said"),
     [
         ("none.txt", None, "No such file"),
-        ("a.jsonl", '{"prompt": "one"}\n', "every line needs an answer"),
+        ("a.jsonl", '{"prompt": "one", "answer": "two"}\n', "2 or more are needed"),
         ("b.jsonl", "{", "line 1"),
         ("c.txt", "only one passage", "2 or more are needed"),
         ("d.txt", "", "2 or more are needed"),
@@ -305,9 +330,9 @@ def test_wrong_data_is_refused(
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError, match=said):
-        exit_heads.train(str(checkpoint), [1], path, "translator", RECIPE, tmp_path / "exits.safetensors")
+        exit_heads.train(str(checkpoint), [1], [path], "translator", RECIPE, tmp_path / "exits.safetensors")
     with pytest.raises(ConfigError, match="--exits"):
-        exit_heads.train(str(checkpoint), [2, 1], path, "translator", RECIPE, tmp_path / "exits.safetensors")
+        exit_heads.train(str(checkpoint), [2, 1], [path], "translator", RECIPE, tmp_path / "exits.safetensors")
 
 
 def test_questions_are_learned_by_their_answers_and_passages_as_a_whole(tmp_path: Path, data: Path) -> None:

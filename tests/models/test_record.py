@@ -37,7 +37,7 @@ def prompts(model: Path) -> list[list[int]]:
 
 def test_along_its_own_answers_every_token_is_the_models_likeliest(model: Path, prompts: list[list[int]]) -> None:
     checkpoint = Checkpoint(model)
-    texts = record.answered(checkpoint, AutoTokenizer.from_pretrained(model), prompts, LIMIT)
+    texts = record.answered(checkpoint, prompts, LIMIT)
     found = record.record(checkpoint, Exits(checkpoint, EXITS, None), texts)
     assert [text.ids[: text.first + 1] for text in texts] == prompts
     for number, text in enumerate(texts):
@@ -46,7 +46,7 @@ def test_along_its_own_answers_every_token_is_the_models_likeliest(model: Path, 
 
 def test_the_recorded_numbers_are_those_of_transformers(model: Path, prompts: list[list[int]]) -> None:
     checkpoint = Checkpoint(model)
-    (text,) = record.answered(checkpoint, AutoTokenizer.from_pretrained(model), prompts[:1], LIMIT)
+    (text,) = record.answered(checkpoint, prompts[:1], LIMIT)
     found = record.record(checkpoint, Exits(checkpoint, EXITS, None), [text])
     whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     with torch.no_grad():

@@ -12,11 +12,8 @@ from cloud.engine import args, hardware
 from cloud.engine.engine import CloudEngine
 from cloud.engine.hardware import (
     RUNTIME_BYTES,
-    SMALL_BYTES,
     SPARE_TOKENS,
-    choose_dtype,
     choose_kv_bytes,
-    cpu_flags,
     fit_to,
     refusal,
 )
@@ -41,23 +38,6 @@ def left_open(**given: Any) -> SimpleNamespace:
 # The number format
 
 
-@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "bf16"])
-def test_a_large_model_is_computed_in_bfloat16_where_the_cpu_can(flag: str) -> None:
-    choice = choose_dtype({"sse2", flag}, 6 * GIB)
-    assert (choice.value, flag in choice.why) == ("bfloat16", True)
-
-
-def test_without_such_instructions_everything_is_float32() -> None:
-    assert choose_dtype({"avx512f", "avx2"}, 6 * GIB).value == "float32"
-    assert choose_dtype((), None).value == "float32"
-
-
-def test_a_small_model_stays_exact_and_an_unknown_one_counts_as_large() -> None:
-    assert choose_dtype(FAST, SMALL_BYTES).value == "float32"
-    assert choose_dtype(FAST, SMALL_BYTES + 1).value == "bfloat16"
-    assert choose_dtype(FAST, None).value == "bfloat16"
-
-
 def test_the_demo_model_is_small_on_every_cpu() -> None:
     arguments = left_open()
     fit_to(arguments, model_size(str(MODEL)), FAST, ROOMY)
@@ -68,20 +48,6 @@ def test_the_demo_model_is_small_on_every_cpu() -> None:
 def test_a_dtype_in_the_configuration_is_kept(dtype: str) -> None:
     arguments = left_open(dtype=dtype)
     assert fit_to(arguments, LARGE, FAST, ROOMY)["dtype"].value == arguments.dtype == dtype
-
-
-@pytest.mark.parametrize(
-    ("text", "flags"),
-    [
-        ("processor : 0\nflags\t\t: fpu avx512_bf16\nbugs : spectre\n", {"fpu", "avx512_bf16"}),
-        ("Features\t: fp asimd bf16\n", {"fp", "asimd", "bf16"}),
-        ("", set()),
-    ],
-)
-def test_flags_are_read_as_linux_lists_them(text: str, flags: set[str], tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text(text)
-    assert cpu_flags(tmp_path / "cpuinfo") == flags
-    assert cpu_flags(tmp_path / "none") == frozenset()
 
 
 # KV

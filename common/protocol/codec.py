@@ -59,7 +59,7 @@ def fault(error: Exception, type_: Any) -> tuple[str, str]:
     message, _, path = str(error).partition(" - at `$")
     path = path.rstrip("`")
     if message.startswith("Invalid enum value"):
-        steps = [name or "[" for name in re.findall(r"\.([^.\[]+)|\[", path)]
+        steps = [name or "[" for name in re.findall(r"\.([^.\[]+)|\[[^]]*]", path)]
         message += f"; allowed: {', '.join(dict.fromkeys(_words(inspect.type_info(type_), steps)))}"
     return message, path
 

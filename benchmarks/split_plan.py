@@ -94,7 +94,7 @@ async def main() -> None:
     args = parser.parse_args()
     console = terminal.console()
     if not args.exits_file.exists():
-        heads.train(str(CLOUD), list(range(1, 8)), None, heads.TRANSLATOR, ExitRecipe(epochs=1), args.exits_file)
+        heads.train(str(CLOUD), list(range(1, 8)), [], heads.TRANSLATOR, ExitRecipe(epochs=1), args.exits_file)
     if missing := [cut for cut in args.cuts if cut not in confident_shares(args.exits_file)]:
         raise ConfigError(f"{args.exits_file}: says not how often its exit after {missing[0]} layers is confident")
     network = NetworkSpeed(args.rtt, args.uplink)

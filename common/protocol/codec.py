@@ -53,7 +53,7 @@ def convert(value: object, type_: type[T], param: str = "") -> T:
 
 
 def fault(error: Exception, type_: Any) -> tuple[str, str]:
-    """What msgspec says of a value of `type_`, with the words that are allowed, and where: `.tools[0].type` or empty."""
+    """What msgspec says of a value of `type_`, with the allowed words, and where: `.tools[0].type` or empty."""
     if isinstance(error, RecursionError):
         return "nested too deeply", ""
     message, _, path = str(error).partition(" - at `$")

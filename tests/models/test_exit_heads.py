@@ -155,6 +155,18 @@ def test_an_exit_begins_as_the_models_own_norm_and_head(base: LlamaForCausalLM) 
             torch.testing.assert_close(logits, base.lm_head(base.model.norm(states[exit]))[0])
 
 
+def test_on_a_cpu_with_bfloat16_the_states_are_nearly_those_of_float32(
+    checkpoint: Path, texts: list[TokenizedText], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = LayerwiseStates(Checkpoint(checkpoint), [1, 2], "cpu", torch.float32)(texts[:9])
+    monkeypatch.setattr(Checkpoint, "fast_dtype", torch.bfloat16)
+    fast = LayerwiseStates(Checkpoint(checkpoint), [1, 2], "cpu")(texts[:9])
+    for rounded, wanted in zip(fast.exits.float(), exact.exits, strict=True):
+        assert 1e-3 < (rounded - wanted).norm() / wanted.norm() < 2e-2
+    again = LayerwiseStates(Checkpoint(checkpoint), [1, 2], "cpu", torch.float32)(texts[:9])
+    assert torch.equal(again.exits, exact.exits), "what is recorded is always computed in float32"
+
+
 def test_layer_by_layer_the_states_are_the_whole_models(
     checkpoint: Path, base: LlamaForCausalLM, texts: list[TokenizedText]
 ) -> None:

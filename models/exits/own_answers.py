@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from models.exits.texts import TokenizedText
 from models.partition.checkpoint import Checkpoint
 
-BATCH = 32
+BATCH = 64
 """Questions that are answered together, until the longest of their answers ends."""
 
 

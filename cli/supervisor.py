@@ -159,7 +159,7 @@ def ending(code: int) -> str:
     """An exit code in words; one of them needs an explanation that the server cannot give itself."""
     if code != -signal.SIGILL:
         return f"code {code}"
-    return f"code {code} (illegal instruction: compile llama.cpp for this processor, docs/DEVICES.md#processors)"
+    return f"code {code} (illegal instruction: llama.cpp does not fit this processor, docs/DEVICES.md#processors)"
 
 
 async def _not_ready(client: HTTPClient) -> str | None:

@@ -8,7 +8,7 @@ from functools import partial
 from cli.args import config_parser, run_with_config, set_up_logging
 from cli.demo import config_flags
 from cli.supervisor import CLOUD, EDGE, ServerProcess, Supervisor
-from common.config_schema import Config
+from common.config_schema import CommunicationConfig, Config
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,11 +21,15 @@ def run(args: argparse.Namespace) -> int:
 
 async def serve(args: argparse.Namespace, config: Config) -> None:
     """Both servers until Ctrl-C or SIGTERM."""
-    edge = config.edge.server
-    flags = config_flags(args)
-    await supervise(
-        config, cloud_process(config, flags), ServerProcess("edge", EDGE, f"http://{edge.host}:{edge.port}", flags)
-    )
+    await supervise(config, *both(config, config_flags(args)))
+
+
+def both(config: Config, flags: list[str]) -> tuple[ServerProcess, ServerProcess]:
+    """The cloud, and an edge that asks it, unless the config names another cloud than the usual."""
+    edge, cloud = config.edge.server, cloud_process(config, flags)
+    usual = config.communication.cloud_endpoint == CommunicationConfig().cloud_endpoint
+    point = ["--set", f"communication.cloud_endpoint={cloud.url}"] if usual else []
+    return cloud, ServerProcess("edge", EDGE, f"http://{edge.host}:{edge.port}", [*flags, *point])
 
 
 def cloud_process(config: Config, flags: list[str]) -> ServerProcess:

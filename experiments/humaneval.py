@@ -56,19 +56,26 @@ def tasks(dataset: Dataset, numbers: str | None, most: int, raw: bool) -> Datase
     """
     found = dataset.questions
     if numbers is not None:
-        wanted = set[int]()
-        try:
-            for part in numbers.replace("HumanEval/", "").split(","):
-                first, _, last = part.partition("-")
-                wanted |= set(range(int(first), int(last or first) + 1))
-        except ValueError as error:
-            raise ConfigError(f"--tasks takes numbers and ranges, for example 0-81,100, not {numbers!r}") from error
-        found = [one for one in found if int(one.kind.rpartition("/")[2]) in wanted]
-    if not found:
-        raise ConfigError(f"{dataset.name} has no task {numbers}")
+        ranges = _ranges(numbers)
+        known = {int(one.kind.rpartition("/")[2]): one for one in found}
+        if missing := [part for part, wanted in ranges.items() if not any(number in wanted for number in known)]:
+            raise ConfigError(f"{dataset.name} has no task {missing[0]}")
+        found = [one for number, one in known.items() if any(number in wanted for wanted in ranges.values())]
     if raw:
         found = [msgspec.structs.replace(one, prompt=one.task.prompt) for one in found if one.task]
     return replace(dataset, questions=found[:most])
+
+
+def _ranges(numbers: str) -> dict[str, range]:
+    """The parts of a list such as 0-81,100. Raises ConfigError."""
+    ranges = {}
+    try:
+        for part in numbers.replace("HumanEval/", "").split(","):
+            first, _, last = part.partition("-")
+            ranges[part] = range(int(first), int(last or first) + 1)
+    except ValueError as error:
+        raise ConfigError(f"--tasks takes numbers and ranges, for example 0-81,100, not {numbers!r}") from error
+    return ranges
 
 
 def parser() -> argparse.ArgumentParser:
@@ -103,6 +110,8 @@ async def measure(args: argparse.Namespace, console: Console) -> ExperimentRepor
         raise ConfigError("--data is missing: HumanEval.jsonl.gz as it is published")
     if args.questions < 1:
         raise ConfigError(f"--questions must be at least 1, not {args.questions}")
+    if args.minutes is not None and not args.minutes > 0:
+        raise ConfigError(f"--minutes must be above 0, not {args.minutes:g}")
     base = experiment.base_config(args, SETTINGS)
     if base.inference.online.enabled:
         raise ConfigError("inference.online: the online gate moves its thresholds; switch it off for this experiment")

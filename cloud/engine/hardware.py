@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from vllm.platforms import current_platform
 
-from cloud.engine.model_size import ModelSize, model_size
+from cloud.engine.model_size import ModelSize, damage, model_size
 from common import hardware
 from common.errors import StartError
 from common.hardware import GIB, Memory, Setting, choose_dtype, cpu_flags, gib
@@ -49,10 +50,13 @@ def refusal(weights: int | None, context_kv: int | None, dtype: str, memory: Mem
 def fit(args: Any) -> dict[str, Setting]:
     """Sets what AsyncEngineArgs leaves open for a CPU; returns the settings by name. Nothing is set for a GPU.
 
-    Raises StartError for a model that is too large for the memory. Blocks while it reads files or asks the hub.
+    Raises StartError for a model that is too large for the memory, or whose files are damaged. Blocks while it reads
+    files or asks the hub.
     """
     if not current_platform.is_cpu():
         return {}
+    if fault := damage(Path(args.model)):
+        raise StartError(f"{args.model}: {fault}")
     return fit_to(args, model_size(args.model), cpu_flags(), hardware.memory())
 
 
@@ -72,6 +76,9 @@ def fit_to(args: Any, size: ModelSize, flags: Collection[str], memory: Memory | 
     blocks = args.num_gpu_blocks_override
     cache = choose_kv_bytes(context_kv, args.max_num_seqs or 1, free)
     if args.kv_cache_memory_bytes is not None:
+        if memory and (weights or 0) + args.kv_cache_memory_bytes > memory.available + memory.swap:
+            wanted = f"{gib(args.kv_cache_memory_bytes)} of KV (cloud.engine_args.kv_cache_memory_bytes)"
+            raise StartError(f"{args.model}: {wanted} and weights of {gib(weights or 0)} are too much; {memory}")
         cache = Setting(args.kv_cache_memory_bytes, "set in the configuration")
     elif blocks and kv and args.block_size:
         cache = Setting(blocks * args.block_size * kv, f"{blocks} blocks are set in the configuration")

@@ -105,6 +105,20 @@ def _stored(folder: Path, skipped: Collection[str]) -> Mapping[str, int] | None:
     return counts or None
 
 
+def damage(folder: Path) -> str | None:
+    """Which safetensors file of a folder is not whole, and why; None: all are, or it has none."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            data = max((tensor["data_offsets"][1] for tensor in _header(file).values()), default=0)
+            with file.open("rb") as start:
+                listed = 8 + struct.unpack("<Q", start.read(8))[0] + data
+        except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error):
+            return f"{file.name} has no list of its tensors"
+        if listed != (size := file.stat().st_size):
+            return f"{file.name} has {size:,} bytes instead of {listed:,}: was its download interrupted?"
+    return None
+
+
 def _header(file: Path) -> dict[str, Any]:
     """The tensors that a safetensors file lists."""
     with file.open("rb") as data:

@@ -13,6 +13,8 @@ from experiments.setup.ablations import CLOUD_ONLY, Ablation
 
 EDGE_ONLY, LOSSLESS, ROUTE, GATED, CALIBRATED = "edge_only", "lossless", "route", "gated", "calibrated"
 ALL = (EDGE_ONLY, CLOUD_ONLY.name, LOSSLESS, ROUTE, GATED, CALIBRATED)
+LONGEST_DRAFT = 128
+"""What `inference.max_draft_tokens` may be at most."""
 CONFIDENCE_KEYS = ("strategy", "temperature", "top_k", "threshold", "product_threshold")
 """The keys of edge.confidence that a calibration sets."""
 
@@ -56,17 +58,19 @@ def _way(name: str, common: Mapping[str, Any]) -> Ablation:
 
 def _at(gate: str, common: Mapping[str, Any]) -> Ablation:
     try:
-        threshold, product, *length = map(float, gate.split(","))
-        (draft,) = length or [0.0]
+        least, least_product, *length = gate.split(",")
+        threshold, product, draft = float(least), float(least_product), int(*length) if length else None
     except ValueError as error:
         hint = "CONFIDENCE,PRODUCT or CONFIDENCE,PRODUCT,DRAFT, for example 0.8,0.3 or 0.8,0.3,4"
         raise ConfigError(f"--thresholds takes {hint}, not {gate!r}") from error
     if not (0 <= threshold <= 1 and 0 <= product <= 1):
         raise ConfigError(f"--thresholds takes numbers from 0 to 1, not {gate!r}")
+    if draft is not None and not 1 <= draft <= LONGEST_DRAFT:
+        raise ConfigError(f"--thresholds takes drafts of 1 to {LONGEST_DRAFT} tokens, not {gate!r}")
     inference, name = _features(gate=True), f"{GATED} {threshold:g}, {product:g}"
-    if draft:
-        inference["max_draft_tokens"] = int(draft)
-        name += f", {int(draft)}"
+    if draft is not None:
+        inference["max_draft_tokens"] = draft
+        name += f", {draft}"
     return _gate(name, {"threshold": threshold, "product_threshold": product}, inference, common)
 
 

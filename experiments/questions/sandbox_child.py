@@ -108,14 +108,23 @@ def _run(job: dict[str, Any], there: int, secret: bytes) -> NoReturn:
     except _OutOfTime:
         reason = "out of time"
     except BaseException as error:
-        reason = f"{type(error).__name__}: {str(error)[:MAX_REASON]}".replace("\n", " ")
+        reason = _reason(error)
     write(there, secret + reason.encode(errors="replace"))
     leave(0)
+
+
+def _reason(error: BaseException) -> str:
+    """An error in one line, also one whose text is an error itself."""
+    try:
+        return f"{type(error).__name__}: {str(error)[:MAX_REASON]}".replace("\n", " ")
+    except BaseException:
+        return type(error).__name__
 
 
 def _confine(cpu: int, memory: int) -> None:
     """Detaches input, output and terminal, and sets all limits of this process, which its children inherit."""
     os.setsid()
+    os.mkfifo = os.mknod = _make_no_file  # these raise no audit event
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
@@ -133,6 +142,10 @@ def _confine(cpu: int, memory: int) -> None:
 
 def _out_of_time(number: int, frame: object) -> None:
     raise _OutOfTime
+
+
+def _make_no_file(*_: object, **__: object) -> NoReturn:
+    raise PermissionError("a program may not make files")
 
 
 def _refuse(event: str, details: tuple[Any, ...]) -> None:

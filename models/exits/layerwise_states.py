@@ -28,10 +28,11 @@ class LayerwiseStates:
         self._device = device
         self._dtype = dtype
         fast = device == "cpu" and dtype != torch.float32
-        self._layers = Layerwise(checkpoint, device, checkpoint.fast_dtype if fast else torch.float32)
+        number = checkpoint.fast_dtype if fast else torch.float32
+        self._layers = Layerwise(checkpoint, device, number)
         self._eps = checkpoint.config.rms_norm_eps
         self._norm = checkpoint.norm.to(device)
-        self._head = checkpoint.tensor(checkpoint.head).float().to(device)
+        self._head = checkpoint.tensor(checkpoint.head).to(device, number)
 
     def __call__(self, texts: list[TokenizedText]) -> FrozenStates:
         ids, wanted = zip(*padded(texts), strict=True)
@@ -45,9 +46,13 @@ class LayerwiseStates:
         return FrozenStates(torch.stack(kept), last.to(self._dtype).cpu(), torch.cat(likeliest), torch.cat(log_probs))
 
     def _likeliest(self, last: Tensor) -> tuple[Tensor, Tensor]:
-        logits = last @ self._head.T
-        values, ids = logits.topk(min(LIKELIEST, logits.shape[-1]))
-        return ids.int().cpu(), (values - logits.logsumexp(-1, keepdim=True)).cpu()
+        """Candidates come from a product with the whole head, in its number format, and their logits from float32."""
+        rough = (last.to(self._head.dtype) @ self._head.T).float()
+        candidates = rough.topk(min(2 * LIKELIEST, rough.shape[-1])).indices
+        logits = torch.bmm(self._head[candidates].float(), last[:, :, None]).squeeze(-1)
+        values, at = logits.topk(min(LIKELIEST, logits.shape[-1]))
+        ids, log_probs = candidates.gather(1, at), values - rough.logsumexp(-1, keepdim=True)
+        return ids.int().cpu(), log_probs.cpu()
 
 
 def _chosen(batches: list[Tensor], at: list[Tensor]) -> Tensor:

@@ -46,13 +46,13 @@ def read(
     texts = every(path, tokenizer, longest, answer)
     training = len(texts) - max(1, round(len(texts) * VALIDATION))
     if training < 1:
-        raise ConfigError(f"{path}: {len(texts)} texts; 2 or more are needed, one of them for validation")
+        raise ConfigError(f"{path}: {_too_few(len(texts), longest)}")
     return texts[:training], texts[training:]
 
 
 def every(path: Path, tokenizer: Any, longest: int, answer: Answer | None = None) -> list[TokenizedText]:
     """All texts of a file, as in `read`."""
-    found = _questions(path, tokenizer, answer) if path.suffix == ".jsonl" else _passages(path, tokenizer)
+    found = _questions(path, tokenizer, longest, answer) if path.suffix == ".jsonl" else _passages(path, tokenizer)
     return [TokenizedText(ids[:longest], first) for ids, first in found if first < min(len(ids), longest) - 1]
 
 
@@ -61,14 +61,23 @@ def question(tokenizer: Any, prompt: str) -> list[int]:
     return _encode(tokenizer, _asked(tokenizer, prompt))
 
 
-def _questions(path: Path, tokenizer: Any, answer: Answer | None) -> list[TokenizedText]:
+def _questions(path: Path, tokenizer: Any, longest: int, answer: Answer | None) -> list[TokenizedText]:
     if answer is None:
         return [_conversation(tokenizer, *pair) for pair in data.read_answered(path)]
-    pairs = data.read(path)
-    answered = iter(answer([question(tokenizer, pair.prompt) for pair in pairs if pair.answer is None]))
+    asked = [(pair, question(tokenizer, pair.prompt)) for pair in data.read(path)]
+    asked = [(pair, ids) for pair, ids in asked if len(ids) < longest]
+    if len(asked) < 2:
+        raise ConfigError(f"{path}: {_too_few(len(asked), longest)}")
+    answered = iter(answer([ids for pair, ids in asked if pair.answer is None]))
     return [
-        next(answered) if pair.answer is None else _conversation(tokenizer, pair.prompt, pair.answer) for pair in pairs
+        next(answered) if pair.answer is None else _conversation(tokenizer, pair.prompt, pair.answer)
+        for pair, _ in asked
     ]
+
+
+def _too_few(count: int, longest: int) -> str:
+    found = f"{count} usable texts (of 2 tokens or more, questions shorter than {longest})"
+    return f"{found}; 2 or more are needed, one of them for validation"
 
 
 def _passages(path: Path, tokenizer: Any) -> list[TokenizedText]:

@@ -16,8 +16,10 @@ import pytest
 from cli import supervisor
 from cli.demo import free_ports
 from cli.supervisor import ServerProcess, Supervisor
+from common import config
 from common.errors import StartError
 from common.http.client import HTTPClient
+from edgecloud import serve
 from tests.waiting import until
 
 READY = """
@@ -53,6 +55,21 @@ HTTPServer(("127.0.0.1", port), Ready).serve_forever()
 def small_server(name: str, port: int, folder: Path, **server: Any) -> ServerProcess:
     flags = [json.dumps({"server": {"port": port, **server}})]
     return ServerProcess(name, "tests.support.small_server", f"http://127.0.0.1:{port}", flags, folder / f"{name}.log")
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        (["cloud.server.port=9101"], ["communication.cloud_endpoint=http://localhost:9101"]),
+        (["cloud.server.port=9101", "communication.cloud_endpoint=http://far:1"], []),
+    ],
+)
+def test_the_edge_asks_the_cloud_that_is_started_with_it_unless_another_is_named(
+    flags: list[str], asked: list[str]
+) -> None:
+    cloud, edge = serve.both(config.load(flags=flags), [])
+    assert cloud.url == "http://localhost:9101"
+    assert [part for part in edge._command if part.startswith("communication.")] == asked
 
 
 async def test_a_server_for_another_processor_says_so_when_it_ends(tmp_path: Path) -> None:

@@ -329,6 +329,8 @@ def test_a_temperature_calibrates_an_overconfident_exit(base: LlamaForCausalLM, 
     [
         ("none.txt", None, "No such file"),
         ("a.jsonl", '{"prompt": "one", "answer": "two"}\n', "2 or more are needed"),
+        ("one.jsonl", '{"prompt": "one"}\n', "1 usable texts"),
+        ("long.jsonl", '{"prompt": "' + "one " * 2000 + '"}\n{"prompt": "two"}\n', "1 usable texts"),
         ("b.jsonl", "{", "line 1"),
         ("c.txt", "only one passage", "2 or more are needed"),
         ("d.txt", "", "2 or more are needed"),
@@ -336,11 +338,17 @@ def test_a_temperature_calibrates_an_overconfident_exit(base: LlamaForCausalLM, 
     ],
 )
 def test_wrong_data_is_refused(
-    checkpoint: Path, tmp_path: Path, name: str, content: str | bytes | None, said: str
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    content: str | bytes | None,
+    said: str,
 ) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.setattr(own_answers, "AutoModelForCausalLM", None)  # nothing is answered before the check
     with pytest.raises(ConfigError, match=said):
         exit_heads.train(str(checkpoint), [1], [path], "translator", RECIPE, tmp_path / "exits.safetensors")
     with pytest.raises(ConfigError, match="--exits"):

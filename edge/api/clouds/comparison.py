@@ -82,6 +82,8 @@ class VocabularyComparison:
         except RequestError as error:
             raise VocabularyError(f"the cloud does not give its vocabulary: {error.message}") from error
         one_vocabulary = relation is not Relation.DIFFERENT
+        if not one_vocabulary:
+            log.info("edge and cloud have different vocabularies: drafts are translated, and few may be accepted")
         if problem := chat_forms.mismatch(await self._greeting(), theirs.greeting, one_vocabulary):
             log.warning("%s", problem)
         return match

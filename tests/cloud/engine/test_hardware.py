@@ -17,7 +17,7 @@ from cloud.engine.hardware import (
     fit_to,
     refusal,
 )
-from cloud.engine.model_size import ModelSize, kv_numbers, model_size
+from cloud.engine.model_size import ModelSize, damage, kv_numbers, model_size
 from common.errors import StartError
 from common.hardware import GIB, Memory
 from tests.conftest import CLOUD_MODEL as MODEL
@@ -32,7 +32,7 @@ def left_open(**given: Any) -> SimpleNamespace:
     """Engine arguments that leave everything to the project, but for `given`."""
     auto = {"dtype": "auto", "kv_cache_memory_bytes": None, "num_gpu_blocks_override": None}
     narrow = {"max_model_len": 1024, "max_num_seqs": 32, "block_size": 32}
-    return SimpleNamespace(model="m", **auto | narrow | given)
+    return SimpleNamespace(**{"model": "m"} | auto | narrow | given)
 
 
 # The number format
@@ -172,6 +172,27 @@ def test_a_damaged_file_makes_the_size_unknown(data: bytes, tmp_path: Path) -> N
     checkpoint(tmp_path, CONFIG)
     (tmp_path / "model.safetensors").write_bytes(data)
     assert model_size(str(tmp_path)).weight_bytes("float32") is None
+
+
+def test_a_file_that_is_not_whole_is_named_before_vllm_starts(tmp_path: Path) -> None:
+    whole = (MODEL / "model.safetensors").read_bytes()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(whole)
+    assert damage(tmp_path) is None
+    for cut, said in (
+        (len(whole) - 1, f"{len(whole) - 1:,} bytes instead of {len(whole):,}"),
+        (20, "no list"),
+        (0, ""),
+    ):
+        file.write_bytes(whole[:cut])
+        assert f"model.safetensors has {said}" in (damage(tmp_path) or "")
+    with pytest.raises(StartError, match=r"model\.safetensors has no list of its tensors"):
+        hardware.fit(left_open(model=str(tmp_path)))
+
+
+def test_kv_of_the_configuration_that_memory_cannot_hold_is_refused() -> None:
+    with pytest.raises(StartError, match=r"83\.8 GiB of KV \(cloud.engine_args.kv_cache_memory_bytes\) and weights"):
+        fit_to(left_open(kv_cache_memory_bytes=90 * 10**9), LARGE, FAST, ROOMY)
 
 
 def test_a_hub_that_is_not_reached_makes_the_size_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

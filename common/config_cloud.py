@@ -1,6 +1,6 @@
 """The keys of the cloud server: types, ranges, defaults and meanings."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
@@ -18,8 +18,8 @@ class CloudModelConfig(Section, frozen=True):
     """GPUs that share one model."""
     gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
     """Share of GPU memory for weights and KV; no effect on a CPU."""
-    dtype: str = "auto"
-    """`bfloat16`, `float16`, `float32` or `auto`: the model's own; on a CPU bfloat16 if it has instructions for it and
+    dtype: Literal["auto", "bfloat16", "float16", "float32", "half", "float"] = "auto"
+    """As in vLLM; `auto`: the model's own; on a CPU bfloat16 if it has instructions for it and
     the weights take more than 256 MiB in float32, else float32."""
 
 

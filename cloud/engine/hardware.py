@@ -55,9 +55,10 @@ def fit(args: Any) -> dict[str, Setting]:
     """
     if not current_platform.is_cpu():
         return {}
+    settings = fit_to(args, model_size(args.model), cpu_flags(), hardware.memory())
     if fault := damage(Path(args.model)):
         raise StartError(f"{args.model}: {fault}")
-    return fit_to(args, model_size(args.model), cpu_flags(), hardware.memory())
+    return settings
 
 
 def fit_to(args: Any, size: ModelSize, flags: Collection[str], memory: Memory | None) -> dict[str, Setting]:

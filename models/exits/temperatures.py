@@ -54,14 +54,14 @@ def _calibrated(
 ) -> tuple[Calibration, float]:
     """The calibration, and the share of next tokens that are the whole model's."""
     calibration, same = Calibration(temperatures), 0
+    parts = (batch.at(rows) for batch in states for rows in torch.arange(len(batch.last)).split(ROWS))
     with torch.no_grad():
-        for batch in states:
-            for rows in torch.arange(len(batch.last)).split(ROWS):
-                part = batch.at(rows)
-                logits, tokens = model.logits(number, part.exits[number]), model.next_tokens(part)
-                if calibration.tokens * logits.shape[-1] < LOGITS:
-                    calibration.add(logits.float().numpy(), tokens.numpy())
-                    same += int((logits.argmax(-1) == tokens).sum())
+        for part in parts:
+            logits, tokens = model.logits(number, part.exits[number]), model.next_tokens(part)
+            calibration.add(logits.float().numpy(), tokens.numpy())
+            same += int((logits.argmax(-1) == tokens).sum())
+            if calibration.tokens * logits.shape[-1] >= LOGITS:
+                break
     return calibration, same / max(calibration.tokens, 1)
 
 

@@ -16,7 +16,7 @@ from common.errors import ConfigError
 from common.protocol.split_manifest import read_manifest
 from models import demo
 from models.exits import heads as exit_heads
-from models.exits import own_answers, translators
+from models.exits import own_answers, temperatures, translators
 from models.exits import texts as exit_texts
 from models.exits import training as exit_training
 from models.exits.early_exit import FrozenStates
@@ -322,6 +322,17 @@ def test_a_temperature_calibrates_an_overconfident_exit(base: LlamaForCausalLM, 
     for fit in fit_temperatures(model, [compute(model, texts[:8])]):
         assert fit.temperature > 1
         assert fit.ece_after < fit.ece_before
+
+
+def test_no_more_logits_are_computed_than_a_temperature_is_fitted_to(
+    base: LlamaForCausalLM, texts: list[TokenizedText], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, computed = EarlyExitLLM(base, [1, 2]), list[int]()
+    states, logits = compute(model, texts), model.logits
+    monkeypatch.setattr(temperatures, "LOGITS", 1)
+    monkeypatch.setattr(model, "logits", lambda number, at: computed.append(number) or logits(number, at))
+    fit_temperatures(model, [states])
+    assert computed == [0, 0, 1, 1], "one part for the coarse temperatures and one for the fine ones"
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,8 @@ def _reason(error: BaseException) -> str:
 def _confine(cpu: int, memory: int) -> None:
     """Detaches input, output and terminal, and sets all limits of this process, which its children inherit."""
     os.setsid()
-    os.mkfifo = os.mknod = _make_no_file  # these raise no audit event
+    for call in ("mkfifo", "mknod"):  # which raise no audit event
+        setattr(os, call, _make_no_file)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)

@@ -1,5 +1,6 @@
 """Encodes and decodes typed values as JSON or MessagePack, by content type."""
 
+import functools
 import math
 import re
 from typing import Any, TypeVar, get_origin
@@ -24,6 +25,7 @@ MAX_DEPTH = 100
 MAX_CONTAINERS = 10_000
 """Lists and objects at one level of a body without a schema."""
 T = TypeVar("T")
+_info = functools.cache(inspect.type_info)  # 2.5 ms for the largest request
 
 
 def encode(value: object, content_type: str = JSON) -> bytes:
@@ -60,7 +62,8 @@ def fault(error: Exception, type_: Any) -> tuple[str, str]:
     path = path.rstrip("`")
     if message.startswith("Invalid enum value"):
         steps = [name or "[" for name in re.findall(r"\.([^.\[]+)|\[[^]]*]", path)]
-        message += f"; allowed: {', '.join(dict.fromkeys(_words(inspect.type_info(type_), steps)))}"
+        words = ", ".join(dict.fromkeys(_words(_info(type_), steps)))
+        message += f"; allowed: {words}" if words else ""
     return message, path
 
 

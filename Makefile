@@ -31,13 +31,17 @@ $(VENV)/.ready $(VENV)/.llama $(CACHE)/llama-server: export CFLAGS += -U__AMX_IN
 $(VENV)/.ready $(VENV)/.llama $(CACHE)/llama-server: export CXXFLAGS += -U__AMX_INT8__
 endif
 
+# pip keeps what it has compiled and asks neither for which processor nor with which options: so each kind has a cache of its own.
+BUILT_FOR = $(shell (grep -m 1 -Ew 'flags|Features' /proc/cpuinfo; cc --version; echo '$(CMAKE_ARGS) $(CFLAGS) $(CXXFLAGS)') 2> /dev/null | cksum | cut -d ' ' -f 1)
+BUILD_CACHE = --cache-dir $(CACHE)/pip-$(BUILT_FOR)
+
 setup: $(VENV)/.ready models/demo-split/manifest.json
 
 ifeq ($(LOCKED),0)
 $(VENV)/.ready: $(NEEDS) requirements-dev.txt
 	@echo "== LOCKED=0: no package is compared with a hash"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) $(if $(GPU),,--no-deps) -r $(NEEDS)
+	$(INSTALL) $(BUILD_CACHE) $(if $(GPU),,--no-deps) -r $(NEEDS)
 	$(INSTALL) --no-deps -r requirements-dev.txt
 	@touch $@
 else
@@ -52,7 +56,7 @@ COMPILED := ^llama-cpp-python==/,/[^\\]$$/
 
 $(VENV)/.llama: $(LOCK)
 	@sed -n '/$(COMPILED)p' $< > $(VENV)/llama.lock
-	@$(call timed,llama.cpp,$(INSTALL) -q $(HASHED) -r $(VENV)/llama.lock) || $(UNHASHED)
+	@$(call timed,llama.cpp,$(INSTALL) -q $(BUILD_CACHE) $(HASHED) -r $(VENV)/llama.lock) || $(UNHASHED)
 	@touch $@
 
 $(VENV)/.packages: $(LOCK) requirements/torch-cpu.lock requirements/dev.lock

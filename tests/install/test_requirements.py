@@ -69,3 +69,14 @@ def test_setup_installs_nothing_without_a_hash_unless_it_is_told_to(locked: str,
     assert installs
     assert {"--require-hashes" in line for line in installs} == {hashed}
     assert any("LOCKED=0: no package is compared with a hash" in line for line in lines) == (not hashed)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("locked", ["1", "0"])
+def test_what_was_compiled_with_other_options_is_compiled_again(locked: str) -> None:
+    caches = set[str]()
+    for options in ("", "-DGGML_NATIVE=OFF", "-DGGML_NATIVE=OFF"):
+        steps = ["make", "-n", "-B", "setup", f"LOCKED={locked}", f"CMAKE_ARGS={options}"]
+        printed = subprocess.run(steps, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        caches |= set(re.findall(r"--cache-dir (\S+)", printed))
+    assert len(caches) == 2

@@ -38,7 +38,7 @@ class Collaboration(Struct, kw_only=True):
     bytes_up: int = 0
     bytes_down: int = 0
     cached_tokens: int = 0
-    """Prompt tokens whose KV the edge found; the cloud, where it answers alone."""
+    """Prompt tokens whose KV the edge found; the cloud, where the edge's model drew nothing."""
     exits: dict[str, int] = {}
     """Mode split: tokens by exit; an exit is named by the number of layers before it."""
     owed: int = 0

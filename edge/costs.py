@@ -59,7 +59,8 @@ class CostAccount:
         if spent is None:
             return plan
         if only_cloud or self._budget.when_spent == "refuse":
-            raise RateLimitError(spent, retry_after=self._today.seconds_left())
+            seconds = self._today.seconds_left()
+            raise RateLimitError(f"{spent}: try again in {seconds} s", retry_after=seconds)
         because = f"{spent}: the edge answers alone"
         if plan.mode is Mode.SPLIT:
             return replace(plan, standalone=True, mode_because=because)

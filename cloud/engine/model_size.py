@@ -18,6 +18,8 @@ STORED_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16
 CONVERTED = ("F64", "F32", "F16", "BF16")
 """Weights that become the engine's dtype; vLLM keeps quantized ones as they are."""
 CONFIG = "config.json"
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error)
+"""What reading a file of another form raises."""
 
 
 class ModelSize(NamedTuple):
@@ -87,46 +89,54 @@ def _keeps_all(config: Mapping[str, Any]) -> bool:
     return kinds == {"full_attention"} and not windows and not recurrent
 
 
-def _stored(folder: Path, skipped: Collection[str]) -> Mapping[str, int] | None:
-    """Numbers by type in a folder's safetensors files; None if it has none, or not all of them."""
-    try:
-        index = json.loads((folder / "model.safetensors.index.json").read_bytes())
-        files = [folder / name for name in sorted(set(index["weight_map"].values()))]
-    except (OSError, ValueError, KeyError):
-        # Some repositories hold the same weights a second time, as one consolidated file, which vLLM does not load.
-        files = [file for file in folder.glob("*.safetensors") if not file.name.startswith("consolidated")]
-    counts = Counter[str]()
-    try:
-        for file in files:
-            for name, tensor in _header(file).items():
-                counts[tensor["dtype"]] += 0 if name in skipped else math.prod(tensor["shape"])
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
-        return None
-    return counts or None
-
-
 def damage(folder: Path) -> str | None:
     """Which safetensors file of a folder is not whole, and why; None: all are, or it has none."""
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in _weight_files(folder):
+        if not file.exists():
+            return f"{file.name}, which the index names, is missing"
         try:
-            data = max((tensor["data_offsets"][1] for tensor in _header(file).values()), default=0)
-            with file.open("rb") as start:
-                listed = 8 + struct.unpack("<Q", start.read(8))[0] + data
-        except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error):
+            listed, tensors = _header(file)
+            listed += max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+        except UNREADABLE:
             return f"{file.name} has no list of its tensors"
         if listed != (size := file.stat().st_size):
             return f"{file.name} has {size:,} bytes instead of {listed:,}: was its download interrupted?"
     return None
 
 
-def _header(file: Path) -> dict[str, Any]:
-    """The tensors that a safetensors file lists."""
+def _stored(folder: Path, skipped: Collection[str]) -> Mapping[str, int] | None:
+    """Numbers by type in a folder's safetensors files; None if it has none, or not all of them."""
+    counts = Counter[str]()
+    try:
+        for file in _weight_files(folder):
+            for name, tensor in _header(file)[1].items():
+                counts[tensor["dtype"]] += 0 if name in skipped else math.prod(tensor["shape"])
+    except UNREADABLE:
+        return None
+    return counts or None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that vLLM loads: those of the index, else all.
+
+    Some repositories hold the same weights a second time, as one consolidated file, which vLLM does not load.
+    """
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_bytes())
+        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    except UNREADABLE:
+        files = sorted(folder.glob("*.safetensors"))
+        return [file for file in files if not file.name.startswith("consolidated")]
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Where a safetensors file's data begin, and the tensors that it lists."""
     with file.open("rb") as data:
         (length,) = struct.unpack("<Q", data.read(8))
         header = json.loads(data.read(min(length, file.stat().st_size)))
     if not isinstance(header, dict):
         raise ValueError("not a list of tensors")
-    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+    return 8 + length, {name: tensor for name, tensor in header.items() if name != "__metadata__"}
 
 
 def _on_the_hub(model: str) -> Mapping[str, int] | None:

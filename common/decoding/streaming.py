@@ -142,7 +142,7 @@ class Follower:
         report.rounds += 1
         report.drafted += end.drafted
         report.cloud_steps += end.steps
-        report.cached_tokens = report.cached_tokens if self._drafter else end.cached_tokens
+        report.cached_tokens = report.cached_tokens if report.edge_drawn else end.cached_tokens
         self._answer.ended = end.finish_reason
         self._estimates.observe_stream(end.steps, end.drafted, seconds)
 

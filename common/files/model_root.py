@@ -48,6 +48,8 @@ def _found(key: str, path: str, names: list[str], root: str) -> str:
         return str(found)
     if not root or found.exists():
         return own
+    if not Path(root).expanduser().is_dir():
+        raise StartError(f"models.root: there is no folder {root}")
     places = [Path(root).expanduser() / name for name in dict.fromkeys(names) if name]
     for place in places:
         if place.exists():

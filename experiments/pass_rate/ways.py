@@ -8,13 +8,12 @@ from typing import Any
 
 from common import config as configs
 from common.errors import ConfigError
+from common.protocol.stream_frames import LONGEST_DRAFT
 from common.types import Mode
 from experiments.setup.ablations import CLOUD_ONLY, Ablation
 
 EDGE_ONLY, LOSSLESS, ROUTE, GATED, CALIBRATED = "edge_only", "lossless", "route", "gated", "calibrated"
 ALL = (EDGE_ONLY, CLOUD_ONLY.name, LOSSLESS, ROUTE, GATED, CALIBRATED)
-LONGEST_DRAFT = 128
-"""What `inference.max_draft_tokens` may be at most."""
 CONFIDENCE_KEYS = ("strategy", "temperature", "top_k", "threshold", "product_threshold")
 """The keys of edge.confidence that a calibration sets."""
 

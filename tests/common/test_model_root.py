@@ -69,3 +69,8 @@ def test_a_model_that_is_not_under_the_root_is_an_error_with_all_places(tmp_path
     assert edge.value.message == f"edge.model.path: Owner/Small-GGUF:q4_k_m is not in models.root; tried {places}"
     with pytest.raises(StartError, match=r"^cloud\.model\.path: .* tried .*Owner/Large, .*/Large$"):
         model_root.cloud_model(pair(f"models.root={tmp_path}"))
+
+
+def test_a_root_that_is_no_folder_is_said_as_such(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"^models\.root: there is no folder .*/gone$"):
+        model_root.edge_model(pair(f"models.root={tmp_path}/gone"))

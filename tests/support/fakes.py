@@ -125,7 +125,8 @@ class FakeStream:
             for _ in range(5):
                 await asyncio.sleep(0)
         reason = FinishReason.STOP if self.token_ids[-1] == END else FinishReason.LENGTH
-        self.end = EndFrame(finish_reason=reason, steps=steps, drafted=drafted, accepted=accepted)
+        work = {"steps": steps, "drafted": drafted, "accepted": accepted}
+        self.end = EndFrame(finish_reason=reason, cached_tokens=begin - 1, **work)
 
     def _fitting(self) -> list[int]:
         position, draft = self.offered

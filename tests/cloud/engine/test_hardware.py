@@ -186,7 +186,11 @@ def test_a_file_that_is_not_whole_is_named_before_vllm_starts(tmp_path: Path) ->
     ):
         file.write_bytes(whole[:cut])
         assert f"model.safetensors has {said}" in (damage(tmp_path) or "")
-    with pytest.raises(StartError, match=r"model\.safetensors has no list of its tensors"):
+    file.rename(tmp_path / "consolidated.safetensors")
+    assert damage(tmp_path) is None  # vLLM does not load it
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "one.safetensors"}}')
+    assert damage(tmp_path) == "one.safetensors, which the index names, is missing"
+    with pytest.raises(StartError, match=r"one\.safetensors, which the index names, is missing"):
         hardware.fit(left_open(model=str(tmp_path)))
 
 

@@ -131,6 +131,7 @@ async def test_the_cloud_alone_streams_and_is_sent_no_drafts() -> None:
     _, pipeline = await answer(LONG, Plan(mode=Mode.CLOUD_ONLY), drafter, verifier)
     assert not drafter.calls and not verifier.streams[0].drafts
     assert pipeline.answer.report.tokens[Provenance.CLOUD] == pipeline.answer.report.cloud_steps > 20
+    assert pipeline.answer.report.cached_tokens == len(LONG) - 1
 
 
 async def test_a_stream_goes_on_without_drafts_where_the_edge_is_too_busy_for_them() -> None:
@@ -141,6 +142,7 @@ async def test_a_stream_goes_on_without_drafts_where_the_edge_is_too_busy_for_th
     ids, pipeline = await answer(LONG, CONTINUOUS, BusyDrafter(cloud_model), FakeVerifier())
     assert ids == answer_of(cloud_model, LONG, 40)
     assert pipeline.answer.report.lossless and pipeline.answer.report.degraded is None
+    assert pipeline.answer.report.cached_tokens == len(LONG) - 1  # as the cloud says: the edge has read nothing
 
 
 async def test_drafts_for_a_stream_begin_after_its_newest_token() -> None:

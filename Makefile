@@ -130,7 +130,7 @@ test-long: setup
 test-real: setup
 	$(PY) -m pytest -m real --timeout 1800
 
-# Random requests, frames and files for so long; what fails is kept in logs/fuzz.
+# Random requests for so long (half of it for each server), and the more frames and files; what fails is kept in logs/fuzz.
 MINUTES ?= 10
 COUNT   ?= 20
 

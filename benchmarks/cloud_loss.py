@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks.fake_cloud import serving
 from cli import terminal
-from cli.args import config_parser, run_program
+from cli.args import config_parser, positive, run_program
 from cli.demo import config_flags, free_ports
 from cli.supervisor import EDGE, ServerProcess, Supervisor
 from common.files.installation import logs
@@ -40,12 +40,12 @@ async def main() -> None:
     parser.add_argument("--stalls", type=int, default=20, help="answers during which the cloud stalls (default 20)")
     parser.add_argument(
         "--deadline",
-        type=float,
+        type=positive,
         default=1.0,
         help="the edge's limit for the first byte and between two frames, in seconds (default 1)",
     )
     parser.add_argument(
-        "--probe", type=float, default=1.0, help="seconds between two probes of a lost cloud (default 1)"
+        "--probe", type=positive, default=1.0, help="seconds between two probes of a lost cloud (default 1)"
     )
     args = parser.parse_args()
     table = Table(

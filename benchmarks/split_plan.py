@@ -29,7 +29,7 @@ from benchmarks.measured_cut import (
     time_segment,
 )
 from cli import terminal
-from cli.args import count, plain_parser, run_program
+from cli.args import amount, count, plain_parser, positive, run_program
 from common.errors import ConfigError
 from common.files.installation import logs
 from common.protocol.split_manifest import read_manifest
@@ -87,8 +87,8 @@ async def main() -> None:
     parser = plain_parser(__doc__.partition("\n")[0])
     parser.add_argument("--cuts", type=layer_list, default=list(range(1, 8)), help="layers at the edge (default: all)")
     parser.add_argument("--questions", type=count, default=16, help="answers at each cut (default: %(default)s)")
-    parser.add_argument("--rtt", type=float, default=14.0, help="round trip in ms (default: %(default)s)")
-    parser.add_argument("--uplink", type=float, default=20.0, help="Mbit/s (default: %(default)s)")
+    parser.add_argument("--rtt", type=amount, default=14.0, help="round trip in ms (default: %(default)s)")
+    parser.add_argument("--uplink", type=positive, default=20.0, help="Mbit/s (default: %(default)s)")
     parser.add_argument("--exits-file", type=Path, default=logs() / "split-plan-exits.safetensors", metavar="FILE")
     parser.add_argument("--json", type=Path, help="also write what was measured to this file")
     args = parser.parse_args()

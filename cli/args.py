@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import math
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -40,6 +41,26 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
     return int(text)
+
+
+def amount(text: str) -> float:
+    """The type of a flag that takes a number of 0 or more; infinity is none."""
+    return _number(text, "0 or more", lambda value: value >= 0)
+
+
+def positive(text: str) -> float:
+    """The same for a number above 0."""
+    return _number(text, "above 0", lambda value: value > 0)
+
+
+def _number(text: str, wanted: str, fits: Callable[[float], bool]) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and fits(value)):
+        raise argparse.ArgumentTypeError(f"must be a number {wanted}, not {text!r}")
+    return value
 
 
 def load_config(args: argparse.Namespace, **flags: object) -> Config:

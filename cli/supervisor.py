@@ -36,8 +36,10 @@ HEALTH_SECONDS = 10.0
 """Seconds between two looks at a running server, and for its reply."""
 HUNG_CHECKS = 6
 """After this many looks in a row without a reply a server hangs. Counted, so that a suspended machine kills nothing."""
-WATCH = 'read group; read end; kill -s KILL -- "-$group"'
-"""For a shell: kills the process group that stdin names, once that is closed."""
+TIDY_SECONDS = 2
+"""For what is left of a server that has ended: Python's resource tracker removes its shared memory, and then ends."""
+WATCH = f'read group; read end; kill -s KILL "$group"; sleep {TIDY_SECONDS}; kill -s KILL -- "-$group"'
+"""For a shell: ends the process group that stdin names as `_end_group` does, once that is closed."""
 
 
 class ServerProcess:
@@ -128,7 +130,7 @@ class ServerProcess:
                 await asyncio.sleep(HEALTH_SECONDS)
                 silent = 0 if await _answers(client) else silent + 1
         log.warning("the %s server answers nothing, and is killed", self.name)
-        self._signal(signal.SIGKILL)
+        self._signal(signal.SIGKILL, whole_group=False)
 
     async def stop(self) -> None:
         """SIGTERM to the server; after its end, or some seconds, SIGKILL to all its processes."""
@@ -143,16 +145,25 @@ class ServerProcess:
         await self._process.wait()
 
     async def _end_group(self) -> None:
+        self._signal(signal.SIGKILL, whole_group=False)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TIDY_SECONDS):
+                while self._signal(0):
+                    await asyncio.sleep(0.05)
         self._signal(signal.SIGKILL)
         if self._watch is not None:
             watch, self._watch = self._watch, None
             watch.kill()
             await watch.wait()
 
-    def _signal(self, number: signal.Signals, whole_group: bool = True) -> None:
+    def _signal(self, number: int, whole_group: bool = True) -> bool:
+        """Whether there was a process to send it to."""
         assert self._process is not None
-        with suppress(ProcessLookupError):
+        try:
             (os.killpg if whole_group else os.kill)(self._process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
 
 
 def ending(code: int) -> str:

@@ -200,7 +200,7 @@ def _read(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values, got a {type(tree).__name__}")
@@ -234,7 +234,7 @@ def _put(tree: dict[str, Any], key: str, value: str) -> None:
             raise ConfigError(f"{key}: {parent} is a value, not a section")
     try:
         tree[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{key}: not a YAML value") from error
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 
+from cli.args import amount
 from cli.ask import QuestionSettings
 
 PROMPT = "What is AI?"
@@ -12,7 +13,7 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max-tokens", type=int, default=128, help="length limit of an answer, in tokens (default: 128)"
     )
-    group.add_argument("--temperature", type=float, default=0.8, help="sampling temperature; 0: greedy (default: 0.8)")
+    group.add_argument("--temperature", type=amount, default=0.8, help="sampling temperature; 0: greedy (default: 0.8)")
     group.add_argument(
         "--no-draft-verify",
         action="store_true",

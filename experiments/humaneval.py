@@ -20,7 +20,7 @@ import msgspec
 from rich.console import Console
 
 from cli import terminal
-from cli.args import count, run_program
+from cli.args import count, positive, run_program
 from common.errors import ConfigError
 from experiments.harness import experiment
 from experiments.harness.experiment import ExperimentKind
@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--tasks", metavar="NUMBERS", help="only these, for example 0-81,100 (default: all)")
     options.add_argument("--clients", type=count, default=1, help="concurrent clients (default %(default)s)")
-    options.add_argument("--minutes", type=float, help="begin no task after this time (default: no limit)")
+    options.add_argument("--minutes", type=positive, help="begin no task after this time (default: no limit)")
     return options
 
 
@@ -110,8 +110,6 @@ async def measure(args: argparse.Namespace, console: Console) -> ExperimentRepor
         raise ConfigError("--data is missing: HumanEval.jsonl.gz as it is published")
     if args.questions < 1:
         raise ConfigError(f"--questions must be at least 1, not {args.questions}")
-    if args.minutes is not None and not args.minutes > 0:
-        raise ConfigError(f"--minutes must be above 0, not {args.minutes:g}")
     base = experiment.base_config(args, SETTINGS)
     if base.inference.online.enabled:
         raise ConfigError("inference.online: the online gate moves its thresholds; switch it off for this experiment")

@@ -18,7 +18,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from cli import terminal
-from cli.args import run_program
+from cli.args import amount, run_program
 from experiments.harness import experiment
 from experiments.harness.options import numbers
 from experiments.harness.trials import ExperimentPlan, LoadCondition, Network, TrialResult
@@ -35,7 +35,7 @@ ROUND_TRIPS, UPLINKS, CLIENTS = "0,14,50,100", "2,20,80", "1,4,16"
 
 async def main() -> None:
     parser = variants.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
-    parser.add_argument("--threshold", type=float, default=0.8, help="threshold of the exits (default %(default)s)")
+    parser.add_argument("--threshold", type=amount, default=0.8, help="threshold of the exits (default %(default)s)")
     parser.add_argument(
         "--round-trips", default="", metavar="MS", help=f"sweep over round trips in ms, for example {ROUND_TRIPS}"
     )

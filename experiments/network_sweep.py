@@ -30,7 +30,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from cli import terminal
-from cli.args import config_parser, load_config, run_program
+from cli.args import amount, config_parser, load_config, run_program
 from common.errors import ConfigError
 from common.files import model_root
 from common.files.installation import LLAMA_SERVER
@@ -216,7 +216,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--seed", type=int, default=0, help="chooses prompts and orders (default %(default)s)")
     options.add_argument(
-        "--minutes", type=float, default=15, help="start no pass after this time; 0: only report (default %(default)s)"
+        "--minutes", type=amount, default=15, help="start no pass after this time; 0: only report (default %(default)s)"
     )
     options.add_argument(
         "--output", default="logs/network-sweep", metavar="DIR", help=f"{OUTPUT_HELP} (default %(default)s)"

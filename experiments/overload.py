@@ -23,7 +23,7 @@ import numpy as np
 from rich.table import Table
 
 from cli import terminal
-from cli.args import config_parser, count, run_program
+from cli.args import config_parser, count, positive, run_program
 from cli.demo import server_pair
 from cli.supervisor import Supervisor
 from experiments.counters.vitals import sample
@@ -37,8 +37,8 @@ SETTLE_SECONDS = 20.0
 """After the load, before memory is compared."""
 WARM_SECONDS, NOMINAL_SECONDS = 5.0, 15.0
 FLAGS = (
-    ("--seconds", float, 60.0, "of overload"),
-    ("--times", float, 10.0, "offered load over capacity"),
+    ("--seconds", positive, 60.0, "of overload"),
+    ("--times", positive, 10.0, "offered load over capacity"),
     ("--max-tokens", count, 32, "tokens of an answer"),
 )
 

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from cli import terminal
-from cli.args import count, run_program
+from cli.args import count, positive, run_program
 from common.errors import ConfigError
 from common.routing.router import MOST_TOKENS
 from experiments.harness import experiment
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "the gate (default %(default)s)",
     )
     options.add_argument("--clients", type=count, default=1, help="concurrent clients (default %(default)s)")
-    options.add_argument("--minutes", type=float, help="begin no question after this time (default: no limit)")
+    options.add_argument("--minutes", type=positive, help="begin no question after this time (default: no limit)")
     options.add_argument("--recorded", metavar="FILE", help="answers of another run: its report, or its journal")
     options.add_argument("--tasks", metavar="NUMBERS", help="with --recorded, of HumanEval: as that run had it")
     return options

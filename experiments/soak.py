@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cli import terminal
-from cli.args import config_parser, count, load_config, run_program
+from cli.args import config_parser, count, load_config, positive, run_program
 from common.errors import EndpointError, RequestError
 from common.http.client import HTTPClient
 from experiments.counters.vitals import sample
@@ -47,10 +47,10 @@ SAMPLE_SECONDS = 5.0
 
 async def main() -> None:
     parser = config_parser("Ask a pair in mixed modes for long; is memory flat, and does no answer stand still?")
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long (default 60)")
+    parser.add_argument("--minutes", type=positive, default=60.0, help="how long (default 60)")
     parser.add_argument("--clients", type=count, default=8, help="that ask at the same time (default 8)")
     parser.add_argument("--max-tokens", type=count, default=48, help="tokens of the longest answer (default 48)")
-    parser.add_argument("--stall", type=float, default=5.0, help="seconds without text that are reported (default 5)")
+    parser.add_argument("--stall", type=positive, default=5.0, help="report so many seconds without text (default 5)")
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help=OUTPUT_HELP)
     args = parser.parse_args()
     options = {name: value for name, value in vars(args).items() if name not in ("output", "set")}

@@ -18,7 +18,7 @@ from benchmarks.policy import trace
 from benchmarks.policy.record import RecordedPrompt, record_all
 from benchmarks.policy.regret import cells, table
 from cli import terminal
-from cli.args import config_parser, count, run_sync_program, run_with_config
+from cli.args import amount, config_parser, count, run_sync_program, run_with_config
 from common.types import Sampling
 from experiments.questions import datasets, general
 
@@ -32,7 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=count, default=10, help="with --record: of each kind of text (default 10)")
     parser.add_argument("--tokens", type=count, default=64, help="with --record: longest answer (default 64)")
     parser.add_argument(
-        "--temperature", type=float, default=0.0, help="with --record: of the cloud's answers (default 0)"
+        "--temperature", type=amount, default=0.0, help="with --record: of the cloud's answers (default 0)"
     )
     parser.add_argument(
         "--data",
@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
         ("step", "a step of the cloud"),
         ("verified", "verifying a token"),
     ):
-        parser.add_argument(f"--{name}-ms", type=float, help=f"milliseconds of {what} (default: as recorded)")
+        parser.add_argument(f"--{name}-ms", type=amount, help=f"milliseconds of {what} (default: as recorded)")
     return parser.parse_args()
 
 

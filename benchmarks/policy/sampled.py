@@ -28,7 +28,7 @@ from benchmarks.policy.sampled_answers import SampledAnswer, SampledPair
 from benchmarks.policy.sampling import KINDS
 from benchmarks.policy.trace import PairTimes
 from cli import terminal
-from cli.args import count, plain_parser, run_sync_program
+from cli.args import amount, count, plain_parser, run_sync_program
 from common.protocol.openai import Message
 from common.types import Sampling
 from edge.text.chat_template import ChatTemplate
@@ -60,7 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=count, default=10, help="with --record: of each kind of text (default 10)")
     parser.add_argument("--tokens", type=count, default=32, help="with --record: longest answer (default 32)")
     parser.add_argument("--times", type=Path, default=TIMES, help=f"a recorded pair, for its times (default {TIMES})")
-    parser.add_argument("--round-trip", type=float, default=0.0, help="in milliseconds (default 0)")
+    parser.add_argument("--round-trip", type=amount, default=0.0, help="in milliseconds (default 0)")
     return parser.parse_args()
 
 

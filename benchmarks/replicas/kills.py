@@ -25,7 +25,7 @@ from rich.table import Table
 
 from benchmarks.replicas.service import cloud_process, edge_process, replicas_of, running, until_all_ready
 from cli import terminal
-from cli.args import config_parser, count, run_program
+from cli.args import config_parser, count, positive, run_program
 from common.config_schema import HttpClientConfig
 from common.errors import EndpointError, RequestError
 from common.files import jsonl
@@ -187,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
     options = config_parser("Kill replicas under load, and check every answer.")
     options.add_argument("--kills", type=count, default=20, help="kills of this run (default: 20)")
     options.add_argument("--clients", type=count, default=8, help="clients at once (default: 8)")
-    options.add_argument("--minutes", type=float, default=60, help="after which no further kill begins (default: 60)")
+    options.add_argument("--minutes", type=positive, default=60, help="begin no kill after this time (default: 60)")
     options.add_argument("--output", type=Path, default=Path("logs/replica-kills.jsonl"), help="one line for each kill")
     return options
 

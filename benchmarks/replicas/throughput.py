@@ -21,7 +21,7 @@ from rich.table import Table
 from benchmarks.replicas.service import cloud_process, replicas_of, running
 from benchmarks.replicas.sleeping_variable import VARIABLE
 from cli import terminal
-from cli.args import config_parser, count, run_program
+from cli.args import amount, config_parser, count, run_program
 from common.config_schema import HttpClientConfig
 from common.http.client import HTTPClient
 
@@ -76,7 +76,7 @@ async def measure(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     options = config_parser("Compare the throughput of two replicas with that of one.")
-    options.add_argument("--step-ms", type=float, default=30, help="milliseconds that each step sleeps (default: 30)")
+    options.add_argument("--step-ms", type=amount, default=30, help="milliseconds that each step sleeps (default: 30)")
     options.add_argument("--clients", type=count, default=16, help="requests at once (default: 16)")
     options.add_argument("--places", type=count, default=4, help="sequences in a step of one engine (default: 4)")
     options.add_argument("--tokens", type=count, default=48, help="tokens of an answer (default: 48)")

@@ -17,6 +17,8 @@ from typing import NamedTuple, Self
 
 import msgspec
 
+from common.fair_queue import Turns
+
 log = logging.getLogger(__name__)
 
 SEARCH_SECONDS = 0.5
@@ -70,13 +72,13 @@ def _parts(value: object) -> Iterator[object]:
 
 
 class PrivatePatterns:
-    """Searches from the first `match` to `close`, or in `async with`; one prompt at a time."""
+    """Searches from the first `match` to `close`, or in `async with`; one prompt at a time, by turns of the tenants."""
 
     def __init__(self, patterns: Sequence[str], seconds: float = SEARCH_SECONDS) -> None:
         self._patterns = list(patterns)
         self._seconds = seconds
         self._process: Process | None = None
-        self._turn = asyncio.Lock()
+        self._turns = Turns(1)
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,19 +108,22 @@ class PrivatePatterns:
 
     async def _reply(self, question: str) -> bytes | None:
         """The process's reply; None if it was lost over this question."""
-        async with self._turn:
-            complete = False
+        await self._turns.take()
+        complete = False
+        try:
+            async with asyncio.timeout(LOST_SECONDS):
+                reply = await self._search(question)
+            complete = True
+            return reply
+        except (OSError, EOFError, TimeoutError):
+            log.warning("a prompt counts as private: no pattern was found or excluded in %g s", self._seconds)
+            return None
+        finally:
             try:
-                async with asyncio.timeout(LOST_SECONDS):
-                    reply = await self._search(question)
-                complete = True
-                return reply
-            except (OSError, EOFError, TimeoutError):
-                log.warning("a prompt counts as private: no pattern was found or excluded in %g s", self._seconds)
-                return None
-            finally:
                 if not complete:
                     await self.close()
+            finally:
+                self._turns.free()
 
     async def _search(self, question: str) -> bytes:
         if self._process is None:

@@ -21,7 +21,7 @@ from functools import partial
 from rich.console import Console
 
 from cli import terminal
-from cli.args import config_parser, count, load_config, run_program
+from cli.args import amount, config_parser, count, load_config, positive, run_program
 from common.cloud_client.pool import CloudPool
 from common.config_schema import CommunicationConfig, HttpClientConfig
 from common.errors import ConfigError
@@ -54,12 +54,12 @@ def parser() -> argparse.ArgumentParser:
         "--systems", default=",".join(SYSTEMS), metavar="NAMES", help="what is compared (default %(default)s)"
     )
     options.add_argument(
-        "--seconds", type=float, default=6.0, help="of each system and number of clients (default %(default)g)"
+        "--seconds", type=positive, default=6.0, help="of each system and number of clients (default %(default)g)"
     )
     options.add_argument("--questions", type=count, default=20, help="answers that are recorded (default %(default)s)")
     options.add_argument("--max-tokens", type=count, default=48, help="of the longest answer (default %(default)s)")
     options.add_argument(
-        "--draft-ms", type=float, help="a simulated edge's time for a token (default: the recorded edge's own)"
+        "--draft-ms", type=amount, help="a simulated edge's time for a token (default: the recorded edge's own)"
     )
     options.add_argument(
         "--output", default="logs/capacity", metavar="DIR", help=f"{OUTPUT_HELP} (default %(default)s)"

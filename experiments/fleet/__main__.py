@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from cli import terminal
-from cli.args import config_parser, count, load_config, run_program
+from cli.args import config_parser, count, load_config, positive, run_program
 from common.cloud_client.pool import CloudPool
 from common.config_schema import CommunicationConfig
 from common.config_values import Secret
@@ -59,7 +59,7 @@ FLAGS = (
 
 def parser() -> argparse.ArgumentParser:
     options = config_parser("Replay the drafts of many edges against a few clouds.")
-    options.add_argument("--minutes", type=float, default=10.0, help="how long (default %(default)g)")
+    options.add_argument("--minutes", type=positive, default=10.0, help="how long (default %(default)g)")
     for name, default, meaning in FLAGS:
         options.add_argument(name, type=count, default=default, help=f"{meaning} (default {default})")
     options.add_argument("--clouds", default="", metavar="URLS", help="clouds that run already (default: start some)")

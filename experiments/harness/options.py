@@ -4,7 +4,7 @@ import argparse
 import re
 from typing import Any
 
-from cli.args import config_parser
+from cli.args import amount, config_parser
 from common.errors import ConfigError
 
 OUTPUT_HELP = "folder of the report, or its own file, ending in .json"
@@ -38,7 +38,7 @@ def parser(description: str, questions: int, repeats: int) -> argparse.ArgumentP
     options.add_argument(
         "--max-tokens", type=int, default=96, help="tokens of the longest answer (default %(default)s)"
     )
-    options.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default %(default)s)")
+    options.add_argument("--temperature", type=amount, default=0.0, help="0: greedy (default %(default)s)")
     options.add_argument("--repeats", type=int, default=repeats, help="answers to each question (default %(default)s)")
     options.add_argument(
         "--seed", type=int, default=0, help="seed of questions, orders and sampling (default %(default)s)"

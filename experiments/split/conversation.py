@@ -14,7 +14,7 @@ import msgspec
 from rich.table import Table
 
 from cli import terminal
-from cli.args import config_parser, load_config, run_program
+from cli.args import amount, config_parser, load_config, run_program
 from common.http.client import HTTPClient
 
 QUESTIONS = "What is AI?", "What is machine learning?", "Explain deep learning", "What is the capital of France?"
@@ -75,7 +75,7 @@ def table(turns: Sequence[tuple[TurnCost, TurnCost]]) -> Table:
 async def main() -> None:
     parser = config_parser("What the turns of a conversation cost on a split model, with and without reuse of KV.")
     parser.add_argument("--edge", metavar="URL", help="the edge server (default: communication.edge_endpoint)")
-    parser.add_argument("--threshold", type=float, help="confidence at which exits are taken (default: never)")
+    parser.add_argument("--threshold", type=amount, help="confidence at which exits are taken (default: never)")
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help="the turns (default: of the demo corpus)")
     args = parser.parse_args()
     config = load_config(args, communication__edge_endpoint=args.edge)

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import uuid
 from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,17 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Ready).serve_forever()
 """A server with a process of its own, as an engine is."""
 
 
+HOLDER = (
+    READY
+    + """
+from multiprocessing.shared_memory import SharedMemory
+memory = SharedMemory(sys.argv[2], create=True, size=4096)
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Ready).serve_forever()
+"""
+)
+"""A server with shared memory, as vLLM's, that does nothing about it at its end."""
+
+
 def runs(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -147,6 +159,36 @@ async def test_servers_end_with_their_supervisor_also_when_it_is_killed_and_they
         for pid in filter(runs, pids):
             os.kill(pid, signal.SIGKILL)
         await program.wait()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_the_shared_memory_of_a_server_ends_with_it(killed: bool, tmp_path: Path) -> None:
+    (tmp_path / "holder.py").write_text(HOLDER)
+    (port,), name = free_ports(1), uuid.uuid4().hex
+    server = ServerProcess("edge", str(tmp_path / "holder.py"), f"http://127.0.0.1:{port}", [str(port), name])
+    await server.start()
+    await server.wait_ready()
+    memory = Path("/dev/shm") / name
+    assert memory.exists()
+    if killed:
+        server._signal(signal.SIGKILL, whole_group=False)
+        await server.exited()
+    await server.stop()
+    assert not memory.exists()
+
+
+async def test_the_shared_memory_of_a_server_ends_with_a_killed_supervisor(tmp_path: Path) -> None:
+    (tmp_path / "holder.py").write_text(HOLDER)
+    (port,), name = free_ports(1), uuid.uuid4().hex
+    arguments = [str(tmp_path / "holder.py"), str(port), name]
+    program = await asyncio.create_subprocess_exec(sys.executable, "-c", SUPERVISOR, *arguments, stdout=PIPE)
+    assert program.stdout is not None
+    assert await program.stdout.readline() == b"ready\n"
+    memory = Path("/dev/shm") / name
+    assert memory.exists()
+    program.kill()
+    await until(lambda: not memory.exists())
+    await program.wait()
 
 
 async def test_a_supervisor_that_has_stopped_its_servers_leaves_no_process(tmp_path: Path) -> None:

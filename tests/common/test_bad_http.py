@@ -122,6 +122,11 @@ async def test_what_is_hardly_http_is_answered_as_an_error_or_not_at_all(server:
             assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
 
 
+async def test_an_expectation_that_is_not_known_is_refused(server: SmallServer) -> None:
+    answer = await raw(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\nExpect: x\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 417 ")
+
+
 async def test_garbage_behind_a_good_request_does_not_harm_its_answer(server: SmallServer) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")

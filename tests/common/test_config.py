@@ -142,6 +142,19 @@ def test_a_file_that_is_not_a_mapping_is_refused_in_one_line(tmp_path: Path, tex
     assert "\n" not in failure.value.message
 
 
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"[" * 5000])
+def test_a_file_that_cannot_be_read_as_yaml_is_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"config\.yaml: not YAML \(.+\)$"):
+        config.load(file, environment={})
+
+
+def test_a_value_of_a_flag_that_is_nested_too_deep_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^models\.root: not a YAML value$"):
+        config.load(None, ["models.root=" + "[" * 5000])
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
         config.load("nowhere.yaml", environment={})

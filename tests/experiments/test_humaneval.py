@@ -109,7 +109,6 @@ def test_a_gate_with_another_strategy_gets_its_own_edge(tmp_path: Path) -> None:
         (["--tasks", "7-9"], "has no task 7-9"),
         (["--tasks", "0-1,500"], "has no task 500"),
         (["--tasks", "9-99999999999999"], "has no task 9-99999999999999"),
-        (["--minutes", "-1"], "--minutes must be above 0, not -1"),
         (["--thresholds", "0.5,0.1,inf"], "--thresholds takes CONFIDENCE,PRODUCT or .*, not '0.5,0.1,inf'"),
         (["--thresholds", "0.5,0.1,4.7"], "--thresholds takes CONFIDENCE,PRODUCT or .*, not '0.5,0.1,4.7'"),
         (["--thresholds", "0.5,0.1,-4"], "--thresholds takes drafts of 1 to 128 tokens, not '0.5,0.1,-4'"),

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -121,15 +122,17 @@ def processes_of(mark: str) -> list[psutil.Process]:
 
 
 @asynccontextmanager
-async def orphans(guard: str, stopped: bool) -> AsyncIterator[str]:
+async def orphans(
+    guard: str, stopped: bool, does: str = "", done: Callable[[], bool] = lambda: True
+) -> AsyncIterator[str]:
     """The mark of an engine and its worker, whose server has just been killed."""
     mark = uuid.uuid4().hex
-    arguments = [guard, mark, "import time; time.sleep(600)"]
+    arguments = [guard, mark, f"{does}import time; time.sleep(600)"]
     server = await asyncio.create_subprocess_exec(sys.executable, "-c", SERVER, *arguments, stdout=subprocess.PIPE)
     assert server.stdout is not None
     assert await server.stdout.readline() == b"up\n"
     try:
-        await until(lambda: len(processes_of(mark)) == 2)
+        await until(lambda: len(processes_of(mark)) >= 2 and done())
         for process in processes_of(mark) if stopped else []:
             process.suspend()
         server.kill()
@@ -144,6 +147,21 @@ async def orphans(guard: str, stopped: bool) -> AsyncIterator[str]:
 async def test_an_engine_ends_with_a_killed_server_whether_it_runs_or_stands_still(stopped: bool) -> None:
     async with orphans(GUARD, stopped) as mark:
         await until(lambda: not processes_of(mark))
+
+
+async def test_the_shared_memory_of_an_engine_ends_with_a_killed_server() -> None:
+    name = uuid.uuid4().hex
+
+    def held() -> list[Path]:
+        return list(Path("/dev/shm").glob(f"{name}*"))
+
+    holds = (
+        "import os; from multiprocessing.shared_memory import SharedMemory; "
+        f"memory = SharedMemory('{name}' + str(os.getpid()), create=True, size=4096); "
+    )
+    async with orphans(GUARD, False, holds, lambda: len(held()) == 2) as mark:
+        await until(lambda: not processes_of(mark))
+        assert not held()
 
 
 async def test_without_the_shell_that_waits_for_its_end_an_engine_outlives_a_killed_server() -> None:

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.fake_cloud import serving
 from common.cloud_client import privacy
 from common.cloud_client.privacy import PrivatePatterns, has_token_ids, numbers_of, texts_of
+from common.http.request_context import current_tenant
 from common.http_client import EdgeCloudHTTPClient
 from tests.support.edge_in_process import edge_of
 
@@ -73,6 +74,21 @@ async def test_a_search_that_takes_too_long_counts_as_a_match_while_the_loop_run
             turns += 1
         assert searching.result() and turns > 2  # a loop that stands still meanwhile turns twice: before and after
         assert await asyncio.gather(*map(patterns.match, ("my:secret", "hello"))) == [True, False]
+
+
+async def test_a_tenant_that_has_many_texts_searched_keeps_no_other_waiting() -> None:
+    ended = list[str]()
+
+    async def search(tenant: str) -> None:
+        current_tenant.set(tenant)
+        await patterns.match(WORDS if tenant == "slow" else "hello")
+        ended.append(tenant)
+
+    async with PrivatePatterns([BACKTRACKING], seconds=0.1) as patterns:
+        searches = [asyncio.create_task(search("slow")) for _ in range(6)]
+        await asyncio.sleep(0)
+        await asyncio.gather(search("other"), *searches)
+    assert ended.index("other") <= 1
 
 
 async def test_without_the_limit_such_a_search_does_not_end_and_leaves_nothing_when_it_is_cancelled() -> None:

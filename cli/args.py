@@ -12,7 +12,7 @@ from typing import Any
 from common import config
 from common.config_schema import Config
 from common.errors import FrameworkError, RequestError
-from common.tracing.context import TracedFormatter
+from common.tracing.context import ShortLines, TracedFormatter
 
 
 def plain_parser(description: str) -> argparse.ArgumentParser:
@@ -142,5 +142,6 @@ async def _cancelled_by_signals(program: Coroutine[Any, Any, None]) -> None:
 def set_up_logging(level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(TracedFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    handler.addFilter(ShortLines())
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("stamina").setLevel(logging.ERROR)  # only the failure after the last retry is of interest

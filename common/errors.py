@@ -25,6 +25,15 @@ FrameworkError
     └── VocabularyError  409  its token ids mean something else, or their meaning is unknown
 """
 
+LONGEST_TEXT = 4000
+"""Characters of an error's message or of a log line: each may quote a client's value, which may have megabytes."""
+
+
+def shortened(text: str) -> str:
+    """`text`, without its middle if it has more than LONGEST_TEXT characters."""
+    kept = LONGEST_TEXT // 2
+    return text if len(text) <= LONGEST_TEXT else f"{text[:kept]} … {text[-kept:]}"
+
 
 class FrameworkError(Exception):
     """The root of all errors; `message` is one line for a person, the other attributes fill OpenAI's error object."""
@@ -34,9 +43,9 @@ class FrameworkError(Exception):
     code: str | None = None
 
     def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = shortened(message)
+        self.param = None if param is None else shortened(param)
+        super().__init__(self.message)
 
 
 class ConfigError(FrameworkError):

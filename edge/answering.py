@@ -33,14 +33,14 @@ async def generation(
 async def whole(path: str, data: bytes, context: ServerContext, kept: ResponseStore, tenant: str) -> Any:
     """The response to a body of JSON, of those routes that a batch may ask; raises what an HTTP request would."""
     if path == "/v1/embeddings":
-        return await embeddings.embed(codec.decode(data, dict[str, Any]), context)
+        return await embeddings.embed(codec.decode_request(data, dict[str, Any]), context)
     if path == "/v1/responses":
-        answer = await responses.answer(codec.decode(data, ResponsesRequest), context, kept, tenant)
+        answer = await responses.answer(codec.decode_request(data, ResponsesRequest), context, kept, tenant)
         return await answer.whole()
-    raw = codec.decode(data, dict[str, Any]) if context.text_clouds else {}
+    raw = codec.decode_request(data, dict[str, Any]) if context.text_clouds else {}
     body: api.GenerationRequest
     if path == "/v1/chat/completions":
-        body = codec.decode(data, api.ChatRequest)
+        body = codec.decode_request(data, api.ChatRequest)
     else:
-        body = codec.decode(data, api.CompletionRequest)
+        body = codec.decode_request(data, api.CompletionRequest)
     return await (await generation(path, body, raw, context)).whole()

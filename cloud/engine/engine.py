@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from cloud.kv_cache import VLLMKVCache
 from common.errors import EngineError, RequestError
 from common.grammar.compiler import GrammarCompiler
 from common.grammar.spec import ANY_OBJECT, GrammarSpec
+from common.tracing.context import ShortLines
 
 VLLM_METRICS = {
     "vllm:num_requests_running": "running",
@@ -71,6 +73,7 @@ class CloudEngine(VLLMEngine):
             self._followers.append(follower)
         self._serving = serving
         grammars.install()
+        shorten_lines()
         tokenizer, size = self.tokenizer, self.vocab_size
         self._grammars = GrammarCompiler(lambda: grammars.tokenizer_for(tokenizer, size))
         await self._grammars.prepare()
@@ -144,3 +147,10 @@ class CloudEngine(VLLMEngine):
             if isinstance(metric, Gauge | Counter) and metric.name in VLLM_METRICS:
                 stats[VLLM_METRICS[metric.name]] = metric.value
         return stats
+
+
+def shorten_lines() -> None:
+    """vLLM's lines quote clients' values whole, such as a part's type or the name of a model."""
+    for handler in logging.getLogger("vllm").handlers:
+        if not any(isinstance(one, ShortLines) for one in handler.filters):  # a restarted engine has it already
+            handler.addFilter(ShortLines())

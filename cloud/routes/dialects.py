@@ -12,7 +12,7 @@ from cloud.engine.text_readers import size
 from cloud.routes.serving import Serving, validate
 from cloud.verify.validation import check_length
 from common.grammar.spec import GrammarKind, GrammarSpec
-from common.http.messages import ERROR_OBJECT, read
+from common.http.messages import ERROR_OBJECT
 from common.protocol.content import anthropic_errors
 
 
@@ -38,7 +38,7 @@ class DialectRoutes:
 
     async def count_tokens(self, request: web.Request) -> web.StreamResponse:
         request[ERROR_OBJECT] = anthropic_errors.error_body
-        body = await read(request, dict[str, Any])
+        body = await self._serving.read(request)
         check_length(size(body), self._serving.engine.max_model_len, "messages")
         serve = self._serving.engine.serving.anthropic_serving_messages.count_tokens
         return await self._serving.answer(request, serve, validate(body, AnthropicCountTokensRequest))

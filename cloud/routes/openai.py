@@ -68,13 +68,13 @@ class OpenAIRoutes:
         return reply(request, {name: told.get(name) for name in TokenizerNames.__struct_fields__})
 
     async def tokenize(self, request: web.Request) -> web.StreamResponse:
-        body = await read(request, dict[str, Any])
+        body = await self._serving.read(request)
         check_length(size(body), self._engine.max_model_len, "messages" if body.get("prompt") is None else "prompt")
         serve = self._engine.serving.serving_tokenization.create_tokenize
         return await self._read(request, body, TokenizeRequest, serve)
 
     async def detokenize(self, request: web.Request) -> web.StreamResponse:
-        body = await read(request, dict[str, Any])
+        body = await self._serving.read(request)
         if size(body) > MAX_IDS:
             raise RequestError(f"more than {MAX_IDS} token ids", param="tokens")
         check_ids(validate(body, DetokenizeRequest).tokens, self._engine.vocab_size, "tokens")

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import re
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, nullcontext
@@ -25,6 +26,7 @@ from cloud.engine.supervisor import EngineSupervisor
 from cloud.routes import request_cost
 from cloud.routes.admission import Admission
 from cloud.routes.engine_turns import EngineTurns, read_ahead
+from cloud.verify.validation import require
 from common.errors import EngineError, FrameworkError, RequestError
 from common.fair_queue import Turn
 from common.grammar.spec import GrammarSpec
@@ -36,6 +38,8 @@ from common.tracing.spans import records
 
 REFUSED = ("min_p", "logit_bias")
 """Sampling fields that vLLM refuses when it has a speculative config; here by name, before anything else."""
+
+MAX_MODEL_NAME = 256
 
 DUMPED: Mapping[Any, dict[str, Any]] = {
     ResponsesResponse: {"by_alias": True},
@@ -75,7 +79,7 @@ class Serving:
         `cost_of`: the body with the names of a chat or completion; `grammar_of`: what restricts the answer.
         """
         self._admission.check_room()  # a full server reads no more of a request than its head
-        body = await read(request, dict[str, Any])
+        body = await self.read(request)
         _refuse_unsupported(body)
         limit = self._admission.limit.requests
         cost = request_cost.of_generation(cost_of(body), self.engine.max_model_len, limit)
@@ -92,6 +96,14 @@ class Serving:
             turn = partial(self._turns.turn, cost.requests)
             streams = body.get("stream") is True  # its head and signs of life are sent before its turn
             return await self.answer(request, serve, generation, _trace_headers(), turn=turn, streams=streams)
+
+    async def read(self, request: web.Request) -> dict[str, Any]:
+        """The request's body; refuses a long name of a model, which vLLM would log and return whole as unknown."""
+        body = await read(request, dict[str, Any])
+        name = body.get("model")
+        fits = not isinstance(name, str) or len(name) <= MAX_MODEL_NAME  # vLLM refuses another type
+        require(fits, f"must have at most {MAX_MODEL_NAME} characters", "model")
+        return body
 
     async def answer(
         self, request: web.Request, serve: Serve, *arguments: object, turn: Turn = nullcontext, streams: bool = False
@@ -175,7 +187,7 @@ def validate(body: dict[str, Any], kind: Any) -> Any:
     try:
         return _adapter(kind).validate_python(body)
     except ValidationError as error:
-        raise _refusal(error) from error
+        raise _refusal(error, body) from error
     except VLLMError as error:
         raise RequestError(str(error), param=getattr(error, "parameter", None)) from error
     except (TypeError, AttributeError, LookupError) as error:
@@ -183,10 +195,17 @@ def validate(body: dict[str, Any], kind: Any) -> Any:
         raise _wrong_type(body, kind) from error
 
 
-def _refusal(error: ValidationError, *field: str) -> RequestError:
-    first = error.errors()[0]
-    path = ".".join(map(str, (*field, *first["loc"])))
-    return RequestError(f"{path}: {first['msg']}" if path else first["msg"], param=path or None)
+def _refusal(error: ValidationError, body: dict[str, Any], *field: str) -> RequestError:
+    """Names the first wrong field that the body has: of a union, the first error may be what another member needs."""
+    found = [(_path(*field, *one["loc"]), one["msg"]) for one in error.errors()]
+    path, message = next((one for one in found if one[0] and one[0][0] in body), found[0])
+    name = ".".join(path)
+    return RequestError(f"{name}: {message}" if name else message, param=name or None)
+
+
+def _path(*steps: str | int) -> list[str]:
+    """Without pydantic's names of its own validators, such as `list[str]` and `function-wrap[…]`."""
+    return [str(step) for step in steps if not re.fullmatch(r"[\w-]+\[.*\]", str(step), re.DOTALL)]
 
 
 def _wrong_type(body: dict[str, Any], kind: Any) -> RequestError:
@@ -196,7 +215,7 @@ def _wrong_type(body: dict[str, Any], kind: Any) -> RequestError:
             try:
                 TypeAdapter(model.model_fields[name].annotation).validate_python(body[name])
             except ValidationError as error:
-                return _refusal(error, name)
+                return _refusal(error, body, name)
     return RequestError("the body has a field of a wrong type")
 
 

@@ -80,11 +80,11 @@ EXCHANGE = web.RequestKey("EXCHANGE", Exchange)
 
 
 async def read(request: web.Request, type_: type[T]) -> T:
-    """The request's body decoded as `type_`, a struct or a dict of plain JSON values; raises as `read_body` does, and
-    RequestError."""
+    """The request's body decoded as `type_`, a struct or a dict of plain JSON values, without fields that are null;
+    raises as `read_body` does, and RequestError."""
     body = await read_body(request)
     encoded = _encoding(request) == "zstd"
-    return codec.decode(decompressed(body, BODY_LIMIT) if encoded else body, type_, request.content_type)
+    return codec.decode_request(decompressed(body, BODY_LIMIT) if encoded else body, type_, request.content_type)
 
 
 async def read_body(request: web.Request) -> bytes:

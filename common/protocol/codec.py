@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, cast, get_origin
 
 import msgspec
 from msgspec import inspect
@@ -21,6 +21,7 @@ SUBPROTOCOL = f"edgecloud.{PROTOCOL}"
 REQUEST_ID_PATTERN = r"^[!-~]{0,128}\Z"
 """Visible ASCII: a space or a line's end in a request's id would let a client write fields and lines of a log."""
 JSON_TYPES = frozenset((dict, list, str, int, float, bool, type(None)))
+NULL = {JSON: b"null", MSGPACK: b"\xc0"}
 MAX_DEPTH = 100
 MAX_CONTAINERS = 10_000
 """Lists and objects at one level of a body without a schema."""
@@ -38,11 +39,44 @@ def decode(body: bytes, type_: type[T], content_type: str = JSON) -> T:
     try:
         value = decoder(body, type=type_)
         if dict in (type_, get_origin(type_)):
-            _check_json_types(value)  # a dict has no field types that would have checked its values
+            # A dict has no types of fields that would have checked its values.
+            _check_fields(cast(dict[str, Any], value))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         message, path = fault(error, type_)
         raise RequestError(message, param=path.lstrip(".") or None) from error
     return value
+
+
+def decode_request(body: bytes, type_: type[T], content_type: str = JSON) -> T:
+    """As `decode`; a field of the body itself that is null is as if absent, whatever its name and type."""
+    if not body:
+        raise RequestError("the body is empty")
+    try:
+        value = decode(body, type_, content_type)
+    except RequestError:
+        # Only a body that was refused is read once more: most have no null, or only where a field takes one.
+        if (rest := _without_nulls(body, type_, content_type)) is None:
+            raise
+        return decode(rest, type_, content_type)
+    if isinstance(value, dict):
+        return cast(T, {name: field for name, field in value.items() if field is not None})
+    return value
+
+
+def _without_nulls(body: bytes, type_: Any, content_type: str) -> bytes | None:
+    """The body without those fields that are null, except required ones, whose error should name them; None if there
+    are none, or it is no object."""
+    if not (isinstance(type_, type) and issubclass(type_, msgspec.Struct)):
+        return None
+    required = {field.encode_name for field in msgspec.structs.fields(type_) if field.required}
+    decoder = msgspec.msgpack.decode if content_type == MSGPACK else msgspec.json.decode
+    try:
+        fields = decoder(body, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    null = NULL[MSGPACK if content_type == MSGPACK else JSON]
+    kept = {name: value for name, value in fields.items() if name in required or bytes(value) != null}
+    return encode(kept, content_type) if len(kept) < len(fields) else None
 
 
 def convert(value: object, type_: type[T], param: str = "") -> T:
@@ -83,6 +117,19 @@ def _words(info: inspect.Type, steps: list[str]) -> list[str]:
         case inspect.ListType(item_type=inner) | inspect.DictType(value_type=inner), ["[", *rest]:
             return _words(inner, rest)
     return []
+
+
+def _check_fields(body: dict[str, Any]) -> None:
+    """Checks all at once; only to name the wrong field one by one."""
+    try:
+        _check_json_types(body)
+    except RequestError:
+        for name, value in body.items():
+            try:
+                _check_json_types(value)
+            except RequestError as error:
+                raise RequestError(f"{name}: {error.message}", param=str(name)) from error
+        raise
 
 
 def _check_json_types(body: object) -> None:

@@ -4,6 +4,8 @@ import logging
 import re
 from contextvars import ContextVar
 
+from common.errors import shortened
+
 current_traceparent: ContextVar[str] = ContextVar("current_traceparent", default="")
 """The `traceparent` of the innermost span; the request's own while tracing is off; empty where there is none."""
 
@@ -27,3 +29,13 @@ class TracedFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         line, trace_id = super().formatMessage(record), current_trace_id()
         return f"{line}, trace_id={trace_id}" if trace_id else line
+
+
+class ShortLines(logging.Filter):
+    """Shortens what is logged with a client's value in it: no client can fill a disk with a few requests."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        if (short := shortened(line)) is not line:
+            record.msg, record.args = short, None
+        return True

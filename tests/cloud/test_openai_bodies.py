@@ -1,6 +1,8 @@
 """Bodies of the cloud's /v1 routes with fields of wrong types: each is a 400 that names the field, none is a 500."""
 
+import io
 import json
+import logging
 from contextlib import AbstractAsyncContextManager
 from typing import Any, get_args
 
@@ -12,7 +14,8 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
 
-from common.errors import RequestError
+from cloud.engine.engine import shorten_lines
+from common.errors import LONGEST_TEXT, RequestError
 from tests.cloud.toy_engine import ToyEngine, toy_cloud
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "What is AI?"}]}
@@ -113,3 +116,55 @@ async def test_a_body_that_vllm_cannot_read_is_not_quoted_in_the_log(caplog: pyt
     (said,) = [one.getMessage() for one in caplog.records if one.name == "cloud.routes.serving"]
     assert "could not read a part of the body: KeyError" in said and "in take" in said
     assert CHAT["messages"][0]["content"] not in caplog.text.replace('raise KeyError("What is AI?")', "")
+
+
+@pytest.mark.parametrize(("path", "model", "base"), ROUTES)
+async def test_a_field_that_is_null_is_as_if_absent_whatever_the_field(
+    path: str, model: Any, base: dict[str, Any]
+) -> None:
+    async with checking_cloud() as http:
+        for field in {*model.model_fields, "unheard_of"} - base.keys():
+            async with http.post(path, json={**base, field: None}) as response:
+                assert (await response.json())["error"]["message"] == "the body was taken", field
+
+
+@pytest.mark.parametrize(("path", "model", "base"), ROUTES)
+async def test_a_long_name_of_a_model_reaches_neither_vllm_nor_the_reply(
+    path: str, model: Any, base: dict[str, Any]
+) -> None:
+    async with checking_cloud() as http, http.post(path, json={**base, "model": "m" * 900_000}) as response:
+        error = (await response.json())["error"]
+        assert (response.status, error["param"]) == (400, "model")
+        assert error["message"] == "model must have at most 256 characters"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "said"),
+    [
+        ({"prompt": 5}, "prompt", "prompt: Input should be a valid string"),
+        ({"messages": 5}, "messages", "messages: Input should be a valid list"),
+        ({"prompt": "x", "add_special_tokens": []}, "add_special_tokens", "add_special_tokens: Input should be a"),
+        ({}, "prompt", "prompt: Field required"),
+    ],
+)
+async def test_a_wrong_field_is_named_without_the_names_of_pydantics_validators(
+    body: dict[str, Any], param: str, said: str
+) -> None:
+    async with checking_cloud() as http, http.post("/tokenize", json=body) as response:
+        error = (await response.json())["error"]
+        assert (response.status, error["param"]) == (400, param)
+        assert error["message"].startswith(said)
+
+
+def test_a_line_of_vllm_is_short_whatever_a_client_sends() -> None:
+    written, vllm = io.StringIO(), logging.getLogger("vllm")
+    handler = logging.StreamHandler(written)
+    vllm.addHandler(handler)
+    try:
+        shorten_lines()
+        shorten_lines()
+        vllm.error("a part of type %s", "x" * 3_000_000)
+    finally:
+        vllm.removeHandler(handler)
+    assert len(handler.filters) == 1
+    assert 0 < len(written.getvalue()) < 2 * LONGEST_TEXT

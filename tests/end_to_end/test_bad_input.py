@@ -71,7 +71,7 @@ JSON_BODIES = {
     "a number of 100,000 digits": b'{"count": ' + b"9" * 100_000 + b"}",
     "NaN": b'{"share": NaN}',
     "infinity": b'{"share": 1e999}',
-    "null for a number": b'{"count": null}',
+    "null for a number in a list": b'{"ids": [null]}',
     "an unknown field": b'{"more": 1}',
     "a list for an object": b"[]",
     "nothing": b"",

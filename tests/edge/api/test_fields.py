@@ -11,7 +11,7 @@ from openai.types.chat import completion_create_params as chat_params
 from openai.types.completion_create_params import CompletionCreateParamsNonStreaming
 
 from benchmarks.fake_cloud import FakeCloud
-from common.errors import FrameworkError, RequestError
+from common.errors import LONGEST_TEXT, FrameworkError, RequestError
 from common.http.client import HTTPClient
 from common.protocol import codec
 from common.protocol.openai import ChatRequest, CompletionRequest, GenerationRequest
@@ -19,7 +19,7 @@ from common.protocol.openai_fields import IGNORED, UNSUPPORTED
 from common.protocol.openai_sampling import SamplingFields
 from tests.conftest import Edge
 from tests.edge.answers.test_context_limits import ASK
-from tests.support.edge_calls import CHAT, PLAIN, chat, completion, streamed, texts
+from tests.support.edge_calls import CHAT, PLAIN, chat, completion, refused, streamed, texts
 from tests.support.edge_in_process import edge_of
 
 USAGE = (Path(__file__).parents[3] / "docs" / "USAGE.md").read_text()
@@ -49,6 +49,33 @@ def test_null_is_as_if_a_field_of_openai_were_absent(type_: Any, base: dict[str,
         request.refuse_unsupported()
         absent = codec.decode(codec.encode({key: base[key] for key in base if key != name}), type_)
         assert name in UNSUPPORTED or codec.encode(request) == codec.encode(absent), name
+
+
+SHORT = {**CHAT, "max_tokens": 4}
+NULLS = dict.fromkeys(["reasoning_format", "n_cmpl", "tfs_z", "tools", "max_completion_tokens", "echo", "unheard_of"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", SHORT),
+        ("/v1/completions", {**PLAIN, "max_tokens": 4}),
+        ("/v1/responses", {"input": "What is AI?", "max_output_tokens": 4}),
+        ("/v1/messages", SHORT),
+        ("/v1/messages/count_tokens", {"messages": CHAT["messages"]}),
+        ("/tokenize", {"prompt": "x"}),
+        ("/detokenize", {"tokens": [5]}),
+    ],
+)
+async def test_null_is_as_if_a_field_of_any_name_were_absent(edge: Edge, path: str, body: dict[str, Any]) -> None:
+    assert await edge.http.post(path, NULLS | {"model": None, "use_draft_verify": None} | body, dict)
+
+
+async def test_of_a_long_name_of_a_model_only_the_ends_are_returned(edge: Edge) -> None:
+    for path, body in (("/v1/chat/completions", CHAT), ("/v1/messages", SHORT)):
+        status, error = await refused(edge, path, body | {"model": "m" * 3_000_000})
+        assert (status, error["param"]) == (404, "model")
+        assert len(error["message"]) < 2 * LONGEST_TEXT
 
 
 @pytest.mark.parametrize("value", [5, "x", {"a": [1]}, True])

@@ -159,11 +159,10 @@ class ServerProcess:
     def _signal(self, number: int, whole_group: bool = True) -> bool:
         """Whether there was a process to send it to."""
         assert self._process is not None
-        try:
+        with suppress(ProcessLookupError):
             (os.killpg if whole_group else os.kill)(self._process.pid, number)
-        except ProcessLookupError:
-            return False
-        return True
+            return True
+        return False
 
 
 def ending(code: int) -> str:

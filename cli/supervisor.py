@@ -157,10 +157,10 @@ class ServerProcess:
             await watch.wait()
 
     def _signal(self, number: int, whole_group: bool = True) -> bool:
-        """Whether there was a process to send it to."""
+        """Whether there was a process to send it to; never one that has the id of a server that has ended."""
         assert self._process is not None
         with suppress(ProcessLookupError):
-            (os.killpg if whole_group else os.kill)(self._process.pid, number)
+            os.killpg(self._process.pid, number) if whole_group else self._process.send_signal(number)
             return True
         return False
 

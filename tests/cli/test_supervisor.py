@@ -177,6 +177,20 @@ async def test_the_shared_memory_of_a_server_ends_with_it(killed: bool, tmp_path
     assert not memory.exists()
 
 
+async def test_the_id_of_a_server_that_has_ended_which_another_process_may_have_gets_no_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "server.py").write_text("")
+    (port,) = free_ports(1)
+    server = ServerProcess("edge", str(tmp_path / "server.py"), f"http://127.0.0.1:{port}", [])
+    await server.start()
+    await server.exited()
+    sent = list[int]()
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append(pid))
+    await server.stop()
+    assert not sent
+
+
 async def test_the_shared_memory_of_a_server_ends_with_a_killed_supervisor(tmp_path: Path) -> None:
     (tmp_path / "holder.py").write_text(HOLDER)
     (port,), name = free_ports(1), uuid.uuid4().hex

@@ -202,7 +202,7 @@ async def test_the_shared_memory_of_a_server_ends_with_a_killed_supervisor(tmp_p
     assert memory.exists()
     program.kill()
     await until(lambda: not memory.exists())
-    await program.wait()
+    await program.communicate()  # ends with the shell that has waited for its end: that has its pipe
 
 
 async def test_a_supervisor_that_has_stopped_its_servers_leaves_no_process(tmp_path: Path) -> None:

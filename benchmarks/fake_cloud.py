@@ -44,6 +44,9 @@ class FakeCloud:
         self.probes = 0
         self.asked: list[VerifyRequest] = []
         """The rounds that it computed; a replayed round is not in it again."""
+        self.tells = asyncio.Event()
+        """Cleared: a request for its vocabulary waits."""
+        self.tells.set()
         self.vocabulary: VocabularyInfo | None = None
         """None: the demo model's."""
         self.starts: list[StartFrame] = []
@@ -69,6 +72,7 @@ class FakeCloud:
 
     async def _tokenizer(self, request: web.Request) -> web.Response:
         self._refuse()
+        await self.tells.wait()
         if self.vocabulary is None:
             pieces = pieces_of(TOKENIZER.read_text())
             self.vocabulary = VocabularyInfo(fingerprint(pieces), len(pieces), context_length=self.context)

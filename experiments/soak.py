@@ -1,10 +1,12 @@
 """Asks a pair in mixed modes for long: does memory, files or threads grow, and does an answer stand still?
 
-    python -m experiments.soak [--config FILE] [--set KEY=VALUE] [--minutes 60] [--clients 8] [--output DIR]
+    python -m experiments.soak [--config FILE] [--set KEY=VALUE] [--minutes 60] [--clients 8] [--mode NAME …]
+                               [--data FILE] [--output DIR]
 
 Each client asks one question after the other, in a mode drawn anew, streamed; one of eight leaves in the middle. A
-*stall* is a time without text above --stall seconds; the report names what the answer waited for, as its own report
-says. Growth is the slope of a line through the samples of the last two thirds of the time.
+*stall* is a time without text above --stall seconds, a *slow* answer took five times its mode's median: the report
+names what both waited for longest, as the answer's own report says. Growth is the slope of a line through the samples
+of the last two thirds of the time.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from experiments.harness.load import TimedAnswer
 from experiments.harness.options import OUTPUT_HELP
 from experiments.questions import datasets
 from experiments.report.document import ReportFiles
-from experiments.soak_report import NAME, SoakReport, Stall, write
+from experiments.soak_report import NAME, AnswerTime, SoakReport, write
 
 MODES: dict[str, Mapping[str, Any]] = {
     "gated": {},
@@ -50,13 +52,15 @@ async def main() -> None:
     parser.add_argument("--minutes", type=positive, default=60.0, help="how long (default 60)")
     parser.add_argument("--clients", type=count, default=8, help="that ask at the same time (default 8)")
     parser.add_argument("--max-tokens", type=count, default=48, help="tokens of the longest answer (default 48)")
+    parser.add_argument("--mode", action="append", choices=MODES, help="ask in this one only; may be given again")
+    parser.add_argument("--data", metavar="FILE|NAME", help="questions (default: the demo's; other models: general)")
     parser.add_argument("--stall", type=positive, default=5.0, help="report so many seconds without text (default 5)")
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help=OUTPUT_HELP)
     args = parser.parse_args()
     options = {name: value for name, value in vars(args).items() if name not in ("output", "set")}
     report = SoakReport(environment=environment(), options={"program": "-m experiments.soak", **options})
     config = load_config(args)
-    questions = [question.prompt for question in datasets.load(datasets.spec_for(None, config), 200, 0).questions]
+    questions = [question.prompt for question in datasets.load(datasets.spec_for(args.data, config), 200, 0).questions]
     async with servers.site(args, (), False, terminal.console().print) as site:
         url = site.urls[servers.AskedServer.EDGE]
         await run(report, url, questions, args)
@@ -96,12 +100,13 @@ class _Client:
         chance: random.Random,
     ) -> None:
         self._report, self._url, self._questions, self._chance = report, url, questions, chance
-        self._max_tokens, self._stall = args.max_tokens, args.stall
+        self._max_tokens = args.max_tokens
+        self._modes = args.mode or list(MODES)
 
     async def ask_until(self, began: float, end: float) -> None:
         async with HTTPClient(self._url) as edge:
             while time.monotonic() < end:
-                mode = self._chance.choice(list(MODES))
+                mode = self._chance.choice(self._modes)
                 outcome = await self._ask(edge, mode, began)
                 self._report.answers[outcome] += 1
 
@@ -118,17 +123,14 @@ class _Client:
             self._report.failures[error.message] += 1
             await asyncio.sleep(0.5)
             return "failed"
-        self._report.seconds.setdefault(mode, []).append(answer.seconds)
-        self._note_stall(answer, mode, time.monotonic() - began)
+        self._note(answer, mode, time.monotonic() - began)
         degraded = answer.collaboration and answer.collaboration.degraded
         return "degraded" if degraded else "answered"
 
-    def _note_stall(self, answer: TimedAnswer, mode: str, at: float) -> None:
-        gap = longest_gap(answer)
-        if gap >= self._stall:
-            told = answer.collaboration
-            what, longest = (told.waited_for, told.longest_wait_ms / 1e3) if told else ("", 0.0)
-            self._report.stalls.append(Stall(at, mode, gap, what, longest))
+    def _note(self, answer: TimedAnswer, mode: str, at: float) -> None:
+        told = answer.collaboration
+        what, longest = (told.waited_for, told.longest_wait_ms / 1e3) if told else ("", 0.0)
+        self._report.times.append(AnswerTime(at, mode, answer.seconds, longest_gap(answer), what, longest))
 
 
 def longest_gap(answer: TimedAnswer) -> float:

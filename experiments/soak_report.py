@@ -22,26 +22,46 @@ SHOWN = 40
 QUANTITIES = {"memory": "MiB", "files": "open files", "threads": "threads"}
 
 
-class Stall(msgspec.Struct, frozen=True):
-    """A time without text, and what the answer waited for longest."""
+SLOW = 5.0
+"""An answer is slow that takes so many times its mode's median."""
+
+
+class AnswerTime(msgspec.Struct, frozen=True, array_like=True):
+    """A whole answer: seconds of the run at its end, its own, the longest without text, and what it waited for."""
 
     at: float
     mode: str
     seconds: float
+    gap: float
     waited_for: str
     longest_wait: float
 
 
 class SoakReport(msgspec.Struct, kw_only=True):
-    """`answers`: by their outcome; `seconds`: all times of answers by mode."""
+    """`answers`: by their outcome; `times`: of all answers that came whole."""
 
     environment: Environment
     options: dict[str, Any]
     answers: Counter[str] = Counter()
     failures: Counter[str] = Counter()
-    seconds: dict[str, list[float]] = {}
-    stalls: list[Stall] = []
+    times: list[AnswerTime] = []
     samples: list[Vitals] = []
+
+    def by_mode(self) -> dict[str, list[AnswerTime]]:
+        return {mode: [one for one in self.times if one.mode == mode] for mode in sorted({o.mode for o in self.times})}
+
+    def stalls(self) -> list[AnswerTime]:
+        """The longest first."""
+        found = [one for one in self.times if one.gap >= self.options["stall"]]
+        return sorted(found, key=lambda one: -one.gap)
+
+    def slow(self) -> list[AnswerTime]:
+        """The slowest first."""
+        found = list[AnswerTime]()
+        for own in self.by_mode().values():
+            median = float(np.median([one.seconds for one in own]))
+            found += [one for one in own if one.seconds > SLOW * median]
+        return sorted(found, key=lambda one: -one.seconds)
 
 
 def growth(samples: Sequence[Vitals], quantity: str) -> tuple[float, float]:
@@ -65,10 +85,7 @@ def write(report: SoakReport, files: ReportFiles) -> Document:
 
 
 def document_of(report: SoakReport) -> Document:
-    worst = max(report.stalls, key=lambda stall: stall.seconds, default=None)
-    stalls = (
-        "none" if worst is None else f"{len(report.stalls)}, the longest {worst.seconds:.1f} s ({worst.waited_for})"
-    )
+    stalls, slow = report.stalls(), report.slow()
     outcomes = ", ".join(f"{number} {outcome}" for outcome, number in sorted(report.answers.items()))
     return Document(
         title="Soak",
@@ -78,7 +95,8 @@ def document_of(report: SoakReport) -> Document:
         ],
         summary=[
             Sentence("Answers", outcomes),
-            Sentence(f"Stalls above {report.options['stall']:g} s", stalls),
+            Sentence(f"Stalls above {report.options['stall']:g} s", counted(stalls, stalls[0].gap if stalls else 0)),
+            Sentence(f"Answers above {SLOW:g} × the median", counted(slow, slow[0].seconds if slow else 0)),
             growth_sentence(report.samples),
         ],
         warnings=[f"{number} × {message}" for message, number in report.failures.most_common(10)],
@@ -86,25 +104,34 @@ def document_of(report: SoakReport) -> Document:
         tables=[
             growth_table(report.samples),
             times(report),
-            ReportTable(
-                title="Stalls",
-                note="Times without text, and what the answer waited for longest.",
-                heads=["at, s", "mode", "seconds", "longest wait, s", "for"],
-                rows=[
-                    [f"{s.at:.0f}", s.mode, f"{s.seconds:.1f}", f"{s.longest_wait:.1f}", s.waited_for]
-                    for s in sorted(report.stalls, key=lambda stall: -stall.seconds)
-                ],
-            ),
+            waits("Stalls", "Answers with a long time without text, and what each waited for longest.", stalls),
+            waits("Slow answers", f"Above {SLOW:g} times the median of their mode.", slow),
         ],
         environment=described(report.environment),
         command=command(report.options),
     )
 
 
+def counted(found: Sequence[AnswerTime], seconds: float) -> str:
+    return f"{len(found)}, the longest {seconds:.1f} s ({found[0].waited_for})" if found else "none"
+
+
+def waits(title: str, note: str, found: Sequence[AnswerTime]) -> ReportTable:
+    return ReportTable(
+        title=title,
+        note=note,
+        heads=["at, s", "mode", "seconds", "without text, s", "longest wait, s", "for"],
+        rows=[
+            [f"{one.at:.0f}", one.mode, *(f"{s:.1f}" for s in (one.seconds, one.gap, one.longest_wait)), one.waited_for]
+            for one in found
+        ],
+    )
+
+
 def times(report: SoakReport) -> ReportTable:
     rows = [
-        [mode, str(len(all_)), *(f"{np.quantile(all_, q):.2f}" for q in (0.5, 0.95, 1.0))]
-        for mode, all_ in sorted(report.seconds.items())
+        [mode, str(len(own)), *(f"{np.quantile([one.seconds for one in own], q):.2f}" for q in (0.5, 0.95, 1.0))]
+        for mode, own in report.by_mode().items()
     ]
     return ReportTable(
         title="Answers", note="Seconds.", heads=["mode", "answers", "median", "95th percentile", "maximum"], rows=rows

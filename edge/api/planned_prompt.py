@@ -1,13 +1,15 @@
 """One prompt of a request: its tokens for the models that take part, its plan, and the room for its answer."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 
 from common.decoding.policy import Plan
-from common.errors import RequestError
+from common.errors import ContextLengthError, EndpointError, RequestError
 from common.protocol.content.openai_content import without_media
 from common.protocol.openai import ChatRequest, CompletionRequest, GenerationRequest
 from common.protocol.openai_tools import Toolset
@@ -20,6 +22,8 @@ from edge.api.without_model import NO_MODEL
 from edge.engine.text_model import TextModel
 from edge.privacy.redaction import Secrets
 from edge.text.conversation import Conversation, WrittenPrompt
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,25 @@ class ReadPrompt:
         if self.conversation is None:
             return engine.detokenize(self.ids) if self.text is None else self.text
         return next((one.text for one in reversed(self.conversation.messages) if one.role == "user"), "")
+
+
+async def with_longest_context(
+    mode: Mode, context: ServerContext, read: Callable[[ServedModel], Awaitable[Read]]
+) -> Read:
+    """What `read` makes with the model of this mode: too long for the edge, once a cloud has told its context.
+
+    Raises EndpointError for what is too long for the edge while no cloud tells.
+    """
+    try:
+        return await read(context.model(mode))
+    except ContextLengthError as error:
+        if mode in (Mode.EDGE_ONLY, Mode.SPLIT) or context.vocabulary.context_length is not None:
+            raise
+        try:
+            await context.vocabulary.told()
+        except EndpointError as lost:
+            raise EndpointError(f"{error.message}, and the cloud has told of none: {lost.message}") from lost
+        return await read(context.model(mode))
 
 
 async def read_prompts(body: GenerationRequest, model: ServedModel, tools: Toolset) -> list[ReadPrompt]:

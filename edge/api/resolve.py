@@ -17,7 +17,7 @@ from common.types import Mode, Sampling
 from edge.api import ways
 from edge.api.clouds.shared_prompt import SharedPrompt
 from edge.api.context import ServerContext
-from edge.api.planned_prompt import PlannedPrompt, planned, read_prompts
+from edge.api.planned_prompt import PlannedPrompt, planned, read_prompts, with_longest_context
 from edge.api.plans import redacted_request, reuses_kv
 from edge.engine.batch_turns import queue_priority
 from edge.engine.text_model import TextModel
@@ -112,7 +112,7 @@ async def resolve(
     # A place in the queue while the prompt is read: a full server refuses it at once, and does not read it first.
     alone = mode is Mode.CLOUD_ONLY or body.cloud_only_part is not None
     with nullcontext() if alone else model.engine.admit(1, 0):
-        read = await read_prompts(body, model, tools)
+        read = await with_longest_context(mode, context, lambda model: read_prompts(body, model, tools))
         resolved = [await planned(body, each, model, context, secrets) for each in read]
         await _check_grammar(body, tools, context)
     options = body.stream_options or StreamOptions()

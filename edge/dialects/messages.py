@@ -12,6 +12,7 @@ from common.protocol.content.openai_content import without_media
 from edge.api import prompts, ways
 from edge.api.completions import Completion
 from edge.api.context import ServerContext
+from edge.api.planned_prompt import with_longest_context
 from edge.api.resolve import resolve
 from edge.dialects.blocks import BlockAdded, BlockBuilder, BlockOpened, Step
 from edge.dialects.collaboration_fields import naming
@@ -127,5 +128,5 @@ async def count_tokens(body: CountTokensRequest, context: ServerContext) -> dict
         mode = ways.applied(chat, context).mode or context.config.inference.mode
     messages = [msgspec.structs.replace(one, content=without_media(one.content)) for one in chat.messages]
     conversation = Conversation(messages, chat.toolset.tools, chat.template_variables)
-    ids, _ = await prompts.of_chat(context.model(mode), conversation)
+    ids, _ = await with_longest_context(mode, context, lambda model: prompts.of_chat(model, conversation))
     return {"input_tokens": len(ids)}

@@ -18,7 +18,7 @@ from experiments.harness.load import TimedAnswer
 from experiments.plain_requests import BROKEN, PlainReply
 from experiments.report.document import ReportFiles
 from experiments.soak import longest_gap
-from experiments.soak_report import SoakReport, Stall
+from experiments.soak_report import AnswerTime, SoakReport
 
 
 def samples(place: str, memory: Any) -> list[Vitals]:
@@ -52,11 +52,14 @@ def test_the_report_of_a_soak_names_the_longest_stall_and_has_its_plots(tmp_path
     options = {"program": "-m experiments.soak", "clients": 8, "minutes": 10.0, "stall": 5.0}
     report = SoakReport(environment=environment(), options=options)
     report.samples = samples("edge", lambda seconds: 100.0)
-    report.stalls = [Stall(10.0, "gated", 6.0, "a", 5.0), Stall(20.0, "gated", 168.0, "the edge's model", 167.0)]
-    report.answers["answered"] = 7
-    report.seconds["gated"] = [1.0, 2.0]
+    report.times = [AnswerTime(5.0, "gated", 2.0, 1.0, "", 0.0)] * 5
+    report.times += [AnswerTime(10.0, "gated", 9.0, 6.0, "a", 5.0)]
+    report.times += [AnswerTime(20.0, "gated", 170.0, 168.0, "the edge's model", 167.0)]
+    report.times += [AnswerTime(30.0, "edge only", 9.0, 1.0, "", 0.0)] * 3
+    report.answers["answered"] = 10
     document = soak_report.write(report, ReportFiles(tmp_path, soak_report.NAME))
     assert "2, the longest 168.0 s (the edge's model)" in str(document.summary[1])
+    assert "1, the longest 170.0 s (the edge's model)" in str(document.summary[2])
     assert {path.name for path in tmp_path.glob("*.svg")} == {f"soak_{name}.svg" for name in soak_report.QUANTITIES}
     assert "the edge&#39;s model" in (tmp_path / "soak_report.html").read_text()
 

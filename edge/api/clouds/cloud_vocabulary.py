@@ -54,6 +54,10 @@ class CloudVocabulary:
         """Fingerprint and size of the edge's vocabulary."""
         return await self._own.info()
 
+    async def told(self) -> None:
+        """Waits for the comparison; raises EndpointError if the cloud cannot be reached or does not end it."""
+        await self._result()
+
     async def share(
         self,
         ids: list[int],

@@ -80,6 +80,10 @@ class CloudKnowledge(Protocol):
         """Fingerprint and size of the edge's vocabulary."""
         ...
 
+    async def told(self) -> None:
+        """Waits until a cloud has told its model and context; raises EndpointError if none does."""
+        ...
+
     async def share(
         self,
         ids: list[int],

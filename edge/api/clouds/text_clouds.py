@@ -57,6 +57,10 @@ class TextClouds:
         """Fingerprint and size of the edge's vocabulary."""
         return await self._own.info()
 
+    async def told(self) -> None:
+        """Asks a cloud that has not answered yet; raises EndpointError where there is none."""
+        await self._usable()
+
     @property
     def context_length(self) -> int | None:
         """Tokens of the cloud's context; None until it has told."""

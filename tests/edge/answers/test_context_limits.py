@@ -1,5 +1,6 @@
 """A real edge beside a cloud without a model: where an answer ends when a context is full, and what it says then."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -99,3 +100,21 @@ async def test_a_lost_cloud_is_the_error_where_the_prompt_is_too_long_for_the_ed
         lost.full = True
         with pytest.raises(EndpointError, match="no room"):
             await edge.post("/v1/completions", ASK | {"prompt": LONG_PROMPT}, dict)
+
+
+async def test_a_prompt_that_is_too_long_for_the_edge_waits_for_what_the_cloud_tells_of_its_context() -> None:
+    async with serving() as starting:
+        starting.tells.clear()
+        async with edge_of(starting.url, SMALL) as edge:
+            asking = asyncio.create_task(edge.post("/v1/completions", ASK | {"prompt": LONG_PROMPT}, dict))
+            await asyncio.sleep(0.2)
+            starting.tells.set()
+            assert (await asking)["usage"]["completion_tokens"] > 0
+
+
+async def test_without_a_cloud_that_tells_its_context_the_error_is_the_lost_cloud() -> None:
+    async with serving() as lost:
+        lost.full = True
+        async with edge_of(lost.url, SMALL) as edge:
+            with pytest.raises(EndpointError, match="80 prompt tokens leave no room in a context of 64, and the cloud"):
+                await edge.post("/v1/completions", ASK | {"prompt": LONG_PROMPT}, dict)

@@ -24,7 +24,8 @@ from benchmarks.fake_cloud import serving
 from cli import terminal
 from cli.args import config_parser, positive, run_program
 from cli.demo import config_flags, free_ports
-from cli.supervisor import EDGE, ServerProcess, Supervisor
+from cli.server_process import EDGE, ServerProcess
+from cli.supervisor import Supervisor
 from common.files.installation import logs
 from common.http.client import HTTPClient
 from experiments.harness.delay_proxy import DelayProxy

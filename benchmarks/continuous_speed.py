@@ -23,7 +23,8 @@ from benchmarks.setup.pair import model_flags
 from cli import terminal
 from cli.args import config_parser, run_program
 from cli.demo import free_ports
-from cli.supervisor import CLOUD, ServerProcess, Supervisor
+from cli.server_process import CLOUD, ServerProcess
+from cli.supervisor import Supervisor
 from common.cloud_client.stream import CloudStream
 from common.decoding.draft_yield import iid_acceptance, stream_draft_length
 from common.files.installation import logs

@@ -26,7 +26,7 @@ from benchmarks.setup.pair import cloud_model
 from cli import terminal
 from cli.args import config_parser, run_sync_program
 from cli.demo import free_ports
-from cli.supervisor import CLOUD
+from cli.server_process import CLOUD
 from cloud.engine.args import CPU_DEFAULTS, words
 from common.config_cloud import CloudModelConfig
 from common.files.installation import module_environment

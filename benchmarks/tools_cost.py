@@ -23,7 +23,8 @@ from rich.table import Table
 from cli import terminal
 from cli.args import config_parser, count, run_program
 from cli.demo import config_flags, free_ports
-from cli.supervisor import ServerProcess, Supervisor
+from cli.server_process import ServerProcess
+from cli.supervisor import Supervisor
 from common.errors import StartError
 from common.files.installation import PROJECT
 from common.http.client import HTTPClient

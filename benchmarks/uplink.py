@@ -16,7 +16,8 @@ from benchmarks.setup.pair import cloud_model, model_flags
 from cli import terminal
 from cli.args import config_parser, run_program
 from cli.demo import free_ports
-from cli.supervisor import CLOUD, ServerProcess, Supervisor
+from cli.server_process import CLOUD, ServerProcess
+from cli.supervisor import Supervisor
 from common.cloud_client.pool import CloudPool
 from common.cloud_client.verifier import CloudVerifier
 from common.config_schema import CommunicationConfig, HttpClientConfig

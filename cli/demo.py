@@ -5,7 +5,8 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 
-from cli.supervisor import CLOUD, EDGE, ServerProcess, Supervisor
+from cli.server_process import CLOUD, EDGE, ServerProcess
+from cli.supervisor import Supervisor
 from common.files.installation import logs
 
 

@@ -7,7 +7,8 @@ from functools import partial
 
 from cli.args import config_parser, run_with_config, set_up_logging
 from cli.demo import config_flags
-from cli.supervisor import CLOUD, EDGE, ServerProcess, Supervisor
+from cli.server_process import CLOUD, EDGE, ServerProcess
+from cli.supervisor import Supervisor
 from common.config_schema import CommunicationConfig, Config
 
 

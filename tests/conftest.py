@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from cli.demo import demo_servers, free_ports
-from cli.supervisor import ServerProcess
+from cli.server_process import ServerProcess
 from common.cloud_client.pool import CloudPool
 from common.config_schema import CommunicationConfig
 from common.files.installation import PROJECT

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from cli.demo import config_flags, free_ports
-from cli.supervisor import CLOUD, EDGE, ServerProcess, Supervisor
+from cli.server_process import CLOUD, EDGE, ServerProcess
+from cli.supervisor import Supervisor
 from common.files.installation import logs
 from common.http.client import HTTPClient
 

@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 
 from cli.demo import free_ports
-from cli.supervisor import EDGE
+from cli.server_process import EDGE
 from common.config_edge import EdgeModelConfig
 from common.errors import StartError
 from common.files.installation import LLAMA_SERVER, logs, module_environment

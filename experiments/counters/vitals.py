@@ -7,7 +7,7 @@ from contextlib import suppress
 import psutil
 from msgspec import Struct
 
-from cli.supervisor import CLOUD, EDGE
+from cli.server_process import CLOUD, EDGE
 
 SERVERS = {EDGE: "edge", CLOUD: "cloud", "start_edge.py": "edge", "start_cloud.py": "cloud"}
 """The name of a server by its program; what a server has started itself is `NAME processes`."""

@@ -11,7 +11,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from cli.demo import config_flags, free_ports
-from cli.supervisor import CLOUD, EDGE, ServerProcess, Supervisor, ending
+from cli.server_process import CLOUD, EDGE, ServerProcess, ending
+from cli.supervisor import Supervisor
 from common.errors import StartError
 from common.files.installation import logs
 from common.http.client import HTTPClient

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from cli.supervisor import EDGE
+from cli.server_process import EDGE
 from common.config_schema import AblationConfig
 from common.errors import ConfigError
 from common.types import Mode

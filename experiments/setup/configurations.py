@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from cli.supervisor import EDGE
+from cli.server_process import EDGE
 from common import config as configs
 from common.config_schema import Config, InferenceConfig
 from common.errors import ConfigError

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import uuid
 from asyncio.subprocess import PIPE
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
-from cli import supervisor
+from cli import server_process
 from cli.demo import free_ports
-from cli.supervisor import ServerProcess, Supervisor
+from cli.server_process import ServerProcess
+from cli.supervisor import Supervisor
 from common import config
 from common.errors import StartError
 from common.http.client import HTTPClient
@@ -98,7 +100,8 @@ async def test_an_edge_can_ask_its_cloud_until_it_has_drained(tmp_path: Path) ->
 
 SUPERVISOR = """
 import asyncio, sys
-from cli.supervisor import ServerProcess, Supervisor
+from cli.server_process import ServerProcess
+from cli.supervisor import Supervisor
 
 async def main():
     program, port, pids = sys.argv[1:]
@@ -124,12 +127,19 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Ready).serve_forever()
 HOLDER = (
     READY
     + """
+import tempfile
 from multiprocessing.shared_memory import SharedMemory
 memory = SharedMemory(sys.argv[2], create=True, size=4096)
+open(os.path.join(tempfile.mkdtemp(), sys.argv[2]), "w").close()
 HTTPServer(("127.0.0.1", int(sys.argv[1])), Ready).serve_forever()
 """
 )
-"""A server with shared memory, as vLLM's, that does nothing about it at its end."""
+"""A server with shared memory and a temporary file, as vLLM's, that does nothing about them at its end."""
+
+
+def left(name: str) -> list[Path]:
+    """What there is of the holder with this name: its shared memory and its file."""
+    return [*Path("/dev/shm").glob(name), *Path(tempfile.gettempdir()).glob(f"edge-*/*/{name}")]
 
 
 def runs(pid: int) -> bool:
@@ -162,19 +172,18 @@ async def test_servers_end_with_their_supervisor_also_when_it_is_killed_and_they
 
 
 @pytest.mark.parametrize("killed", [False, True])
-async def test_the_shared_memory_of_a_server_ends_with_it(killed: bool, tmp_path: Path) -> None:
+async def test_shared_memory_and_temporary_files_of_a_server_end_with_it(killed: bool, tmp_path: Path) -> None:
     (tmp_path / "holder.py").write_text(HOLDER)
     (port,), name = free_ports(1), uuid.uuid4().hex
     server = ServerProcess("edge", str(tmp_path / "holder.py"), f"http://127.0.0.1:{port}", [str(port), name])
     await server.start()
     await server.wait_ready()
-    memory = Path("/dev/shm") / name
-    assert memory.exists()
+    assert len(left(name)) == 2
     if killed:
         server._signal(signal.SIGKILL, whole_group=False)
         await server.exited()
     await server.stop()
-    assert not memory.exists()
+    assert not left(name)
 
 
 async def test_the_id_of_a_server_that_has_ended_which_another_process_may_have_gets_no_signal(
@@ -191,17 +200,16 @@ async def test_the_id_of_a_server_that_has_ended_which_another_process_may_have_
     assert not sent
 
 
-async def test_the_shared_memory_of_a_server_ends_with_a_killed_supervisor(tmp_path: Path) -> None:
+async def test_shared_memory_and_temporary_files_of_a_server_end_with_a_killed_supervisor(tmp_path: Path) -> None:
     (tmp_path / "holder.py").write_text(HOLDER)
     (port,), name = free_ports(1), uuid.uuid4().hex
     arguments = [str(tmp_path / "holder.py"), str(port), name]
     program = await asyncio.create_subprocess_exec(sys.executable, "-c", SUPERVISOR, *arguments, stdout=PIPE)
     assert program.stdout is not None
     assert await program.stdout.readline() == b"ready\n"
-    memory = Path("/dev/shm") / name
-    assert memory.exists()
+    assert len(left(name)) == 2
     program.kill()
-    await until(lambda: not memory.exists())
+    await until(lambda: not left(name))
     await program.communicate()  # ends with the shell that has waited for its end: that has its pipe
 
 
@@ -213,20 +221,20 @@ async def test_a_supervisor_that_has_stopped_its_servers_leaves_no_process(tmp_p
     server = ServerProcess("edge", str(tmp_path / "server.py"), url, flags, tmp_path / "edge.log")
     async with Supervisor([server], lambda _: None).running():
         assert len({child.pid for child in psutil.Process().children(recursive=True)} - before) == 3
-    left = {child.pid for child in psutil.Process().children(recursive=True)} - before
-    assert not any(map(runs, left))
+    still = {child.pid for child in psutil.Process().children(recursive=True)} - before
+    assert not any(map(runs, still))
 
 
 async def test_a_server_that_answers_nothing_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks, answers = list[bool](), supervisor._answers
+    looks, answers = list[bool](), server_process._answers
 
     async def noted(client: HTTPClient) -> bool:
         looks.append(await answers(client))
         return looks[-1]
 
-    monkeypatch.setattr(supervisor, "_answers", noted)
-    monkeypatch.setattr(supervisor, "HEALTH_SECONDS", 0.5)
-    monkeypatch.setattr(supervisor, "HUNG_CHECKS", 4)
+    monkeypatch.setattr(server_process, "_answers", noted)
+    monkeypatch.setattr(server_process, "HEALTH_SECONDS", 0.5)
+    monkeypatch.setattr(server_process, "HUNG_CHECKS", 4)
     (tmp_path / "server.py").write_text(SERVER)
     (port,) = free_ports(1)
     url, pids = f"http://127.0.0.1:{port}", tmp_path / "pids"
@@ -265,9 +273,9 @@ time.sleep(3600)
 async def test_a_server_that_still_loads_and_hears_no_signal_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(supervisor, "LOADING_STOP_SECONDS", 0.2)
-    monkeypatch.setattr(supervisor, "STOP_SECONDS", 3600.0)
-    caplog.set_level(logging.INFO, "cli.supervisor")
+    monkeypatch.setattr(server_process, "LOADING_STOP_SECONDS", 0.2)
+    monkeypatch.setattr(server_process, "STOP_SECONDS", 3600.0)
+    caplog.set_level(logging.INFO, "cli.server_process")
     (tmp_path / "deaf.py").write_text(DEAF)
     (port,) = free_ports(1)
     begun = tmp_path / "begun"

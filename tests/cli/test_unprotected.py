@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cli import supervisor
+from cli import server_process
 from cli.demo import free_ports
-from cli.supervisor import ServerProcess, Supervisor
+from cli.server_process import ServerProcess
+from cli.supervisor import Supervisor
 from tests.cli.test_supervisor import SERVER, SUPERVISOR, runs
 from tests.waiting import until
 
@@ -35,9 +36,12 @@ async def running_server(folder: Path) -> AsyncIterator[tuple[ServerProcess, int
 async def test_without_the_shell_that_waits_for_its_end_servers_outlive_a_killed_supervisor(tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text(SERVER)
     (port,) = free_ports(1)
-    unprotected = f"import cli.supervisor\ncli.supervisor.WATCH = 'read group; read end'\n{SUPERVISOR}"
+    unprotected = f"import cli.server_process\ncli.server_process.WATCH = 'read group; read end'\n{SUPERVISOR}"
     arguments = [str(tmp_path / "server.py"), str(port), str(tmp_path / "pids")]
-    program = await asyncio.create_subprocess_exec(sys.executable, "-c", unprotected, *arguments, stdout=PIPE)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}  # nobody removes the server's temporary files either
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", unprotected, *arguments, stdout=PIPE, env=environment
+    )
     assert program.stdout is not None
     assert await program.stdout.readline() == b"ready\n"
     pids = [int(word) for word in (tmp_path / "pids").read_text().split()]
@@ -67,8 +71,8 @@ async def test_without_its_restarts_a_killed_server_stays_away(tmp_path: Path, m
 async def test_without_the_looks_at_its_health_a_frozen_server_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "HEALTH_SECONDS", 0.2)
-    monkeypatch.setattr(supervisor, "HUNG_CHECKS", 10**6)
+    monkeypatch.setattr(server_process, "HEALTH_SECONDS", 0.2)
+    monkeypatch.setattr(server_process, "HUNG_CHECKS", 10**6)
     async with running_server(tmp_path) as (server, pid):
         os.kill(pid, signal.SIGSTOP)
         await asyncio.sleep(A_WHILE)

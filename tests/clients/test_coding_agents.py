@@ -17,7 +17,8 @@ from aiohttp import ClientSession, ClientTimeout, web
 from aiohttp.test_utils import TestServer
 
 from cli.demo import free_ports
-from cli.supervisor import PROJECT, ServerProcess
+from cli.server_process import ServerProcess
+from common.files.installation import PROJECT
 from tests.clients.client_programs import NODE_MODULES, run_client
 from tests.real.real_models import ROOT, SAME
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from cli.supervisor import STOP_SECONDS
+from cli.server_process import STOP_SECONDS
 from common.config_values import ServerConfig
 from common.errors import StartError
 from common.http_server import FATAL, HTTPServer, make_app

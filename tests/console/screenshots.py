@@ -13,7 +13,7 @@ from playwright.async_api import async_playwright
 
 from cli.args import run_program
 from cli.demo import free_ports
-from cli.supervisor import ServerProcess
+from cli.server_process import ServerProcess
 from common.errors import StartError
 from common.files.installation import PROJECT
 from tests.console.conftest import CHROMIUM, launched

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from cli.demo import free_ports
-from cli.supervisor import ServerProcess
+from cli.server_process import ServerProcess
 from common.errors import EndpointError
 from common.http.client import HTTPClient
 from common.protocol.openai import Message

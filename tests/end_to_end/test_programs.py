@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.supervisor import EDGE
+from cli.server_process import EDGE
 
 ROOT = Path(__file__).parents[2]
 MARK = "EDGE_CLOUD_TEST_MARK"

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from cli.demo import free_ports
-from cli.supervisor import ServerProcess, Supervisor
+from cli.server_process import ServerProcess
+from cli.supervisor import Supervisor
 from common.files.installation import PROJECT
 from experiments.harness import experiment
 from experiments.harness.delay_proxy import DelayProxy

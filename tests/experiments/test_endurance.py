@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cli.demo import free_ports
-from cli.supervisor import ServerProcess, Supervisor
+from cli.server_process import ServerProcess
+from cli.supervisor import Supervisor
 from experiments import overload, soak_report, tenants
 from experiments.counters import vitals
 from experiments.counters.vitals import Vitals

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from cli.demo import free_ports
-from cli.supervisor import CLOUD, EDGE, ServerProcess
+from cli.server_process import CLOUD, EDGE, ServerProcess
 from common.errors import StartError
 from common.files.installation import PROJECT
 from experiments.harness import servers

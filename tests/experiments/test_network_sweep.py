@@ -10,7 +10,7 @@ import pytest
 from cli import terminal
 from cli.args import load_config
 from cli.demo import free_ports
-from cli.supervisor import ServerProcess
+from cli.server_process import ServerProcess
 from common.errors import ConfigError
 from common.files.installation import PROJECT
 from experiments import network_sweep

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from cli.demo import free_ports
-from cli.supervisor import CLOUD, EDGE
+from cli.server_process import CLOUD, EDGE
 from common.errors import EndpointError, RequestError
 from common.files.installation import PROJECT
 from common.http.client import HTTPClient

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.fake_cloud import serving
 from cli.demo import free_ports
-from cli.supervisor import ServerProcess, Supervisor
+from cli.server_process import ServerProcess
+from cli.supervisor import Supervisor
 from common.http.client import HTTPClient
 from edge.kv.snapshot_folder import SnapshotFolder
 from tests.support.edge_in_process import edge_of

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cli.demo import free_ports
-from cli.supervisor import ServerProcess, Supervisor
+from cli.server_process import ServerProcess
+from cli.supervisor import Supervisor
 from common.config_schema import HttpClientConfig
 from common.http.client import HTTPClient
 

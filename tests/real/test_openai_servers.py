@@ -18,9 +18,8 @@ import pytest_asyncio
 
 from benchmarks.serve_throughput import VLLM_SERVE, theirs
 from cli.demo import free_ports
-from cli.supervisor import PROJECT
 from common.config_cloud import CloudModelConfig
-from common.files.installation import LLAMA_SERVER
+from common.files.installation import LLAMA_SERVER, PROJECT
 from common.http.client import HTTPClient
 from models.demo import CLOUD, EDGE
 from tests.support.edge_in_process import edge_of

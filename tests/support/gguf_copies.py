@@ -5,7 +5,7 @@ from typing import Any
 
 import gguf
 
-from cli.supervisor import PROJECT
+from common.files.installation import PROJECT
 
 DEMO = PROJECT / "models" / "demo-edge.gguf"
 FILL_IN = {"fim_pre": 4090, "fim_suf": 4091, "fim_mid": 4092, "fim_pad": 4093, "fim_rep": 4094, "fim_sep": 4095}

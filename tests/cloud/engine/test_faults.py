@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from cli.demo import free_ports
-from cli.supervisor import ServerProcess
+from cli.server_process import ServerProcess
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.long]
 

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from benchmarks.replicas.service import cloud_process, replicas_of, running, until_all_ready
-from cli.supervisor import ServerProcess
+from cli.server_process import ServerProcess
 from common.cloud_client.pool import CloudPool
 from common.cloud_client.stream import CloudStream
 from common.cloud_client.verifier import CloudVerifier

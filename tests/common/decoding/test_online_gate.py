@@ -9,7 +9,7 @@ import pytest
 
 from calibration.simulation import Trace
 from cli.demo import free_ports
-from cli.supervisor import ServerProcess
+from cli.server_process import ServerProcess
 from common import config, config_schema
 from common.config_schema import OnlineConfig
 from common.decoding.online_gate import FARTHEST, GateRound, OnlineGate, shifted

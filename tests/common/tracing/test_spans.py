@@ -10,8 +10,8 @@ from contextlib import aclosing
 import pytest
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes, http_attributes
 
-from cli.supervisor import PROJECT
 from common.errors import StartError
+from common.files.installation import PROJECT
 from common.tracing.context import TracedFormatter, current_traceparent
 from common.tracing.export import exported, vllm_endpoint, vllm_environment
 from common.tracing.spans import NO_SPAN, SpanKind, records_content, span

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from cli.supervisor import PROJECT
+from common.files.installation import PROJECT
 from tests.conftest import Servers
 
 DASHBOARD = PROJECT / "deploy" / "grafana" / "dashboard.json"

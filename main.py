@@ -9,7 +9,7 @@ import sys
 from msgspec.structs import replace
 
 from cli import terminal
-from cli.args import config_parser, load_config, run_program
+from cli.args import amount, config_parser, load_config, run_program
 from cli.demo import config_flags
 from common.config_schema import Config
 from common.errors import RequestError
@@ -53,14 +53,19 @@ def _add_answer(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--stream", action="store_true", help="client, standalone, split: print tokens as they come")
     group.add_argument(
         "--threshold",
-        type=float,
+        type=amount,
         help="standalone, split: confidence from which an exit's token is taken, 0 to 1; above 1: never "
         "(default: edge.split.thresholds of the config)",
     )
 
 
+WITHOUT_PROMPT = ("server", "interactive", "calibrate")
+
+
 async def main() -> None:
     args = parse()
+    if args.prompt is not None and (args.cloud_server or args.mode in WITHOUT_PROMPT):
+        raise RequestError("--prompt: this mode takes none; client, demo, split and standalone answer one")
     config = load_config(args)
     settings = answers.settings_of(args)
     if args.cloud_server:

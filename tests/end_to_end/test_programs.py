@@ -94,6 +94,8 @@ def too_large(tmp_path: Path) -> Path:
         ("-m edgecloud batch x --output y --edge 127.0.0.1:1", "communication.edge_endpoint: .* is no URL of a server"),
         ("main.py --mode client --prompt=", "the prompt is empty"),
         ("main.py --mode client", "needs --prompt"),
+        ("main.py --mode server --prompt x", "--prompt: this mode takes none"),
+        ("main.py --cloud-server --prompt x", "--prompt: this mode takes none"),
         (
             "main.py --mode client --prompt x --set communication.edge_endpoint=http://127.0.0.1:1",
             r"cannot reach http://127\.0\.0\.1:1 \(Connection refused\): is that server running\?",

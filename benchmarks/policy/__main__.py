@@ -1,11 +1,12 @@
 """Replays the draft policy over recorded answers, beside every fixed choice in hindsight and an oracle.
 
-python -m benchmarks.policy FILE [--round-trips 0,14,50,100] [--step-ms MS] [--draft-ms MS] [--verified-ms MS]
+python -m benchmarks.policy FILE [--round-trips 0,14,50,100] [--clients 1] [--sampled SAMPLES] [--step-ms MS] ...
 python -m benchmarks.policy FILE --record [--config FILE] [--set KEY=VALUE] [--prompts 10] [--tokens 64] [--data SPEC]
 
 With --record, two servers that are running answer the prompts first, and what they do is written to FILE. Without, the
 pipeline answers the recorded prompts again in virtual time: its policy meets all kinds of text in turn. The times of
-the pair can be replaced, to see another machine.
+the pair can be replaced, to see another machine. --sampled: the answers of `benchmarks.policy.sampled` instead, one
+kind for each text and temperature.
 """
 
 import argparse
@@ -13,15 +14,24 @@ import sys
 from pathlib import Path
 
 import msgspec
+from rich.progress import track
 
-from benchmarks.policy import trace
+from benchmarks.policy import sampled, trace
 from benchmarks.policy.record import RecordedPrompt, record_all
 from benchmarks.policy.regret import cells, table
+from benchmarks.policy.replay import ReplaySetting
 from cli import terminal
 from cli.args import amount, config_parser, count, run_sync_program, run_with_config
 from common.types import Sampling
+from experiments.harness.options import numbers
 from experiments.questions import datasets, general
 
+TIMES = {
+    "draft": "drafting a token",
+    "drafted": "a token of another answer in the same step of the edge; 0: each answer has an edge of its own",
+    "step": "a step of the cloud",
+    "verified": "another token in it",
+}
 KINDS = {"code": general.CODE, "prose": general.PROSE}
 
 
@@ -41,11 +51,9 @@ def arguments() -> argparse.Namespace:
         help="with --record: the prompts, one kind of text for each; may be repeated (default: code and prose)",
     )
     parser.add_argument("--round-trips", default="0,14,50,100", help="in milliseconds (default 0,14,50,100)")
-    for name, what in (
-        ("draft", "drafting a token"),
-        ("step", "a step of the cloud"),
-        ("verified", "verifying a token"),
-    ):
+    parser.add_argument("--clients", default="1", help="at the same time (default 1); several: 1,4,16")
+    parser.add_argument("--sampled", type=Path, metavar="SAMPLES", help="replay these answers, with the times of FILE")
+    for name, what in TIMES.items():
         parser.add_argument(f"--{name}-ms", type=amount, help=f"milliseconds of {what} (default: as recorded)")
     return parser.parse_args()
 
@@ -63,17 +71,24 @@ def prompts(args: argparse.Namespace) -> list[RecordedPrompt]:
 
 
 def show(args: argparse.Namespace) -> None:
-    """Replays the file under every round trip and prints the table."""
+    """Replays the answers under every round trip, for every number of clients, and prints the tables."""
     times, traces = trace.read(args.file)
-    given = {name: getattr(args, f"{name}_ms") for name in ("draft", "step", "verified")}
+    given = {name: getattr(args, f"{name}_ms") for name in TIMES}
     times = msgspec.structs.replace(times, **{name: ms / 1e3 for name, ms in given.items() if ms is not None})
-    found = [cell for ms in args.round_trips.split(",") for cell in cells(traces, times, float(ms) / 1e3)]
+    if args.sampled:
+        traces = sampled.traces(args.sampled)
+    round_trips = [ms / 1e3 for ms in numbers(args.round_trips, "--round-trips")]
     console = terminal.console()
-    console.print(table(found, times.name))
-    worst = max(found, key=lambda cell: cell.regret)
-    slowest = min(found, key=lambda cell: cell.over_cloud_only)
-    console.print(f"largest regret: {worst.regret:+.1%} ({worst.kind}, {worst.round_trip * 1e3:g} ms)")
-    console.print(f"lowest speed over the cloud alone: {slowest.over_cloud_only:.2f} ({slowest.kind})")
+    for clients in map(int, numbers(args.clients, "--clients")):
+        settings = [ReplaySetting(times, round_trip, clients) for round_trip in round_trips]
+        found = [
+            cell for setting in track(settings, console=console, transient=True) for cell in cells(traces, setting)
+        ]
+        console.print(table(found, times.name, clients))
+        worst = max(found, key=lambda cell: cell.regret)
+        slowest = min(found, key=lambda cell: cell.over_cloud_only)
+        console.print(f"largest regret: {worst.regret:+.1%} ({worst.kind}, {worst.round_trip * 1e3:g} ms)")
+        console.print(f"lowest speed over the cloud alone: {slowest.over_cloud_only:.2f} ({slowest.kind})")
 
 
 def main() -> int:

@@ -1,20 +1,25 @@
 """Regret: how much longer a plan takes than the best fixed (mode, length) in hindsight, and than an oracle."""
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from rich import box
 from rich.table import Table
 
-from benchmarks.policy.replay import ReplayedTime, replay
-from benchmarks.policy.trace import AnswerTrace, PairTimes
+from benchmarks.policy.replay import ReplayedTime, ReplaySetting, replay
+from benchmarks.policy.trace import AnswerTrace
+from benchmarks.policy.virtual_time import simulate
 from common.decoding.estimates import Estimates
 from common.decoding.policy import Plan
 from common.types import NEVER, Mode, VerificationMode
+from experiments.harness.load import in_turns
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 LOSSLESS = Plan(use_confidence_check=False)
 CLOUD_ONLY = Plan(mode=Mode.CLOUD_ONLY)
+ANSWERS = 3
+"""Of each of several clients, about: the last ones are answered with fewer beside them."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,24 @@ def fixed_plans() -> dict[str, Plan]:
     return {"cloud only": CLOUD_ONLY} | drafting
 
 
-def cells(traces: Sequence[AnswerTrace], times: PairTimes, round_trip: float) -> list[RegretCell]:
-    """A cell for each kind of text. The policy meets them in turn, and is not told which kind an answer is."""
-    learned = {name: settled(traces, times, round_trip, plan) for name, plan in (("", LOSSLESS), ("gated", Plan()))}
-    fixed = {name: replay(traces, times, round_trip, plan) for name, plan in fixed_plans().items()}
+def cells(traces: Sequence[AnswerTrace], setting: ReplaySetting) -> list[RegretCell]:
+    """A cell for each kind of text, whose answers several clients have at the same time.
+
+    The policy has met all kinds in turn, and is not told which kind an answer is.
+    """
+    if setting.clients == 1:
+        return _cells(traces, traces, setting)
+    found = []
+    for kind in dict.fromkeys(trace.kind for trace in traces):
+        own = [trace for trace in traces if trace.kind == kind]
+        found += _cells(traces, own * -(-ANSWERS * setting.clients // len(own)), setting)
+    return found
+
+
+def _cells(known: Sequence[AnswerTrace], traces: Sequence[AnswerTrace], setting: ReplaySetting) -> list[RegretCell]:
+    policy, gated = (settled(known, traces, setting, plan) for plan in (LOSSLESS, Plan()))
+    fixed = {name: replay(traces, setting, plan) for name, plan in fixed_plans().items()}
+    ideal = oracle(traces, setting)
     found = []
     for kind in dict.fromkeys(trace.kind for trace in traces):
         own = [n for n, trace in enumerate(traces) if trace.kind == kind]
@@ -75,45 +94,55 @@ def cells(traces: Sequence[AnswerTrace], times: PairTimes, round_trip: float) ->
         found.append(
             RegretCell(
                 kind=kind,
-                round_trip=round_trip,
+                round_trip=setting.round_trip,
                 tokens=tokens,
-                policy=seconds(learned[""][n] for n in own),
+                policy=seconds(policy[n] for n in own),
                 fixed={name: seconds(times[n] for n in own) for name, times in fixed.items()},
-                oracle=sum(oracle_seconds(traces[n], times, round_trip) for n in own),
-                gated=seconds(learned["gated"][n] for n in own),
-                gated_computed=sum(learned["gated"][n].computed for n in own) / tokens,
+                oracle=sum(ideal[n] for n in own),
+                gated=seconds(gated[n] for n in own),
+                gated_computed=sum(gated[n].computed for n in own) / tokens,
             )
         )
     return found
 
 
-def settled(traces: Sequence[AnswerTrace], times: PairTimes, round_trip: float, plan: Plan) -> list[ReplayedTime]:
-    """All answers by an edge that has already answered all of them once."""
+def settled(
+    known: Sequence[AnswerTrace], traces: Sequence[AnswerTrace], setting: ReplaySetting, plan: Plan
+) -> list[ReplayedTime]:
+    """All answers by an edge that has already answered those of `known` once."""
     estimates = Estimates()
-    replay(traces, times, round_trip, plan, estimates)
-    return replay(traces, times, round_trip, plan, estimates)
+    replay(known, setting, plan, estimates)
+    return replay(traces, setting, plan, estimates)
 
 
 def seconds(answers: Iterable[ReplayedTime]) -> float:
     return sum(answer.seconds for answer in answers)
 
 
-def oracle_seconds(trace: AnswerTrace, times: PairTimes, round_trip: float) -> float:
-    """No policy can be faster: each step verifies what is right up to the next mistake, drafted and sent in no time."""
-    at, spent = 0, round_trip + times.cloud_read * trace.prompt_tokens
-    while at < len(trace.agrees):
-        verified = min(trace.run(at), len(trace.agrees) - at - 1, LOSSLESS.max_draft_tokens)
-        spent += times.step + times.verified * verified
-        at += verified + 1
-    return spent
+def oracle(traces: Sequence[AnswerTrace], setting: ReplaySetting) -> list[float]:
+    """Seconds of each answer: a step verifies what is right up to the next mistake, drafted and sent in no time."""
+    pair = setting.pair()
+
+    async def one(number: int) -> float:
+        trace, at, clock = traces[number], 0, asyncio.get_running_loop()
+        began, read = clock.time(), setting.times.cloud_read * traces[number].prompt_tokens
+        await asyncio.sleep(setting.round_trip)
+        while at < len(trace.agrees):
+            verified = min(trace.run(at), len(trace.agrees) - at - 1, LOSSLESS.max_draft_tokens)
+            await pair.cloud.run(verified + 1, read)
+            at, read = at + verified + 1, 0.0
+        return clock.time() - began
+
+    return simulate(in_turns(setting.clients, one, range(len(traces))))
 
 
-def table(found: Sequence[RegretCell], name: str) -> Table:
+def table(found: Sequence[RegretCell], name: str, clients: int) -> Table:
     """One line for each cell; `ms` is the round trip."""
-    title = f"Tokens per second, replayed with the times of the pair {name}"
+    each = f" for each of {clients} clients" if clients > 1 else ""
+    title = f"Tokens per second{each}, replayed with the times of the pair {name}"
     result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for head in ("text", "ms", "cloud", "policy", "best", "fixed", "regret", "oracle", "gated", "computed"):
-        result.add_column(head, justify="left" if head in ("text", "fixed") else "right", no_wrap=True)
+        result.add_column(head, justify="left" if head in ("text", "fixed") else "right", no_wrap=head != "text")
     for cell in found:
         speeds = {name: cell.tokens / spent for name, spent in cell.fixed.items()}
         result.add_row(

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.policy.replayed_pair import AnswerReplay, ReplayedCloud, ReplayedEdge
+from benchmarks.policy.replayed_pair import AnswerReplay, ReplayedCloud, ReplayedEdge, ReplayedPair
 from benchmarks.policy.trace import AnswerTrace, PairTimes
 from benchmarks.policy.virtual_time import simulate
 from common.decoding.estimates import Estimates
@@ -12,6 +12,7 @@ from common.decoding.pipeline import Pipeline
 from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
 from common.types import Collaboration, Sampling
+from experiments.harness.load import in_turns
 
 
 @dataclass(frozen=True)
@@ -24,23 +25,29 @@ class ReplayedTime:
     report: Collaboration
 
 
+@dataclass(frozen=True)
+class ReplaySetting:
+    """Where answers are replayed: a pair's times, a network (`round_trip` in seconds), `clients` at a time."""
+
+    times: PairTimes
+    round_trip: float = 0.0
+    clients: int = 1
+
+    def pair(self) -> ReplayedPair:
+        return ReplayedPair(self.times, self.round_trip)
+
+
 def replay(
-    traces: Sequence[AnswerTrace],
-    times: PairTimes,
-    round_trip: float,
-    plan: Plan,
-    estimates: Estimates | None = None,
+    traces: Sequence[AnswerTrace], setting: ReplaySetting, plan: Plan, estimates: Estimates | None = None
 ) -> list[ReplayedTime]:
-    """Answers one after the other, over a network of `round_trip` seconds; `estimates` learn from each."""
-    known = estimates or Estimates()
-    return simulate(_answer_all(traces, times, round_trip, plan, known))
+    """The answers to all traces, in their order; `estimates` learn from each."""
+    pair, known = setting.pair(), estimates or Estimates()
 
+    async def one(number: int) -> ReplayedTime:
+        trace = traces[number].kept_from(plan.gate.threshold) if plan.gated else traces[number]
+        return await _answer(AnswerReplay(trace, pair), plan, known)
 
-async def _answer_all(
-    traces: Sequence[AnswerTrace], times: PairTimes, round_trip: float, plan: Plan, estimates: Estimates
-) -> list[ReplayedTime]:
-    kept = [trace.kept_from(plan.gate.threshold) if plan.gated else trace for trace in traces]
-    return [await _answer(AnswerReplay(trace, times, round_trip), plan, estimates) for trace in kept]
+    return simulate(in_turns(setting.clients, one, range(len(traces))))
 
 
 async def _answer(answer: AnswerReplay, plan: Plan, estimates: Estimates) -> ReplayedTime:

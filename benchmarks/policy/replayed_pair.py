@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from benchmarks.policy.batched_steps import BatchedSteps
 from benchmarks.policy.trace import AnswerTrace, PairTimes
 from common.decoding.draft_yield import EarlyStop, iid_acceptance, worth_verifying
 from common.http.traffic import Traffic
@@ -17,13 +18,21 @@ VERIFIED = 16
 """Draft tokens that a step of a stream verifies at most."""
 
 
+class ReplayedPair:
+    """The engines of one edge and one cloud, which all answers share, and the network; `round_trip` in seconds."""
+
+    def __init__(self, times: PairTimes, round_trip: float) -> None:
+        self.times, self.round_trip = times, round_trip
+        self.edge = BatchedSteps(times.draft, times.drafted)
+        self.cloud = BatchedSteps(times.step, times.verified)
+
+
 @dataclass
 class AnswerReplay:
-    """One recorded answer over one network; `round_trip` in seconds. Counts what the edge and the cloud compute."""
+    """One recorded answer. Counts what the edge and the cloud compute for it."""
 
     trace: AnswerTrace
-    times: PairTimes
-    round_trip: float
+    pair: ReplayedPair
     computed: int = 0
     """Tokens that the cloud computed: those drawn and those verified."""
     steps: int = 0
@@ -54,29 +63,31 @@ class AnswerReplay:
         return FinishReason.STOP if not drawn or drawn[-1] == END else None
 
     async def step(self, verified: int, drawn: int) -> None:
-        """The cloud's step for `drawn` tokens of its own after `verified` ones of a draft."""
+        """The cloud's steps for `drawn` tokens of its own, of which the first verifies a draft."""
         first = self.steps == 0
         self.computed += verified + drawn
         self.steps += 1
-        read = self.times.cloud_read * self.trace.prompt_tokens if first else 0.0
-        await asyncio.sleep(read + self.times.step * drawn + self.times.verified * verified)
+        read = self.pair.times.cloud_read * self.trace.prompt_tokens if first else 0.0
+        await self.pair.cloud.run(verified + 1, read)
+        for _ in range(drawn - 1):
+            await self.pair.cloud.run(1)
 
 
 class ReplayedEdge:
-    """Drafts what the edge drafted, one token in `times.draft` seconds."""
+    """Drafts what the edge drafted, a token in each step of the edge."""
 
     def __init__(self, answer: AnswerReplay) -> None:
         self._answer = answer
 
     async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop: StopRule = NEVER) -> Draft:
-        answer, trace, times = self._answer, self._answer.trace, self._answer.times
+        answer, pair = self._answer, self._answer.pair
         began = asyncio.get_running_loop().time()
-        if not answer.drafted:
-            await asyncio.sleep(times.edge_read * trace.prompt_tokens)
+        read = 0.0 if answer.drafted else pair.times.edge_read * answer.trace.prompt_tokens
         early, ids, confidences = EarlyStop(stop), list[int](), list[float]()
         right, astray = answer.place(token_ids)
         while len(ids) < limit and END not in ids:
-            await asyncio.sleep(times.draft)
+            await pair.edge.run(1, read)
+            read = 0.0
             answer.drafted += 1
             token, confidence = self._next(right, astray)
             right, astray = (right + 1, 0) if not astray and token != WRONG else (right, astray + 1)
@@ -109,12 +120,12 @@ class ReplayedCloud:
         answer, clock = self._answer, asyncio.get_running_loop()
         began = clock.time()
         self.traffic.calls += 1
-        await asyncio.sleep(answer.round_trip / 2)
+        await asyncio.sleep(answer.pair.round_trip / 2)
         drawn, accepted = answer.drawn(token_ids, draft, max_tokens)
         begins_at = clock.time()
         await answer.step(len(draft), max(1, len(drawn) - accepted))
         cloud = clock.time() - begins_at
-        await asyncio.sleep(answer.round_trip / 2 + answer.times.overhead)
+        await asyncio.sleep(answer.pair.round_trip / 2 + answer.pair.times.overhead)
         seconds = clock.time() - began
         return Verdict(drawn, accepted, answer.finished(drawn), seconds * 1e3, cloud_ms=cloud * 1e3)
 
@@ -149,7 +160,7 @@ class ReplayedStream:
 
     async def draft(self, position: int, token_ids: Sequence[int]) -> None:
         offer = position, list(token_ids)
-        asyncio.get_running_loop().call_later(self._answer.round_trip / 2, self._receive, offer)
+        asyncio.get_running_loop().call_later(self._answer.pair.round_trip / 2, self._receive, offer)
 
     def _receive(self, offer: tuple[int, list[int]]) -> None:
         self._offered = offer
@@ -165,7 +176,7 @@ class ReplayedStream:
     async def generate(self) -> None:
         """The cloud's side, step by step, until the answer is complete."""
         answer, steps, drafted, accepted_tokens = self._answer, 0, 0, 0
-        await asyncio.sleep(answer.round_trip / 2)
+        await asyncio.sleep(answer.pair.round_trip / 2)
         reason = None
         while self._left > 0 and reason is None:
             draft = self._fitting()[: min(self._left - 1, self._allowance())]
@@ -187,7 +198,7 @@ class ReplayedStream:
         )
 
     def _send(self, frame: TokensFrame | EndFrame) -> None:
-        delay = self._answer.round_trip / 2 + self._answer.times.overhead / 2
+        delay = self._answer.pair.round_trip / 2 + self._answer.pair.times.overhead / 2
         asyncio.get_running_loop().call_later(delay, self._frames.put_nowait, frame)
 
     def _fitting(self) -> list[int]:

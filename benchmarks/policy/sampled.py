@@ -26,7 +26,7 @@ from rich.table import Table
 from benchmarks.policy import sampled_answers, trace
 from benchmarks.policy.sampled_answers import SampledAnswer, SampledPair
 from benchmarks.policy.sampling import KINDS
-from benchmarks.policy.trace import PairTimes
+from benchmarks.policy.trace import AnswerTrace, PairTimes
 from cli import terminal
 from cli.args import amount, count, plain_parser, run_sync_program
 from common.protocol.openai import Message
@@ -84,6 +84,11 @@ async def written(pair: SampledPair, text: str) -> list[int]:
     async with ChatTemplate(vocabulary.meta("tokenizer.chat_template") or "", vocabulary.bos, vocabulary.eos) as chat:
         prompt = await chat.render([Message(role="user", content=text)])
     return vocabulary.tokenize(prompt.encode(), add_special=False, parse_special=True)
+
+
+def traces(file: Path) -> list[AnswerTrace]:
+    """The answers of a file as their drafts are now, greedy; one kind for each text and sampling."""
+    return [one.trace(f"{one.kind}, {described(one.sampling)}") for one in sampled_answers.read(file)]
 
 
 class Speeds(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from benchmarks.policy.sampling import KINDS, Distribution, distribution
-from benchmarks.policy.trace import PairTimes
+from benchmarks.policy.trace import AnswerTrace, PairTimes
 from common.config_edge import EdgeModelConfig
 from common.errors import ConfigError
 from common.types import Sampling
@@ -50,6 +50,14 @@ class SampledAnswer(Struct, frozen=True, forbid_unknown_fields=True):
                 accepted *= chances[place]
             begins[at + length + 1] += accepted
         return spent
+
+    def trace(self, kind: str) -> AnswerTrace:
+        """The drawn answer with greedy drafts, of which a token is right if it is the one that was drawn.
+
+        What the edge drafts after a wrong token, and the prompt's length, are not known.
+        """
+        agrees = [chance > 0.5 for chance in self.accepted["greedy"]]
+        return AnswerTrace(kind, 1, self.confidences, agrees, {}, self.sampling.temperature)
 
     def stopping(self, below: float) -> list[int]:
         """Lengths of drafts that end with the token that brings the product of confidences below `below`."""

@@ -12,15 +12,17 @@ from common.errors import ConfigError
 class PairTimes(Struct, frozen=True, tag="pair", forbid_unknown_fields=True):
     """Times of a pair without any network, in seconds.
 
-    `draft`, `edge_read`: the edge's for each token drafted and each prompt token. `step`: the cloud's for a token of
-    its own; `verified`: for each draft token more in that step; `cloud_read`: for each prompt token. `overhead`: what a
-    round takes besides, in both servers' software.
+    `draft`, `edge_read`: the edge's for each token drafted and each prompt token; `drafted`: for one of every other
+    answer in the same step, 0 where each answer has an edge of its own. `step`: the cloud's for a token of its own;
+    `verified`: for each token more in that step, of drafts and of other answers; `cloud_read`: for each prompt token.
+    `overhead`: what a round takes besides, in both servers' software.
     """
 
     name: str
     draft: float
     step: float
     verified: float
+    drafted: float = 0.0
     edge_read: float = 0.0
     cloud_read: float = 0.0
     overhead: float = 0.0

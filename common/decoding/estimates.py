@@ -1,5 +1,6 @@
 """What an edge server has learned from its answers about its network, its own speed and its cloud."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -50,10 +51,12 @@ class Gain:
 class LinearEstimate:
     """y = base + slope * x, both at least 0, by exponentially weighted least squares.
 
-    `prior` is the slope relative to y at x = 0, used while all x so far are (nearly) the same.
+    `prior` is the slope relative to the base, used while all x so far are (nearly) the same; `largest` the most that it
+    can be.
     """
 
     prior: float = 0.0
+    largest: float = math.inf
     _weight: float = 0.0
     _x: float = 0.0
     _y: float = 0.0
@@ -70,9 +73,9 @@ class LinearEstimate:
         self._xy += share * (dx * (y - self._y) - self._xy)
 
     @classmethod
-    def of(cls, prior: float, sums: tuple[float, float, float, float, float]) -> "LinearEstimate":
-        """The estimate that has these `sums`."""
-        return cls(prior, *sums)
+    def of(cls, fresh: "LinearEstimate", sums: tuple[float, float, float, float, float]) -> "LinearEstimate":
+        """An estimate like `fresh` that has these `sums`."""
+        return cls(fresh.prior, fresh.largest, *sums)
 
     @property
     def sums(self) -> tuple[float, float, float, float, float]:
@@ -87,10 +90,15 @@ class LinearEstimate:
     def slope(self) -> float:
         if self._xx <= LEAST_SPREAD * (1.0 + self._x * self._x):
             return self.prior * self._y / (1.0 + self.prior * self._x)
-        return min(max(self._xy / self._xx, 0.0), self._y / self._x if self._x else 0.0)
+        most = self._x + 1 / self.largest
+        return min(max(self._xy / self._xx, 0.0), self._y / most if most else 0.0)
 
     def at(self, x: float) -> float:
         return self._y + self.slope * (x - self._x)
+
+
+def _unmeasured_step() -> LinearEstimate:
+    return LinearEstimate(TOKEN_STEPS, largest=1.0)
 
 
 @dataclass(slots=True)
@@ -104,8 +112,8 @@ class Estimates:
     """Round trip without payload, and seconds per byte (both directions together)."""
     draft: Mean = field(default_factory=Mean)
     """Per token drafted."""
-    verify: LinearEstimate = field(default_factory=lambda: LinearEstimate(TOKEN_STEPS))
-    """One step of the cloud, as one answer sees it, by the number of its draft tokens in the step."""
+    verify: LinearEstimate = field(default_factory=_unmeasured_step)
+    """One step of the cloud that has no other answer in it, by the number of draft tokens."""
     acceptance: Acceptance | TextAcceptance = field(default_factory=Acceptance)
     active: int = 0
     """Answers under way that the cloud takes part in."""
@@ -113,12 +121,16 @@ class Estimates:
     gains: dict[VerificationMode, Gain] = field(
         default_factory=lambda: {VerificationMode.ROUNDS: Gain(), VerificationMode.CONTINUOUS: Gain()}
     )
-    """Of lossless answers that began while no other was active: their speed over the one that `throughput` expects."""
+    """Of lossless answers: their speed over the one that `throughput` expects."""
+    waits: Mean = field(default_factory=Mean)
+    """Of steps while other answers are active: seconds over those expected."""
+    _guessed: bool = False
+    """Whether `verify` rests on a step that others were in."""
 
     @contextmanager
     def answer_under_way(self) -> Iterator["ActiveAnswer"]:
         """Counts an answer as active until it ends, or the edge goes on with it alone."""
-        answer = ActiveAnswer(self, alone=not self.active)
+        answer = ActiveAnswer(self)
         self.active += 1
         try:
             yield answer
@@ -133,17 +145,20 @@ class Estimates:
         if drawn_before and draft.token_ids:
             self.draft.add(draft.latency_ms / 1e3 / len(draft.token_ids))
 
-    def observe_round(self, proposed: Draft, verdict: Verdict, payload: int, rounds_before: int) -> None:
+    def observe_round(
+        self, proposed: Draft, verdict: Verdict, payload: int, rounds_before: int, active: float = 1.0
+    ) -> None:
         """A verify of `proposed`, with `payload` bytes up and down, after `rounds_before` others of its answer.
 
-        The times of an answer's first round are left out: they include the prefill of the prompt.
+        The times of an answer's first round are left out: they include the prefill of the prompt. `active`: answers
+        under way meanwhile, this one included.
         """
         self.acceptance.add(proposed.confidences, verdict.accepted)
         if rounds_before and verdict.cloud_ms and proposed.token_ids:
             latency, cloud = verdict.latency_ms / 1e3, verdict.cloud_ms / 1e3
             self.network.add(payload, max(0.0, latency - cloud))
             self.bytes_per_round.add(payload)
-            self.verify.add(len(proposed.token_ids), cloud)
+            self._observe_step(len(proposed.token_ids), cloud, active)
 
     def observe_handshakes(self, seconds: float) -> None:
         """The TCP and WebSocket handshakes of a stream, two round trips; 0 where it had an open connection."""
@@ -154,10 +169,31 @@ class Estimates:
         """Draft tokens that a stream has reached: the first `accepted` are right, after `run` right ones before."""
         self.acceptance.add(confidences, accepted, run)
 
-    def observe_stream(self, steps: int, drafted: int, seconds: float) -> None:
-        """A whole stream: engine steps, draft tokens verified in them, seconds from its first to its last token."""
+    def observe_stream(self, steps: int, drafted: int, seconds: float, active: float) -> None:
+        """A whole stream: engine steps, draft tokens verified in them, seconds from its first to its last token.
+
+        `active`: answers under way meanwhile, this one included.
+        """
         if steps > 1:
-            self.verify.add(drafted / steps, seconds / (steps - 1))
+            self._observe_step(drafted / steps, seconds / (steps - 1), active)
+
+    def _observe_step(self, drafted: float, seconds: float, active: float) -> None:
+        """Beside other answers, what a draft token costs is not seen: their drafts are in the same step."""
+        if active <= 1:
+            if self._guessed:
+                self.verify, self._guessed = _unmeasured_step(), False
+            self.verify.add(drafted, seconds)
+        elif not self.verify.measured:
+            self.verify.add(0.0, seconds / self._shared(drafted, active))
+            self._guessed = True
+        else:
+            self.waits.add(seconds / max(1e-9, self.verify.at(0.0) * self._shared(drafted, active)))
+
+    def _shared(self, drafted: float, active: float) -> float:
+        """A step in which each active answer has so many draft tokens, in steps for the token of one answer."""
+        base = self.verify.at(0.0)
+        token = self.verify.slope / base if base > 0 else TOKEN_STEPS
+        return 1.0 + token * (max(1.0, active) * (1.0 + drafted) - 1.0)
 
     def observe_speed(self, mode: VerificationMode, tokens: int, expected: float) -> None:
         """An answer's tokens, and how many were expected in the same time."""
@@ -176,23 +212,21 @@ class Estimates:
 
     @property
     def step_seconds(self) -> float:
-        """One step of the cloud without drafts, in seconds."""
-        return self.verify.at(0.0)
+        """One step of the cloud without drafts, in seconds, now."""
+        waits = (self.waits.value or 1.0) if self.active > 1 else 1.0
+        return self.verify.at(0.0) * self._shared(0.0, self.active) * waits
 
     @property
     def token_steps(self) -> float:
         """What one more draft token of every active answer adds to a step of the cloud, in steps without drafts."""
-        step = self.step_seconds
-        alone = self.verify.slope / step if step > 0 else TOKEN_STEPS
-        return alone * max(1, self.active)
+        return self._shared(1.0, self.active) / self._shared(0.0, self.active) - 1.0
 
 
 @dataclass(slots=True)
 class ActiveAnswer:
-    """An answer that counts as active. `alone`: whether no other one did when it began."""
+    """An answer that counts as active."""
 
     estimates: Estimates
-    alone: bool
     counts: bool = True
 
     def leave_cloud(self) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import replace
 
 from common.decoding import policy, throughput
 from common.decoding.answer import Answer, Chunk
@@ -57,16 +56,13 @@ class Pipeline:
         self._release = release
         self._verdicts: list[tuple[float, int]] = []
         """For each verdict its time, and the number of tokens committed with it."""
-        self._alone = True
-        """Whether no other answer was active when this one began."""
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
         """The chunks of the answer. Close it to stop early: the report is then completed all the same."""
         plan = self.answer.plan
-        if plan.asks_cloud and plan.mode is not Mode.ROUTE:
-            self.answer.report.way = choose_verification_mode(plan, self._basis)
         with self._estimates.answer_under_way() as active:
-            self._alone = active.alone
+            if plan.asks_cloud and plan.mode is not Mode.ROUTE:
+                self.answer.report.way = choose_verification_mode(plan, self._basis)
             try:
                 # A stream goes on in rounds where its cloud is lost; rounds as a stream where that is faster.
                 for part in (self._route, self._stream, self._rounds, self._stream, self._rounds):
@@ -132,9 +128,9 @@ class Pipeline:
     def _is_faster_as_stream(self) -> bool:
         """Whether what this answer has shown of itself speaks for another mode than the one it began with."""
         plan, text = self.answer.plan, self._text.current()
-        if self._basis is not self._estimates or not self._alone or not plan.asks_cloud:
+        if self._basis is not self._estimates or not plan.asks_cloud:
             return False
-        return choose_verification_mode(plan, replace(text, active=text.active - 1)) is VerificationMode.CONTINUOUS
+        return choose_verification_mode(plan, text) is VerificationMode.CONTINUOUS
 
     async def _stream(self) -> AsyncGenerator[Chunk, None]:
         """The cloud's own stream, with drafts for it, on another cloud if one is lost; ends early without a cloud."""
@@ -166,14 +162,15 @@ class Pipeline:
         answer, verifier = self.answer, self._verifier
         max_tokens = 1 if proposed.token_ids else min(answer.plan.stretch_tokens, answer.remaining)
         self._drafts.start_ahead(proposed)
-        bytes_before = verifier.traffic.payload
+        bytes_before, active = verifier.traffic.payload, self._estimates.active
         try:
             verdict = await verifier.verify(answer.committed, proposed.token_ids, self._sampling, max_tokens)
         except (EndpointError, ContextLengthError) as error:
             answer.continue_on_edge(error)
             return []
         payload = verifier.traffic.payload - bytes_before
-        self._estimates.observe_round(proposed, verdict, payload, answer.report.rounds)
+        active = max(active, self._estimates.active)
+        self._estimates.observe_round(proposed, verdict, payload, answer.report.rounds, active)
         self._text.acceptance.add(proposed.confidences, verdict.accepted)
         chunks = answer.commit_verdict(verdict, proposed)
         self._verdicts.append((asyncio.get_running_loop().time(), len(answer.committed)))
@@ -201,7 +198,7 @@ class Pipeline:
         """Compares `tokens` in `seconds`, those after the answer's first ones, with what was expected."""
         plan = self.answer.plan
         expected = throughput.of_mode(mode, self._estimates, plan.max_draft_tokens, plan.draft_ahead)
-        if expected.length and self._alone:
+        if expected.length:
             self._estimates.observe_speed(mode, tokens, expected.speed * seconds)
 
     def _close(self) -> None:

@@ -177,8 +177,7 @@ def explained_mode(plan: Plan, estimates: Estimates) -> ModeChoice:
     """The choice of `choose_verification_mode`, and its reason.
 
     Only rounds can tell the cloud what the edge commits by itself. They are also tried first: they teach the
-    estimates most, and only they repeat a seed's tokens, since drafts reach a stream at varying times. While other
-    answers are active, rounds are preferred because they take the fewest steps of the cloud.
+    estimates most, and only they repeat a seed's tokens, since drafts reach a stream at varying times.
     """
     rounds, stream = VerificationMode.ROUNDS, VerificationMode.CONTINUOUS
     if plan.mode is Mode.CLOUD_ONLY:
@@ -191,8 +190,6 @@ def explained_mode(plan: Plan, estimates: Estimates) -> ModeChoice:
         return ModeChoice(rounds, "they take the fewest steps of the cloud, which is the objective")
     if not estimates.verify.measured:
         return ModeChoice(rounds, "nothing is measured yet, and they teach most")
-    if estimates.active:
-        return ModeChoice(rounds, "other answers are under way, and they take the fewest steps of the cloud")
     fastest = max((rounds, stream), key=lambda mode: expected_speed(mode, plan, estimates))
     return ModeChoice(fastest, "it promises the most tokens a second")
 

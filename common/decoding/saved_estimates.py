@@ -73,9 +73,9 @@ def load(folder: Path, pair: str) -> Estimates:
     fresh = Estimates()
     return dataclasses.replace(
         fresh,
-        network=LinearEstimate.of(fresh.network.prior, saved.network),
+        network=LinearEstimate.of(fresh.network, saved.network),
         draft=Mean(saved.draft_seconds),
-        verify=LinearEstimate.of(fresh.verify.prior, saved.verify),
+        verify=LinearEstimate.of(fresh.verify, saved.verify),
         acceptance=Acceptance(list(saved.chances), HazardRatio(*saved.by_confidence)),
         bytes_per_round=Mean(saved.bytes_per_round),
         gains=fresh.gains | {mode: Gain(*gain) for mode, gain in saved.gains.items()},

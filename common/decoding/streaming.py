@@ -82,7 +82,7 @@ class Follower:
         """The rest of the answer. Raises EndpointError when the cloud is lost, after committing what arrived before."""
         answer, time = self._answer, asyncio.get_running_loop().time
         self.opened = False
-        began, first, count, accepted = time(), 0.0, 0, 0
+        began, first, count, accepted, active = time(), 0.0, 0, 0, list[int]()
         end: EndFrame | None = None
         opening = self._verifier.stream(answer.committed, answer.remaining, self._sampling)
         try:
@@ -92,6 +92,7 @@ class Follower:
                 async for frame in stream:
                     now = time()
                     first = first or now
+                    active.append(self._estimates.active)
                     count, accepted = count + len(frame.token_ids), accepted + frame.accepted
                     self._speed = count / max(now - first, 0.02)
                     for chunk in self._commit(frame):
@@ -106,7 +107,7 @@ class Follower:
         ended = time()
         if self._drafter is not None and count > 1:
             self.pace = count - 1, ended - first
-        self._finish(end, ended - first)
+        self._finish(end, ended - first, sum(active) / len(active) if active else 1.0)
 
     def _record_part(self, count: int, accepted: int) -> None:
         """Reports a stream that ended without its last frame: at a stop string, or because its cloud was lost.
@@ -137,14 +138,14 @@ class Follower:
         )  # should the last frame be lost, nothing is asked for behind the end
         return chunks
 
-    def _finish(self, end: EndFrame, seconds: float) -> None:
+    def _finish(self, end: EndFrame, seconds: float, active: float) -> None:
         report = self._answer.report
         report.rounds += 1
         report.drafted += end.drafted
         report.cloud_steps += end.steps
         report.cached_tokens = report.cached_tokens if report.edge_drawn else end.cached_tokens
         self._answer.ended = end.finish_reason
-        self._estimates.observe_stream(end.steps, end.drafted, seconds)
+        self._estimates.observe_stream(end.steps, end.drafted, seconds, active)
 
     async def keep_drafting(self, stream: Stream) -> None:
         """Until cancelled: whenever the answer has grown, extends the guess and sends it.

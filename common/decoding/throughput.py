@@ -52,7 +52,7 @@ def of_stopping_rounds(estimates: Estimates, max_draft_tokens: int, draft_ahead:
     prefix_acceptance = estimates.acceptance.prefix_acceptance
     tokens = expected_tokens(prefix_acceptance, max_draft_tokens)
     waited = 1.0 - prefix_acceptance(round(tokens)) if draft_ahead else 1.0
-    verify = estimates.step_seconds + (tokens - 1.0) * estimates.verify.slope
+    verify = estimates.step_seconds * (1 + (tokens - 1.0) * estimates.token_steps)
     seconds = (tokens - 1.0) * estimates.draft_seconds * waited + estimates.round_trip + verify
     return Throughput(max_draft_tokens, tokens / max(seconds, 1e-9))
 

@@ -3,7 +3,7 @@
 import asyncio
 
 from benchmarks.policy.record import RecordedPrompt, measure, record
-from benchmarks.policy.replay import replay
+from benchmarks.policy.replay import ReplaySetting, replay
 from common.config_schema import CommunicationConfig
 from common.decoding.policy import Plan
 from common.http.client import HTTPClient
@@ -32,7 +32,7 @@ async def test_a_replay_has_the_rounds_and_the_drafts_of_the_real_pair(servers: 
         draft_ahead=False,
     )
     traces = [one.trace for one in recorded]
-    replayed = [one.report for one in await asyncio.to_thread(replay, traces, times, 0.0, plan)]
+    replayed = [one.report for one in await asyncio.to_thread(replay, traces, ReplaySetting(times), plan)]
     assert sum(report.rounds for report in replayed) > len(prompts)
     for name in ("rounds", "drafted", "accepted"):
         ours, theirs = (sum(getattr(one, name) for one in reports) for reports in (replayed, real))

@@ -4,12 +4,14 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from benchmarks.policy import trace
+from benchmarks.policy import sampled, sampled_answers, trace
+from benchmarks.policy.batched_steps import BatchedSteps
 from benchmarks.policy.record import along
-from benchmarks.policy.regret import CLOUD_ONLY, LOSSLESS, cells, oracle_seconds, settled
-from benchmarks.policy.replay import replay
+from benchmarks.policy.regret import CLOUD_ONLY, LOSSLESS, cells, oracle, settled
+from benchmarks.policy.replay import ReplaySetting, replay
 from benchmarks.policy.trace import AnswerTrace, PairTimes
 from benchmarks.policy.virtual_time import simulate
 from common.errors import ConfigError
@@ -18,6 +20,7 @@ from tests.support.fakes import FakeDrafter, answer_of, cloud_model, erring_mode
 
 REAL = Path(__file__).parent / "traces" / "qwen2.5-coder.jsonl"
 """The real pair's answers to HumanEval, to prose questions and to requests to edit a file, of up to 64 tokens each."""
+SAMPLED = REAL.with_name("sampled-qwen2.5-coder.jsonl")
 TIMES = PairTimes("made up", draft=0.01, step=0.1, verified=0.004)
 RIGHT = AnswerTrace("", 8, [0.99] * 40, [True] * 40, {})
 WRONG = AnswerTrace("", 8, [0.6] * 40, [False] * 40, {n: [0.6] * 4 for n in range(40)})
@@ -45,7 +48,7 @@ def test_a_simulation_that_waits_for_nothing_ends_with_an_error() -> None:
 
 
 def test_the_cloud_alone_takes_a_round_trip_and_a_step_for_each_token() -> None:
-    (alone,) = replay([RIGHT], TIMES, 0.05, CLOUD_ONLY)
+    (alone,) = replay([RIGHT], ReplaySetting(TIMES, 0.05), CLOUD_ONLY)
     assert alone.seconds == pytest.approx(0.05 + 40 * TIMES.step)
     assert (alone.computed, alone.steps) == (40, 40)
 
@@ -54,17 +57,49 @@ def test_rounds_of_a_fixed_length_take_what_their_parts_take() -> None:
     plan = replace(
         LOSSLESS, verification_mode=VerificationMode.ROUNDS, max_draft_tokens=4, draft_stop=NEVER, draft_ahead=False
     )
-    (rounds,) = replay([RIGHT], TIMES, 0.05, plan)
+    (rounds,) = replay([RIGHT], ReplaySetting(TIMES, 0.05), plan)
     assert rounds.seconds == pytest.approx(8 * (4 * TIMES.draft + 0.05 + TIMES.step + 4 * TIMES.verified))
     assert rounds.report.accepted == rounds.report.drafted == 32
+
+
+def test_a_step_takes_all_that_wait_but_those_who_have_left() -> None:
+    async def program() -> list[float]:
+        engine, clock = BatchedSteps(first=1.0, more=0.25), asyncio.get_running_loop()
+
+        async def ends(tokens: int, begins: float) -> float:
+            await asyncio.sleep(begins)
+            await engine.run(tokens)
+            return clock.time()
+
+        async with asyncio.timeout(10):
+            leaving = asyncio.create_task(ends(8, 0.5))
+            running = [asyncio.create_task(ends(*one)) for one in ((1, 0.0), (3, 0.0), (1, 0.1), (2, 0.6))]
+            await asyncio.sleep(1.0)
+            leaving.cancel()
+            return await asyncio.gather(*running)
+
+    assert simulate(program()) == pytest.approx([1.75, 1.75, 3.25, 3.25])
+
+
+def test_clients_share_the_steps_of_both_engines() -> None:
+    setting = ReplaySetting(msgspec.structs.replace(TIMES, drafted=0.005), clients=3)
+    alone = replay([RIGHT] * 3, setting, CLOUD_ONLY)
+    assert [one.seconds for one in alone] == pytest.approx([40 * (TIMES.step + 2 * TIMES.verified)] * 3)
+    plan = replace(
+        LOSSLESS, verification_mode=VerificationMode.ROUNDS, max_draft_tokens=4, draft_stop=NEVER, draft_ahead=False
+    )
+    rounds = replay([RIGHT] * 3, setting, plan)
+    each = 4 * (TIMES.draft + 2 * 0.005) + TIMES.step + (3 * 5 - 1) * TIMES.verified
+    assert [one.seconds for one in rounds] == pytest.approx([8 * each] * 3)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("answer", [RIGHT, WRONG])
 def test_no_policy_is_faster_than_the_oracle(mode: VerificationMode, answer: AnswerTrace) -> None:
     for round_trip in (0.0, 0.05):
-        (one,) = replay([answer], TIMES, round_trip, replace(LOSSLESS, verification_mode=mode))
-        assert one.seconds >= oracle_seconds(answer, TIMES, round_trip) - 1e-9
+        setting = ReplaySetting(TIMES, round_trip)
+        (one,) = replay([answer], setting, replace(LOSSLESS, verification_mode=mode))
+        assert one.seconds >= oracle([answer], setting)[0] - 1e-6
         assert sum(one.report.tokens.values()) == 40
 
 
@@ -98,7 +133,7 @@ def test_the_policy_is_near_the_best_fixed_choice_of_each_kind_of_text(
 ) -> None:
     """It is not told the kind; the fixed choice is made afterwards, for each kind. Without learning it is far off."""
     times, traces = recorded
-    found = cells(traces, times, round_trip)
+    found = cells(traces, ReplaySetting(times, round_trip))
     assert {cell.kind for cell in found} == {"code", "prose", "edit"}
     for cell in found:
         assert cell.regret < 0.1, cell
@@ -108,9 +143,28 @@ def test_the_policy_is_near_the_best_fixed_choice_of_each_kind_of_text(
         assert sum(cell.policy for cell in found) < 1.02 * sum(cell.fixed[name] for cell in found), name
 
 
+def test_beside_others_the_policy_is_near_the_best_fixed_choice_and_not_slower_than_the_cloud_alone(
+    recorded: tuple[PairTimes, list[AnswerTrace]],
+) -> None:
+    """Eight clients of one edge: without its share of the steps, prose has 0.95 of the cloud's speed alone."""
+    times, traces = recorded
+    for cell in cells([one for one in traces if one.kind != "edit"], ReplaySetting(times, 0.014, clients=8)):
+        assert cell.regret < 0.1, cell
+        assert cell.over_cloud_only > 1.0, cell
+
+
+def test_sampled_answers_have_the_greedy_drafts_that_were_drawn() -> None:
+    found = sampled.traces(SAMPLED)
+    assert {one.temperature for one in found} == {0.7, 0.8, 1.0}
+    for one, answer in zip(found, sampled_answers.read(SAMPLED), strict=True):
+        assert one.kind.startswith(answer.kind)
+        assert one.agrees == [chance == 1.0 for chance in answer.accepted["greedy"]]
+
+
 def test_where_drafts_are_never_right_the_answer_is_about_as_fast_as_the_cloud_alone() -> None:
     for round_trip in (0.0, 0.05):
-        alone, policy = (settled([WRONG] * 6, TIMES, round_trip, plan) for plan in (CLOUD_ONLY, LOSSLESS))
+        setting, answers = ReplaySetting(TIMES, round_trip), [WRONG] * 6
+        alone, policy = (settled(answers, answers, setting, plan) for plan in (CLOUD_ONLY, LOSSLESS))
         assert policy[-1].seconds < 1.15 * alone[-1].seconds
 
 
@@ -119,6 +173,8 @@ def test_a_gated_answer_takes_less_of_the_cloud_than_one_whose_drafts_go_on(
 ) -> None:
     times, traces = recorded
     gated = replace(LOSSLESS, use_confidence_check=True)
-    ending, whole = (settled(traces, times, 0.0, plan) for plan in (gated, replace(gated, draft_stop=NEVER)))
+    ending, whole = (
+        settled(traces, traces, ReplaySetting(times), plan) for plan in (gated, replace(gated, draft_stop=NEVER))
+    )
     assert sum(one.computed for one in ending) < 0.5 * sum(one.computed for one in whole)
     assert sum(one.seconds for one in ending) < sum(one.seconds for one in whole)

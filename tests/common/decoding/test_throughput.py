@@ -131,9 +131,37 @@ def test_a_stream_without_drafts_is_expected_to_be_as_fast_as_the_cloud() -> Non
     assert choose_verification_mode(LOSSLESS, unlikely) is VerificationMode.CONTINUOUS
 
 
-def test_while_others_are_active_it_answers_in_rounds_which_take_fewest_steps_of_the_cloud() -> None:
-    assert choose_verification_mode(LOSSLESS, knowing(0.1, 0.9)) is VerificationMode.CONTINUOUS
-    assert choose_verification_mode(LOSSLESS, knowing(0.1, 0.9, active=1)) is VerificationMode.ROUNDS
+def test_beside_others_a_step_is_longer_and_a_draft_token_of_all_costs_more_of_it() -> None:
+    alone, four = knowing(0.1, 0.9, active=1), knowing(0.1, 0.9, active=4)
+    assert alone.step_seconds == pytest.approx(0.01, rel=1e-3)
+    assert four.step_seconds == pytest.approx(0.01 * (1 + 3 * 0.06), rel=1e-3)
+    assert four.step_seconds * four.token_steps == pytest.approx(0.01 * 4 * 0.06, rel=1e-3)
+
+
+def test_a_step_that_others_were_in_teaches_how_long_one_waits_and_not_what_a_draft_token_costs() -> None:
+    estimates = knowing(0.1, 0.9)
+    for _ in range(200):
+        estimates.observe_stream(steps=11, drafted=0, seconds=10 * 0.03, active=4)
+    assert estimates.token_steps == pytest.approx(0.06, rel=1e-3)
+    assert estimates.step_seconds == pytest.approx(0.01, rel=1e-3)
+    estimates.active = 4
+    assert estimates.step_seconds == pytest.approx(0.03, rel=1e-3)
+
+
+def test_what_a_busy_edge_guessed_of_its_first_steps_gives_way_to_the_first_that_it_measures() -> None:
+    estimates = Estimates()
+    estimates.observe_stream(steps=11, drafted=20, seconds=10.0, active=4)
+    assert 0.1 < estimates.step_seconds < 1.0
+    estimates.observe_stream(steps=11, drafted=0, seconds=0.1, active=1)
+    assert estimates.step_seconds == pytest.approx(0.01)
+
+
+def test_no_draft_token_costs_more_than_a_step_by_itself() -> None:
+    estimates = Estimates()
+    for drafted, seconds in ((2, 0.1), (4, 0.2)) * 20:
+        estimates.observe_stream(steps=2, drafted=2 * drafted, seconds=seconds, active=1)
+    assert estimates.step_seconds > 0.02
+    assert estimates.token_steps <= 1.0
 
 
 def test_one_slow_answer_does_not_rule_out_a_mode() -> None:

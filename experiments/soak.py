@@ -1,7 +1,7 @@
 """Asks a pair in mixed modes for long: does memory, files or threads grow, and does an answer stand still?
 
     python -m experiments.soak [--config FILE] [--set KEY=VALUE] [--minutes 60] [--clients 8] [--mode NAME …]
-                               [--data FILE] [--output DIR]
+                               [--data FILE] [--pinned] [--output DIR]
 
 Each client asks one question after the other, in a mode drawn anew, streamed; one of eight leaves in the middle. A
 *stall* is a time without text above --stall seconds, a *slow* answer took five times its mode's median: the report
@@ -54,6 +54,7 @@ async def main() -> None:
     parser.add_argument("--max-tokens", type=count, default=48, help="tokens of the longest answer (default 48)")
     parser.add_argument("--mode", action="append", choices=MODES, help="ask in this one only; may be given again")
     parser.add_argument("--data", metavar="FILE|NAME", help="questions (default: the demo's; other models: general)")
+    parser.add_argument("--pinned", action="store_true", help="the edge has the last core, the cloud all others")
     parser.add_argument("--stall", type=positive, default=5.0, help="report so many seconds without text (default 5)")
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help=OUTPUT_HELP)
     args = parser.parse_args()
@@ -61,7 +62,8 @@ async def main() -> None:
     report = SoakReport(environment=environment(), options={"program": "-m experiments.soak", **options})
     config = load_config(args)
     questions = [question.prompt for question in datasets.load(datasets.spec_for(args.data, config), 200, 0).questions]
-    async with servers.site(args, (), False, terminal.console().print) as site:
+    pinning = servers.pinned_apart() if args.pinned else servers.NOT_PINNED
+    async with servers.site(args, (), False, terminal.console().print, pinning=pinning) as site:
         url = site.urls[servers.AskedServer.EDGE]
         await run(report, url, questions, args)
     written = write(report, ReportFiles.at(args.output, NAME))

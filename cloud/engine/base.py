@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import threading
 import time
 import uuid
@@ -26,7 +27,7 @@ from cloud.engine.process_tree import EngineGuard, ProcessTree, inherited, memor
 from cloud.vllm_plugin.step_file import STEPS_FOLDER
 from common.errors import EngineError, RequestError, StartError
 from common.files.hub import check_model
-from common.hardware import Setting, log_settings
+from common.hardware import Setting, log_settings, usable_cores
 from common.tracing.context import current_traceparent
 from common.tracing.export import vllm_endpoint, vllm_environment
 
@@ -108,7 +109,8 @@ class VLLMEngine:
         # Not the loop's default executor, which would wait for a start that was cancelled.
         self._steps_folder = TemporaryDirectory(prefix="cloud-steps-")
         self._guard = EngineGuard(f"{STEPS_FOLDER}={self._steps_folder.name}")
-        environment = {**version.ENVIRONMENT, **vllm_environment(), STEPS_FOLDER: self._steps_folder.name}
+        threads, folder = hardware.threads(usable_cores(), os.environ), self._steps_folder.name
+        environment = {**version.ENVIRONMENT, **vllm_environment(), **threads, STEPS_FOLDER: folder}
         starting: Future[AsyncLLM] = _in_thread(_start, self._args.model, self._engine_args, environment)
         try:
             self._llm = await asyncio.wrap_future(starting)

@@ -1,7 +1,7 @@
 """Fits vLLM's arguments to a CPU and its memory: the number format, and how much KV to hold."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,22 @@ UNKNOWN_KV_BYTES = GIB
 """KV of a model whose files do not say how much it needs."""
 RUNTIME_BYTES = GIB
 """What vLLM and torch take themselves."""
+FEW_CORES = 2
+"""On which vLLM computes with one thread, and leaves the other core to its scheduler."""
+BINDING = ("VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS")
 SHARE = 0.5
 """Of the memory that is free beside weights and vLLM: the most that KV takes. The rest is for other programs."""
+
+
+def threads(cores: int, given: Mapping[str, str]) -> dict[str, str]:
+    """Environment for vLLM's threads on a CPU with so many usable cores; nothing where `given` decides it.
+
+    vLLM binds its threads to the first cores, every vLLM to the same ones, where two of them starve each other (0.2 and
+    8.8 answers a second, in place of 5 and 5). A single thread gains nothing by that: the system may move it.
+    """
+    if not current_platform.is_cpu() or cores > FEW_CORES or any(name in given for name in BINDING):
+        return {}
+    return dict(zip(BINDING, ("nobind", "1"), strict=True))
 
 
 def choose_kv_bytes(context_kv: int | None, sequences: int, free: int | None) -> Setting:

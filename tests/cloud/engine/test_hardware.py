@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cloud.engine import args, hardware
+from cloud.engine import args, base, hardware
 from cloud.engine.engine import CloudEngine
 from cloud.engine.hardware import (
     RUNTIME_BYTES,
@@ -239,3 +239,33 @@ def test_layers_that_forget_are_known_from_the_config(changes: dict[str, Any], k
 def test_the_arguments_leave_dtype_and_kv_to_the_start() -> None:
     parsed = args.parse(str(MODEL), 16, {})
     assert (parsed.dtype, parsed.kv_cache_memory_bytes) == ("auto", None)
+
+
+def test_on_few_cores_vllms_thread_is_not_bound_to_the_core_that_every_other_vllm_takes() -> None:
+    assert (
+        hardware.threads(2, {})
+        == hardware.threads(1, {})
+        == {
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",
+        }
+    )
+    assert hardware.threads(8, {}) == {}
+    for name in hardware.BINDING:
+        assert hardware.threads(2, {name: "1"}) == {}
+
+
+async def test_an_engine_starts_with_the_threads_that_fit_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = dict[str, str]()
+
+    def refuse(model: str, args: object, environment: dict[str, str]) -> None:
+        seen.update(environment)
+        raise StartError("seen")
+
+    monkeypatch.setattr(base, "_start", refuse)
+    monkeypatch.setattr(base, "usable_cores", lambda: 2)
+    for name in hardware.BINDING:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(StartError, match="seen"):
+        await CloudEngine(str(MODEL)).start()
+    assert seen["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"

@@ -59,7 +59,7 @@ async def with_longest_context(
 ) -> Read:
     """What `read` makes with the model of this mode: too long for the edge, once a cloud has told its context.
 
-    Raises EndpointError for what is too long for the edge while no cloud tells.
+    Raises ContextLengthError also where none does.
     """
     try:
         return await read(context.model(mode))
@@ -69,7 +69,8 @@ async def with_longest_context(
         try:
             await context.vocabulary.told()
         except EndpointError as lost:
-            raise EndpointError(f"{error.message}, and the cloud has told of none: {lost.message}") from lost
+            message = f"{error.message}, and no cloud has told a longer one: {lost.message}"
+            raise ContextLengthError(message, param=error.param) from lost
         return await read(context.model(mode))
 
 

@@ -112,9 +112,9 @@ async def test_a_prompt_that_is_too_long_for_the_edge_waits_for_what_the_cloud_t
             assert (await asking)["usage"]["completion_tokens"] > 0
 
 
-async def test_without_a_cloud_that_tells_its_context_the_error_is_the_lost_cloud() -> None:
+async def test_without_a_cloud_that_tells_its_context_the_edges_is_the_limit_and_the_error_says_why() -> None:
     async with serving() as lost:
         lost.full = True
         async with edge_of(lost.url, SMALL) as edge:
-            with pytest.raises(EndpointError, match="80 prompt tokens leave no room in a context of 64, and the cloud"):
+            with pytest.raises(ContextLengthError, match=r"leave no room in a context of 64, and no cloud .* no room"):
                 await edge.post("/v1/completions", ASK | {"prompt": LONG_PROMPT}, dict)

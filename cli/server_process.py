@@ -161,8 +161,10 @@ class ServerProcess:
 
     def _environment(self) -> dict[str, str]:
         """Its temporary files are in its folder, but for compiled kernels, which a later server needs too."""
+        environment = module_environment() | {"TMPDIR": self._folder}
+        # Not the first variable: torch sets it anew, and where the first one moves, setproctitle does nothing.
         kernels = os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
-        return {"TORCHINDUCTOR_CACHE_DIR": kernels} | module_environment() | {"TMPDIR": self._folder}
+        return environment | {"TORCHINDUCTOR_CACHE_DIR": environment.get("TORCHINDUCTOR_CACHE_DIR", kernels)}
 
     def _signal(self, number: int, whole_group: bool = True) -> bool:
         """Whether there was a process to send it to; never one that has the id of a server that has ended."""

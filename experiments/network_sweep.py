@@ -35,7 +35,7 @@ from common.errors import ConfigError
 from common.files import model_root
 from common.files.installation import LLAMA_SERVER
 from experiments.harness.journal import Journal
-from experiments.harness.options import OUTPUT_HELP, numbers
+from experiments.harness.options import OUTPUT_HELP, client_counts, numbers
 from experiments.harness.progress import progress
 from experiments.harness.servers import NOT_PINNED, PEERS, AskedServer, pinned_apart, site
 from experiments.network import tables
@@ -155,7 +155,7 @@ def plan_of(args: argparse.Namespace) -> SweepPlan:
     plan = SweepPlan(
         round_trips=numbers(args.round_trips, "--round-trips"),
         uplinks=numbers(args.uplinks, "--uplinks"),
-        clients=[int(n) for n in numbers(args.clients, "--clients")],
+        clients=client_counts(args.clients),
         ways=[mode.name for mode in select_modes(ways_of(args.ways))],
         prompts=min(args.prompts, available),
         repeats=args.repeats,
@@ -166,8 +166,8 @@ def plan_of(args: argparse.Namespace) -> SweepPlan:
         data=data,
         pinned=args.pinned,
     )
-    if min(plan.uplinks) <= 0 or min(plan.clients) < 1 or min(plan.prompts, plan.repeats, plan.max_tokens) < 1:
-        raise ConfigError("uplinks, clients, prompts, repeats and tokens must be more than 0")
+    if min(plan.uplinks) <= 0 or min(plan.prompts, plan.repeats, plan.max_tokens) < 1:
+        raise ConfigError("uplinks, prompts, repeats and tokens must be more than 0")
     return plan
 
 

@@ -17,12 +17,11 @@ from rich.console import Console
 
 from cli import terminal
 from cli.args import run_program
-from common.errors import ConfigError
 from common.types import Mode
 from experiments.harness import comparison, experiment, measures
 from experiments.harness.experiment import ExperimentKind
 from experiments.harness.measures import Quantile, RatioOfSums, count, time
-from experiments.harness.options import numbers
+from experiments.harness.options import client_counts
 from experiments.harness.trials import ExperimentPlan, TrialResult
 from experiments.report.schema import Curves, ExperimentReport, MeasureInfo, Series, SweepDescription
 from experiments.report.words import counted
@@ -72,14 +71,6 @@ def settings(clients: Sequence[int]) -> list[str]:
         f"cloud.draft_verifier.resident_sessions={max(32, count)}",
         f"cloud.draft_verifier.batch.max_batch_size={2 * max(32, count)}",
     ]
-
-
-def clients_of(text: str) -> list[int]:
-    """The numbers of clients in increasing order; raises ConfigError."""
-    counts = numbers(text, "--clients")
-    if not all(number.is_integer() and 1 <= number <= MAX_CLIENTS for number in counts):
-        raise ConfigError(f"--clients takes whole numbers from 1 to {MAX_CLIENTS}, not {text!r}")
-    return sorted(map(int, counts))
 
 
 def series(ablations: Sequence[Ablation], clients: Sequence[int]) -> list[tuple[Series, list[Ablation]]]:
@@ -149,7 +140,7 @@ async def main() -> None:
 
 async def measure(args: argparse.Namespace, console: Console) -> ExperimentReport:
     """Raises as experiment.run does, and ConfigError for invalid options."""
-    clients = clients_of(args.clients)
+    clients = client_counts(args.clients, MAX_CLIENTS)
     base = experiment.base_config(args, settings(clients))
     compared = ablations.chosen(args.only, base.experiments.ablations)
     curves = series(compared, clients)

@@ -23,7 +23,7 @@ from benchmarks.policy.replay import ReplaySetting
 from cli import terminal
 from cli.args import amount, config_parser, count, run_sync_program, run_with_config
 from common.types import Sampling
-from experiments.harness.options import numbers
+from experiments.harness.options import client_counts, numbers
 from experiments.questions import datasets, general
 
 TIMES = {
@@ -79,7 +79,7 @@ def show(args: argparse.Namespace) -> None:
         traces = sampled.traces(args.sampled)
     round_trips = [ms / 1e3 for ms in numbers(args.round_trips, "--round-trips")]
     console = terminal.console()
-    for clients in map(int, numbers(args.clients, "--clients")):
+    for clients in client_counts(args.clients):
         settings = [ReplaySetting(times, round_trip, clients) for round_trip in round_trips]
         found = [
             cell for setting in track(settings, console=console, transient=True) for cell in cells(traces, setting)

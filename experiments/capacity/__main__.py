@@ -33,7 +33,7 @@ from experiments.capacity.recording import PairRecorder
 from experiments.capacity.report import CapacityReport
 from experiments.fleet.load import DraftedAnswer, FleetTally, SimulatedEdge, TenantLoad
 from experiments.harness.environment import environment
-from experiments.harness.options import OUTPUT_HELP, numbers
+from experiments.harness.options import OUTPUT_HELP, client_counts
 from experiments.harness.progress import progress
 from experiments.harness.servers import AskedServer, Site, pinned_apart, site
 from experiments.questions import datasets
@@ -91,7 +91,7 @@ async def main() -> None:
 
 def counts_of(text: str) -> list[int]:
     """Numbers of clients in increasing order, a lone client first, whom all are compared with; raises ConfigError."""
-    found = sorted({int(number) for number in numbers(text, "--clients")})
+    found = client_counts(text)
     if found[0] != 1 or len(found) < 3:
         raise ConfigError("--clients takes at least three numbers, 1 among them")
     return found

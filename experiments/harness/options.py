@@ -8,6 +8,7 @@ from cli.args import amount, config_parser
 from common.errors import ConfigError
 
 OUTPUT_HELP = "folder of the report, or its own file, ending in .json"
+MOST_CLIENTS = 4096
 DEMO_TURNS = 2
 """Earlier turns before each question of the demo corpus, whose prompts alone are too short for a prefix cache. The demo
 models, which were trained on single turns, tolerate this many."""
@@ -68,3 +69,11 @@ def numbers(text: str, option: str) -> list[float]:
     if not all(0 <= number < 1e6 for number in values):
         raise ConfigError(f"{option} takes numbers from 0 to a million, not {text!r}")
     return values
+
+
+def client_counts(text: str, most: int = MOST_CLIENTS) -> list[int]:
+    """The numbers of --clients in increasing order, each once. Raises ConfigError for what is no number of clients."""
+    counts = numbers(text, "--clients")
+    if not all(number.is_integer() and 1 <= number <= most for number in counts):
+        raise ConfigError(f"--clients takes whole numbers from 1 to {most}, not {text!r}")
+    return sorted(map(int, counts))

@@ -13,6 +13,7 @@ from experiments.harness import experiment, measures, results
 from experiments.harness.areas import areas, under
 from experiments.harness.experiment import ExperimentKind
 from experiments.harness.measures import MEASURES
+from experiments.harness.options import client_counts
 from experiments.harness.trials import ExperimentPlan, TrialResult, trials
 from experiments.questions.datasets import Dataset
 from experiments.questions.workload import Question
@@ -95,7 +96,7 @@ async def test_the_online_gate_is_refused() -> None:
 
 def test_every_ablation_answers_the_same_questions_with_every_number_of_clients() -> None:
     ways = ablations.chosen(scaling.ONLY, [])
-    curves = scaling.series(ways, scaling.clients_of("4,1,2"))
+    curves = scaling.series(ways, client_counts("4,1,2"))
     assert [one.name for one, _ in curves] == ["baseline", "no_confidence", "edge_only", "cloud_only"]
     args = scaling.parser().parse_args(["--data", "x"])
     config = experiment.base_config(args, scaling.settings([1, 2, 4]))
@@ -122,7 +123,8 @@ def test_the_servers_have_room_for_all_clients() -> None:
 @pytest.mark.parametrize("clients", ["0", "1.5", "65", "a", ""])
 def test_an_invalid_number_of_clients_is_refused(clients: str) -> None:
     with pytest.raises(ConfigError, match="--clients"):
-        scaling.clients_of(clients)
+        client_counts(clients, scaling.MAX_CLIENTS)
+    assert client_counts("16,1,4,4", scaling.MAX_CLIENTS) == [1, 4, 16]
 
 
 def scaled() -> ExperimentReport:

@@ -53,13 +53,16 @@ async def main() -> None:
     args.nominal = args.nominal or NOMINAL[args.server]
     async with pinned_server(args) as url, PlainClient(url) as client:
         requests = [client.post("/v1/chat/completions", body(question, args.max_tokens)) for question in QUESTIONS]
+        say = terminal.console().print
+        say(f"{args.nominal} clients for {WARM_SECONDS + NOMINAL_SECONDS:.0f} s: the capacity")
         await client.in_turns(args.nominal, requests, WARM_SECONDS)
         nominal = await client.in_turns(args.nominal, requests, NOMINAL_SECONDS)
         before = memory()
         capacity = len(of_status(nominal, ANSWERED)) / NOMINAL_SECONDS
+        say(f"{args.times:g} times {capacity:.1f} answers/s for {args.seconds:g} s, and {SETTLE_SECONDS:.0f} s of rest")
         overload = await client.at_rate(args.times * capacity, requests, args.seconds)
         await asyncio.sleep(SETTLE_SECONDS)
-        terminal.console().print(table(args, capacity, nominal, overload, before, memory()))
+        say(table(args, capacity, nominal, overload, before, memory()))
 
 
 @asynccontextmanager

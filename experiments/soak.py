@@ -1,7 +1,7 @@
 """Asks a pair in mixed modes for long: does memory, files or threads grow, and does an answer stand still?
 
-    python -m experiments.soak [--config FILE] [--set KEY=VALUE] [--minutes 60] [--clients 8] [--mode NAME …]
-                               [--data FILE] [--pinned] [--output DIR]
+    python -m experiments.soak [--config FILE] [--set KEY=VALUE] [--minutes 60] [--answers N] [--clients 8]
+                               [--mode NAME …] [--data FILE] [--pinned] [--output DIR]
 
 Each client asks one question after the other, in a mode drawn anew, streamed; one of eight leaves in the middle. A
 *stall* is a time without text above --stall seconds, a *slow* answer took five times its mode's median: the report
@@ -14,7 +14,7 @@ import asyncio
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from experiments.harness import load, servers
 from experiments.harness.environment import environment
 from experiments.harness.load import TimedAnswer
 from experiments.harness.options import OUTPUT_HELP
+from experiments.harness.progress import of_time, shown
 from experiments.questions import datasets
 from experiments.report.document import ReportFiles
 from experiments.soak_report import NAME, AnswerTime, SoakReport, write
@@ -50,6 +51,7 @@ SAMPLE_SECONDS = 5.0
 async def main() -> None:
     parser = config_parser("Ask a pair in mixed modes for long; is memory flat, and does no answer stand still?")
     parser.add_argument("--minutes", type=positive, default=60.0, help="how long (default 60)")
+    parser.add_argument("--answers", type=count, metavar="N", help="end before that, with so many answers")
     parser.add_argument("--clients", type=count, default=8, help="that ask at the same time (default 8)")
     parser.add_argument("--max-tokens", type=count, default=48, help="tokens of the longest answer (default 48)")
     parser.add_argument("--mode", action="append", choices=MODES, help="ask in this one only; may be given again")
@@ -72,13 +74,18 @@ async def main() -> None:
 
 
 async def run(report: SoakReport, url: str, questions: Sequence[str], args: argparse.Namespace) -> None:
-    began = time.monotonic()
+    began, in_time = time.monotonic(), of_time(60 * args.minutes)
+    answers: int = args.answers or sys.maxsize
+
+    def passed() -> float:
+        return max(in_time(), len(report.times) / answers)
+
     sampling = asyncio.create_task(_sample_on(report, began))
     try:
-        async with asyncio.TaskGroup() as group:
+        async with shown(terminal.console(), "soak", passed), asyncio.TaskGroup() as group:
             for number in range(args.clients):
                 client = _Client(report, url, questions, args, random.Random(number))
-                group.create_task(client.ask_until(began, began + 60 * args.minutes))
+                group.create_task(client.ask_until_over(passed, began))
     finally:
         sampling.cancel()
         await asyncio.gather(sampling, return_exceptions=True)
@@ -105,9 +112,9 @@ class _Client:
         self._max_tokens = args.max_tokens
         self._modes = args.mode or list(MODES)
 
-    async def ask_until(self, began: float, end: float) -> None:
+    async def ask_until_over(self, passed: Callable[[], float], began: float) -> None:
         async with HTTPClient(self._url) as edge:
-            while time.monotonic() < end:
+            while passed() < 1:
                 mode = self._chance.choice(self._modes)
                 outcome = await self._ask(edge, mode, began)
                 self._report.answers[outcome] += 1

@@ -33,6 +33,7 @@ from experiments.fleet.report import FleetReport
 from experiments.harness import servers
 from experiments.harness.environment import environment
 from experiments.harness.options import OUTPUT_HELP
+from experiments.harness.progress import of_time, shown
 from experiments.questions import datasets
 from experiments.report.document import ReportFiles
 
@@ -132,7 +133,7 @@ async def run(
     sampling = asyncio.create_task(_sample_on(samples, tally.began))
     edges = [(load, number) for load in loads for number in range(load.edges)]
     try:
-        async with asyncio.TaskGroup() as group:
+        async with shown(terminal.console(), "edges", of_time(seconds)), asyncio.TaskGroup() as group:
             for seed, (load, _) in enumerate(edges):
                 edge = SimulatedEdge(load, towards(clouds, load), tally, seed)
                 group.create_task(edge.run(answers, tally.began + seconds))

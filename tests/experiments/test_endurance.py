@@ -2,11 +2,13 @@
 
 import argparse
 import asyncio
+import io
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cli.demo import free_ports
 from cli.server_process import ServerProcess
@@ -14,6 +16,7 @@ from cli.supervisor import Supervisor
 from experiments import overload, soak_report, tenants
 from experiments.counters import vitals
 from experiments.counters.vitals import Vitals
+from experiments.harness import progress
 from experiments.harness.environment import environment
 from experiments.harness.load import TimedAnswer
 from experiments.plain_requests import BROKEN, PlainReply
@@ -99,3 +102,14 @@ async def test_a_servers_vitals_are_those_of_its_process(tmp_path: Path) -> None
     assert found["edge"].memory > 20
     assert found["edge"].files > 3
     assert found["edge processes"].threads >= 1
+
+
+async def test_a_long_run_shows_how_much_of_it_has_passed() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80)
+    async with progress.shown(console, "soak", lambda: 0.25):
+        await asyncio.sleep(0.2)
+        shown = screen.getvalue()
+    assert "soak" in shown
+    assert "25%" in shown
+    assert "100%" in screen.getvalue()

@@ -55,6 +55,11 @@ class RegretCell:
         """The policy's speed over the cloud alone."""
         return self.fixed["cloud only"] / self.policy
 
+    @property
+    def gated_over_cloud_only(self) -> float:
+        """The speed of gated answers over the cloud alone."""
+        return self.fixed["cloud only"] / self.gated
+
 
 def fixed_plans() -> dict[str, Plan]:
     """The cloud alone, and each mode with drafts of each length, whatever the confidence."""

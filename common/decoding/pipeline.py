@@ -54,8 +54,8 @@ class Pipeline:
         self._online = online
         self._drafts = AnswerDrafter(self.answer, sampling, drafter, lookup, self._text.current, self._own_gate)
         self._release = release
-        self._verdicts: list[tuple[float, int]] = []
-        """For each verdict its time, and the number of tokens committed with it."""
+        self._verdicts: list[tuple[float, int, int]] = []
+        """For each verdict its time, the tokens committed with it, and those that the cloud had computed."""
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
         """The chunks of the answer. Close it to stop early: the report is then completed all the same."""
@@ -130,7 +130,14 @@ class Pipeline:
         plan, text = self.answer.plan, self._text.current()
         if self._basis is not self._estimates or not plan.asks_cloud:
             return False
+        if plan.gated:
+            return not self._gate and policy.gate_in_vain(plan, self._gated_pace(), text)
         return choose_verification_mode(plan, text) is VerificationMode.CONTINUOUS
+
+    def _gated_pace(self) -> policy.GatedPace:
+        (began, *before), (ended, *now) = self._verdicts[0], self._verdicts[-1]
+        tokens, computed = (after - then for after, then in zip(now, before, strict=True))
+        return policy.GatedPace(tokens, computed, len(self._verdicts) - 1, ended - began)
 
     async def _stream(self) -> AsyncGenerator[Chunk, None]:
         """The cloud's own stream, with drafts for it, on another cloud if one is lost; ends early without a cloud."""
@@ -173,7 +180,8 @@ class Pipeline:
         self._estimates.observe_round(proposed, verdict, payload, answer.report.rounds, active)
         self._text.acceptance.add(proposed.confidences, verdict.accepted)
         chunks = answer.commit_verdict(verdict, proposed)
-        self._verdicts.append((asyncio.get_running_loop().time(), len(answer.committed)))
+        computed = answer.report.drafted + answer.report.cloud_steps
+        self._verdicts.append((asyncio.get_running_loop().time(), len(answer.committed), computed))
         return chunks
 
     @property
@@ -205,7 +213,7 @@ class Pipeline:
         """Learns from the answer as a whole, and completes the report."""
         answer, report, traffic = self.answer, self.answer.report, self._verifier.traffic
         if len(self._verdicts) > 1 and answer.plan.lossless:
-            (began, first), (ended, last) = self._verdicts[0], self._verdicts[-1]
+            (began, first, _), (ended, last, _) = self._verdicts[0], self._verdicts[-1]
             self._observe_speed(VerificationMode.ROUNDS, last - first, ended - began)
         if gate := self._gate:
             gate.end()

@@ -12,6 +12,9 @@ from common.routing.router import Routing
 from common.types import Gate as Gate
 from common.types import Mode, Objective, StopRule, VerificationMode
 
+JUDGED_VERDICTS = 3
+"""Verdicts after the first one until a gated answer is judged by its pace."""
+
 
 class Escalation(Enum):
     """What the cloud is asked after the tokens that the edge keeps."""
@@ -198,3 +201,27 @@ def expected_speed(mode: VerificationMode, plan: Plan, estimates: Estimates) -> 
     """Tokens per second, corrected by the gain so far; a stream without drafts needs no correction."""
     expected = throughput.of_mode(mode, estimates, plan.max_draft_tokens, plan.draft_ahead)
     return expected.speed * estimates.gains[mode].value if expected.length else expected.speed
+
+
+@dataclass(frozen=True, slots=True)
+class GatedPace:
+    """What a gated answer has shown: in `seconds`, over `verdicts` after its first, it grew by `tokens`.
+
+    `computed`: tokens that the cloud drew or verified for them.
+    """
+
+    tokens: int
+    computed: int
+    verdicts: int
+    seconds: float
+
+
+def gate_in_vain(plan: Plan, pace: GatedPace, estimates: Estimates) -> bool:
+    """Whether the cloud alone would write a gated answer faster, and compute no more for it than it does now.
+
+    So it is where the edge is unsure of most tokens, and many answers share its time.
+    """
+    if plan.verification_mode is not VerificationMode.AUTO or plan.objective is Objective.COST:
+        return False
+    judged = plan.use_draft_verify and estimates.verify.measured and pace.verdicts >= JUDGED_VERDICTS
+    return judged and pace.computed >= pace.tokens and pace.seconds > pace.tokens * estimates.step_seconds

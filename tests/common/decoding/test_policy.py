@@ -6,8 +6,19 @@ from common.config_schema import Config
 from common.decoding.draft_yield import EarlyStop
 from common.decoding.drafters.draft_length import Length, draft_length
 from common.decoding.estimates import AnswerEstimates, Estimates
-from common.decoding.policy import Decision, Escalation, Gate, Plan, confident_tokens, decide, default_plan
-from common.types import NEVER, Mode, Objective, StopRule
+from common.decoding.policy import (
+    JUDGED_VERDICTS,
+    Decision,
+    Escalation,
+    Gate,
+    GatedPace,
+    Plan,
+    confident_tokens,
+    decide,
+    default_plan,
+    gate_in_vain,
+)
+from common.types import NEVER, Mode, Objective, StopRule, VerificationMode
 
 
 @pytest.mark.parametrize(
@@ -94,3 +105,34 @@ def test_a_draft_before_any_measurement_has_a_length_that_depends_on_nothing() -
     answer.acceptance.add([0.9] * 6, 1)
     assert draft_length(plan, 50, answer.current()) == before == Length(before.limit, NEVER)
     assert 0 < before.limit < plan.max_draft_tokens
+
+
+STEP = 0.1
+"""Seconds of the cloud's step: its own speed is ten tokens a second."""
+
+
+def measured() -> Estimates:
+    estimates = Estimates()
+    estimates.verify.add(0.0, STEP)
+    return estimates
+
+
+@pytest.mark.parametrize(
+    ("pace", "vain"),
+    [
+        (GatedPace(tokens=10, computed=12, verdicts=5, seconds=1.2), True),
+        (GatedPace(tokens=10, computed=12, verdicts=5, seconds=0.8), False),  # faster than the cloud
+        (GatedPace(tokens=10, computed=9, verdicts=5, seconds=1.2), False),  # spares the cloud a token
+        (GatedPace(tokens=10, computed=12, verdicts=JUDGED_VERDICTS - 1, seconds=1.2), False),  # too early to say
+    ],
+)
+def test_a_gate_is_in_vain_where_it_saves_neither_time_nor_the_clouds_work(pace: GatedPace, vain: bool) -> None:
+    assert gate_in_vain(Plan(), pace, measured()) is vain
+
+
+def test_a_gate_stays_where_rounds_or_the_least_cost_are_wanted_or_nothing_is_measured() -> None:
+    pace = GatedPace(tokens=10, computed=12, verdicts=5, seconds=1.2)
+    assert not gate_in_vain(Plan(verification_mode=VerificationMode.ROUNDS), pace, measured())
+    assert not gate_in_vain(Plan(objective=Objective.COST), pace, measured())
+    assert not gate_in_vain(Plan(use_draft_verify=False), pace, measured())
+    assert not gate_in_vain(Plan(), pace, Estimates())

@@ -177,7 +177,7 @@ class InferenceConfig(Section, frozen=True):
     objective: Objective = Objective.LATENCY
     """Lossless answers: `latency` (most tokens a second) or `cost` (most tokens per step of the cloud)."""
     way: VerificationMode = VerificationMode.AUTO
-    """Verification mode of lossless answers; `auto`: as the objective says. `rounds` also keeps gated answers in rounds."""
+    """Verification mode of lossless answers; `auto`: as the objective says. `rounds` binds gated ones, too."""
     draft_ahead: bool = True
     """Draft on while a verify is in flight."""
     lookup: bool = True

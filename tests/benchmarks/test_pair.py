@@ -61,10 +61,12 @@ def test_a_network_sweep_plans_as_many_prompts_as_there_are() -> None:
 
 
 def test_reading_counts_the_prompts_tokens_and_writing_those_of_the_answers() -> None:
-    reading, _, one, many = edge_speed.speed_tasks(64)
+    reading, longer, behind, one, many = edge_speed.speed_tasks(64)
     assert reading.speed(ContenderTime(2.0, 1)) == 256
     assert one.speed(ContenderTime(2.0, 64)) == 32
     assert many.speed(ContenderTime(2.0, 500)) == 250
+    assert behind.reading == longer.name
+    assert behind.speed(ContenderTime(12.0, 64), read_seconds=5.0) == 9
 
 
 def test_a_ratio_is_the_edges_speed_over_the_others_in_the_same_repeat() -> None:

@@ -184,7 +184,7 @@ def test_a_gated_answer_takes_less_of_the_cloud_than_one_whose_drafts_go_on(
 def test_a_gated_answer_is_not_slower_than_the_cloud_alone_where_many_share_the_edge(
     recorded: tuple[PairTimes, list[AnswerTrace]],
 ) -> None:
-    """Sixteen ask for prose, of which the edge is unsure. Answers that stay in rounds have 0.85 of the cloud's speed."""
+    """Sixteen ask for prose, of which the edge is unsure. Those that stay in rounds have 0.85 of the cloud's speed."""
     times, traces = recorded
     prose = [one for one in traces if one.kind == "prose"]
     setting = ReplaySetting(msgspec.structs.replace(times, drafted=0.0226), 0.014, clients=16)

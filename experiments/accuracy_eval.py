@@ -1,6 +1,7 @@
 """Measures the quality of a split model's answers over the exit threshold.
 
 python -m experiments.accuracy_eval [--task boolq:PATH] [--mode collaborative] [--thresholds 0.5,0.6,...]
+                                     [--clients 1]
 
 It compares standalone (no cloud), the layer split at each threshold, and cloud only, on the held-out questions or on
 another data set (--task, which is --data). The cloud's work is in layer-tokens: positions that the tail computed times
@@ -12,8 +13,10 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from msgspec import structs
+
 from cli import terminal
-from cli.args import run_program
+from cli.args import count, run_program
 from experiments.harness import experiment
 from experiments.harness.options import numbers
 from experiments.harness.trials import ExperimentPlan, TrialResult
@@ -34,8 +37,9 @@ async def main() -> None:
     wanted = sorted(numbers(args.thresholds, "--thresholds")) if args.mode != STANDALONE else []
     base = experiment.base_config(args, variants.SETTINGS)
     title = "Quality of a split model's answers"
-    kind = variants.kind(NAME, title, base, CLOUD_ONLY, partial(finish, wanted), block=BLOCK)
-    await experiment.run(args, ablations(args.mode, wanted), base, console, kind)
+    kind = variants.kind(NAME, title, base, CLOUD_ONLY, partial(finish, wanted), block=max(BLOCK, args.clients))
+    compared = [structs.replace(one, clients=args.clients) for one in ablations(args.mode, wanted)]
+    await experiment.run(args, compared, base, console, kind)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--mode", choices=MODES, help="only this of the split's modes, beside cloud only (default: both)"
     )
+    options.add_argument("--clients", type=count, default=1, help="concurrent clients (default %(default)s)")
     return options
 
 

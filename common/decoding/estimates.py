@@ -15,6 +15,8 @@ TYPICAL_ANSWER = 32.0
 TOKEN_STEPS = 0.06
 """Until it is measured: what verifying one more token costs, in steps without drafts."""
 LEAST_SPREAD = 1e-9
+QUEUED_STEPS = 0.5
+"""What a round beside other answers waits for the step before its own, in steps; a stream is in every step."""
 
 
 @dataclass(slots=True)
@@ -158,7 +160,7 @@ class Estimates:
             latency, cloud = verdict.latency_ms / 1e3, verdict.cloud_ms / 1e3
             self.network.add(payload, max(0.0, latency - cloud))
             self.bytes_per_round.add(payload)
-            self._observe_step(len(proposed.token_ids), cloud, active)
+            self._observe_step(len(proposed.token_ids), cloud / self._queued(active), active)
 
     def observe_handshakes(self, seconds: float) -> None:
         """The TCP and WebSocket handshakes of a stream, two round trips; 0 where it had an open connection."""
@@ -195,6 +197,11 @@ class Estimates:
         token = self.verify.slope / base if base > 0 else TOKEN_STEPS
         return 1.0 + token * (max(1.0, active) * (1.0 + drafted) - 1.0)
 
+    @staticmethod
+    def _queued(active: float) -> float:
+        """The time that a verify takes in the cloud, in steps."""
+        return 1.0 + QUEUED_STEPS if active > 1 else 1.0
+
     def observe_speed(self, mode: VerificationMode, tokens: int, expected: float) -> None:
         """An answer's tokens, and how many were expected in the same time."""
         other = VerificationMode.CONTINUOUS if mode is VerificationMode.ROUNDS else VerificationMode.ROUNDS
@@ -215,6 +222,11 @@ class Estimates:
         """One step of the cloud without drafts, in seconds, now."""
         waits = (self.waits.value or 1.0) if self.active > 1 else 1.0
         return self.verify.at(0.0) * self._shared(0.0, self.active) * waits
+
+    @property
+    def verify_seconds(self) -> float:
+        """What a round waits for a verify without drafts, in seconds, now, the network's time left out."""
+        return self.step_seconds * self._queued(self.active)
 
     @property
     def token_steps(self) -> float:

@@ -31,7 +31,7 @@ def of_rounds(estimates: Estimates, max_draft_tokens: int, draft_ahead: bool) ->
     A round takes the time of draft, network and verify. With drafting ahead, the draft costs no time if the one before
     it was accepted as a whole and its bonus token was guessed.
     """
-    prefix_acceptance, step = estimates.acceptance.prefix_acceptance, estimates.step_seconds
+    prefix_acceptance, step = estimates.acceptance.prefix_acceptance, estimates.verify_seconds
     best = Throughput(1, 0.0)
     for length in range(1, max_draft_tokens + 1):
         waited = 1.0 - prefix_acceptance(length + 1) if draft_ahead else 1.0
@@ -52,7 +52,7 @@ def of_stopping_rounds(estimates: Estimates, max_draft_tokens: int, draft_ahead:
     prefix_acceptance = estimates.acceptance.prefix_acceptance
     tokens = expected_tokens(prefix_acceptance, max_draft_tokens)
     waited = 1.0 - prefix_acceptance(round(tokens)) if draft_ahead else 1.0
-    verify = estimates.step_seconds * (1 + (tokens - 1.0) * estimates.token_steps)
+    verify = estimates.verify_seconds * (1 + (tokens - 1.0) * estimates.token_steps)
     seconds = (tokens - 1.0) * estimates.draft_seconds * waited + estimates.round_trip + verify
     return Throughput(max_draft_tokens, tokens / max(seconds, 1e-9))
 

@@ -138,6 +138,18 @@ def test_beside_others_a_step_is_longer_and_a_draft_token_of_all_costs_more_of_i
     assert four.step_seconds * four.token_steps == pytest.approx(0.01 * 4 * 0.06, rel=1e-3)
 
 
+def test_a_round_beside_others_waits_half_a_step_more_than_a_stream_and_teaches_so() -> None:
+    alone, four = knowing(0.1, 0.9, active=1), knowing(0.1, 0.9, active=4)
+    assert alone.verify_seconds == alone.step_seconds
+    assert four.verify_seconds == pytest.approx(1.5 * four.step_seconds)
+    proposed, cloud_ms = Draft([1], [0.9], [0.9], False, 1.0), four.verify_seconds * (1 + four.token_steps) * 1e3
+    before = four.step_seconds
+    for _ in range(50):
+        verdict = Verdict([1, 2], 1, None, cloud_ms + 100, cloud_ms=cloud_ms)
+        four.observe_round(proposed, verdict, 100, rounds_before=1, active=4)
+    assert four.step_seconds == pytest.approx(before, rel=1e-3)
+
+
 def test_a_step_that_others_were_in_teaches_how_long_one_waits_and_not_what_a_draft_token_costs() -> None:
     estimates = knowing(0.1, 0.9)
     for _ in range(200):

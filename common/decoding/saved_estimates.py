@@ -10,7 +10,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from common.decoding.acceptance import PLACES, Acceptance, HazardRatio
-from common.decoding.estimates import Estimates, Gain, LinearEstimate, Mean
+from common.decoding.estimates import Estimates
+from common.decoding.fading import Gain, LinearEstimate, Mean
 from common.types import VerificationMode
 
 log = logging.getLogger(__name__)

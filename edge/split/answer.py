@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from common.decoding.answer import Answer, Chunk
-from common.decoding.estimates import Mean
+from common.decoding.fading import Mean
 from common.decoding.request import DecodingRequest
 from common.errors import EndpointError, RequestError
 from common.types import Provenance, TokenLogprob

@@ -10,7 +10,7 @@ from typing import Self
 
 from common.cloud_client.pool import CloudPool
 from common.config_schema import Config
-from common.decoding.estimates import Mean
+from common.decoding.fading import Mean
 from common.decoding.policy import Plan, default_plan
 from common.decoding.request import DecodingRequest
 from common.errors import ConfigError, ContextLengthError

@@ -158,7 +158,7 @@ def test_beside_others_the_policy_is_near_the_best_fixed_choice_and_not_slower_t
 def test_sampled_answers_are_near_the_best_fixed_choice_beside_others(
     recorded: tuple[PairTimes, list[AnswerTrace]], clients: int
 ) -> None:
-    """If rounds were taken not to wait for the step before their own, regrets of 17 % (4) and 6 % (16) would be here."""
+    """Were rounds taken not to wait for the step before their own, regrets would be 17 % (4) and 6 % (16)."""
     traces = [one for one in sampled.traces(SAMPLED) if one.kind in ("edit, 0.7", "prose, 1")]
     for cell in cells(traces, ReplaySetting(recorded[0], 0.014, clients)):
         assert cell.regret < 0.05, cell

@@ -8,7 +8,8 @@ from common.decoding import throughput
 from common.decoding.acceptance import PLACES, Acceptance
 from common.decoding.draft_yield import expected_tokens, iid_acceptance
 from common.decoding.drafters.draft_length import draft_length
-from common.decoding.estimates import Estimates, Gain, LinearEstimate, Mean
+from common.decoding.estimates import Estimates
+from common.decoding.fading import Gain, LinearEstimate, Mean
 from common.decoding.policy import Plan, choose_verification_mode
 from common.types import Draft, Mode, Objective, Verdict, VerificationMode
 

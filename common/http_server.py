@@ -138,6 +138,8 @@ class HTTPServer:
             listener.close()
             await self._runner.cleanup()
             raise
+        assert self._runner.server is not None
+        self._runner.server.request_handler = middleware.with_refused_expectations(self._runner.server.request_handler)
         self._listener = await loop.create_server(self._connection, sock=listener, backlog=BACKLOG)
 
     def _connection(self) -> ClientConnection:

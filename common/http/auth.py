@@ -161,8 +161,7 @@ def response_headers(origins: Iterable[str]) -> Callable[[web.Request, web.Strea
     allowed = frozenset(origins)
 
     async def add(request: web.Request, response: web.StreamResponse) -> None:
-        if (request_id := request.get(REQUEST_ID)) is not None:  # aiohttp refuses an Expect header before it has one
-            response.headers["X-Request-Id"] = request_id
+        response.headers["X-Request-Id"] = request[REQUEST_ID]
         response.headers[PROTOCOL_HEADER] = PROTOCOL
         if _allowed(request, allowed):
             origin = "*" if "*" in allowed else request.headers[hdrs.ORIGIN]

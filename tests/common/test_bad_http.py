@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -122,9 +123,25 @@ async def test_what_is_hardly_http_is_answered_as_an_error_or_not_at_all(server:
             assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
 
 
-async def test_an_expectation_that_is_not_known_is_refused(server: SmallServer) -> None:
-    answer = await raw(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\nExpect: x\r\nConnection: close\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 417 ")
+@pytest.mark.parametrize("route", ["GET /tenant", "GET /nowhere", "POST /typed"])
+async def test_an_expectation_that_is_not_known_is_refused_as_any_other_request(
+    server: SmallServer, route: str
+) -> None:
+    head = f"{route} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: mine\r\nExpect: x\r\nConnection: close\r\n"
+    answer = await raw(server, head.encode() + b"Content-Length: 2\r\n\r\n{}")
+    head, _, body = answer.decode().partition("\r\n\r\n")
+    assert (
+        head.startswith("HTTP/1.1 417 ") and "X-Request-Id: mine" in head and "Content-Type: application/json" in head
+    )
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"} and "100-continue" in error["message"]
+    assert re.search(r"417 .*request mine\b", server.log()), "it is logged"
+
+
+async def test_a_client_that_expects_to_continue_is_told_to(server: SmallServer) -> None:
+    head = b"POST /typed HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nConnection: close\r\n"
+    answer = await raw(server, head + b"Content-Length: 2\r\n\r\n{}")
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
 
 
 async def test_garbage_behind_a_good_request_does_not_harm_its_answer(server: SmallServer) -> None:

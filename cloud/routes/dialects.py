@@ -9,7 +9,8 @@ from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensRequest, Ant
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
 from cloud.engine.text_readers import size
-from cloud.routes.serving import Serving, validate
+from cloud.routes.bodies import validate
+from cloud.routes.serving import Serving
 from cloud.verify.validation import check_length
 from common.grammar.spec import GrammarKind, GrammarSpec
 from common.http.messages import ERROR_OBJECT

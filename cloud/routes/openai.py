@@ -14,7 +14,8 @@ from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, Tokenize
 
 from cloud.engine.text_readers import LONG, size
 from cloud.routes.admission import Admission
-from cloud.routes.serving import Serve, Serving, validate
+from cloud.routes.bodies import validate
+from cloud.routes.serving import Serve, Serving
 from cloud.verify.validation import check_ids, check_length
 from common.errors import NotFoundError, RequestError
 from common.http.messages import BODY_LIMIT, read, reply

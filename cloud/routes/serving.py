@@ -1,17 +1,15 @@
 """Runs vLLM's own serving objects for the cloud's routes: checks, admission, tenants, responses, streams, errors."""
 
 import asyncio
-import functools
 import logging
-import re
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, nullcontext
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 from aiohttp import web
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 from starlette.requests import Request
 from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensResponse, AnthropicMessagesResponse
 from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
@@ -25,6 +23,7 @@ from cloud.engine.engine import CloudEngine
 from cloud.engine.supervisor import EngineSupervisor
 from cloud.routes import request_cost
 from cloud.routes.admission import Admission
+from cloud.routes.bodies import validate
 from cloud.routes.engine_turns import EngineTurns, read_ahead
 from cloud.verify.validation import require
 from common.errors import EngineError, FrameworkError, RequestError
@@ -175,48 +174,6 @@ def _refuse_unsupported(body: dict[str, Any]) -> None:
         if isinstance(format, dict) and (format.get("structural_tag") or format.get("type") == "structural_tag"):
             # vLLM compiles them in this process, without a limit, and a schema in one may end the process.
             raise RequestError("structural tags are not supported", param=name)
-
-
-@functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
-def validate(body: dict[str, Any], kind: Any) -> Any:
-    """`body` as one of vLLM's request models, or a union of them; raises RequestError that names the wrong field."""
-    try:
-        return _adapter(kind).validate_python(body)
-    except ValidationError as error:
-        raise _refusal(error, body) from error
-    except VLLMError as error:
-        raise RequestError(str(error), param=getattr(error, "parameter", None)) from error
-    except (TypeError, AttributeError, LookupError) as error:
-        # vLLM's own checks of a body run before its types are checked, and take them for granted.
-        raise _wrong_type(body, kind) from error
-
-
-def _refusal(error: ValidationError, body: dict[str, Any], *field: str) -> RequestError:
-    """Names the first wrong field that the body has: of a union, the first error may be what another member needs."""
-    found = [(_path(*field, *one["loc"]), one["msg"]) for one in error.errors()]
-    path, message = next((one for one in found if one[0] and one[0][0] in body), found[0])
-    name = ".".join(path)
-    return RequestError(f"{name}: {message}" if name else message, param=name or None)
-
-
-def _path(*steps: str | int) -> list[str]:
-    """Without pydantic's names of its own validators, such as `list[str]` and `function-wrap[…]`."""
-    return [str(step) for step in steps if not re.fullmatch(r"[\w-]+\[.*\]", str(step), re.DOTALL)]
-
-
-def _wrong_type(body: dict[str, Any], kind: Any) -> RequestError:
-    """Names the first field whose value is not of the field's own type."""
-    for model in get_args(kind) or (kind,):
-        for name in body.keys() & model.model_fields.keys():
-            try:
-                TypeAdapter(model.model_fields[name].annotation).validate_python(body[name])
-            except ValidationError as error:
-                return _refusal(error, body, name)
-    return RequestError("the body has a field of a wrong type")
 
 
 def _error(request: web.Request, response: ErrorResponse) -> dict[str, Any]:

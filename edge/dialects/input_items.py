@@ -20,7 +20,7 @@ class MessageItem(msgspec.Struct):
     """A turn; the other kinds of items have a `type` of their own."""
 
     role: str
-    content: str | list[dict[str, Any]] = ""
+    content: str | list[dict[str, Any]] | None = None
 
 
 class CallItem(msgspec.Struct):
@@ -77,6 +77,8 @@ def _add_message(messages: list[Message], item: dict[str, Any], param: str) -> N
     role = "system" if given.role == "developer" else given.role
     if role not in ("system", "user", "assistant"):
         raise RequestError(f"unknown role {given.role!r}", param=f"{param}.role")
+    if given.content is None:
+        raise RequestError(f"{param}.content is missing", param=f"{param}.content")
     messages.append(Message(role, _content(given.content, f"{param}.content")))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import RequestError
+from common.protocol.content.openai_content import check_contents
 from common.protocol.openai import Message
 from common.protocol.openai_tools import arguments_of
 
@@ -45,6 +46,7 @@ class Conversation:
     def __post_init__(self) -> None:
         if not self.messages:
             raise RequestError("messages must not be empty", param="messages")
+        check_contents(self.messages)
         if reserved := RESERVED & self.variables.keys():
             raise RequestError(f"{min(reserved)} is not a variable to set here", param="chat_template_kwargs")
 

@@ -70,6 +70,36 @@ async def test_messages_that_are_no_list_are_named(value: Any) -> None:
         assert (response.status, error["param"], error["type"]) == (400, "messages", "invalid_request_error")
 
 
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+@pytest.mark.parametrize(
+    ("message", "refused"),
+    [
+        ({"role": "user"}, True),
+        ({"role": "user", "content": None}, True),
+        ({"role": "tool", "tool_call_id": "a"}, True),
+        ({"role": "assistant"}, True),
+        ({"role": "assistant", "tool_calls": []}, True),
+        ({"role": "assistant", "tool_calls": [CALL]}, False),
+        ({"role": "assistant", "content": None, "reasoning_content": "I must look."}, False),
+        ({"role": "user", "content": ""}, False),
+    ],
+)
+async def test_only_a_message_that_a_model_may_have_written_needs_no_content(
+    path: str, message: dict[str, Any], refused: bool
+) -> None:
+    body = {"messages": [CHAT["messages"][0], message]}
+    async with checking_cloud() as http, http.post(path, json=body) as response:
+        error = (await response.json())["error"]
+    if refused:
+        assert (response.status, error["param"]) == (400, "messages[1].content")
+        assert error["message"].startswith("messages[1].content is missing")
+    else:
+        assert error["message"] == "the body was taken"
+
+
 @pytest.mark.parametrize("value", [0, [], "x", True])
 @pytest.mark.parametrize(("path", "base"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
 async def test_structured_outputs_that_are_no_object_are_named(path: str, base: dict[str, Any], value: Any) -> None:
@@ -142,7 +172,7 @@ async def test_a_long_name_of_a_model_reaches_neither_vllm_nor_the_reply(
     ("body", "param", "said"),
     [
         ({"prompt": 5}, "prompt", "prompt: Input should be a valid string"),
-        ({"messages": 5}, "messages", "messages: Input should be a valid list"),
+        ({"messages": 5}, "messages", "messages: Expected `array`, got `int`"),
         ({"prompt": "x", "add_special_tokens": []}, "add_special_tokens", "add_special_tokens: Input should be a"),
         ({}, "prompt", "prompt: Field required"),
     ],

@@ -59,6 +59,19 @@ class Message(Struct, omit_defaults=True):
         return text_of(self.content or [], "messages")
 
 
+INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "audio", "refusal", "reasoning", "reasoning_content")
+"""What an assistant's message may have alone."""
+
+
+def check_contents(messages: Sequence[Any]) -> None:
+    """Raises RequestError for a message without a content, but for what a model may answer."""
+    for at, message in enumerate(messages):
+        answered = message.role == "assistant" and any(getattr(message, name, None) for name in INSTEAD_OF_CONTENT)
+        if message.content is None and not answered:
+            reason = "is missing: only an assistant's message may have something else, such as tool_calls"
+            raise RequestError(f"messages[{at}].content {reason}", param=f"messages[{at}].content")
+
+
 def text_of(content: Content, param: str) -> str:
     """The content as one string; raises RequestError for parts that are not text."""
     if isinstance(content, str):

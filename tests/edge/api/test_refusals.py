@@ -51,6 +51,7 @@ from tests.support.edge_calls import CHAT, PLAIN, completion, refused, texts
         ("chat/completions", {"tools": [{}]}, "tools[0]"),
         ("chat/completions", {"messages": []}, "messages"),
         ("chat/completions", {"messages": [{"role": "user", "content": " "}]}, "messages"),
+        ("chat/completions", {"messages": [{"role": "user"}]}, "messages[0].content"),
         (
             "chat/completions",
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},

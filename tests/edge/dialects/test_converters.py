@@ -179,6 +179,7 @@ USER = {"role": "user", "content": "x"}
         ({"input": [{"type": "item_reference", "id": "i"}]}, "input[0].type"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
         ({"input": [{"role": "user", "content": 5}]}, "input[0].content"),
+        ({"input": [{"role": "user"}]}, "input[0].content"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].image_url"),
         ({"input": [{"type": "function_call_output", "call_id": "a", "output": ""}]}, "input[0].call_id"),
         ({"input": [{"type": "function_call", "call_id": "a", "name": "f"}]}, "input[0]"),

@@ -174,6 +174,9 @@ async def test_such_a_template_gets_the_tools_behind_the_clients_own_instruction
         ([QUESTION, RESULT], "messages[1].tool_call_id"),
         ([QUESTION, {"role": "assistant", "tool_calls": [ROME]}, RESULT], "messages[2].tool_call_id"),
         ([QUESTION, {"role": "tool", "content": "22"}], "messages[1].tool_call_id"),
+        ([QUESTION, {"role": "user"}], "messages[1].content"),
+        ([{"role": "system", "content": None}, QUESTION], "messages[0].content"),
+        ([QUESTION, {"role": "assistant", "tool_calls": []}], "messages[1].content"),
         (
             [QUESTION, {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "{"}}]}],
             "messages[1].tool_calls[0].function.arguments",
@@ -194,7 +197,7 @@ async def test_a_history_that_contradicts_itself_is_refused_by_name(messages: An
 def test_a_variable_cannot_replace_a_field_of_the_request() -> None:
     for name in ("messages", "tools", "add_generation_prompt"):
         with pytest.raises(RequestError, match=name):
-            Conversation([Message("user")], (), {name: 1})
+            Conversation([Message("user", "x")], (), {name: 1})
 
 
 async def test_a_variable_of_any_name_is_harmless() -> None:

@@ -1,0 +1,92 @@
+"""Checks bodies of the cloud's /v1 routes: as vLLM's request models do, and what those leave to the chat template."""
+
+import functools
+import re
+from typing import Any, TypeVar, get_args
+
+from msgspec import Struct
+from pydantic import TypeAdapter, ValidationError
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.serve.tokenize.protocol import TokenizeRequest
+from vllm.exceptions import VLLMError
+
+from common.errors import RequestError
+from common.protocol.codec import convert
+from common.protocol.content.openai_content import check_contents
+
+T = TypeVar("T")
+
+
+class MessageFields(Struct):
+    """What decides whether a message needs a content; the rest is vLLM's to check."""
+
+    role: Any
+    content: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    audio: Any = None
+    refusal: Any = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+
+
+CHATS = (ChatCompletionRequest, TokenizeRequest)
+"""The models of bodies with OpenAI's messages."""
+
+
+def _check_messages(body: dict[str, Any]) -> None:
+    """Refuses as the edge does what vLLM leaves to the chat template."""
+    if "messages" in body:
+        check_contents(_converted(body["messages"], list[MessageFields], "messages"))
+
+
+def _converted(value: object, type_: type[T], param: str) -> T:
+    """As `convert`; the message begins with the wrong field's path, as those about vLLM's models do."""
+    try:
+        return convert(value, type_, param)
+    except RequestError as error:
+        raise RequestError(f"{error.param}: {error.message}", param=error.param) from error
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def validate(body: dict[str, Any], kind: Any) -> Any:
+    """`body` as one of vLLM's request models, or a union of them; raises RequestError that names the wrong field."""
+    if kind in CHATS:
+        _check_messages(body)
+    try:
+        return _adapter(kind).validate_python(body)
+    except ValidationError as error:
+        raise _refusal(error, body) from error
+    except VLLMError as error:
+        raise RequestError(str(error), param=getattr(error, "parameter", None)) from error
+    except (TypeError, AttributeError, LookupError) as error:
+        # vLLM's own checks of a body run before its types are checked, and take them for granted.
+        raise _wrong_type(body, kind) from error
+
+
+def _refusal(error: ValidationError, body: dict[str, Any], *field: str) -> RequestError:
+    """Names the first wrong field that the body has: of a union, the first error may be what another member needs."""
+    found = [(_path(*field, *one["loc"]), one["msg"]) for one in error.errors()]
+    path, message = next((one for one in found if one[0] and one[0][0] in body), found[0])
+    name = ".".join(path)
+    return RequestError(f"{name}: {message}" if name else message, param=name or None)
+
+
+def _path(*steps: str | int) -> list[str]:
+    """Without pydantic's names of its own validators, such as `list[str]` and `function-wrap[…]`."""
+    return [str(step) for step in steps if not re.fullmatch(r"[\w-]+\[.*\]", str(step), re.DOTALL)]
+
+
+def _wrong_type(body: dict[str, Any], kind: Any) -> RequestError:
+    """Names the first field whose value is not of the field's own type."""
+    for model in get_args(kind) or (kind,):
+        for name in body.keys() & model.model_fields.keys():
+            try:
+                TypeAdapter(model.model_fields[name].annotation).validate_python(body[name])
+            except ValidationError as error:
+                return _refusal(error, body, name)
+    return RequestError("the body has a field of a wrong type")

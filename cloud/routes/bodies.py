@@ -2,25 +2,27 @@
 
 import functools
 import re
-from typing import Any, TypeVar, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from msgspec import Struct
 from pydantic import TypeAdapter, ValidationError
+from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensRequest, AnthropicMessagesRequest
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.tokenize.protocol import TokenizeRequest
 from vllm.exceptions import VLLMError
 
 from common.errors import RequestError
 from common.protocol.codec import convert
-from common.protocol.content.openai_content import check_contents
-
-T = TypeVar("T")
+from common.protocol.content.openai_content import Role, check_contents
+from common.protocol.content.openai_options import ServiceTier
 
 
 class MessageFields(Struct):
     """What decides whether a message needs a content; the rest is vLLM's to check."""
 
-    role: Any
+    role: Role
     content: Any = None
     tool_calls: Any = None
     function_call: Any = None
@@ -30,22 +32,42 @@ class MessageFields(Struct):
     reasoning_content: Any = None
 
 
-CHATS = (ChatCompletionRequest, TokenizeRequest)
-"""The models of bodies with OpenAI's messages."""
+class TextFields(Struct):
+    """Of text completions."""
+
+    service_tier: ServiceTier | None = None
 
 
-def _check_messages(body: dict[str, Any]) -> None:
-    """Refuses as the edge does what vLLM leaves to the chat template."""
-    if "messages" in body:
-        check_contents(_converted(body["messages"], list[MessageFields], "messages"))
+class ChatFields(TextFields):
+    """Of chats."""
+
+    messages: list[MessageFields] = []
 
 
-def _converted(value: object, type_: type[T], param: str) -> T:
-    """As `convert`; the message begins with the wrong field's path, as those about vLLM's models do."""
+class AnthropicFields(Struct):
+    """Of Anthropic's Messages."""
+
+    service_tier: Literal["auto", "standard_only"] | None = None
+
+
+UNCHECKED: Mapping[Any, type[Struct]] = {
+    ChatCompletionRequest: ChatFields,
+    CompletionRequest: TextFields,
+    TokenizeRequest: ChatFields,
+    AnthropicMessagesRequest: AnthropicFields,
+    AnthropicCountTokensRequest: AnthropicFields,
+}
+"""The fields that vLLM takes with any value, or leaves to the chat template, by its models of bodies."""
+
+
+def _check(body: dict[str, Any], fields: type[Struct]) -> None:
+    """Refuses as the edge does; the message begins with the wrong field's path, as those about vLLM's models do."""
     try:
-        return convert(value, type_, param)
+        read = convert(body, fields)
     except RequestError as error:
         raise RequestError(f"{error.param}: {error.message}", param=error.param) from error
+    if isinstance(read, ChatFields):
+        check_contents(read.messages)
 
 
 @functools.cache
@@ -55,8 +77,8 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def validate(body: dict[str, Any], kind: Any) -> Any:
     """`body` as one of vLLM's request models, or a union of them; raises RequestError that names the wrong field."""
-    if kind in CHATS:
-        _check_messages(body)
+    if kind in UNCHECKED:
+        _check(body, UNCHECKED[kind])
     try:
         return _adapter(kind).validate_python(body)
     except ValidationError as error:

@@ -6,7 +6,7 @@ from msgspec import Meta
 
 from common.errors import RequestError, UnsupportedError
 from common.protocol.content.openai_content import Message, Prediction, media_in
-from common.protocol.content.openai_options import CollaborationOptions, StreamOptions
+from common.protocol.content.openai_options import CollaborationOptions, ReasoningEffort, ServiceTier, StreamOptions
 from common.protocol.openai_fields import unsupported
 from common.protocol.openai_sampling import INT32_MAX, SamplingFields
 from common.protocol.openai_tools import Toolset, toolset
@@ -51,7 +51,7 @@ class GenerationRequest(SamplingFields, kw_only=True, omit_defaults=True, forbid
     timings_per_token: bool | None = None
     priority: Annotated[int, Meta(ge=-INT32_MAX, le=INT32_MAX)] | None = None
     """vLLM's: lower is earlier. It orders the requests of one key; one above 0 also waits until no other one does."""
-    service_tier: str | None = None
+    service_tier: ServiceTier | None = None
     """OpenAI's; `flex` is as a priority of 1, any other has no effect."""
     mode: Mode | None = None
     privacy: Literal["edge_only"] | None = None
@@ -149,7 +149,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     prediction: Prediction | None = None
     """Has no effect where no draft is verified."""
     chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: ReasoningEffort | None = None
     enable_thinking: bool | None = None
     thinking_token_budget: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
     """Tokens of the model's thoughts, which end there; -1: no limit."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.errors import RequestError
-from common.protocol.content.openai_content import Content, ContentPart
+from common.protocol.content.openai_content import Content, ContentPart, Role
 from common.protocol.openai import Message
 from common.protocol.openai_tools import CalledFunction, MessageToolCall
 
@@ -27,7 +27,8 @@ def messages_of(turns: Sequence[dict[str, Any]]) -> list[Message]:
         elif turn.get("role") in ("user", "system"):
             messages += _user(turn["role"], blocks, called, param)
         else:
-            raise RequestError(f"unknown role {turn.get('role')!r}", param=f"messages[{at}].role")
+            reason = f"unknown role {turn.get('role')!r}; allowed: user, assistant, system"
+            raise RequestError(reason, param=f"messages[{at}].role")
     return messages
 
 
@@ -55,7 +56,7 @@ def _assistant(blocks: Sequence[Block], param: str) -> Message:
     )
 
 
-def _user(role: str, blocks: Sequence[Block], called: set[str], param: str) -> list[Message]:
+def _user(role: Role, blocks: Sequence[Block], called: set[str], param: str) -> list[Message]:
     results, parts = list[Message](), list[ContentPart]()
     for at, block in enumerate(blocks):
         kind, place = block.get("type"), f"{param}[{at}]"

@@ -1,7 +1,7 @@
 """Converts the input items of a Responses request to messages of a chat."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 class MessageItem(msgspec.Struct):
     """A turn; the other kinds of items have a `type` of their own."""
 
-    role: str
+    role: Literal["developer", "system", "user", "assistant"]
     content: str | list[dict[str, Any]] | None = None
 
 
@@ -74,11 +74,9 @@ def messages_of(items: Sequence[dict[str, Any]], before: Sequence[Message]) -> l
 
 def _add_message(messages: list[Message], item: dict[str, Any], param: str) -> None:
     given = convert(item, MessageItem, param)
-    role = "system" if given.role == "developer" else given.role
-    if role not in ("system", "user", "assistant"):
-        raise RequestError(f"unknown role {given.role!r}", param=f"{param}.role")
     if given.content is None:
         raise RequestError(f"{param}.content is missing", param=f"{param}.content")
+    role = "system" if given.role == "developer" else given.role
     messages.append(Message(role, _content(given.content, f"{param}.content")))
 
 

@@ -1,6 +1,6 @@
 """Reads the body of POST /v1/messages and converts it to a chat request."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -17,7 +17,7 @@ NAMES = {
     "thinking_token_budget": "thinking.budget_tokens",
 }
 """What the fields of a chat are called here."""
-THINKS = {"enabled": True, "adaptive": True, "disabled": False}
+THINKS = {"enabled": True, "adaptive": True, "between_tools": True, "disabled": False}
 
 
 class OutputConfig(msgspec.Struct):
@@ -28,7 +28,7 @@ class OutputConfig(msgspec.Struct):
 
 
 class CountTokensRequest(CollaborationFields, kw_only=True):
-    """Body of POST /v1/messages/count_tokens. The fields from `metadata` on have no effect, whatever their value."""
+    """Body of POST /v1/messages/count_tokens. The fields from `metadata` on have no effect."""
 
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
     model: str = ""
@@ -39,7 +39,7 @@ class CountTokensRequest(CollaborationFields, kw_only=True):
     output_config: OutputConfig | None = None
     mcp_servers: list[Any] | None = None
     metadata: Any = None
-    service_tier: str | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
     context_management: Any = None
     cache_control: Any = None
     inference_geo: str | None = None
@@ -69,7 +69,7 @@ class CountTokensRequest(CollaborationFields, kw_only=True):
             "tool_choice": _choice(self.tool_choice, kind) if self.tools else None,
             "parallel_tool_calls": False if (self.tool_choice or {}).get("disable_parallel_tool_use") else None,
             "thinking_token_budget": (self.thinking or {}).get("budget_tokens"),
-            "enable_thinking": THINKS.get((self.thinking or {}).get("type", "")),
+            "enable_thinking": _thinks((self.thinking or {}).get("type")),
             "reasoning_effort": config.effort,
             "response_format": _format(config.format),
         }
@@ -115,6 +115,13 @@ def _choice(choice: dict[str, Any] | None, kind: Any) -> Any:
     if kind not in names:
         raise RequestError(f"a tool_choice of type {kind!r} is not supported", param="tool_choice.type")
     return names[kind]
+
+
+def _thinks(kind: Any) -> bool | None:
+    """Whether the model is to think; None: as it likes."""
+    if kind is not None and kind not in THINKS:
+        raise RequestError(f"unknown type {kind!r}; allowed: {', '.join(THINKS)}", param="thinking.type")
+    return THINKS.get(kind)
 
 
 def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -100,6 +100,32 @@ async def test_only_a_message_that_a_model_may_have_written_needs_no_content(
         assert error["message"] == "the body was taken"
 
 
+USER = {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "allowed"),
+    [
+        ("/v1/chat/completions", {"messages": [USER], "service_tier": "foo"}, "service_tier", "flex"),
+        ("/v1/chat/completions", {"messages": [USER], "reasoning_effort": "foo"}, "reasoning_effort", "minimal"),
+        ("/v1/chat/completions", {"messages": [{**USER, "role": "foo"}]}, "messages[0].role", "developer"),
+        ("/tokenize", {"messages": [USER, {**USER, "role": "foo"}]}, "messages[1].role", "developer"),
+        ("/v1/completions", {"prompt": "x", "service_tier": "foo"}, "service_tier", "flex"),
+        ("/v1/responses", {"input": "x", "service_tier": "foo"}, "service_tier", "flex"),
+        ("/v1/responses", {"input": "x", "reasoning": {"effort": "foo"}}, "reasoning.effort", "minimal"),
+        ("/v1/messages", {**MESSAGES, "max_tokens": 5, "service_tier": "foo"}, "service_tier", "standard_only"),
+        ("/v1/messages/count_tokens", {**MESSAGES, "service_tier": "foo"}, "service_tier", "standard_only"),
+    ],
+)
+async def test_an_unknown_word_is_refused_with_those_that_are_allowed(
+    path: str, body: dict[str, Any], param: str, allowed: str
+) -> None:
+    async with checking_cloud() as http, http.post(path, json=body) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["param"]) == (400, param)
+    assert error["message"].startswith(param) and allowed in error["message"]
+
+
 @pytest.mark.parametrize("value", [0, [], "x", True])
 @pytest.mark.parametrize(("path", "base"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
 async def test_structured_outputs_that_are_no_object_are_named(path: str, base: dict[str, Any], value: Any) -> None:

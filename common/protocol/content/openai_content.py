@@ -10,6 +10,8 @@ from msgspec import Struct
 from common.errors import RequestError, UnsupportedError
 from common.protocol.openai_tools import MessageToolCall
 
+Role = Literal["developer", "system", "user", "assistant", "tool", "function"]
+"""Who speaks in a message."""
 MEDIA = ("image_url", "input_audio", "audio_url", "video_url")
 """Types of parts that are not text, with the names of their fields."""
 DATA_URL = re.compile(r"data:([\w.+/-]*)((?:;[\w.+-]+=[\w.+-]*)*)(;base64)?,")
@@ -45,7 +47,7 @@ class Prediction(Struct, forbid_unknown_fields=True):
 class Message(Struct, omit_defaults=True):
     """One turn of a chat."""
 
-    role: str
+    role: Role
     content: Content | None = None
     name: str | None = None
     tool_calls: list[MessageToolCall] | None = None

@@ -9,6 +9,9 @@ from common.errors import RequestError
 from common.grammar.spec import ANY_OBJECT, GrammarKind, GrammarSpec
 from common.protocol.openai_fields import UnreadFields
 
+ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
     """`include_usage`: the last event of a stream reports token counts; with `continuous_usage_stats` each one does."""

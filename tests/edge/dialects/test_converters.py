@@ -1,5 +1,7 @@
 """Both dialects become the chat they mean, name what is wrong in their own words, and render an answer's blocks."""
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -163,6 +165,28 @@ def test_a_messages_request_is_the_chat_it_means() -> None:
 
 
 USER = {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("read", "body", "param", "allowed"),
+    [
+        (responses, {"input": "x", "service_tier": "foo"}, "service_tier", "flex"),
+        (responses, {"input": "x", "reasoning": {"effort": "foo"}}, "reasoning.effort", "minimal"),
+        (responses, {"input": [{"role": "foo", "content": "x"}]}, "input[0].role", "developer"),
+        (messages, {"messages": [{"role": "foo", "content": "x"}]}, "messages[0].role", "assistant"),
+        (messages, {"messages": [USER], "output_config": {"effort": "foo"}}, "output_config.effort", "low"),
+        (messages, {"messages": [USER], "thinking": {"type": "foo"}}, "thinking.type", "adaptive"),
+        (messages, {"messages": [USER], "service_tier": "foo"}, "service_tier", "standard_only"),
+    ],
+)
+def test_an_unknown_word_is_refused_with_those_that_are_allowed(
+    read: Callable[[dict[str, Any]], ChatRequest], body: dict[str, Any], param: str, allowed: str
+) -> None:
+    with pytest.raises(RequestError, match=f"'foo'; allowed: .*{allowed}") as refusal:
+        read(body)
+    assert refusal.value.param == param
+    if not param.endswith("role"):
+        assert read(json.loads(json.dumps(body).replace('"foo"', "null"))), "null is as if absent"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """Checks bodies of the cloud's /v1 routes: as vLLM's request models do, and what those leave to the chat template."""
 
 import functools
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
 from msgspec import Struct
@@ -10,13 +9,24 @@ from pydantic import TypeAdapter, ValidationError
 from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensRequest, AnthropicMessagesRequest
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.serve.tokenize.protocol import TokenizeRequest
 from vllm.exceptions import VLLMError
 
+from cloud.routes.wrong_fields import refusal
 from common.errors import RequestError
 from common.protocol.codec import convert
 from common.protocol.content.openai_content import Role, check_contents
 from common.protocol.content.openai_options import ServiceTier
+from common.protocol.openai_tools import CalledFunction
+
+
+class CallFields(Struct):
+    """A call in an assistant's message: with an id, which the edge needs not."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"]
 
 
 class MessageFields(Struct):
@@ -24,7 +34,7 @@ class MessageFields(Struct):
 
     role: Role
     content: Any = None
-    tool_calls: Any = None
+    tool_calls: list[CallFields] | None = None
     function_call: Any = None
     audio: Any = None
     refusal: Any = None
@@ -44,6 +54,18 @@ class ChatFields(TextFields):
     messages: list[MessageFields] = []
 
 
+class InputFields(Struct):
+    """Of an item of a response's input."""
+
+    role: Literal["developer", "system", "user", "assistant"] | None = None
+
+
+class ResponsesFields(Struct):
+    """Of responses."""
+
+    input: str | list[InputFields] = ""
+
+
 class AnthropicFields(Struct):
     """Of Anthropic's Messages."""
 
@@ -54,10 +76,12 @@ UNCHECKED: Mapping[Any, type[Struct]] = {
     ChatCompletionRequest: ChatFields,
     CompletionRequest: TextFields,
     TokenizeRequest: ChatFields,
+    ResponsesRequest: ResponsesFields,
     AnthropicMessagesRequest: AnthropicFields,
     AnthropicCountTokensRequest: AnthropicFields,
 }
-"""The fields that vLLM takes with any value, or leaves to the chat template, by its models of bodies."""
+"""The fields that vLLM takes with any value, leaves to the chat template, or refuses in words that name another one, by
+its models of bodies."""
 
 
 def _check(body: dict[str, Any], fields: type[Struct]) -> None:
@@ -80,27 +104,26 @@ def validate(body: dict[str, Any], kind: Any) -> Any:
     if kind in UNCHECKED:
         _check(body, UNCHECKED[kind])
     try:
-        return _adapter(kind).validate_python(body)
+        made = _adapter(kind).validate_python(body)
     except ValidationError as error:
-        raise _refusal(error, body) from error
+        raise refusal(error, body) from error
     except VLLMError as error:
         raise RequestError(str(error), param=getattr(error, "parameter", None)) from error
     except (TypeError, AttributeError, LookupError) as error:
         # vLLM's own checks of a body run before its types are checked, and take them for granted.
         raise _wrong_type(body, kind) from error
+    _read_contents(made, body)
+    return made
 
 
-def _refusal(error: ValidationError, body: dict[str, Any], *field: str) -> RequestError:
-    """Names the first wrong field that the body has: of a union, the first error may be what another member needs."""
-    found = [(_path(*field, *one["loc"]), one["msg"]) for one in error.errors()]
-    path, message = next((one for one in found if one[0] and one[0][0] in body), found[0])
-    name = ".".join(path)
-    return RequestError(f"{name}: {message}" if name else message, param=name or None)
-
-
-def _path(*steps: str | int) -> list[str]:
-    """Without pydantic's names of its own validators, such as `list[str]` and `function-wrap[…]`."""
-    return [str(step) for step in steps if not re.fullmatch(r"[\w-]+\[.*\]", str(step), re.DOTALL)]
+def _read_contents(made: Any, body: dict[str, Any]) -> None:
+    """Has pydantic check the parts of messages, which it does where they are read: else within vLLM."""
+    for at, message in enumerate(getattr(made, "messages", None) or ()):
+        if isinstance(message, dict) and isinstance(parts := message.get("content"), Iterator):
+            try:
+                message["content"] = list(parts)
+            except ValidationError as error:
+                raise refusal(error, body, "messages", at, "content") from error
 
 
 def _wrong_type(body: dict[str, Any], kind: Any) -> RequestError:
@@ -110,5 +133,5 @@ def _wrong_type(body: dict[str, Any], kind: Any) -> RequestError:
             try:
                 TypeAdapter(model.model_fields[name].annotation).validate_python(body[name])
             except ValidationError as error:
-                return _refusal(error, body, name)
+                return refusal(error, body, name)
     return RequestError("the body has a field of a wrong type")

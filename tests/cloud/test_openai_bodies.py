@@ -212,6 +212,70 @@ async def test_a_wrong_field_is_named_without_the_names_of_pydantics_validators(
         assert error["message"].startswith(said)
 
 
+TEXT_PART = {"type": "text", "text": "x"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ("/v1/chat/completions", {"messages": [USER, 5]}, "messages[1]"),
+        ("/v1/chat/completions", {"messages": [{"content": "x"}]}, "messages[0]"),
+        (
+            "/v1/chat/completions",
+            {"messages": [USER, {"role": "tool", "content": "x", "tool_call_id": 5}]},
+            "messages[1].tool_call_id",
+        ),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "type": "x"}]}]},
+            "messages[0].tool_calls[0].type",
+        ),
+        ("/v1/chat/completions", {"messages": [{"role": "assistant", "tool_calls": 5}]}, "messages[0].tool_calls"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 5}]}]},
+            "messages[0].content[0].image_url",
+        ),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "foo"}]}]},
+            "messages[0].content[0].type",
+        ),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [TEXT_PART, 5]}]}, "messages[0].content[1]"),
+        ("/v1/chat/completions", {"messages": [USER], "tools": [{"type": "x"}]}, "tools[0].type"),
+        ("/v1/chat/completions", {"messages": [USER], "response_format": {"type": "x"}}, "response_format.type"),
+        ("/tokenize", {"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ("/v1/responses", {"input": [{"role": "foo", "content": "x"}]}, "input[0].role"),
+        ("/v1/responses", {"input": 5}, "input"),
+        (
+            "/v1/messages",
+            {**MESSAGES, "max_tokens": 5, "messages": [{"role": "foo", "content": "x"}]},
+            "messages[0].role",
+        ),
+        (
+            "/v1/messages",
+            {**MESSAGES, "max_tokens": 5, "messages": [{"role": "user", "content": [{"type": "foo"}]}]},
+            "messages[0].content[0].type",
+        ),
+    ],
+)
+async def test_a_wrong_field_is_named_by_its_path_in_the_json_alone(
+    path: str, body: dict[str, Any], param: str
+) -> None:
+    async with checking_cloud() as http, http.post(path, json=body) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["param"]) == (400, param)
+    assert error["message"].startswith(f"{param}: ")
+
+
+async def test_a_part_of_an_unknown_type_is_refused_with_all_types_that_are_allowed() -> None:
+    body = {"messages": [{"role": "user", "content": [{"type": "foo"}]}]}
+    async with checking_cloud() as http, http.post("/v1/chat/completions", json=body) as response:
+        said = (await response.json())["error"]["message"]
+    assert "'text', 'image_url'" in said
+
+
 def test_a_line_of_vllm_is_short_whatever_a_client_sends() -> None:
     written, vllm = io.StringIO(), logging.getLogger("vllm")
     handler = logging.StreamHandler(written)

@@ -19,6 +19,7 @@ from common.config_schema import HttpClientConfig
 from common.errors import EndpointError, RequestError, StartError
 from common.files.installation import PROJECT, module_environment
 from common.http.client import HTTPClient
+from common.http.retry import NotListening
 from common.http_server import listen
 
 log = logging.getLogger(__name__)
@@ -186,6 +187,8 @@ async def _not_ready(client: HTTPClient) -> str | None:
     """Why the server is not ready; None if it is."""
     try:
         await client.check_ready()
+    except NotListening:
+        return "it loads"
     except EndpointError as error:
         return error.message.removeprefix(f"{client.base_url} answered 503: ")
     return None

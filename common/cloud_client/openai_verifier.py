@@ -91,7 +91,7 @@ class OpenAIVerifier:
                     self._failed[cloud] = error
                 continue
             self._clouds.begin_call(cloud)
-            outcome, message, stream = CallOutcome.CANCELLED, "", None
+            outcome, failure, stream = CallOutcome.CANCELLED, None, None
             try:
                 stream = self._stream(cloud, info, token_ids, max_tokens, sampling)
                 async with stream:
@@ -100,13 +100,13 @@ class OpenAIVerifier:
             except (EndpointError, RequestError) as error:
                 failure = stream.failure if stream else error
                 if failure is not None:
-                    outcome, message = outcome_of(failure), failure.message
+                    outcome = outcome_of(failure)
                 if isinstance(failure, EndpointError) and not self._may_repeat(failure, stream):
                     self._failed[cloud] = failure
                 if isinstance(error, RequestError) or (stream and stream.opened):
                     raise
             finally:
-                self._clouds.end_call(cloud, CallOutcome.OK if stream and stream.end else outcome, message)
+                self._clouds.end_call(cloud, CallOutcome.OK if stream and stream.end else outcome, failure)
 
     def _may_repeat(self, failure: EndpointError, stream: GeneratedStream | None) -> bool:
         """Whether to ask the same cloud again, once: it may have closed the connection while that was idle."""

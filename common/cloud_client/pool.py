@@ -21,9 +21,10 @@ from common.cloud_client.openai_client import OpenAIClient
 from common.config_schema import CloudEntry, CommunicationConfig, HttpClientConfig
 from common.config_values import Secret
 from common.enums import CloudKind
-from common.errors import ConfigError, EndpointError, RequestError
+from common.errors import ConfigError, EndpointError, FrameworkError, RequestError
 from common.http.client import HTTPClient
 from common.http.error_replies import Busy, WrongProtocol
+from common.http.retry import NoAnswer, NotListening
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -166,15 +167,15 @@ class CloudPool:
     def track_call(self, cloud: Cloud) -> Iterator[None]:
         """Counts the block as one call in flight, and records its outcome."""
         self.begin_call(cloud)
-        outcome, message = CallOutcome.CANCELLED, ""
+        outcome, failure = CallOutcome.CANCELLED, None
         try:
             yield
             outcome = CallOutcome.OK
         except (EndpointError, RequestError) as error:
-            outcome, message = outcome_of(error), error.message
+            outcome, failure = outcome_of(error), error
             raise
         finally:
-            self.end_call(cloud, outcome, message)
+            self.end_call(cloud, outcome, failure)
 
     def begin_call(self, cloud: Cloud) -> None:
         """Counts a call to `cloud` as in flight; `end_call` must follow."""
@@ -182,18 +183,21 @@ class CloudPool:
         if (called := clouds_called.get()) is not None:
             called.append(cloud)
 
-    def end_call(self, cloud: Cloud, outcome: CallOutcome, error: str = "") -> None:
-        """Records the outcome of a call, with the message of its error, and updates the breaker."""
+    def end_call(self, cloud: Cloud, outcome: CallOutcome, failure: FrameworkError | None = None) -> None:
+        """Records the outcome of a call, with the message of its failure, and updates the breaker."""
         cloud.in_flight -= 1
         cloud.outcomes[outcome] += 1
         if outcome in (CallOutcome.OK, CallOutcome.REFUSED):
             cloud.breaker.record_success()
         elif outcome is CallOutcome.FAILED:
-            cloud.last_error = error
+            cloud.last_error = failure.message if failure else ""
             cloud.breaker.record_failure(time.monotonic())
             if not cloud.breaker.closed and not cloud.breaker_opened.is_set():
                 cloud.breaker_opened.set()
-                log.warning("%s; it gets no calls until a probe succeeds", cloud.last_error)
+                if isinstance(failure, NotListening | NoAnswer) and not cloud.outcomes[CallOutcome.OK]:
+                    log.info("%s does not answer yet, and gets no calls until it is ready", cloud.url)
+                else:
+                    log.warning("%s; it gets no calls until a probe succeeds", cloud.last_error)
 
     def stats(self) -> dict[str, Any]:
         """The clouds' part of GET /stats."""

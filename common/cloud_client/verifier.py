@@ -127,7 +127,7 @@ class CloudVerifier:
     def _end_call(self, cloud: Cloud, stream: CloudStream) -> None:
         """Records the stream's own outcome: its reader may catch its failure, or fail for other reasons."""
         if stream.failure is not None:
-            self._clouds.end_call(cloud, outcome_of(stream.failure), stream.failure.message)
+            self._clouds.end_call(cloud, outcome_of(stream.failure), stream.failure)
         else:
             self._clouds.end_call(cloud, CallOutcome.OK if stream.end else CallOutcome.CANCELLED)
         if isinstance(stream.failure, EndpointError):

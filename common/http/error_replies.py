@@ -1,5 +1,6 @@
 """Turns a server's error replies, and lost connections to it, into the project's errors."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from common.errors import (
     VocabularyError,
 )
 from common.http.patience import Call
-from common.http.retry import ConnectionBroken, Unreachable
+from common.http.retry import ConnectionBroken, NoAnswer, NotListening, Unreachable
 from common.protocol import codec
 
 
@@ -85,9 +86,7 @@ def named_losses(url: str, connect_seconds: float, call: Call) -> Iterator[None]
         raise EndpointError(f"cannot reach {url} within {connect_seconds:g} s") from error
     except aiohttp.ClientConnectorError as error:
         call.spent.failures += 1
-        number = error.os_error.errno or 0  # negative where a name could not be resolved
-        reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
-        raise Unreachable(f"cannot reach {url} ({reason}): is that server running?") from error
+        raise unreachable(url, error) from error
     except TimeoutError as error:
         call.spent.failures += 1
         raise no_answer(url, call.patience) from error
@@ -96,5 +95,13 @@ def named_losses(url: str, connect_seconds: float, call: Call) -> Iterator[None]
         raise ConnectionBroken(f"{url} broke the connection ({type(error).__name__})") from error
 
 
-def no_answer(url: str, seconds: float) -> EndpointError:
-    return EndpointError(f"{url} did not answer within {seconds:g} s")
+def unreachable(url: str, error: aiohttp.ClientConnectorError) -> Unreachable:
+    """Why no connection could be made, in the system's words."""
+    number = error.os_error.errno or 0  # negative where a name could not be resolved
+    reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
+    kind = NotListening if number == errno.ECONNREFUSED else Unreachable
+    return kind(f"cannot reach {url} ({reason}): is that server running?")
+
+
+def no_answer(url: str, seconds: float) -> NoAnswer:
+    return NoAnswer(f"{url} did not answer within {seconds:g} s")

@@ -28,6 +28,14 @@ class Unreachable(EndpointError):
     """No connection could be made, so the server has done nothing."""
 
 
+class NotListening(Unreachable):
+    """Nothing listens at the address: the server has not started, or not yet."""
+
+
+class NoAnswer(EndpointError):
+    """No reply came in time; a server that starts takes connections before it answers."""
+
+
 class ConnectionBroken(EndpointError):
     """The connection broke while in use; the server may have done the work."""
 

@@ -6,7 +6,7 @@ import aiohttp
 
 from common.errors import EndpointError, RequestError
 from common.http.client import HTTPClient
-from common.http.error_replies import Busy, WrongProtocol
+from common.http.error_replies import Busy, WrongProtocol, unreachable
 from common.http.retry import Unreachable
 from common.protocol import codec
 
@@ -35,6 +35,8 @@ async def open_websocket(client: HTTPClient, path: str) -> aiohttp.ClientWebSock
         if 400 <= error.status < 500 and error.status not in (401, 408):
             error_type = Busy if error.status == 429 else RequestError
         raise error_type(f"{client.base_url} refused a stream with {error.status}") from error
+    except aiohttp.ClientConnectorError as error:
+        raise unreachable(client.base_url, error) from error
     except (aiohttp.ClientError, TimeoutError) as error:
         raise Unreachable(f"cannot reach {client.base_url} ({type(error).__name__})") from error
     if socket.protocol != codec.SUBPROTOCOL:

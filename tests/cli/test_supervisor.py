@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -321,6 +322,23 @@ async def test_a_server_that_is_ready_is_watched_while_another_still_loads(tmp_p
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert f"the edge server is ready at {url}; still starting: cloud" in said
+
+
+async def test_a_server_that_loads_is_not_said_to_be_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_process, "REPORT_SECONDS", 0.2)
+    (tmp_path / "slow.py").write_text("import time; time.sleep(3600)")
+    (port,) = free_ports(1)
+    cloud = ServerProcess("cloud", str(tmp_path / "slow.py"), f"http://127.0.0.1:{port}", [])
+    said: list[str] = []
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3), Supervisor([cloud], said.append).running():
+            pass
+    progress = said[1:]
+    assert progress and all(
+        re.fullmatch(r"the cloud server is not ready after \d+ s: it loads", one) for one in progress
+    )
 
 
 async def test_two_pairs_at_once_keep_logs_of_their_own(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import WSMessage, web
 
 from benchmarks.fake_cloud import FakeCloud, serving
+from cli.demo import free_ports
 from common import config
 from common.cloud_client.pool import AFFINITY_TOKENS, CallOutcome, CloudPool, choose
 from common.config_schema import BreakerConfig, CommunicationConfig, HttpClientConfig
@@ -168,6 +169,29 @@ async def test_only_a_cloud_that_has_answered_before_is_said_to_be_ready_again(
                 pass
     ready = [(record.levelname, record.message) for record in caplog.records if "ready" in record.message]
     assert ready == [("INFO", f"{fake.url} is ready"), ("WARNING", f"{fake.url} is ready again")]
+
+
+async def test_a_cloud_that_has_not_started_yet_is_no_reason_for_a_warning(
+    fake: FakeCloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "common.cloud_client.pool")
+    (port,) = free_ports(1)
+    for url, answered, said in [
+        (f"http://127.0.0.1:{port}", False, ("INFO", "does not answer yet, and gets no calls until it is ready")),
+        ("http://no-such-host.invalid", False, ("WARNING", "it gets no calls until a probe succeeds")),
+        (f"http://127.0.0.1:{port}", True, ("WARNING", "is that server running?; it gets no calls until a probe")),
+    ]:
+        caplog.clear()
+        async with clouds_of(url, max_retries=0) as clouds:
+            (cloud,) = clouds
+            if answered:
+                with clouds.track_call(cloud):
+                    pass
+            for _ in range(3):
+                with suppress(EndpointError):
+                    await clouds.get("/ready", dict)
+        (record,) = caplog.records
+        assert record.levelname == said[0] and said[1] in record.message
 
 
 async def test_a_cloud_that_is_well_is_not_probed(fake: FakeCloud) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import time
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from common.batch.runner import BatchRunner
 from common.config_schema import Config
 from common.errors import FrameworkError
 from common.http.client import HTTPClient
+
+LONG_SECONDS = 60.0
+"""A wait for the edge that is longer, as for the next day's budget, has a line of its own."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,7 +71,7 @@ async def batch(args: argparse.Namespace, config: Config) -> None:
 
 async def _run(given: BatchInput, output: BatchOutput, target: HttpTarget, clients: int) -> None:
     """Runs what is left, and shows how far it is."""
-    console, began, earlier = terminal.console(), time.monotonic(), output.finished
+    console, began, earlier, told = terminal.console(), time.monotonic(), output.finished, 0.0
 
     def rate() -> float:
         return (output.finished - earlier) / (time.monotonic() - began)
@@ -76,11 +80,16 @@ async def _run(given: BatchInput, output: BatchOutput, target: HttpTarget, clien
         task = bar.add_task("", total=len(given), completed=earlier, note="")
 
         def show(waiting: int) -> None:
+            nonlocal told
+            if (full := runner.refusal) is not None and full.until > max(told, time.time()) + LONG_SECONDS:
+                told = full.until
+                console.print(f"the edge takes no lines until {datetime.fromtimestamp(told):%F %T}: {full.reason}")
             numbers = f"{rate():.1f}/s" + f", {output.failed} failed" * (output.failed > 0)
             bar.update(task, completed=output.finished, note=numbers + f", {waiting} wait for the edge" * (waiting > 0))
 
+        runner = BatchRunner(given, output, target, show)
         try:
-            await BatchRunner(given, output, target, show).run(clients)
+            await runner.run(clients)
         except asyncio.CancelledError:
             console.print(f"{output.finished} of {len(given)} lines are finished: continue with --resume")
             raise

@@ -7,6 +7,7 @@ import xxhash
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from common.errors import RequestError
+from common.http.error_replies import ErrorReply
 from common.protocol import codec
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -86,6 +87,15 @@ class BatchReply(Struct):
     status_code: int
     request_id: str
     body: Raw
+
+    @property
+    def refusal(self) -> str:
+        """Why the line was refused, in words; empty if the reply does not say. How long from now it is, is left out."""
+        try:
+            message = msgspec.json.decode(self.body, type=ErrorReply).error.message
+        except msgspec.DecodeError:
+            return ""
+        return message.partition(": try again in ")[0]
 
 
 class BatchFailure(Struct):

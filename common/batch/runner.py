@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,14 @@ class Attempt:
 
     reply: BatchReply
     retry_after: float = 1.0
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Until when a full server takes nothing, as a Unix time, and why."""
+
+    until: float
+    reason: str
 
 
 class BatchTarget(Protocol):
@@ -71,6 +80,8 @@ class BatchRunner:
     ) -> None:
         self._given, self._output, self._target, self._on_change = given, output, target, on_change
         self._patience = patience
+        self.refusal: Refusal | None = None
+        """The one that has ended, or will end, last."""
         self._waiting = 0
         self._put_aside = 0.0
         self._reading = asyncio.Lock()
@@ -131,10 +142,16 @@ class BatchRunner:
             attempts += status != FULL
             if (pause := pause_before_retry(status, after, attempts)) is None:
                 return result
+            if status == FULL:
+                self._note_refusal(Refusal(time.time() + pause, attempt.reply.refusal))
             if status == FULL and (self._put_aside or pause > self._patience):
                 self._put_aside = max(self._put_aside, pause)
                 return None
             await self._wait(asyncio.sleep(pause))
+
+    def _note_refusal(self, refusal: Refusal) -> None:
+        if self.refusal is None or refusal.until > self.refusal.until:
+            self.refusal = refusal
 
     async def _wait(self, wait: Awaitable[None]) -> None:
         self._waiting += 1

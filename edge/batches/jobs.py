@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -188,6 +189,7 @@ class BatchJobs:
         self, tenant: str, job: JobObject, results: Callable[[], Iterable[bytes]], failure: Exception | None
     ) -> None:
         """Also where the edge stops meanwhile: its files are not another edge's before they are whole."""
+        job.waits_until = job.waits_because = None
         if job.status != "cancelling":
             job.status, job.finalizing_at = "finalizing", int(time.time())
         work = asyncio.create_task(asyncio.to_thread(finalize, self.store, tenant, job, results, failure))
@@ -206,6 +208,7 @@ class BatchJobs:
             if output.size > room:
                 raise RequestError("the results do not fit the room that is left for your files")
 
+        job.waits_until = job.waits_because = None
         job.status, job.in_progress_at = "in_progress", job.in_progress_at or int(time.time())
         self.store.save(tenant, job)
         count(0)
@@ -213,7 +216,11 @@ class BatchJobs:
         self._answering = asyncio.create_task(runner.run(target.capacity))
         try:
             await asyncio.wait({self._answering})
-            return 0.0 if self._answering.cancelled() else self._answering.result()
+            wait = 0.0 if self._answering.cancelled() else self._answering.result()
+            if wait and runner.refusal is not None:
+                job.waits_until, job.waits_because = math.ceil(runner.refusal.until), runner.refusal.reason
+                log.info("batch %s waits for %.0f s: %s", job.id, wait, job.waits_because)
+            return wait
         finally:
             self._answering.cancel()
             await asyncio.gather(self._answering, return_exceptions=True)

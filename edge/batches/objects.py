@@ -87,6 +87,10 @@ class JobObject(Struct, kw_only=True):
     request_counts: RequestCounts = field(default_factory=RequestCounts)
     private: bool = False
     """Nothing of it leaves the edge: so it was made, and so it stays if its key is private no more."""
+    waits_until: int | None = None
+    """While its key has reached a limit, in progress: when lines are asked again."""
+    waits_because: str | None = None
+    """Which limit that is."""
     metadata: dict[str, str] | None = None
 
 

@@ -1,6 +1,8 @@
 """edgecloud batch against an edge in this process."""
 
 import argparse
+import re
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,11 +11,15 @@ import pytest
 import pytest_asyncio
 
 from common import config
+from common.batch.batch_input import BatchInput
+from common.batch.batch_output import BatchOutput
 from common.batch.http_target import HttpTarget
+from common.batch.lines import BatchLine
+from common.batch.runner import Attempt
 from common.errors import FrameworkError
 from common.http.client import HTTPClient
 from edgecloud import batch
-from tests.support.batches import results, row, written
+from tests.support.batches import ScriptedTarget, attempt, results, row, written
 from tests.support.edge_in_process import edge_of
 
 NOBODY = "http://127.0.0.1:1"
@@ -54,6 +60,25 @@ async def test_answers_keep_their_order_and_more_clients_than_the_edge_takes_wai
     assert all(one["error"] is None and one["response"]["request_id"] for one in found)
     async with aiohttp.ClientSession() as session, session.get(edge.base_url + "/metrics") as metrics:
         assert 'outcome="overloaded"' in await metrics.text()
+
+
+async def test_a_long_wait_for_the_edge_is_told_once_with_its_end_and_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(batch, "LONG_SECONDS", 0.3)
+    spent, asked = b'{"error":{"message":"this budget is spent: try again in 1 s"}}', Counter[str]()
+
+    def answer(line: BatchLine) -> Attempt:
+        asked[line.custom_id] += 1
+        return attempt(429, spent, retry_after=0.5) if asked[line.custom_id] == 1 else attempt()
+
+    given = BatchInput(written(tmp_path / "in.jsonl", [row("a"), row("b")]))
+    with BatchOutput(tmp_path / "out.jsonl", given, resume=False) as output:
+        await batch._run(given, output, ScriptedTarget(answer), 2)  # type: ignore[arg-type]
+    shown = " ".join("".join(capsys.readouterr()).split())
+    assert re.search(r"the edge takes no lines until [\d-]+ [\d:]+: this budget is spent", shown)
+    assert "try again in" not in shown, "how long it is changes"
+    assert shown.count("takes no lines") == 1
 
 
 async def test_a_client_error_is_the_result_of_its_line_alone(edge: HTTPClient, tmp_path: Path) -> None:

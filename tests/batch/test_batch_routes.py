@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import json
+import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
@@ -274,16 +276,17 @@ async def test_a_batch_goes_on_when_the_edge_starts_again(tmp_path: Path, monkey
     assert len(asked) == 7
 
 
-async def test_a_key_that_has_to_wait_for_its_limits_keeps_nobodys_jobs_waiting(
-    both: list[openai.AsyncOpenAI], monkeypatch: pytest.MonkeyPatch
+async def test_a_key_that_has_to_wait_for_its_limits_keeps_nobodys_jobs_waiting_and_its_own_say_so(
+    both: list[openai.AsyncOpenAI], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "edge.batches.jobs")
     wait = {tenant_name(Secret(KEYS[0])): 40_000}
     tried = list[str]()
 
     async def whole(path: str, data: bytes, context: object, kept: object, tenant: str) -> dict[str, Any]:
         tried.append(tenant)
         if seconds := wait.get(tenant):
-            raise RateLimitError("its day is used up", retry_after=seconds)
+            raise RateLimitError(f"its day is used up: try again in {seconds} s", retry_after=seconds)
         return {}
 
     monkeypatch.setattr(edge_target, "whole", whole)
@@ -293,8 +296,14 @@ async def test_a_key_that_has_to_wait_for_its_limits_keeps_nobodys_jobs_waiting(
     assert (
         len(tried) == 3 and [(await ann.batches.retrieve(id)).status for id in (first, second)] == ["in_progress"] * 2
     )
+    for id in (first, second):
+        waiting: Any = (await ann.batches.retrieve(id)).to_dict()
+        assert waiting["waits_because"] == "its day is used up"
+        assert 39_000 < waiting["waits_until"] - time.time() < 40_001
+    assert f"batch {first} waits for 40000 s: its day is used up" in caplog.messages
     assert (await ann.batches.cancel(first)).status == "cancelling"
     assert (await ended(ann, first)).status == "cancelled"
+    assert (await ann.batches.retrieve(first)).to_dict()["waits_until"] is None
     await ann.batches.cancel(second)
     wait = dict.fromkeys(wait, 1)
     monkeypatch.setattr(jobs, "PATIENCE_SECONDS", 0.5)

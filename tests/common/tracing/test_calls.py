@@ -121,4 +121,4 @@ async def test_a_call_to_a_cloud_that_is_lost_has_failed_and_names_it(receiver: 
     (call,) = receiver.spans
     assert (call.name, call.kind, call.failed) == ("stream" if streamed else "verify", "client", True)
     assert (call.attributes["server.address"], call.attributes["server.port"]) == ("127.0.0.1", port)
-    assert call.attributes["error.type"] == "Unreachable"
+    assert call.attributes["error.type"] == "NotListening"

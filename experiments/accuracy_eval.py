@@ -4,7 +4,8 @@ python -m experiments.accuracy_eval [--task boolq:PATH] [--mode collaborative] [
                                      [--clients 1]
 
 It compares standalone (no cloud), the layer split at each threshold, and cloud only, on the held-out questions or on
-another data set (--task, which is --data). The cloud's work is in layer-tokens: positions that the tail computed times
+another data set (--task, which is --data); and the split with a threshold for each exit, if `edge.split.thresholds` has
+several. The cloud's work is in layer-tokens: positions that the tail computed times
 its layers, over positions of prompt and answer times all layers.
 """
 
@@ -38,7 +39,8 @@ async def main() -> None:
     base = experiment.base_config(args, variants.SETTINGS)
     title = "Quality of a split model's answers"
     kind = variants.kind(NAME, title, base, CLOUD_ONLY, partial(finish, wanted), block=max(BLOCK, args.clients))
-    compared = [structs.replace(one, clients=args.clients) for one in ablations(args.mode, wanted)]
+    own = args.mode != STANDALONE and len(base.edge.split.thresholds) > 1
+    compared = [structs.replace(one, clients=args.clients) for one in ablations(args.mode, wanted, own)]
     await experiment.run(args, compared, base, console, kind)
 
 
@@ -55,10 +57,11 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def ablations(mode: str | None, thresholds: Sequence[float]) -> list[Ablation]:
-    """What is compared; `mode`: one of MODES, or None for both."""
+def ablations(mode: str | None, thresholds: Sequence[float], own: bool = False) -> list[Ablation]:
+    """What is compared; `mode`: one of MODES, or None for both. `own`: also each exit's own threshold in the config."""
     alone = [variants.STANDALONE] if mode != COLLABORATIVE else []
-    return [*alone, *map(variants.split, thresholds), CLOUD_ONLY]
+    configured = [variants.split(None, "split, thresholds of the config")] if own else []
+    return [*alone, *map(variants.split, thresholds), *configured, CLOUD_ONLY]
 
 
 def finish(

@@ -1,6 +1,6 @@
 """Measures the time of a split model's answers and its parts: edge, cloud and communication.
 
-python -m experiments.inference_time [--threshold 0.8] [--round-trips 0,14,...] [--uplinks 2,20,...] [--clients 1,4,16]
+python -m experiments.inference_time [--threshold T] [--round-trips 0,14,...] [--uplinks 2,20,...] [--clients 1,4,16]
 
 Cloud only (the whole model in vLLM, streamed through the edge), a naive split, the layer split and the layer split with
 parts switched off take turns over a simulated network. Total = edge + cloud + communication: edge is all the time in
@@ -35,7 +35,7 @@ ROUND_TRIPS, UPLINKS, CLIENTS = "0,14,50,100", "2,20,80", "1,4,16"
 
 async def main() -> None:
     parser = variants.parser(__doc__.partition("\n")[0], QUESTIONS, REPEATS, f"logs/{NAME}")
-    parser.add_argument("--threshold", type=amount, default=0.8, help="threshold of the exits (default %(default)s)")
+    parser.add_argument("--threshold", type=amount, help="of all exits (default: each its own, as the config says)")
     parser.add_argument(
         "--round-trips", default="", metavar="MS", help=f"sweep over round trips in ms, for example {ROUND_TRIPS}"
     )
@@ -52,7 +52,7 @@ async def main() -> None:
     await experiment.run(args, ablations(args.threshold), base, console, kind)
 
 
-def ablations(threshold: float) -> list[Ablation]:
+def ablations(threshold: float | None) -> list[Ablation]:
     """Everything that is compared; the first is the baseline."""
     ours = partial(variants.split, threshold)
     return [

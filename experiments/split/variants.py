@@ -45,15 +45,22 @@ STANDALONE = Ablation(
 )
 
 
-def split(threshold: float, name: str | None = None, also: str = "", **settings: object) -> Ablation:
-    """The layer split with this threshold at all exits and `settings` of `edge.split`; `also` ends its description."""
-    rule = "no exit is ever taken" if threshold > 1 else f"an exit with a confidence of {threshold:g} or more decides"
+def split(threshold: float | None, name: str | None = None, also: str = "", **settings: object) -> Ablation:
+    """The layer split with this threshold at all exits and `settings` of `edge.split`; `also` ends its description.
+
+    None: the thresholds of the config, of each exit its own.
+    """
+    rule, fields = f"an exit with a confidence of {threshold} or more decides", {"confidence_threshold": threshold}
+    if threshold is None:
+        rule, fields = "an exit decides from its own threshold in the config on", {}
+    elif threshold > 1:
+        rule, fields = "no exit is ever taken", {"use_confidence_check": False}
     return Ablation(
         name=name or f"split {threshold:g}",
         description=rule + also,
         config_overrides={"edge": {"split": settings}} if settings else {},
         mode=Mode.SPLIT,
-        fields={"use_confidence_check": False} if threshold > 1 else {"confidence_threshold": threshold},
+        fields=fields,
     )
 
 

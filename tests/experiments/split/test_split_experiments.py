@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common.errors import ConfigError
+from common.types import Mode
 from experiments import accuracy_eval, communication_overhead, inference_time
 from experiments.counters.cloud import CloudCounts
 from experiments.counters.edge import EdgeCounts
@@ -194,6 +195,15 @@ def test_the_options_of_the_first_documents_say_what_is_asked() -> None:
     assert accuracy_eval.parser().parse_args([]).data is None
     names = {mode: {one.name for one in accuracy_eval.ablations(mode, [0.8])} for mode in (None, "collaborative")}
     assert names == {None: {"standalone", "split 0.8", "cloud_only"}, "collaborative": {"split 0.8", "cloud_only"}}
+    assert inference_time.ablations(None)[2].fields == {}
+
+
+def test_each_exits_own_threshold_in_the_config_is_compared_where_there_is_one() -> None:
+    own, *_ = [one for one in accuracy_eval.ablations("collaborative", [], own=True) if one.mode is Mode.SPLIT]
+    assert own.fields == {}
+    made = plan_of([own, variants.split(0.9)], CLOUD_ONLY).configurations
+    assert "confidence_threshold" not in made[0].fields
+    assert made[0].needs == made[1].needs
 
 
 def test_without_thresholds_there_is_no_curve_over_them() -> None:

@@ -80,11 +80,12 @@ def compare(ours: VocabularyInfo, theirs: VocabularyInfo) -> Relation:
 def fingerprint(pieces: Iterable[bytes]) -> str:
     """128 bits of BLAKE2b, in hexadecimal, over the bytes of each id; special tokens count as their text.
 
-    Ids at the end without bytes are padding, and do not count.
+    Padding at the end does not count: ids without bytes, or spelled as llama.cpp's converter names them, which a
+    checkpoint that was made from a GGUF file may have in its tokenizer.
     """
     digest, empty = hashlib.blake2b(digest_size=16), 0
-    for piece in pieces:
-        if not piece:
+    for token_id, piece in enumerate(pieces):
+        if piece in (b"", b"[PAD%d]" % token_id):
             empty += 1
             continue
         digest.update(bytes(4) * empty + len(piece).to_bytes(4, "big") + piece)

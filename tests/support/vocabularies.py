@@ -6,12 +6,13 @@ from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from common.decoding.draft_yield import EarlyStop
 from common.http.traffic import Traffic
 from common.protocol import vocabulary
 from common.protocol.content.tokenizer_json import load, pieces_of
 from common.protocol.prefix_hash import common_prefix
 from common.protocol.vocabulary import RemoteVocabulary, TokenizerFile
-from common.types import Draft, FinishReason, Sampling, Verdict
+from common.types import NEVER, Draft, FinishReason, Sampling, StopRule, Verdict
 
 SAMPLE = (
     "The capital of France is Paris. Machine learning is when computers learn from 1234 examples of data!\n"
@@ -102,13 +103,19 @@ class TextDrafter:
         self._context = context
         self.asked: list[list[int]] = []
         self.samplings: list[Sampling] = []
+        self.drawn = 0
+        """Tokens of all drafts."""
 
-    async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling) -> Draft:
+    async def draft(self, token_ids: Sequence[int], limit: int, sampling: Sampling, *, stop: StopRule = NEVER) -> Draft:
         self.asked.append(list(token_ids))
         self.samplings.append(sampling)
         done = sum(len(self._edge.piece(token)) for token in token_ids[self._prompt :])
         ids = [*spelled(self._edge, self._text[done:]), 0][: min(limit, self._context - len(token_ids))]
         scores = [0.5 + 0.4 * (token % 7) / 7 for token in ids]
+        early = EarlyStop(stop)
+        ids = ids[: next((n for n, score in enumerate(scores, 1) if early.ends_with(score)), len(ids))]
+        scores = scores[: len(ids)]
+        self.drawn += len(ids)
         return Draft(ids, scores, scores, bool(ids) and ids[-1] == 0, 1.0)
 
 

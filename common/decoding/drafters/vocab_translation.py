@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from common.decoding.draft_yield import EarlyStop
 from common.decoding.drafters.retokenize import Drafted, EdgeText, EdgeVocabulary, partial
 from common.decoding.interfaces import Drafter
 from common.errors import ContextLengthError
@@ -48,7 +49,7 @@ class TranslatingDrafter:
     none does, so that the product over a draft is the edge's own. The end of the answer becomes the cloud's usual end
     token. A draft ends before any other special token of the edge, and before bytes that are not UTF-8. Special tokens
     of the cloud stay in the answer, and the edge does not see them. The context may be a guess that is rolled back
-    later. `stop` is ignored: the last word drafted is held back, and the rest costs little.
+    later. `stop` ends the edge's own draft, whose last word is held back: that is the one of the unlikely token.
     """
 
     def __init__(
@@ -72,10 +73,13 @@ class TranslatingDrafter:
         self._follow(token_ids, sampling)
         context, latency = self._context(token_ids), 0.0
         draft = self._translated(context, limit)
+        early = EarlyStop(stop)
+        stopped = any(early.ends_with(confidence) for confidence in draft.confidences)
+        rest = msgspec.structs.replace(stop, below=min(1.0, stop.below / max(early.chance, 1e-9)))
         for _ in range(TRIES):
-            if len(draft.token_ids) >= limit or self._text.ended:
+            if len(draft.token_ids) >= limit or self._text.ended or stopped:
                 break
-            latency += await self._draw(limit - len(draft.token_ids) + EXTRA, sampling)
+            latency += await self._draw(limit - len(draft.token_ids) + EXTRA, sampling, rest)
             draft = self._translated(context, limit)
             if draft.token_ids:
                 break
@@ -97,14 +101,16 @@ class TranslatingDrafter:
             self._text.forget_draft()  # it was drawn with other sampling
         self._sampling = sampling
 
-    async def _draw(self, count: int, sampling: Sampling) -> float:
-        """Lets the edge draft `count` more tokens. Returns its milliseconds."""
+    async def _draw(self, count: int, sampling: Sampling, stop: StopRule) -> float:
+        """Lets the edge draft up to `count` more tokens. Returns its milliseconds."""
         own = msgspec.structs.replace(sampling, prompt_tokens=self._edge_prompt_tokens)
         try:
-            draft = await self._drafter.draft(self._text.ids, count, own)
+            draft = await self._drafter.draft(self._text.ids, count, own, stop=stop)
         except ContextLengthError:
             draft = NO_DRAFT  # the answer is too long in the edge's tokens: the cloud continues without drafts
-        self._text.append(draft, last=len(draft.token_ids) < count)
+        early = EarlyStop(stop)
+        stopped = any(early.ends_with(confidence) for confidence in draft.confidences)
+        self._text.append(draft, last=len(draft.token_ids) < count and not stopped)
         return draft.latency_ms
 
     def _context(self, token_ids: Sequence[int]) -> list[int]:

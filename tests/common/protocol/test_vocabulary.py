@@ -22,6 +22,9 @@ def test_vocabularies_are_identical_padded_or_different() -> None:
 def test_a_fingerprint_sees_every_id_but_padding() -> None:
     pieces = [b"a", b"", b"bc", b"d"]
     assert fingerprint(pieces) == fingerprint([*pieces, b"", b""])
+    at = len(pieces)  # ids that a tokenizer does not have, as llama.cpp's converter names them
+    assert fingerprint(pieces) == fingerprint([*pieces, b"[PAD%d]" % at, b"[PAD%d]" % (at + 1)])
+    assert fingerprint(pieces) != fingerprint([*pieces, b"[PAD%d]" % (at + 5)])
     others = [[b"a", b"bc", b"d"], [b"a", b"", b"b", b"cd"], [b"a", b"", b"d", b"bc"], [b"", b"a", b"bc", b"d"], []]
     assert fingerprint(pieces) not in map(fingerprint, others)
 

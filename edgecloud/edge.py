@@ -3,10 +3,7 @@
 import argparse
 import sys
 
-from msgspec.structs import replace
-
 from cli.args import config_parser, load_config, run_program, set_up_logging
-from common.files import model_root
 from common.http_server import serve
 from common.tracing.export import exported
 from edge.edge_server import build_app
@@ -32,13 +29,7 @@ async def _serve(args: argparse.Namespace) -> None:
     model = {"edge__model__path": args.model, "edge__model__local": "''" if args.model else None}
     config = load_config(args, edge__server__host=args.host, edge__server__port=args.port, **model)
     set_up_logging(config.logging.level)
-    if config.edge.model.path:
-        chosen = model_root.edge_model(config)
-        file = await model_file.prepare(chosen)
-        config = replace(config, edge=replace(config.edge, model=replace(chosen, path=str(file))))
-    if config.edge.embeddings.path:
-        file = await model_file.prepare(model_root.embedding_model(config))
-        config = replace(config, edge=replace(config.edge, embeddings=replace(config.edge.embeddings, path=str(file))))
+    config = await model_file.prepared(config)
     with exported("edgecloud-edge", config.logging.traces):
         await serve(build_app(config), config.edge.server, "edge server")
 

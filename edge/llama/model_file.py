@@ -15,11 +15,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from common import hardware
 from common.config_edge import EdgeModelConfig
+from common.config_schema import Config
 from common.errors import StartError
-from common.files import hub
+from common.files import hub, model_root
 from common.files.installation import module_environment
 
 TRIAL_S = 120
@@ -28,6 +30,17 @@ END_S = 5
 """Seconds that the child process has to clean up."""
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(.+))?")
+
+
+async def prepared(config: Config) -> Config:
+    """The config with the files to load in place of what names the edge's models; raises StartError as `prepare`."""
+    model, embeddings = config.edge.model, config.edge.embeddings
+    if model.path:
+        model = model_root.edge_model(config)
+        model = structs.replace(model, path=str(await prepare(model)))
+    if embeddings.path:
+        embeddings = structs.replace(embeddings, path=str(await prepare(model_root.embedding_model(config))))
+    return structs.replace(config, edge=structs.replace(config.edge, model=model, embeddings=embeddings))
 
 
 async def prepare(model: EdgeModelConfig) -> Path:

@@ -13,6 +13,7 @@ from common.cloud_client.split_session import CloudToken
 from common.http_server import serve
 from common.types import Sampling
 from edge.edge_server import build_app
+from edge.llama import model_file
 from edge.llama.batch import States
 from edge.split.cloud_tail import CloudTail
 from edge.split.engine import EdgeInferenceEngine
@@ -38,7 +39,7 @@ async def main() -> None:
     config = load_config(args, edge__server__host=args.host, edge__server__port=args.port)
     set_up_logging(config.logging.level)
     EdgeInferenceEngine.tail_class = ForgetfulTail
-    await serve(build_app(config), config.edge.server, "forgetful edge")
+    await serve(build_app(await model_file.prepared(config)), config.edge.server, "forgetful edge")
 
 
 if __name__ == "__main__":

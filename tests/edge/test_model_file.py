@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from common import config as configs
 from common.config_edge import EdgeModelConfig
 from common.errors import StartError
 from edge.llama import model_file
@@ -42,6 +43,16 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
 
 
 # What a path means
+
+
+async def test_every_edge_finds_its_models_under_the_root(tmp_path: Path) -> None:
+    """Also those of experiments: one that took the hub id for a file's path did not start."""
+    (tmp_path / "small.gguf").write_bytes(DATA)
+    given = ("models.root=" + str(tmp_path), "edge.model.path=owner/small:q8_0", "edge.model.local=small.gguf")
+    config = await model_file.prepared(configs.load(flags=given, environment={}))
+    assert config.edge.model.path == str(tmp_path / "small.gguf")
+    none = configs.load(flags=("edge.model.path=''",), environment={})
+    assert await model_file.prepared(none) == none
 
 
 def test_a_path_to_a_file_is_that_file(folder: Callable[..., Path]) -> None:

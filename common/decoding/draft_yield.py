@@ -1,6 +1,8 @@
 """How long a draft should be, and how many tokens it then yields, as pure functions of its acceptance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+from msgspec.structs import replace
 
 from common.types import StopRule
 
@@ -74,3 +76,12 @@ class EarlyStop:
         if not self._confident:
             self.chance *= rule.ceiling * confidence**rule.power
         return self.chance < rule.below
+
+    def ends_within(self, confidences: Iterable[float]) -> bool:
+        """Whether one of the draft's next tokens, which have these confidences, is its last."""
+        return any(map(self.ends_with, confidences))
+
+    @property
+    def rest(self) -> StopRule:
+        """The rule for a draft of its own that goes on after the tokens so far."""
+        return replace(self._rule, below=min(1.0, self._rule.below / max(self.chance, 1e-9)))

@@ -175,12 +175,11 @@ class Follower:
         length = stream_length(answer.plan, answer.remaining, in_flight_tokens, self._text.current())
         missing = min(length.limit - len(guess.token_ids), PORTION)
         early = EarlyStop(length.stop)
-        if missing <= 0 or any(early.ends_with(confidence) for confidence in guess.confidences):
+        if missing <= 0 or early.ends_within(guess.confidences):
             return False
-        rest = msgspec.structs.replace(length.stop, below=min(1.0, length.stop.below / max(early.chance, 1e-9)))
         context = answer.committed[: guess.position] + guess.token_ids
         with span("draft") as traced:
-            draft = await self._drafter.draft(context, missing, self._greedy, stop=rest)
+            draft = await self._drafter.draft(context, missing, self._greedy, stop=early.rest)
             traced.set(limit=missing, tokens=len(draft.token_ids), reused=draft.reused)
         if not draft.token_ids:
             return False

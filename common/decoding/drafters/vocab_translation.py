@@ -74,12 +74,11 @@ class TranslatingDrafter:
         context, latency = self._context(token_ids), 0.0
         draft = self._translated(context, limit)
         early = EarlyStop(stop)
-        stopped = any(early.ends_with(confidence) for confidence in draft.confidences)
-        rest = msgspec.structs.replace(stop, below=min(1.0, stop.below / max(early.chance, 1e-9)))
+        stopped = early.ends_within(draft.confidences)
         for _ in range(TRIES):
             if len(draft.token_ids) >= limit or self._text.ended or stopped:
                 break
-            latency += await self._draw(limit - len(draft.token_ids) + EXTRA, sampling, rest)
+            latency += await self._draw(limit - len(draft.token_ids) + EXTRA, sampling, early.rest)
             draft = self._translated(context, limit)
             if draft.token_ids:
                 break
@@ -108,8 +107,7 @@ class TranslatingDrafter:
             draft = await self._drafter.draft(self._text.ids, count, own, stop=stop)
         except ContextLengthError:
             draft = NO_DRAFT  # the answer is too long in the edge's tokens: the cloud continues without drafts
-        early = EarlyStop(stop)
-        stopped = any(early.ends_with(confidence) for confidence in draft.confidences)
+        stopped = EarlyStop(stop).ends_within(draft.confidences)
         self._text.append(draft, last=len(draft.token_ids) < count and not stopped)
         return draft.latency_ms
 

@@ -1,12 +1,16 @@
-"""Calibrates the exits of a split model on a user's questions: one threshold for all, fitted to one part of them.
+"""Calibrates the exits of a split model on a user's questions: a threshold for each exit.
 
     edgecloud calibrate --mode split --max-risk 0.05 --data questions.jsonl
 
-The model's first layers run in this process, as at the edge; a cloud that has the others must run.
+All have one level: the probability that a token which is just taken is the whole model's. Half of the
+first part of the questions shows each exit's threshold for a level, the other half which level meets the target; the
+second part measures it. The
+model's first layers run in this process, as at the edge; a cloud that has the others must run.
 """
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +20,8 @@ from calibration import data
 from calibration.calibrate import CalibrationRequest, for_each, questions_of
 from calibration.data import CalibrationQuestion
 from calibration.simulation import Answers
-from calibration.split import report
+from calibration.split import levels, report
+from calibration.split.levels import LEVELS
 from calibration.split.report import ThresholdFit
 from calibration.split.simulation import ExitTrace, simulate
 from calibration.target import HELD_OUT
@@ -29,10 +34,6 @@ from edge.split.segments import ExitPrediction, SegmentSequence
 from edge.text.detokenizer import TextStream
 
 SEED = 0
-NEVER = 1.01
-"""A threshold that no exit reaches."""
-THRESHOLDS = [NEVER, *sorted({1.0, *np.round(1 - np.geomspace(1e-4, 1, 61), 4).tolist()}, reverse=True)]
-"""Those that are tried, from the safest on: as none comes from the questions, they can be tested in this order."""
 
 
 class TracedExits(NamedTuple):
@@ -55,19 +56,23 @@ async def calibrate_split(config: Config, request: CalibrationRequest, console: 
         traced = await for_each(questions, trace, "the whole model's answers, and the exits along them", console)
         layers, first = engine.manifest.layers, engine.manifest.tail.first
         share = (layers - first) / layers
-        tried = await asyncio.to_thread(simulate, [traced[at].trace for at in fitting], THRESHOLDS, share)
-        chosen = request.target.choose(tried, order=range(len(THRESHOLDS)))
+        first, second = ([traced[at].trace for at in part] for part in (fitting[::2], fitting[1::2]))
+        exits = levels.fit(first)
+        candidates = [levels.thresholds(exits, level) for level in LEVELS]
+        tried = await asyncio.to_thread(simulate, second, candidates, share)
+        chosen = request.target.choose(tried, order=range(len(LEVELS)))
 
         async def measure(pair: tuple[CalibrationQuestion, TracedExits]) -> tuple[float, ...]:
-            return await _measure(engine, *pair, THRESHOLDS[chosen], request.max_tokens)
+            return await _measure(engine, *pair, candidates[chosen], request.max_tokens)
 
         pairs = [(questions[at], traced[at]) for at in held_out]
-        rows = await for_each(pairs, measure, "held-out questions with this threshold", console)
+        rows = await for_each(pairs, measure, "held-out questions with these thresholds", console)
     fitted = ThresholdFit(
-        thresholds=THRESHOLDS,
+        levels=LEVELS,
+        thresholds=candidates,
         chosen=chosen,
         tried=tried,
-        expected=simulate([traced[at].trace for at in held_out], THRESHOLDS, share),
+        expected=simulate([traced[at].trace for at in held_out], candidates, share),
         measured=Answers(*np.array(rows, np.float64).T),
     )
     report.show(fitted, request.target, console)
@@ -110,13 +115,17 @@ def _refuse(confidence: float) -> bool:
 
 
 async def _measure(
-    engine: EdgeInferenceEngine, question: CalibrationQuestion, whole: TracedExits, threshold: float, max_tokens: int
+    engine: EdgeInferenceEngine,
+    question: CalibrationQuestion,
+    whole: TracedExits,
+    thresholds: tuple[float, ...],
+    max_tokens: int,
 ) -> tuple[float, ...]:
-    """One answer with the threshold, as the fields of `Answers`; raises EndpointError if the cloud is lost."""
+    """One answer with these thresholds, as the fields of `Answers`; raises EndpointError if the cloud is lost."""
     ids = await engine.prompt_ids(question.prompt)
     text, parts = TextStream(engine.segments.piece), list[str]()
     limit = min(max_tokens, engine.segments.context_length - len(ids))
-    asked = DecodingRequest(ids, limit, GREEDY, engine.plan(threshold))
+    asked = DecodingRequest(ids, limit, GREEDY, replace(engine.plan(), exits=thresholds))
     async with engine.answer(asked) as split, aclosing(split.run()) as chunks:
         async for chunk in chunks:
             parts.append(text.push(chunk.token_ids))

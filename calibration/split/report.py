@@ -24,21 +24,22 @@ SPLIT_MEANINGS = MEANINGS | {
 
 @dataclass(frozen=True)
 class ThresholdFit:
-    """The thresholds that were tried and which was chosen.
+    """The levels that were tried with their thresholds, one for each exit, and which was chosen.
 
     Simulated answers have a row for each: `tried` to the questions that chose, `expected` to the held-out ones;
     `measured` are real answers to these, with the chosen one.
     """
 
-    thresholds: list[float]
+    levels: list[float]
+    thresholds: list[tuple[float, ...]]
     chosen: int
     tried: Answers
     expected: Answers
     measured: Answers
 
     @property
-    def threshold(self) -> float:
-        return self.thresholds[self.chosen]
+    def chosen_thresholds(self) -> list[float]:
+        return list(self.thresholds[self.chosen])
 
     @property
     def figures(self) -> dict[str, ReportedValue]:
@@ -47,14 +48,14 @@ class ThresholdFit:
     @property
     def changes(self) -> dict[str, Any]:
         """The config keys to set."""
-        return {"edge.split.thresholds": [self.threshold]}
+        return {"edge.split.thresholds": self.chosen_thresholds}
 
 
 def show(fitted: ThresholdFit, target: CalibrationTarget, console: Console) -> None:
     parts = fitted.tried.worth.shape[-1], fitted.measured.worth.shape[-1]
     console.print(figure_table(f"Exits, calibrated for {target}", *parts, fitted.figures))
-    rule = f"taken from a confidence of {fitted.threshold:g} on" if fitted.threshold <= 1 else "never taken"
-    console.print(f"exits are {rule}: edge.split.thresholds")
+    each = ", ".join(f"{one:g}" if one <= 1 else "never" for one in fitted.chosen_thresholds)
+    console.print(f"each exit is taken from its confidence on: {each} (edge.split.thresholds)")
 
 
 def write(fitted: ThresholdFit, request: CalibrationRequest, console: Console) -> None:
@@ -64,14 +65,14 @@ def write(fitted: ThresholdFit, request: CalibrationRequest, console: Console) -
     FOLDER.mkdir(parents=True, exist_ok=True)
     report = msgspec.json.encode(_report(fitted, target))
     put(FOLDER / f"{output.path.stem}.json", msgspec.json.format(report), console)
-    head = f"# The threshold of a split model's exits that edgecloud calibrate --mode split found for {target}.\n"
+    head = f"# The thresholds of a split model's exits that edgecloud calibrate --mode split found for {target}.\n"
     head += "# A key that is missing here has its default.\n"
     put(output.path, (head + yaml.safe_dump(tree, sort_keys=False)).encode(), console)
 
 
 def _report(fitted: ThresholdFit, target: CalibrationTarget) -> dict[str, Any]:
     rows = fitted.expected
-    columns = fitted.thresholds, rows.cloud_rate, rows.cloud_work, rows.quality, rows.risk
+    columns = fitted.levels, rows.cloud_rate, rows.cloud_work, rows.quality, rows.risk
     return {
         "objective": target.flag.removeprefix("--"),
         "target": target.target,
@@ -82,7 +83,8 @@ def _report(fitted: ThresholdFit, target: CalibrationTarget) -> dict[str, Any]:
         "meanings": SPLIT_MEANINGS,
         "figures": fitted.figures,
         "curve": {
-            "columns": ["threshold", "cloud_rate", "cloud_work", "quality", "risk"],
+            "columns": ["level", "cloud_rate", "cloud_work", "quality", "risk"],
             "rows": np.column_stack(columns).tolist(),
+            "thresholds": fitted.thresholds,
         },
     }

@@ -1,4 +1,4 @@
-"""Simulates a threshold of a split model's exits on traced answers: tokens by exit, the cloud's work, what changes."""
+"""Simulates thresholds of a split model's exits on traced answers: tokens by exit, the cloud's work, what changes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class ExitTrace(NamedTuple):
 
 
 class SimulatedSplit(NamedTuple):
-    """An answer with some threshold for all exits."""
+    """An answer with some threshold for each exit."""
 
     taken: list[int]
     """Tokens of each exit."""
@@ -43,12 +43,12 @@ class SimulatedSplit(NamedTuple):
     """Whether a token differs from the whole model's."""
 
 
-def replay(trace: ExitTrace, threshold: float) -> SimulatedSplit:
-    """Takes each token from the first exit whose confidence reaches the threshold, else from the cloud.
+def replay(trace: ExitTrace, thresholds: Sequence[float]) -> SimulatedSplit:
+    """Takes each token from the first exit whose confidence reaches its threshold, else from the cloud.
 
     Exact up to the first token that differs; the tokens after it are counted as if the answer went on like the model's.
     """
-    confident = trace.confidence >= threshold
+    confident = trace.confidence >= np.array(thresholds)[:, None]
     by = np.where(confident.any(axis=0), confident.argmax(axis=0), -1)
     by_cloud = np.flatnonzero(by < 0)
     same = trace.agrees[by, np.arange(len(by))] | (by < 0)
@@ -57,13 +57,13 @@ def replay(trace: ExitTrace, threshold: float) -> SimulatedSplit:
     return SimulatedSplit(taken, len(by_cloud), computed, not same.all())
 
 
-def simulate(traces: Sequence[ExitTrace], thresholds: Sequence[float], tail_share: float) -> Answers:
-    """The simulated answers to all these prompts, one row per threshold.
+def simulate(traces: Sequence[ExitTrace], thresholds: Sequence[Sequence[float]], tail_share: float) -> Answers:
+    """The simulated answers to all these prompts, one row for each exit's thresholds.
 
     `tail_share`: of the model's layers, those that the cloud has. Work is in positions of the whole model. An answer
     that differs counts as worth nothing, so simulated quality is a lower bound, and simulated risk an upper one.
     """
-    rows = [[replay(trace, threshold) for trace in traces] for threshold in thresholds]
+    rows = [[replay(trace, each) for trace in traces] for each in thresholds]
     shape = len(thresholds), len(traces)
     cloud = np.array([[each.cloud_tokens for each in row] for row in rows], np.float64)
     computed = np.array([[each.cloud_positions for each in row] for row in rows], np.float64)

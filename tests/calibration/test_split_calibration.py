@@ -10,9 +10,10 @@ from rich.console import Console
 from calibration.calibrate import CalibrationRequest
 from calibration.data import CalibrationQuestion
 from calibration.report import CalibratedConfig
-from calibration.simulation import Answers
 from calibration.split import calibrate as split_calibration
-from calibration.split.calibrate import NEVER, THRESHOLDS, calibrate_split, walk
+from calibration.split import levels
+from calibration.split.calibrate import calibrate_split, walk
+from calibration.split.levels import LEVELS, NEVER, TrustedExit
 from calibration.split.simulation import ExitTrace, replay, simulate
 from calibration.target import CalibrationTarget
 from common import config
@@ -23,23 +24,31 @@ from tests.support.split.fake_split_cloud import FakeSplitCloud
 from tests.support.split.split_answers import LENGTH, QUESTIONS, engine_of, run, tokens
 from tests.support.split.split_parts import WholeModel, served
 
+SAME = [(level, level) for level in LEVELS]
+"""One threshold for both exits."""
+DRAWS = 100
 
-def traces(count: int, seed: int) -> list[ExitTrace]:
-    """Exits whose confidence is calibrated: a token with a confidence of c is right in a share c of all cases."""
+
+def traces(count: int, seed: int, first_power: float = 1.0) -> list[ExitTrace]:
+    """Two exits: a token with a confidence of c is right in a share c of all cases; c ** `first_power` at the first."""
     chance = np.random.default_rng(seed)
     found = []
     for _ in range(count):
         shape = 2, int(chance.integers(1, 20))
         confidence = 1 - chance.beta(0.3, 6, shape)
-        found.append(ExitTrace(int(chance.integers(5, 30)), 1.0, confidence, chance.random(shape) < confidence))
+        found.append(
+            ExitTrace(
+                int(chance.integers(5, 30)), 1.0, confidence, chance.random(shape) < confidence ** [[first_power], [1]]
+            )
+        )
     return found
 
 
-def slowly(trace: ExitTrace, threshold: float) -> tuple[list[int], int, int, bool]:
+def slowly(trace: ExitTrace, thresholds: Sequence[float]) -> tuple[list[int], int, int, bool]:
     """As `replay`, token by token."""
     taken, cloud, computed, changed = [0, 0], 0, 0, False
     for at in range(trace.tokens):
-        exit = next((e for e in (0, 1) if trace.confidence[e, at] >= threshold), None)
+        exit = next((e for e in (0, 1) if trace.confidence[e, at] >= thresholds[e]), None)
         if exit is None:
             cloud, computed = cloud + 1, trace.prompt + at
         else:
@@ -48,37 +57,64 @@ def slowly(trace: ExitTrace, threshold: float) -> tuple[list[int], int, int, boo
     return taken, cloud, computed, changed
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9, 0.99, 1.0, NEVER])
-def test_a_replay_takes_each_token_from_the_first_confident_exit(threshold: float) -> None:
-    assert [replay(trace, threshold) for trace in traces(50, 0)] == [
-        slowly(trace, threshold) for trace in traces(50, 0)
+@pytest.mark.parametrize("thresholds", [(0.0, 0.0), (0.9, 0.5), (0.9, 0.9), (0.8, 0.99), (1.0, 1.0), (NEVER, 0.7)])
+def test_a_replay_takes_each_token_from_the_first_confident_exit(thresholds: tuple[float, float]) -> None:
+    assert [replay(trace, thresholds) for trace in traces(50, 0)] == [
+        slowly(trace, thresholds) for trace in traces(50, 0)
     ]
 
 
 def test_without_exits_every_answer_is_the_whole_models_and_with_them_work_only_shrinks() -> None:
-    found = simulate(traces(60, 1), THRESHOLDS, tail_share=0.75)
+    found = simulate(traces(60, 1), SAME, tail_share=0.75)
     assert (found.risk[0], found.quality[0], found.cloud_rate[0]) == (0, 1, 1)
     assert found.cloud_work[0] == pytest.approx(0.75), "the edge computes the other layers"
     assert (np.diff(found.cloud_work) <= 0).all() and found.cloud_work[-1] == 0
-    assert sorted(THRESHOLDS, reverse=True) == THRESHOLDS
+    assert sorted(LEVELS, reverse=True) == LEVELS
+
+
+@pytest.mark.parametrize("power", [1.0, 4.0])
+@pytest.mark.parametrize("level", [0.7, 0.9, 0.98])
+def test_at_its_threshold_each_exit_is_right_with_the_probability_of_the_level(power: float, level: float) -> None:
+    """An exit that is too sure of itself gets a higher threshold."""
+    first, second = levels.thresholds(levels.fit(traces(2000, 4, power)), level)
+    assert first**power == pytest.approx(level, abs=0.04)
+    assert second == pytest.approx(level, abs=0.04)
+
+
+def test_a_level_for_each_exit_asks_the_cloud_less_at_equal_risk_where_exits_deserve_unequal_trust() -> None:
+    fitting, judged = traces(300, 5, 6.0), traces(300, 6, 6.0)
+    exits = levels.fit(fitting)
+    own, one = (simulate(judged, each, 0.75) for each in ([levels.thresholds(exits, level) for level in LEVELS], SAME))
+    for risk in (0.05, 0.1, 0.2):
+        rates = [found.cloud_rate[found.risk <= risk].min() for found in (own, one)]
+        assert rates[0] < rates[1] - 0.02
+
+
+def test_exits_that_confidence_says_nothing_about_are_always_taken_or_never() -> None:
+    assert [TrustedExit(2.0, -0.5).threshold(level) for level in (NEVER, 0.99, 0.8, 0.0)] == [NEVER, NEVER, 0, 0]
+    sure = levels.fit([ExitTrace(3, 1.0, np.full((1, 40), 0.7), np.ones((1, 40), bool))])
+    assert levels.thresholds(sure, 0.9) == (0,) and levels.thresholds(sure, NEVER) == (NEVER,)
 
 
 @pytest.fixture(scope="module")
-def everyone() -> Answers:
+def everyone() -> list[ExitTrace]:
     """A population of questions, from which others are drawn."""
-    return simulate(traces(1000, 2), THRESHOLDS, 0.75)
+    return traces(1000, 2, 2.0)
 
 
 @pytest.mark.parametrize("bound", [0.05, 0.15])
-def test_the_promised_risk_is_broken_no_more_often_than_promised(everyone: Answers, bound: float) -> None:
-    """Learn then Test: over the draw of the questions, and with the last threshold that passes."""
+def test_the_promised_risk_is_broken_no_more_often_than_promised(everyone: list[ExitTrace], bound: float) -> None:
+    """Learn then Test: over the draw of the questions, with thresholds fitted to half of them."""
     target, chance, broken, rates = CalibrationTarget("--max-risk", bound, 0.9), np.random.default_rng(3), 0, []
-    for _ in range(300):
-        drawn = everyone.of(chance.integers(0, 1000, 120))
-        chosen = target.choose(drawn, order=range(len(THRESHOLDS)))
-        broken += everyone.risk[chosen] > bound
-        rates.append(float(everyone.cloud_rate[chosen]))
-    assert broken / 300 < 0.1 + 0.035, "two standard deviations of 300 draws"
+    for _ in range(DRAWS):
+        drawn = [everyone[at] for at in chance.integers(0, 1000, 200)]
+        exits = levels.fit(drawn[::2])
+        candidates = [levels.thresholds(exits, level) for level in LEVELS]
+        chosen = candidates[target.choose(simulate(drawn[1::2], candidates, 0.75), order=range(len(LEVELS)))]
+        found = simulate(everyone, [chosen], 0.75)
+        broken += found.risk[0] > bound
+        rates.append(float(found.cloud_rate[0]))
+    assert broken / DRAWS < 0.1 + 2 * (0.1 * 0.9 / DRAWS) ** 0.5, "two standard deviations"
     assert np.mean(rates) < 0.9, "it does not keep the bound by asking always"
 
 
@@ -102,7 +138,7 @@ async def test_a_replay_of_a_walk_is_what_the_segments_do(demo_split: Path, ques
         assert walked.trace.worth == 1
         confidences = walked.trace.confidence.flatten().tolist()
         for threshold in [0.0, *sorted(confidences)[:: max(1, len(confidences) // 4)], NEVER]:
-            found, real = replay(walked.trace, threshold), (await run(engine, question, threshold))[0]
+            found, real = replay(walked.trace, [threshold] * 2), (await run(engine, question, threshold))[0]
             if not found.changed:
                 assert tokens(real) == cloud_answer(cloud, real._prompt_tokens, walked.trace.tokens)
                 assert list(real.answer.report.exits.values()) == found.taken
@@ -134,8 +170,8 @@ async def test_the_written_config_has_the_threshold_that_keeps_the_target(
     output = CalibratedConfig(tmp_path / "calibrated.yaml", None)
     asked = CalibrationRequest(CalibrationTarget("--target-quality", 0.9, 0.95), rows, output, LENGTH)
     await calibrate_split(config.load(environment={}), asked, Console(quiet=True))
-    (threshold,) = config.load(str(output.path), environment={}).edge.split.thresholds
-    assert threshold in THRESHOLDS and threshold < 1
+    first, second = config.load(str(output.path), environment={}).edge.split.thresholds
+    assert 0 == second <= first <= NEVER, "the second exit is the model here"
     assert (tmp_path / "logs/calibration/calibrated.json").exists()
     never = CalibrationRequest(CalibrationTarget("--max-risk", 0.01, 0.95), rows, output, LENGTH)
     with pytest.raises(ConfigError, match="too few"):

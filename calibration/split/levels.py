@@ -1,0 +1,60 @@
+"""From a level to a threshold for each exit: that from which on its token is right with at least this probability."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from calibration import logistic
+from calibration.simulation import Numbers
+from calibration.split.simulation import ExitTrace
+
+NEVER = 1.01
+"""A level, and a threshold, that no exit reaches."""
+LEVELS = [NEVER, *sorted({*np.round(1 - np.geomspace(1e-4, 1, 61), 4).tolist()}, reverse=True)]
+"""Those that are tried, from the safest on."""
+LEAST = 1e-7
+"""The least distance of a confidence from 0 and 1, for its log-odds."""
+
+
+class TrustedExit(NamedTuple):
+    """Log-odds that an exit's token is the whole model's: `bias` + `weight` times those of its confidence.
+
+    So the confidences of exits, which are trained apart, come to mean the same (Platt 1999).
+    """
+
+    bias: float
+    weight: float
+
+    @classmethod
+    def fit(cls, confidence: Numbers, agrees: Numbers) -> "TrustedExit":
+        """Both [T], of one exit."""
+        bias, (weight,) = logistic.fit(_log_odds(confidence)[:, None], agrees)
+        return cls(bias, float(weight))
+
+    def threshold(self, level: float) -> float:
+        """The least confidence at which the token is right with the probability `level`, 0 to 1; else NEVER."""
+        if level > 1:
+            return NEVER
+        missing = float(_log_odds(np.array(level))) - self.bias
+        if self.weight <= 0 or level <= 0:
+            return 0.0 if missing <= 0 or level <= 0 else NEVER
+        return (1 + math.tanh(missing / self.weight / 2)) / 2
+
+
+def fit(traces: Sequence[ExitTrace]) -> list[TrustedExit]:
+    """Each exit of the model whose answers these are."""
+    confidence = np.concatenate([trace.confidence for trace in traces], axis=1)
+    agrees = np.concatenate([trace.agrees for trace in traces], axis=1)
+    return [TrustedExit.fit(*each) for each in zip(confidence, agrees.astype(np.float64), strict=True)]
+
+
+def thresholds(exits: Sequence[TrustedExit], level: float) -> tuple[float, ...]:
+    """That of each exit, rounded up to what a config file shows."""
+    return tuple(min(NEVER, float(np.ceil(1e6 * exit.threshold(level)) / 1e6)) for exit in exits)
+
+
+def _log_odds(chance: Numbers) -> Numbers:
+    kept = np.clip(chance, LEAST, 1 - LEAST)
+    return np.asarray(np.log(kept / (1 - kept)))

@@ -38,10 +38,10 @@ from experiments.setup.ablations import CLOUD_ONLY, Ablation
 from experiments.setup.configurations import Configuration, configuration
 from experiments.split import variants
 
-SPLIT_SETTINGS = (*variants.SETTINGS, "edge.model.kv_type=f32")
-"""Only the hidden states in transit are rounded."""
 PAIR_SETTINGS = ("inference.fallback=false", "communication.http_client.idle_timeout=120")
 """A lost cloud is an error, and a machine that is busy with everything else is no lost cloud."""
+SPLIT_SETTINGS = (*PAIR_SETTINGS, *variants.SETTINGS, "edge.model.kv_type=f32")
+"""Only the hidden states in transit are rounded."""
 MODES = tuple(mode.value for mode in VerificationMode if mode is not VerificationMode.AUTO)
 NEVER = 1.01
 """A threshold that no exit reaches."""

@@ -56,10 +56,10 @@ async def calibrate_split(config: Config, request: CalibrationRequest, console: 
         traced = await for_each(questions, trace, "the whole model's answers, and the exits along them", console)
         layers, first = engine.manifest.layers, engine.manifest.tail.first
         share = (layers - first) / layers
-        first, second = ([traced[at].trace for at in part] for part in (fitting[::2], fitting[1::2]))
-        exits = levels.fit(first)
+        learning, choosing = ([traced[at].trace for at in part] for part in (fitting[::2], fitting[1::2]))
+        exits = levels.fit(learning)
         candidates = [levels.thresholds(exits, level) for level in LEVELS]
-        tried = await asyncio.to_thread(simulate, second, candidates, share)
+        tried = await asyncio.to_thread(simulate, choosing, candidates, share)
         chosen = request.target.choose(tried, order=range(len(LEVELS)))
 
         async def measure(pair: tuple[CalibrationQuestion, TracedExits]) -> tuple[float, ...]:

@@ -85,7 +85,8 @@ class ResumableAnswer:
             self.ended = True
             if self._steps:
                 steps, accepted = frame.steps + self._steps, frame.accepted + self._accepted
-                return replace(frame, steps=steps, accepted=accepted, drafted=frame.drafted + self._accepted)
+                drafted = frame.drafted + self._accepted
+                return replace(frame, steps=steps, accepted=accepted, drafted=drafted, cloud_ms=0.0)
         return frame
 
 

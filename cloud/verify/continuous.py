@@ -4,6 +4,7 @@ The cloud never waits for a draft: each step of the generation verifies the newe
 drafts it is plain streaming. With or without them, the answer has the cloud model's own distribution.
 """
 
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -39,6 +40,8 @@ class ContinuousAnswer:
         self._sender = sender
         self._params = _params(round, sender, stop)
         self._position = len(round.committed)
+        self._times: list[float] = []
+        """When the first tokens came, and the last ones so far (`time.monotonic`)."""
         self.progress = DraftProgress()
         """Engine steps and counts of draft tokens, as of the last tokens."""
 
@@ -65,6 +68,7 @@ class ContinuousAnswer:
 
     def _tokens(self, output: RequestOutput, answer: CompletionOutput) -> TokensFrame:
         drawn, position, before = list(answer.token_ids), self._position, self.progress.accepted
+        self._times[1:] = [time.monotonic()]
         self._position += len(drawn)
         self.progress = DraftProgress(*(output.kv_transfer_params or {})[PROGRESS_KEY])
         return TokensFrame(
@@ -77,7 +81,7 @@ class ContinuousAnswer:
 
     def _end(self, answer: CompletionOutput, cached: int) -> EndFrame:
         check_ended(self._round, answer)
-        p = self.progress
+        p, times = self.progress, self._times
         return EndFrame(
             finish_reason=FinishReason(answer.finish_reason),
             steps=p.steps,
@@ -85,6 +89,7 @@ class ContinuousAnswer:
             accepted=p.accepted,
             dropped=p.dropped,
             cached_tokens=cached,
+            cloud_ms=1e3 * (times[-1] - times[0]) if times else 0.0,
         )
 
 

@@ -83,6 +83,8 @@ class EndFrame(Struct, tag="end", kw_only=True, omit_defaults=True):
     """Draft frames of which no token was verified, because the answer had passed or contradicted them."""
     cached_tokens: int = 0
     """Tokens of the start whose KV was found."""
+    cloud_ms: float = 0.0
+    """From the answer's first tokens to its last ones in the cloud, in milliseconds; 0: unknown."""
 
 
 class ErrorDetail(Struct, kw_only=True):

@@ -214,6 +214,20 @@ async def test_shared_memory_and_temporary_files_of_a_server_end_with_a_killed_s
     await program.communicate()  # ends with the shell that has waited for its end: that has its pipe
 
 
+async def test_servers_share_processors_as_equals_and_have_groups_of_their_own(tmp_path: Path) -> None:
+    """Linux shares them out among sessions first (autogroups), which starved one of two servers on the same cores."""
+    (tmp_path / "server.py").write_text(SERVER)
+    (port,) = free_ports(1)
+    flags = [str(port), str(tmp_path / "pids")]
+    server = ServerProcess(
+        "edge", str(tmp_path / "server.py"), f"http://127.0.0.1:{port}", flags, tmp_path / "edge.log"
+    )
+    async with Supervisor([server], lambda _: None).running():
+        pid = int((tmp_path / "pids").read_text().split()[0])
+        assert os.getsid(pid) == os.getsid(0)
+        assert os.getpgid(pid) != os.getpgid(0), "Ctrl-C in a terminal reaches the supervisor alone, which stops it"
+
+
 async def test_a_supervisor_that_has_stopped_its_servers_leaves_no_process(tmp_path: Path) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     (tmp_path / "server.py").write_text(SERVER)

@@ -60,6 +60,8 @@ class FakeVerifier:
     """Steps after which a stream breaks."""
     context: int = CONTEXT
     model: Model = cloud_model
+    step_ms: float = 0.0
+    """What a stream's end says of the cloud's steps; 0: nothing."""
     traffic: Traffic = field(default_factory=Traffic)
     streams: list["FakeStream"] = field(default_factory=list)
     asked: list[list[int]] = field(default_factory=list)
@@ -82,7 +84,7 @@ class FakeVerifier:
         if self.traffic.calls > self.lost_after:
             raise EndpointError("the cloud is lost")
         length = min(max_tokens, self.context - len(token_ids))
-        stream = FakeStream(list(token_ids), length, self.stream_lost_after, self.model)
+        stream = FakeStream(list(token_ids), length, self.stream_lost_after, self.model, self.step_ms)
         self.streams.append(stream)
         yield stream
 
@@ -95,6 +97,7 @@ class FakeStream:
     max_tokens: int
     lost_after: int
     model: Model = cloud_model
+    step_ms: float = 0.0
     handshake_seconds: float = 0.0
     end: EndFrame | None = None
     offered: tuple[int, list[int]] = (0, [])
@@ -126,7 +129,8 @@ class FakeStream:
                 await asyncio.sleep(0)
         reason = FinishReason.STOP if self.token_ids[-1] == END else FinishReason.LENGTH
         work = {"steps": steps, "drafted": drafted, "accepted": accepted}
-        self.end = EndFrame(finish_reason=reason, cached_tokens=begin - 1, **work)
+        cloud_ms = self.step_ms * (steps - 1)
+        self.end = EndFrame(finish_reason=reason, cached_tokens=begin - 1, cloud_ms=cloud_ms, **work)
 
     def _fitting(self) -> list[int]:
         position, draft = self.offered

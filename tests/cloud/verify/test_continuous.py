@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -110,8 +111,10 @@ async def test_without_drafts_it_is_plain_streaming(
     cloud_engine: CloudEngine, channel: DraftChannel, right: list[list[int]]
 ) -> None:
     prompt = prompts(cloud_engine)[0]
+    began = time.monotonic()
     frames, end = await answer(cloud_engine, channel, prompt)
     assert prompt + ids(frames) == right[0]
+    assert 0 < end.cloud_ms < 1e3 * (time.monotonic() - began)
     assert (end.steps, end.drafted, end.accepted) == (len(ids(frames)), 0, 0)
 
 

@@ -145,6 +145,18 @@ async def test_a_stream_goes_on_without_drafts_where_the_edge_is_too_busy_for_th
     assert pipeline.answer.report.cached_tokens == len(LONG) - 1  # as the cloud says: the edge has read nothing
 
 
+@pytest.mark.parametrize("plan", [CONTINUOUS, Plan(mode=Mode.CLOUD_ONLY)])
+async def test_tokens_that_arrive_all_at_once_are_not_taken_for_a_fast_cloud(plan: Plan) -> None:
+    """A proxy may hold them back to the end, and so may the scheduler of a busy machine."""
+    estimates, request = Estimates(), DecodingRequest(LONG, 40, GREEDY, plan)
+    pipeline = Pipeline(request, FakeDrafter(erring_model(2)), FakeVerifier(step_ms=50.0), estimates)
+    async for _ in pipeline.run():
+        pass
+    assert pipeline.answer.report.cloud_steps > 2
+    assert estimates.step_seconds == pytest.approx(0.05, rel=0.5), "the cloud's own time, a part of it for drafts"
+    assert estimates.gains[VerificationMode.CONTINUOUS].value < 2
+
+
 async def test_drafts_for_a_stream_begin_after_its_newest_token() -> None:
     verifier = FakeVerifier()
     await answer(LONG, CONTINUOUS, FakeDrafter(cloud_model), verifier)

@@ -48,8 +48,9 @@ def apply_threshold(answers: Sequence[ExitTrace], threshold: float, layers: int,
 
     An answer with a token that is not the whole model's counts as wrong. The last token needs no computation.
     """
-    replayed = [replay(answer, threshold) for answer in answers]
-    found = simulate(answers, [threshold], (layers - first) / layers)[0]
+    same = [threshold] * len(answers[0].agrees)
+    replayed = [replay(answer, same) for answer in answers]
+    found = simulate(answers, [same], (layers - first) / layers)[0]
     tokens = sum(answer.tokens for answer in answers)
     return ThresholdResult(
         taken=(np.sum([each.taken for each in replayed], axis=0) / tokens).tolist(),

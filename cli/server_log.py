@@ -2,8 +2,12 @@
 
 import fcntl
 import os
+import re
 from pathlib import Path
 from typing import IO
+
+ERROR = re.compile(r"error: |[\w.]+(Error|Exception): ")
+"""A line of a program of this project, or the end of a traceback."""
 
 
 class ServerLog:
@@ -22,14 +26,16 @@ class ServerLog:
     def __str__(self) -> str:
         return "above" if self._path is None else os.path.relpath(self._path)
 
-    def last_line(self) -> str:
-        """The last line of the file, for an error message."""
+    def last_error(self) -> str:
+        """The last line of the file that is an error, else the last one, for an error message."""
         if self._path is None:
             return "its output above says why"
         if not self._path.is_file():  # a device may have no end
             return f"its output went to {self._path}"
         lines = self._path.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
-        return lines[-1].removeprefix("error: ")
+        last = ([line for line in lines if ERROR.match(line)] or lines)[-1]
+        own = last.removeprefix("error: ")
+        return own if own != last else f"{last} (see {self})"
 
 
 def _own_file(wanted: Path) -> tuple[Path, IO[bytes]]:

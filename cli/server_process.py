@@ -124,7 +124,7 @@ class ServerProcess:
                 while (problem := await _not_ready(client)) is not None:
                     if exited.done():
                         killed = exited.result() < 0  # then its log does not say why
-                        reason = f"it ended with {ending(exited.result())}" if killed else self.log.last_line()
+                        reason = f"it ended with {ending(exited.result())}" if killed else self.log.last_error()
                         raise StartError(f"the {self.name} server did not start: {reason}")
                     if time.monotonic() - reported >= REPORT_SECONDS:
                         reported = time.monotonic()

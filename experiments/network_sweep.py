@@ -97,10 +97,10 @@ async def _run(
 
 
 def questions_of(plan: SweepPlan) -> list[Question]:
-    """Raises ConfigError for data with fewer questions than the plan has."""
-    if plan.data == datasets.GENERAL:
-        return datasets.load(plan.data, plan.prompts, plan.seed).questions
-    return questions(plan.prompts, plan.seed, Path(plan.data) if plan.data else None)
+    """Raises ConfigError for data that cannot be read."""
+    if plan.data is None:
+        return questions(plan.prompts, plan.seed)
+    return datasets.load(plan.data, plan.prompts, plan.seed).questions
 
 
 def server_settings(plan: SweepPlan) -> list[str]:
@@ -149,9 +149,7 @@ def write(found: NetworkReport, files: ReportFiles, console: Console) -> None:
 def plan_of(args: argparse.Namespace) -> SweepPlan:
     """Raises ConfigError for values out of range."""
     data = datasets.spec_for(args.data, load_config(args))
-    available = (
-        len(datasets.load(data, args.prompts, args.seed).questions) if data == datasets.GENERAL else args.prompts
-    )
+    available = len(datasets.load(data, args.prompts, args.seed).questions) if data else args.prompts
     plan = SweepPlan(
         round_trips=numbers(args.round_trips, "--round-trips"),
         uplinks=numbers(args.uplinks, "--uplinks"),
@@ -165,9 +163,12 @@ def plan_of(args: argparse.Namespace) -> SweepPlan:
         settings=args.set,
         data=data,
         pinned=args.pinned,
+        temperature=args.temperature,
     )
     if min(plan.uplinks) <= 0 or min(plan.prompts, plan.repeats, plan.max_tokens) < 1:
         raise ConfigError("uplinks, prompts, repeats and tokens must be more than 0")
+    if plan.temperature > 2:
+        raise ConfigError(f"--temperature must be from 0 to 2, not {plan.temperature:g}")
     return plan
 
 
@@ -211,8 +212,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--max-tokens", type=int, default=96, help="longest answer (default %(default)s)")
     options.add_argument(
         "--data",
-        metavar="FILE",
-        help='JSON lines with a "prompt" each, or general (default: the demo corpus; for other models: general)',
+        metavar="FILE|NAME",
+        help="questions (experiments/questions/datasets.py; default: the demo corpus; for other models: general)",
+    )
+    options.add_argument(
+        "--temperature", type=amount, default=0.0, help="0: greedy, and compared (default %(default)g)"
     )
     options.add_argument("--seed", type=int, default=0, help="chooses prompts and orders (default %(default)s)")
     options.add_argument(

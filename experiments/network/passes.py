@@ -42,8 +42,9 @@ class NetworkCell(msgspec.Struct, frozen=True):
 class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that decides what is measured. `ways`: names of answer modes; `prompts`: questions in each cell.
 
-    `config` (a file) and `settings` (KEY=VALUE) configure the servers; `data` is a file of questions. `pinned`: edges
-    and clients have a core of their own.
+    `config` (a file) and `settings` (KEY=VALUE) configure the servers; `data` names questions (datasets.py). `pinned`:
+    edges and clients have a core of their own. Above a `temperature` of 0 answers are sampled without a seed: with one,
+    nothing that is measured may decide how an answer is made.
     """
 
     round_trips: list[float]
@@ -58,6 +59,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     settings: list[str] = []
     data: str | None = None
     pinned: bool = False
+    temperature: float = 0.0
 
     @property
     def cells(self) -> list[NetworkCell]:

@@ -86,4 +86,5 @@ class NetworkSweep:
         )
 
     async def _ask(self, mode: AnswerMode, prompts: Sequence[str], clients: int) -> list[TimedAnswer]:
-        return await load(self._clients[mode.server], prompts, clients, mode.fields, self._plan.max_tokens)
+        fields = {**mode.fields, "temperature": self._plan.temperature}
+        return await load(self._clients[mode.server], prompts, clients, fields, self._plan.max_tokens)

@@ -95,8 +95,12 @@ def measures(row: ModeRow) -> list[str]:
 
 
 def conclusion(report: NetworkReport) -> str:
-    """The result for exactness, in one sentence."""
+    """The result for exactness, in one sentence; sampled answers differ by chance."""
     asked = f"{report.different_questions} different prompts, {len(report.cells)} cells"
+    if report.plan.temperature:
+        return (
+            f"{report.lossless_answers} lossless answers, sampled at temperature {report.plan.temperature:g} ({asked})"
+        )
     different, answers = report.lossless_differences, report.lossless_answers
     return f"{different} of {answers} lossless answers differ from cloud only's ({asked})"
 

@@ -42,15 +42,13 @@ class Question(msgspec.Struct, frozen=True):
         return None if self.answer is None else text_metrics.score(self.metric, given, self.answer)
 
 
-def questions(count: int, seed: int, file: Path | None = None) -> list[Question]:
-    """`count` different questions, the same for the same seed; a smaller count gives the first of them.
+def questions(count: int, seed: int) -> list[Question]:
+    """`count` different questions of the corpus, the same for the same seed; a smaller count gives the first of them.
 
-    Questions of the corpus are drawn with a probability proportional to the length of their right answer, as if tokens
-    were drawn: most answers have less than 15 tokens, which is too short to measure speed. Raises ConfigError for a
-    file with fewer or invalid questions.
+    They are drawn with a probability proportional to the length of their right answer, as if tokens
+    were drawn: most answers have less than 15 tokens, which is too short to measure speed. Raises ConfigError where
+    there are fewer.
     """
-    if file is not None:
-        return sample(from_file(file), count, seed)
     return sample(held_out(), count, seed, lambda question: len(question.answer or ""))
 
 

@@ -17,7 +17,8 @@ from experiments.harness.journal import Journal
 from experiments.harness.load import load, token_gaps
 from experiments.harness.statistics import Pair, quantile, speed_ratio, typical_ratio
 from experiments.network.answer_modes import ANSWER_MODES, CLOUD_ONLY, DEFAULT_MODES, select_modes
-from experiments.questions.workload import questions
+from experiments.questions import workload
+from experiments.questions.workload import from_file, questions
 
 # -- questions
 
@@ -41,14 +42,14 @@ def test_questions_with_longer_answers_are_drawn_more_often() -> None:
 def test_a_file_of_questions_is_read_and_a_wrong_line_is_named(tmp_path: Path) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": f"q{n}", "answer": ""}) for n in range(9)) + "\n\n")
-    assert {question.prompt for question in questions(9, 0, file)} == {f"q{n}" for n in range(9)}
+    assert {question.prompt for question in workload.sample(from_file(file), 9, 0)} == {f"q{n}" for n in range(9)}
     with pytest.raises(ConfigError, match="only 9 different"):
-        questions(10, 0, file)
+        workload.sample(from_file(file), 10, 0)
     file.write_text('{"prompt": "q"}\n{"question": "q"}\n')
     with pytest.raises(ConfigError, match=r"line 2.*prompt"):
-        questions(1, 0, file)
+        from_file(file)
     with pytest.raises(ConfigError, match=r"missing\.jsonl"):
-        questions(1, 0, tmp_path / "missing.jsonl")
+        from_file(tmp_path / "missing.jsonl")
 
 
 # -- load

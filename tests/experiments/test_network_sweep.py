@@ -22,7 +22,7 @@ from experiments.network.passes import NetworkCell, PassResult, SweepPlan, passe
 from experiments.network.report import report
 from experiments.network.schema import ModeRow, NetworkReport
 from experiments.network.sweep import NetworkSweep
-from experiments.network_sweep import parser, plan_of, server_settings, token_ends, write
+from experiments.network_sweep import parser, plan_of, questions_of, server_settings, token_ends, write
 from experiments.questions.workload import questions
 from experiments.report.document import ReportFiles
 from tests.conftest import CLOUD_MODEL, Servers
@@ -136,6 +136,14 @@ def test_the_command_line_decides_what_is_measured_and_the_servers_have_room_for
     assert config.cloud.model.dtype == "float32"
 
 
+def test_data_is_asked_by_name_and_all_of_it_if_less_than_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "two.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    for data, count in (("general", 40), ("editing", 8), (str(tmp_path / "two.jsonl"), 2)):
+        plan = plan_of(parser().parse_args(["--data", data, "--temperature", "0.8"]))
+        assert (plan.temperature, plan.prompts) == (0.8, count)
+        assert len(questions_of(plan)) == count
+
+
 def test_peers_are_all_that_can_run_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     llama_server = tmp_path / "llama-server"
     monkeypatch.setattr(network_sweep, "LLAMA_SERVER", llama_server)
@@ -145,10 +153,10 @@ def test_peers_are_all_that_can_run_here(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert plan_of(parser().parse_args(["--ways", "peers"])).ways == [*without, "llama-server"]
 
 
-@pytest.mark.parametrize("flags", [["--clients", "0"], ["--prompts", "0"], ["--uplinks", "a"], ["--round-trips", "-1"]])
-def test_values_out_of_range_are_refused_before_anything_starts(flags: list[str]) -> None:
+@pytest.mark.parametrize("flags", ["--clients 0", "--prompts 0", "--uplinks a", "--round-trips -1", "--temperature 3"])
+def test_values_out_of_range_are_refused_before_anything_starts(flags: str) -> None:
     with pytest.raises(ConfigError):
-        plan_of(parser().parse_args(flags))
+        plan_of(parser().parse_args(flags.split()))
     assert numbers("1,1,2", "--x") == [1, 2]
 
 

@@ -114,6 +114,12 @@ def test_one_different_character_in_a_lossless_answer_is_counted_and_reported() 
     ]
 
 
+def test_sampled_answers_are_not_said_to_differ() -> None:
+    found = sweep_report([pass_result(one) for one in passes(PLAN)])
+    found.plan = msgspec.structs.replace(PLAN, temperature=0.8)
+    assert "answers differ" not in tables.conclusion(found)
+
+
 def test_cells_without_results_are_left_out(tmp_path: Path) -> None:
     one = next(passes(PLAN))
     found = sweep_report([pass_result(one)])

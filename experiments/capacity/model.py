@@ -1,4 +1,4 @@
-"""A model of one cloud under many clients: steps that take some seconds, and some more for each client in them.
+"""A model of one cloud under many clients: steps that take some seconds, and some more for each token in them.
 
 Each client repeats recorded answers: it drafts, then waits until a step is free, which takes all who wait. So the model
 is the measurement with the cloud replaced by two numbers. A cloud that answers alone, or speculates by itself, has
@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +21,10 @@ ROUNDS = 40
 """Of each simulated client, in the mean."""
 FEWEST_ROUNDS = 1500
 """Of all simulated clients together."""
-SHARES = np.geomspace(0.002, 1.0, 40)
-"""Of a lone client's step: what a further client adds."""
+SHARES = np.geomspace(0.002, 1.0, 25), np.geomspace(0.8, 1.25, 7)
+"""What the tokens of a lone client take of its step: tried first, and then around the best of them."""
+SCALES = np.geomspace(0.6, 1.6, 9), np.geomspace(0.96, 1.04, 5)
+"""The same for its step's seconds, over those that its speed alone says."""
 MOST_CLIENTS = 4096
 
 
@@ -50,6 +53,11 @@ class ClientWork:
         """How often all answers ask the cloud."""
         return sum(bool(one.committed) for one in self.rounds)
 
+    @property
+    def computed(self) -> int:
+        """Tokens that the cloud computes for all answers: draft tokens, and one of its own with them."""
+        return sum(_computed(one) for one in self.rounds if one.committed)
+
 
 STREAMING = ClientWork([DraftedAnswer([], [DraftedRound([], [0])])], 0.0)
 """A client that waits for the next token, and for nothing else."""
@@ -57,13 +65,13 @@ STREAMING = ClientWork([DraftedAnswer([], [DraftedRound([], [0])])], 0.0)
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds of a step: `step`, and `each` for every client in it."""
+    """Seconds of a step: `step`, and `each` for every token in it."""
 
     step: float
     each: float
 
-    def seconds(self, clients: int) -> float:
-        return self.step + self.each * clients
+    def seconds(self, tokens: int) -> float:
+        return self.step + self.each * tokens
 
 
 def speed(work: ClientWork, cost: StepCost, clients: int, seed: int = 0) -> float:
@@ -72,7 +80,7 @@ def speed(work: ClientWork, cost: StepCost, clients: int, seed: int = 0) -> floa
         return work.tokens / work.pause
     chance = random.Random(seed)
     doing = [_rounds(work, chance) for _ in range(clients)]
-    ready = [(pause, number, tokens) for number, (pause, tokens) in enumerate(map(next, doing))]
+    ready = [(one.pause, number, one) for number, one in enumerate(map(next, doing))]
     heapq.heapify(ready)
     now, committed = 0.0, 0
     for _ in range(max(ROUNDS, FEWEST_ROUNDS // clients)):
@@ -82,41 +90,57 @@ def speed(work: ClientWork, cost: StepCost, clients: int, seed: int = 0) -> floa
             served = []
             while ready and ready[0][0] <= now:
                 served.append(heapq.heappop(ready))
-            now += cost.seconds(len(served))
+            now += cost.seconds(sum(one.computed for _, _, one in served))
             left -= len(served)
-            for _, number, tokens in served:
-                committed += tokens
-                pause, following = next(doing[number])
-                heapq.heappush(ready, (now + pause, number, following))
+            for _, number, one in served:
+                committed += one.tokens
+                following = next(doing[number])
+                heapq.heappush(ready, (now + following.pause, number, following))
     return committed / now / clients
 
 
-def _rounds(work: ClientWork, chance: random.Random) -> Iterator[tuple[float, int]]:
-    """For each question to the cloud, the pause before it, and the tokens that come with its answer."""
+def _computed(one: DraftedRound) -> int:
+    return len(one.draft) + 1
+
+
+class _Asked(NamedTuple):
+    """One question to the cloud: the pause before it, the tokens that come with its answer, and those computed."""
+
+    pause: float
+    tokens: int
+    computed: int
+
+
+def _rounds(work: ClientWork, chance: random.Random) -> Iterator[_Asked]:
     pause, tokens = 0.0, 0
     while True:
         for one in chance.choice(work.answers).rounds:
             pause += work.draft * one.drafted
             tokens += one.tokens
             if one.committed:
-                yield pause, tokens
+                yield _Asked(pause, tokens, _computed(one))
                 pause, tokens = 0.0, 0
 
 
 def fit(work: ClientWork, measured: dict[int, float]) -> StepCost:
     """The cost of steps by tokens a second of one client, for each number of clients; one client must be among them.
 
-    A lone client's speed says how long its step takes; what a further client adds is chosen by the least squares of
-    relative errors.
+    By the least squares of relative errors, over a grid and then a finer one around the best of it.
     """
-    alone = max(1e-6, (work.tokens / measured[1] - work.pause) / max(1, work.verified))
+    seconds = max(1e-6, (work.tokens / measured[1] - work.pause) / max(1, work.verified))
+    share = 1.0
+    each = work.computed / max(1, work.verified)
 
-    def error(share: float) -> float:
-        cost = StepCost((1 - share) * alone, share * alone)
-        return sum(math.log(speed(work, cost, clients) / found) ** 2 for clients, found in measured.items())
+    def cost(seconds: float, share: float) -> StepCost:
+        return StepCost((1 - share) * seconds, share * seconds / max(1.0, each))
 
-    share = float(min(SHARES, key=error))
-    return StepCost((1 - share) * alone, share * alone)
+    def error(found: tuple[float, float]) -> float:
+        return sum(math.log(speed(work, cost(*found), n) / wanted) ** 2 for n, wanted in measured.items())
+
+    for scales, shares in zip(SCALES, SHARES, strict=True):
+        tried = itertools.product((seconds * scales).tolist(), np.minimum(1.0, share * shares).tolist())
+        seconds, share = min(tried, key=error)
+    return cost(seconds, share)
 
 
 def clients_at(level: float, speed_of: Callable[[int], float]) -> int:

@@ -146,7 +146,7 @@ def capacity_table(report: CapacityReport) -> ReportTable:
     return ReportTable(
         title="Clients that one cloud serves",
         note=f"At {ENOUGH:.0%} of the tokens a second of a lone client: of the same system, and of the cloud alone; "
-        "measured / by the model. Ratio: by the model, to the cloud alone. A step takes a, and b for each client. "
+        "measured / by the model. Ratio: by the model, to the cloud alone. A step takes a, and b for each token. "
         "Check: predicted over measured speed at the largest number of clients, to which the model was not fitted.",
         heads=[
             *("system", "alone, tokens/s", "clients at own speed", "at the cloud's speed", "ratio"),

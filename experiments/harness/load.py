@@ -13,7 +13,7 @@ import msgspec
 from common.errors import EndpointError
 from common.http.client import HTTPClient
 from common.protocol import codec
-from common.protocol.openai_responses import ChatChunk, SourcedTokens, Usage
+from common.protocol.openai_responses import SourcedTokens, Usage
 from common.types import Collaboration
 
 T = TypeVar("T")
@@ -22,22 +22,31 @@ CONFIDENCES = 64
 """As many as a router may look at."""
 
 
-class TextChoice(msgspec.Struct):
-    """The part of a completion's event that belongs to one answer."""
+class TimedDelta(msgspec.Struct):
+    content: str | None = None
 
-    text: str
+
+class TimedChoice(msgspec.Struct):
+    """The part of an event that belongs to one answer: `text` of a completion, `delta` of a chat."""
+
+    text: str = ""
+    delta: TimedDelta | None = None
     finish_reason: str | None = None
     collaboration: SourcedTokens | None = None
+
+    @property
+    def new_text(self) -> str:
+        return self.text or (self.delta.content if self.delta else None) or ""
 
     @property
     def confidences(self) -> list[float]:
         return [] if self.collaboration is None else self.collaboration.confidences
 
 
-class TextChunk(msgspec.Struct):
-    """One event of a streamed completion: the fields that are read here."""
+class TimedChunk(msgspec.Struct):
+    """One event of a stream: the fields that are read here. Peers send null in place of an empty text."""
 
-    choices: list[TextChoice] = []
+    choices: list[TimedChoice] = []
     usage: Usage | None = None
     collaboration: Collaboration | None = None
 
@@ -104,14 +113,14 @@ async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[st
     texts: list[str] = []
     confidences: list[float] = []
     finish_reason = ""
-    last: ChatChunk | TextChunk = ChatChunk()
+    last = TimedChunk()
     began = time.perf_counter()
     async for event in client.events(f"/v1/{'' if raw else 'chat/'}completions", body):
-        last = codec.decode(event, TextChunk) if raw else codec.decode(event, ChatChunk)
+        last = codec.decode(event, TimedChunk)
         for choice in last.choices:
             finish_reason = choice.finish_reason or finish_reason
             confidences += choice.confidences[: CONFIDENCES - len(confidences)]
-            if text := choice.text if isinstance(choice, TextChoice) else choice.delta.content:
+            if text := choice.new_text:
                 texts.append(text)
                 arrivals.append((round(time.perf_counter() - began, 5), len(text)))
     seconds = time.perf_counter() - began

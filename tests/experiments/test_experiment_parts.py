@@ -56,7 +56,7 @@ def test_a_file_of_questions_is_read_and_a_wrong_line_is_named(tmp_path: Path) -
 
 
 class Slow:
-    """A chat server that streams the prompt's words slowly and counts its concurrent clients."""
+    """A chat server that streams the prompt's words slowly, after a null as llama-server's, and counts its clients."""
 
     def __init__(self) -> None:
         self.now = self.max = 0
@@ -70,7 +70,7 @@ class Slow:
         await response.prepare(request)
         self.now += 1
         self.max = max(self.max, self.now)
-        for word in prompt.split():
+        for word in [None, *prompt.split()]:
             await asyncio.sleep(0.01)
             await response.write(b"data: " + json.dumps({"choices": [{"delta": {"content": word}}]}).encode() + b"\n\n")
         self.now -= 1

@@ -11,22 +11,21 @@ from tests.experiments.capacity.works import EIGHT, UNEVEN
 @pytest.mark.parametrize("number", [1, 7, 100])
 def test_clients_that_never_pause_are_all_in_every_step(number: int) -> None:
     cost = StepCost(0.020, 0.003)
-    step = 0.020 + 0.003 * number
-    assert model.speed(STREAMING, cost, number) == pytest.approx(1 / step)
-    assert model.speed(EIGHT, cost, number) == pytest.approx(9 / step)
+    assert model.speed(STREAMING, cost, number) == pytest.approx(1 / (0.020 + 0.003 * number))
+    assert model.speed(EIGHT, cost, number) == pytest.approx(9 / (0.020 + 0.003 * 9 * number)), "a draft costs, too"
 
 
 def test_a_lone_client_pays_its_pause_and_its_step() -> None:
     work = ClientWork([UNEVEN[0]], draft=0.010)
-    expected = 6 / (9 * 0.010 + 2 * 0.023)
+    expected = 6 / (9 * 0.010 + 2 * 0.020 + 11 * 0.003)
     assert model.speed(work, StepCost(0.020, 0.003), 1) == pytest.approx(expected, rel=0.02)
 
 
-def test_what_many_clients_get_together_is_bounded_by_what_a_client_adds_to_a_step() -> None:
+def test_what_many_clients_get_together_is_bounded_by_what_a_token_adds_to_a_step() -> None:
     work, cost = ClientWork(UNEVEN, draft=0.010), StepCost(0.020, 0.003)
     together = 1000 * model.speed(work, cost, 1000)
-    rounds = together / (work.tokens / work.verified)
-    assert 0.9 / 0.003 < rounds < 1 / 0.003
+    computed = together * work.computed / work.tokens
+    assert 0.9 / 0.003 < computed < 1 / 0.003
 
 
 def test_pauses_of_some_clients_hide_behind_the_steps_of_others() -> None:
@@ -40,7 +39,8 @@ def test_pauses_of_some_clients_hide_behind_the_steps_of_others() -> None:
 def test_a_fit_finds_the_cost_that_made_the_measurements(work: ClientWork) -> None:
     cost = StepCost(0.015, 0.002)
     found = model.fit(work, {number: model.speed(work, cost, number, seed=1) for number in (1, 4, 16, 64)})
-    assert found.seconds(1) == pytest.approx(cost.seconds(1), rel=0.05)
+    lone = round(work.computed / work.verified)
+    assert found.seconds(lone) == pytest.approx(cost.seconds(lone), rel=0.05)
     assert model.speed(work, found, 256) == pytest.approx(model.speed(work, cost, 256), rel=0.15)
 
 

@@ -28,7 +28,7 @@ def made_up() -> CapacityReport:
     edges = ClientWork(EIGHT.answers, draft=0.001)
     counts = (1, 2, 4, 8, 16, 32, 64)
     alone = {n: model.speed(STREAMING, StepCost(0.016, 0.004), n) for n in counts}
-    ours = {n: model.speed(edges, StepCost(0.016, 0.004), n) for n in counts}
+    ours = {n: model.speed(edges, StepCost(0.016, 0.0005), n) for n in counts}
     works = {"cloud": edges, "lossless": edges}
     found = capacity_report.results(works, {"cloud": points(alone), "lossless": points(ours, wrong=1)})
     accepted = capacity_report.acceptance(edges)

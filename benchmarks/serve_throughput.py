@@ -57,7 +57,14 @@ if __name__ == "__main__":
 def running(command: list[str], log: Path) -> Iterator[None]:
     """Runs a server in its own process group; ends it with everything that it started."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, process_group=0, env=module_environment())
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,
+            env=module_environment(),
+        )
     try:
         yield
     finally:

@@ -44,20 +44,24 @@ class CalibrationTarget:
 
     def __str__(self) -> str:
         """As on the command line."""
-        level = f" --confidence {self.confidence:g}" if self.flag == "--max-risk" else ""
+        level = f" --confidence {self.confidence:g}" if self.proves_risk else ""
         return f"{self.flag} {self.target:g}{level}"
+
+    @property
+    def proves_risk(self) -> bool:
+        return self.flag == "--max-risk"
 
     @property
     def questions_needed(self) -> int:
         """The fewest questions that can show the target at all, including the held-out part.
 
         For a quality: enough to see one failure at that rate with 95 % probability (rule of three). For a risk: enough
-        to pass the test if no answer fails, and as many again to put the gates in order.
+        to pass the test if no answer fails, and as many again to put the gates in order, or to fit a level.
         """
         to_fit = MIN_QUESTIONS
         if self.flag == "--target-quality":
             to_fit = max(to_fit, math.ceil(round(3 / (1 - self.target), 6)))
-        elif self.flag == "--max-risk":
+        elif self.proves_risk:
             to_fit = max(to_fit, 2 * risk.trials_needed(self.target, self.confidence))
         return math.ceil(max(to_fit / (1 - HELD_OUT), MIN_QUESTIONS / HELD_OUT))
 

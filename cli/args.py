@@ -140,6 +140,8 @@ async def _cancelled_by_signals(program: Coroutine[Any, Any, None]) -> None:
 
 
 def set_up_logging(level: str) -> None:
+    """Logs go to stderr, also where a terminal would stop a program in the background for it (`stty tostop`)."""
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     handler = logging.StreamHandler()
     handler.setFormatter(TracedFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     handler.addFilter(ShortLines())

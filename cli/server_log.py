@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 from typing import IO
 
-ERROR = re.compile(r"error: |[\w.]+(Error|Exception): ")
-"""A line of a program of this project, or the end of a traceback."""
+OWN = "error: "
+"""Begins the line of a program of this project (cli/args.py)."""
+RAISED = re.compile(r"[\w.]+(Error|Exception)(: |$)")
+"""The end of a traceback."""
 
 
 class ServerLog:
@@ -27,15 +29,16 @@ class ServerLog:
         return "above" if self._path is None else os.path.relpath(self._path)
 
     def last_error(self) -> str:
-        """The last line of the file that is an error, else the last one, for an error message."""
+        """What this program says of its end, else the end of the last traceback, else the last line of the file."""
         if self._path is None:
             return "its output above says why"
         if not self._path.is_file():  # a device may have no end
             return f"its output went to {self._path}"
-        lines = self._path.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
-        last = ([line for line in lines if ERROR.match(line)] or lines)[-1]
-        own = last.removeprefix("error: ")
-        return own if own != last else f"{last} (see {self})"
+        lines = self._path.read_text(errors="replace").strip().splitlines()
+        if own := [line.removeprefix(OWN) for line in lines if line.startswith(OWN)]:
+            return own[-1]
+        raised = [line for line in lines if RAISED.match(line)]
+        return f"{(raised or lines)[-1]} (see {self})" if lines else "it printed nothing"
 
 
 def _own_file(wanted: Path) -> tuple[Path, IO[bytes]]:

@@ -6,9 +6,10 @@
 
 It stops after `--minutes`: first a few questions in every cell, then more; `--resume` continues. A proxy between edge
 and cloud simulates the network; the clients are beside the edge. One pair of servers serves the whole sweep, and a
-second edge the modes with F4 off. The cloud computes in float32, so every lossless answer must equal cloud only's.
-`--ways peers` compares an edge with what a user might pick in its place, each behind a network of its own: vLLM that
-speculates with n-grams or with the edge's model beside it, and llama-server, if it was built, with both models.
+second edge the modes with F4 off. The cloud computes in float32, so every lossless answer must equal cloud only's,
+unless a `--temperature` samples them. `--ways peers` compares an edge with what a user might pick in its place, each
+behind a network of its own: vLLM that speculates with n-grams or with the edge's model beside it, and llama-server, if
+it was built, with both models.
 
 Caches are equally warm for all modes: before each pass every question is asked once, for one token, of the cloud itself
 and of each edge, so that all modes find the same prompts in F3's caches; and each pass shuffles the order of the modes.

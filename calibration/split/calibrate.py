@@ -2,10 +2,10 @@
 
     edgecloud calibrate --mode split --max-risk 0.05 --data questions.jsonl
 
-All have one level: the probability that a token which is just taken is the whole model's. Half of the
-first part of the questions shows each exit's threshold for a level, the other half which level meets the target; the
-second part measures it. The
-model's first layers run in this process, as at the edge; a cloud that has the others must run.
+All have one level: the probability that a token which is just taken is the whole model's. One part of the questions
+shows each exit's threshold for a level and which level meets the target (a risk is tested on others than those that
+showed the thresholds), the other part measures both. The model's first layers run in this process, as at the edge; a
+cloud that has the others must run.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from calibration.split import levels, report
 from calibration.split.levels import LEVELS
 from calibration.split.report import ThresholdFit
 from calibration.split.simulation import ExitTrace, simulate
-from calibration.target import HELD_OUT
+from calibration.target import HELD_OUT, CalibrationTarget
 from common.config_schema import Config
 from common.decoding.request import DecodingRequest
 from common.errors import EndpointError
@@ -34,6 +34,8 @@ from edge.split.segments import ExitPrediction, SegmentSequence
 from edge.text.detokenizer import TextStream
 
 SEED = 0
+LEARNING = 5
+"""One in so many answers shows the thresholds where the others prove a risk."""
 
 
 class TracedExits(NamedTuple):
@@ -56,7 +58,7 @@ async def calibrate_split(config: Config, request: CalibrationRequest, console: 
         traced = await for_each(questions, trace, "the whole model's answers, and the exits along them", console)
         layers, first = engine.manifest.layers, engine.manifest.tail.first
         share = (layers - first) / layers
-        learning, choosing = ([traced[at].trace for at in part] for part in (fitting[::2], fitting[1::2]))
+        learning, choosing = parts_for([traced[at].trace for at in fitting], request.target)
         exits = levels.fit(learning)
         candidates = [levels.thresholds(exits, level) for level in LEVELS]
         tried = await asyncio.to_thread(simulate, choosing, candidates, share)
@@ -77,6 +79,16 @@ async def calibrate_split(config: Config, request: CalibrationRequest, console: 
     )
     report.show(fitted, request.target, console)
     report.write(fitted, request, console)
+
+
+def parts_for(traces: list[ExitTrace], target: CalibrationTarget) -> tuple[list[ExitTrace], list[ExitTrace]]:
+    """Those that show each exit's threshold for a level, and those that choose the level.
+
+    Only the proof of a risk needs others. A regression of two numbers needs few answers, a proof many.
+    """
+    if not target.proves_risk:
+        return traces, traces
+    return traces[::LEARNING], [trace for at, trace in enumerate(traces) if at % LEARNING]
 
 
 async def walk(engine: EdgeInferenceEngine, question: CalibrationQuestion, max_tokens: int) -> TracedExits:

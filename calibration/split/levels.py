@@ -16,6 +16,8 @@ LEVELS = [NEVER, *sorted({*np.round(1 - np.geomspace(1e-4, 1, 61), 4).tolist()},
 """Those that are tried, from the safest on."""
 LEAST = 1e-7
 """The least distance of a confidence from 0 and 1, for its log-odds."""
+MOST = math.log((1 - LEAST) / LEAST)
+"""The log-odds of a confidence of 1."""
 
 
 class TrustedExit(NamedTuple):
@@ -29,18 +31,18 @@ class TrustedExit(NamedTuple):
 
     @classmethod
     def fit(cls, confidence: Numbers, agrees: Numbers) -> "TrustedExit":
-        """Both [T], of one exit."""
+        """Both [T], of one exit; weight 0 where more confident tokens are not right more often."""
         bias, (weight,) = logistic.fit(_log_odds(confidence)[:, None], agrees)
-        return cls(bias, float(weight))
+        return cls(bias, float(weight)) if weight > 0 else cls(float(_log_odds(agrees.mean())), 0.0)
 
     def threshold(self, level: float) -> float:
-        """The least confidence at which the token is right with the probability `level`, 0 to 1; else NEVER."""
-        if level > 1:
-            return NEVER
+        """The least confidence at which the token is right with the probability `level`, 0 to 1; NEVER without one."""
+        if level <= 0:
+            return 0.0
         missing = float(_log_odds(np.array(level))) - self.bias
-        if self.weight <= 0 or level <= 0:
-            return 0.0 if missing <= 0 or level <= 0 else NEVER
-        return (1 + math.tanh(missing / self.weight / 2)) / 2
+        if level > 1 or missing > self.weight * MOST:
+            return NEVER
+        return (1 + math.tanh(missing / self.weight / 2)) / 2 if self.weight else 0.0
 
 
 def fit(traces: Sequence[ExitTrace]) -> list[TrustedExit]:

@@ -40,7 +40,7 @@ class ContinuousAnswer:
         self._sender = sender
         self._params = _params(round, sender, stop)
         self._position = len(round.committed)
-        self._times: list[float] = []
+        self._first = self._last = 0.0
         """When the first tokens came, and the last ones so far (`time.monotonic`)."""
         self.progress = DraftProgress()
         """Engine steps and counts of draft tokens, as of the last tokens."""
@@ -68,7 +68,8 @@ class ContinuousAnswer:
 
     def _tokens(self, output: RequestOutput, answer: CompletionOutput) -> TokensFrame:
         drawn, position, before = list(answer.token_ids), self._position, self.progress.accepted
-        self._times[1:] = [time.monotonic()]
+        self._last = time.monotonic()
+        self._first = self._first or self._last
         self._position += len(drawn)
         self.progress = DraftProgress(*(output.kv_transfer_params or {})[PROGRESS_KEY])
         return TokensFrame(
@@ -81,7 +82,7 @@ class ContinuousAnswer:
 
     def _end(self, answer: CompletionOutput, cached: int) -> EndFrame:
         check_ended(self._round, answer)
-        p, times = self.progress, self._times
+        p = self.progress
         return EndFrame(
             finish_reason=FinishReason(answer.finish_reason),
             steps=p.steps,
@@ -89,7 +90,7 @@ class ContinuousAnswer:
             accepted=p.accepted,
             dropped=p.dropped,
             cached_tokens=cached,
-            cloud_ms=1e3 * (times[-1] - times[0]) if times else 0.0,
+            cloud_ms=1e3 * (self._last - self._first),
         )
 
 

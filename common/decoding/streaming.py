@@ -104,11 +104,10 @@ class Follower:
             if end is None and count:
                 self._record_part(count, accepted)
         assert end is not None
-        # The cloud's own time where it is known: a busy machine, or a proxy, may pass all frames on at once.
-        seconds = end.cloud_ms / 1e3 or time() - first
-        if self._drafter is not None and count > 1:
-            self.pace = count - 1, seconds
-        self._finish(end, seconds, sum(active) / len(active) if active else 1.0)
+        arriving, computing = time() - first, end.cloud_ms / 1e3
+        if self._drafter is not None and count > 1 and len(active) > 1:
+            self.pace = count - 1, max(arriving, computing)
+        self._finish(end, computing or arriving, active)
 
     def _record_part(self, count: int, accepted: int) -> None:
         """Reports a stream that ended without its last frame: at a stop string, or because its cloud was lost.
@@ -139,14 +138,19 @@ class Follower:
         )  # should the last frame be lost, nothing is asked for behind the end
         return chunks
 
-    def _finish(self, end: EndFrame, seconds: float, active: float) -> None:
+    def _finish(self, end: EndFrame, seconds: float, active: list[int]) -> None:
+        """`seconds`: the cloud's own, where they are known: a busy machine, or a proxy, may pass all frames on at once.
+
+        `active`: answers under way at each frame; a single frame has no pace.
+        """
         report = self._answer.report
         report.rounds += 1
         report.drafted += end.drafted
         report.cloud_steps += end.steps
         report.cached_tokens = report.cached_tokens if report.edge_drawn else end.cached_tokens
         self._answer.ended = end.finish_reason
-        self._estimates.observe_stream(end.steps, end.drafted, seconds, active)
+        if len(active) > 1:
+            self._estimates.observe_stream(end.steps, end.drafted, seconds, sum(active) / len(active))
 
     async def keep_drafting(self, stream: Stream) -> None:
         """Until cancelled: whenever the answer has grown, extends the guess and sends it.

@@ -23,7 +23,7 @@ FEWEST_ROUNDS = 1500
 """Of all simulated clients together."""
 SHARES = np.geomspace(0.002, 1.0, 25), np.geomspace(0.8, 1.25, 7)
 """What the tokens of a lone client take of its step: tried first, and then around the best of them."""
-SCALES = np.geomspace(0.6, 1.6, 9), np.geomspace(0.96, 1.04, 5)
+SCALES = np.geomspace(0.6, 1.6, 9), np.geomspace(0.94, 1.065, 7)
 """The same for its step's seconds, over those that its speed alone says."""
 MOST_CLIENTS = 4096
 

@@ -50,9 +50,9 @@ class ClientsAt(msgspec.Struct, frozen=True):
 class SystemResult(msgspec.Struct, frozen=True, kw_only=True):
     """One system: its points by increasing clients, and the model that was fitted to all of them but the last.
 
-    `step_ms`, `each_ms`: of a step, and of each client in it, by a token or a round. `predicted`: tokens a second
-    of one client, by the number of clients. `own`: clients with ENOUGH of their own lone client's speed; `equal`: with
-    ENOUGH of what a lone client of the cloud alone has.
+    `step_ms`, `each_ms`: of a step, and of each token in it; of the drafts in a cloud that speculates by itself nothing
+    is known, so there of each client. `predicted`: tokens a second of one client, by the number of clients. `own`:
+    clients with ENOUGH of their own lone client's speed; `equal`: with that share of the cloud alone's.
     """
 
     name: str
@@ -146,7 +146,8 @@ def capacity_table(report: CapacityReport) -> ReportTable:
     return ReportTable(
         title="Clients that one cloud serves",
         note=f"At {ENOUGH:.0%} of the tokens a second of a lone client: of the same system, and of the cloud alone; "
-        "measured / by the model. Ratio: by the model, to the cloud alone. A step takes a, and b for each token. "
+        "measured / by the model. Ratio: by the model, to the cloud alone. A step takes a, and b for each token "
+        "(for each client, where the cloud speculates by itself). "
         "Check: predicted over measured speed at the largest number of clients, to which the model was not fitted.",
         heads=[
             *("system", "alone, tokens/s", "clients at own speed", "at the cloud's speed", "ratio"),

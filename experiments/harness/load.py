@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from common.cloud_client.openai_stream import StreamedChoice
 from common.errors import EndpointError
 from common.http.client import HTTPClient
 from common.protocol import codec
@@ -22,21 +23,10 @@ CONFIDENCES = 64
 """As many as a router may look at."""
 
 
-class TimedDelta(msgspec.Struct):
-    content: str | None = None
+class TimedChoice(StreamedChoice):
+    """With what an edge adds: the confidences of its tokens."""
 
-
-class TimedChoice(msgspec.Struct):
-    """The part of an event that belongs to one answer: `text` of a completion, `delta` of a chat."""
-
-    text: str = ""
-    delta: TimedDelta | None = None
-    finish_reason: str | None = None
     collaboration: SourcedTokens | None = None
-
-    @property
-    def new_text(self) -> str:
-        return self.text or (self.delta.content if self.delta else None) or ""
 
     @property
     def confidences(self) -> list[float]:
@@ -44,7 +34,7 @@ class TimedChoice(msgspec.Struct):
 
 
 class TimedChunk(msgspec.Struct):
-    """One event of a stream: the fields that are read here. Peers send null in place of an empty text."""
+    """One event of a stream: the fields that are read here."""
 
     choices: list[TimedChoice] = []
     usage: Usage | None = None
@@ -120,7 +110,7 @@ async def ask(client: HTTPClient, question: int, prompt: str, fields: Mapping[st
         for choice in last.choices:
             finish_reason = choice.finish_reason or finish_reason
             confidences += choice.confidences[: CONFIDENCES - len(confidences)]
-            if text := choice.new_text:
+            if text := choice.piece:
                 texts.append(text)
                 arrivals.append((round(time.perf_counter() - began, 5), len(text)))
     seconds = time.perf_counter() - began

@@ -16,6 +16,8 @@ from experiments.questions.workload import Question
 
 SETTLE_QUESTIONS = 4
 """Questions that each mode answers, uncounted, after a change of the network."""
+UNFILTERED = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+"""Peers have filters of their own where a request says nothing."""
 CLIENT = HttpClientConfig(timeout=600.0, max_retries=0, connection_pool_size=1000)
 PLAIN_CLIENT = replace(CLIENT, compression="none")
 """Of a peer, which understands no zstd."""
@@ -33,6 +35,7 @@ class NetworkSweep:
         }
         self._clouds = {cloud.url: HTTPClient(cloud.url, PLAIN_CLIENT) for cloud in servers.clouds}
         self._network: tuple[float, float] | None = None
+        self._sampling = {"temperature": plan.temperature} | (UNFILTERED if plan.temperature else {})
 
     async def aclose(self) -> None:
         for client in (*self._clouds.values(), *self._clients.values()):
@@ -86,5 +89,5 @@ class NetworkSweep:
         )
 
     async def _ask(self, mode: AnswerMode, prompts: Sequence[str], clients: int) -> list[TimedAnswer]:
-        fields = {**mode.fields, "temperature": self._plan.temperature}
+        fields = {**mode.fields, **self._sampling}
         return await load(self._clients[mode.server], prompts, clients, fields, self._plan.max_tokens)

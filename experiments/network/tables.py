@@ -56,7 +56,9 @@ def ratios(report: NetworkReport) -> ReportTable:
                     for name in others
                 ),
                 *(worth.get((cell, part), "–") for part in parts),
-                str(sum(rows[cell, name].differences for name in others if rows[cell, name].lossless)),
+                "–"
+                if report.plan.temperature
+                else str(sum(rows[cell, name].differences for name in others if rows[cell, name].lossless)),
             ]
             for cell in report.cells
         ],
@@ -65,12 +67,16 @@ def ratios(report: NetworkReport) -> ReportTable:
 
 def details(report: NetworkReport) -> ReportTable:
     """A row for each mode in each cell, with everything that was measured."""
+    sampled = report.plan.temperature > 0
     return ReportTable(
         title="Each answer mode by itself",
         note="Bytes of one answer on the network, headers included. Steps and computed tokens of the cloud for each "
         "token of the answers. Gap: time between two tokens. Differ: answers that are not cloud only's.",
         heads=["mode", NETWORK, *MEASURES],
-        rows=[[ANSWER_MODES[row.way].title, row.cell.title, *measures(row)] for row in report.rows],
+        rows=[
+            [ANSWER_MODES[row.way].title, row.cell.title, *measures(row), "–" if sampled else differences(row)]
+            for row in report.rows
+        ],
     )
 
 
@@ -90,8 +96,11 @@ def measures(row: ModeRow) -> list[str]:
         *((f"{ratio.value:.2f}", f"{ratio.low:.2f}–{ratio.high:.2f}") if row.way != CLOUD_ONLY.name else ("", "")),
         number(row.typical_over_cloud_only, 2),
         number(row.allowed, 2),
-        f"{row.differences}/{row.answers}",
     ]
+
+
+def differences(row: ModeRow) -> str:
+    return f"{row.differences}/{row.answers}"
 
 
 def conclusion(report: NetworkReport) -> str:

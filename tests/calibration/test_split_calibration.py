@@ -12,7 +12,7 @@ from calibration.data import CalibrationQuestion
 from calibration.report import CalibratedConfig
 from calibration.split import calibrate as split_calibration
 from calibration.split import levels
-from calibration.split.calibrate import calibrate_split, walk
+from calibration.split.calibrate import calibrate_split, parts_for, walk
 from calibration.split.levels import LEVELS, NEVER, TrustedExit
 from calibration.split.simulation import ExitTrace, replay, simulate
 from calibration.target import CalibrationTarget
@@ -90,8 +90,20 @@ def test_a_level_for_each_exit_asks_the_cloud_less_at_equal_risk_where_exits_des
         assert rates[0] < rates[1] - 0.02
 
 
+def test_an_exit_is_not_even_taken_at_a_confidence_of_1_where_that_is_not_worth_the_level() -> None:
+    assert TrustedExit(-3.0, 0.5).threshold(0.9999) == NEVER
+    assert TrustedExit(-3.0, 0.5).threshold(0.99) <= 1
+
+
 def test_exits_that_confidence_says_nothing_about_are_always_taken_or_never() -> None:
-    assert [TrustedExit(2.0, -0.5).threshold(level) for level in (NEVER, 0.99, 0.8, 0.0)] == [NEVER, NEVER, 0, 0]
+    chance = np.random.default_rng(7)
+    for share, taken in ((0.19, [0.0]), (0.85, [0.8, 0.0])):
+        confidence, agrees = chance.random((1, 3000)), chance.random((1, 3000)) < share
+        backwards = np.sort(confidence)[:, ::-1], np.sort(agrees)
+        for each in ((confidence, agrees), backwards):
+            exits = levels.fit([ExitTrace(3, 1.0, *each)])
+            reached = [level for level in (NEVER, 0.99, 0.8, 0.0) if levels.thresholds(exits, level) != (NEVER,)]
+            assert reached == taken
     sure = levels.fit([ExitTrace(3, 1.0, np.full((1, 40), 0.7), np.ones((1, 40), bool))])
     assert levels.thresholds(sure, 0.9) == (0,) and levels.thresholds(sure, NEVER) == (NEVER,)
 
@@ -107,10 +119,11 @@ def test_the_promised_risk_is_broken_no_more_often_than_promised(everyone: list[
     """Learn then Test: over the draw of the questions, with thresholds fitted to half of them."""
     target, chance, broken, rates = CalibrationTarget("--max-risk", bound, 0.9), np.random.default_rng(3), 0, []
     for _ in range(DRAWS):
-        drawn = [everyone[at] for at in chance.integers(0, 1000, 200)]
-        exits = levels.fit(drawn[::2])
+        drawn = [everyone[at] for at in chance.integers(0, 1000, 150)]
+        learning, choosing = parts_for(drawn, target)
+        exits = levels.fit(learning)
         candidates = [levels.thresholds(exits, level) for level in LEVELS]
-        chosen = candidates[target.choose(simulate(drawn[1::2], candidates, 0.75), order=range(len(LEVELS)))]
+        chosen = candidates[target.choose(simulate(choosing, candidates, 0.75), order=range(len(LEVELS)))]
         found = simulate(everyone, [chosen], 0.75)
         broken += found.risk[0] > bound
         rates.append(float(found.cloud_rate[0]))

@@ -17,7 +17,9 @@ from cli.server_log import ServerLog
             "RuntimeError: no memory (see ",
         ),
         ("loading\nhalf way\n", "half way (see "),
-        ("", "it printed nothing (see "),
+        ("", "it printed nothing"),
+        ("error: no such file: a.gguf\nRuntimeError: Event loop is closed\n", "no such file: a.gguf"),
+        ("Traceback (most recent call last):\nAssertionError\nbye\n", "AssertionError (see "),
     ],
 )
 def test_the_last_error_of_a_log_is_told_and_of_another_programs_also_where_the_rest_is(

@@ -38,7 +38,7 @@ class RunningPair:
         self.edge, self.cloud, self.network = HTTPClient(edge), HTTPClient(cloud), network
         self._process = process
         self._sessions = {process.pid}
-        """Ids of the sessions of the supervisor and of its children, which their own children inherit."""
+        """Ids of the sessions of the supervisor, which its servers share, and of the shells that watch these."""
 
     def processes(self) -> list[psutil.Process]:
         """All processes of the pair that are alive, whoever is their parent now."""

@@ -238,7 +238,7 @@ async def test_sampling_without_a_place_of_the_answer_gets_one_and_one_with_it_k
         end = resumed.record(EndFrame(finish_reason=FinishReason.STOP, steps=3, drafted=4, accepted=2, cloud_ms=9))
         assert isinstance(end, EndFrame)
         assert (end.steps, end.drafted, end.accepted) == (4, 5, 3)
-        assert end.cloud_ms == 0, "that of the last part alone is not the answer's"
+        assert end.cloud_ms == 0, "the last part's alone is not the answer's"
 
 
 @pytest.mark.parametrize("frame", [b"\xc1", b'{"type": "start"}', b"{"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -13,8 +14,10 @@ from common.decoding.policy import Plan
 from common.decoding.request import DecodingRequest
 from common.decoding.streaming import Continuation
 from common.errors import EndpointError, OverloadedError
+from common.protocol.stream_frames import TokensFrame
 from common.types import GREEDY, Draft, Mode, Provenance, VerificationMode
-from tests.support.fakes import FakeDrafter, FakeVerifier, Model, answer_of, cloud_model, erring_model
+from tests.support import fakes
+from tests.support.fakes import FakeDrafter, FakeStream, FakeVerifier, Model, answer_of, cloud_model, erring_model
 
 PROMPTS = [[p, p + 3, 2 * p] for p in range(1, 40)]
 LONG = next(p for p in PROMPTS if len(answer_of(cloud_model, p, 40)) > 20)
@@ -155,6 +158,25 @@ async def test_tokens_that_arrive_all_at_once_are_not_taken_for_a_fast_cloud(pla
     assert pipeline.answer.report.cloud_steps > 2
     assert estimates.step_seconds == pytest.approx(0.05, rel=0.5), "the cloud's own time, a part of it for drafts"
     assert estimates.gains[VerificationMode.CONTINUOUS].value < 2
+
+
+class MergedStream(FakeStream):
+    """A stream whose cloud was too busy to send its frames one by one."""
+
+    async def __aiter__(self) -> AsyncIterator[TokensFrame]:
+        position, frames = len(self.token_ids), [frame async for frame in super().__aiter__()]
+        yield TokensFrame(position=position, token_ids=[token for frame in frames for token in frame.token_ids])
+
+
+async def test_a_single_frame_of_many_steps_teaches_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fakes, "FakeStream", MergedStream)
+    estimates, request = Estimates(), DecodingRequest(LONG, 40, GREEDY, CONTINUOUS)
+    pipeline = Pipeline(request, FakeDrafter(cloud_model), FakeVerifier(), estimates)
+    ids = [token async for chunk in pipeline.run() for token in chunk.token_ids]
+    assert ids == answer_of(cloud_model, LONG, 40)
+    assert pipeline.answer.report.cloud_steps > 1
+    assert not estimates.verify.measured
+    assert estimates.gains[VerificationMode.CONTINUOUS].value == 1
 
 
 async def test_drafts_for_a_stream_begin_after_its_newest_token() -> None:

@@ -204,7 +204,7 @@ def allowed(cell: NetworkCell, name: str, measured: dict[str, Measured]) -> floa
     best = [allowed(cell, other, measured) or 0.0 for other in ("rounds", "continuous") if other in measured]
     if found.in_rounds == 1:
         best.append(bounds.plain_seconds(costs) / bounds.rounds_seconds(costs, ahead=True))
-    return max([1.0, *best])
+    return max([1.0, *best]) if best else None  # a mode that was not measured has no costs
 
 
 def milliseconds(seconds: float | None) -> float | None:

@@ -100,6 +100,11 @@ def test_the_bound_of_the_policy_is_that_of_the_best_mode_and_never_below_cloud_
         assert (bound["rounds"] or 0) >= (bound["rounds-not-ahead"] or 1)
 
 
+def test_without_the_modes_that_the_policy_chose_among_its_bound_is_unknown() -> None:
+    found = peer_report(dict.fromkeys(PLAN.cells, 0.5))
+    assert {row.allowed for row in found.rows if row.way == "auto"} == {None}
+
+
 def test_one_different_character_in_a_lossless_answer_is_counted_and_reported() -> None:
     entries = [pass_result(one) for one in passes(PLAN)]
     assert "0 of 144 lossless answers differ" in tables.conclusion(sweep_report(entries))

@@ -23,6 +23,8 @@ class OpenAIClient(HTTPClient):
     """Plain JSON calls below a base URL such as `https://HOST/v1`."""
 
     READY = "/models"
+    KEEP_SECONDS = 4.0
+    """llama-server and vLLM close theirs after 5, and a call that meets that is lost."""
 
     def __init__(self, base_url: str, config: HttpClientConfig, api_key: Secret = NO_KEY) -> None:
         super().__init__(base_url, config, api_key)

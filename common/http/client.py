@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from types import TracebackType
 from typing import Self, TypeVar
 
 import aiohttp
@@ -40,6 +39,8 @@ class HTTPClient:
 
     READY = "/ready"
     """The route that answers where the server is ready."""
+    KEEP_SECONDS = 15.0
+    """An idle connection is closed after so long."""
 
     def __init__(
         self,
@@ -63,9 +64,7 @@ class HTTPClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -139,6 +138,7 @@ class HTTPClient:
                 connector=aiohttp.TCPConnector(
                     limit=self.config.connection_pool_size,
                     force_close=not self.config.optimized,
+                    keepalive_timeout=self.KEEP_SECONDS if self.config.optimized else None,
                     timeout_ceil_threshold=CEIL_THRESHOLD,
                 ),
                 timeout=aiohttp.ClientTimeout(

@@ -3,8 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from msgspec.structs import replace
-
+from common.cloud_client.openai_client import OpenAIClient
 from common.config_schema import HttpClientConfig
 from common.http.client import HTTPClient
 from experiments.counters.cloud import counted
@@ -19,8 +18,6 @@ SETTLE_QUESTIONS = 4
 UNFILTERED = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
 """Peers have filters of their own where a request says nothing."""
 CLIENT = HttpClientConfig(timeout=600.0, max_retries=0, connection_pool_size=1000)
-PLAIN_CLIENT = replace(CLIENT, compression="none")
-"""Of a peer, which understands no zstd."""
 
 
 class NetworkSweep:
@@ -31,9 +28,10 @@ class NetworkSweep:
         self._prompts = [question.prompt for question in asked]
         self._site = servers
         self._clients = {
-            server: HTTPClient(url, PLAIN_CLIENT if server in PEERS else CLIENT) for server, url in servers.urls.items()
+            server: (OpenAIClient if server in PEERS else HTTPClient)(url, CLIENT)
+            for server, url in servers.urls.items()
         }
-        self._clouds = {cloud.url: HTTPClient(cloud.url, PLAIN_CLIENT) for cloud in servers.clouds}
+        self._clouds = {cloud.url: OpenAIClient(cloud.url, CLIENT) for cloud in servers.clouds}
         self._network: tuple[float, float] | None = None
         self._sampling = {"temperature": plan.temperature} | (UNFILTERED if plan.temperature else {})
 

@@ -18,6 +18,9 @@ LEAST = 1e-7
 """The least distance of a confidence from 0 and 1, for its log-odds."""
 MOST = math.log((1 - LEAST) / LEAST)
 """The log-odds of a confidence of 1."""
+AT_ITS_WORD = 1 / (1 + np.exp(-np.linspace(-4.0, 9.0, 40)))
+"""Confidences of tokens that count as right as often as they say, so that a few answers without a mistake do not show
+that an exit makes none."""
 
 
 class TrustedExit(NamedTuple):
@@ -32,7 +35,8 @@ class TrustedExit(NamedTuple):
     @classmethod
     def fit(cls, confidence: Numbers, agrees: Numbers) -> "TrustedExit":
         """Both [T], of one exit; weight 0 where more confident tokens are not right more often."""
-        bias, (weight,) = logistic.fit(_log_odds(confidence)[:, None], agrees)
+        shown, right = np.append(confidence, AT_ITS_WORD), np.append(agrees, AT_ITS_WORD)
+        bias, (weight,) = logistic.fit(_log_odds(shown)[:, None], right)
         return cls(bias, float(weight)) if weight > 0 else cls(float(_log_odds(agrees.mean())), 0.0)
 
     def threshold(self, level: float) -> float:

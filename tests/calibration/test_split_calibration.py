@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from rich.console import Console
@@ -105,7 +106,13 @@ def test_exits_that_confidence_says_nothing_about_are_always_taken_or_never() ->
             reached = [level for level in (NEVER, 0.99, 0.8, 0.0) if levels.thresholds(exits, level) != (NEVER,)]
             assert reached == taken
     sure = levels.fit([ExitTrace(3, 1.0, np.full((1, 40), 0.7), np.ones((1, 40), bool))])
-    assert levels.thresholds(sure, 0.9) == (0,) and levels.thresholds(sure, NEVER) == (NEVER,)
+    assert levels.thresholds(sure, NEVER) == (NEVER,)
+
+
+def test_a_few_answers_without_a_mistake_do_not_show_that_an_exit_makes_none() -> None:
+    confident = ExitTrace(9, 1.0, np.full((1, 60), 0.999), np.ones((1, 60), bool))
+    (threshold,) = levels.thresholds(levels.fit([confident]), 0.99)
+    assert 0.9 < threshold < 0.999
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +178,7 @@ async def test_a_lost_cloud_ends_a_walk_with_an_error(demo_split: Path) -> None:
         assert engine.segments.stats()["sequences_lent"] == 0
 
 
-async def test_the_written_config_has_the_threshold_that_keeps_the_target(
+async def test_the_written_config_has_the_thresholds_that_keep_the_target(
     demo_split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -184,8 +191,10 @@ async def test_the_written_config_has_the_threshold_that_keeps_the_target(
     asked = CalibrationRequest(CalibrationTarget("--target-quality", 0.9, 0.95), rows, output, LENGTH)
     await calibrate_split(config.load(environment={}), asked, Console(quiet=True))
     first, second = config.load(str(output.path), environment={}).edge.split.thresholds
-    assert 0 == second <= first <= NEVER, "the second exit is the model here"
-    assert (tmp_path / "logs/calibration/calibrated.json").exists()
+    assert first <= NEVER and second <= 1
+    found = msgspec.json.decode((tmp_path / "logs/calibration/calibrated.json").read_bytes())
+    assert found["config"] == {"edge.split.thresholds": [first, second]}
+    assert found["figures"]["cloud_rate"]["measured"] == 0, "the second exit is the model here"
     never = CalibrationRequest(CalibrationTarget("--max-risk", 0.01, 0.95), rows, output, LENGTH)
     with pytest.raises(ConfigError, match="too few"):
         await calibrate_split(config.load(environment={}), never, Console(quiet=True))

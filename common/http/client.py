@@ -39,8 +39,8 @@ class HTTPClient:
 
     READY = "/ready"
     """The route that answers where the server is ready."""
-    KEEP_SECONDS = 15.0
-    """An idle connection is closed after so long."""
+    KEEPS_CONNECTIONS = True
+    """Whether a connection serves one call after another (F4)."""
 
     def __init__(
         self,
@@ -137,8 +137,7 @@ class HTTPClient:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=self.config.connection_pool_size,
-                    force_close=not self.config.optimized,
-                    keepalive_timeout=self.KEEP_SECONDS if self.config.optimized else None,
+                    force_close=not (self.config.optimized and self.KEEPS_CONNECTIONS),
                     timeout_ceil_threshold=CEIL_THRESHOLD,
                 ),
                 timeout=aiohttp.ClientTimeout(

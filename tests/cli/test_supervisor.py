@@ -10,6 +10,7 @@ import sys
 import tempfile
 import uuid
 from asyncio.subprocess import PIPE
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,9 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Ready).serve_forever()
 """A server with shared memory and a temporary file, as vLLM's, that does nothing about them at its end."""
 
 
-def left(name: str) -> list[Path]:
-    """What there is of the holder with this name: its shared memory and its file."""
-    return [*Path("/dev/shm").glob(name), *Path(tempfile.gettempdir()).glob(f"edge-*/*/{name}")]
+def left(name: str) -> list[str]:
+    """What there is of the holder with this name: its shared memory and its file. Folders of other tests may vanish."""
+    return [*glob(f"/dev/shm/{name}"), *glob(f"{tempfile.gettempdir()}/edge-*/*/{name}")]
 
 
 def runs(pid: int) -> bool:

@@ -18,6 +18,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
+from calibration.split.levels import NEVER
 from cli import terminal
 from cli.args import config_parser, run_program
 from common.config_schema import HttpClientConfig
@@ -43,8 +44,6 @@ PAIR_SETTINGS = ("inference.fallback=false", "communication.http_client.idle_tim
 SPLIT_SETTINGS = (*PAIR_SETTINGS, *variants.SETTINGS, "edge.model.kv_type=f32")
 """Only the hidden states in transit are rounded."""
 MODES = tuple(mode.value for mode in VerificationMode if mode is not VerificationMode.AUTO)
-NEVER = 1.01
-"""A threshold that no exit reaches."""
 CLIENT = HttpClientConfig(timeout=600.0, max_retries=0, connection_pool_size=100)
 ALONE = CLOUD_ONLY.name
 

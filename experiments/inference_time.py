@@ -17,6 +17,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
+from calibration.split.levels import NEVER
 from cli import terminal
 from cli.args import amount, run_program
 from experiments.harness import experiment
@@ -59,7 +60,7 @@ def ablations(threshold: float | None) -> list[Ablation]:
         CLOUD_ONLY,
         variants.NAIVE,
         ours(OURS),
-        variants.split(1.01, "no_exits"),
+        variants.split(NEVER, "no_exits"),
         replace(
             ours("no_context_manager", "; the cloud keeps nothing between two tokens"),
             edge="experiments.split.forgetful_edge",

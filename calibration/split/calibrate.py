@@ -70,7 +70,6 @@ async def calibrate_split(config: Config, request: CalibrationRequest, console: 
         pairs = [(questions[at], traced[at]) for at in held_out]
         rows = await for_each(pairs, measure, "held-out questions with these thresholds", console)
     fitted = ThresholdFit(
-        levels=LEVELS,
         thresholds=candidates,
         chosen=chosen,
         tried=tried,

@@ -12,6 +12,7 @@ from calibration.calibrate import CalibrationRequest
 from calibration.report import FOLDER, figure_table, put
 from calibration.result import MEANINGS, ReportedValue, figures_of
 from calibration.simulation import Answers
+from calibration.split.levels import LEVELS
 from calibration.target import CalibrationTarget
 from common import config
 
@@ -24,13 +25,12 @@ SPLIT_MEANINGS = MEANINGS | {
 
 @dataclass(frozen=True)
 class ThresholdFit:
-    """The levels that were tried with their thresholds, one for each exit, and which was chosen.
+    """For each of LEVELS the thresholds that were tried, one for each exit, and which was chosen.
 
     Simulated answers have a row for each: `tried` to the questions that chose, `expected` to the held-out ones;
     `measured` are real answers to these, with the chosen one.
     """
 
-    levels: list[float]
     thresholds: list[tuple[float, ...]]
     chosen: int
     tried: Answers
@@ -72,7 +72,7 @@ def write(fitted: ThresholdFit, request: CalibrationRequest, console: Console) -
 
 def _report(fitted: ThresholdFit, target: CalibrationTarget) -> dict[str, Any]:
     rows = fitted.expected
-    columns = fitted.levels, rows.cloud_rate, rows.cloud_work, rows.quality, rows.risk
+    columns = LEVELS, rows.cloud_rate, rows.cloud_work, rows.quality, rows.risk
     return {
         "objective": target.flag.removeprefix("--"),
         "target": target.target,

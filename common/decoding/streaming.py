@@ -105,7 +105,7 @@ class Follower:
                 self._record_part(count, accepted)
         assert end is not None
         arriving, computing = time() - first, end.cloud_ms / 1e3
-        if self._drafter is not None and count > 1 and len(active) > 1:
+        if self._drafter is not None and len(active) > 1:
             self.pace = count - 1, max(arriving, computing)
         self._finish(end, computing or arriving, active)
 

@@ -78,6 +78,7 @@ async def main() -> None:
         works = await recorded(args, where, systems)
         points = await compared(works, where, clients, args.seconds, console)
     options = {name: value for name, value in vars(args).items() if name not in ("output", "set")}
+    console.print("fitting the model of the cloud's steps")  # some seconds for each system
     alone = works[SYSTEMS[0]]
     found = CapacityReport(
         environment=environment(),

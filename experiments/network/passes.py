@@ -43,8 +43,8 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that decides what is measured. `ways`: names of answer modes; `prompts`: questions in each cell.
 
     `config` (a file) and `settings` (KEY=VALUE) configure the servers; `data` names questions (datasets.py). `pinned`:
-    edges and clients have a core of their own. Above a `temperature` of 0 answers are sampled, without a
-    seed: one would keep the policy from using what it has measured.
+    edges and clients have a core of their own. Above a `temperature` of 0 answers are sampled, without a seed: one
+    would keep the policy from using what it has measured.
     """
 
     round_trips: list[float]

@@ -45,9 +45,8 @@ class Question(msgspec.Struct, frozen=True):
 def questions(count: int, seed: int) -> list[Question]:
     """`count` different questions of the corpus, the same for the same seed; a smaller count gives the first of them.
 
-    They are drawn with a probability proportional to the length of their right answer, as if tokens
-    were drawn: most answers have less than 15 tokens, which is too short to measure speed. Raises ConfigError where
-    there are fewer.
+    They are drawn with a probability proportional to the length of their right answer, as if tokens were drawn: most
+    answers have less than 15 tokens, which is too short to measure speed. Raises ConfigError where there are fewer.
     """
     return sample(held_out(), count, seed, lambda question: len(question.answer or ""))
 

@@ -2,6 +2,9 @@
 
 import argparse
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -35,3 +38,31 @@ def test_no_line_of_a_programs_log_is_long(monkeypatch: pytest.MonkeyPatch, caps
     args.set_up_logging("INFO")
     logging.getLogger("edge").info("a client asks for %s", "x" * 10 * LONGEST_TEXT)
     assert 0 < len(capsys.readouterr().err) < 2 * LONGEST_TEXT
+
+
+IN_BACKGROUND = """
+import fcntl, os, signal, subprocess, sys, termios
+signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+terminal = termios.tcgetattr(0)
+terminal[3] |= termios.TOSTOP
+termios.tcsetattr(0, termios.TCSANOW, terminal)
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], process_group=0)
+stopped = os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
+child.kill()
+sys.exit(stopped)
+"""
+"""Runs a program in the background of a terminal that stops such a one when it writes; 1: it was stopped."""
+
+
+@pytest.mark.parametrize(("prepared", "stopped"), [("set_up_logging('INFO')", 0), ("None", 1)])
+def test_no_terminal_stops_a_server_in_its_background_that_logs(prepared: str, stopped: int) -> None:
+    program = f"from cli.args import set_up_logging; {prepared}; print('a line', flush=True)"
+    master, slave = os.openpty()
+    try:
+        files = {"stdin": slave, "stdout": slave, "stderr": slave}
+        command = [sys.executable, "-c", IN_BACKGROUND, program]
+        assert subprocess.run(command, **files, start_new_session=True, timeout=60).returncode == stopped
+    finally:
+        os.close(master)
+        os.close(slave)
